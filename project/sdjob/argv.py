@@ -1,0 +1,92 @@
+"""RunSpec ↔ the worker's flags. `parse(render(spec)) == spec` for every valid spec."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from sdjob.problem import JobError, Problem, setting
+from sdjob.spec import RunSpec, setting_of
+
+_REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
+
+
+def render(spec: RunSpec) -> tuple[str, ...]:
+    """The flags that say this spec: the core ones always, the others where they differ from their default.
+
+    Every flag is one `--name=value`, so a value that begins with a dash or holds spaces stays one value.
+    """
+    argv: list[str] = []
+    for name, info in RunSpec.model_fields.items():
+        value = getattr(spec, name)
+        if value is None or (value == info.default and not setting_of(info).core):
+            continue
+        if name in _REPEATED:
+            argv += [f"--{name}={item}" for item in value]
+        elif value is True:
+            argv.append(f"--{name}")
+        else:
+            argv.append(f"--{name}={_text(value)}")
+    return tuple(argv)
+
+
+def parse(argv: Sequence[str]) -> RunSpec:
+    """The spec that these flags say; raises JobError with every problem found."""
+    parser = _Parser(prog="python -m sdtrain", allow_abbrev=False, description="Fine-tune Stable Diffusion.")
+    for name, info in RunSpec.model_fields.items():
+        _add_flag(parser, name, info)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    return validate(given)
+
+
+def validate(values: dict[str, Any]) -> RunSpec:
+    """RunSpec from raw values by field name; raises JobError with one Problem per wrong value."""
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        raise JobError(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """One Problem per wrong field, in the user's words: the name they type, what was found, the range."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        field = str(detail["loc"][0]) if detail["loc"] else "settings"
+        info = RunSpec.model_fields.get(field)
+        shown = (setting_of(info).name or field) if info else field
+        value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
+        remedy = f"{detail['msg'].replace('Input should', 'It should')}."
+        if info:
+            remedy += f" {shown}: {setting_of(info).help}."
+        found.setdefault(field, setting(shown, f"found {value}", remedy))
+    return list(found.values())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
+    about = setting_of(info)
+    unit = f" ({about.unit})" if about.unit else ""
+    default = "" if info.is_required() or info.default in (None, ()) else f" [{_text(info.default)}]"
+    text = f"{about.help}{unit}{default}".replace("%", "%%")
+    if name in _REPEATED:
+        parser.add_argument(f"--{name}", action="append", help=text, metavar="TEXT")
+    elif isinstance(info.default, bool):
+        parser.add_argument(f"--{name}", nargs="?", const="true", help=text, metavar="true|false")
+    else:
+        parser.add_argument(f"--{name}", help=text, metavar="VALUE")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's way to report is `error`; ours is a JobError with the documented exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        raise JobError(setting("command line", message, "See `python -m sdtrain --help` for the flags."))

@@ -1,0 +1,141 @@
+"""Which settings work together, and on which devices; everything else is refused before a job starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdjob.problem import Problem, hardware, setting
+from sdjob.spec import RunSpec
+
+AVAILABLE_PLUGINS = ("none", "torch_ddp", "torch_ddp_fp16")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where a job runs: the kind of device, and the number of processes over all nodes."""
+
+    device: str  # cuda, cpu, …; never "auto"
+    world_size: int
+    bf16: bool | None = None  # whether the device computes in bf16; None: not known yet
+
+
+def resolve_precision(spec: RunSpec, topology: Topology) -> str:
+    """The type of the computation for `mixed_precision=auto`: no, fp16 or bf16; else what was asked for."""
+    if spec.plugin == "torch_ddp_fp16":
+        return "fp16"
+    if spec.mixed_precision != "auto":
+        return spec.mixed_precision
+    if topology.device == "cpu":
+        return "no"
+    if topology.bf16 is None:
+        return "auto"
+    if topology.bf16:
+        return "bf16"
+    return "fp16" if spec.plugin in ("low_level_zero", "gemini") else "no"
+
+
+def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
+    """Every reason why this spec cannot run there."""
+    return [*_strategy(spec, topology), *_precision(spec, topology), *_recipe(spec), *_numbers(spec)]
+
+
+def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
+    found = []
+    if spec.plugin not in AVAILABLE_PLUGINS:
+        found.append(
+            hardware(
+                "plugin",
+                f"{spec.plugin} is not part of this version",
+                "Use plugin=torch_ddp, with gradient_checkpointing=1 if memory is short.",
+            )
+        )
+    if spec.plugin == "none" and topology.world_size > 1:
+        found.append(
+            setting(
+                "plugin",
+                f"none with {topology.world_size} processes",
+                "Use plugin=torch_ddp, or NPROC_PER_NODE=1 on one node.",
+            )
+        )
+    if spec.placement != "cuda" and spec.plugin != "gemini":
+        found.append(
+            setting(
+                "placement",
+                f"{spec.placement} with plugin={spec.plugin}",
+                "Only gemini moves parameters between devices: leave placement=cuda.",
+            )
+        )
+    if topology.device == "cpu" and spec.attention in ("xformers", "cudnn"):
+        found.append(
+            setting(
+                "attention",
+                f"{spec.attention} on a CPU",
+                "Use attention=auto; that backend needs an NVIDIA device.",
+            )
+        )
+    return found
+
+
+def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
+    if spec.plugin == "torch_ddp_fp16" and spec.mixed_precision not in ("auto", "fp16"):
+        return [
+            setting(
+                "mixed_precision",
+                f"{spec.mixed_precision} with plugin=torch_ddp_fp16",
+                "That plugin is fp16: leave mixed_precision=auto, or use plugin=torch_ddp.",
+            )
+        ]
+    if topology.device == "cpu" and resolve_precision(spec, topology) == "fp16":
+        cause = "plugin=torch_ddp_fp16" if spec.plugin == "torch_ddp_fp16" else "mixed_precision=fp16"
+        return [
+            setting(
+                "mixed_precision",
+                f"{cause} on a CPU",
+                "A CPU has no fast fp16: use plugin=torch_ddp with mixed_precision=no (or bf16).",
+            )
+        ]
+    if topology.bf16 is False and spec.mixed_precision == "bf16":
+        return [setting("mixed_precision", "bf16 on a device without it", "Use mixed_precision=fp16 or no.")]
+    return []
+
+
+def _recipe(spec: RunSpec) -> list[Problem]:
+    found = []
+    if spec.recipe != "dreambooth" and spec.with_prior_preservation:
+        found.append(
+            setting(
+                "with_prior_preservation",
+                f"on with recipe={spec.recipe}",
+                "Prior preservation belongs to recipe=dreambooth: remove one of them.",
+            )
+        )
+    if spec.recipe == "dreambooth" and spec.with_prior_preservation and not spec.class_prompt:
+        found.append(
+            setting(
+                "class_prompt",
+                "empty, with with_prior_preservation on",
+                "Name the class of the subject, such as class_prompt=a photo of a dog.",
+            )
+        )
+    return found
+
+
+def _numbers(spec: RunSpec) -> list[Problem]:
+    found = []
+    if spec.lr_warmup_steps >= spec.max_train_steps:
+        found.append(
+            setting(
+                "lr_warmup_steps",
+                f"{spec.lr_warmup_steps} with num_train_step={spec.max_train_steps}",
+                "The learning rate would never be reached: warm up for fewer steps than the run has.",
+            )
+        )
+    if spec.lr_warmup_steps and spec.lr_scheduler == "constant":
+        found.append(
+            setting(
+                "lr_warmup_steps",
+                f"{spec.lr_warmup_steps} with lr_scheduler=constant",
+                "That schedule has no warm-up: use lr_scheduler=constant_with_warmup.",
+            )
+        )
+    return found

@@ -1,0 +1,114 @@
+"""The layout of the output folder, and what makes a checkpoint whole: a manifest, written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+_STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """Every path below the output folder."""
+
+    root: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Step folders, and at the end the trained pipeline or LoRA."""
+        return self.root / "checkpoint"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def class_images(self) -> Path:
+        return self.root / "class_images"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        """The plan, the replayable settings, versions; and while a job runs, the notes of its processes."""
+        return self.root / "run"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def failure(self) -> Path:
+        return self.root / "failure.json"
+
+    def step_folder(self, step: int) -> Path:
+        return self.checkpoint / f"checkpoint-{step:06d}"
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """A checkpoint on disk; `defect` says why it cannot be used, None: nothing seen so far."""
+
+    step: int
+    path: Path
+    defect: str | None
+
+
+def step_folders(layout: OutputLayout, *, hashes: bool = False) -> list[StepFolder]:
+    """All checkpoints, newest first, each looked at; `hashes` reads every byte."""
+    if not layout.checkpoint.is_dir():
+        return []
+    found = []
+    for path in layout.checkpoint.iterdir():
+        match = _STEP_FOLDER.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append(StepFolder(int(match[1]), path, defect_of(path, hashes=hashes)))
+    return sorted(found, key=lambda folder: folder.step, reverse=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Sizes and SHA-256 of every file in the folder; to be called when everything else is written."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
+
+
+def defect_of(folder: Path, *, hashes: bool) -> str | None:
+    """Why this folder is not whole, or None. Sizes are always compared, contents on request."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, about in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != about["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {about['bytes']}"
+            if hashes and _sha256(path) != about["sha256"]:
+                return f"{name} has changed since it was saved"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing: the save did not finish"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

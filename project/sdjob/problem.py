@@ -1,0 +1,78 @@
+"""What can be wrong with a job, and the exit code that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the launcher and of a worker; the numbers follow BSD's sysexits.h."""
+
+    FINISHED = 0
+    BAD_SETTING = 64
+    BAD_INPUT = 66
+    NO_HARDWARE = 69
+    TRAINING_FAILED = 70
+    OUT_OF_MEMORY = 71
+    OUTPUT_FULL = 73
+    STOPPED = 75
+
+
+_BEFORE_START = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that keeps a job from running: what it is about, what was found, how to mend it."""
+
+    code: int
+    subject: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.found}\n    → {self.remedy}"
+
+    def to_dict(self) -> dict[str, str | int]:
+        return {key: asdict(self)[key] for key in ("subject", "found", "remedy", "code")}
+
+
+class JobError(Exception):
+    """Problems that end a job without a traceback; carries all of them."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(sorted(set(problems)))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @property
+    def code(self) -> int:
+        return exit_code(self.problems)
+
+
+def exit_code(problems: Iterable[Problem]) -> int:
+    """The code of a job with these problems: the first of 64, 66, 69, 73 that occurs, then any other."""
+    codes = {problem.code for problem in problems}
+    ordered = [int(code) for code in _BEFORE_START if code in codes] + sorted(codes)
+    return ordered[0] if ordered else int(ExitCode.FINISHED)
+
+
+def setting(subject: str, found: str, remedy: str) -> Problem:
+    """A wrong setting (64)."""
+    return Problem(int(ExitCode.BAD_SETTING), subject, found, remedy)
+
+
+def bad_input(subject: str, found: str, remedy: str) -> Problem:
+    """A wrong mount, model or data set (66)."""
+    return Problem(int(ExitCode.BAD_INPUT), subject, found, remedy)
+
+
+def hardware(subject: str, found: str, remedy: str) -> Problem:
+    """Hardware or software that is not there (69)."""
+    return Problem(int(ExitCode.NO_HARDWARE), subject, found, remedy)
+
+
+def output_problem(subject: str, found: str, remedy: str) -> Problem:
+    """An output folder that cannot hold the result (73)."""
+    return Problem(int(ExitCode.OUTPUT_FULL), subject, found, remedy)

@@ -1,0 +1,325 @@
+"""RunSpec: every setting of a training run, once, with its help, unit, range and spellings.
+
+The flags of `python -m sdtrain` are the field names, which are those of the diffusers example scripts
+wherever these have one. The parser, the help, the documentation and the presets are generated from here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another spelling of a setting; `values` translates what the tutorials write into our values."""
+
+    name: str
+    values: dict[str, str] = field(default_factory=dict)
+
+    def translate(self, value: str) -> str:
+        return self.values.get(value.strip().lower(), value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a person needs to know of one setting, carried in the field's annotation."""
+
+    group: str
+    help: str
+    unit: str = ""
+    name: str = ""  # what users type and the plan shows, where it is not the field's name
+    aliases: tuple[Alias | str, ...] = ()
+    flag_only: bool = False  # a flag of the worker, never read from an environment or a file
+    core: bool = False  # always spelled out on the command line, also at its default
+
+    def spellings(self, field_name: str) -> tuple[Alias, ...]:
+        """Every accepted name, the one shown to users first."""
+        names = dict.fromkeys([self.name or field_name, field_name])
+        aliases = [alias if isinstance(alias, Alias) else Alias(alias) for alias in self.aliases]
+        return (*(Alias(name) for name in names), *aliases)
+
+
+def _text_list(value: Any) -> Any:
+    """A JSON list, one plain string, or a sequence of strings."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return json.loads(text) if text.startswith("[") else ([value] if text else [])
+
+
+def _comma_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+_ON = ("1", "true", "yes", "on")
+_OFF = ("0", "false", "no", "off")
+
+
+def _switch(name: str, on: str, off: str) -> Alias:
+    """A yes-or-no spelling of a setting that has more than two values."""
+    return Alias(name, {**dict.fromkeys(_ON, on), **dict.fromkeys(_OFF, off)})
+
+
+Recipe = Literal["dreambooth", "text_to_image"]
+Plugin = Literal["none", "torch_ddp", "torch_ddp_fp16", "low_level_zero", "gemini", "fsdp"]
+Precision = Literal["auto", "no", "fp16", "bf16"]
+Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RunSpec(BaseModel):
+    """The whole description of a run, as the worker gets it. Frozen; invalid values raise ValidationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # --- job -----------------------------------------------------------------------------------------
+    recipe: Annotated[
+        Recipe, Setting("job", "what is trained: a subject, or captioned pictures", core=True)
+    ] = "dreambooth"
+    pretrained_model_name_or_path: Annotated[
+        Text,
+        Setting("job", "folder of the diffusers pipeline to start from", flag_only=True, core=True),
+    ]
+    output_dir: Annotated[
+        Text, Setting("job", "folder that receives everything that the run writes", flag_only=True, core=True)
+    ]
+    seed: Annotated[
+        Annotated[int, Field(ge=0, lt=2**32)],
+        Setting("job", "seed of order, crops, noise, timesteps, class images and samples", core=True),
+    ] = 42
+
+    # --- data ----------------------------------------------------------------------------------------
+    instance_data_dir: Annotated[
+        str | None, Setting("data", "DreamBooth: folder with the pictures of the subject", flag_only=True)
+    ] = None
+    train_data_dir: Annotated[
+        str | None, Setting("data", "text-to-image: the captioned data set", flag_only=True)
+    ] = None
+    class_data_dir: Annotated[
+        str | None,
+        Setting("data", "pictures of the class, read only; empty: generated under the output folder"),
+    ] = None
+    image_column: Annotated[Text, Setting("data", "column that holds the pictures")] = "image"
+    caption_column: Annotated[Text, Setting("data", "column that holds the captions")] = "text"
+    resolution: Annotated[
+        Annotated[int, Field(ge=32, le=4096, multiple_of=8)],
+        Setting("data", "side of the training pictures", unit="pixels, a multiple of 8", core=True),
+    ] = 512
+    center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random place")] = False
+    random_flip: Annotated[bool, Setting("data", "mirror half of the pictures")] = False
+    image_interpolation_mode: Annotated[
+        Literal["lanczos", "bicubic", "bilinear", "box", "nearest"],
+        Setting("data", "how pictures are resized"),
+    ] = "lanczos"
+    verify_images: Annotated[
+        Literal["sample", "all", "none"],
+        Setting("data", "which pictures are decoded once before training begins"),
+    ] = "sample"
+    dataloader_num_workers: Annotated[
+        Annotated[int, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
+    ] = 2
+    cache_dir: Annotated[
+        str | None, Setting("data", "folder for converted data sets; empty: the user's cache folder")
+    ] = None
+
+    # --- prompts -------------------------------------------------------------------------------------
+    instance_prompt: Annotated[
+        Text, Setting("prompts", "DreamBooth: prompt that names the subject with a rare word")
+    ] = "a photo of sks dog"
+    class_prompt: Annotated[str | None, Setting("prompts", "DreamBooth: prompt of the subject's class")] = (
+        None
+    )
+    with_prior_preservation: Annotated[
+        bool, Setting("prompts", "DreamBooth: train on pictures of the class as well, to keep it")
+    ] = False
+    prior_loss_weight: Annotated[Amount, Setting("prompts", "weight of the prior loss")] = 1.0
+    num_class_images: Annotated[
+        Positive, Setting("prompts", "class pictures to have; missing ones are generated once")
+    ] = 100
+    sample_batch_size: Annotated[
+        Positive,
+        Setting("prompts", "pictures generated at once (class pictures and samples)", unit="per device"),
+    ] = 4
+
+    # --- batch and length ----------------------------------------------------------------------------
+    train_batch_size: Annotated[
+        Positive, Setting("length", "micro-batch", unit="pictures per device", name="batch_size", core=True)
+    ] = 1
+    gradient_accumulation_steps: Annotated[
+        Positive, Setting("length", "micro-batches per optimiser step", core=True)
+    ] = 1
+    max_train_steps: Annotated[
+        Positive,
+        Setting(
+            "length",
+            "optimiser steps of the whole run, earlier parts included",
+            name="num_train_step",
+            aliases=("num_train_steps",),
+            core=True,
+        ),
+    ] = 400
+    num_train_epochs: Annotated[
+        Positive | None,
+        Setting("length", "passes over the data; used where no number of steps is given", name="epoch"),
+    ] = None
+
+    # --- optimiser -----------------------------------------------------------------------------------
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
+        Setting("optimiser", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
+    ] = 5e-6
+    lr_scheduler: Annotated[Schedule, Setting("optimiser", "shape of the learning rate over the run")] = (
+        "constant"
+    )
+    lr_warmup_steps: Annotated[Count, Setting("optimiser", "warm-up", unit="optimiser steps")] = 0
+    adam_beta1: Annotated[Fraction, Setting("optimiser", "AdamW's first decay")] = 0.9
+    adam_beta2: Annotated[Fraction, Setting("optimiser", "AdamW's second decay")] = 0.999
+    adam_weight_decay: Annotated[Amount, Setting("optimiser", "AdamW's weight decay")] = 1e-2
+    adam_epsilon: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)], Setting("optimiser", "AdamW's epsilon")
+    ] = 1e-8
+    max_grad_norm: Annotated[
+        Amount, Setting("optimiser", "gradients are clipped to this norm; 0: not at all")
+    ] = 1.0
+
+    # --- strategy ------------------------------------------------------------------------------------
+    plugin: Annotated[Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
+    placement: Annotated[
+        Literal["cuda", "cpu", "auto"],
+        Setting("strategy", "where gemini keeps parameters and optimiser", aliases=("placement_policy",)),
+    ] = "cuda"
+    mixed_precision: Annotated[
+        Precision,
+        Setting(
+            "strategy",
+            "type of the computation; trained weights stay fp32",
+            aliases=(Alias("precision", {"16": "fp16", "32": "no", "fp32": "no"}),),
+            core=True,
+        ),
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool, Setting("strategy", "recompute activations: less memory, about a quarter more work")
+    ] = False
+    attention: Annotated[
+        Attention,
+        Setting(
+            "strategy",
+            "attention backend; auto: PyTorch chooses",
+            aliases=(
+                _switch("flash_attention", on="flash", off="math"),
+                _switch("flash_attn", on="flash", off="math"),
+                _switch("use_flash_attn", on="flash", off="math"),
+                _switch("use_sdp", on="sdpa", off="math"),
+                _switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
+            ),
+        ),
+    ] = "auto"
+    device: Annotated[
+        Annotated[str, Field(pattern=r"^[a-z]+$")],
+        Setting(
+            "strategy", "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)", core=True
+        ),
+    ] = "auto"
+    allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False
+
+    # --- EMA and LoRA --------------------------------------------------------------------------------
+    use_ema: Annotated[bool, Setting("ema and lora", "keep an average of the weights, and export it")] = False
+    ema_decay: Annotated[Fraction, Setting("ema and lora", "largest decay of the average")] = 0.9999
+    lora_rank: Annotated[
+        Annotated[int, Field(ge=0, le=1024)],
+        Setting("ema and lora", "above 0: train a LoRA of this rank instead of the U-Net"),
+    ] = 0
+    lora_alpha: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Setting("ema and lora", "LoRA's scale is alpha / rank; empty: alpha = rank"),
+    ] = None
+    lora_target_modules: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_comma_list),
+        Setting("ema and lora", "layers that get a LoRA", unit="names, separated by commas"),
+    ] = ("to_k", "to_q", "to_v", "to_out.0")
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+    checkpointing_steps: Annotated[
+        Positive,
+        Setting("checkpoints", "a checkpoint every so many steps, and at the end", unit="optimiser steps"),
+    ] = 500
+    checkpoints_total_limit: Annotated[
+        Positive | None, Setting("checkpoints", "checkpoints to keep; empty: all")
+    ] = None
+    resume: Annotated[
+        Text,
+        Setting(
+            "checkpoints",
+            "auto: from the newest whole checkpoint, if any; never; must; or a checkpoint's folder",
+            aliases=(Alias("resume_from_checkpoint", {"latest": "auto"}),),
+        ),
+    ] = "auto"
+    allow_pickle: Annotated[
+        bool, Setting("checkpoints", "load weights that exist only as pickles (they can run code)")
+    ] = False
+
+    # --- validation ----------------------------------------------------------------------------------
+    validation_prompts: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_text_list),
+        Setting(
+            "validation",
+            "prompts drawn before, during and after training",
+            unit="one prompt, or a JSON list",
+            aliases=("validation_prompt",),
+        ),
+    ] = ()
+    num_validation_images: Annotated[Positive, Setting("validation", "pictures per validation prompt")] = 4
+    validation_steps: Annotated[
+        Count,
+        Setting(
+            "validation", "samples every so many steps; 0: only before and after", unit="optimiser steps"
+        ),
+    ] = 0
+    num_inference_steps: Annotated[
+        Positive, Setting("validation", "denoising steps of a generated picture")
+    ] = 25
+    guidance_scale: Annotated[Amount, Setting("validation", "guidance of generated pictures")] = 7.5
+
+    # --- logging -------------------------------------------------------------------------------------
+    logging_steps: Annotated[
+        Positive, Setting("logging", "scalars every so many steps; 1: every step", unit="optimiser steps")
+    ] = 10
+    skip_steps: Annotated[
+        Count, Setting("logging", "first steps left out of the measured speed", unit="optimiser steps")
+    ] = 10
+
+    @property
+    def data_dir(self) -> str | None:
+        """The data set of the chosen recipe."""
+        return self.instance_data_dir if self.recipe == "dreambooth" else self.train_data_dir
+
+    @property
+    def lora_scale_alpha(self) -> float:
+        return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank)
+
+
+def setting_of(info: FieldInfo) -> Setting:
+    """The `Setting` in a field's annotation."""
+    return next(item for item in info.metadata if isinstance(item, Setting))
+
+
+def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
+    """Field name → Setting, in the order of declaration."""
+    return {name: setting_of(info) for name, info in model.model_fields.items()}
