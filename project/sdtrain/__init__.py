@@ -1,0 +1,1 @@
+"""The worker: fine-tunes Stable Diffusion. Run as `python -m sdtrain`, under torchrun or alone."""

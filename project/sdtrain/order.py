@@ -1,0 +1,69 @@
+"""Which sample comes when, and its random numbers: functions of (seed, epoch, position), never of the rank.
+
+The samples of a run are one endless stream: epoch after epoch, each a permutation of the data set. An
+optimiser step takes the next `global_batch` samples of the stream, whatever the number of processes, so
+the same global batch gives the same losses on 1 and on 4 processes, and a resumed run continues the stream
+at `step * global_batch` without any saved random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A place in the stream: which example, and the (epoch, position) that its random numbers come from."""
+
+    epoch: int
+    position: int
+    index: int
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The batch arithmetic: per device × accumulation × processes."""
+
+    per_device: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimiser step."""
+        return self.per_device * self.accumulation * self.world_size
+
+
+def generator(seed: int, epoch: int, position: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose ("noise", "timestep", "crop", …) of one sample."""
+    text = f"{seed}/{epoch}/{position}/{purpose}"
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return torch.Generator().manual_seed(number & (2**63 - 1))
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, length: int) -> tuple[int, ...]:
+    """The order of an epoch."""
+    return tuple(torch.randperm(length, generator=generator(seed, epoch, 0, f"order of {length}")).tolist())
+
+
+def sample_at(seed: int, length: int, place: int) -> Sample:
+    """The sample at a place of the stream over a data set of `length` examples."""
+    epoch, position = divmod(place, length)
+    return Sample(epoch, position, permutation(seed, epoch, length)[position])
+
+
+def micro_batches(
+    seed: int, length: int, shape: BatchShape, rank: int, first_step: int, last_step: int
+) -> Iterator[list[Sample]]:
+    """This rank's micro-batches of the optimiser steps first_step … last_step - 1, `accumulation` per step."""
+    for step in range(first_step, last_step):
+        for micro in range(shape.accumulation):
+            block = micro * shape.world_size + rank
+            start = step * shape.global_batch + block * shape.per_device
+            yield [sample_at(seed, length, start + item) for item in range(shape.per_device)]
