@@ -1,0 +1,120 @@
+"""Looking at folders that others filled: what lies there, without a stat per file, and how to speak of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .problem import JobError, Problem, bad_input
+
+LFS_POINTER = b"version https://git-lfs"
+_STRAY = frozenset({"thumbs.db", "desktop.ini", "__macosx", "lost+found"})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Names in a folder, sorted; hidden and stray entries (.DS_Store, ._x, Thumbs.db, …) are left out."""
+
+    path: Path
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What lies here, in a few words."""
+        counts = Counter(suffix_of(name) or "(no extension)" for name in self.files)
+        parts = [f"{count} {suffix}" for suffix, count in counts.most_common(5)]
+        if len(counts) > 5:
+            parts.append(f"{len(counts) - 5} other kinds")
+        if self.folders:
+            parts.append(f"folders {few(self.folders)}")
+        return ", ".join(parts) or "nothing"
+
+
+def list_folder(path: Path) -> Listing:
+    """One pass over a folder. Raises OSError."""
+    files: list[str] = []
+    folders: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = entry.name
+            if not name.startswith(".") and name.lower() not in _STRAY:
+                (folders if entry.is_dir() else files).append(name)
+    return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
+
+
+def suffix_of(name: str) -> str:
+    """ ".jpg" of "a.JPG"; strings, because a Path for each of a million names takes seconds."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def open_listing(path: Path) -> Listing:
+    """Like `list_folder`, for a folder that must be there and hold something. Raises JobError."""
+    try:
+        listing = list_folder(path)
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    if not listing.files and not listing.folders:
+        raise JobError(bad_input(str(path), "holds nothing", "mount or copy something into this folder"))
+    return listing
+
+
+def below(root: Path, name: str | None, setting: str) -> Path:
+    """The place that a user means: the mount itself, a folder below it, or an absolute path."""
+    path = root / name if name else root  # an absolute name replaces the root
+    if name and not path.exists():
+        there = few(open_listing(root).folders) or "no folders"
+        raise JobError(
+            bad_input(
+                str(path),
+                f"does not exist; {root} holds {there}",
+                f"set {setting} to a folder below {root}, or to an absolute path",
+            )
+        )
+    return path
+
+
+def unreadable(path: Path, error: OSError) -> Problem:
+    """A file or folder that the system does not let us read."""
+    if isinstance(error, PermissionError):
+        remedy = f"make it readable for this user: chmod -R a+rX '{path}'"
+    elif isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        remedy = "correct the path or the mount"
+    else:
+        remedy = "check the mount and the storage behind it"
+    return bad_input(str(path), reason_of(error), remedy)
+
+
+def reason_of(error: OSError) -> str:
+    """The system's words, as part of a sentence."""
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, NotADirectoryError):
+        return "is a file, not a folder"
+    if isinstance(error, PermissionError):
+        return f"cannot be read by user {os.getuid()} (permission denied)"
+    return f"cannot be read ({error.strerror or error})"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether Git left a note here instead of the file. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def lfs_problem(path: Path) -> Problem:
+    return bad_input(
+        str(path),
+        "is a Git LFS pointer, not the file itself",
+        "run `git lfs pull` in the folder that was cloned, or download the files again",
+    )
+
+
+def few(items: Iterable[object], limit: int = 6) -> str:
+    """The first items, and how many more there are."""
+    texts: Sequence[str] = [str(item) for item in items]
+    more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
