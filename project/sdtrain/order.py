@@ -1,9 +1,9 @@
 """Which sample comes when, and its random numbers: functions of (seed, epoch, position), never of the rank.
 
 The samples of a run are one endless stream: epoch after epoch, each a permutation of the data set. An
-optimiser step takes the next `global_batch` samples of the stream, whatever the number of processes, so
-the same global batch gives the same losses on 1 and on 4 processes, and a resumed run continues the stream
-at `step * global_batch` without any saved random state.
+optimiser step takes the next `global_batch` places of the stream, whatever the number of processes, so
+the same global batch gives the same losses on 1 and on 4 processes, and a resumed run goes on at the place
+where it was, without any saved random state.
 """
 
 from __future__ import annotations
@@ -46,24 +46,22 @@ def generator(seed: int, epoch: int, position: int, purpose: str) -> torch.Gener
     return torch.Generator().manual_seed(number & (2**63 - 1))
 
 
-@lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, length: int) -> tuple[int, ...]:
-    """The order of an epoch."""
-    return tuple(torch.randperm(length, generator=generator(seed, epoch, 0, f"order of {length}")).tolist())
+@lru_cache(maxsize=8)
+def permutation(seed: int, epoch: int, length: int, stream: str) -> torch.Tensor:
+    """The order of an epoch, [length]."""
+    return torch.randperm(length, generator=generator(seed, epoch, 0, f"order/{stream}"))
 
 
-def sample_at(seed: int, length: int, place: int) -> Sample:
-    """The sample at a place of the stream over a data set of `length` examples."""
+def sample_at(seed: int, length: int, place: int, stream: str) -> Sample:
+    """The sample at a place of the named stream over a data set of `length` examples."""
     epoch, position = divmod(place, length)
-    return Sample(epoch, position, permutation(seed, epoch, length)[position])
+    return Sample(epoch, position, int(permutation(seed, epoch, length, stream)[position]))
 
 
-def micro_batches(
-    seed: int, length: int, shape: BatchShape, rank: int, first_step: int, last_step: int
-) -> Iterator[list[Sample]]:
-    """This rank's micro-batches of the optimiser steps first_step … last_step - 1, `accumulation` per step."""
-    for step in range(first_step, last_step):
+def micro_batches(shape: BatchShape, rank: int, first_place: int, steps: int) -> Iterator[list[int]]:
+    """This rank's places of `steps` optimiser steps from `first_place` on, `accumulation` lists per step."""
+    for step in range(steps):
         for micro in range(shape.accumulation):
             block = micro * shape.world_size + rank
-            start = step * shape.global_batch + block * shape.per_device
-            yield [sample_at(seed, length, start + item) for item in range(shape.per_device)]
+            start = first_place + step * shape.global_batch + block * shape.per_device
+            yield list(range(start, start + shape.per_device))

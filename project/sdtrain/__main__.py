@@ -1,0 +1,61 @@
+"""`python -m sdtrain`: joins the process group, trains, and turns every ending into its exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import torch
+
+from sdjob import argv
+from sdjob.problem import ExitCode, JobError, Problem
+from sdtrain import notes, stop
+from sdtrain.run import run
+from sdtrain.stop import Stopped
+from sdtrain.world import join
+
+
+def main(arguments: list[str]) -> int:
+    """One process of a run, from its flags to its exit code."""
+    try:
+        spec = argv.parse(arguments)
+        with stop.watch() as request, join(spec.device) as world:
+            torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
+            torch.backends.cudnn.allow_tf32 = spec.allow_tf32
+            run(spec, world, request)
+    except Stopped as stopped:
+        # Not a failure for torchrun, which would signal the other ranks and print a traceback.
+        noted = notes.leave(ExitCode.STOPPED, step=stopped.step)
+        return int(ExitCode.FINISHED if noted else ExitCode.STOPPED)
+    except JobError as error:
+        if not notes.leave(error.code, problems=error.problems):
+            print(error, file=sys.stderr, flush=True)
+        return error.code
+    except Exception as error:
+        problem = _out_of_memory(error)
+        code = problem.code if problem else ExitCode.TRAINING_FAILED
+        text = "".join(traceback.format_exception(error))
+        notes.leave(code, problems=[problem] if problem else [], error=repr(error), traceback=text)
+        print(problem or text, file=sys.stderr, flush=True)
+        return int(code)
+    return int(ExitCode.FINISHED)
+
+
+def _out_of_memory(error: Exception) -> Problem | None:
+    """The problem that an exception for want of memory means; None: it is something else."""
+    on_device = isinstance(error, torch.OutOfMemoryError)
+    on_host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    if not on_device and not on_host:
+        return None
+    where = "the device" if on_device else "the host"
+    return Problem(
+        int(ExitCode.OUT_OF_MEMORY),
+        "memory",
+        f"{where} has too little for this run ({str(error).splitlines()[0]})",
+        "Lower batch_size and raise gradient_accumulation_steps, set gradient_checkpointing=1, "
+        "lower resolution, or train a LoRA (lora_rank=8).",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""Step checkpoints: written beside, made whole by a manifest, put in place by one rename; and resuming."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sdjob.output import OutputLayout, StepFolder, defect_of, step_folders, write_manifest
+from sdjob.problem import JobError, output_problem, setting
+from sdtrain.progress import say
+from sdtrain.world import World
+
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is: all that the loop needs besides weights and optimiser."""
+
+    step: int
+    place: int  # of the stream of samples: the next one to train on
+    loss_sum: float  # of the steps so far, for the mean of the whole run
+    fingerprint: dict[str, str]
+
+
+def save(
+    layout: OutputLayout,
+    state: TrainState,
+    write: Callable[[Path], None],
+    world: World,
+    limit: int | None,
+) -> Path:
+    """Saves a whole checkpoint, or leaves none; then forgets the oldest beyond `limit`. Collective.
+
+    `write` puts weights and optimiser into the folder that it gets; it is called on every rank.
+    """
+    final = layout.step_folder(state.step)
+    temporary = final.with_name(f".{final.name}.tmp")
+    with _disk_full_is_a_problem(world, temporary):
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        world.barrier()
+        write(temporary)
+    world.barrier()
+    with _disk_full_is_a_problem(world, temporary):
+        if world.is_main:
+            (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+            write_manifest(temporary)
+            sync_tree(temporary)
+            shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a whole one is resumed from
+            temporary.rename(final)
+            sync_folder(final.parent)
+            _forget(layout, limit)
+    world.barrier()
+    return final
+
+
+def newest(layout: OutputLayout, resume: str) -> StepFolder | None:
+    """The checkpoint that `resume` means, verified byte by byte; None: start afresh. Raises JobError.
+
+    Newer ones that are not whole are named with the reason, and left alone.
+    """
+    if resume == "never":
+        return None
+    if resume not in ("auto", "must"):
+        return _given(Path(resume))
+    for folder in step_folders(layout):
+        defect = folder.defect or defect_of(folder.path, hashes=True)
+        if defect is None:
+            return folder
+        say(f"checkpoint {folder.path.name} is not whole and is passed over: {defect}")
+    if resume == "must":
+        raise JobError(
+            setting("resume", f"must, but {layout.checkpoint} holds no whole checkpoint", "Use resume=auto.")
+        )
+    return None
+
+
+def read_state(folder: Path) -> TrainState:
+    """The state in a checkpoint."""
+    return TrainState(**json.loads((folder / _STATE).read_text()))
+
+
+def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
+    """A checkpoint continues only the run that made it; raises JobError (64) with every difference."""
+    problems = [
+        setting(
+            name,
+            f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
+            "Set it as before to continue that run, or start another with a new OUTPUT_DIR (or resume=never).",
+        )
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if problems:
+        raise JobError(problems)
+
+
+def move_aside(layout: OutputLayout) -> Path | None:
+    """Keeps what an earlier run left when a new one starts in the same place; the new name, or None."""
+    if not layout.checkpoint.is_dir() or not any(layout.checkpoint.iterdir()):
+        return None
+    number = 1
+    while (aside := layout.root / f"checkpoint.{number}").exists():
+        number += 1
+    layout.checkpoint.rename(aside)
+    return aside
+
+
+def sync_tree(folder: Path) -> None:
+    """Has every file and folder below on the disk, so that a rename never outruns the bytes."""
+    for path in sorted(folder.rglob("*")):
+        sync_folder(path)
+    sync_folder(folder)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _given(folder: Path) -> StepFolder:
+    defect = defect_of(folder, hashes=True)
+    if defect:
+        raise JobError(
+            setting("resume", f"{folder}: {defect}", "Name a whole checkpoint folder, or use resume=auto.")
+        )
+    return StepFolder(read_state(folder).step, folder, None)
+
+
+def _forget(layout: OutputLayout, limit: int | None) -> None:
+    whole = [folder for folder in step_folders(layout) if folder.defect is None]
+    for folder in whole[limit:] if limit else []:
+        # Renamed first: a folder that is half deleted must not look like a checkpoint.
+        gone = folder.path.with_name(f".{folder.path.name}.old")
+        folder.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def _disk_full_is_a_problem(world: World, temporary: Path) -> Iterator[None]:
+    """A failed write ends the run on every rank with 73; earlier checkpoints stay. Collective."""
+    problems = []
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        # safetensors and torch wrap the operating system's error into their own.
+        if not _is_write_failure(error):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        problems = [
+            output_problem(
+                "OUTPUT_DIR",
+                f"the checkpoint could not be written to {temporary.parent} ({error})",
+                "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
+            )
+        ]
+    world.agree(problems)
+
+
+def _is_write_failure(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG)
+    text = str(error).lower()
+    return any(
+        word in text
+        for word in ("no space left", "os error 28", "disk quota", "file write failed", "unexpected pos")
+    )

@@ -1,0 +1,83 @@
+"""Pictures of the class for prior preservation: those that exist, or generated once under the output folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from sdjob.dataset import find_dataset
+from sdjob.output import OutputLayout
+from sdjob.problem import JobError, bad_input
+from sdjob.spec import RunSpec
+from sdtrain.models import Parts
+from sdtrain.progress import Progress
+from sdtrain.sample import Drawing, generate
+from sdtrain.stop import Stopped, StopRequest
+from sdtrain.world import World
+
+
+def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Drawing) -> Path:
+    """Generated pictures belong to one model, prompt and way of drawing: another one has another folder."""
+    about = [
+        model_identity,
+        spec.class_prompt,
+        spec.seed,
+        how.resolution,
+        how.inference_steps,
+        how.guidance_scale,
+    ]
+    return layout.class_images / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def provide(
+    spec: RunSpec,
+    world: World,
+    layout: OutputLayout,
+    parts: Parts,
+    model_identity: str,
+    stop: StopRequest,
+) -> Path:
+    """The folder with at least `num_class_images` pictures of the class. Collective; raises Stopped.
+
+    A given `class_data_dir` is only read. Otherwise the missing pictures are shared out over the ranks; the
+    n-th picture has the seed (seed + n), so the set is the same on any number of processes.
+    """
+    if spec.class_data_dir:
+        return _given(spec)
+    how = Drawing(spec.resolution, spec.num_inference_steps, spec.guidance_scale, spec.sample_batch_size)
+    folder = folder_of(spec, layout, model_identity, how)
+    folder.mkdir(parents=True, exist_ok=True)
+    world.barrier()  # nobody lists the folder while another already adds to it
+    missing = [n for n in range(spec.num_class_images) if not (folder / f"{n:06d}.png").exists()]
+    world.barrier()
+    mine = missing[world.rank :: world.size]
+    if mine:
+        images = generate(parts, [spec.class_prompt or ""] * len(mine), [spec.seed + n for n in mine], how)
+        with Progress("class images", len(missing), shown=world.is_main) as progress:
+            for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
+                temporary = folder / f".{number:06d}.{world.rank}.tmp"
+                image.save(temporary, format="PNG")
+                temporary.rename(folder / f"{number:06d}.png")
+                progress.show(min(done * world.size, len(missing)))
+                if stop:
+                    break  # what is there is used by the next start
+    if world.any(bool(stop)):
+        raise Stopped(0)
+    return folder
+
+
+def _given(spec: RunSpec) -> Path:
+    folder = Path(spec.class_data_dir or "")
+    info = find_dataset(
+        folder, None, captions=False, image_column=spec.image_column, caption_column=spec.caption_column
+    )
+    if info.num_examples < spec.num_class_images:
+        raise JobError(
+            bad_input(
+                "class_data_dir",
+                f"{info.num_examples} pictures in {folder}, num_class_images={spec.num_class_images}",
+                "Add pictures, lower num_class_images, or leave class_data_dir empty to have them generated.",
+            )
+        )
+    return folder

@@ -1,0 +1,117 @@
+"""From a picture to a training example: resize, crop, flip, scale – each a function of its Sample alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL.Image import Image, Resampling, Transpose
+
+from sdjob.dataset import spread
+from sdjob.images import ImageError, image_problem, undecodable
+from sdjob.problem import JobError, Problem, bad_input
+
+from .order import Sample, generator
+from .sources import ImageSource
+
+Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
+_SAMPLED = 64
+
+
+class PictureError(JobError):
+    """A picture or caption that cannot be used, met in a loader process or in this one.
+
+    Of an exception in a loader process, torch keeps the type and the text, and makes a new one from a
+    text that ends with it; so this one can be made from such a text again.
+    """
+
+    def __init__(self, problems: Problem | Sequence[Problem] | str) -> None:
+        super().__init__(_problem_in(problems) if isinstance(problems, str) else problems)
+
+
+def _problem_in(text: str) -> Problem:
+    """The problem that `str(problem)` was made from, at the end of a traceback."""
+    subject, _, rest = text.rpartition(f"{PictureError.__name__}: ")[2].partition(": ")
+    found, _, remedy = rest.partition("\n    → ")
+    return bad_input(subject, found, remedy.strip())
+
+
+@dataclass(frozen=True)
+class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
+    """Training examples by their place in the sample stream, the same on every rank and in every worker."""
+
+    source: ImageSource
+    resolution: int
+    center_crop: bool
+    random_flip: bool
+    interpolation: Interpolation
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        """`pixel_values` [3, resolution, resolution] in [-1, 1], `caption`, `name`, `sample`."""
+        try:
+            image = self.source.image(sample.index)
+            caption = self.source.caption(sample.index) or ""
+        except ImageError as error:
+            raise PictureError(image_problem(self.source.name(sample.index), error)) from error
+        except JobError as error:
+            raise PictureError(error.problems) from error
+        return {
+            "pixel_values": to_tensor(self._transformed(image, sample)),
+            "caption": caption,
+            "name": self.source.name(sample.index),
+            "sample": sample,
+        }
+
+    def _transformed(self, image: Image, sample: Sample) -> Image:
+        place = (0.5, 0.5)
+        if not self.center_crop:
+            random = generator(self.seed, sample.epoch, sample.position, "crop")
+            x, y = torch.rand(2, generator=random).tolist()
+            place = (x, y)
+        image = square(image, self.resolution, place, self.interpolation)
+        if self.random_flip:
+            random = generator(self.seed, sample.epoch, sample.position, "flip")
+            if torch.rand((), generator=random) < 0.5:
+                image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+def square(image: Image, side: int, place: tuple[float, float], interpolation: Interpolation) -> Image:
+    """The picture with its shorter side resized to `side`, and of that a square; `place` 0 … 1 is where.
+
+    Only what the crop keeps is resized: the box is the crop in the pixels of the original.
+    """
+    short = min(image.size)
+    width, height = (side * length // short for length in image.size)
+    left, top = round((width - side) * place[0]), round((height - side) * place[1])
+    scale_x, scale_y = image.width / width, image.height / height
+    box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
+    return image.resize((side, side), Resampling[interpolation.upper()], box=box)
+
+
+def to_tensor(image: Image) -> torch.Tensor:
+    """RGB → float32 [3, height, width] in [-1, 1]."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: `pixel_values` [batch, 3, height, width]; everything else as lists."""
+    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
+    return {**batch, "pixel_values": torch.stack(batch["pixel_values"])}
+
+
+def verify(
+    source: ImageSource, mode: Literal["sample", "all", "none"], rank: int, world_size: int
+) -> list[Problem]:
+    """The pictures of this rank's share that cannot be decoded; "sample": 64 in all, evenly spread."""
+    if mode == "none":
+        return []
+    indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))
+    return undecodable(indices[rank::world_size], source.name, source.image)

@@ -1,0 +1,63 @@
+"""What must not change between a checkpoint and the run that continues it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from sdjob.dataset import DatasetInfo
+from sdjob.pipeline import PipelineFolder
+from sdjob.spec import RunSpec
+
+_EDGE = 1 << 20
+
+
+def model_identity(folder: PipelineFolder) -> str:
+    """A hash of the U-Net's and VAE's configuration, and of size, head and tail of each weight file."""
+    digest = hashlib.sha256()
+    for name in ("unet", "vae", "text_encoder", "scheduler"):
+        for path in sorted((folder.path / name).glob("*config.json")):
+            digest.update(path.read_bytes())
+        for path in folder.parts[name].weights:
+            digest.update(_edges(path))
+    return digest.hexdigest()[:16]
+
+
+def data_identity(info: DatasetInfo) -> str:
+    """A hash of the number of examples and the files' names and sizes; the mount's own path may change."""
+    digest = hashlib.sha256(f"{info.format}/{info.num_examples}".encode())
+    for path in info.files:
+        digest.update(f"{path.name}/{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(spec: RunSpec, model: str, data: str) -> dict[str, str]:
+    """The facts that a checkpoint records, by the name that a person would change."""
+    trained = (
+        f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {', '.join(spec.lora_target_modules)}"
+        if spec.lora_rank
+        else "the whole U-Net"
+    )
+    facts = {
+        "model_name": f"model {model}",
+        "dataset_name": f"data set {data}",
+        "recipe": spec.recipe,
+        "lora_rank": trained,
+        "use_ema": str(spec.use_ema),
+        "seed": str(spec.seed),
+    }
+    if spec.recipe == "dreambooth":
+        facts["instance_prompt"] = repr(spec.instance_prompt)
+        prior = (
+            f"with prior preservation of {spec.class_prompt!r}" if spec.with_prior_preservation else "without"
+        )
+        facts["with_prior_preservation"] = prior
+    return facts
+
+
+def _edges(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_EDGE)
+        file.seek(max(0, size - _EDGE))
+        return f"{path.name}/{size}/".encode() + head + file.read(_EDGE)

@@ -1,0 +1,164 @@
+"""The one step loop. It knows recipes and strategies only by their protocols."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sdjob.problem import ExitCode, JobError, Problem
+from sdtrain import checkpoint, devices, validation
+from sdtrain.checkpoint import TrainState
+from sdtrain.denoise import loss_of
+from sdtrain.progress import Progress, say
+from sdtrain.report import Outcome, Stopwatch
+from sdtrain.schedule import learning_rate
+from sdtrain.stop import Stopped
+from sdtrain.streams import StreamBatch, loader
+from sdtrain.training import Training
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step gave on this rank, still on the device: mean loss [], gradient norm []."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    learning_rate: float
+
+
+def optimiser_step(training: Training, batches: Iterator[tuple[StreamBatch, ...]], rate: float) -> StepResult:
+    """One optimiser step: `accumulation` micro-batches, then one update. Never waits for the device."""
+    micro_batches = training.shape.accumulation
+    total = torch.zeros((), device=training.world.device)
+    for micro in range(micro_batches):
+        batch = next(batches)
+        with training.strategy.accumulate(last=micro == micro_batches - 1):
+            with training.strategy.autocast():
+                loss = loss_of(
+                    training.strategy.model, training.parts, training.streams, batch, training.spec.seed
+                )
+            training.strategy.backward(loss / micro_batches)
+        total += loss.detach() / micro_batches
+    grad_norm = training.strategy.step(rate)
+    if training.ema:
+        training.ema.update()
+    return StepResult(total, grad_norm, rate)
+
+
+def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outcome]:
+    """From a state to the last step: logs, checkpoints and samples on the way. Collective.
+
+    Raises Stopped when asked to stop (the state is saved), JobError when the loss is no number.
+    """
+    spec, world = training.spec, training.world
+    first, last = state.step, spec.max_train_steps
+    watch = Stopwatch(world.device, min(spec.skip_steps, last - first - 1))
+    rate = learning_rate(spec)
+    batches = iter(
+        loader(
+            training.streams,
+            spec.seed,
+            training.shape,
+            world.rank,
+            state.place,
+            last - first,
+            workers=spec.dataloader_num_workers,
+            pin_memory=world.device.type == "cuda",
+        )
+    )
+    loss_sum = torch.zeros((), device=world.device)
+    logged = {"train/loss": math.nan}
+    with Progress("step", last, done=first, shown=world.is_main) as progress:
+        watch.go_on()
+        for step in range(first + 1, last + 1):
+            result = optimiser_step(training, batches, rate(step - 1))
+            loss_sum += result.loss
+            watch.step()
+            if step % spec.logging_steps == 0 or step == last:
+                logged = _log(training, step, result, watch)
+            progress.show(step, f"loss {logged['train/loss']:.4f}  lr {result.learning_rate:.1e}")
+            stopping = world.any(bool(training.stop))
+            if stopping or step == last or step % spec.checkpointing_steps == 0:
+                watch.pause()
+                state = replace(
+                    state,
+                    step=step,
+                    place=state.place + (step - state.step) * training.shape.global_batch,
+                    loss_sum=state.loss_sum + _finite(world.mean(loss_sum), step),
+                )
+                loss_sum.zero_()
+                save(training, state)
+                watch.go_on()
+            if stopping:
+                raise Stopped(step)
+            if (
+                spec.validation_prompts
+                and spec.validation_steps
+                and step % spec.validation_steps == 0 != last
+            ):
+                watch.pause()
+                validation.draw(training, step)
+                watch.go_on()
+    watch.pause()
+    return state, Outcome(
+        first_step=first,
+        last_step=last,
+        final_loss=logged["train/loss"],
+        mean_loss=state.loss_sum / last,
+        steps_per_second=watch.steps_per_second,
+        skip_steps=watch.skip_steps,
+        num_examples=training.num_examples,
+    )
+
+
+def save(training: Training, state: TrainState) -> None:
+    """A whole checkpoint of this state. Collective."""
+
+    def write(folder: Path) -> None:
+        training.strategy.save(folder, training.world.rank)
+        if training.ema and training.world.is_main:
+            save_file(training.ema.state(), folder / "ema.safetensors")
+
+    path = checkpoint.save(
+        training.layout, state, write, training.world, training.spec.checkpoints_total_limit
+    )
+    if training.world.is_main:
+        say(f"saved {path}")
+
+
+def _log(training: Training, step: int, result: StepResult, watch: Stopwatch) -> dict[str, float]:
+    """The figures of a step: the loss is the mean over all ranks and micro-batches. Collective."""
+    world = training.world
+    loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()])).tolist()
+    _finite(torch.tensor(loss), step)
+    values = {
+        "train/loss": loss,
+        "train/learning_rate": result.learning_rate,
+        "train/grad_norm": grad_norm,
+        "train/epoch": step * training.shape.global_batch / training.num_examples,
+        "speed/peak_memory_gib": devices.peak_memory(world.device) / 2**30,
+    }
+    if watch.steps_per_second:
+        values["speed/images_per_second"] = watch.steps_per_second * training.shape.global_batch
+    training.tracker.scalars(values, step)
+    return values
+
+
+def _finite(loss: torch.Tensor, step: int) -> float:
+    """The loss as a number; a run whose loss is none is over, and is never saved."""
+    value = float(loss)
+    if math.isfinite(value):
+        return value
+    raise JobError(
+        Problem(
+            int(ExitCode.TRAINING_FAILED),
+            "loss",
+            f"is {value} by step {step}",
+            "Lower lr, use mixed_precision=bf16 or no, or check the data; the last checkpoint is from before.",
+        )
+    )

@@ -1,0 +1,105 @@
+"""The parts of a Stable Diffusion pipeline: which are frozen, which are trained, and in what type."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from peft import LoraConfig
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdjob.pipeline import PipelineFolder
+from sdjob.spec import RunSpec
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A pipeline in memory. The U-Net is fp32, since it is trained; the frozen parts have `dtype`."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    noise_schedule: DDPMScheduler
+    sampler: Any  # the pipeline's own scheduler, for generating pictures
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load(folder: PipelineFolder, precision: str, device: torch.device, *, allow_pickle: bool) -> Parts:
+    """Reads the pipeline from disk; only safetensors, unless pickles are allowed."""
+    dtype = DTYPES[precision]
+
+    def part(model: Any, name: str, dtype: torch.dtype) -> Any:
+        loaded = model.from_pretrained(
+            folder.path,
+            subfolder=name,
+            torch_dtype=dtype,
+            variant=folder.parts[name].variant,
+            use_safetensors=None if allow_pickle else True,
+            local_files_only=True,
+        )
+        return loaded.to(device).requires_grad_(False).eval()
+
+    sampler = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    return Parts(
+        unet=part(UNet2DConditionModel, "unet", torch.float32),
+        vae=part(AutoencoderKL, "vae", dtype),
+        text_encoder=part(CLIPTextModel, "text_encoder", dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(folder.path, subfolder="tokenizer", local_files_only=True),
+        noise_schedule=DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler"),
+        sampler=getattr(diffusers, sampler).from_pretrained(folder.path, subfolder="scheduler"),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def make_trainable(parts: Parts, spec: RunSpec) -> UNet2DConditionModel:
+    """Opens for training what the run trains, in fp32: the whole U-Net, or a LoRA added to it.
+
+    LoRA: Hu et al. 2021, arXiv:2106.09685; A gaussian, B zero, so that training starts at the base model.
+    """
+    unet = parts.unet
+    if spec.lora_rank:
+        # The initial A must be the same on every rank and in every run of this seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            unet.add_adapter(
+                LoraConfig(
+                    r=spec.lora_rank,
+                    lora_alpha=spec.lora_scale_alpha,
+                    init_lora_weights="gaussian",
+                    target_modules=list(spec.lora_target_modules),
+                )
+            )
+    else:
+        unet.requires_grad_(True)
+    if spec.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if spec.attention == "xformers":
+        unet.enable_xformers_memory_efficient_attention()
+    return unet.train()
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """Token ids, [B, 77], padded; longer prompts are cut at the encoder's length."""
+    tokens: torch.Tensor = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return tokens

@@ -1,0 +1,57 @@
+"""The objective of latent diffusion: what the network has to predict, and how far off it is.
+
+x0: latents, eps: noise, z_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, arXiv:2006.11239, eq. 4).
+Shapes: latents [B, C, h, w], timesteps [B]. Nothing here knows of ranks or files.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+
+class NoiseSchedule(Protocol):
+    """What is needed of a diffusers scheduler."""
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor: ...
+
+    def get_velocity(
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor: ...
+
+
+def target(
+    prediction_type: str,
+    schedule: NoiseSchedule,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> torch.Tensor:
+    """What the network has to predict, [B, C, h, w]: eps, v = alpha_t eps - sigma_t x0, or x0.
+
+    v: Salimans & Ho 2022, arXiv:2202.00512, appendix D.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return schedule.get_velocity(latents, noise, timesteps)
+    if prediction_type == "sample":
+        return latents
+    raise ValueError(f"unknown prediction type {prediction_type!r}")
+
+
+def squared_error(prediction: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each sample, in fp32, [B]."""
+    return F.mse_loss(prediction.float(), wanted.float(), reduction="none").mean(dim=(1, 2, 3))
+
+
+def weighted_loss(errors: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    """Sum over the streams of weight × mean error; with two streams, instance and prior loss.
+
+    Prior preservation: Ruiz et al. 2022, arXiv:2208.12242, eq. 2, with the weight lambda on the prior.
+    """
+    return torch.stack([weight * error.mean() for error, weight in zip(errors, weights, strict=True)]).sum()

@@ -1,0 +1,63 @@
+"""A recipe: which pictures are trained on, with which prompts and weights. LoRA is a property of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdjob.dataset import DatasetInfo, find_dataset
+from sdjob.output import OutputLayout
+from sdjob.spec import RunSpec
+from sdtrain.data import TrainingImages, open_source, verify
+from sdtrain.models import Parts
+from sdtrain.stop import StopRequest
+from sdtrain.streams import Stream
+from sdtrain.world import World
+
+
+@dataclass(frozen=True)
+class RecipeInput:
+    """What a recipe may need to make its streams."""
+
+    spec: RunSpec
+    world: World
+    layout: OutputLayout
+    parts: Parts
+    images: TrainingImages  # of the run's data set
+    model_identity: str
+    stop: StopRequest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`captions`: whether the data set must have them; `streams` is collective."""
+
+    captions: bool
+    streams: Callable[[RecipeInput], tuple[Stream, ...]]
+
+
+def find(spec: RunSpec, folder: str | Path, *, captions: bool) -> DatasetInfo:
+    """The data set in a folder, recognised; raises JobError (66)."""
+    return find_dataset(
+        Path(folder),
+        None,
+        captions=captions,
+        image_column=spec.image_column,
+        caption_column=spec.caption_column,
+    )
+
+
+def open_images(spec: RunSpec, world: World, info: DatasetInfo) -> TrainingImages:
+    """The pictures of a data set, looked at before anything is trained. Collective; raises JobError (66)."""
+    with world.main_first():
+        source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
+    world.agree(verify(source, spec.verify_images, world.rank, world.size))
+    return TrainingImages(
+        source,
+        resolution=spec.resolution,
+        center_crop=spec.center_crop,
+        random_flip=spec.random_flip,
+        interpolation=spec.image_interpolation_mode,
+        seed=spec.seed,
+    )

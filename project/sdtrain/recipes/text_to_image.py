@@ -1,0 +1,13 @@
+"""Text-to-image: pictures, each with its own caption."""
+
+from __future__ import annotations
+
+from sdtrain.recipes.base import Recipe, RecipeInput
+from sdtrain.streams import Stream
+
+
+def _streams(given: RecipeInput) -> tuple[Stream, ...]:
+    return (Stream("captioned", given.images, prompt=None),)
+
+
+TEXT_TO_IMAGE = Recipe(captions=True, streams=_streams)

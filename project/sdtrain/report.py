@@ -1,0 +1,126 @@
+"""report.json: what was trained, how fast, how well. The tutorials' keys are among its keys."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdjob.spec import RunSpec
+from sdtrain import devices
+from sdtrain.order import BatchShape
+from sdtrain.world import World
+
+
+class Stopwatch:
+    """Time of the training steps alone, without the first ones, checkpoints, and samples."""
+
+    def __init__(self, device: torch.device, skip_steps: int) -> None:
+        self._device, self.skip_steps = device, skip_steps
+        self._seen = self.steps = 0
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def step(self) -> None:
+        """To be called after each step; starts measuring when the skipped ones are over."""
+        self._seen += 1
+        if self._since is not None:
+            self.steps += 1
+        elif self._seen >= self.skip_steps:
+            self.go_on()
+
+    def pause(self) -> None:
+        """Before something that is no training step."""
+        if self._since is not None:
+            devices.synchronize(self._device)
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def go_on(self) -> None:
+        """After it."""
+        if self._seen >= self.skip_steps and self._since is None:
+            devices.synchronize(self._device)
+            self._since = time.perf_counter()
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """None: no step was measured."""
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        seconds = self.seconds + running
+        return self.steps / seconds if self.steps and seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop has to tell at the end."""
+
+    first_step: int  # 0, or where the run was resumed
+    last_step: int
+    final_loss: float
+    mean_loss: float
+    steps_per_second: float | None
+    skip_steps: int
+    num_examples: int
+
+
+def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> dict[str, Any]:
+    """The report as plain values. Collective, for the largest memory of all ranks."""
+    rate = outcome.steps_per_second
+    images = rate * shape.global_batch if rate else None
+    return {
+        "model": "lora" if spec.lora_rank else "unet",
+        "pretrained_model_name_or_path": spec.pretrained_model_name_or_path,
+        "recipe": spec.recipe,
+        "plugin": spec.plugin,
+        "resolution": spec.resolution,
+        "device": world.kind.name,
+        "device_name": _device_name(world),
+        "local_rank": world.local_rank,
+        "world_size": world.size,
+        "batch_size": spec.train_batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "global_batch_size": shape.global_batch,
+        "num_examples": outcome.num_examples,
+        "precision": spec.mixed_precision,
+        "attention": spec.attention,
+        "use_ema": spec.use_ema,
+        "lora_rank": spec.lora_rank,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler": spec.lr_scheduler,
+        "seed": spec.seed,
+        "max_train_steps": spec.max_train_steps,
+        "steps": outcome.last_step,
+        "resumed_from_step": outcome.first_step,
+        "skip_steps": outcome.skip_steps,
+        "steps_per_second": rate,
+        "images_per_second": images,
+        "images_per_second_per_device": images / world.size if images else None,
+        "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
+        "final_loss": outcome.final_loss,
+        "mean_loss": outcome.mean_loss,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    packages = ("torch", "diffusers", "transformers", "peft", "datasets", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Puts the report in place whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _device_name(world: World) -> str:
+    name = getattr(world.kind.runtime, "get_device_name", None)
+    return str(name()) if name else (platform.processor() or platform.machine())

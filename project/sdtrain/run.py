@@ -1,0 +1,189 @@
+"""A run from its settings to its result: check, load, resume, train, export, report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from sdjob import argv, compat
+from sdjob.dataset import DatasetInfo
+from sdjob.output import OutputLayout, StepFolder
+from sdjob.pipeline import PipelineFolder, find_pipeline
+from sdjob.problem import JobError, Problem, setting
+from sdjob.spec import RunSpec
+from sdtrain import attention, checkpoint, devices, export, models, report, strategies, validation
+from sdtrain.checkpoint import TrainState
+from sdtrain.ema import Ema
+from sdtrain.fingerprint import data_identity, fingerprint, model_identity
+from sdtrain.loop import train_steps
+from sdtrain.models import Parts
+from sdtrain.order import BatchShape
+from sdtrain.progress import say
+from sdtrain.recipes import RECIPES
+from sdtrain.recipes.base import RecipeInput, find, open_images
+from sdtrain.stop import StopRequest
+from sdtrain.strategies.base import OptimSpec
+from sdtrain.streams import Stream
+from sdtrain.tracking import Tracker, tracker
+from sdtrain.training import Training
+from sdtrain.world import World
+
+
+def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
+    """Trains, and leaves the result under `output_dir`. Collective. Raises JobError, Stopped."""
+    layout = OutputLayout(Path(spec.output_dir))
+    folder, info = _inputs(spec)
+    spec = _resolved(spec, world, info)
+    identity = model_identity(folder)
+    facts = fingerprint(spec, identity, data_identity(info))
+    start = _resume_point(spec, layout, facts)
+    if (
+        start
+        and start.step >= spec.max_train_steps
+        and export.is_exported(layout.checkpoint, lora=spec.lora_rank > 0)
+    ):
+        if world.is_main:
+            say(
+                f"already finished: {start.path.name} of {spec.max_train_steps} steps, result in {layout.checkpoint}"
+            )
+        return
+    world.barrier()  # all have looked before anybody changes the folder
+    _begin(spec, world, layout, start)
+    attention.prove(spec.attention, world.device, models.DTYPES[spec.mixed_precision])
+    images = open_images(spec, world, info)
+    parts = models.load(folder, spec.mixed_precision, world.device, allow_pickle=spec.allow_pickle)
+    given = RecipeInput(spec, world, layout, parts, images, identity, stop)
+    streams = RECIPES[spec.recipe].streams(given)
+    with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
+        training = _training(spec, world, layout, parts, streams, tracking, stop)
+        with attention.chosen(spec.attention):
+            _train(training, folder, start, facts)
+
+
+def _train(
+    training: Training, folder: PipelineFolder, start: StepFolder | None, facts: dict[str, str]
+) -> None:
+    """Trains from a checkpoint or from the beginning; exports, draws and reports. Collective."""
+    spec, world, layout = training.spec, training.world, training.layout
+    training.tracker.text("settings", "\n".join(f"    {flag}" for flag in argv.render(spec)))
+    state = TrainState(step=0, place=0, loss_sum=0.0, fingerprint=facts)
+    if start:
+        state = checkpoint.read_state(start.path)
+        training.strategy.load(start.path)
+        if training.ema:
+            training.ema.load(load_file(start.path / "ema.safetensors"))
+    elif spec.validation_prompts:
+        validation.draw(training, 0)
+    if world.is_main:
+        say(_arithmetic(training, state))
+    state, outcome = train_steps(training, state)
+    with training.averaged():
+        weights = training.strategy.full_state()
+        if world.is_main:
+            export.export(layout.checkpoint, folder, training.parts, weights, lora=spec.lora_rank > 0)
+    if spec.validation_prompts:
+        validation.draw(training, spec.max_train_steps)
+        if world.is_main and (sheet := validation.before_after(training)):
+            sheet.save(layout.samples / "before_after.png")
+    values = report.report(spec, world, training.shape, outcome)
+    if world.is_main:
+        report.write(layout.report, values)
+        say(f"finished: {spec.max_train_steps} steps, result in {layout.checkpoint}")
+
+
+def _inputs(spec: RunSpec) -> tuple[PipelineFolder, DatasetInfo]:
+    """Model and data set, recognised; raises JobError with everything that is wrong with either."""
+    problems: list[Problem] = []
+    folder: PipelineFolder | None = None
+    info: DatasetInfo | None = None
+    try:
+        folder = find_pipeline(Path(spec.pretrained_model_name_or_path), None, allow_pickle=spec.allow_pickle)
+    except JobError as error:
+        problems += error.problems
+    if spec.data_dir is None:
+        flag = "instance_data_dir" if spec.recipe == "dreambooth" else "train_data_dir"
+        problems.append(setting(flag, "not given", f"Name the folder of the pictures with --{flag}."))
+    else:
+        try:
+            info = find(spec, spec.data_dir, captions=RECIPES[spec.recipe].captions)
+        except JobError as error:
+            problems += error.problems
+    if problems or folder is None or info is None:
+        raise JobError(problems)
+    return folder, info
+
+
+def _resolved(spec: RunSpec, world: World, info: DatasetInfo) -> RunSpec:
+    """The spec with `auto` and epochs turned into values; raises JobError if it cannot run here."""
+    bf16 = None if world.kind.name == "cpu" else devices.has_bf16(world.kind)
+    topology = compat.Topology(world.kind.name, world.size, bf16)
+    steps = spec.max_train_steps
+    if spec.num_train_epochs and "max_train_steps" not in spec.model_fields_set:
+        batch = spec.train_batch_size * spec.gradient_accumulation_steps * world.size
+        steps = math.ceil(spec.num_train_epochs * info.num_examples / batch)
+    changes = {"device": world.kind.name, "max_train_steps": steps}
+    spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})
+    if problems := compat.problems(spec, topology):
+        raise JobError(problems)
+    return spec
+
+
+def _resume_point(spec: RunSpec, layout: OutputLayout, facts: dict[str, str]) -> StepFolder | None:
+    """The checkpoint that this run continues, if any; raises JobError if it is of another run."""
+    start = checkpoint.newest(layout, spec.resume)
+    if start:
+        checkpoint.check_fingerprint(checkpoint.read_state(start.path).fingerprint, facts, start.path)
+    return start
+
+
+def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder | None) -> None:
+    """Says where the run begins, and keeps what an earlier one left. Collective."""
+    if world.is_main:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        aside = None if start else checkpoint.move_aside(layout)
+        if aside:
+            say(f"starting afresh; the earlier contents of {layout.checkpoint} are kept in {aside}")
+        layout.checkpoint.mkdir(exist_ok=True)
+        say(f"resuming from {start.path}" if start else "starting from the beginning")
+    world.barrier()
+
+
+def _training(
+    spec: RunSpec,
+    world: World,
+    layout: OutputLayout,
+    parts: Parts,
+    streams: tuple[Stream, ...],
+    tracking: Tracker,
+    stop: StopRequest,
+) -> Training:
+    """Opens the trained parts, shards or wraps them, and puts everything together. Collective."""
+    unet = models.make_trainable(parts, spec)
+    strategy = strategies.create(spec.plugin, spec.mixed_precision, world.device, world.size)
+    strategy.prepare(
+        unet,
+        OptimSpec(
+            learning_rate=spec.learning_rate,
+            betas=(spec.adam_beta1, spec.adam_beta2),
+            weight_decay=spec.adam_weight_decay,
+            epsilon=spec.adam_epsilon,
+            max_grad_norm=spec.max_grad_norm,
+        ),
+    )
+    shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
+    ema = Ema(models.trainable(unet), spec.ema_decay) if spec.use_ema else None
+    return Training(spec, world, layout, shape, parts, streams, strategy, ema, tracking, stop)
+
+
+def _arithmetic(training: Training, state: TrainState) -> str:
+    """What is about to happen, in numbers that can be checked."""
+    spec, shape = training.spec, training.shape
+    steps = spec.max_train_steps - state.step
+    return (
+        f"{training.num_examples} examples; batch {shape.per_device} × {shape.accumulation} accumulated × "
+        f"{shape.world_size} processes = {shape.global_batch} per step; {steps} steps = "
+        f"{steps * shape.global_batch / training.num_examples:.1f} epochs; "
+        f"{training.world.kind.name}, precision {spec.mixed_precision}"
+    )

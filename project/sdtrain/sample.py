@@ -1,0 +1,110 @@
+"""Generated pictures: for validation, for the class, and the grid that shows before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+
+from sdtrain.models import Parts
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are generated."""
+
+    resolution: int
+    inference_steps: int
+    guidance_scale: float
+    batch_size: int
+
+
+@contextmanager
+def _evaluating(parts: Parts) -> Iterator[None]:
+    """The U-Net in evaluation mode, its forward pass in the type of the run."""
+    training = parts.unet.training
+    parts.unet.eval()
+    mixed = parts.dtype != torch.float32
+    try:
+        with torch.autocast(parts.device.type, parts.dtype) if mixed else nullcontext():
+            yield
+    finally:
+        parts.unet.train(training)
+
+
+def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -> Iterator[Image.Image]:
+    """One picture per prompt and seed, in their order; a picture does not depend on its batch."""
+    pipeline = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=parts.sampler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    with _evaluating(parts), torch.inference_mode():
+        for start in range(0, len(prompts), how.batch_size):
+            batch = slice(start, start + how.batch_size)
+            yield from pipeline(
+                prompts[batch],
+                height=how.resolution,
+                width=how.resolution,
+                num_inference_steps=how.inference_steps,
+                guidance_scale=how.guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
+            ).images
+
+
+def picture_name(prompt: int, image: int) -> str:
+    """File name of the image-th picture of the prompt-th validation prompt."""
+    return f"prompt{prompt:02d}-{image:02d}.png"
+
+
+def draw_samples(
+    parts: Parts,
+    prompts: tuple[str, ...],
+    per_prompt: int,
+    seed: int,
+    how: Drawing,
+    folder: Path,
+    share: slice,
+) -> None:
+    """Writes this rank's share of the validation pictures; the same prompt and number has the same seed always."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [(p, i) for p in range(len(prompts)) for i in range(per_prompt)][share]
+    images = generate(parts, [prompts[p] for p, _ in todo], [seed + i for _, i in todo], how)
+    for (p, i), image in zip(todo, images, strict=True):
+        image.save(folder / picture_name(p, i))
+
+
+def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
+    """Which prompt is which, beside the pictures."""
+    (folder / "prompts.json").write_text(json.dumps(list(prompts), indent=1, ensure_ascii=False) + "\n")
+
+
+def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) -> Image.Image:
+    """The pictures of several folders side by side: a column of pictures per folder, a row per prompt."""
+    first = Image.open(next(iter(columns.values())) / picture_name(0, 0))
+    side, header, gap = max(first.width, 64), 16, 8
+    width = len(columns) * per_prompt * side + (len(columns) - 1) * gap
+    sheet = Image.new("RGB", (width, header + len(prompts) * (side + header)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, (title, folder) in enumerate(columns.items()):
+        left = column * (per_prompt * side + gap)
+        pen.text((left + 2, 2), title, "black")
+        for row, prompt in enumerate(prompts):
+            top = header + row * (side + header)
+            pen.text((left + 2, top + 2), prompt.encode("latin-1", "replace").decode("latin-1"), "dimgray")
+            for number in range(per_prompt):
+                with Image.open(folder / picture_name(row, number)) as image:
+                    sheet.paste(image.resize((side, side)), (left + number * side, top + header))
+    return sheet

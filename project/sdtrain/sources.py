@@ -1,0 +1,153 @@
+"""Where pictures and captions come from: one interface over files and tables. Decoding is sdjob.images'."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL.Image import Image
+
+from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, metadata_file, table_of
+from sdjob.images import decode, source_of
+from sdjob.metadata import read_metadata
+from sdjob.problem import JobError, bad_input, output_problem
+from sdjob.tables import Table
+
+
+class ImageSource(Protocol):
+    """Pictures with their captions and names. Picklable; reading an example is thread-safe."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image:
+        """RGB, upright. Raises ImageError."""
+        ...
+
+    def caption(self, index: int) -> str | None:
+        """None where the data set was opened without captions."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Its path, or "file row N"."""
+        ...
+
+
+def open_source(info: DatasetInfo, cache_dir: Path | None) -> ImageSource:
+    """The pictures of a data set; parquet is converted once, in `cache_dir` or the user's cache folder.
+
+    Several processes may call this at once. Nothing is written to the data set. Raises JobError.
+    """
+    if info.format == "folder":
+        return FileSource(info, None)
+    if info.format == "metadata":
+        metadata = read_metadata(metadata_file(info.path), info.caption_column)
+        return FileSource(info, metadata.captions or None)
+    return TableSource(info, table_of(info), _load_table(info, cache_dir or _default_cache()))
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Picture files, with captions from a metadata file (given here) or from a .txt beside each picture."""
+
+    info: DatasetInfo
+    captions: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def image(self, index: int) -> Image:
+        return decode(self.info.files[index])
+
+    def caption(self, index: int) -> str | None:
+        if self.captions is not None:
+            return self.captions[index]
+        if self.info.caption_column != TXT_CAPTIONS:
+            return None
+        path = self.info.files[index].with_suffix(TXT_CAPTIONS)
+        try:
+            return path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"the caption cannot be read ({error})"
+            raise JobError(bad_input(str(path), found, "write it again, as UTF-8 text")) from error
+
+    def name(self, index: int) -> str:
+        return str(self.info.files[index])
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Rows of a parquet or saved data set, mapped into memory by the `datasets` library."""
+
+    info: DatasetInfo
+    table: Table
+    rows: Any  # datasets.Dataset
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def image(self, index: int) -> Image:
+        return decode(source_of(self._value(index, self.info.image_column), self.info.path))
+
+    def caption(self, index: int) -> str | None:
+        if self.info.caption_column is None:
+            return None
+        caption = self._value(index, self.info.caption_column)
+        if caption is None:
+            found, remedy = "the row has no caption", "take this row out, or give it a caption"
+            raise JobError(bad_input(self.name(index), found, remedy))
+        return str(caption)
+
+    def name(self, index: int) -> str:
+        return self.table.row_name(index)
+
+    def _value(self, index: int, column: str) -> Any:
+        """One value as stored: neither decoded nor copied with the rest of its row."""
+        return self.rows[index][column][0].as_py()
+
+
+def _load_table(info: DatasetInfo, cache: Path) -> Any:
+    """A datasets.Dataset that gives rows as Arrow tables of the needed columns, undecoded."""
+    import datasets
+
+    columns = [column for column in (info.image_column, info.caption_column) if column]
+    datasets.disable_progress_bars()
+    try:
+        if info.format == "saved":
+            rows = datasets.load_from_disk(str(info.path))
+        else:
+            rows = datasets.load_dataset(
+                "parquet",
+                data_files=[str(path) for path in info.files],
+                split="train",
+                columns=columns,
+                cache_dir=str(cache),
+            )
+        return rows.select_columns(columns).with_format("arrow")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "disk space" in str(error):
+            remedy = "free some space, or set cache_dir to a folder on a larger volume"
+            raise JobError(output_problem(str(cache), f"is full ({error})", remedy)) from error
+        remedy = "set cache_dir to a writable folder, and check the data set's files"
+        raise JobError(
+            bad_input(str(info.path), f"cannot be converted in {cache} ({error})", remedy)
+        ) from error
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        remedy = "load it with the `datasets` library elsewhere, mend it, and save it again"
+        raise JobError(bad_input(str(info.path), f"cannot be read ({cause})", remedy)) from error
+
+
+def _default_cache() -> Path:
+    """The user's cache folder, or a temporary one where the home cannot be written."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    cache = base / "sd-finetune" / "datasets"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError:
+        return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}" / "datasets"

@@ -1,0 +1,90 @@
+"""Plain PyTorch: one process, or DistributedDataParallel over many, in fp32, bf16 or fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdtrain.strategies.base import OptimSpec
+
+_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Native:
+    """Strategy of plugin none, torch_ddp and torch_ddp_fp16."""
+
+    model: nn.Module
+
+    def __init__(self, precision: str, device: torch.device, world_size: int) -> None:
+        self._device = device
+        self._world_size = world_size
+        self._dtype = _AUTOCAST.get(precision)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._max_grad_norm = optim.max_grad_norm or float("inf")
+        self._optimizer = torch.optim.AdamW(
+            self._trained.values(),
+            lr=optim.learning_rate,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            eps=optim.epsilon,
+            fused=True,
+        )
+        self.model = model
+        if self._world_size > 1:
+            ids = [self._device.index] if self._device.index is not None else None
+            self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        waiting = isinstance(self.model, DistributedDataParallel) and not last
+        with self.model.no_sync() if waiting else nullcontext():
+            yield
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext():
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        torch.autograd.backward(self._scaler.scale(loss))
+
+    def step(self, learning_rate: float) -> torch.Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().cpu().contiguous() for name, p in self._trained.items()}
+
+    def save(self, folder: Path, rank: int) -> None:
+        if rank == 0:
+            save_file(self.full_state(), folder / "model.safetensors")
+            state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+            torch.save(state, folder / "optimizer.pt")
+
+    def load(self, folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(weights[name])
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+
+def create(precision: str, device: torch.device, world_size: int) -> Native:
+    return Native(precision, device, world_size)

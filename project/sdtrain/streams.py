@@ -1,0 +1,86 @@
+"""Streams of training pictures: a recipe is one or two of them, each with its prompt and its weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sdjob.problem import Problem, bad_input
+from sdtrain.data import TrainingImages, collate
+from sdtrain.order import BatchShape, Sample, micro_batches, sample_at
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Pictures that are trained on together: their prompt (None: each picture's caption) and loss weight."""
+
+    name: str
+    images: TrainingImages
+    prompt: str | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """A micro-batch of one stream: pixel_values [B, 3, H, W] in [-1, 1], B prompts, B places of the stream."""
+
+    pixel_values: torch.Tensor
+    prompts: list[str]
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
+    """Place of the run's stream → one picture of each stream."""
+
+    streams: tuple[Stream, ...]
+    seed: int
+
+    def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
+        return tuple(
+            stream.images[sample_at(self.seed, len(stream.images), place, stream.name)]
+            for stream in self.streams
+        )
+
+    def collate(self, items: list[tuple[dict[str, Any], ...]]) -> tuple[StreamBatch, ...]:
+        batches = []
+        for stream, examples in zip(self.streams, zip(*items, strict=True), strict=True):
+            batch = collate(list(examples))
+            prompts = batch["caption"] if stream.prompt is None else [stream.prompt] * len(examples)
+            batches.append(StreamBatch(batch["pixel_values"], prompts, batch["sample"]))
+        return tuple(batches)
+
+
+def loader(
+    streams: tuple[Stream, ...],
+    seed: int,
+    shape: BatchShape,
+    rank: int,
+    first_place: int,
+    steps: int,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader[tuple[StreamBatch, ...]]:
+    """This rank's micro-batches from `first_place` on, `accumulation` of them per optimiser step."""
+    examples = StreamSet(streams, seed)
+    batches: DataLoader[Any] = DataLoader(
+        examples,
+        batch_sampler=micro_batches(shape, rank, first_place, steps),
+        num_workers=workers,
+        collate_fn=examples.collate,
+        pin_memory=pin_memory,
+    )
+    return batches
+
+
+def empty_captions(stream: Stream, limit: int = 1000) -> Problem | None:
+    """A data set whose captions are all empty trains nothing that a prompt can ask for."""
+    source = stream.images.source
+    if any((source.caption(index) or "").strip() for index in range(min(limit, len(source)))):
+        return None
+    return bad_input(
+        "captions", f"the first {min(limit, len(source))} captions are empty", "Check caption_column."
+    )

@@ -1,0 +1,41 @@
+"""Everything that the steps of a run need, in one value."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from sdjob.output import OutputLayout
+from sdjob.spec import RunSpec
+from sdtrain.ema import Ema
+from sdtrain.models import Parts
+from sdtrain.order import BatchShape
+from sdtrain.stop import StopRequest
+from sdtrain.strategies.base import Strategy
+from sdtrain.streams import Stream
+from sdtrain.tracking import Tracker
+from sdtrain.world import World
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is ready to take its steps."""
+
+    spec: RunSpec
+    world: World
+    layout: OutputLayout
+    shape: BatchShape
+    parts: Parts
+    streams: tuple[Stream, ...]
+    strategy: Strategy
+    ema: Ema | None
+    tracker: Tracker
+    stop: StopRequest
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.streams[0].images)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are exported and drawn with: the EMA's where there is one."""
+        return self.ema.applied() if self.ema else nullcontext()

@@ -1,0 +1,50 @@
+"""Validation samples: the same prompts and seeds before, during and after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from sdjob.output import OutputLayout
+from sdtrain import sample
+from sdtrain.progress import say
+from sdtrain.training import Training
+
+
+def folder_of(layout: OutputLayout, step: int) -> Path:
+    return layout.samples / f"step-{step:06d}"
+
+
+def draw(training: Training, step: int) -> None:
+    """Writes the samples of a step, shared out over the ranks, and shows them in TensorBoard. Collective."""
+    spec, world = training.spec, training.world
+    folder = folder_of(training.layout, step)
+    how = sample.Drawing(
+        spec.resolution, spec.num_inference_steps, spec.guidance_scale, spec.sample_batch_size
+    )
+    share = slice(world.rank, None, world.size)
+    with training.averaged():
+        sample.draw_samples(
+            training.parts, spec.validation_prompts, spec.num_validation_images, spec.seed, how, folder, share
+        )
+    world.barrier()
+    if world.is_main:
+        sample.write_prompts(folder, spec.validation_prompts)
+        sheet = sample.grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
+        training.tracker.image("validation", sheet, step)
+
+
+def before_after(training: Training) -> Image.Image | None:
+    """The grid of the first and the last samples; None where a resumed run has no first ones."""
+    spec, layout = training.spec, training.layout
+    before, after = folder_of(layout, 0), folder_of(layout, spec.max_train_steps)
+    try:
+        return sample.grid(
+            {"before": before, f"after {spec.max_train_steps} steps": after},
+            spec.validation_prompts,
+            spec.num_validation_images,
+        )
+    except FileNotFoundError:
+        say(f"no before/after grid: the samples in {before} are not all there")
+        return None
