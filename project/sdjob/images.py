@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,25 @@ def is_image_name(name: str) -> bool:
 def image_problem(name: str, error: ImageError) -> Problem:
     """What to tell a person about a picture that cannot be used."""
     return bad_input(name, error.reason, "replace this picture, or take it out of the data set")
+
+
+def undecodable(
+    indices: Sequence[int], name: Callable[[int], str], image: Callable[[int], Image]
+) -> list[Problem]:
+    """The problems of the pictures that cannot be decoded, all tried in threads (Pillow frees the GIL)."""
+    threads = min(8, os.cpu_count() or 1)
+
+    def share(first: int) -> list[Problem]:
+        problems = []
+        for index in indices[first::threads]:
+            try:
+                image(index)
+            except ImageError as error:
+                problems.append(image_problem(name(index), error))
+        return problems
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sorted(problem for problems in pool.map(share, range(threads)) for problem in problems)
 
 
 def source_of(value: Any, folder: Path) -> Path | bytes:

@@ -46,6 +46,9 @@ class JobError(Exception):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(sorted(set(problems)))
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[JobError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # an exception is otherwise unpickled from its text
+
     @property
     def code(self) -> int:
         return exit_code(self.problems)

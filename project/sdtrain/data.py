@@ -69,30 +69,31 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
     def _transformed(self, image: Image, sample: Sample) -> Image:
-        place = (0.5, 0.5)
-        if not self.center_crop:
-            random = generator(self.seed, sample.epoch, sample.position, "crop")
-            x, y = torch.rand(2, generator=random).tolist()
-            place = (x, y)
-        image = square(image, self.resolution, place, self.interpolation)
+        crop = None if self.center_crop else generator(self.seed, sample.epoch, sample.position, "crop")
+        image = square(image, self.resolution, crop, self.interpolation)
         if self.random_flip:
-            random = generator(self.seed, sample.epoch, sample.position, "flip")
-            if torch.rand((), generator=random) < 0.5:
+            flip = generator(self.seed, sample.epoch, sample.position, "flip")
+            if torch.rand((), generator=flip) < 0.5:
                 image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
         return image
 
 
-def square(image: Image, side: int, place: tuple[float, float], interpolation: Interpolation) -> Image:
-    """The picture with its shorter side resized to `side`, and of that a square; `place` 0 … 1 is where.
+def square(image: Image, side: int, place: torch.Generator | None, interpolation: Interpolation) -> Image:
+    """The picture with its shorter side resized to `side`, and of that a square: at a random place, or,
+    without a generator, the centre.
 
-    Only what the crop keeps is resized: the box is the crop in the pixels of the original.
+    Only what the crop keeps is resized: `box` is the crop in the pixels of the original.
     """
     short = min(image.size)
     width, height = (side * length // short for length in image.size)
-    left, top = round((width - side) * place[0]), round((height - side) * place[1])
+    left, top = _offset(width - side, place), _offset(height - side, place)
     scale_x, scale_y = image.width / width, image.height / height
     box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
     return image.resize((side, side), Resampling[interpolation.upper()], box=box)
+
+
+def _offset(free: int, place: torch.Generator | None) -> int:
+    return round(free / 2) if place is None else int(torch.randint(free + 1, (), generator=place))
 
 
 def to_tensor(image: Image) -> torch.Tensor:
