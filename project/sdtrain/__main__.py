@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
-import torch
-
 from sdjob import argv
 from sdjob.problem import ExitCode, JobError, Problem
+from sdjob.spec import RunSpec
 from sdtrain import notes, stop
-from sdtrain.run import run
 from sdtrain.stop import Stopped
-from sdtrain.world import join
 
 
 def main(arguments: list[str]) -> int:
     """One process of a run, from its flags to its exit code."""
     try:
-        spec = argv.parse(arguments)
-        with stop.watch() as request, join(spec.device) as world:
-            torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
-            torch.backends.cudnn.allow_tf32 = spec.allow_tf32
-            run(spec, world, request)
+        _train(argv.parse(arguments))
     except Stopped as stopped:
         # Not a failure for torchrun, which would signal the other ranks and print a traceback.
         noted = notes.leave(ExitCode.STOPPED, step=stopped.step)
@@ -41,9 +35,25 @@ def main(arguments: list[str]) -> int:
     return int(ExitCode.FINISHED)
 
 
+def _train(spec: RunSpec) -> None:
+    """Imports what takes seconds to import only now, when the settings are known to be right."""
+    # Their advice concerns code that is not the user's; what matters of it is checked in preflight.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    import torch
+
+    from sdtrain.run import run
+    from sdtrain.world import join
+
+    with stop.watch() as request, join(spec.device) as world:
+        torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
+        torch.backends.cudnn.allow_tf32 = spec.allow_tf32
+        run(spec, world, request)
+
+
 def _out_of_memory(error: Exception) -> Problem | None:
     """The problem that an exception for want of memory means; None: it is something else."""
-    on_device = isinstance(error, torch.OutOfMemoryError)
+    on_device = type(error).__name__ == "OutOfMemoryError"
     on_host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
     if not on_device and not on_host:
         return None

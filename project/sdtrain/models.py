@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
@@ -36,6 +37,7 @@ class Parts:
 def load(folder: PipelineFolder, precision: str, device: torch.device, *, allow_pickle: bool) -> Parts:
     """Reads the pipeline from disk; only safetensors, unless pickles are allowed."""
     dtype = DTYPES[precision]
+    transformers.utils.logging.disable_progress_bar()
 
     def part(model: Any, name: str, dtype: torch.dtype) -> Any:
         loaded = model.from_pretrained(

@@ -74,7 +74,8 @@ def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> 
     rate = outcome.steps_per_second
     images = rate * shape.global_batch if rate else None
     return {
-        "model": "lora" if spec.lora_rank else "unet",
+        "model": "stable-diffusion",
+        "trained": "lora" if spec.lora_rank else "unet",
         "pretrained_model_name_or_path": spec.pretrained_model_name_or_path,
         "recipe": spec.recipe,
         "plugin": spec.plugin,

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sdjob.problem import Problem, bad_input
 from sdtrain.data import TrainingImages, collate
 from sdtrain.order import BatchShape, Sample, micro_batches, sample_at
 
@@ -74,13 +73,3 @@ def loader(
         pin_memory=pin_memory,
     )
     return batches
-
-
-def empty_captions(stream: Stream, limit: int = 1000) -> Problem | None:
-    """A data set whose captions are all empty trains nothing that a prompt can ask for."""
-    source = stream.images.source
-    if any((source.caption(index) or "").strip() for index in range(min(limit, len(source)))):
-        return None
-    return bad_input(
-        "captions", f"the first {min(limit, len(source))} captions are empty", "Check caption_column."
-    )

@@ -9,8 +9,9 @@ from pathlib import Path
 from sdjob.dataset import DatasetInfo, find_dataset
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
-from sdtrain.data import TrainingImages, open_source, verify
+from sdtrain.data import TrainingImages, verify
 from sdtrain.models import Parts
+from sdtrain.sources import open_source
 from sdtrain.stop import StopRequest
 from sdtrain.streams import Stream
 from sdtrain.world import World

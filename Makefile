@@ -1,0 +1,40 @@
+# `make demo` and `make test` each do all of their own set-up.
+PYTHON ?= python3
+VENV := .venv
+RUN := PYTHONPATH=project PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python
+DEMO := demo_run
+
+.PHONY: help setup demo test lint format docs clean
+
+help:
+	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
+	@echo "make test   all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make docs   regenerate the tables of mount_layout.md and the comments of env/"
+
+setup:
+	@$(PYTHON) docker/setup_venv.py --venv $(VENV)
+
+demo: setup
+	@rm -rf $(DEMO)
+	@$(RUN) -m sddemo $(DEMO)
+	MODEL_DIR=$(CURDIR)/$(DEMO)/model DATASET_DIR=$(CURDIR)/$(DEMO)/dataset OUTPUT_DIR=$(CURDIR)/$(DEMO)/output \
+	  ENV_FILE=$(CURDIR)/env/demo.env bash train.sh
+	@echo "before and after: $(DEMO)/output/samples/before_after.png; the trained pipeline: $(DEMO)/output/checkpoint"
+
+test: setup
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+lint: setup
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy -p sdjob -p sdlaunch -p sdtrain -p sddemo
+	@$(VENV)/bin/mypy entrypoint.py docker/setup_venv.py
+
+format: setup
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+docs: setup
+	@$(RUN) -m sdlaunch.docs
+
+clean:
+	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,95 @@
+"""Makes .venv with everything that a job and its tests need: `python3 docker/setup_venv.py [--venv DIR]`.
+
+Standard library only. Done once per set of pins; a second call ends at once. On a machine without an
+NVIDIA device the CPU build of torch is taken, and never a CUDA package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TORCH = HERE / "requirements-torch.txt"
+REQUIREMENTS = (HERE / "requirements.txt", HERE / "requirements-dev.txt")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+UNAVAILABLE = 69
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--venv", type=Path, default=HERE.parent / ".venv")
+    target: Path = parser.parse_args().venv
+    if sys.version_info < (3, 11):
+        return _fail(
+            f"Python {sys.version.split()[0]}: the pinned set needs 3.11 or newer", "Use PYTHON=python3.11."
+        )
+    stamp = target / "pins.sha256"
+    pins = _pins()
+    if stamp.exists() and stamp.read_text() == pins:
+        return 0
+    try:
+        venv.create(target, with_pip=True, clear=not stamp.exists() and target.exists())
+    except (subprocess.CalledProcessError, ImportError):
+        return _fail("this Python cannot make virtual environments", "apt-get install python3-venv")
+    python = target / "bin" / "python"
+    sources = _torch_sources(python)
+    if sources is None:
+        return _fail(
+            "no CPU build of torch was found in the configured package index or in PyTorch's own",
+            f"Set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to a place that has one, such as {CPU_INDEX}.",
+        )
+    _pip(python, "install", *sources, "-r", str(TORCH))
+    _pip(python, "install", *(f"--requirement={path}" for path in REQUIREMENTS))
+    stamp.write_text(pins)
+    return 0
+
+
+def _torch_sources(python: Path) -> list[str] | None:
+    """pip options that give a fitting torch; None: only CUDA builds are within reach of a CPU-only machine."""
+    if Path("/dev/nvidia0").exists() or sys.platform == "darwin":
+        return []
+    choices: list[list[str]] = [[], ["--index-url", CPU_INDEX]]
+    return next((options for options in choices if _without_cuda(python, options)), None)
+
+
+def _without_cuda(python: Path, options: list[str]) -> bool:
+    """Whether pip would install torch from there without a single CUDA package; asks, and installs nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        asked = ["install", "--dry-run", "--quiet", "--report", str(report), *options, "-r", str(TORCH)]
+        if _run(python, *asked, quiet=True) != 0:
+            return False
+        names = [item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]]
+    return not any(name.startswith(("nvidia-", "cuda-")) or name == "triton" for name in names)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    if _run(python, *arguments) != 0:
+        sys.exit(_fail(f"pip {arguments[0]} failed", "See pip's message above; run the same command again."))
+
+
+def _run(python: Path, *arguments: str, quiet: bool = False) -> int:
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
+    output = subprocess.DEVNULL if quiet else None
+    return subprocess.run(command, env=dict(os.environ), stdout=output, stderr=output, check=False).returncode
+
+
+def _pins() -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (TORCH, *REQUIREMENTS))).hexdigest()
+
+
+def _fail(found: str, remedy: str) -> int:
+    print(f"setup: {found}\n    → {remedy}", file=sys.stderr)
+    return UNAVAILABLE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
