@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sdjob.problem import JobError, Problem, setting
@@ -51,12 +51,12 @@ def validate(values: dict[str, Any]) -> RunSpec:
         raise JobError(problems_of(error)) from None
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
+def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> list[Problem]:
     """One Problem per wrong field, in the user's words: the name they type, what was found, the range."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         field = str(detail["loc"][0]) if detail["loc"] else "settings"
-        info = RunSpec.model_fields.get(field)
+        info = model.model_fields.get(field)
         shown = (setting_of(info).name or field) if info else field
         value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
         remedy = f"{detail['msg'].replace('Input should', 'It should')}."

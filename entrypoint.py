@@ -1,0 +1,76 @@
+"""Fine-tunes Stable Diffusion: reads the settings, checks the job, then shows the plan or trains.
+
+`bash train.sh` calls this; `bash train.sh --help` lists verbs and settings.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent
+sys.path.insert(0, str(HOME / "project"))
+
+
+class StoppedEarly(BaseException):
+    """A signal before training began."""
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Read → check → plan → run; returns the exit code."""
+    from sdjob.problem import JobError
+    from sdlaunch import cli, plan, show
+
+    try:
+        request = cli.parse(argv)
+        if request.verb == "help":
+            print(cli.help_text())
+            return 0
+        job = plan.prepare(request.flags, environ, HOME)
+    except JobError as error:
+        print(show.problems(error.problems), file=sys.stderr)
+        return error.code
+    if request.verb == "run" and not job.problems:
+        from sdlaunch import supervise
+
+        print(show.start(job, environ), flush=True)
+        return supervise.run(job, environ)
+    text = show.report(job, request.verb, as_json=request.json, environ=environ)
+    print(text, file=sys.stderr if request.verb == "run" else sys.stdout)
+    return job.code
+
+
+def _stop_early(signum: int, frame: object) -> None:
+    raise StoppedEarly(signum)
+
+
+def start() -> int:
+    """main() with everything around it that must not end in a traceback."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 the image has may start this
+        print(f"Python: found {sys.version.split()[0]}\n    → Use Python 3.10 or newer.", file=sys.stderr)
+        return 69
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _stop_early)  # PID 1 of a container has no default reaction
+    try:
+        return main(sys.argv[1:], os.environ)
+    except StoppedEarly:
+        print("stopped before training began; start again at any time", file=sys.stderr)
+        return 75
+    except BrokenPipeError:  # the reader of the plan has gone, as in `plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except ModuleNotFoundError as error:
+        package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
+        print(
+            f"Python package {package}: not installed for {sys.executable}\n"
+            f"    → Install it: {sys.executable} -m pip install {package}",
+            file=sys.stderr,
+        )
+        return 69
+
+
+if __name__ == "__main__":
+    sys.exit(start())

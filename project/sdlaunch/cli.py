@@ -1,0 +1,124 @@
+"""The launcher's command line: an optional verb, settings as flags, and the help made from the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from sdjob.problem import JobError, Problem, setting
+from sdjob.spec import RunSpec, settings_of
+from sdlaunch import names
+from sdlaunch.options import LaunchOptions
+
+VERBS = ("run", "plan", "check")
+USAGE = """\
+usage: bash train.sh [verb] [name=value ...]
+
+verbs
+  (none)         check everything, then train
+  plan [--json]  show every setting with its source, the mounts, the command and the problems
+  check [--json] show the problems only
+  --dry-run      the same as plan
+  --help         this text
+
+Settings are given on the command line (--lr=1e-5 or lr=1e-5), in the environment (lr=1e-5 bash train.sh),
+in an env file (ENV_FILE), or in a YAML file (CONFIG_FILE); the first of these that has a value wins.
+
+exit codes: 0 finished, 64 wrong setting, 66 wrong mount, model or data, 69 hardware does not fit,
+  70 training failed, 71 out of memory, 73 output folder cannot hold the result, 75 stopped and resumable"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    verb: str
+    json: bool
+    flags: tuple[tuple[str, str], ...]
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Raises JobError with everything that cannot be understood."""
+    verbs, flags, as_json = [], [], False
+    problems: list[Problem] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if word in VERBS:
+            verbs.append(word)
+        elif word == "--dry-run":
+            verbs.append("plan")
+        elif word in ("-h", "--help"):
+            verbs.append("help")
+        elif word == "--json":
+            as_json = True
+        elif equals and name:
+            flags.append((name, value))
+        elif word.startswith("--") and name:
+            problems += _flag_without_equals(name, words, flags)
+        else:
+            problems.append(_not_understood(word))
+    if len(set(verbs)) > 1 and "help" not in verbs:
+        problems.append(setting("command line", f"{' and '.join(verbs)}", "Ask for one thing at a time."))
+    verb = "help" if "help" in verbs else (verbs or ["run"])[0]
+    if as_json and verb == "run":
+        problems.append(setting("--json", "without plan or check", "Write plan --json or check --json."))
+    if problems:
+        raise JobError(problems)
+    return Request(verb, as_json, tuple(flags))
+
+
+def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
+    """--use_ema is a switch; every other flag takes the next word as its value."""
+    target = names.lookup(name, any_case=True)
+    if target is None:
+        flags.append((name, ""))  # reported with the other unknown names
+    elif target.model.model_fields[target.field].annotation is bool:
+        flags.append((name, "true"))
+    else:
+        value = next(words, None)
+        if value is None:
+            return [setting(name, "no value", f"Write --{name}=VALUE.")]
+        flags.append((name, value))
+    return []
+
+
+def _not_understood(word: str) -> Problem:
+    meant = names.near_miss(word)
+    remedy = f"Write {meant}=VALUE." if meant else f"Verbs are {', '.join(VERBS)}; settings are name=value."
+    return setting("command line", f"{word!r} is neither a verb nor a setting", remedy)
+
+
+def help_text() -> str:
+    """Usage and every setting, from the schema."""
+    sections: dict[str, list[str]] = {}
+    models: tuple[type[BaseModel], ...] = (LaunchOptions, RunSpec)
+    for model in models:
+        for field, about in settings_of(model).items():
+            if not about.flag_only:
+                sections.setdefault(about.group, []).append(_help_line(model, field))
+    return "\n\n".join([USAGE, *(f"{group}\n" + "\n".join(lines) for group, lines in sections.items())])
+
+
+def _help_line(model: type[BaseModel], field: str) -> str:
+    about = settings_of(model)[field]
+    first, *others = (alias.name for alias in about.spellings(field))
+    if first.isupper():
+        others.remove(field)
+    unit = f" ({about.unit})" if about.unit else ""
+    also = f"; also {', '.join(others)}" if others else ""
+    return f"  {first:<28} {about.help}{unit} [{default_of(model, field)}{also}]"
+
+
+def default_of(model: type[BaseModel], field: str) -> str:
+    """A default as users would type it; "-" for none."""
+    default: Any = model.model_fields[field].default
+    if default is None or default == ():
+        return "-"
+    if isinstance(default, bool):
+        return "1" if default else "0"
+    return ",".join(default) if isinstance(default, tuple) else str(default)

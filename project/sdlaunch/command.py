@@ -1,0 +1,112 @@
+"""From settings and cluster to the one command that trains: pure, so that it can be printed and compared."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdjob import argv as worker_argv
+from sdjob.output import OutputLayout
+from sdjob.spec import RunSpec
+from sdlaunch.cluster import Cluster
+
+WORKER = "sdtrain"
+# What torchrun puts before each line of a worker; the supervisor reads it back.
+LINE_PREFIX = "[rank ${rank}] "
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A command as a value: what is added to, and removed from, the environment it inherits."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    unset: tuple[str, ...]
+
+    def shell(self) -> str:
+        """The same command for a shell: can be pasted."""
+        removed = [word for name in self.unset for word in ("-u", name)]
+        added = [f"{name}={value}" for name, value in self.env.items()]
+        return shlex.join(["env", *removed, *added, *self.argv])
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of the command."""
+        return {k: v for k, v in inherited.items() if k not in self.unset} | dict(self.env)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the command needs to know of this machine and of the environment that it inherits."""
+
+    home: Path  # folder of train.sh
+    python: str
+    cores: int
+    environ: Mapping[str, str]
+
+
+def notes_dir(layout: OutputLayout, node: int) -> Path:
+    """Where the workers of a node leave word of how they ended."""
+    return layout.run / f"notes-{node}"
+
+
+def stop_file(layout: OutputLayout, node: int) -> Path:
+    """The file whose presence asks the workers of a node to save and exit."""
+    return layout.run / f"stop-{node}"
+
+
+def build(
+    spec: RunSpec, cluster: Cluster, host: Host, passed_on: Mapping[str, str], worker: str = WORKER
+) -> LaunchPlan:
+    """The torchrun command of this node."""
+    layout = OutputLayout(Path(spec.output_dir))
+    argv = (
+        host.python,
+        *("-m", "torch.distributed.run"),
+        *_rendezvous(cluster),
+        f"--nproc-per-node={cluster.nproc_per_node}",
+        "--tee=3",
+        f"--log-dir={layout.logs / f'ranks-of-node-{cluster.node_rank}'}",
+        *("-m", worker),
+        *worker_argv.render(spec),
+    )
+    # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
+    unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
+    return LaunchPlan(argv, {**passed_on, **_environment(layout, cluster, host, passed_on)}, unset)
+
+
+def _rendezvous(cluster: Cluster) -> tuple[str, ...]:
+    if cluster.endpoint is None:
+        return ("--standalone",)  # picks a free port
+    is_host = str(cluster.node_rank == 0).lower()  # without it torchrun guesses by comparing host names
+    return (
+        f"--nnodes={cluster.nodes}",
+        f"--node-rank={cluster.node_rank}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={cluster.endpoint}",
+        "--rdzv-id=sdjob",
+        f"--rdzv-conf=is_host={is_host}",
+    )
+
+
+def _environment(
+    layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str]
+) -> dict[str, str]:
+    threads = max(1, host.cores // cluster.nproc_per_node)
+    code = str(host.home / "project")
+    path = host.environ.get("PYTHONPATH")
+    defaults = {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {
+        "PYTHONPATH": f"{code}:{path}" if path else code,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": LINE_PREFIX,
+        "SDJOB_STOP_FILE": str(stop_file(layout, cluster.node_rank)),
+        "SDJOB_NOTES_DIR": str(notes_dir(layout, cluster.node_rank)),
+    }

@@ -1,0 +1,221 @@
+"""From what was left behind – notes, exit status, log, counters – to one verdict. Pure but for the readers."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdjob.problem import ExitCode
+
+_CLASSES = {
+    ExitCode.FINISHED: "finished",
+    ExitCode.BAD_SETTING: "bad setting",
+    ExitCode.BAD_INPUT: "bad input",
+    ExitCode.NO_HARDWARE: "hardware does not fit",
+    ExitCode.TRAINING_FAILED: "training failed",
+    ExitCode.OUT_OF_MEMORY: "out of memory",
+    ExitCode.OUTPUT_FULL: "output cannot hold the result",
+    ExitCode.STOPPED: "stopped",
+}
+_OOM_LINE = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: can't allocate memory")
+_FULL_LINE = re.compile(r"No space left on device|Disk quota exceeded")
+_ROOT_CAUSE = re.compile(
+    r"Root Cause \(first observed failure\):.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a worker says about its own end."""
+
+    rank: int
+    code: int
+    step: int | None
+    time: float
+    error: str | None
+    traceback: str | None
+    problems: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Everything that is known once the processes are gone."""
+
+    returncode: int
+    notes: tuple[Note, ...]
+    log_tail: tuple[str, ...]
+    oom_kills: int = 0  # processes that the kernel killed for memory, during the run
+    stopped_by: int | None = None  # the first signal from outside
+    forced_at: float | None = None  # when the grace time had passed and the processes were signalled
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run ended, why that is known, and what to do."""
+
+    code: int
+    evidence: tuple[str, ...]
+    remedy: str
+    root_rank: int | None = None
+    step: int | None = None
+    problems: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @property
+    def kind(self) -> str:
+        return _CLASSES.get(ExitCode(self.code), "training failed")
+
+    @property
+    def failed(self) -> bool:
+        return self.code not in (ExitCode.FINISHED, ExitCode.STOPPED)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "class": self.kind,
+            "code": int(self.code),
+            "root_rank": self.root_rank,
+            "step": self.step,
+            "evidence": list(self.evidence),
+            "remedy": self.remedy,
+            "problems": [dict(problem) for problem in self.problems],
+        }
+
+
+def judge(end: Ending) -> Verdict:
+    """The verdict: what the workers say goes before what is inferred from how they ended."""
+    root = _root_cause(end.log_tail)
+    failing = [
+        note
+        for note in sorted(end.notes, key=lambda note: note.time)
+        if note.code not in (ExitCode.FINISHED, ExitCode.STOPPED)
+        and (end.forced_at is None or note.time < end.forced_at)
+    ]
+    killed = root is not None and root[1] == -signal.SIGKILL and end.forced_at is None
+    # Peers of a killed process fail too, of its absence: their notes are no cause.
+    if end.oom_kills and (not failing or failing[0].code == ExitCode.TRAINING_FAILED):
+        return _host_memory(end, root)
+    if killed and root and all(note.code == ExitCode.TRAINING_FAILED for note in failing):
+        return _killed(root[0], end)
+    if failing:
+        return _from_note(failing[0])
+    saved = [note for note in end.notes if note.code == ExitCode.STOPPED]
+    if saved:
+        return _stopped(saved[0].step, "the workers saved and ended", saved[0].problems)
+    if end.returncode == 0:
+        return Verdict(ExitCode.FINISHED, ("all processes ended with 0",), "")
+    if end.stopped_by is not None:
+        return _stopped(_last_step(end), "the workers were ended before they had saved")
+    return _from_log(end, root)
+
+
+def _from_note(note: Note) -> Verdict:
+    evidence = [text for text in (note.error,) if text] or [f"rank {note.rank} ended with code {note.code}"]
+    remedies = [str(problem["remedy"]) for problem in note.problems if problem.get("remedy")]
+    remedy = remedies[0] if remedies else "Read the log of that rank; the settings are in run/spec.yaml."
+    return Verdict(note.code, tuple(evidence), remedy, note.rank, note.step, note.problems)
+
+
+def _stopped(step: int | None, evidence: str, problems: Sequence[Mapping[str, Any]] = ()) -> Verdict:
+    remedy = "Start the same command again: it goes on from the newest whole checkpoint, if there is one."
+    return Verdict(ExitCode.STOPPED, (evidence,), remedy, None, step, tuple(problems))
+
+
+def _host_memory(end: Ending, root: tuple[int, int] | None) -> Verdict:
+    evidence = f"the kernel killed {end.oom_kills} processes for memory (memory.events: oom_kill)"
+    remedy = "Give the container more memory, or use fewer dataloader_num_workers or processes."
+    return Verdict(ExitCode.OUT_OF_MEMORY, (evidence,), remedy, root[0] if root else None, _last_step(end))
+
+
+def _killed(rank: int, end: Ending) -> Verdict:
+    evidence = f"rank {rank} was killed by SIGKILL, and not by the launcher"
+    remedy = (
+        "Start again to resume. If it happens again, look at the memory of the host and who sends signals."
+    )
+    return Verdict(ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, _last_step(end))
+
+
+def _from_log(end: Ending, root: tuple[int, int] | None) -> Verdict:
+    """No worker left word: what the log and the exit status show."""
+    rank, step = root[0] if root else None, _last_step(end)
+    if line := _find(_OOM_LINE, end.log_tail):
+        remedy = "Use a smaller batch_size with gradient_accumulation_steps, or gradient_checkpointing=1."
+        return Verdict(ExitCode.OUT_OF_MEMORY, (line,), remedy, rank, step)
+    if line := _find(_FULL_LINE, end.log_tail):
+        remedy = (
+            "Free some space, mount a larger volume, or keep fewer checkpoints (checkpoints_total_limit)."
+        )
+        return Verdict(ExitCode.OUTPUT_FULL, (line,), remedy, rank, step)
+    evidence = [f"torchrun ended with {_status(end.returncode)}"]
+    if root:
+        evidence.append(f"rank {root[0]} failed first, with {_status(root[1])}")
+    evidence += [line for line in end.log_tail if line.strip()][-3:] if not root else []
+    return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), "Read the log of that rank.", rank, step)
+
+
+def _status(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _find(pattern: re.Pattern[str], lines: Iterable[str]) -> str | None:
+    return next((line.strip() for line in lines if pattern.search(line)), None)
+
+
+def _root_cause(lines: Iterable[str]) -> tuple[int, int] | None:
+    """(rank, exit status) of the first failure in torchrun's table."""
+    match = _ROOT_CAUSE.search("\n".join(lines))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _last_step(end: Ending) -> int | None:
+    """The newest step that any note or progress line tells of."""
+    steps = [note.step for note in end.notes if note.step is not None]
+    steps += [int(m[1]) for line in end.log_tail if (m := re.search(r"\bstep +(\d+)/\d+", line))]
+    return max(steps, default=None)
+
+
+# --- readers -----------------------------------------------------------------------------------------
+
+
+def read_notes(folder: Path) -> tuple[Note, ...]:
+    """All notes that can be read; half a note is none."""
+    found = []
+    for path in sorted(folder.glob("rank-*.json")):
+        try:
+            raw = json.loads(path.read_text())
+            found.append(
+                Note(
+                    rank=int(raw["rank"]),
+                    code=int(raw["code"]),
+                    step=None if raw.get("step") is None else int(raw["step"]),
+                    time=float(raw.get("time") or 0),
+                    error=raw.get("error"),
+                    traceback=raw.get("traceback"),
+                    problems=tuple(raw.get("problems") or ()),
+                )
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return tuple(found)
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory in this container, as far as it says."""
+    for path, key in (
+        ("/sys/fs/cgroup/memory.events", "oom_kill"),
+        ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
+    ):
+        try:
+            counters = dict(line.split() for line in Path(path).read_text().splitlines())
+            return int(counters[key])
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0

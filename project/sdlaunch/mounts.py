@@ -1,0 +1,118 @@
+"""What lies under the mounts: which model, which data set. Nothing is ever written to a read-only mount."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sdjob.dataset import DatasetInfo, find_dataset
+from sdjob.pipeline import PipelineFolder, find_pipeline
+from sdjob.problem import JobError, Problem, bad_input
+from sdjob.spec import RunSpec
+from sdlaunch.options import LaunchOptions
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """Absolute paths of the four mounts."""
+
+    model: Path
+    dataset: Path
+    project: Path
+    output: Path
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The model and the data set of a job; None: not recognised, and `problems` says why."""
+
+    model: PipelineFolder | None
+    dataset: DatasetInfo | None
+    model_path: Path  # of the model that was found, or where it was looked for
+    dataset_path: Path
+    problems: tuple[Problem, ...]
+
+
+def resolve(options: LaunchOptions, home: Path) -> Mounts:
+    """The mounts as absolute paths; `home` is the folder of train.sh."""
+    return Mounts(
+        _absolute(options.model_dir),
+        _absolute(options.dataset_dir),
+        _absolute(options.project_dir) if options.project_dir else home,
+        _absolute(options.output_dir),
+    )
+
+
+def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec) -> Contents:
+    """Recognises the model and the data set, side by side, since mounts may be slow."""
+
+    def model() -> PipelineFolder:
+        _usable_mount("MODEL_DIR", mounts.model, "the model", options.model_name)
+        return find_pipeline(mounts.model, options.model_name, allow_pickle=spec.allow_pickle)
+
+    def dataset() -> DatasetInfo:
+        _usable_mount("DATASET_DIR", mounts.dataset, "the data set", options.dataset_name)
+        return find_dataset(
+            mounts.dataset,
+            options.dataset_name,
+            captions=spec.recipe == "text_to_image",
+            image_column=spec.image_column,
+            caption_column=spec.caption_column,
+        )
+
+    def project() -> None:
+        if options.project_dir:
+            _usable_mount("PROJECT_DIR", mounts.project, "the project", None)
+
+    with ThreadPoolExecutor(2) as pool:
+        finding_model, finding_dataset = pool.submit(_attempt, model), pool.submit(_attempt, dataset)
+        _, project_problems = _attempt(project)
+        found_model, model_problems = finding_model.result()
+        found_dataset, dataset_problems = finding_dataset.result()
+    return Contents(
+        found_model,
+        found_dataset,
+        found_model.path if found_model else mounts.model / (options.model_name or ""),
+        found_dataset.path if found_dataset else mounts.dataset / (options.dataset_name or ""),
+        (*model_problems, *dataset_problems, *project_problems),
+    )
+
+
+def _attempt(find: Callable[[], Found]) -> tuple[Found | None, tuple[Problem, ...]]:
+    try:
+        return find(), ()
+    except JobError as error:
+        return None, error.problems
+    except OSError as error:  # a mount that fails while it is being read
+        where = str(error.filename or "a mount")
+        return None, (bad_input(where, f"{error.strerror or error}", "Check the mount and its permissions."),)
+
+
+def _usable_mount(variable: str, path: Path, holds: str, name: str | None) -> None:
+    """Raises JobError unless the folder is there, readable and not empty; an absolute name needs no mount."""
+    if name and Path(name).is_absolute():
+        return
+    remedy = f"Mount {holds} there, or set {variable} to the folder that holds it."
+    try:
+        empty = not any(path.iterdir())
+        (path / ".").stat()  # a folder without the x permission can be listed, but nothing in it opened
+    except FileNotFoundError:
+        raise JobError(bad_input(variable, f"{path} does not exist", remedy)) from None
+    except NotADirectoryError:
+        raise JobError(bad_input(variable, f"{path} is a file, not a folder", remedy)) from None
+    except PermissionError:
+        found = f"{path} cannot be read by user {os.getuid()}"
+        remedy = f"Make it readable for that user, or set {variable} to another folder."
+        raise JobError(bad_input(variable, found, remedy)) from None
+    if empty:
+        raise JobError(bad_input(variable, f"{path} is empty", remedy))
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()

@@ -1,0 +1,116 @@
+"""Every name that users can type, what it sets, and what a misspelt one probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from pydantic import BaseModel
+
+from sdjob.spec import Alias, RunSpec, settings_of
+from sdlaunch.options import LaunchOptions
+
+# Variables of platforms and libraries that are nobody's misspelling.
+_FOREIGN_PREFIXES = (
+    *("PET_", "SM_", "SLURM_", "VC_", "VK_", "MLP_", "SKYPILOT_", "DSTACK_", "DLC_", "PAI_", "KUBERNETES_"),
+    *("NVIDIA_", "CUDA", "CUDNN_", "NCCL_", "GLOO_", "UCX_", "ROCM_", "HIP_", "MIOPEN_", "ASCEND_", "MUSA_"),
+    *("TOPS_", "ECCL_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "OMPI_", "PMIX_", "PMI_", "I_MPI_", "TF_"),
+    *("TORCH", "PYTORCH_", "XLA_", "TRITON_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "WANDB_"),
+    *("AWS_", "AZURE_", "GOOGLE_", "GCP_", "ALIBABA_", "PYTHON", "PIP_", "UV_", "CONDA_", "VIRTUAL_ENV"),
+    *("LC_", "LD_", "XDG_", "SSH_", "GIT_", "DBUS_", "SDJOB_", "TOKENIZERS_", "ACCELERATE_"),
+)
+_FOREIGN_NAMES = frozenset(
+    (
+        *(
+            "PATH",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "LANG",
+            "LANGUAGE",
+            "TERM",
+            "HOSTNAME",
+            "PWD",
+            "OLDPWD",
+        ),
+        *("TMPDIR", "DEBIAN_FRONTEND", "MASTER_HOST", "MASTER_IP", "MODEL_ID", "DATASET_ID", "PROJECT_ID"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a name sets: a field of one of the two models."""
+
+    model: type[BaseModel]
+    field: str
+    shown: str  # how the plan calls it
+    alias: Alias
+
+
+@cache
+def catalogue() -> dict[str, Target]:
+    """Every accepted name → what it sets. Flags of the worker that are never read are not among them."""
+    return {target.alias.name: target for model in (LaunchOptions, RunSpec) for target in _targets(model)}
+
+
+def _targets(model: type[BaseModel]) -> Iterator[Target]:
+    for field, about in settings_of(model).items():
+        if about.flag_only:
+            continue
+        shown = about.name or field
+        for alias in about.spellings(field):
+            if not (shown.isupper() and alias.name == field):
+                yield Target(model, field, shown, alias)
+
+
+def lookup(name: str, *, any_case: bool = False) -> Target | None:
+    """The target of a name: lower-case names in any case, upper-case ones as they are or with `any_case`."""
+    known = catalogue()
+    return known.get(name) or known.get(name.lower()) or (known.get(name.upper()) if any_case else None)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a variable belongs to a platform or a library."""
+    return name in _FOREIGN_NAMES or name.startswith(_FOREIGN_PREFIXES)
+
+
+def is_worker_flag(name: str) -> bool:
+    """Whether a name is a flag of the worker that an environment never sets, such as output_dir."""
+    about = settings_of(RunSpec).get(name.lower())
+    return about is not None and about.flag_only
+
+
+def near_miss(name: str) -> str | None:
+    """The known name that this unknown one probably meant: one edit away, two for long names."""
+    typed = name.lower().replace("-", "_")
+    if len(typed) < 5:
+        return None
+    allowed = 1 if len(typed) < 9 else 2
+    letters = set(typed)
+    best: tuple[int, str] | None = None
+    for known in catalogue():
+        lower = known.lower()
+        # Cheap bounds first: the environment of a pod has hundreds of names.
+        if abs(len(lower) - len(typed)) > allowed or len(letters ^ set(lower)) > 2 * allowed:
+            continue
+        distance = _edits(typed, lower)
+        if distance <= allowed and (best is None or distance < best[0]):
+            best = (distance, known)
+    return best[1] if best else None
+
+
+def _edits(a: str, b: str) -> int:
+    """Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, right in enumerate(b, 1):
+            cost = min(before[j] + 1, row[-1] + 1, before[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]

@@ -1,0 +1,86 @@
+"""LaunchOptions: the launcher's own settings, once, with the same metadata as the worker's in RunSpec."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sdjob.spec import Count, Positive, Setting, Text
+
+
+class LaunchOptions(BaseModel):
+    """Where things are, how many processes there are, and how the launcher behaves.
+
+    Upper-case names (mount roots, cluster, files) are read from an environment in upper case only,
+    because their lower-case forms mean other things there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # --- mounts --------------------------------------------------------------------------------------
+    model_dir: Annotated[
+        Text, Setting("mounts", "folder of the model, at its root or below", name="MODEL_DIR")
+    ] = "/mnt/model"
+    dataset_dir: Annotated[
+        Text, Setting("mounts", "folder of the data set, at its root or below", name="DATASET_DIR")
+    ] = "/mnt/dataset"
+    project_dir: Annotated[
+        Text | None,
+        Setting("mounts", "folder of the project; empty: the folder of train.sh", name="PROJECT_DIR"),
+    ] = None
+    output_dir: Annotated[
+        Text, Setting("mounts", "folder that receives everything that the job writes", name="OUTPUT_DIR")
+    ] = "/output"
+    model_name: Annotated[
+        Text | None,
+        Setting(
+            "mounts",
+            "model to use: a folder below MODEL_DIR, or an absolute path; empty: the only one there",
+            aliases=("pretrained_model_name_or_path",),
+        ),
+    ] = None
+    dataset_name: Annotated[
+        Text | None,
+        Setting(
+            "mounts",
+            "data set to use: a folder below DATASET_DIR, or an absolute path; empty: the only one there",
+        ),
+    ] = None
+
+    # --- cluster -------------------------------------------------------------------------------------
+    nproc_per_node: Annotated[
+        Annotated[str, Field(pattern=r"^(auto|gpu|cpu|[1-9][0-9]{0,3})$")],
+        Setting(
+            "cluster",
+            "processes per node: a number; gpu: one per accelerator; cpu: one per core; "
+            "auto: one per accelerator, else one",
+            name="NPROC_PER_NODE",
+        ),
+    ] = "auto"
+    nnodes: Annotated[Positive | None, Setting("cluster", "nodes; empty: one", name="NNODES")] = None
+    node_rank: Annotated[
+        Count | None, Setting("cluster", "number of this node, from 0", name="NODE_RANK")
+    ] = None
+    master_addr: Annotated[
+        Text | None, Setting("cluster", "name or address of node 0", name="MASTER_ADDR")
+    ] = None
+    master_port: Annotated[
+        Annotated[int, Field(ge=1, le=65535)] | None,
+        Setting("cluster", "free port on node 0; empty: 29400", name="MASTER_PORT"),
+    ] = None
+
+    # --- launcher ------------------------------------------------------------------------------------
+    env_file: Annotated[
+        Text | None, Setting("launcher", "file with one NAME=value a line", name="ENV_FILE")
+    ] = None
+    config_file: Annotated[
+        Text | None, Setting("launcher", "YAML file with settings", name="CONFIG_FILE")
+    ] = None
+    strict_env: Annotated[
+        bool, Setting("launcher", "a near miss of a name stops the job; 0: it is only a warning")
+    ] = True
+    stop_grace: Annotated[
+        Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)],
+        Setting("launcher", "time to save and exit when the job is stopped from outside", unit="seconds"),
+    ] = 25.0

@@ -1,0 +1,252 @@
+"""Everything that can be checked before training begins: a flat list of checks, all problems at once."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from sdjob import compat
+from sdjob.compat import Topology
+from sdjob.dataset import verify_sample
+from sdjob.output import OutputLayout, step_folders
+from sdjob.problem import JobError, Problem, bad_input, hardware, output_problem, setting
+from sdjob.spec import RunSpec
+from sdlaunch.cluster import Cluster
+from sdlaunch.devices import Devices
+from sdlaunch.mounts import Contents, Mounts
+
+# Import name → what to install.
+PACKAGES = {
+    "torch": "torch",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+    "PIL": "pillow",
+    "numpy": "numpy",
+    "tensorboard": "tensorboard",
+}
+SAMPLED_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the checks look at."""
+
+    spec: RunSpec
+    cluster: Cluster
+    devices: Devices
+    mounts: Mounts
+    contents: Contents
+
+    @property
+    def topology(self) -> Topology:
+        return Topology(self.devices.kind, self.cluster.world_size, self.devices.bf16)
+
+
+def run(job: Job) -> list[Problem]:
+    """Every problem of every check; they run side by side, since each waits for another disk or mount."""
+    with ThreadPoolExecutor(4) as pool:
+        return [problem for problems in pool.map(lambda check: check(job), CHECKS) for problem in problems]
+
+
+def _combination(job: Job) -> list[Problem]:
+    return compat.problems(job.spec, job.topology)
+
+
+def _devices(job: Job) -> list[Problem]:
+    have, want = job.devices.count, job.cluster.nproc_per_node
+    if job.devices.problems or job.devices.kind == "cpu" or have is None or want <= have:
+        return list(job.devices.problems)
+    return [
+        hardware(
+            "NPROC_PER_NODE",
+            f"{want} processes, and {have} {job.devices.kind} devices on this node",
+            f"Use NPROC_PER_NODE={have}, or a machine with {want} devices.",
+        )
+    ]
+
+
+def _packages(job: Job) -> list[Problem]:
+    missing = [package for name, package in PACKAGES.items() if find_spec(name) is None]
+    if not missing:
+        return []
+    return [
+        hardware(
+            "Python packages",
+            f"{', '.join(missing)} not installed for this Python",
+            f"Install: python -m pip install {' '.join(missing)}",
+        )
+    ]
+
+
+def _output_writable(job: Job) -> list[Problem]:
+    """Proves by writing that the output folder can be made and written, and leaves nothing behind."""
+    output = job.mounts.output
+    made: list[Path] = []
+    try:
+        for folder in reversed((output, *output.parents)):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        _write_probe(output / f".probe-{secrets.token_hex(8)}")
+    except OSError as error:
+        return [_unwritable(output, error)]
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+    return []
+
+
+def _write_probe(probe: Path) -> None:
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _unwritable(output: Path, error: OSError) -> Problem:
+    remedy = "Mount a writable volume there, or set OUTPUT_DIR to a writable folder."
+    match error.errno:
+        case errno.ENOTDIR | errno.EEXIST:
+            found = f"{output} is a file, not a folder, or lies below one"
+        case errno.EACCES | errno.EPERM:
+            found = f"{output} cannot be written by user {os.getuid()}"
+        case errno.EROFS:
+            found = f"{output} is mounted read-only"
+        case errno.ENOSPC | errno.EDQUOT:
+            found = f"no space left in {output}"
+            remedy = "Free some space, mount a larger volume, or set OUTPUT_DIR to another folder."
+        case _:
+            found = f"{output}: {error.strerror}"
+    return output_problem("OUTPUT_DIR", found, remedy)
+
+
+def checkpoint_bytes(job: Job) -> int | None:
+    """Bytes of one step checkpoint: fp32 weights, two moments of AdamW, the average if there is one."""
+    if job.contents.model is None or job.spec.lora_rank:
+        return None
+    return 4 * job.contents.model.parts["unet"].num_parameters * (4 if job.spec.use_ema else 3)
+
+
+def kept_checkpoints(spec: RunSpec) -> int:
+    made = math.ceil(spec.max_train_steps / spec.checkpointing_steps)
+    return min(made, spec.checkpoints_total_limit or made)
+
+
+def _free_space(job: Job) -> list[Problem]:
+    """Room for the checkpoints that the job keeps, one more while the newest is written, and the result."""
+    one = checkpoint_bytes(job)
+    if one is None or job.contents.model is None:
+        return []
+    kept = kept_checkpoints(job.spec)
+    result = sum(4 * part.num_parameters for part in job.contents.model.parts.values())
+    needed = one * (kept + (job.spec.checkpoints_total_limit is not None)) + result
+    existing = next(folder for folder in (job.mounts.output, *job.mounts.output.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free + sum(
+        file.stat().st_size
+        for folder in step_folders(OutputLayout(job.mounts.output))
+        for file in folder.path.rglob("*")
+        if file.is_file()
+    )
+    if free >= needed:
+        return []
+    return [
+        output_problem(
+            "OUTPUT_DIR",
+            f"{in_units(free)} free at {existing}, {in_units(needed)} needed: "
+            f"{kept} checkpoints of {in_units(one)}, and the result of {in_units(result)}",
+            "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
+            "(checkpointing_steps).",
+        )
+    ]
+
+
+def in_units(size: int) -> str:
+    """1.5 GB"""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def _images(job: Job) -> list[Problem]:
+    if job.contents.dataset is None or job.spec.verify_images == "none":
+        return []
+    return verify_sample(job.contents.dataset, SAMPLED_IMAGES)
+
+
+def _class_images(job: Job) -> list[Problem]:
+    folder = job.spec.class_data_dir
+    if not job.spec.with_prior_preservation or folder is None or Path(folder).is_dir():
+        return []
+    return [
+        bad_input(
+            "class_data_dir",
+            f"{folder} is not a folder",
+            "Correct the path, or unset it: class pictures are then generated under the output folder.",
+        )
+    ]
+
+
+def _resume_point(job: Job) -> list[Problem]:
+    wanted = job.spec.resume
+    if wanted in ("auto", "never"):
+        return []
+    if wanted != "must":
+        if Path(wanted).is_dir():
+            return []
+        return [
+            setting("resume", f"{wanted} is not a folder", "Give a checkpoint's folder, auto, never or must.")
+        ]
+    if any(folder.defect is None for folder in step_folders(OutputLayout(job.mounts.output))):
+        return []
+    return [
+        setting(
+            "resume",
+            f"must, and no whole checkpoint in {job.mounts.output / 'checkpoint'}",
+            "Use resume=auto, or set OUTPUT_DIR to the folder of the run to go on with.",
+        )
+    ]
+
+
+def _guarded(check: Callable[[Job], list[Problem]]) -> Callable[[Job], list[Problem]]:
+    """A check whose file system fails reports that, instead of ending the launcher."""
+
+    def guarded(job: Job) -> list[Problem]:
+        try:
+            return check(job)
+        except JobError as error:
+            return list(error.problems)
+        except OSError as error:
+            where = str(error.filename or "file system")
+            return [bad_input(where, error.strerror or str(error), "Check the mount and its permissions.")]
+
+    return guarded
+
+
+CHECKS: tuple[Callable[[Job], list[Problem]], ...] = tuple(
+    _guarded(check)
+    for check in (
+        _combination,
+        _devices,
+        _packages,
+        _output_writable,
+        _free_space,
+        _images,
+        _class_images,
+        _resume_point,
+    )
+)

@@ -1,0 +1,84 @@
+"""What a run leaves on disk about itself: the plan, the settings to replay it, the environment, a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sdjob.output import OutputLayout
+from sdlaunch.evidence import Verdict
+from sdlaunch.plan import JobPlan
+from sdlaunch.redact import redact, redacted_environment, secrets_of
+
+_PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "peft", "colossalai", "numpy")
+# What describes one start, not the job: left out of the settings to replay.
+_NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
+    """run/plan.json, run/spec.yaml and run/environment.json."""
+    layout.run.mkdir(parents=True, exist_ok=True)
+    secrets = secrets_of(environ)
+    _write(layout.run / "plan.json", redact(_json(plan.to_dict()), secrets))
+    _write(layout.run / "spec.yaml", redact(replayable(plan), secrets))
+    _write(layout.run / "environment.json", _json(_surroundings(environ)))
+
+
+def replayable(plan: JobPlan) -> str:
+    """The settings as a YAML file that CONFIG_FILE reads back to the same job."""
+    import yaml
+
+    values = {
+        name: each.value
+        for name, each in plan.settings.items()
+        if each.value not in (None, [], "") and name not in (*_NOT_REPLAYED, *_from_mounts(plan))
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def _from_mounts(plan: JobPlan) -> list[str]:
+    """Flags of the worker that follow from the mounts, and are no settings."""
+    from sdlaunch.names import is_worker_flag
+
+    return [name for name in plan.settings if is_worker_flag(name)]
+
+
+def write_failure(layout: OutputLayout, verdict: Verdict, secrets: tuple[str, ...]) -> None:
+    """failure.json, which exists only while the last run has failed."""
+    if verdict.failed:
+        _write(layout.failure, redact(_json(verdict.to_dict()), secrets))
+    else:
+        layout.failure.unlink(missing_ok=True)
+
+
+def _surroundings(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "environment": redacted_environment(environ),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

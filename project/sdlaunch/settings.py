@@ -1,0 +1,210 @@
+"""From what was written in the sources to validated settings, each with the source that won."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sdjob.argv import problems_of
+from sdjob.problem import JobError, Problem, setting
+from sdjob.spec import RunSpec, settings_of
+from sdlaunch import names, sources
+from sdlaunch.names import Target
+from sdlaunch.options import LaunchOptions
+from sdlaunch.sources import Given, Text
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# The launcher fills these from the mounts; until then a spec needs some value.
+_FROM_MOUNTS = {"pretrained_model_name_or_path": "?", "output_dir": "?"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a job. Values that were refused are at their defaults, and `problems` says so."""
+
+    spec: RunSpec
+    options: LaunchOptions
+    given: Mapping[str, Given]  # by the name that the plan shows
+    passed_on: Mapping[str, str]  # variables of the env file that are not settings: for the workers
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+    def source(self, shown: str) -> str:
+        return self.given[shown].where if shown in self.given else "default"
+
+
+@dataclass
+class _Found:
+    """What reading has collected so far."""
+
+    winners: dict[str, tuple[Target, Given]]
+    problems: list[Problem]
+    doubts: list[Problem]  # problems, or only warnings with strict_env=0
+    warnings: list[str]
+    passed_on: dict[str, str]
+
+
+def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settings:
+    """Reads every source, strongest first: command line, environment, env file, YAML file, default."""
+    found = _Found({}, [], [], [], {})
+    _take(found, sources.from_command_line(flags), _unknown_flag, any_case=True)
+    _take(found, sources.from_environment(environ), _unknown_variable)
+    if path := _path(found, "ENV_FILE"):
+        _take(found, _attempt(found, sources.from_env_file, path), _unknown_in_env_file)
+    if path := _path(found, "CONFIG_FILE"):
+        _take(found, _attempt(found, sources.from_yaml, path), _unknown_in_yaml, any_case=True)
+    options, wrong_options = _validated(LaunchOptions, found.winners, {})
+    spec, wrong_settings = _validated(RunSpec, found.winners, _FROM_MOUNTS)
+    problems = [*found.problems, *wrong_options, *wrong_settings]
+    if options.strict_env:
+        problems += found.doubts
+    else:
+        found.warnings += [f"{doubt.subject}: {doubt.found}" for doubt in found.doubts]
+    return Settings(
+        spec,
+        options,
+        {shown: given for shown, (_, given) in found.winners.items()},
+        found.passed_on,
+        tuple(sorted(set(problems))),
+        tuple(found.warnings),
+    )
+
+
+def _path(found: _Found, shown: str) -> str | None:
+    winner = found.winners.get(shown)
+    return str(winner[1].text) if winner else None
+
+
+def _attempt(found: _Found, reader: Any, path: str) -> list[Given]:
+    try:
+        given: list[Given] = reader(path)
+    except JobError as error:
+        found.problems += error.problems
+        return []
+    if reader is sources.from_env_file:
+        found.doubts += sources.misread_values(path, given)
+    return given
+
+
+def _take(found: _Found, layer: Iterable[Given], unknown: Any, *, any_case: bool = False) -> None:
+    """Adds one source: its conflicts and unknown names are recorded, its values win where none is there yet."""
+    by_setting: dict[str, list[tuple[Target, Given]]] = defaultdict(list)
+    for given in layer:
+        target = names.lookup(given.name, any_case=any_case)
+        if target:
+            by_setting[target.shown].append((target, _translated(target, given)))
+        else:
+            unknown(found, given)
+    for shown, candidates in by_setting.items():
+        if target_is_list(candidates[0][0]) and len({given.name for _, given in candidates}) == 1:
+            candidates = [(candidates[0][0], _joined([given for _, given in candidates]))]
+        for _, other in candidates[1:]:
+            first = candidates[0][1]
+            if not _same(first.text, other.text):
+                found.problems.append(_conflict(shown, first, other))
+        found.winners.setdefault(shown, candidates[0])
+
+
+def target_is_list(target: Target) -> bool:
+    """Whether a setting holds several values, so that repeating it adds one."""
+    return isinstance(target.model.model_fields[target.field].default, tuple)
+
+
+def _joined(given: Sequence[Given]) -> Given:
+    if len(given) == 1:
+        return given[0]
+    texts = (item.text if isinstance(item.text, tuple) else (item.text,) for item in given)
+    return replace(given[0], text=tuple(text for several in texts for text in several))
+
+
+def _translated(target: Target, given: Given) -> Given:
+    return given if isinstance(given.text, tuple) else replace(given, text=target.alias.translate(given.text))
+
+
+def _same(a: Text, b: Text) -> bool:
+    if a == b:
+        return True
+    try:
+        return float(str(a)) == float(str(b))
+    except ValueError:
+        return str(a).strip().lower() == str(b).strip().lower()
+
+
+def _conflict(shown: str, first: Given, other: Given) -> Problem:
+    return setting(
+        shown,
+        f"{first.text!r} ({first.where}) and {other.text!r} ({other.where})",
+        f"Both set {shown}: keep one of them.",
+    )
+
+
+def _unknown_flag(found: _Found, given: Given) -> None:
+    found.problems.append(_unknown(given, "See `bash train.sh --help` for the settings."))
+
+
+def _unknown_in_yaml(found: _Found, given: Given) -> None:
+    found.problems.append(_unknown(given, "Remove it, or see `bash train.sh --help` for the settings."))
+
+
+def _unknown(given: Given, otherwise: str) -> Problem:
+    meant = names.near_miss(given.name)
+    if names.is_worker_flag(given.name):
+        otherwise = "The launcher sets it from the mounts: use MODEL_DIR, DATASET_DIR, OUTPUT_DIR."
+    return setting(given.name, f"unknown setting ({given.where})", f"Write {meant}." if meant else otherwise)
+
+
+def _unknown_in_env_file(found: _Found, given: Given) -> None:
+    """Variables for libraries (NCCL_DEBUG, …) belong in such files too, and go to the workers."""
+    if _unknown_variable(found, given):
+        return
+    found.passed_on[given.name] = str(given.text)
+    if not names.is_foreign(given.name):
+        found.warnings.append(f"{given.name} ({given.where}) is no setting; it is passed on to the workers")
+
+
+def _unknown_variable(found: _Found, given: Given) -> bool:
+    """Records a variable that looks like a misspelt setting; says whether it does."""
+    if names.is_worker_flag(given.name):
+        found.warnings.append(
+            f"{given.name} ({given.where}) is never read from there: see MODEL_DIR, OUTPUT_DIR, …"
+        )
+        return True
+    meant = None if names.is_foreign(given.name) else names.near_miss(given.name)
+    if meant:
+        found.doubts.append(
+            setting(
+                given.name,
+                f"unknown name, probably {meant} ({given.where})",
+                f"Write {meant}; or set strict_env=0 if {given.name} is meant for something else.",
+            )
+        )
+    return meant is not None
+
+
+def _validated(
+    model: type[Model], winners: Mapping[str, tuple[Target, Given]], known: Mapping[str, Any]
+) -> tuple[Model, list[Problem]]:
+    """The model from these values; refused ones are left at their defaults and returned as problems."""
+    values = {t.field: given.text for t, given in winners.values() if t.model is model} | dict(known)
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        refused = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+        problems = [_with_source(problem, winners) for problem in problems_of(error, model)]
+    accepted = {field: value for field, value in values.items() if field not in refused}
+    return model.model_validate(accepted), problems
+
+
+def _with_source(problem: Problem, winners: Mapping[str, tuple[Target, Given]]) -> Problem:
+    winner = winners.get(problem.subject)
+    return replace(problem, found=f"{problem.found} ({winner[1].where})") if winner else problem
+
+
+def shown_names(model: type[BaseModel]) -> dict[str, str]:
+    """Field → the name that the plan shows."""
+    return {field: about.name or field for field, about in settings_of(model).items()}

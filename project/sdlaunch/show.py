@@ -1,0 +1,94 @@
+"""Plans and problems as text for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sdjob.problem import ExitCode, Problem, exit_code
+from sdlaunch.plan import JobPlan
+from sdlaunch.redact import redact, secrets_of
+
+_MEANING = {
+    ExitCode.BAD_SETTING: "a setting is wrong",
+    ExitCode.BAD_INPUT: "a mount, the model or the data is wrong",
+    ExitCode.NO_HARDWARE: "the hardware or software does not fit",
+    ExitCode.OUTPUT_FULL: "the output folder cannot hold the result",
+}
+
+
+def report(job: JobPlan, verb: str, *, as_json: bool, environ: Mapping[str, str]) -> str:
+    """What a verb prints of a job, without secrets."""
+    if verb == "plan":
+        text = _as_json(job.to_dict()) if as_json else plan(job)
+    elif as_json:
+        text = _as_json({"problems": [problem.to_dict() for problem in job.problems]})
+    else:
+        found = problems(job.problems) if job.problems else "no problems: the job can start"
+        text = "\n".join([*(_warnings(job.warnings) and [_warnings(job.warnings)]), found])
+    return redact(text, secrets_of(environ))
+
+
+def start(job: JobPlan, environ: Mapping[str, str]) -> str:
+    """A few lines before training begins."""
+    uses = [
+        f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
+        for name, about in job.mounts.items()
+    ]
+    lines = [line for line in (*uses, *job.arithmetic, _warnings(job.warnings).strip()) if line]
+    return redact("\n".join(lines), secrets_of(environ))
+
+
+def plan(job: JobPlan) -> str:
+    """The whole plan, the settings that somebody made first."""
+    made = {name: each for name, each in job.settings.items() if each.source != "default"}
+    rest = {name: each for name, each in job.settings.items() if each.source == "default"}
+    sections = [
+        ("Settings", _table((name, _value(each.value), each.source) for name, each in made.items())),
+        ("Settings at their default", _table((name, _value(each.value), "") for name, each in rest.items())),
+        ("Mounts", _table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
+        ("Arithmetic", "\n".join(f"  {line}" for line in job.arithmetic)),
+        ("Command", job.launch.shell() if job.launch else "  none, because a setting was refused"),
+    ]
+    if job.warnings:
+        sections.append(("Warnings", _warnings(job.warnings)))
+    sections.append(("Problems", problems(job.problems) if job.problems else "  none: the job can start"))
+    return "\n\n".join(f"{title}\n{body}" for title, body in sections if body)
+
+
+def problems(found: Sequence[Problem]) -> str:
+    """Every problem as what – found – remedy, and the exit code that they lead to."""
+    lines = [f"  {problem.subject}: {problem.found}\n      → {problem.remedy}" for problem in sorted(found)]
+    code = exit_code(found)
+    meaning = f" ({_MEANING[ExitCode(code)]})" if code in _MEANING else ""
+    number = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+    return "\n".join([*lines, f"{number}; exit code {code}{meaning}."])
+
+
+def _warnings(found: Iterable[str]) -> str:
+    return "\n".join(f"  warning: {warning}" for warning in found)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    """A value on one line, as it would be typed; text with other characters than that is quoted."""
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    text = str(value)
+    return text if text.isprintable() and text == text.strip() else repr(text)
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Columns, aligned up to a width beyond which a long value pushes its neighbour."""
+    rows = list(rows)
+    first = max((len(row[0]) for row in rows), default=0)
+    second = min(max((len(row[1]) for row in rows), default=0), 40)
+    return "\n".join(f"  {a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows)

@@ -1,0 +1,60 @@
+"""The output of torchrun, line by line: to the terminal for people, all of it to the log of the node."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from typing import IO, TextIO
+
+from sdlaunch.redact import redact
+
+_PREFIX = re.compile(r"\[rank (\d+)\] ")  # command.LINE_PREFIX, filled in
+_PROGRESS = re.compile(r"step +\d+/\d+ ")
+_CLEAR_LINE = "\r\x1b[K"
+_TAIL = 200
+
+
+class Stream:
+    """Distributes lines. What torchrun itself says (tables, tracebacks) goes to the log only."""
+
+    def __init__(self, log: TextIO, terminal: TextIO, secrets: tuple[str, ...]) -> None:
+        self.tail: deque[str] = deque(maxlen=_TAIL)
+        self._log = log
+        self._terminal = terminal
+        self._secrets = secrets
+        self._in_place = terminal.isatty()
+        self._open_line = False  # a progress line without its newline is on the terminal
+
+    def pump(self, lines: Iterable[bytes]) -> None:
+        """Passes on every line until the stream ends."""
+        for raw in lines:
+            line = redact(raw.decode("utf-8", "replace").rstrip("\r\n"), self._secrets)
+            self.tail.append(line)
+            print(line, file=self._log, flush=True)
+            if match := _PREFIX.match(line):
+                text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
+                self._show(text if match[1] == "0" else match[0] + text)
+        self.end_line()
+
+    def say(self, text: str) -> None:
+        """A line of the launcher's own, for terminal and log."""
+        text = redact(text, self._secrets)
+        print(text, file=self._log, flush=True)
+        self._show(text)
+
+    def end_line(self) -> None:
+        if self._open_line:
+            print(file=self._terminal, flush=True)
+            self._open_line = False
+
+    def _show(self, text: str) -> None:
+        progress = self._in_place and _PROGRESS.match(text) is not None
+        before = _CLEAR_LINE if self._open_line and progress else "\n" if self._open_line else ""
+        print(before + text, end="" if progress else "\n", file=self._terminal, flush=True)
+        self._open_line = progress
+
+
+def lines_of(pipe: IO[bytes]) -> Iterable[bytes]:
+    """Lines as they come."""
+    return iter(pipe.readline, b"")

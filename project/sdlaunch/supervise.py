@@ -1,0 +1,171 @@
+"""Runs a plan: logs, signals, the two-phase stop, and the exit code that follows from the evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdjob.output import OutputLayout
+from sdjob.problem import ExitCode, Problem, output_problem
+from sdlaunch import command, evidence, processes, records
+from sdlaunch.command import LaunchPlan
+from sdlaunch.evidence import Ending, Verdict
+from sdlaunch.plan import JobPlan
+from sdlaunch.redact import secrets_of
+from sdlaunch.stream import Stream, lines_of
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_LAST_GRACE = 3.0  # seconds between SIGTERM and SIGKILL, when the grace time has passed
+
+
+@dataclass
+class Stop:
+    """The state of a stop from outside; a signal handler only appends to `signals`."""
+
+    signals: list[int] = field(default_factory=list)
+    asked_at: float | None = None
+    forced_at: float | None = None
+
+
+def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
+    """Trains, and returns the exit code of the job."""
+    assert plan.launch is not None, "a plan with a refused setting has no command"
+    layout, node = OutputLayout(plan.output), plan.cluster.node_rank
+    notes, stop_file = command.notes_dir(layout, node), command.stop_file(layout, node)
+    secrets = secrets_of(environ)
+    try:
+        if node == 0:
+            records.write_all(plan, layout, environ)
+        _fresh(notes, stop_file)
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        log = (layout.logs / f"node-{node}.log").open("a", encoding="utf-8")
+    except OSError as error:
+        return _cannot_write(layout, error)
+    with log:
+        stream = Stream(log, sys.stdout, secrets)
+        kills_before = evidence.oom_kills()
+        with _signals_noted() as stop:
+            returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace)
+        if len(stop.signals) > 1:
+            stream.say(f"stopped at once by a second signal ({_name(stop.signals[1])})")
+            return 128 + stop.signals[1]
+        verdict = evidence.judge(
+            Ending(
+                returncode,
+                evidence.read_notes(notes),
+                tuple(stream.tail),
+                evidence.oom_kills() - kills_before,
+                stop.signals[0] if stop.signals else None,
+                stop.forced_at,
+            )
+        )
+        _conclude(verdict, layout, log.name, stream, secrets)
+    return int(verdict.code)
+
+
+def _fresh(notes: Path, stop_file: Path) -> None:
+    """Word that an earlier run left must not be taken for this one's."""
+    shutil.rmtree(notes, ignore_errors=True)
+    notes.mkdir(parents=True)
+    stop_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _signals_noted() -> Iterator[Stop]:
+    stop = Stop()
+    before = {signum: signal.signal(signum, lambda n, _: stop.signals.append(n)) for signum in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _supervised(
+    launch: LaunchPlan, environ: Mapping[str, str], stream: Stream, stop: Stop, stop_file: Path, grace: float
+) -> int:
+    """Starts the command, waits for its end, and passes on what comes from both sides."""
+    processes.adopt_orphans()
+    with subprocess.Popen(
+        launch.argv,
+        env=launch.environment(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
+    ) as process:
+        assert process.stdout is not None
+        pump = threading.Thread(target=stream.pump, args=(lines_of(process.stdout),), daemon=True)
+        pump.start()
+        while process.poll() is None and len(stop.signals) < 2:
+            _advance(stop, process, stop_file, grace, stream)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        if len(stop.signals) > 1:
+            processes.end_all(signal.SIGKILL)
+        process.wait()
+        processes.end_all(signal.SIGKILL)  # workers that torchrun did not take along
+        pump.join()
+    return process.returncode
+
+
+def _advance(
+    stop: Stop, process: subprocess.Popen[bytes], stop_file: Path, grace: float, stream: Stream
+) -> None:
+    """One look at the stop: ask at the first signal, insist after the grace time, then kill."""
+    now = time.time()
+    if stop.signals and stop.asked_at is None:
+        stop.asked_at = now
+        stream.say(
+            f"{_name(stop.signals[0])}: saving and stopping, within {grace:g} s; again to stop at once"
+        )
+        with contextlib.suppress(OSError):  # a full disk: the processes are signalled after the grace time
+            stop_file.touch()
+    elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
+        stop.forced_at = now
+        stream.say(f"not stopped within {grace:g} s: ending the processes")
+        process.terminate()
+    elif stop.forced_at is not None and now >= stop.forced_at + _LAST_GRACE:
+        processes.end_all(signal.SIGKILL)
+
+
+def _conclude(
+    verdict: Verdict, layout: OutputLayout, log: str, stream: Stream, secrets: tuple[str, ...]
+) -> None:
+    """The last words on the terminal, and failure.json."""
+    with contextlib.suppress(OSError):  # a full disk must not hide the verdict
+        records.write_failure(layout, verdict, secrets)
+    if verdict.code == ExitCode.FINISHED:
+        return
+    rank = "" if verdict.root_rank is None else f", rank {verdict.root_rank}"
+    step = "" if verdict.step is None else f", step {verdict.step}"
+    stream.say(f"{verdict.kind} (exit code {int(verdict.code)}{rank}{step})")
+    for problem in verdict.problems:
+        stream.say(f"  {problem.get('subject')}: {problem.get('found')}\n      → {problem.get('remedy')}")
+    if not verdict.problems:
+        stream.say("\n".join(f"  {line}" for line in verdict.evidence))
+        stream.say(f"      → {verdict.remedy}")
+    if verdict.failed:
+        stream.say(f"  details: {layout.failure}, {log}")
+
+
+def _cannot_write(layout: OutputLayout, error: OSError) -> int:
+    problem: Problem = output_problem(
+        "OUTPUT_DIR",
+        f"{error.filename or layout.root}: {error.strerror}",
+        "Mount a writable volume with free space there, or set OUTPUT_DIR to another folder.",
+    )
+    print(problem, file=sys.stderr)
+    return problem.code
+
+
+def _name(signum: int) -> str:
+    return signal.Signals(signum).name

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Start command of a training job: bash train.sh [plan|check|--dry-run|--help] [name=value ...]
+# Works from any working directory; needs only bash, and Python 3.10 or newer with pydantic.
+set -eu
+
+home=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+
+if [ -x "$home/.venv/bin/python" ]; then
+    python=$home/.venv/bin/python
+else
+    python=$(command -v python3 || true)
+fi
+if [ -z "$python" ]; then
+    printf '%s\n' "Python: not found" \
+        "    → Install Python 3.10 or newer, or use an image that has it." >&2
+    exit 69
+fi
+
+# The project may be mounted read only: no __pycache__ there.
+export PYTHONDONTWRITEBYTECODE=1
+exec "$python" "$home/entrypoint.py" "$@"
