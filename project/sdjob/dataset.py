@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from .folders import Listing, below, few, list_folder, open_listing, suffix_of, unreadable
-from .images import decode, is_image_name, source_of, undecodable
-from .metadata import FILE_NAME, METADATA_NAMES, read_metadata
-from .problem import JobError, Problem, bad_input
-from .tables import Table, missing_shards, parquet_table, read_values, saved_table, train_files
+from sdjob.folders import Listing, below, few, list_folder, open_listing, read_json, suffix_of, unreadable
+from sdjob.images import decode, is_image_name, source_of, undecodable
+from sdjob.metadata import FILE_NAME, METADATA_NAMES, read_metadata
+from sdjob.problem import JobError, Problem, bad_input
+from sdjob.tables import Table, missing_shards, parquet_table, read_values, saved_table, train_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,7 +139,7 @@ def _is_bare(listing: Listing, kind: Format) -> bool:
     if kind != "folder":
         return False
     texts = {_stem(name) for name in listing.files if name.endswith(TXT_CAPTIONS)}
-    return not any(is_image_name(name) and _stem(name) in texts for name in listing.files)
+    return not texts or not any(is_image_name(name) and _stem(name) in texts for name in listing.files)
 
 
 def _stem(name: str) -> str:
@@ -200,10 +199,8 @@ def _saved(listing: Listing, image_column: str, caption_column: str | None) -> D
 def _split_of(path: Path) -> str:
     """The split of a saved DatasetDict to train on: "train", or the only one."""
     try:
-        splits = [str(split) for split in json.loads(path.read_bytes())["splits"]]
-    except OSError as error:
-        raise JobError(unreadable(path, error)) from error
-    except (ValueError, KeyError, TypeError) as error:
+        splits = [str(split) for split in read_json(path)["splits"]]
+    except (KeyError, TypeError) as error:
         raise JobError(bad_input(str(path), f"is not readable ({error!r})", "save it again")) from error
     if "train" in splits or len(splits) == 1:
         return "train" if "train" in splits else splits[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .problem import JobError, Problem, bad_input
+from sdjob.problem import JobError, Problem, bad_input
 
 LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "copy or download it again, with all that belongs to it"
 _STRAY = frozenset({"thumbs.db", "desktop.ini", "__macosx", "lost+found"})
 
 
@@ -99,18 +102,39 @@ def reason_of(error: OSError) -> str:
     return f"cannot be read ({error.strerror or error})"
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether Git left a note here instead of the file. Raises OSError."""
+def check_pointer(path: Path) -> None:
+    """Refuses a file where Git left a note instead of the content. Raises JobError, OSError."""
     with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            found = "is a Git LFS pointer, not the file itself"
+            remedy = "run `git lfs pull` in the folder that was cloned, or download the file again"
+            raise JobError(bad_input(str(path), found, remedy))
 
 
-def lfs_problem(path: Path) -> Problem:
-    return bad_input(
-        str(path),
-        "is a Git LFS pointer, not the file itself",
-        "run `git lfs pull` in the folder that was cloned, or download the files again",
-    )
+def read_file(path: Path, count: int = -1) -> bytes:
+    """The first bytes of a file that must be there, and not empty. Raises JobError."""
+    try:
+        check_pointer(path)
+        with path.open("rb") as file:
+            content = file.read(count)
+    except FileNotFoundError as error:
+        raise JobError(bad_input(str(path), "is missing", _AGAIN)) from error
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    if not content:
+        raise JobError(bad_input(str(path), "is empty (0 bytes)", _AGAIN))
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with a JSON object. Raises JobError."""
+    try:
+        value = json.loads(read_file(path))
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise JobError(bad_input(str(path), f"is not readable JSON ({error})", _AGAIN)) from error
+    return value
 
 
 def few(items: Iterable[object], limit: int = 6) -> str:

@@ -9,8 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .folders import LFS_POINTER, reason_of, suffix_of
-from .problem import Problem, bad_input
+from sdjob.folders import LFS_POINTER, reason_of, suffix_of
+from sdjob.problem import Problem, bad_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .folders import few, unreadable
-from .images import is_image_name
-from .problem import JobError, Problem, bad_input
+from sdjob.folders import few, unreadable
+from sdjob.images import is_image_name
+from sdjob.problem import JobError, Problem, bad_input
 
 FILE_NAME = "file_name"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections import defaultdict
@@ -12,8 +11,8 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .folders import few, is_lfs_pointer, lfs_problem, unreadable
-from .problem import JobError, Problem, bad_input
+from sdjob.folders import check_pointer, few, read_json, unreadable
+from sdjob.problem import JobError, Problem, bad_input
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,10 +100,8 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
     """The arrow files that `save_to_disk` lists in state.json. Raises JobError."""
     path = folder / "state.json"
     try:
-        names = [entry["filename"] for entry in json.loads(path.read_bytes())["_data_files"]]
-    except OSError as error:
-        raise JobError(unreadable(path, error)) from error
-    except (ValueError, KeyError, TypeError) as error:
+        names = [entry["filename"] for entry in read_json(path)["_data_files"]]
+    except (KeyError, TypeError) as error:
         raise JobError(bad_input(str(path), f"is not readable ({error!r})", "save it again")) from error
     return tuple(folder / name for name in names)
 
@@ -130,8 +127,7 @@ def _opened(path: Path, read: Callable[[Path], Any]) -> Any:
     import pyarrow as pa
 
     try:
-        if is_lfs_pointer(path):
-            raise JobError(lfs_problem(path))
+        check_pointer(path)
         return read(path)
     except pa.ArrowInvalid as error:
         found = f"is damaged or truncated ({str(error).splitlines()[0]})"

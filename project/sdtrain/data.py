@@ -12,9 +12,8 @@ from PIL.Image import Image, Resampling, Transpose
 from sdjob.dataset import spread
 from sdjob.images import ImageError, image_problem, undecodable
 from sdjob.problem import JobError, Problem, bad_input
-
-from .order import Sample, generator
-from .sources import ImageSource
+from sdtrain.order import Sample, generator
+from sdtrain.sources import ImageSource
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 _SAMPLED = 64
