@@ -1,1 +1,1 @@
-"""A small drawn world, a Stable Diffusion pipeline that has learned it, and the means to judge its pictures."""
+"""A small drawn world, a Stable Diffusion pipeline that has learned it, and a judge of its pictures."""

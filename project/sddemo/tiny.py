@@ -1,4 +1,4 @@
-"""A very small pipeline with random weights, of the real classes: for unit tests, which build it on the fly."""
+"""A very small pipeline with random weights, of the real classes, for tests to build on the fly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_tiny_pipeline(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a random Stable Diffusion pipeline (64 px, VAE factor 4, U-Net below 100k parameters) to `folder`.
+    """Writes a random Stable Diffusion pipeline (64 px, VAE factor 4, U-Net < 100k parameters) to `folder`.
 
     The caller's random state is left as it was.
     """

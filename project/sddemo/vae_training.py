@@ -31,7 +31,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def random_picture(rng: random.Random) -> Image.Image:
-    """A drawing with arbitrary colours, often two-coloured, so that no later subject is foreign to the VAE."""
+    """A drawing with arbitrary colours, often two-coloured: no later subject is foreign to the VAE."""
 
     def colour() -> RGB:
         # Saturated colours are rare among uniform ones, and the ones that matter

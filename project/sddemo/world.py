@@ -24,7 +24,7 @@ GROUNDS: dict[str, RGB] = {
     "white": (246, 246, 246),
     "grey": (150, 150, 150),
     "black": (16, 16, 16),
-    "brown": (112, 72, 44),
+    "beige": (224, 200, 160),
 }
 CROSS_ARM = 0.36  # half the width of an arm, in radii
 
