@@ -72,16 +72,17 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
         )
     )
     loss_sum = torch.zeros((), device=world.device)
-    logged = {"train/loss": math.nan}
+    logged: dict[str, float] = {}
     with Progress("step", last, done=first, shown=world.is_main) as progress:
         watch.go_on()
         for step in range(first + 1, last + 1):
             result = optimiser_step(training, batches, rate(step - 1))
             loss_sum += result.loss
             watch.step()
-            if step % spec.logging_steps == 0 or step == last:
+            if step % spec.logging_steps == 0 or step in (1, last):
                 logged = _log(training, step, result, watch)
-            progress.show(step, f"loss {logged['train/loss']:.4f}  lr {result.learning_rate:.1e}")
+            loss = f"loss {logged['train/loss']:.4f}  " if logged else ""
+            progress.show(step, f"{loss}lr {result.learning_rate:.1e}")
             stopping = world.any(bool(training.stop))
             if stopping or step == last or step % spec.checkpointing_steps == 0:
                 watch.pause()
