@@ -14,7 +14,7 @@ from sdjob.problem import JobError, Problem, bad_input
 
 LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "copy or download it again, with all that belongs to it"
-_STRAY = frozenset({"thumbs.db", "desktop.ini", "__macosx", "lost+found"})
+_STRAY = frozenset({"Thumbs.db", "thumbs.db", "Desktop.ini", "desktop.ini", "__MACOSX", "lost+found"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def list_folder(path: Path) -> Listing:
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if not name.startswith(".") and name.lower() not in _STRAY:
+            if name[0] != "." and name not in _STRAY:
                 (folders if entry.is_dir() else files).append(name)
     return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
 

@@ -9,13 +9,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdjob.folders import LFS_POINTER, reason_of, suffix_of
+from sdjob.folders import LFS_POINTER, reason_of
 from sdjob.problem import Problem, bad_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 
 
 class ImageError(Exception):
@@ -28,7 +28,8 @@ class ImageError(Exception):
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for a picture."""
-    return suffix_of(name) in SUFFIXES
+    stem, _, suffix = name.rpartition(".")
+    return suffix.lower() in SUFFIXES and stem != "" and stem[0] != "."
 
 
 def image_problem(name: str, error: ImageError) -> Problem:

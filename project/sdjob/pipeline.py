@@ -167,9 +167,15 @@ def _read_part(folder: Path, class_name: str, kind: PartKind, allow_pickle: bool
         _check_tokenizer(folder, names)
     if not kind.weights:
         return Part(folder, class_name)
-    found = find_weights(folder, *kind.weights, allow_pickle=allow_pickle)
+    weights = find_weights(folder, *kind.weights, allow_pickle=allow_pickle)
     return Part(
-        folder, class_name, found.files, found.num_bytes, found.num_parameters, found.variant, found.pickled
+        folder,
+        class_name,
+        weights.files,
+        weights.num_bytes,
+        weights.num_parameters,
+        weights.variant,
+        weights.pickled,
     )
 
 
