@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def start() -> int:
             file=sys.stderr,
         )
         return 69
+    except Exception as error:  # a bug of the launcher: said in one line, with its place for a report
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            f"launcher: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})\n"
+            "    → This is a bug: please report it with this line and the output of `plan`.",
+            file=sys.stderr,
+        )
+        return 70
 
 
 if __name__ == "__main__":

@@ -106,9 +106,7 @@ def help_text() -> str:
 
 def _help_line(model: type[BaseModel], field: str) -> str:
     about = settings_of(model)[field]
-    first, *others = (alias.name for alias in about.spellings(field))
-    if first.isupper():
-        others.remove(field)
+    first, others = about.name or field, names.other_names(model, field)
     unit = f" ({about.unit})" if about.unit else ""
     also = f"; also {', '.join(others)}" if others else ""
     return f"  {first:<28} {about.help}{unit} [{default_of(model, field)}{also}]"

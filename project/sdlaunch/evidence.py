@@ -64,6 +64,7 @@ class Verdict:
     root_rank: int | None = None
     step: int | None = None
     problems: tuple[Mapping[str, Any], ...] = field(default=())
+    traceback: str | None = None
 
     @property
     def kind(self) -> str:
@@ -82,6 +83,7 @@ class Verdict:
             "evidence": list(self.evidence),
             "remedy": self.remedy,
             "problems": [dict(problem) for problem in self.problems],
+            "traceback": self.traceback,
         }
 
 
@@ -116,7 +118,9 @@ def _from_note(note: Note) -> Verdict:
     evidence = [text for text in (note.error,) if text] or [f"rank {note.rank} ended with code {note.code}"]
     remedies = [str(problem["remedy"]) for problem in note.problems if problem.get("remedy")]
     remedy = remedies[0] if remedies else "Read the log of that rank; the settings are in run/spec.yaml."
-    return Verdict(note.code, tuple(evidence), remedy, note.rank, note.step, note.problems)
+    return Verdict(
+        note.code, tuple(evidence), remedy, note.rank, note.step, note.problems, note.traceback or None
+    )
 
 
 def _stopped(step: int | None, evidence: str, problems: Sequence[Mapping[str, Any]] = ()) -> Verdict:

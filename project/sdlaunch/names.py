@@ -58,12 +58,25 @@ def catalogue() -> dict[str, Target]:
 
 def _targets(model: type[BaseModel]) -> Iterator[Target]:
     for field, about in settings_of(model).items():
-        if about.flag_only:
-            continue
-        shown = about.name or field
-        for alias in about.spellings(field):
-            if not (shown.isupper() and alias.name == field):
-                yield Target(model, field, shown, alias)
+        if not about.flag_only:
+            for alias in _spellings(model, field):
+                yield Target(model, field, about.name or field, alias)
+
+
+def _spellings(model: type[BaseModel], field: str) -> list[Alias]:
+    """Every accepted name of a field, the shown one first. Upper-case settings have no lower-case name."""
+    about = settings_of(model)[field]
+    shown = about.name or field
+    return [
+        alias
+        for alias in about.spellings(field)
+        if alias.name == shown or shown.islower() or alias.name != field
+    ]
+
+
+def other_names(model: type[BaseModel], field: str) -> list[str]:
+    """The names of a field beside the one that is shown."""
+    return [alias.name for alias in _spellings(model, field)[1:]]
 
 
 def lookup(name: str, *, any_case: bool = False) -> Target | None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,9 +26,7 @@ def descendants(root: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
-                # The name in parentheses may hold spaces: count from its end.
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children[parent].append(int(entry.name))
+                children[int(_stat(entry)[1])].append(int(entry.name))
     found, waiting = [], [root]
     while waiting:
         below = children.get(waiting.pop(0), [])
@@ -36,20 +35,32 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def end_all(signum: int) -> None:
-    """Signals everything below this process; with SIGKILL until nothing is left that could start more."""
-    for _ in range(10 if signum == signal.SIGKILL else 1):
-        below = descendants(os.getpid())
+def kill_all(child: int, patience: float = 2.0) -> None:
+    """Kills everything below this process, and takes the exit status of all but `child`, which has a keeper.
+
+    Repeated until nothing is left, since a process may start another one meanwhile.
+    """
+    until = time.monotonic() + patience
+    while below := [pid for pid in descendants(os.getpid()) if not _is_zombie(pid) or pid != child]:
         for pid in below:
             with contextlib.suppress(OSError):
-                os.kill(pid, signum)
-        reap()
-        if not below:
+                os.kill(pid, signal.SIGKILL)
+        for pid in below:
+            if pid != child:
+                with contextlib.suppress(ChildProcessError):  # somebody else's child
+                    os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() > until:  # a process in the kernel's hands cannot be killed: not waited for
             return
+        time.sleep(0.01)
 
 
-def reap() -> None:
-    """Takes the exit status of orphans that have ended, so that no zombies stay."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+def _is_zombie(pid: int) -> bool:
+    try:
+        return _stat(Path(f"/proc/{pid}"))[0] == "Z"
+    except OSError:
+        return True
+
+
+def _stat(folder: Path) -> list[str]:
+    """State, parent, … of a process: what follows its name, which is in parentheses and may hold spaces."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()

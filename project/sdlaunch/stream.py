@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import IO, TextIO
@@ -19,20 +21,23 @@ class Stream:
     """Distributes lines. What torchrun itself says (tables, tracebacks) goes to the log only."""
 
     def __init__(self, log: TextIO, terminal: TextIO, secrets: tuple[str, ...]) -> None:
+        self.quiet = False  # workers' lines go to the log only
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self._log = log
         self._terminal = terminal
         self._secrets = secrets
         self._in_place = terminal.isatty()
         self._open_line = False  # a progress line without its newline is on the terminal
+        self._lock = threading.Lock()  # the pump and the launcher both write
 
     def pump(self, lines: Iterable[bytes]) -> None:
         """Passes on every line until the stream ends."""
         for raw in lines:
             line = redact(raw.decode("utf-8", "replace").rstrip("\r\n"), self._secrets)
             self.tail.append(line)
-            print(line, file=self._log, flush=True)
-            if match := _PREFIX.match(line):
+            self._note(line)
+            match = _PREFIX.match(line)
+            if match and not self.quiet:
                 text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
                 self._show(text if match[1] == "0" else match[0] + text)
         self.end_line()
@@ -40,7 +45,7 @@ class Stream:
     def say(self, text: str) -> None:
         """A line of the launcher's own, for terminal and log."""
         text = redact(text, self._secrets)
-        print(text, file=self._log, flush=True)
+        self._note(text)
         self._show(text)
 
     def end_line(self) -> None:
@@ -48,11 +53,16 @@ class Stream:
             print(file=self._terminal, flush=True)
             self._open_line = False
 
+    def _note(self, text: str) -> None:
+        with self._lock, contextlib.suppress(OSError):  # a full disk ends the log, not the supervision
+            print(text, file=self._log, flush=True)
+
     def _show(self, text: str) -> None:
         progress = self._in_place and _PROGRESS.match(text) is not None
-        before = _CLEAR_LINE if self._open_line and progress else "\n" if self._open_line else ""
-        print(before + text, end="" if progress else "\n", file=self._terminal, flush=True)
-        self._open_line = progress
+        with self._lock, contextlib.suppress(OSError):  # nor does a terminal that has gone
+            before = _CLEAR_LINE if self._open_line and progress else "\n" if self._open_line else ""
+            print(before + text, end="" if progress else "\n", file=self._terminal, flush=True)
+            self._open_line = progress
 
 
 def lines_of(pipe: IO[bytes]) -> Iterable[bytes]:

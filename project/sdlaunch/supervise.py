@@ -68,6 +68,8 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
             )
         )
         _conclude(verdict, layout, log.name, stream, secrets)
+    stop_file.unlink(missing_ok=True)
+    shutil.rmtree(notes, ignore_errors=True)  # what they say is in failure.json
     return int(verdict.code)
 
 
@@ -109,11 +111,9 @@ def _supervised(
             _advance(stop, process, stop_file, grace, stream)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
-        if len(stop.signals) > 1:
-            processes.end_all(signal.SIGKILL)
+        processes.kill_all(process.pid)  # after an end of its own: workers that torchrun did not take along
         process.wait()
-        processes.end_all(signal.SIGKILL)  # workers that torchrun did not take along
-        pump.join()
+        pump.join(timeout=10)
     return process.returncode
 
 
@@ -132,9 +132,10 @@ def _advance(
     elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
         stop.forced_at = now
         stream.say(f"not stopped within {grace:g} s: ending the processes")
+        stream.quiet = True  # what the workers say of being ended helps nobody
         process.terminate()
     elif stop.forced_at is not None and now >= stop.forced_at + _LAST_GRACE:
-        processes.end_all(signal.SIGKILL)
+        processes.kill_all(process.pid)
 
 
 def _conclude(

@@ -1,0 +1,76 @@
+"""`python -m sdlaunch.docs`: rewrites the tables of mount_layout.md and the comments of env/*.env.
+
+Both come from the schema; a test fails while what is on disk differs from what this would write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from sdjob.spec import RunSpec, settings_of
+from sdlaunch import names
+from sdlaunch.cli import default_of
+from sdlaunch.options import LaunchOptions
+
+HOME = Path(__file__).resolve().parents[2]
+
+
+def generated(home: Path = HOME) -> Iterator[tuple[Path, str]]:
+    """Every file that is generated in part, and what it should hold."""
+    layout = home / "mount_layout.md"
+    yield layout, with_tables(layout.read_text(encoding="utf-8"))
+    for preset in sorted((home / "env").glob("*.env")):
+        yield preset, with_comments(preset.read_text(encoding="utf-8"))
+
+
+def with_tables(text: str) -> str:
+    """The text with every `<!-- settings: group -->` … `<!-- end -->` filled with that group's table."""
+    return re.sub(
+        r"(<!-- settings: ([\w ]+) -->\n).*?(<!-- end -->)",
+        lambda match: match[1] + _table(match[2]) + match[3],
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _table(group: str) -> str:
+    rows = ["| name | meaning | default | also accepted |", "|---|---|---|---|"]
+    models: tuple[type[BaseModel], ...] = (LaunchOptions, RunSpec)
+    for model in models:
+        for field, about in settings_of(model).items():
+            if about.group == group and not about.flag_only:
+                name = about.name or field
+                also = ", ".join(f"`{other}`" for other in names.other_names(model, field))
+                meaning = f"{about.help} ({about.unit})" if about.unit else about.help
+                default = default_of(model, field)
+                rows.append(
+                    f"| `{name}` | {meaning} | {'–' if default == '-' else f'`{default}`'} | {also or '–'} |"
+                )
+    return "\n".join(rows) + "\n"
+
+
+def with_comments(text: str) -> str:
+    """A preset with the help of every setting above its line. The head, up to the first empty line, stays."""
+    head, _, body = text.partition("\n\n")
+    lines = [line for line in body.splitlines() if line.strip() and not line.startswith("#")]
+    return "\n\n".join([head, *(f"# {_help(line.partition('=')[0])}\n{line}" for line in lines)]) + "\n"
+
+
+def _help(name: str) -> str:
+    target = names.lookup(name)
+    if target is None:
+        return "passed on to the workers"
+    about = settings_of(target.model)[target.field]
+    unit = f" ({about.unit})" if about.unit else ""
+    return f"{about.help}{unit} [{default_of(target.model, target.field)}]"
+
+
+if __name__ == "__main__":
+    for path, wanted in generated():
+        if path.read_text(encoding="utf-8") != wanted:
+            path.write_text(wanted, encoding="utf-8")
+            print(f"rewritten: {path.relative_to(HOME)}")
