@@ -22,18 +22,13 @@ class StoppedEarly(BaseException):
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Read → check → plan → run; returns the exit code."""
-    from sdjob.problem import JobError
     from sdlaunch import cli, plan, show
 
-    try:
-        request = cli.parse(argv)
-        if request.verb == "help":
-            print(cli.help_text())
-            return 0
-        job = plan.prepare(request.flags, environ, HOME)
-    except JobError as error:
-        print(show.problems(error.problems), file=sys.stderr)
-        return error.code
+    request = cli.parse(argv)
+    if request.verb == "help":
+        print(cli.help_text())
+        return 0
+    job = plan.prepare(request.flags, environ, HOME, request.problems)
     if request.verb == "run" and not job.problems:
         from sdlaunch import supervise
 

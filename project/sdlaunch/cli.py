@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob.problem import JobError, Problem, setting
+from sdjob.problem import Problem, setting
 from sdjob.spec import RunSpec, settings_of
 from sdlaunch import names
 from sdlaunch.options import LaunchOptions
@@ -38,11 +38,14 @@ class Request:
     verb: str
     json: bool
     flags: tuple[tuple[str, str], ...]
+    problems: tuple[Problem, ...] = ()  # what could not be understood
 
 
 def parse(argv: Sequence[str]) -> Request:
-    """Raises JobError with everything that cannot be understood."""
-    verbs, flags, as_json = [], [], False
+    """Every word of the command line, understood or reported."""
+    verbs: list[str] = []
+    flags: list[tuple[str, str]] = []
+    as_json = False
     problems: list[Problem] = []
     words = iter(argv)
     for word in words:
@@ -67,17 +70,13 @@ def parse(argv: Sequence[str]) -> Request:
     verb = "help" if "help" in verbs else (verbs or ["run"])[0]
     if as_json and verb == "run":
         problems.append(setting("--json", "without plan or check", "Write plan --json or check --json."))
-    if problems:
-        raise JobError(problems)
-    return Request(verb, as_json, tuple(flags))
+    return Request(verb, as_json, tuple(flags), tuple(problems))
 
 
 def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
     """--use_ema is a switch; every other flag takes the next word as its value."""
     target = names.lookup(name, any_case=True)
-    if target is None:
-        flags.append((name, ""))  # reported with the other unknown names
-    elif target.model.model_fields[target.field].annotation is bool:
+    if target and target.model.model_fields[target.field].annotation is bool:
         flags.append((name, "true"))
     else:
         value = next(words, None)

@@ -70,7 +70,11 @@ class JobPlan:
 
 
 def prepare(
-    flags: Sequence[tuple[str, str]], environ: Mapping[str, str], home: Path, worker: str = command.WORKER
+    flags: Sequence[tuple[str, str]],
+    environ: Mapping[str, str],
+    home: Path,
+    misunderstood: Sequence[Problem] = (),
+    worker: str = command.WORKER,
 ) -> JobPlan:
     """Reads the settings, looks at the machine and the mounts, checks everything, builds the command."""
     read = settings.read(flags, environ)
@@ -80,9 +84,9 @@ def prepare(
     contents = mounts.look(place, read.options, read.spec)
     spec, computed = _completed(read, place, contents, where.cluster, found)
     job = Job(spec, where.cluster, found, place, contents)
-    problems = {*read.problems, *where.problems, *contents.problems, *preflight.run(job)}
+    problems = {*misunderstood, *read.problems, *where.problems, *contents.problems, *preflight.run(job)}
     host = Host(home, sys.executable, found.cores, environ)
-    clear = not (read.problems or where.problems)
+    clear = not (misunderstood or read.problems or where.problems)
     return JobPlan(
         settings=_table(read, spec, place, where, computed),
         mounts=_mount_table(place, contents),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from sdjob.argv import problems_of
-from sdjob.problem import JobError, Problem, setting
+from sdjob.problem import Problem, setting
 from sdjob.spec import RunSpec, settings_of
 from sdlaunch import names, sources
 from sdlaunch.names import Target
@@ -55,9 +55,14 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
     _take(found, sources.from_command_line(flags), _unknown_flag, any_case=True)
     _take(found, sources.from_environment(environ), _unknown_variable)
     if path := _path(found, "ENV_FILE"):
-        _take(found, _attempt(found, sources.from_env_file, path), _unknown_in_env_file)
+        reading = sources.from_env_file(path)
+        found.problems += reading.problems
+        found.doubts += sources.misread_values(path, reading.given) if reading.given else []
+        _take(found, reading.given, _unknown_in_env_file)
     if path := _path(found, "CONFIG_FILE"):
-        _take(found, _attempt(found, sources.from_yaml, path), _unknown_in_yaml, any_case=True)
+        reading = sources.from_yaml(path)
+        found.problems += reading.problems
+        _take(found, reading.given, _unknown_in_yaml, any_case=True)
     options, wrong_options = _validated(LaunchOptions, found.winners, {})
     spec, wrong_settings = _validated(RunSpec, found.winners, _FROM_MOUNTS)
     problems = [*found.problems, *wrong_options, *wrong_settings]
@@ -80,28 +85,23 @@ def _path(found: _Found, shown: str) -> str | None:
     return str(winner[1].text) if winner else None
 
 
-def _attempt(found: _Found, reader: Any, path: str) -> list[Given]:
-    try:
-        given: list[Given] = reader(path)
-    except JobError as error:
-        found.problems += error.problems
-        return []
-    if reader is sources.from_env_file:
-        found.doubts += sources.misread_values(path, given)
-    return given
-
-
-def _take(found: _Found, layer: Iterable[Given], unknown: Any, *, any_case: bool = False) -> None:
+def _take(
+    found: _Found,
+    layer: Iterable[Given],
+    unknown: Callable[[_Found, Given], object],
+    *,
+    any_case: bool = False,
+) -> None:
     """Adds one source: its conflicts and unknown names are recorded, its values win where none is there yet."""
     by_setting: dict[str, list[tuple[Target, Given]]] = defaultdict(list)
     for given in layer:
         target = names.lookup(given.name, any_case=any_case)
-        if target:
+        if target and given.text:  # an empty value counts as unset
             by_setting[target.shown].append((target, _translated(target, given)))
-        else:
+        elif not target:
             unknown(found, given)
     for shown, candidates in by_setting.items():
-        if target_is_list(candidates[0][0]) and len({given.name for _, given in candidates}) == 1:
+        if _is_list(candidates[0][0]) and len({given.name for _, given in candidates}) == 1:
             candidates = [(candidates[0][0], _joined([given for _, given in candidates]))]
         for _, other in candidates[1:]:
             first = candidates[0][1]
@@ -110,7 +110,7 @@ def _take(found: _Found, layer: Iterable[Given], unknown: Any, *, any_case: bool
         found.winners.setdefault(shown, candidates[0])
 
 
-def target_is_list(target: Target) -> bool:
+def _is_list(target: Target) -> bool:
     """Whether a setting holds several values, so that repeating it adds one."""
     return isinstance(target.model.model_fields[target.field].default, tuple)
 
