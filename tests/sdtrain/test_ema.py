@@ -1,0 +1,57 @@
+"""The moving average against one written by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdtrain.ema import Ema
+
+
+def parameters(value: float) -> dict[str, nn.Parameter]:
+    return {"b": nn.Parameter(torch.full((2,), value)), "a": nn.Parameter(torch.full((3, 1), -value))}
+
+
+def moved(weights: dict[str, nn.Parameter], by: float) -> None:
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.add_(by)
+
+
+def test_follows_the_formula_with_warm_up_and_largest_decay():
+    weights, decay = parameters(1.0), 0.3
+    ema, average = Ema(weights, decay), 1.0
+    for n in range(1, 8):
+        moved(weights, 1.0)
+        ema.update()
+        # diffusers counts from the second update on: the first takes the weights as they are
+        factor = min(decay, n / (9 + n)) if n > 1 else 0.0
+        average = factor * average + (1 - factor) * weights["b"][0].item()
+        assert ema.state()["b"].tolist() == pytest.approx([average] * 2, rel=1e-6)
+    assert ema.state()["_updates"] == 7
+
+
+def test_state_goes_on_where_it_was():
+    weights = parameters(1.0)
+    ema = Ema(weights, 0.9)
+    for _ in range(3):
+        moved(weights, 1.0)
+        ema.update()
+    again_weights = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
+    again = Ema(again_weights, 0.9)
+    again.load(ema.state())
+    for both in ((weights, ema), (again_weights, again)):
+        moved(both[0], 0.5)
+        both[1].update()
+    assert ema.state().keys() == again.state().keys()
+    for name, value in ema.state().items():
+        assert torch.equal(again.state()[name], value)
+
+
+def test_applied_lends_the_average_and_gives_the_weights_back_even_after_an_error():
+    weights = parameters(1.0)
+    ema = Ema(weights, 0.9)
+    moved(weights, 3.0)
+    with pytest.raises(KeyError), ema.applied():
+        assert weights["b"].tolist() == [1.0, 1.0]
+        raise KeyError
+    assert weights["b"].tolist() == [4.0, 4.0]

@@ -1,0 +1,48 @@
+"""The learning rate at each step, against the schedules' formulas."""
+
+import math
+
+import pytest
+
+from sdjob.spec import RunSpec
+from sdtrain.schedule import learning_rate
+
+PEAK = 1e-3
+
+
+def cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# of 10 steps, 2 of them warm-up where the schedule has one: step → share of the peak
+EXPECTED = {
+    "constant": {0: 1, 5: 1, 9: 1},
+    "constant_with_warmup": {0: 0, 1: 0.5, 2: 1, 9: 1},
+    "linear": {0: 0, 1: 0.5, 2: 1, 6: 0.5, 9: 1 / 8},
+    "cosine": {0: 0, 1: 0.5, 2: 1, 6: cosine(0.5), 9: cosine(7 / 8)},
+    "cosine_with_restarts": {0: 0, 1: 0.5, 2: 1, 6: cosine(0.5), 9: cosine(7 / 8)},
+    "polynomial": {0: 0, 1: 0.5, 2: 1, 6: 0.5 * (1 - 1e-4) + 1e-4, 9: (1 - 1e-4) / 8 + 1e-4},
+}
+
+
+def spec(**settings) -> RunSpec:
+    given = {"learning_rate": PEAK, "max_train_steps": 10, **settings}
+    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **given)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_schedule(name):
+    rate = learning_rate(spec(lr_scheduler=name, lr_warmup_steps=0 if name == "constant" else 2))
+    found = {step: rate(step) for step in EXPECTED[name]}
+    assert found == pytest.approx({step: PEAK * share for step, share in EXPECTED[name].items()}, abs=1e-12)
+
+
+def test_any_step_can_be_asked_for_in_any_order():
+    rate = learning_rate(spec(lr_scheduler="linear"))
+    assert [rate(9), rate(0), rate(5), rate(0)] == pytest.approx([PEAK / 10, PEAK, PEAK / 2, PEAK])
+
+
+def test_processes_and_accumulation_do_not_change_it(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    rate = learning_rate(spec(lr_scheduler="linear", gradient_accumulation_steps=4, train_batch_size=2))
+    assert rate(5) == pytest.approx(PEAK / 2)

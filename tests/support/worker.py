@@ -1,0 +1,135 @@
+"""Running the worker from a test: in this process, in several forked ones, or under torchrun."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2] / "project"
+
+# Small and quick; what a test is about it sets itself.
+DEFAULTS = {
+    "recipe": "text_to_image",
+    "resolution": 32,
+    "max_train_steps": 3,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "dataloader_num_workers": 0,
+    "device": "cpu",
+    "seed": 7,
+    "num_inference_steps": 2,
+}
+
+
+def flags(**settings) -> list[str]:
+    """Settings as the flags of `python -m sdtrain`; None leaves one out."""
+    argv = []
+    for name, value in {**DEFAULTS, **settings}.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                argv.append(f"--{name}={str(item).lower() if isinstance(item, bool) else item}")
+    return argv
+
+
+def in_process(**settings) -> int:
+    """Exit code of a run in this very process."""
+    from sdtrain.__main__ import main
+
+    return main(flags(**settings))
+
+
+def in_ranks(size: int, **settings) -> list[int]:
+    """Exit codes of a run in `size` forked processes, which need no time for imports."""
+    context = multiprocessing.get_context("fork")
+    port = _free_port()
+    processes = [context.Process(target=_rank, args=(r, size, port, settings)) for r in range(size)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(120)
+        return [process.exitcode if process.exitcode is not None else -1 for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _rank(rank: int, size: int, port: int, settings: dict) -> None:
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
+    code = in_process(**settings)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a worker of its own: the checkout's packages, one thread, nothing of a surrounding job."""
+    return {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ},
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+@contextlib.contextmanager
+def started(*argv: str, **environ: str) -> Iterator[subprocess.Popen]:
+    """A process in a session of its own, of which nothing is left when the block ends."""
+    with subprocess.Popen(
+        [sys.executable, *argv],
+        env=environment(**environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def torchrun(size: int, **settings) -> contextlib.AbstractContextManager[subprocess.Popen]:
+    """The worker under a real torchrun."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "-m", "sdtrain")
+    return started(*launcher, *flags(**settings))
+
+
+def scalars(output: Path) -> dict[str, dict[int, float]]:
+    """Tag → step → value, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={SCALARS: 0})
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def losses(output: Path) -> list[float]:
+    """The logged losses in the order of their steps, which must be all steps from 1 on."""
+    found = scalars(output)["train/loss"]
+    assert sorted(found) == list(range(1, len(found) + 1))
+    return [found[step] for step in sorted(found)]
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file below a folder with the hash of its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
