@@ -21,22 +21,11 @@ _FOREIGN_PREFIXES = (
     *("LC_", "LD_", "XDG_", "SSH_", "GIT_", "DBUS_", "SDJOB_", "TOKENIZERS_", "ACCELERATE_"),
 )
 _FOREIGN_NAMES = frozenset(
-    (
-        *(
-            "PATH",
-            "HOME",
-            "USER",
-            "LOGNAME",
-            "SHELL",
-            "LANG",
-            "LANGUAGE",
-            "TERM",
-            "HOSTNAME",
-            "PWD",
-            "OLDPWD",
-        ),
-        *("TMPDIR", "DEBIAN_FRONTEND", "MASTER_HOST", "MASTER_IP", "MODEL_ID", "DATASET_ID", "PROJECT_ID"),
-    )
+    """
+    PATH HOME USER LOGNAME SHELL LANG LANGUAGE TERM HOSTNAME PWD OLDPWD TMPDIR DEBIAN_FRONTEND
+    RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
+    MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
+    """.split()
 )
 
 
