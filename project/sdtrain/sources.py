@@ -131,23 +131,22 @@ def _load_table(info: DatasetInfo, cache: Path) -> Any:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "disk space" in str(error):
             remedy = "free some space, or set cache_dir to a folder on a larger volume"
             raise JobError(output_problem(str(cache), f"is full ({error})", remedy)) from error
-        remedy = "set cache_dir to a writable folder, and check the data set's files"
-        raise JobError(
-            bad_input(str(info.path), f"cannot be converted in {cache} ({error})", remedy)
-        ) from error
+        found = f"cannot be opened, with its cache in {cache} ({error})"
+        remedy = "set cache_dir to a writable folder, and check the files of the data set"
+        raise JobError(bad_input(str(info.path), found, remedy)) from error
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        remedy = "load it with the `datasets` library elsewhere, mend it, and save it again"
-        raise JobError(bad_input(str(info.path), f"cannot be read ({cause})", remedy)) from error
+        found = f"cannot be read by the datasets library ({error.__cause__ or error})"
+        remedy = "load it with that library elsewhere, mend it, and save it again"
+        raise JobError(bad_input(str(info.path), found, remedy)) from error
 
 
 def _default_cache() -> Path:
     """The user's cache folder, or a temporary one where the home cannot be written."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    cache = base / "sd-finetune" / "datasets"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = base / "sd-finetune" / "datasets"
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
             return cache
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or a user without a home
         return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}" / "datasets"
