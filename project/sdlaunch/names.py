@@ -11,22 +11,18 @@ from pydantic import BaseModel
 from sdjob.spec import Alias, RunSpec, settings_of
 from sdlaunch.options import LaunchOptions
 
-# Variables of platforms and libraries that are nobody's misspelling.
-_FOREIGN_PREFIXES = (
-    *("PET_", "SM_", "SLURM_", "VC_", "VK_", "MLP_", "SKYPILOT_", "DSTACK_", "DLC_", "PAI_", "KUBERNETES_"),
-    *("NVIDIA_", "CUDA", "CUDNN_", "NCCL_", "GLOO_", "UCX_", "ROCM_", "HIP_", "MIOPEN_", "ASCEND_", "MUSA_"),
-    *("TOPS_", "ECCL_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "OMPI_", "PMIX_", "PMI_", "I_MPI_", "TF_"),
-    *("TORCH", "PYTORCH_", "XLA_", "TRITON_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "WANDB_"),
-    *("AWS_", "AZURE_", "GOOGLE_", "GCP_", "ALIBABA_", "PYTHON", "PIP_", "UV_", "CONDA_", "VIRTUAL_ENV"),
-    *("LC_", "LD_", "XDG_", "SSH_", "GIT_", "DBUS_", "SDJOB_", "TOKENIZERS_", "ACCELERATE_"),
-)
-_FOREIGN_NAMES = frozenset(
-    """
-    PATH HOME USER LOGNAME SHELL LANG LANGUAGE TERM HOSTNAME PWD OLDPWD TMPDIR DEBIAN_FRONTEND
-    RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
-    MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
-    """.split()
-)
+# Variables of platforms and libraries, which are nobody's misspelling: beginnings, and whole names.
+_FOREIGN_PREFIXES = """
+PET_ SM_ SLURM_ VC_ VK_ MLP_ SKYPILOT_ DSTACK_ DLC_ PAI_ KUBERNETES_ NVIDIA_ CUDA CUDNN_ NCCL_ GLOO_ UCX_ ROCM_
+HIP_ MIOPEN_ ASCEND_ MUSA_ TOPS_ ECCL_ OMP_ MKL_ KMP_ OPENBLAS_ OMPI_ PMIX_ PMI_ I_MPI_ TF_ TORCH PYTORCH_ XLA_
+TRITON_ HF_ HUGGINGFACE_ TRANSFORMERS_ DIFFUSERS_ ACCELERATE_ TOKENIZERS_ WANDB_ AWS_ AZURE_ GOOGLE_ GCP_ ALIBABA_
+PYTHON PIP_ UV_ CONDA_ VIRTUAL_ENV LC_ LD_ XDG_ SSH_ GIT_ DBUS_ SDJOB_
+"""
+_FOREIGN_NAMES = """
+PATH HOME USER LOGNAME SHELL LANG LANGUAGE TERM HOSTNAME PWD OLDPWD TMPDIR DEBIAN_FRONTEND
+RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
+MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def lookup(name: str, *, any_case: bool = False) -> Target | None:
 
 def is_foreign(name: str) -> bool:
     """Whether a variable belongs to a platform or a library."""
-    return name in _FOREIGN_NAMES or name.startswith(_FOREIGN_PREFIXES)
+    return name in _FOREIGN_NAMES.split() or name.startswith(tuple(_FOREIGN_PREFIXES.split()))
 
 
 def is_worker_flag(name: str) -> bool:

@@ -49,5 +49,3 @@ def plan_json(*arguments: str, **variables: str):
     done = launch("plan", "--json", *arguments, **variables)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, json.loads(done.stdout)
-
-

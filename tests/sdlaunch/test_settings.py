@@ -24,7 +24,11 @@ def test_without_anything_the_job_is_the_tutorials():
     found = read()
     spec = found.spec
     assert found.problems == ()
-    assert (spec.recipe, spec.instance_prompt, spec.plugin) == ("dreambooth", "a photo of sks dog", "torch_ddp")
+    assert (spec.recipe, spec.instance_prompt, spec.plugin) == (
+        "dreambooth",
+        "a photo of sks dog",
+        "torch_ddp",
+    )
     assert (spec.resolution, spec.train_batch_size, spec.learning_rate) == (512, 1, 5e-6)
     assert (spec.max_train_steps, spec.lr_scheduler, spec.lr_warmup_steps) == (400, "constant", 0)
     assert found.source("lr") == "default"
@@ -32,11 +36,21 @@ def test_without_anything_the_job_is_the_tutorials():
 
 def test_the_tutorials_five_variables():
     found = read(
-        {"NPROC_PER_NODE": "2", "batch_size": "4", "lr": "1e-5", "num_train_step": "20", "plugin": "torch_ddp"}
+        {
+            "NPROC_PER_NODE": "2",
+            "batch_size": "4",
+            "lr": "1e-5",
+            "num_train_step": "20",
+            "plugin": "torch_ddp",
+        }
     )
     assert found.problems == ()
     assert found.options.nproc_per_node == "2"
-    assert (found.spec.train_batch_size, found.spec.learning_rate, found.spec.max_train_steps) == (4, 1e-5, 20)
+    assert (found.spec.train_batch_size, found.spec.learning_rate, found.spec.max_train_steps) == (
+        4,
+        1e-5,
+        20,
+    )
     assert found.source("lr") == "environment: lr"
 
 
@@ -154,11 +168,32 @@ def test_strict_env_0_makes_it_a_warning():
 @pytest.mark.parametrize(
     "name",
     [
-        *("PATH", "HOME", "HOSTNAME", "LANG", "LC_ALL", "PWD", "SHLVL", "USER", "LOGNAME", "TERM", "_", "NODE_NAME"),
+        *(
+            "PATH",
+            "HOME",
+            "HOSTNAME",
+            "LANG",
+            "LC_ALL",
+            "PWD",
+            "SHLVL",
+            "USER",
+            "LOGNAME",
+            "TERM",
+            "_",
+            "NODE_NAME",
+        ),
         *("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "SM_MODEL_DIR", "SLURM_NNODES", "SLURM_NODEID"),
         *("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "OMP_NUM_THREADS", "PYTHONPATH"),
         *("HF_HOME", "KUBERNETES_PORT", "MASTER_HOST", "PROJECT_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK"),
-        *("VC_TASK_INDEX", "MLP_WORKER_NUM", "SKYPILOT_NUM_NODES", "DSTACK_NODES_NUM", "WANDB_DIR", "TZ", "POD_IP"),
+        *(
+            "VC_TASK_INDEX",
+            "MLP_WORKER_NUM",
+            "SKYPILOT_NUM_NODES",
+            "DSTACK_NODES_NUM",
+            "WANDB_DIR",
+            "TZ",
+            "POD_IP",
+        ),
     ],
 )
 def test_the_variables_of_others_are_left_alone(name):
@@ -174,7 +209,9 @@ def test_flags_of_the_worker_are_never_read_from_the_environment():
 
 
 def test_every_wrong_value_is_reported_with_its_source():
-    found = read({"batch_size": "many", "lr": "-1", "resolution": "100", "plugin": "ddp", "stop_grace": "soon"})
+    found = read(
+        {"batch_size": "many", "lr": "-1", "resolution": "100", "plugin": "ddp", "stop_grace": "soon"}
+    )
     assert subjects(found) == {"batch_size", "lr", "resolution", "plugin", "stop_grace"}
     assert {problem.code for problem in found.problems} == {64}
     assert all(f"(environment: {problem.subject})" in problem.found for problem in found.problems)
@@ -198,7 +235,8 @@ def test_an_env_file_is_read_as_docker_reads_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["lr='1e-3'", 'instance_prompt="a dog"', "lr=1e-3 # high", "instance_prompt=${HOME} dog", "lr=1e-3 "]
+    "line",
+    ["lr='1e-3'", 'instance_prompt="a dog"', "lr=1e-3 # high", "instance_prompt=${HOME} dog", "lr=1e-3 "],
 )
 def test_a_line_that_docker_and_dotenv_read_differently_is_refused(tmp_path, line):
     found = read({"ENV_FILE": write(tmp_path / "a.env", line + "\n"), "HOME": "/root"})

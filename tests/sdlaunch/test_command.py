@@ -1,0 +1,138 @@
+"""Settings and cluster → the exact command."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sdjob.spec import RunSpec
+from sdlaunch import command
+from sdlaunch.cluster import Cluster
+from sdlaunch.command import Host
+
+BASE = {"pretrained_model_name_or_path": "/mnt/model/sd", "output_dir": "/output", "device": "cpu"}
+DREAMBOOTH = RunSpec(**BASE, instance_data_dir="/mnt/dataset", mixed_precision="no")
+WORKER_FLAGS = [
+    "--recipe=dreambooth",
+    "--pretrained_model_name_or_path=/mnt/model/sd",
+    "--output_dir=/output",
+    "--seed=42",
+    "--instance_data_dir=/mnt/dataset",
+    "--resolution=512",
+    "--train_batch_size=1",
+    "--gradient_accumulation_steps=1",
+    "--max_train_steps=400",
+    "--learning_rate=5e-06",
+    "--plugin=torch_ddp",
+    "--mixed_precision=no",
+    "--device=cpu",
+]
+
+
+def build(spec=DREAMBOOTH, cluster=Cluster(1, 0, None, 2), environ=None, passed_on=None, cores=8):  # noqa: B008
+    host = Host(Path("/mnt/project"), "/usr/bin/python3", cores, environ or {})
+    return command.build(spec, cluster, host, passed_on or {})
+
+
+def test_one_node():
+    assert build().argv == (
+        "/usr/bin/python3",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--tee=3",
+        "--log-dir=/output/logs/ranks-of-node-0",
+        "-m",
+        "sdtrain",
+        *WORKER_FLAGS,
+    )
+
+
+def test_two_nodes():
+    first, second = (build(cluster=Cluster(2, rank, "node-0:1234", 8)).argv for rank in (0, 1))
+    assert first[3:12] == (
+        "--nnodes=2",
+        "--node-rank=0",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=node-0:1234",
+        "--rdzv-id=sdjob",
+        "--rdzv-conf=is_host=true",
+        "--nproc-per-node=8",
+        "--tee=3",
+        "--log-dir=/output/logs/ranks-of-node-0",
+    )
+    assert {a: b for a, b in zip(first, second, strict=True) if a != b} == {
+        "--node-rank=0": "--node-rank=1",
+        "--rdzv-conf=is_host=true": "--rdzv-conf=is_host=false",
+        "--log-dir=/output/logs/ranks-of-node-0": "--log-dir=/output/logs/ranks-of-node-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"train_batch_size": 4, "learning_rate": 1e-5}, ["--train_batch_size=4", "--learning_rate=1e-05"]),
+        ({"use_ema": True, "gradient_checkpointing": True}, ["--gradient_checkpointing", "--use_ema"]),
+        ({"lora_rank": 4, "lora_alpha": 8.0}, ["--lora_rank=4", "--lora_alpha=8.0"]),
+        ({"validation_prompts": ("a, b", "--c")}, ["--validation_prompts=a, b", "--validation_prompts=--c"]),
+        (
+            {"with_prior_preservation": True, "class_prompt": "a photo of dog"},
+            ["--class_prompt=a photo of dog", "--with_prior_preservation"],
+        ),
+        ({"instance_prompt": 'it\'s "$HOME"\n`x`'}, ['--instance_prompt=it\'s "$HOME"\n`x`']),
+    ],
+)
+def test_settings_become_flags(changes, flags):
+    argv = build(DREAMBOOTH.model_copy(update=changes)).argv
+    assert [flag for flag in argv[9:] if flag not in WORKER_FLAGS] == flags
+
+
+def test_the_environment_that_is_added():
+    assert dict(build().env) == {
+        "PYTHONPATH": "/mnt/project/project",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "4",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
+        "SDJOB_STOP_FILE": "/output/run/stop-0",
+        "SDJOB_NOTES_DIR": "/output/run/notes-0",
+    }
+
+
+def test_what_the_user_set_stays():
+    environ = {"OMP_NUM_THREADS": "3", "PYTHONPATH": "/mine", "HF_HUB_OFFLINE": "0"}
+    env = build(environ=environ).env
+    assert env["PYTHONPATH"] == "/mnt/project/project:/mine"
+    assert "OMP_NUM_THREADS" not in env
+    assert "HF_HUB_OFFLINE" not in env
+    env = build(passed_on={"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "5"}).env
+    assert (env["NCCL_DEBUG"], env["OMP_NUM_THREADS"]) == ("INFO", "5")
+
+
+def test_more_processes_than_cores_get_one_thread_each():
+    assert build(cores=1).env["OMP_NUM_THREADS"] == "1"
+
+
+def test_torchruns_own_variables_do_not_reach_it():
+    plan = build(environ={"PET_STANDALONE": "", "PET_NNODES": "2", "PETS": "kept", "A": "b"})
+    assert plan.unset == ("PET_NNODES", "PET_STANDALONE")
+    whole = plan.environment({"PET_STANDALONE": "", "PET_NNODES": "2", "PETS": "kept", "A": "b"})
+    assert "PET_STANDALONE" not in whole
+    assert (whole["PETS"], whole["A"], whole["PYTHONUNBUFFERED"]) == ("kept", "b", "1")
+
+
+def test_the_shell_form_has_the_same_words():
+    plan = build(
+        DREAMBOOTH.model_copy(update={"instance_prompt": "it's $(touch pwned)\n"}), environ={"PET_X": "1"}
+    )
+    words = shlex.split(plan.shell())
+    assert words[:3] == ["env", "-u", "PET_X"]
+    assert tuple(words[-len(plan.argv) :]) == plan.argv
+    assert words[3 : -len(plan.argv)] == [f"{name}={value}" for name, value in plan.env.items()]
+
+
+def test_the_plan_is_a_value():
+    assert build() == build()
