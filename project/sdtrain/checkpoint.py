@@ -25,7 +25,8 @@ class TrainState:
 
     step: int
     place: int  # of the stream of samples: the next one to train on
-    loss_sum: float  # of the steps so far, for the mean of the whole run
+    loss: float  # of the last step, mean over ranks and micro-batches
+    loss_sum: float  # of all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
 
 

@@ -57,7 +57,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     """
     spec, world = training.spec, training.world
     first, last = state.step, spec.max_train_steps
-    watch = Stopwatch(world.device, min(spec.skip_steps, last - first - 1))
+    watch = Stopwatch(world.device, max(0, min(spec.skip_steps, last - first - 1)))
     rate = learning_rate(spec)
     batches = iter(
         loader(
@@ -90,6 +90,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
                     state,
                     step=step,
                     place=state.place + (step - state.step) * training.shape.global_batch,
+                    loss=_finite(world.mean(result.loss), step),
                     loss_sum=state.loss_sum + _finite(world.mean(loss_sum), step),
                 )
                 loss_sum.zero_()
@@ -108,9 +109,9 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     watch.pause()
     return state, Outcome(
         first_step=first,
-        last_step=last,
-        final_loss=logged["train/loss"],
-        mean_loss=state.loss_sum / last,
+        last_step=state.step,
+        final_loss=state.loss,
+        mean_loss=state.loss_sum / state.step,
         steps_per_second=watch.steps_per_second,
         skip_steps=watch.skip_steps,
         num_examples=training.num_examples,

@@ -105,3 +105,9 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
         return_tensors="pt",
     ).input_ids
     return tokens
+
+
+def cut_prompts(tokenizer: CLIPTokenizer, prompts: list[str]) -> list[str]:
+    """The prompts that are longer than the text encoder sees (77 tokens, begin and end included)."""
+    lengths = [len(ids) for ids in tokenizer(prompts).input_ids] if prompts else []
+    return [p for p, length in zip(prompts, lengths, strict=True) if length > tokenizer.model_max_length]

@@ -18,14 +18,14 @@ from sdtrain.checkpoint import TrainState
 from sdtrain.ema import Ema
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 from sdtrain.loop import train_steps
-from sdtrain.models import Parts
+from sdtrain.models import Parts, cut_prompts
 from sdtrain.order import BatchShape
 from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, find, open_images
 from sdtrain.stop import StopRequest
 from sdtrain.strategies.base import OptimSpec
-from sdtrain.streams import Stream
+from sdtrain.streams import Stream, prompts_of
 from sdtrain.tracking import Tracker, tracker
 from sdtrain.training import Training
 from sdtrain.world import World
@@ -39,14 +39,11 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     identity = model_identity(folder)
     facts = fingerprint(spec, identity, data_identity(info))
     start = _resume_point(spec, layout, facts)
-    if (
-        start
-        and start.step >= spec.max_train_steps
-        and export.is_exported(layout.checkpoint, lora=spec.lora_rank > 0)
-    ):
+    lora = spec.lora_rank > 0
+    if start and start.step >= spec.max_train_steps and export.is_exported(layout.checkpoint, lora=lora):
         if world.is_main:
             say(
-                f"already finished: {start.path.name} of {spec.max_train_steps} steps, result in {layout.checkpoint}"
+                f"already finished: {start.step} steps of {spec.max_train_steps}, result in {layout.checkpoint}"
             )
         return
     world.barrier()  # all have looked before anybody changes the folder
@@ -56,6 +53,8 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     parts = models.load(folder, spec.mixed_precision, world.device, allow_pickle=spec.allow_pickle)
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
+    if world.is_main:
+        _warn_of_cut_prompts(parts, streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
         training = _training(spec, world, layout, parts, streams, tracking, stop)
         with attention.chosen(spec.attention):
@@ -68,7 +67,7 @@ def _train(
     """Trains from a checkpoint or from the beginning; exports, draws and reports. Collective."""
     spec, world, layout = training.spec, training.world, training.layout
     training.tracker.text("settings", "\n".join(f"    {flag}" for flag in argv.render(spec)))
-    state = TrainState(step=0, place=0, loss_sum=0.0, fingerprint=facts)
+    state = TrainState(step=0, place=0, loss=math.nan, loss_sum=0.0, fingerprint=facts)
     if start:
         state = checkpoint.read_state(start.path)
         training.strategy.load(start.path)
@@ -175,6 +174,17 @@ def _training(
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
     ema = Ema(models.trainable(unet), spec.ema_decay) if spec.use_ema else None
     return Training(spec, world, layout, shape, parts, streams, strategy, ema, tracking, stop)
+
+
+def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...]) -> None:
+    """CLIP sees 77 tokens; what a caption says after them is not learned, and diffusers does not say so."""
+    for stream in streams:
+        prompts = prompts_of(stream, limit=1000)
+        if cut := cut_prompts(parts.tokenizer, prompts):
+            say(
+                f"warning: {len(cut)} of {len(prompts)} {stream.name} prompts are longer than "
+                f"{parts.tokenizer.model_max_length} tokens and are cut, such as {cut[0][:60]!r}"
+            )
 
 
 def _arithmetic(training: Training, state: TrainState) -> str:

@@ -22,6 +22,14 @@ class Stream:
     weight: float = 1.0
 
 
+def prompts_of(stream: Stream, limit: int) -> list[str]:
+    """The prompt of a stream, or the first `limit` captions."""
+    if stream.prompt is not None:
+        return [stream.prompt]
+    source = stream.images.source
+    return [source.caption(index) or "" for index in range(min(limit, len(source)))]
+
+
 @dataclass(frozen=True)
 class StreamBatch:
     """A micro-batch of one stream: pixel_values [B, 3, H, W] in [-1, 1], B prompts, B places of the stream."""

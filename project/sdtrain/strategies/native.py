@@ -45,8 +45,10 @@ class Native:
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        waiting = isinstance(self.model, DistributedDataParallel) and not last
-        with self.model.no_sync() if waiting else nullcontext():
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            with self.model.no_sync():
+                yield
+        else:
             yield
 
     @contextmanager
