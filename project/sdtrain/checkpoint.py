@@ -43,13 +43,13 @@ def save(
     """
     final = layout.step_folder(state.step)
     temporary = final.with_name(f".{final.name}.tmp")
+    # Each block ends with an agreement, so that no rank goes on to the next before all have left this one.
     with _disk_full_is_a_problem(world, temporary):
         if world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _sweep(layout)
             temporary.mkdir(parents=True)
-        world.barrier()
+    with _disk_full_is_a_problem(world, temporary):
         write(temporary)
-    world.barrier()
     with _disk_full_is_a_problem(world, temporary):
         if world.is_main:
             (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
@@ -58,8 +58,7 @@ def save(
             shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a whole one is resumed from
             temporary.rename(final)
             sync_folder(final.parent)
-            _forget(layout, limit)
-    world.barrier()
+            _forget(layout, state.step, limit)
     return final
 
 
@@ -140,13 +139,20 @@ def _given(folder: Path) -> StepFolder:
     return StepFolder(read_state(folder).step, folder, None)
 
 
-def _forget(layout: OutputLayout, limit: int | None) -> None:
-    whole = [folder for folder in step_folders(layout) if folder.defect is None]
+def _forget(layout: OutputLayout, step: int, limit: int | None) -> None:
+    """Deletes the oldest whole ones beyond `limit`; later ones than `step` are of another course, and stay."""
+    whole = [folder for folder in step_folders(layout) if folder.defect is None and folder.step <= step]
     for folder in whole[limit:] if limit else []:
         # Renamed first: a folder that is half deleted must not look like a checkpoint.
         gone = folder.path.with_name(f".{folder.path.name}.old")
         folder.path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sweep(layout: OutputLayout) -> None:
+    """Deletes what a process left that died while it saved or deleted."""
+    for path in layout.checkpoint.glob(".checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -155,7 +161,7 @@ def _disk_full_is_a_problem(world: World, temporary: Path) -> Iterator[None]:
     problems = []
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
         # safetensors and torch wrap the operating system's error into their own.
         if not _is_write_failure(error):
             raise

@@ -133,3 +133,17 @@ def snapshot(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def alone():
+    """The world of a single process on the CPU."""
+    import torch
+
+    from sdtrain.devices import KINDS
+    from sdtrain.world import World
+
+    return World(0, 0, 1, KINDS["cpu"], torch.device("cpu"))
+
+
+class Killed(BaseException):
+    """Raised where a test lets a run die: the worker catches nothing but Exception, as if it had been killed."""
