@@ -49,6 +49,14 @@ class OutputLayout:
         return self.root / "report.json"
 
     @property
+    def page(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def before_after(self) -> Path:
+        return self.samples / "before_after.png"
+
+    @property
     def failure(self) -> Path:
         return self.root / "failure.json"
 

@@ -13,7 +13,7 @@ from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, setting
 from sdjob.spec import RunSpec
-from sdtrain import attention, checkpoint, devices, export, models, report, strategies, validation
+from sdtrain import attention, checkpoint, devices, export, models, page, report, strategies, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.ema import Ema
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
@@ -23,6 +23,7 @@ from sdtrain.order import BatchShape
 from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, find, open_images
+from sdtrain.report import Outcome
 from sdtrain.stop import StopRequest
 from sdtrain.strategies.base import OptimSpec
 from sdtrain.streams import Stream, prompts_of
@@ -65,7 +66,7 @@ def _train(
     training: Training, folder: PipelineFolder, start: StepFolder | None, facts: dict[str, str]
 ) -> None:
     """Trains from a checkpoint or from the beginning; exports, draws and reports. Collective."""
-    spec, world, layout = training.spec, training.world, training.layout
+    spec, world = training.spec, training.world
     training.tracker.text("settings", "\n".join(f"    {flag}" for flag in argv.render(spec)))
     state = TrainState(step=0, place=0, loss=math.nan, loss_sum=0.0, fingerprint=facts)
     if start:
@@ -77,19 +78,29 @@ def _train(
         validation.draw(training, 0)
     if world.is_main:
         say(_arithmetic(training, state))
-    state, outcome = train_steps(training, state)
+    _, outcome = train_steps(training, state)
+    _finish(training, folder, outcome)
+
+
+def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> None:
+    """Puts the result in place first, then the pictures and the report. Collective."""
+    spec, world, layout = training.spec, training.world, training.layout
     with training.averaged():
         weights = training.strategy.full_state()
         if world.is_main:
             export.export(layout.checkpoint, folder, training.parts, weights, lora=spec.lora_rank > 0)
+    sheet = None
     if spec.validation_prompts:
         validation.draw(training, spec.max_train_steps)
-        if world.is_main and (sheet := validation.before_after(training)):
-            sheet.save(layout.samples / "before_after.png")
+        sheet = validation.before_after(training) if world.is_main else None
     values = report.report(spec, world, training.shape, outcome)
     if world.is_main:
+        if sheet:
+            sheet.save(layout.before_after)
         report.write(layout.report, values)
-        say(f"finished: {spec.max_train_steps} steps, result in {layout.checkpoint}")
+        picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
+        layout.page.write_text(page.render(values, page.losses(layout.tensorboard), picture))
+        say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
 
 def _inputs(spec: RunSpec) -> tuple[PipelineFolder, DatasetInfo]:
