@@ -32,9 +32,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if request.verb == "run" and not job.problems:
         from sdlaunch import supervise
 
-        print(show.start(job, environ), flush=True)
+        print(show.start(job), flush=True)
         return supervise.run(job, environ)
-    text = show.report(job, request.verb, as_json=request.json, environ=environ)
+    text = show.report(job, request.verb, as_json=request.json)
     print(text, file=sys.stderr if request.verb == "run" else sys.stdout)
     return job.code
 

@@ -76,7 +76,9 @@ def parse(argv: Sequence[str]) -> Request:
 def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
     """--use_ema is a switch; every other flag takes the next word as its value."""
     target = names.lookup(name, any_case=True)
-    if target and target.model.model_fields[target.field].annotation is bool:
+    if target is None:
+        return [_not_understood(f"--{name}")]
+    if target.model.model_fields[target.field].annotation is bool:
         flags.append((name, "true"))
     else:
         value = next(words, None)
@@ -87,7 +89,7 @@ def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str,
 
 
 def _not_understood(word: str) -> Problem:
-    meant = names.near_miss(word)
+    meant = names.near_miss(word.strip("-").partition("=")[0])
     remedy = f"Write {meant}=VALUE." if meant else f"Verbs are {', '.join(VERBS)}; settings are name=value."
     return setting("command line", f"{word!r} is neither a verb nor a setting", remedy)
 

@@ -101,7 +101,8 @@ def _usable_mount(variable: str, path: Path, holds: str, name: str | None) -> No
     remedy = f"Mount {holds} there, or set {variable} to the folder that holds it."
     try:
         empty = not any(path.iterdir())
-        (path / ".").stat()  # a folder without the x permission can be listed, but nothing in it opened
+        if not os.access(path, os.X_OK):  # then it can be listed, but nothing in it opened
+            raise PermissionError
     except FileNotFoundError:
         raise JobError(bad_input(variable, f"{path} does not exist", remedy)) from None
     except NotADirectoryError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sdlaunch.command import Host, LaunchPlan
 from sdlaunch.mounts import Contents, Mounts
 from sdlaunch.options import LaunchOptions
 from sdlaunch.preflight import Job
+from sdlaunch.redact import secrets_of
 from sdlaunch.settings import Settings
 
 
@@ -46,6 +47,7 @@ class JobPlan:
     output: Path
     cluster: Cluster
     stop_grace: float
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
 
     @property
     def code(self) -> int:
@@ -97,6 +99,7 @@ def prepare(
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,
+        secrets=secrets_of({**environ, **read.passed_on}),
     )
 
 
@@ -153,15 +156,15 @@ def _table(
     table: dict[str, Value] = {}
     models: tuple[BaseModel, ...] = (spec, read.options)
     for model in models:
-        for field, about in settings_of(type(model)).items():
-            shown = about.name or field
-            value, source = known.get(shown, getattr(model, field)), read.source(shown)
+        for name, about in settings_of(type(model)).items():
+            shown = about.name or name
+            value, source = known.get(shown, getattr(model, name)), read.source(shown)
             if shown in refused and shown in read.given:
                 value = read.given[shown].text
             elif shown in where.sources:
                 source = where.sources[shown]
             source = computed.get(shown, source)
-            flag = f"--{field}" if model is spec else None
+            flag = f"--{name}" if model is spec else None
             table[shown] = Value(list(value) if isinstance(value, tuple) else value, source, flag)
     return table
 

@@ -14,7 +14,7 @@ from typing import Any
 from sdjob.output import OutputLayout
 from sdlaunch.evidence import Verdict
 from sdlaunch.plan import JobPlan
-from sdlaunch.redact import redact, redacted_environment, secrets_of
+from sdlaunch.redact import redact, redacted_environment
 
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "peft", "colossalai", "numpy")
 # What describes one start, not the job: left out of the settings to replay.
@@ -24,9 +24,8 @@ _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
     """run/plan.json, run/spec.yaml and run/environment.json."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    secrets = secrets_of(environ)
-    _write(layout.run / "plan.json", redact(_json(plan.to_dict()), secrets))
-    _write(layout.run / "spec.yaml", redact(replayable(plan), secrets))
+    _write(layout.run / "plan.json", redact(_json(plan.to_dict()), plan.secrets))
+    _write(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
     _write(layout.run / "environment.json", _json(_surroundings(environ)))
 
 

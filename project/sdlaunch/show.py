@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sdjob.problem import ExitCode, Problem, exit_code
 from sdlaunch.plan import JobPlan
-from sdlaunch.redact import redact, secrets_of
+from sdlaunch.redact import redact
 
 _MEANING = {
     ExitCode.BAD_SETTING: "a setting is wrong",
@@ -18,7 +18,7 @@ _MEANING = {
 }
 
 
-def report(job: JobPlan, verb: str, *, as_json: bool, environ: Mapping[str, str]) -> str:
+def report(job: JobPlan, verb: str, *, as_json: bool) -> str:
     """What a verb prints of a job, without secrets."""
     if verb == "plan":
         text = _as_json(job.to_dict()) if as_json else plan(job)
@@ -27,17 +27,17 @@ def report(job: JobPlan, verb: str, *, as_json: bool, environ: Mapping[str, str]
     else:
         found = problems(job.problems) if job.problems else "no problems: the job can start"
         text = "\n".join([*(_warnings(job.warnings) and [_warnings(job.warnings)]), found])
-    return redact(text, secrets_of(environ))
+    return redact(text, job.secrets)
 
 
-def start(job: JobPlan, environ: Mapping[str, str]) -> str:
+def start(job: JobPlan) -> str:
     """A few lines before training begins."""
     uses = [
         f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
         for name, about in job.mounts.items()
     ]
     lines = [line for line in (*uses, *job.arithmetic, _warnings(job.warnings).strip()) if line]
-    return redact("\n".join(lines), secrets_of(environ))
+    return redact("\n".join(lines), job.secrets)
 
 
 def plan(job: JobPlan) -> str:

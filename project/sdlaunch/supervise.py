@@ -19,7 +19,6 @@ from sdlaunch import command, evidence, processes, records
 from sdlaunch.command import LaunchPlan
 from sdlaunch.evidence import Ending, Verdict
 from sdlaunch.plan import JobPlan
-from sdlaunch.redact import secrets_of
 from sdlaunch.stream import Stream, lines_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -40,7 +39,6 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     assert plan.launch is not None, "a plan with a refused setting has no command"
     layout, node = OutputLayout(plan.output), plan.cluster.node_rank
     notes, stop_file = command.notes_dir(layout, node), command.stop_file(layout, node)
-    secrets = secrets_of(environ)
     try:
         if node == 0:
             records.write_all(plan, layout, environ)
@@ -50,7 +48,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     except OSError as error:
         return _cannot_write(layout, error)
     with log:
-        stream = Stream(log, sys.stdout, secrets)
+        stream = Stream(log, sys.stdout, plan.secrets)
         kills_before = evidence.oom_kills()
         with _signals_noted() as stop:
             returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace)
@@ -67,7 +65,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
                 stop.forced_at,
             )
         )
-        _conclude(verdict, layout, log.name, stream, secrets)
+        _conclude(verdict, layout, log.name, stream, plan.secrets)
     stop_file.unlink(missing_ok=True)
     shutil.rmtree(notes, ignore_errors=True)  # what they say is in failure.json
     return int(verdict.code)

@@ -1,0 +1,395 @@
+"""`plan`, `check` and --dry-run through train.sh: what they print, what they refuse, and with which code."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdlaunch import plan
+from tests.sdlaunch.place import HOME, clean_environment, launch, make_place, plan_json
+
+TUTORIAL = {
+    "NPROC_PER_NODE": "2",
+    "batch_size": "1",
+    "lr": "1e-5",
+    "num_train_step": "20",
+    "plugin": "torch_ddp",
+}
+
+
+def prepare(place, *flags, **variables):
+    return plan.prepare(flags, clean_environment(**{**place, **variables}), HOME)
+
+
+def found(job):
+    return [(problem.subject, problem.code) for problem in job.problems]
+
+
+# --- the printed contract ----------------------------------------------------------------------------
+
+
+def test_plan_json(place, tmp_path):
+    code, printed = plan_json(**place, **TUTORIAL)
+    assert (code, printed["problems"]) == (0, [])
+    assert {"settings", "mounts", "argv", "env", "problems"} <= printed.keys()
+    settings = printed["settings"]
+    assert settings["lr"] == {"value": 1e-5, "source": "environment: lr", "flag": "--learning_rate"}
+    assert settings["batch_size"]["value"] == 1
+    assert settings["num_train_step"]["value"] == 20
+    assert settings["recipe"] == {"value": "dreambooth", "source": "default", "flag": "--recipe"}
+    assert settings["NPROC_PER_NODE"] == {"value": 2, "source": "environment: NPROC_PER_NODE"}
+    assert settings["MODEL_DIR"]["value"] == str(tmp_path / "model")
+    assert settings["mixed_precision"]["value"] == "no"
+    assert printed["mounts"]["MODEL_DIR"]["uses"] == str(tmp_path / "model" / "tiny")
+    assert printed["mounts"]["DATASET_DIR"]["uses"] == str(tmp_path / "dataset" / "pictures")
+    assert "--nproc-per-node=2" in printed["argv"]
+    assert f"--instance_data_dir={tmp_path / 'dataset' / 'pictures'}" in printed["argv"]
+    assert printed["env"]["SDJOB_NOTES_DIR"] == str(tmp_path / "output" / "run" / "notes-0")
+
+
+def test_nothing_is_left_behind(place, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    for verb in ("plan", "check", "--dry-run"):
+        assert launch(verb, **place).returncode == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not list(HOME.glob("project/sdlaunch/__pycache__/plan.*.tmp"))
+
+
+def test_check_json(place):
+    done = launch("check", "--json", **place)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"problems": []})
+    done = launch("check", "--json", **place, lr="x")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert done.returncode == problem["code"] == 64
+    assert set(problem) == {"subject", "found", "remedy", "code"}
+
+
+def test_the_readable_plan_names_every_setting_and_source(place):
+    done = launch("--dry-run", "lr=1e-4", **place, bogus="")
+    assert done.returncode == 0
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert lines["lr"].split() == ["lr", "0.0001", "command", "line:", "--lr"]
+    assert set(plan.settings.shown_names(plan.RunSpec).values()) <= lines.keys()
+    assert "1 per device × 1 accumulated × 1 processes = 1 pictures a step" in done.stdout
+
+
+def test_help_names_every_setting():
+    done = launch("--help", MODEL_DIR="/nonexistent")
+    assert done.returncode == 0
+    assert all(
+        f"  {name} " in done.stdout for name in ("lr", "batch_size", "MODEL_DIR", "use_ema", "stop_grace")
+    )
+    assert "output_dir" not in done.stdout
+
+
+def test_it_works_from_any_working_directory_and_through_a_link(place, tmp_path):
+    link = tmp_path / "with space"
+    link.symlink_to(HOME)
+    done = subprocess.run(
+        ["bash", "../with space/train.sh", "check"],
+        cwd=tmp_path / "model",
+        env=clean_environment(**place),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_python_the_code_is_69(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "dirname"):
+        (tmp_path / "bin" / tool).symlink_to(f"/usr/bin/{tool}")
+    (tmp_path / "train.sh").write_text((HOME / "train.sh").read_text())
+    done = subprocess.run(
+        [str(tmp_path / "bin" / "bash"), str(tmp_path / "train.sh")],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 69
+    assert "Python" in done.stderr
+
+
+def test_without_pydantic_the_code_is_69(place):
+    script = (
+        f"import sys; sys.modules['pydantic'] = None; sys.path.insert(0, {str(HOME)!r}); "
+        "import entrypoint; sys.exit(entrypoint.start())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean_environment(**place), capture_output=True, text=True
+    )
+    assert done.returncode == 69
+    assert "pip install pydantic" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_neither_torch_nor_the_worker_is_ever_imported(place):
+    script = (
+        f"import sys; sys.path.insert(0, {str(HOME)!r}); import entrypoint; "
+        "code = entrypoint.main(['plan'], __import__('os').environ); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'pyarrow', 'sdtrain'} & set(sys.modules); "
+        "sys.exit(f'imported: {heavy}' if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean_environment(**place), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- a fake worker shows what arrives ----------------------------------------------------------------
+
+AWKWARD = 'it\'s a "sks" dog\n$(touch pwned) `touch pwned` ${HOME} ; touch pwned & \\ %s ünï'
+
+
+def test_an_awkward_prompt_arrives_literally_when_the_plan_is_pasted(place, tmp_path):
+    """The printed command, run by a shell, gives the worker the very words of the plan."""
+    code, printed = plan_json(f"--instance_prompt={AWKWARD}", **place)
+    assert code == 0
+    job = prepare(place, ("instance_prompt", AWKWARD))
+    echo = tmp_path / "echo.py"
+    echo.write_text("import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['SDJOB_STOP_FILE']]))")
+    # What follows the interpreter is the same; torchrun itself is left out.
+    pasted = job.launch.shell().replace("-m torch.distributed.run", shlex.quote(str(echo)))
+    done = subprocess.run(
+        ["bash", "-c", pasted],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words, stop_file = json.loads(done.stdout)
+    assert words == list(job.launch.argv[3:]) == printed["argv"][3:]
+    assert f"--instance_prompt={AWKWARD}" in words
+    assert stop_file == str(tmp_path / "output" / "run" / "stop-0")
+    assert not list(tmp_path.rglob("pwned"))
+
+
+# --- problems ----------------------------------------------------------------------------------------
+
+
+def test_five_mistakes_at_once(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "output").write_text("a file")
+    done = launch(
+        "check",
+        "--json",
+        MODEL_DIR=str(tmp_path / "model"),
+        DATASET_DIR=str(tmp_path / "none"),
+        OUTPUT_DIR=str(tmp_path / "output"),
+        bacth_size="2",
+        lr="-1",
+        plugin="gemini",
+        device="cpu",
+    )
+    problems = json.loads(done.stdout)["problems"]
+    assert [(problem["code"], problem["subject"]) for problem in problems] == [
+        (64, "bacth_size"),
+        (64, "lr"),
+        (66, "DATASET_DIR"),
+        (66, "MODEL_DIR"),
+        (69, "plugin"),
+        (73, "OUTPUT_DIR"),
+    ]
+    assert done.returncode == 64
+    assert (tmp_path / "output").read_text() == "a file"
+
+
+def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(place, tmp_path):
+    done = launch(**place, lr="-1")
+    assert done.returncode == 64
+    assert done.stdout == ""
+    assert "lr: found '-1' (environment: lr)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("mount", ["MODEL_DIR", "DATASET_DIR", "PROJECT_DIR"])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("missing", "does not exist"), ("file", "is a file"), ("empty", "is empty")]
+)
+def test_a_mount_that_is_wrong_is_named_by_its_variable(place, tmp_path, mount, kind, words):
+    path = tmp_path / kind
+    if kind == "file":
+        path.touch()
+    elif kind == "empty":
+        path.mkdir()
+    (problem,) = prepare(place, **{mount: str(path)}).problems
+    assert (problem.code, problem.subject) == (66, mount)
+    assert words in problem.found
+    assert f"set {mount}" in problem.remedy
+
+
+def test_the_plan_shows_what_it_can_with_a_mount_missing(place):
+    code, printed = plan_json(**{**place, "MODEL_DIR": "/nonexistent"})
+    assert code == 66
+    assert "--pretrained_model_name_or_path=/nonexistent" in printed["argv"]
+    assert printed["mounts"]["DATASET_DIR"]["found"].startswith("5 pictures")
+
+
+def test_a_plan_with_a_refused_setting_has_no_command_but_shows_the_value(place):
+    code, printed = plan_json(**place, lr="fast")
+    assert (code, printed["argv"]) == (64, [])
+    assert printed["settings"]["lr"]["value"] == "fast"
+
+
+def test_an_absolute_name_needs_no_mount(place, tmp_path):
+    job = prepare(place, MODEL_DIR="/nonexistent", model_name=str(tmp_path / "model" / "tiny"))
+    assert job.problems == ()
+
+
+def test_captions_are_asked_for_by_the_recipe(place, tmp_path):
+    assert {code for _, code in found(prepare(place, recipe="text_to_image"))} == {66}
+
+
+@pytest.mark.parametrize("image", ["4.png", "0.png"])
+def test_a_corrupt_picture_is_named(place, tmp_path, image):
+    (tmp_path / "dataset" / "pictures" / image).write_bytes(b"\x89PNG not really")
+    (problem,) = prepare(place).problems
+    assert problem.code == 66
+    assert image in problem.subject
+    assert prepare(place, verify_images="none").problems == ()
+
+
+def test_too_many_processes_for_the_devices(place, monkeypatch):
+    two = plan.devices.Devices("cuda", 2, 8, "auto", bf16=True)
+    monkeypatch.setattr(plan.devices, "find", lambda *_: two)
+    job = prepare(place, NPROC_PER_NODE="4")
+    assert found(job) == [("NPROC_PER_NODE", 69)]
+    assert "2 cuda devices" in job.problems[0].found
+    assert found(prepare(place, NPROC_PER_NODE="2")) == []
+    assert prepare(place).settings["mixed_precision"].value == "bf16"
+
+
+def test_missing_packages_are_a_problem_with_the_command_that_mends_it(place, monkeypatch):
+    monkeypatch.setitem(plan.preflight.PACKAGES, "no_such_module", "no-such-package")
+    (problem,) = prepare(place).problems
+    assert problem.code == 69
+    assert "pip install no-such-package" in problem.remedy
+
+
+def test_problems_of_the_cluster_are_settings(place):
+    assert found(prepare(place, NNODES="2", NODE_RANK="5", MASTER_ADDR="a")) == [("NODE_RANK", 64)]
+
+
+@pytest.mark.parametrize(
+    ("resume", "code"),
+    [("auto", None), ("never", None), ("must", 64), ("/nonexistent/checkpoint-000500", 64)],
+)
+def test_a_resume_point_must_be_there(place, resume, code):
+    assert found(prepare(place, resume=resume)) == ([("resume", code)] if code else [])
+
+
+def test_class_pictures_that_the_user_names_must_be_there(place):
+    prior = {"with_prior_preservation": "1", "class_prompt": "a dog"}
+    assert found(prepare(place, **prior)) == []
+    assert found(prepare(place, **prior, class_data_dir="/nonexistent")) == [("class_data_dir", 66)]
+
+
+# --- arithmetic --------------------------------------------------------------------------------------
+
+
+def test_epochs_alone_become_steps(place):
+    job = prepare(place, epoch="3", batch_size="2", NPROC_PER_NODE="2")  # 3 × 5 pictures / 4
+    assert job.settings["num_train_step"].value == 4
+    assert "epoch=3" in job.settings["num_train_step"].source
+    assert "--max_train_steps=4" in job.launch.argv
+
+
+def test_steps_win_over_epochs(place):
+    job = prepare(place, epoch="3", num_train_step="7")
+    assert job.settings["num_train_step"].value == 7
+
+
+# --- output ------------------------------------------------------------------------------------------
+
+
+def as_nobody(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A Python script with the launcher at hand, without root's privileges."""
+    lines = f"import os, sys\nsys.path[:0] = [{str(HOME)!r}, {str(HOME / 'project')!r}]\n"
+    # Import before the privileges go: the checkout may be private to root.
+    lines += "import entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.show, PIL.Image, PIL.PngImagePlugin\n"
+    lines += "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+    return subprocess.run(
+        [sys.executable, "-c", lines + script],
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+
+
+@pytest.fixture
+def open_place(tmp_path):
+    """A place that other users can reach."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    return make_place(tmp_path / "open")
+
+
+CHECK = "sys.exit(entrypoint.main(['check', '--json'], os.environ))"
+
+
+@pytest.mark.parametrize(
+    ("mount", "mode", "code"),
+    [
+        ("MODEL_DIR", 0o000, 66),
+        ("DATASET_DIR", 0o000, 66),
+        ("MODEL_DIR", 0o444, 66),
+        ("OUTPUT_DIR", 0o555, 73),
+    ],
+)
+def test_without_permission(open_place, mount, mode, code):
+    folder = Path(open_place[mount])
+    Path(open_place["OUTPUT_DIR"]).mkdir(mode=0o777)
+    Path(open_place["OUTPUT_DIR"]).chmod(0o777)
+    assert as_nobody(CHECK, **open_place).returncode == 0
+    folder.chmod(mode)
+    done = as_nobody(CHECK, **open_place)
+    folder.chmod(0o755)
+    assert "Traceback" not in done.stderr, done.stderr
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert (done.returncode, problem["code"], problem["subject"]) == (code, code, mount)
+    assert "by user" in problem["found"]
+
+
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_an_output_folder_that_is_a_file_or_lies_below_one(place, tmp_path, below):
+    (tmp_path / "file").write_text("kept")
+    (problem,) = prepare(place, OUTPUT_DIR=str(tmp_path / "file" / below)).problems
+    assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
+    assert "file" in problem.found
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_what_is_in_the_output_folder_stays(place, tmp_path):
+    (tmp_path / "output" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "output" / "checkpoint" / "mine.txt").write_text("mine")
+    before = sorted(path.name for path in (tmp_path / "output").rglob("*"))
+    assert prepare(place).problems == ()
+    assert sorted(path.name for path in (tmp_path / "output").rglob("*")) == before
+
+
+def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(plan.preflight.shutil, "disk_usage", lambda _: usage)
+    (problem,) = prepare(place, num_train_step="1000").problems
+    assert problem.code == 73
+    assert "100 B free" in problem.found
+    assert "2 checkpoints of 360 B" in problem.found  # 30 parameters × 4 bytes × (weights + 2 moments)
+
+
+def test_secrets_are_not_in_the_plan(place, tmp_path):
+    env = tmp_path / "job.env"
+    env.write_text("HF_TOKEN=hf_abcdefgh123\nMY_URL=https://me:pa55word@host/x\n")
+    for verb in (["plan", "--json"], ["plan"]):
+        done = launch(*verb, **place, ENV_FILE=str(env))
+        assert done.returncode == 0
+        assert "MY_URL" in done.stdout
+        assert "hf_abcdefgh123" not in done.stdout + done.stderr
+        assert "pa55word" not in done.stdout + done.stderr

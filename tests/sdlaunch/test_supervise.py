@@ -1,0 +1,346 @@
+"""Supervision: logs, the two-phase stop, exit codes from evidence, and nothing left running."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdlaunch import settings
+from tests.sdlaunch.place import HOME, clean_environment
+
+# What a script in the place of torchrun begins with.
+PRELUDE = """
+import json, os, signal, subprocess, sys, time
+stop_file, notes = os.environ["SDJOB_STOP_FILE"], os.environ["SDJOB_NOTES_DIR"]
+def note(rank, code, **more):
+    text = json.dumps({"rank": rank, "code": code, "step": 7, "time": time.time(), "problems": [], **more})
+    open(f"{notes}/rank-{rank}.json", "w").write(text)
+def say(text):
+    print(text, flush=True)
+def asked(seconds=20):
+    end = time.time() + seconds
+    while not os.path.exists(stop_file) and time.time() < end:
+        time.sleep(0.01)
+    return os.path.exists(stop_file)
+"""
+PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", "code": 66}
+
+
+class Run:
+    """A supervised script."""
+
+    def __init__(self, tmp_path: Path, place: dict[str, str], script: str, **variables: str) -> None:
+        self.output = tmp_path / "output"
+        path = tmp_path / "fake.py"
+        path.write_text(PRELUDE + script)
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("driver.py")), str(path)],
+            env=clean_environment(**place, **variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def until(self, word: str) -> None:
+        """Reads the terminal up to a line with this word."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if word in line:
+                return
+        raise AssertionError(f"{word!r} never came")
+
+    def end(self, code: int) -> str:
+        """The rest of what the terminal shows; the code must be this."""
+        text, _ = self.process.communicate(timeout=120)
+        assert self.process.returncode == code, text
+        assert "Traceback" not in text
+        return text
+
+    @property
+    def failure(self):
+        return json.loads((self.output / "failure.json").read_text())
+
+    @property
+    def log(self) -> str:
+        return (self.output / "logs" / "node-0.log").read_text()
+
+
+@pytest.fixture
+def run(tmp_path, place):
+    return lambda script, **variables: Run(tmp_path, place, script, **variables)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- ends --------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_finishes(run, tmp_path):
+    (tmp_path / "output" / "run" / "notes-0").mkdir(parents=True)
+    (tmp_path / "output" / "run" / "notes-0" / "rank-0.json").write_text('{"rank": 0, "code": 70}')
+    (tmp_path / "output" / "run" / "stop-0").touch()
+    (tmp_path / "output" / "failure.json").write_text("{}")
+    (tmp_path / "output" / "mine.txt").write_text("mine")
+    ended = run("assert not os.path.exists(stop_file) and not os.listdir(notes); say('[rank 0] hello')")
+    assert "hello\n" in ended.end(0)
+    assert not (ended.output / "failure.json").exists()
+    assert (ended.output / "mine.txt").read_text() == "mine"
+    assert sorted(path.name for path in (ended.output / "run").iterdir()) == [
+        "environment.json",
+        "plan.json",
+        "spec.yaml",
+    ]
+
+
+def test_the_first_failing_rank_gives_the_code(run):
+    ended = run(
+        f"note(1, 66, problems=[{PROBLEM!r}], error='BadRow()', traceback='Traceback …'); time.sleep(0.05)\n"
+        "note(0, 70, error='lost peer'); sys.exit(1)"
+    )
+    text = ended.end(66)
+    assert "row 3: no picture" in text
+    assert "Take it out." in text
+    failure = ended.failure
+    assert (failure["class"], failure["code"], failure["root_rank"], failure["step"]) == (
+        "bad input",
+        66,
+        1,
+        7,
+    )
+    assert (failure["evidence"], failure["problems"]) == (["BadRow()"], [PROBLEM])
+    assert failure["traceback"] == "Traceback …"
+
+
+def test_a_problem_that_all_ranks_share_needs_no_failing_process(run):
+    ended = run(f"note(0, 64, problems=[{PROBLEM!r}]); note(1, 64, problems=[{PROBLEM!r}])")
+    ended.end(64)
+
+
+ROOT_CAUSE = """
+print('Traceback (most recent call last):', file=sys.stderr)
+print('Root Cause (first observed failure):\\n[0]:\\n  time : x\\n  rank      : 1 (local_rank: 1)\\n'
+      '  exitcode  : {code} (pid: 5)\\n', file=sys.stderr, flush=True)
+sys.exit(1)
+"""
+
+
+def test_a_rank_that_was_killed_is_the_cause_whatever_its_peers_say(run):
+    ended = run("note(0, 70, error='connection closed by peer')" + ROOT_CAUSE.format(code=-9))
+    text = ended.end(70)
+    assert "rank 1 was killed by SIGKILL" in text
+    assert ended.failure["root_rank"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "kind"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", 71, "out of memory"),
+        ("OSError: [Errno 28] No space left on device", 73, "output cannot hold the result"),
+        ("Segmentation fault", 70, "training failed"),
+    ],
+)
+def test_without_notes_the_log_tells(run, line, code, kind):
+    ended = run(f"say('[rank 1] step   12/400  loss 0.1'); say({line!r})" + ROOT_CAUSE.format(code=1))
+    ended.end(code)
+    assert (ended.failure["class"], ended.failure["step"], ended.failure["root_rank"]) == (kind, 12, 1)
+
+
+def test_half_a_note_is_none(run):
+    ended = run("open(f'{notes}/rank-0.json', 'w').write('{\"rank\": 0, \"co'); sys.exit(3)")
+    ended.end(70)
+    assert "exit status 3" in ended.failure["evidence"][0]
+
+
+# --- stops -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_first_signal_asks_the_workers_to_save(run, signum):
+    started = run("say('[rank 0] ready'); assert asked(); note(0, 75); say('[rank 0] saved')")
+    started.until("ready")
+    started.process.send_signal(signum)
+    text = started.end(75)
+    assert signal.Signals(signum).name in text
+    assert "saved" in text
+    assert not (started.output / "failure.json").exists()
+    assert not (started.output / "run" / "stop-0").exists()
+
+
+def test_workers_that_were_stopped_without_the_launcher_are_75_too(run):
+    run("note(0, 75); note(1, 75)").end(75)
+
+
+def test_a_run_that_finishes_while_it_is_asked_to_stop_is_finished(run):
+    started = run("say('[rank 0] ready'); assert asked()")
+    started.until("ready")
+    started.process.terminate()
+    started.end(0)
+
+
+def test_after_the_grace_time_the_processes_are_ended(run):
+    script = """
+def ended(*_):
+    note(0, 70, error='ended'); sys.exit(1)
+signal.signal(signal.SIGTERM, ended)
+say('[rank 0] ready'); time.sleep(60)
+"""
+    started = run(script, stop_grace="0.3")
+    started.until("ready")
+    started.process.terminate()
+    assert "ended before they had saved" in started.end(75)
+    assert not (started.output / "failure.json").exists()
+
+
+def test_processes_that_ignore_sigterm_are_killed_with_their_children(run):
+    script = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
+"""
+    started = run(script, stop_grace="0")
+    assert started.process.stdout
+    pids = next(line for line in started.process.stdout if "ready" in line).split()[1:]
+    started.process.terminate()
+    started.end(75)
+    assert not any(alive(int(pid)) for pid in pids)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_everything_at_once(run, signum, code):
+    script = """
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
+"""
+    started = run(script)
+    assert started.process.stdout
+    pids = next(line for line in started.process.stdout if "ready" in line).split()[1:]
+    started.process.terminate()
+    started.until("saving and stopping")
+    begin = time.monotonic()
+    started.process.send_signal(signum)
+    started.end(code)
+    assert time.monotonic() - begin < 10
+    assert not any(alive(int(pid)) for pid in pids)
+
+
+def test_workers_do_not_outlive_a_torchrun_that_was_killed(run):
+    script = """
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+say(f'[rank 0] ready {child.pid}'); os.kill(os.getpid(), signal.SIGKILL)
+"""
+    started = run(script)
+    assert started.process.stdout
+    (pid,) = next(line for line in started.process.stdout if "ready" in line).split()[1:]
+    started.end(70)
+    assert "SIGKILL" in started.failure["evidence"][0]
+    assert not alive(int(pid))
+
+
+# --- what people see, and what is kept ---------------------------------------------------------------
+
+
+def test_people_see_the_workers_and_the_log_has_everything(run):
+    script = """
+say('[rank 0] first'); say('[rank 1] second'); say('W1121 torchrun talks'); say('Traceback (most recent')
+say('[rank 0] to[rank 0] rn')
+"""
+    ended = run(script)
+    text = ended.end(0)
+    assert text.splitlines() == ["first", "[rank 1] second", "torn"]
+    assert ended.log.splitlines()[:4] == [
+        "[rank 0] first",
+        "[rank 1] second",
+        "W1121 torchrun talks",
+        "Traceback (most recent",
+    ]
+
+
+def test_a_second_run_keeps_the_log_of_the_first(run):
+    run("say('[rank 0] one')").end(0)
+    again = run("say('[rank 0] two')")
+    again.end(0)
+    assert again.log == "[rank 0] one\n[rank 0] two\n"
+
+
+def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
+    (tmp_path / "fake.py").write_text(
+        PRELUDE
+        + "say('[rank 0] step   1/9  loss 1'); say('[rank 0] step   2/9  loss 1'); say('[rank 0] saved')"
+    )
+    terminal, theirs = pty.openpty()
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("driver.py")), str(tmp_path / "fake.py")],
+        env=clean_environment(**place),
+        stdout=theirs,
+        check=True,
+    )
+    os.close(theirs)
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    assert shown == "step   1/9  loss 1\r\x1b[Kstep   2/9  loss 1\r\nsaved\r\n"
+
+
+def test_secrets_appear_nowhere(run):
+    script = "say('[rank 0] using ' + os.environ['HF_TOKEN'] + ' at https://me:pa55word@host/'); sys.exit(1)"
+    ended = run(script, HF_TOKEN="hf_abcdefgh123", WANDB_API_KEY="k", NOT_A_SECRET="plain")
+    text = ended.end(70)
+    written = "".join(path.read_text() for path in ended.output.rglob("*") if path.is_file())
+    for secret in ("hf_abcdefgh123", "pa55word", '"k"'):
+        assert secret not in text + written
+    assert "[redacted]" in text
+    environment = json.loads((ended.output / "run" / "environment.json").read_text())
+    assert environment["environment"]["NOT_A_SECRET"] == "plain"
+    assert environment["environment"]["HF_TOKEN"] == "[redacted]"
+    assert environment["packages"]["numpy"]
+
+
+def test_spec_yaml_replays_the_run(run, place):
+    started = run(
+        "print(json.dumps(sys.argv[1:]))", instance_prompt="no: it's #1\n$x", epoch="3", NPROC_PER_NODE="2"
+    )
+    started.end(0)
+    replayed = settings.read([("config_file", str(started.output / "run" / "spec.yaml"))], {})
+    assert replayed.problems == ()
+    assert replayed.spec.instance_prompt == "no: it's #1\n$x"
+    assert replayed.spec.max_train_steps == 8
+    printed = json.loads((started.output / "run" / "plan.json").read_text())
+    again = subprocess.run(
+        [
+            "bash",
+            str(HOME / "train.sh"),
+            "plan",
+            "--json",
+            f"--config-file={started.output / 'run' / 'spec.yaml'}",
+        ],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(again.stdout)["argv"] == printed["argv"]
+
+
+def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, place):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "run").write_text("a file in the way")
+    (tmp_path / "fake.py").write_text("raise SystemExit('started')")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("driver.py")), str(tmp_path / "fake.py")],
+        env=clean_environment(**place),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 73
+    assert "OUTPUT_DIR" in done.stderr
+    assert (tmp_path / "output" / "run").read_text() == "a file in the way"
