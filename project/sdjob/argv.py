@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from difflib import get_close_matches
+from typing import Any, NoReturn, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -60,10 +61,18 @@ def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> lis
         shown = (setting_of(info).name or field) if info else field
         value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
         remedy = f"{detail['msg'].replace('Input should', 'It should')}."
+        if detail["type"] == "literal_error" and (meant := _meant(info, detail["input"])):
+            remedy = f"Did you mean {meant}? {remedy}"
         if info:
             remedy += f" {shown}: {setting_of(info).help}."
         found.setdefault(field, setting(shown, f"found {value}", remedy))
     return list(found.values())
+
+
+def _meant(info: FieldInfo | None, value: Any) -> str | None:
+    """The allowed value that a misspelt one is closest to, if any is close."""
+    choices = [choice for choice in get_args(info.annotation) if isinstance(choice, str)] if info else []
+    return next(iter(get_close_matches(str(value).lower(), choices, n=1)), None)
 
 
 def _text(value: Any) -> str:
