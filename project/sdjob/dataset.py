@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from sdjob.folders import Listing, below, few, list_folder, open_listing, read_json, suffix_of, unreadable
+from sdjob.folders import (
+    Listing,
+    below,
+    few,
+    list_folder,
+    open_listing,
+    read_json,
+    shown,
+    suffix_of,
+    unreadable,
+)
 from sdjob.images import decode, is_image_name, source_of, undecodable
-from sdjob.metadata import FILE_NAME, METADATA_NAMES, read_metadata
+from sdjob.metadata import FILE_NAME, METADATA_NAMES, metadata_file, read_metadata
 from sdjob.problem import JobError, Problem, bad_input
 from sdjob.tables import Table, missing_shards, parquet_table, read_values, saved_table, train_files
 
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
 Format = Literal["folder", "metadata", "parquet", "saved"]
 
 TXT_CAPTIONS = ".txt"  # the caption "column" of a folder where a.jpg has its caption in a.txt
+_SAVED_MARKS = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # of save_to_disk
 _MAX_DEPTH = 4
 _FORMATS = (
     "give a folder of pictures (jpg, png, webp, bmp, gif, tiff), pictures with metadata.jsonl or "
@@ -35,7 +46,7 @@ class Files(Sequence[Path]):
     """Files of one folder as a sequence of paths, made when asked for: a million of them take seconds."""
 
     folder: Path
-    names: tuple[str, ...]
+    names: tuple[str, ...] = field(repr=False)
 
     @overload
     def __getitem__(self, index: int) -> Path: ...
@@ -80,7 +91,7 @@ def find_dataset(
 
 def _format_of(listing: Listing, captions: bool) -> Format | None:
     """What a folder by itself is. Without captions, pictures need no metadata."""
-    if "dataset_dict.json" in listing.files or {"state.json", "dataset_info.json"} <= set(listing.files):
+    if any(all(mark in listing.files for mark in marks) for marks in _SAVED_MARKS):
         return "saved"
     pictures = any(is_image_name(name) for name in listing.files)
     if (captions or not pictures) and any(name in listing.files for name in METADATA_NAMES):
@@ -106,13 +117,15 @@ def _locate(place: Path, captions: bool) -> tuple[Listing, Format]:
         names = [str(listing.path.relative_to(place)) for listing, _ in found]
         raise JobError(
             bad_input(
-                str(place),
+                shown(place),
                 f"holds {len(found)} data sets: {few(names)}",
-                f"set dataset_name to one of them, for example dataset_name={found[0][0].path}",
+                f"set dataset_name to one of them, for example dataset_name={shown(found[0][0].path)}",
             )
         )
-    looked = "; ".join(f"{listing.path}: {listing.summary()}" for listing in seen[:4])
-    raise JobError([*problems, bad_input(str(place), f"no data set here or below; found {looked}", _FORMATS)])
+    looked = "; ".join(f"{shown(listing.path)}: {listing.summary()}" for listing in seen[:4])
+    raise JobError(
+        [*problems, bad_input(shown(place), f"no data set here or below; found {looked}", _FORMATS)]
+    )
 
 
 def _search(
@@ -153,7 +166,7 @@ def _picture_folder(listing: Listing, captions: bool) -> DatasetInfo:
         bare = [name for name in names if _stem(name) not in texts]
         if bare:
             found = f"{len(bare):,} of {len(names):,} pictures have no caption: {few(bare)}"
-            raise JobError(bad_input(str(listing.path), found, _CAPTIONS))
+            raise JobError(bad_input(shown(listing.path), found, _CAPTIONS))
     files = Files(listing.path, names)
     columns = ("image", TXT_CAPTIONS) if captions else ("image",)
     return DatasetInfo(
@@ -169,20 +182,15 @@ def _metadata_folder(listing: Listing, caption_column: str | None) -> DatasetInf
     )
 
 
-def metadata_file(folder: Path) -> Path:
-    """metadata.jsonl, else metadata.csv."""
-    return next((folder / name for name in METADATA_NAMES if (folder / name).exists()), folder)
-
-
 def _parquet(listing: Listing, image_column: str, caption_column: str | None) -> DatasetInfo:
     here = [name for name in listing.files if name.endswith(".parquet")]
     names = train_files(here)
     if not names:
         found = f"holds other splits only: {few(here)}"
-        raise JobError(bad_input(str(listing.path), found, "add the files of the training split (train-*)"))
+        raise JobError(bad_input(shown(listing.path), found, "add the files of the training split (train-*)"))
     if missing := missing_shards(names):
         found = f"{len(missing)} of its files are missing: {few(missing)}"
-        raise JobError(bad_input(str(listing.path), found, "copy or download the missing files"))
+        raise JobError(bad_input(shown(listing.path), found, "copy or download the missing files"))
     files = tuple(listing.path / name for name in names)
     table = parquet_table(files, caption_column)
     return _checked(listing.path, "parquet", files, table, image_column, caption_column)
@@ -201,11 +209,11 @@ def _split_of(path: Path) -> str:
     try:
         splits = [str(split) for split in read_json(path)["splits"]]
     except (KeyError, TypeError) as error:
-        raise JobError(bad_input(str(path), f"is not readable ({error!r})", "save it again")) from error
+        raise JobError(bad_input(shown(path), f"is not readable ({error!r})", "save it again")) from error
     if "train" in splits or len(splits) == 1:
         return "train" if "train" in splits else splits[0]
     found = f"has no split named train; it has {few(splits) or 'none'}"
-    raise JobError(bad_input(str(path.parent), found, "set dataset_name to the folder of one split"))
+    raise JobError(bad_input(shown(path.parent), found, "set dataset_name to the folder of one split"))
 
 
 def _checked(
@@ -220,9 +228,9 @@ def _checked(
     problems = list(_column_problems(path, table.schema, image_column, caption_column))
     if table.nulls:
         found = f"{table.nulls:,} of {table.num_rows:,} rows have nothing in column {caption_column!r}"
-        problems.append(bad_input(str(path), found, "take these rows out, or give them captions"))
+        problems.append(bad_input(shown(path), found, "take these rows out, or give them captions"))
     if not table.num_rows:
-        problems.append(bad_input(str(path), "has no rows", _FORMATS))
+        problems.append(bad_input(shown(path), "has no rows", _FORMATS))
     if problems:
         raise JobError(problems)
     columns = tuple(table.schema.names)
@@ -248,10 +256,10 @@ def _column_problems(
     for setting, column, fits, what in wanted:
         if column not in schema.names:
             found = f"has no column {column!r}; its columns are {few(schema.names, 20)}"
-            yield bad_input(str(path), found, f"set {setting} to the column that holds {what}")
+            yield bad_input(shown(path), found, f"set {setting} to the column that holds {what}")
         elif not fits(schema.field(column).type):
             found = f"column {column!r} holds {schema.field(column).type}, not {what}"
-            yield bad_input(str(path), found, f"set {setting} to the column that holds {what}")
+            yield bad_input(shown(path), found, f"set {setting} to the column that holds {what}")
 
 
 def table_of(info: DatasetInfo) -> Table:
@@ -272,7 +280,10 @@ def verify_sample(info: DatasetInfo, limit: int) -> list[Problem]:
     """Decodes up to `limit` examples, evenly spread, and names each that cannot be."""
     rows = spread(info.num_examples, limit)
     if info.format in ("folder", "metadata"):
-        return undecodable(rows, lambda row: str(info.files[row]), lambda row: decode(info.files[row]))
+        return undecodable(rows, lambda row: shown(info.files[row]), lambda row: decode(info.files[row]))
     table = table_of(info)
-    values = dict(read_values(table, info.image_column, rows))
+    try:
+        values = read_values(table, info.image_column, rows)
+    except JobError as error:
+        return list(error.problems)
     return undecodable(list(values), table.row_name, lambda row: decode(source_of(values[row], info.path)))

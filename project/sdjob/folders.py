@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Listing:
     def summary(self) -> str:
         """What lies here, in a few words."""
         counts = Counter(suffix_of(name) or "(no extension)" for name in self.files)
-        parts = [f"{count} {suffix}" for suffix, count in counts.most_common(5)]
+        parts = [f"{count:,} {shown(suffix)}" for suffix, count in counts.most_common(5)]
         if len(counts) > 5:
             parts.append(f"{len(counts) - 5} other kinds")
         if self.folders:
@@ -44,7 +44,10 @@ def list_folder(path: Path) -> Listing:
         for entry in entries:
             name = entry.name
             if name[0] != "." and name not in _STRAY:
-                (folders if entry.is_dir() else files).append(name)
+                try:
+                    (folders if entry.is_dir() else files).append(name)
+                except OSError:  # a link that leads nowhere we may go
+                    files.append(name)
     return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
 
 
@@ -61,37 +64,44 @@ def open_listing(path: Path) -> Listing:
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     if not listing.files and not listing.folders:
-        raise JobError(bad_input(str(path), "holds nothing", "mount or copy something into this folder"))
+        raise JobError(bad_input(shown(path), "holds nothing", "mount or copy something into this folder"))
     return listing
 
 
 def below(root: Path, name: str | None, setting: str) -> Path:
     """The place that a user means: the mount itself, a folder below it, or an absolute path."""
     path = root / name if name else root  # an absolute name replaces the root
-    if name and not path.exists():
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not name:
+            raise JobError(unreadable(path, error)) from error
         there = few(open_listing(root).folders) or "no folders"
-        raise JobError(
-            bad_input(
-                str(path),
-                f"does not exist; {root} holds {there}",
-                f"set {setting} to a folder below {root}, or to an absolute path",
-            )
-        )
+        found = f"does not exist; {shown(root)} holds {there}"
+        remedy = f"set {setting} to a folder below {shown(root)}, or to an absolute path"
+        raise JobError(bad_input(shown(path), found, remedy)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise JobError(unreadable(path, error)) from error
     return path
 
 
-def unreadable(path: Path, error: OSError) -> Problem:
+def shown(path: Path | str) -> str:
+    """A path as text that can always be printed: names need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> Problem:
     """A file or folder that the system does not let us read."""
     if isinstance(error, PermissionError):
-        remedy = f"make it readable for this user: chmod -R a+rX '{path}'"
+        remedy = f"make it readable for this user: chmod -R a+rX '{shown(path)}'"
     elif isinstance(error, (FileNotFoundError, NotADirectoryError)):
         remedy = "correct the path or the mount"
     else:
         remedy = "check the mount and the storage behind it"
-    return bad_input(str(path), reason_of(error), remedy)
+    return bad_input(shown(path), reason_of(error), remedy)
 
 
-def reason_of(error: OSError) -> str:
+def reason_of(error: OSError | ValueError) -> str:
     """The system's words, as part of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
@@ -99,7 +109,7 @@ def reason_of(error: OSError) -> str:
         return "is a file, not a folder"
     if isinstance(error, PermissionError):
         return f"cannot be read by user {os.getuid()} (permission denied)"
-    return f"cannot be read ({error.strerror or error})"
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
 def check_pointer(path: Path) -> None:
@@ -108,7 +118,7 @@ def check_pointer(path: Path) -> None:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             found = "is a Git LFS pointer, not the file itself"
             remedy = "run `git lfs pull` in the folder that was cloned, or download the file again"
-            raise JobError(bad_input(str(path), found, remedy))
+            raise JobError(bad_input(shown(path), found, remedy))
 
 
 def read_file(path: Path, count: int = -1) -> bytes:
@@ -118,11 +128,11 @@ def read_file(path: Path, count: int = -1) -> bytes:
         with path.open("rb") as file:
             content = file.read(count)
     except FileNotFoundError as error:
-        raise JobError(bad_input(str(path), "is missing", _AGAIN)) from error
+        raise JobError(bad_input(shown(path), "is missing", _AGAIN)) from error
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     if not content:
-        raise JobError(bad_input(str(path), "is empty (0 bytes)", _AGAIN))
+        raise JobError(bad_input(shown(path), "is empty (0 bytes)", _AGAIN))
     return content
 
 
@@ -133,12 +143,12 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except ValueError as error:
-        raise JobError(bad_input(str(path), f"is not readable JSON ({error})", _AGAIN)) from error
+        raise JobError(bad_input(shown(path), f"is not readable JSON ({error})", _AGAIN)) from error
     return value
 
 
-def few(items: Iterable[object], limit: int = 6) -> str:
+def few(items: Iterable[str], limit: int = 6) -> str:
     """The first items, and how many more there are."""
-    texts: Sequence[str] = [str(item) for item in items]
+    texts = [shown(item) for item in items]
     more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more

@@ -75,6 +75,8 @@ def decode(source: Path | bytes) -> Image:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
             opened.load()  # every pixel: a truncated file raises here
             return _to_rgb(ImageOps.exif_transpose(opened))
+    except MemoryError:  # says nothing about the picture
+        raise
     except Exception as error:  # Pillow's plugins raise some ten types for broken files
         raise ImageError(_reason(source, error)) from error
 

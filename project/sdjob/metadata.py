@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjob.folders import few, unreadable
+from sdjob.folders import few, shown, unreadable
 from sdjob.images import is_image_name
 from sdjob.problem import JobError, Problem, bad_input
 
@@ -37,6 +37,12 @@ _REMEDIES = {
 }
 
 
+def metadata_file(folder: Path) -> Path:
+    """metadata.jsonl, else metadata.csv."""
+    first, second = (folder / name for name in METADATA_NAMES)
+    return first if os.access(first, os.F_OK) else second
+
+
 @dataclass(frozen=True)
 class Metadata:
     """The rows of a metadata file, sorted by name; `captions` is empty where none were asked for."""
@@ -54,18 +60,18 @@ def read_metadata(path: Path, caption_column: str | None) -> Metadata:
         raise JobError(unreadable(path, error)) from error
     except (UnicodeDecodeError, csv.Error) as error:
         found = f"cannot be read as UTF-8 text ({error})"
-        raise JobError(bad_input(str(path), found, "save it again as UTF-8")) from error
+        raise JobError(bad_input(shown(path), found, "save it again as UTF-8")) from error
     columns = tuple(dict.fromkeys(key for _, row in rows for key in row or ()))
     for column, remedy in ((FILE_NAME, _REMEDIES[_NO_NAME]), (caption_column, _other_column(columns))):
         if column and column not in columns and columns:
             found = f"has no column {column!r}; its columns are {few(columns, 20)}"
-            raise JobError(bad_input(str(path), found, remedy))
+            raise JobError(bad_input(shown(path), found, remedy))
     mistakes: dict[str, list[int]] = defaultdict(list)
     pictures = _pictures(path.parent, rows, caption_column, mistakes)
     if mistakes:
         raise JobError(_problem(path, mistake, lines) for mistake, lines in mistakes.items())
     if not pictures:
-        raise JobError(bad_input(str(path), "has no rows", _REMEDIES[_UNREADABLE]))
+        raise JobError(bad_input(shown(path), "has no rows", _REMEDIES[_UNREADABLE]))
     names = tuple(sorted(pictures))
     captions = tuple(pictures[name] for name in names) if caption_column else ()
     return Metadata(columns, names, captions)
@@ -155,4 +161,4 @@ def _other_column(columns: tuple[str, ...]) -> str:
 
 def _problem(path: Path, mistake: str, lines: list[int]) -> Problem:
     word = "line" if len(lines) == 1 else "lines"
-    return bad_input(str(path), f"{mistake}: {word} {few(sorted(lines))}", _REMEDIES[mistake])
+    return bad_input(shown(path), f"{mistake}: {word} {few(map(str, sorted(lines)))}", _REMEDIES[mistake])

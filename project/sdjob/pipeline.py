@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjob.folders import Listing, below, few, list_folder, open_listing, read_file, read_json, unreadable
+from sdjob.folders import (
+    Listing,
+    below,
+    few,
+    list_folder,
+    open_listing,
+    read_file,
+    read_json,
+    shown,
+    unreadable,
+)
 from sdjob.problem import JobError, Problem, bad_input
 from sdjob.weights import find_weights
 
@@ -63,10 +73,10 @@ def find_pipeline(root: Path, name: str | None, *, allow_pickle: bool) -> Pipeli
     """The pipeline under a mount, proven complete. Raises JobError with everything that is wrong with it."""
     folder = _locate(below(root, name, "model_name"))
     index = read_json(folder / "model_index.json")
-    class_name = str(index.get("_class_name"))
+    class_name = str(index.get("_class_name", "pipeline of no named class"))
     if class_name != SUPPORTED:
         raise JobError(
-            bad_input(str(folder), f"is a {class_name}, which this version does not train", _TRAINABLE)
+            bad_input(shown(folder), f"is a {class_name}, which this version does not train", _TRAINABLE)
         )
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
@@ -81,7 +91,7 @@ def find_pipeline(root: Path, name: str | None, *, allow_pickle: bool) -> Pipeli
         prediction_type = str(config.get("prediction_type", prediction_type))
         if prediction_type not in PREDICTION_TYPES:
             found = f"prediction_type is {prediction_type!r}, which this version does not train"
-            problems.append(bad_input(str(folder / "scheduler"), found, f"use {few(PREDICTION_TYPES)}"))
+            problems.append(bad_input(shown(folder / "scheduler"), found, f"use {few(PREDICTION_TYPES)}"))
     if problems:
         raise JobError(problems)
     return PipelineFolder(folder, class_name, prediction_type, parts)
@@ -94,28 +104,30 @@ def _locate(place: Path) -> Path:
     top = open_listing(place)
     if _looks_like_pipeline(top):
         return place
-    inner = [listing for name in top.folders if (listing := _try_listing(place / name))]
+    inner: list[Listing] = []
+    closed: list[Problem] = []
+    for name in top.folders:
+        try:
+            inner.append(list_folder(place / name))
+        except OSError as error:
+            closed.append(unreadable(place / name, error))
     found = [listing.path for listing in inner if _looks_like_pipeline(listing)]
     if len(found) == 1:
         return found[0]
     if found:
         raise JobError(
             bad_input(
-                str(place),
+                shown(place),
                 f"holds {len(found)} pipelines: {few(path.name for path in found)}",
-                f"set model_name to one of them, for example model_name={found[0].name}",
+                f"set model_name to one of them, for example model_name={shown(found[0].name)}",
             )
         )
     for listing in (top, *inner):
         if single := [n for n in listing.files if n.endswith((".safetensors", ".ckpt", ".pt", ".bin"))]:
             raise JobError(_single_file(listing.path / single[0]))
-    raise JobError(
-        bad_input(
-            str(place),
-            f"no diffusers pipeline (model_index.json) here or one level below; found {top.summary()}",
-            "mount the folder of a pipeline, or set model_name to a folder below the mount",
-        )
-    )
+    found_here = f"no diffusers pipeline (model_index.json) here or one level below; found {top.summary()}"
+    remedy = "mount the folder of a pipeline, or set model_name to a folder below the mount"
+    raise JobError([*closed, bad_input(shown(place), found_here, remedy)])
 
 
 def _looks_like_pipeline(listing: Listing) -> bool:
@@ -123,18 +135,10 @@ def _looks_like_pipeline(listing: Listing) -> bool:
     return "model_index.json" in listing.files or len(PARTS.keys() & set(listing.folders)) >= 2
 
 
-def _try_listing(path: Path) -> Listing | None:
-    """Neighbours of the pipeline that we may not read are none of our business."""
-    try:
-        return list_folder(path)
-    except OSError:
-        return None
-
-
 def _single_file(path: Path) -> Problem:
     target = path.with_suffix("")
     return bad_input(
-        str(path),
+        shown(path),
         "is a single-file checkpoint, which is not supported yet",
         f'convert it: python -c "from diffusers import {SUPPORTED} as P; '
         f"P.from_single_file('{path}').save_pretrained('{target.name}')\", then mount that folder",
@@ -152,15 +156,15 @@ def _read_part(folder: Path, class_name: str, kind: PartKind, allow_pickle: bool
     try:
         names = list_folder(folder).files
     except FileNotFoundError as error:
-        raise JobError(bad_input(str(folder), "is missing", _WHOLE)) from error
+        raise JobError(bad_input(shown(folder), "is missing", _WHOLE)) from error
     except OSError as error:
         raise JobError(unreadable(folder, error)) from error
     if not class_name:
         found = f"does not name the class of {folder.name}"
-        raise JobError(bad_input(str(folder.parent / "model_index.json"), found, _WHOLE))
+        raise JobError(bad_input(shown(folder.parent / "model_index.json"), found, _WHOLE))
     if kind.classes and class_name not in kind.classes:
         found = f"is a {class_name}, which this version does not train"
-        raise JobError(bad_input(str(folder), found, _TRAINABLE))
+        raise JobError(bad_input(shown(folder), found, _TRAINABLE))
     if kind.config:
         _check_config(folder, read_json(folder / kind.config), class_name)
     else:
@@ -185,7 +189,7 @@ def _check_config(folder: Path, config: Mapping[str, Any], class_name: str) -> N
     if class_name == "UNet2DConditionModel" and channels != 4:
         what = " (an inpainting model)" if channels == 9 else ""
         found = f"takes {channels} channels instead of 4{what}, which this version does not train"
-        raise JobError(bad_input(str(folder), found, _TRAINABLE))
+        raise JobError(bad_input(shown(folder), found, _TRAINABLE))
 
 
 def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:
@@ -195,6 +199,6 @@ def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:
         return
     missing = [name for name in ("vocab.json", "merges.txt") if name not in names]
     if missing:
-        raise JobError(bad_input(str(folder), f"{few(missing)} is missing (and no tokenizer.json)", _WHOLE))
+        raise JobError(bad_input(shown(folder), f"{few(missing)} is missing (and no tokenizer.json)", _WHOLE))
     read_json(folder / "vocab.json")
     read_file(folder / "merges.txt")

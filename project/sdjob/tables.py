@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdjob.folders import check_pointer, few, read_json, unreadable
+from sdjob.folders import check_pointer, few, read_json, shown, unreadable
 from sdjob.problem import JobError, Problem, bad_input
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
-_GROUP_BYTES = 256 << 20  # rows are sampled from this much of a row group, whose front must be read
+_GROUP_BYTES = 32 << 20  # rows are sampled from this much of a row group, whose front must be read
+_BATCH = 8  # rows read at once
 _AGAIN = "copy or download this file again"
 
 
@@ -40,7 +42,7 @@ class Table:
         """ "file.parquet row N" of a row of the whole table, N from 0."""
         ends = list(accumulate(self.row_counts))
         number = bisect_right(ends, row)
-        return f"{self.files[number]} row {row - (ends[number - 1] if number else 0)}"
+        return f"{shown(self.files[number])} row {row - (ends[number - 1] if number else 0)}"
 
 
 def train_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ def parquet_table(files: tuple[Path, ...], caption_column: str | None) -> Table:
     for path, schema in zip(files, schemas, strict=True):
         if not schema.equals(schemas[0], check_metadata=False):
             found = f"has other columns than {files[0].name}: {few(schema.names, 20)}"
-            raise JobError(bad_input(str(path), found, "keep files of one data set in this folder"))
+            raise JobError(bad_input(shown(path), found, "keep files of one data set in this folder"))
     counts = tuple(int(footer.num_rows) for footer in footers)
     return Table(files, counts, schemas[0], sum(_nulls(footer, caption_column) for footer in footers))
 
@@ -102,7 +104,7 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
     try:
         names = [entry["filename"] for entry in read_json(path)["_data_files"]]
     except (KeyError, TypeError) as error:
-        raise JobError(bad_input(str(path), f"is not readable ({error!r})", "save it again")) from error
+        raise JobError(bad_input(shown(path), f"is not readable ({error!r})", "save it again")) from error
     return tuple(folder / name for name in names)
 
 
@@ -111,7 +113,7 @@ def saved_table(folder: Path, caption_column: str | None) -> Table:
     files = saved_files(folder)
     tables = [_opened(path, _read_arrow) for path in files]
     if not tables:
-        raise JobError(bad_input(str(folder), "holds no rows", "save the data set again"))
+        raise JobError(bad_input(shown(folder), "holds no rows", "save the data set again"))
     nulls = sum(t[caption_column].null_count for t in tables if caption_column in t.column_names)
     return Table(files, tuple(table.num_rows for table in tables), tables[0].schema, nulls)
 
@@ -129,48 +131,50 @@ def _opened(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         check_pointer(path)
         return read(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise JobError(unreadable(path, error)) from error
         found = f"is damaged or truncated ({str(error).splitlines()[0]})"
-        raise JobError(bad_input(str(path), found, _AGAIN)) from error
-    except OSError as error:
-        raise JobError(unreadable(path, error)) from error
+        raise JobError(bad_input(shown(path), found, _AGAIN)) from error
 
 
-def read_values(table: Table, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """(row, value) of a few rows, given in rising order, of one column; little more than they is read."""
+def read_values(table: Table, column: str, rows: Sequence[int]) -> dict[int, Any]:
+    """Row → value of one column, for a few rows in rising order; little else is read. Raises JobError."""
+    values: dict[int, Any] = {}
     starts = [0, *accumulate(table.row_counts)]
     for number, group in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
         path, start = table.files[number], starts[number]
-        local = [row - start for row in group]
         read = _parquet_values if path.suffix == ".parquet" else _arrow_values
-        for row, value in read(path, column, local):
-            yield row + start, value
+        local = _opened(path, partial(read, column, [row - start for row in group]))
+        values |= {row + start: value for row, value in local.items()}
+    return values
 
 
-def _arrow_values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+def _arrow_values(column: str, rows: Sequence[int], path: Path) -> dict[int, Any]:
     values = _read_arrow(path)[column]
-    for row in rows:
-        yield row, values[row].as_py()
+    return {row: values[row].as_py() for row in rows}
 
 
-def _parquet_values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+def _parquet_values(column: str, rows: Sequence[int], path: Path) -> dict[int, Any]:
     """Reads only the row groups that hold the rows, in small batches, up to the last row needed.
 
     A reader cannot jump inside a row group, so of a very large one rows near its front stand for the rest.
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-        sizes = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        starts = [0, *accumulate(size.num_rows for size in sizes)]
-        for number, group in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
-            near = max(1, sizes[number].num_rows * _GROUP_BYTES // max(1, sizes[number].total_byte_size))
-            wanted = sorted({(row - starts[number]) % near for row in group})
-            position = 0
-            for batch in file.iter_batches(8, row_groups=[number], columns=[column]):
-                while wanted and wanted[0] < position + batch.num_rows:
-                    row = wanted.pop(0)
-                    yield row + starts[number], batch.column(0)[row - position].as_py()
-                position += batch.num_rows
-                if not wanted:
+    values: dict[int, Any] = {}
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        starts = [0, *accumulate(group.num_rows for group in groups)]
+        for number, wanted in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
+            start, group = starts[number], groups[number]
+            near = max(1, group.num_rows * _GROUP_BYTES // max(1, group.total_byte_size))
+            local = sorted({(row - start) % near for row in wanted})
+            first = 0
+            for batch in file.iter_batches(_BATCH, [number], [column]):
+                here = [row for row in local if first <= row < first + batch.num_rows]
+                values |= {row + start: batch.column(0)[row - first].as_py() for row in here}
+                first += batch.num_rows
+                if first > local[-1]:
                     break
+    return values

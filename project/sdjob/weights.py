@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjob.folders import few, read_file, read_json, unreadable
+from sdjob.folders import few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.problem import JobError, Problem, bad_input
 
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -35,16 +35,16 @@ class Weights:
 
 
 def find_weights(folder: Path, stem: str, pickle_stem: str, *, allow_pickle: bool) -> Weights:
-    """The weights in a folder: safetensors if there are any, else pickles if allowed. Raises JobError."""
-    names = sorted(path.name for path in folder.iterdir())
+    """The weights in a folder: safetensors if any, else pickles if allowed. Raises JobError, OSError."""
+    names = list_folder(folder).files
     safe, pickles = _variants(names, stem, "safetensors"), _variants(names, pickle_stem, "bin")
     variants = safe or pickles
     if not variants:
         found = f"no weights ({stem}.safetensors); found {few(names) or 'nothing'}"
-        raise JobError(bad_input(str(folder), found, "copy the weights into this folder"))
+        raise JobError(bad_input(shown(folder), found, "copy the weights into this folder"))
     if None not in variants and len(variants) > 1:
         found = f"weights only as variants: {few(map(str, variants))}"
-        raise JobError(bad_input(str(folder), found, "keep one of them in this folder"))
+        raise JobError(bad_input(shown(folder), found, "keep one of them in this folder"))
     variant = None if None in variants else next(iter(variants))
     file = folder / variants[variant]
     return _safetensors(file, variant) if safe else _pickles(file, variant, allow_pickle)
@@ -71,7 +71,7 @@ def _safetensors(file: Path, variant: str | None) -> Weights:
         num_parameters += _count(tensors)
         if absent := sorted(names - tensors.keys()):
             found = f"lacks {few(absent, 3)}, which {file.name} says it holds"
-            problems.append(bad_input(str(shard), found, _AGAIN))
+            problems.append(bad_input(shown(shard), found, _AGAIN))
     if problems:
         raise JobError(problems)
     return Weights(tuple(shards), num_bytes, num_parameters, variant)
@@ -82,7 +82,7 @@ def _pickles(file: Path, variant: str | None, allow_pickle: bool) -> Weights:
     if not allow_pickle:
         raise JobError(
             bad_input(
-                str(file),
+                shown(file),
                 "the weights exist only as a pickle, which can run code when it is loaded",
                 "use a pipeline with .safetensors files, or trust this one with allow_pickle=1",
             )
@@ -105,7 +105,7 @@ def _read_index(path: Path) -> dict[Path, frozenset[str]]:
             shards.setdefault(shard, set()).add(tensor)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"is not an index of weight files ({error!r})"
-        raise JobError(bad_input(str(path), found, _AGAIN)) from error
+        raise JobError(bad_input(shown(path), found, _AGAIN)) from error
     return {path.with_name(shard): frozenset(tensors) for shard, tensors in sorted(shards.items())}
 
 
@@ -131,7 +131,7 @@ def read_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     except _BrokenError as error:
-        raise JobError(bad_input(str(path), str(error), _AGAIN)) from error
+        raise JobError(bad_input(shown(path), str(error), _AGAIN)) from error
     return tensors
 
 

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, metadata_file, table_of
+from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, table_of
+from sdjob.folders import shown
 from sdjob.images import decode, source_of
-from sdjob.metadata import read_metadata
+from sdjob.metadata import metadata_file, read_metadata
 from sdjob.problem import JobError, bad_input, output_problem
 from sdjob.tables import Table
 
@@ -72,10 +73,10 @@ class FileSource:
             return path.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             found = f"the caption cannot be read ({error})"
-            raise JobError(bad_input(str(path), found, "write it again, as UTF-8 text")) from error
+            raise JobError(bad_input(shown(path), found, "write it again, as UTF-8 text")) from error
 
     def name(self, index: int) -> str:
-        return str(self.info.files[index])
+        return shown(self.info.files[index])
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ def _load_table(info: DatasetInfo, cache: Path) -> Any:
             raise JobError(output_problem(str(cache), f"is full ({error})", remedy)) from error
         found = f"cannot be opened, with its cache in {cache} ({error})"
         remedy = "set cache_dir to a writable folder, and check the files of the data set"
-        raise JobError(bad_input(str(info.path), found, remedy)) from error
+        raise JobError(bad_input(shown(info.path), found, remedy)) from error
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         found = f"cannot be read by the datasets library ({error.__cause__ or error})"
         remedy = "load it with that library elsewhere, mend it, and save it again"
-        raise JobError(bad_input(str(info.path), found, remedy)) from error
+        raise JobError(bad_input(shown(info.path), found, remedy)) from error
 
 
 def _default_cache() -> Path:

@@ -421,6 +421,47 @@ def test_a_huge_row_group_is_sampled_from_its_front(tmp_path, monkeypatch):
     assert [problem.subject for problem in verify_sample(find(tmp_path), 64)] == [f"{path} row 3"]
 
 
+def test_damage_inside_a_parquet_file_is_named(tmp_path):
+    rows = [{"bytes": os.urandom(2000), "path": None} for _ in range(50)]
+    path = parquet(tmp_path / "a.parquet", table(50, image=rows), compression="snappy", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    data[4:2000] = b"\xff" * 1996
+    path.write_bytes(data)
+    (problem,) = verify_sample(find(tmp_path), 4)
+    assert problem.subject == str(path) and problem.found
+
+
+# --- odd names ---------------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_utf8_can_be_printed(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    picture(folder / os.fsdecode(b"\xff.png"), b"")
+    picture(folder / "good.png")
+    (problem,) = verify_sample(find(tmp_path, captions=False), 4)
+    assert r"caf\xe9/\xff.png" in str(problem)
+    for found in (problem, only(tmp_path), only(folder, "no such")):
+        str(found).encode("utf-8")
+
+
+def test_impossible_names_are_problems(tmp_path):
+    picture(tmp_path / "a.png")
+    for name in ("x" * 300, "nul\0l", "a.png/b"):
+        assert only(tmp_path, name, captions=False).found
+    assert "is a file" in only(tmp_path, "a.png", captions=False).found
+
+
+def test_links_are_followed_and_loops_are_not_fatal(tmp_path):
+    picture(tmp_path / "elsewhere" / "a.png")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (folder / "loop").symlink_to(folder / "loop")
+    assert find(folder, captions=False).num_examples == 1
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    assert find(tmp_path, "linked", captions=False).num_examples == 1
+
+
 # --- reading rights and speed ------------------------------------------------------------------------
 
 

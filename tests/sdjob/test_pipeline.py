@@ -276,3 +276,10 @@ def test_unreadable_files_are_problems(pipeline):
     (pipeline / "unet").chmod(0o755)
     assert sorted(found) == sorted(str(pipeline / name) for name in hidden)
     assert all("permission denied" in text for text in found.values())
+
+
+def test_a_closed_pipeline_folder_is_named(pipeline):
+    pipeline.chmod(0o000)
+    found = problems_as_nobody(lambda: find_pipeline(pipeline.parent, None, allow_pickle=False), pipeline)
+    pipeline.chmod(0o755)
+    assert "permission denied" in found[str(pipeline)]
