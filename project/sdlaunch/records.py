@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.output import OutputLayout
+from sdjob.spec import RunSpec, settings_of
 from sdlaunch.evidence import Verdict
 from sdlaunch.plan import JobPlan
 from sdlaunch.redact import redact, redacted_environment
@@ -33,19 +34,13 @@ def replayable(plan: JobPlan) -> str:
     """The settings as a YAML file that CONFIG_FILE reads back to the same job."""
     import yaml
 
+    from_mounts = {field for field, about in settings_of(RunSpec).items() if about.flag_only}
     values = {
         name: each.value
         for name, each in plan.settings.items()
-        if each.value not in (None, [], "") and name not in (*_NOT_REPLAYED, *_from_mounts(plan))
+        if each.value not in (None, [], "") and name not in _NOT_REPLAYED and name not in from_mounts
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
-
-
-def _from_mounts(plan: JobPlan) -> list[str]:
-    """Flags of the worker that follow from the mounts, and are no settings."""
-    from sdlaunch.names import is_worker_flag
-
-    return [name for name in plan.settings if is_worker_flag(name)]
 
 
 def write_failure(layout: OutputLayout, verdict: Verdict, secrets: tuple[str, ...]) -> None:

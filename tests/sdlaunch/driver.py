@@ -1,4 +1,4 @@
-"""Supervises a script in the place of torchrun: `driver.py SCRIPT`. The rest is as in a real start."""
+"""Supervises without the real worker: `driver.py SCRIPT.py` in the place of torchrun, `driver.py MODULE` below it."""
 
 import dataclasses
 import os
@@ -11,7 +11,10 @@ sys.path.insert(0, str(HOME / "project"))
 from sdlaunch import plan, supervise  # noqa: E402
 
 if __name__ == "__main__":
-    job = plan.prepare((), os.environ, HOME)
+    what = sys.argv[1]
+    job = plan.prepare((), os.environ, HOME, worker=what)
     assert not job.problems and job.launch, job.problems
-    launch = dataclasses.replace(job.launch, argv=(sys.executable, sys.argv[1], *job.launch.argv[3:]))
-    sys.exit(supervise.run(dataclasses.replace(job, launch=launch), os.environ))
+    if what.endswith(".py"):
+        launch = dataclasses.replace(job.launch, argv=(sys.executable, what, *job.launch.argv[3:]))
+        job = dataclasses.replace(job, launch=launch)
+    sys.exit(supervise.run(job, os.environ))

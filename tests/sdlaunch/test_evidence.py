@@ -5,19 +5,8 @@ import pytest
 from sdlaunch.evidence import Ending, Note, judge
 
 
-def note(rank=0, code=70, time=1.0, **more):
-    return Note(
-        **{
-            "rank": rank,
-            "code": code,
-            "step": 3,
-            "time": time,
-            "error": "E",
-            "traceback": None,
-            "problems": (),
-        }
-        | more
-    )
+def note(rank=0, code=70, time=1.0):
+    return Note(rank, code, step=3, time=time, error="E", traceback=None, problems=())
 
 
 def ending(**more):

@@ -32,15 +32,22 @@ def asked(seconds=20):
 PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", "code": 66}
 
 
+DRIVER = str(Path(__file__).with_name("driver.py"))
+
+
 class Run:
     """A supervised script."""
 
-    def __init__(self, tmp_path: Path, place: dict[str, str], script: str, **variables: str) -> None:
+    def __init__(
+        self, tmp_path: Path, place: dict[str, str], script: str, *, as_worker: bool = False, **variables: str
+    ) -> None:
         self.output = tmp_path / "output"
         path = tmp_path / "fake.py"
         path.write_text(PRELUDE + script)
+        if as_worker:
+            variables["PYTHONPATH"] = str(tmp_path)
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("driver.py")), str(path)],
+            [sys.executable, DRIVER, "fake" if as_worker else str(path)],
             env=clean_environment(**place, **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -73,7 +80,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path, place):
-    return lambda script, **variables: Run(tmp_path, place, script, **variables)
+    return lambda script, **options: Run(tmp_path, place, script, **options)
 
 
 def alive(pid: int) -> bool:
@@ -230,7 +237,7 @@ say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
     begin = time.monotonic()
     started.process.send_signal(signum)
     started.end(code)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 25  # of a grace time of 25 and a sleep of 60
     assert not any(alive(int(pid)) for pid in pids)
 
 
@@ -280,7 +287,7 @@ def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
     )
     terminal, theirs = pty.openpty()
     subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("driver.py")), str(tmp_path / "fake.py")],
+        [sys.executable, DRIVER, str(tmp_path / "fake.py")],
         env=clean_environment(**place),
         stdout=theirs,
         check=True,
@@ -293,14 +300,14 @@ def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
 
 def test_secrets_appear_nowhere(run):
     script = "say('[rank 0] using ' + os.environ['HF_TOKEN'] + ' at https://me:pa55word@host/'); sys.exit(1)"
-    ended = run(script, HF_TOKEN="hf_abcdefgh123", WANDB_API_KEY="k", NOT_A_SECRET="plain")
+    ended = run(script, HF_TOKEN="hf_abcdefgh123", WANDB_API_KEY="k", PLAIN="plain")
     text = ended.end(70)
     written = "".join(path.read_text() for path in ended.output.rglob("*") if path.is_file())
     for secret in ("hf_abcdefgh123", "pa55word", '"k"'):
         assert secret not in text + written
     assert "[redacted]" in text
     environment = json.loads((ended.output / "run" / "environment.json").read_text())
-    assert environment["environment"]["NOT_A_SECRET"] == "plain"
+    assert environment["environment"]["PLAIN"] == "plain"
     assert environment["environment"]["HF_TOKEN"] == "[redacted]"
     assert environment["packages"]["numpy"]
 
@@ -328,7 +335,7 @@ def test_spec_yaml_replays_the_run(run, place):
         text=True,
         check=True,
     )
-    assert json.loads(again.stdout)["argv"] == printed["argv"]
+    assert json.loads(again.stdout)["argv"][3:] == printed["argv"][2:]  # without torchrun, and its stand-in
 
 
 def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, place):
@@ -336,7 +343,7 @@ def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, place):
     (tmp_path / "output" / "run").write_text("a file in the way")
     (tmp_path / "fake.py").write_text("raise SystemExit('started')")
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("driver.py")), str(tmp_path / "fake.py")],
+        [sys.executable, DRIVER, str(tmp_path / "fake.py")],
         env=clean_environment(**place),
         capture_output=True,
         text=True,
@@ -344,3 +351,32 @@ def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, place):
     assert done.returncode == 73
     assert "OUTPUT_DIR" in done.stderr
     assert (tmp_path / "output" / "run").read_text() == "a file in the way"
+
+
+# --- the real torchrun -------------------------------------------------------------------------------
+
+WORKER = """
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+say("step    3/400  loss 0.1")
+say(sys.argv[-1])
+time.sleep(60)
+"""
+
+
+def test_a_rank_of_the_real_torchrun_is_killed(run):
+    ended = run(WORKER, as_worker=True, NPROC_PER_NODE="2", PET_STANDALONE="", PET_NNODES="")
+    text = ended.end(70)
+    assert "SIGKILL" in ended.failure["evidence"][0], text
+    assert ended.failure["root_rank"] == 1
+    assert "Traceback" in ended.log
+
+
+def test_what_the_workers_of_the_real_torchrun_say(run):
+    ended = run("say('hello'); say(sys.argv[-1])", as_worker=True, NPROC_PER_NODE="2", PET_STANDALONE="")
+    assert sorted(ended.end(0).splitlines()) == [
+        "--device=cpu",
+        "[rank 1] --device=cpu",
+        "[rank 1] hello",
+        "hello",
+    ]
