@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -78,7 +79,7 @@ def grid(pictures: Sequence[Image.Image], columns: int = 16) -> Image.Image:
 
 def evaluate(
     folder: Path, samples: int, seed: int, lora: Path | None = None
-) -> tuple[dict, list[Image.Image]]:
+) -> tuple[dict[str, Any], list[Image.Image]]:
     """Subject rate for the instance prompt, and accuracies over full prompts of circles and of every shape.
 
     Returns the figures and the pictures: a block of `samples` for each of the three kinds of prompt.

@@ -36,7 +36,7 @@ Stage = TypeVar("Stage", AutoencoderKL, CLIPTextModel, UNet2DConditionModel)
 
 def pretrain(
     output: Path, seed: int, vae_steps: int, text_steps: int, unet_steps: int, pictures: int
-) -> dict:
+) -> dict[str, Any]:
     """Runs the stages; writes pipeline/, grid.png and pretrain_log.json to `output`, and returns the log."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def pretrain(
         made.set_progress_bar_config(disable=True)
         return made
 
-    def check(unet: UNet2DConditionModel, step: int) -> dict:
+    def check(unet: UNet2DConditionModel, step: int) -> dict[str, Any]:
         wanted = scenes(32, seed + 100)
         drawn = generate(pipeline(unet), [caption(scene) for scene in wanted])
         grid(drawn).save(output / f"grid-{step:06d}.png")
@@ -105,7 +105,7 @@ def pretrain(
     return log
 
 
-def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict:
+def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, Any]:
     """Accuracies of the saved pipeline over full prompts, in fp32; writes the pictures to `sheet`."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -123,8 +123,8 @@ def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict:
 
 
 def _stage(
-    folder: Path, kind: type[Stage], train: Callable[[], tuple[Stage, list[dict]]]
-) -> tuple[Stage, list[dict]]:
+    folder: Path, kind: type[Stage], train: Callable[[], tuple[Stage, list[dict[str, Any]]]]
+) -> tuple[Stage, list[dict[str, Any]]]:
     """The model and curve in `folder`, trained first if the folder is not there."""
     if not folder.exists():
         model, curve = train()
@@ -132,8 +132,8 @@ def _stage(
         model.save_pretrained(unfinished)
         (unfinished / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
         shutil.move(unfinished, folder)
-    model: Any = kind.from_pretrained(folder)
-    return model.eval(), json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+    loaded: Any = kind.from_pretrained(folder)
+    return loaded.eval(), json.loads((folder / "curve.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ Mask = NDArray[np.bool_]  # [64, 64]
 MIN_CONTRAST = 40.0  # distance in RGB below which a picture counts as empty
 MAX_COLOUR_DISTANCE = 70.0  # a reading farther than this from every named colour has no name
 MIN_OVERLAP = 0.75  # intersection over union with the ideal shape
+MAX_SHARE = 0.6  # of the picture; the world's largest shape covers 0.37
 BORDER = 4  # pixels at the rim that show the ground
 
 
@@ -55,23 +56,23 @@ def _pixels(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
 
 
-def _distance(pixels: Pixels, colour: RGB | NDArray) -> NDArray[np.float32]:
+def _distance(pixels: Pixels, colour: RGB | NDArray[np.float32]) -> NDArray[np.float32]:
     return np.linalg.norm(pixels - np.asarray(colour, dtype=np.float32), axis=-1)
 
 
-def _nearest(colour: NDArray, names: dict[str, RGB]) -> str | None:
+def _nearest(colour: NDArray[np.float32], names: dict[str, RGB]) -> str | None:
     distances = {name: float(np.linalg.norm(colour - np.asarray(value))) for name, value in names.items()}
     best = min(distances, key=lambda name: distances[name])
     return best if distances[best] < MAX_COLOUR_DISTANCE else None
 
 
-def _ground(pixels: Pixels) -> NDArray:
+def _ground(pixels: Pixels) -> NDArray[np.float32]:
     rim = np.ones((SIZE, SIZE), dtype=bool)
     rim[BORDER:-BORDER, BORDER:-BORDER] = False
     return np.median(pixels[rim], axis=0)
 
 
-def _foreground(pixels: Pixels, ground: NDArray) -> Mask | None:
+def _foreground(pixels: Pixels, ground: NDArray[np.float32]) -> Mask | None:
     """The pixels that are not ground, or None for an empty picture."""
     distance = _distance(pixels, ground)
     top = float(np.percentile(distance, 95))
@@ -81,7 +82,7 @@ def _foreground(pixels: Pixels, ground: NDArray) -> Mask | None:
 def _shape(mask: Mask) -> str | None:
     """The shape whose ideal form, stretched to the mask's bounding box, overlaps it best."""
     rows, columns = (np.flatnonzero(mask.sum(axis=axis) >= 2) for axis in (1, 0))
-    if min(len(rows), len(columns)) < 12:
+    if min(len(rows), len(columns)) < 12 or mask.mean() > MAX_SHARE:
         return None
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     v = (y - (rows[0] + rows[-1]) / 2) / (len(rows) / 2)  # [-1, 1] from top to bottom of the box

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from string import ascii_lowercase
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -56,7 +57,9 @@ def answers(captions: list[Caption]) -> dict[str, Tensor]:
     }
 
 
-def train_text_encoder(tokenizer: CLIPTokenizer, seed: int, steps: int) -> tuple[CLIPTextModel, list[dict]]:
+def train_text_encoder(
+    tokenizer: CLIPTokenizer, seed: int, steps: int
+) -> tuple[CLIPTextModel, list[dict[str, Any]]]:
     """Trains an encoder with linear heads, which are thrown away; returns it and its curve."""
     rng = random.Random(seed)
     encoder = CLIPTextModel(text_config(tokenizer, hidden=HIDDEN, layers=2, heads=4))
@@ -66,7 +69,7 @@ def train_text_encoder(tokenizer: CLIPTokenizer, seed: int, steps: int) -> tuple
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, fused=True)
     schedule = get_scheduler("cosine", optimiser, num_warmup_steps=50, num_training_steps=steps)
-    curve: list[dict] = []
+    curve: list[dict[str, Any]] = []
     start = time.monotonic()
     for step in range(1, steps + 1):
         captions = [random_caption(random_scene(rng), rng) for _ in range(64)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -55,8 +56,8 @@ def train_unet(
     batch: int = 32,
     learning_rate: float = 1.5e-3,
     check_every: int = 1000,
-    check: Callable[[UNet2DConditionModel, int], dict] = lambda unet, step: {},
-) -> tuple[UNet2DConditionModel, list[dict]]:
+    check: Callable[[UNet2DConditionModel, int], dict[str, Any]] = lambda unet, step: {},
+) -> tuple[UNet2DConditionModel, list[dict[str, Any]]]:
     """Trains on latents [n, 4, 16, 16] and the caption table; returns the averaged U-Net and its curve.
 
     `check` gets the averaged U-Net and the step every `check_every` steps; what it returns joins the curve.
@@ -67,7 +68,7 @@ def train_unet(
     optimiser = torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
     rate = get_scheduler("cosine", optimiser, num_warmup_steps=200, num_training_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    curve: list[dict] = []
+    curve: list[dict[str, Any]] = []
     losses, start = 0.0, time.monotonic()
     for step in range(1, steps + 1):
         chosen = torch.randint(len(latents), (batch,), generator=generator)

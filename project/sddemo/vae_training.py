@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 
 def train_vae(
     seed: int, steps: int, pictures: int = 20000, batch: int = 8
-) -> tuple[AutoencoderKL, list[dict]]:
+) -> tuple[AutoencoderKL, list[dict[str, Any]]]:
     """Trains a new VAE; returns it and its curve."""
     rng = random.Random(seed)
     pixels = to_tensor([random_picture(rng) for _ in range(pictures)])
@@ -94,7 +95,7 @@ def train_vae(
     torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)  # start almost deterministic
     optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimiser, num_warmup_steps=100, num_training_steps=steps)
-    curve: list[dict] = []
+    curve: list[dict[str, Any]] = []
     start = time.monotonic()
     for step in range(1, steps + 1):
         images = normalised(pixels[torch.randint(len(held_out), pictures, (batch,), generator=generator)])
