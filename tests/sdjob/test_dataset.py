@@ -122,7 +122,9 @@ def test_it_is_found_below_the_mount(tmp_path):
     data = tmp_path / "Teyvat" / "data"
     parquet(data / "train-00000-of-00001.parquet", table(3))
     (tmp_path / "Teyvat" / "README.md").write_text("x")
-    (tmp_path / "lost+found").mkdir()
+    (data / "._train-00000-of-00001.parquet").write_bytes(b"what macOS leaves beside a copied file")
+    for stray in (".cache", "lost+found", "__MACOSX"):
+        parquet(tmp_path / stray / "train.parquet", table(1))
     for root, name in ((tmp_path, None), (tmp_path, "Teyvat"), (tmp_path, str(data)), (data, None)):
         assert find(root, name).path == data
 

@@ -53,6 +53,7 @@ def test_exif_orientation_is_applied():
     assert near(image.getpixel((16, 8)), (254, 0, 0)) and near(image.getpixel((16, 56)), (0, 0, 254))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_does_not_cost_the_picture():
     data = encoded(halves("RGB", "red", "blue"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     assert decode(data).size == (64, 32)
