@@ -111,3 +111,20 @@ def train(inputs, tmp_path):
         return folder
 
     return run
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(n, action): has the action done in the n-th training step of the runs to come."""
+    from sdtrain import loop
+
+    def arrange(step: int, action) -> None:
+        class Watched(loop.Progress):
+            def show(self, done: int, note: str = "") -> None:
+                super().show(done, note)
+                if done == step:
+                    action()
+
+        monkeypatch.setattr(loop, "Progress", Watched)
+
+    return arrange

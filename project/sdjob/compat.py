@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from sdjob.problem import Problem, hardware, setting
 from sdjob.spec import RunSpec
 
+_POLYNOMIAL_END = 1e-7  # where diffusers' polynomial schedule ends
+
 AVAILABLE_PLUGINS = ("none", "torch_ddp", "torch_ddp_fp16")
 
 
@@ -136,6 +138,14 @@ def _numbers(spec: RunSpec) -> list[Problem]:
                 "lr_warmup_steps",
                 f"{spec.lr_warmup_steps} with lr_scheduler=constant",
                 "That schedule has no warm-up: use lr_scheduler=constant_with_warmup.",
+            )
+        )
+    if spec.lr_scheduler == "polynomial" and spec.learning_rate <= _POLYNOMIAL_END:
+        found.append(
+            setting(
+                "lr_scheduler",
+                f"polynomial with lr={spec.learning_rate:g}",
+                f"That schedule ends at {_POLYNOMIAL_END:g}: use linear, or a larger lr.",
             )
         )
     return found

@@ -7,9 +7,9 @@ import sys
 import traceback
 
 from sdjob import argv
-from sdjob.problem import ExitCode, JobError, Problem
+from sdjob.problem import ExitCode, JobError
 from sdjob.spec import RunSpec
-from sdtrain import notes, stop
+from sdtrain import failures, notes, stop
 from sdtrain.stop import Stopped
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
             print(error, file=sys.stderr, flush=True)
         return error.code
     except Exception as error:
-        problem = _out_of_memory(error)
+        problem = failures.problem_of(error)
         code = problem.code if problem else ExitCode.TRAINING_FAILED
         text = "".join(traceback.format_exception(error))
         notes.leave(code, problems=[problem] if problem else [], error=repr(error), traceback=text)
@@ -49,22 +49,6 @@ def _train(spec: RunSpec) -> None:
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
         run(spec, world, request)
-
-
-def _out_of_memory(error: Exception) -> Problem | None:
-    """The problem that an exception for want of memory means; None: it is something else."""
-    on_device = type(error).__name__ == "OutOfMemoryError"
-    on_host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-    if not on_device and not on_host:
-        return None
-    where = "the device" if on_device else "the host"
-    return Problem(
-        int(ExitCode.OUT_OF_MEMORY),
-        "memory",
-        f"{where} has too little for this run ({str(error).splitlines()[0]})",
-        "Lower batch_size and raise gradient_accumulation_steps, set gradient_checkpointing=1, "
-        "lower resolution, or train a LoRA (lora_rank=8).",
-    )
 
 
 if __name__ == "__main__":

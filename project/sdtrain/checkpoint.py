@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from sdjob.output import OutputLayout, StepFolder, defect_of, step_folders, write_manifest
 from sdjob.problem import JobError, output_problem, setting
+from sdtrain.failures import is_write_failure
 from sdtrain.progress import say
 from sdtrain.world import World
 
@@ -162,8 +162,7 @@ def _disk_full_is_a_problem(world: World, temporary: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and torch wrap the operating system's error into their own.
-        if not _is_write_failure(error):
+        if not is_write_failure(error):
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         problems = [
@@ -174,13 +173,3 @@ def _disk_full_is_a_problem(world: World, temporary: Path) -> Iterator[None]:
             )
         ]
     world.agree(problems)
-
-
-def _is_write_failure(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG)
-    text = str(error).lower()
-    return any(
-        word in text
-        for word in ("no space left", "os error 28", "disk quota", "file write failed", "unexpected pos")
-    )

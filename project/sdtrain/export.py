@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from sdtrain.models import Parts
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".pb")
+# Of model.fp16.safetensors and of an index of shards; the shards themselves keep the names that it gives.
+_VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema)(?=\.(?:safetensors|bin|json)$)")
 
 
 def is_exported(folder: Path, *, lora: bool) -> bool:
@@ -38,7 +42,7 @@ def export(
     if lora:
         _write_lora(temporary, parts, state)
     else:
-        _write_pipeline(temporary, source, parts, state)
+        _write_pipeline(temporary, source, state)
     sync_tree(temporary)
     _put_in_place(temporary, folder)
 
@@ -53,24 +57,32 @@ def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> N
     )
 
 
-def _write_pipeline(
-    folder: Path, source: PipelineFolder, parts: Parts, state: dict[str, torch.Tensor]
-) -> None:
-    for item in sorted(source.path.iterdir()):
-        if item.is_dir() and not item.name.startswith(".") and item.name != "unet":
-            shutil.copytree(item, folder / item.name, ignore=_unneeded, copy_function=shutil.copyfile)
-        elif item.name == INDEX_FILE:
-            shutil.copyfile(item, folder / INDEX_FILE)
-    parts.unet.save_config(folder / "unet")
+def _write_pipeline(folder: Path, source: PipelineFolder, state: dict[str, torch.Tensor]) -> None:
+    """Only the parts that the index names: other folders beside them may be anything, and large."""
+    index = json.loads((source.path / INDEX_FILE).read_text())
+    for name in sorted(name for name, entry in index.items() if isinstance(entry, list)):
+        if (source.path / name).is_dir():
+            _copy_part(source.path / name, folder / name, weights=name != "unet")
+    shutil.copyfile(source.path / INDEX_FILE, folder / INDEX_FILE)
     save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
-def _unneeded(folder: str, names: list[str]) -> set[str]:
-    """Pickles that have a safetensors twin, and hidden files such as a hub's cache."""
-    has_safetensors = any(name.endswith(".safetensors") for name in names)
-    return {
-        name for name in names if name.startswith(".") or (has_safetensors and Path(name).suffix in _PICKLES)
-    }
+def _copy_part(source: Path, target: Path, *, weights: bool) -> None:
+    """The files of one part as they are; of its weights only those that diffusers loads unasked.
+
+    Not copied: hidden files, such as a hub's cache; pickles that have a safetensors twin; a variant (fp16)
+    beside the plain file. A variant that stands alone takes the plain name.
+    """
+    target.mkdir()
+    names = {path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")}
+    safe = any(name.endswith(".safetensors") for name in names)
+    for name in sorted(names):
+        plain = _VARIANT.sub("", name)
+        is_weights = any(suffix in name for suffix in (".safetensors", *_PICKLES))
+        is_pickle = any(suffix in name for suffix in _PICKLES)
+        if is_weights and (not weights or (safe and is_pickle) or (plain != name and plain in names)):
+            continue
+        shutil.copyfile(source / name, target / plain)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sdjob.dataset import DatasetInfo
+from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, metadata_file
 from sdjob.pipeline import PipelineFolder
 from sdjob.spec import RunSpec
 
@@ -24,10 +24,16 @@ def model_identity(folder: PipelineFolder) -> str:
 
 
 def data_identity(info: DatasetInfo) -> str:
-    """A hash of the number of examples and the files' names and sizes; the mount's own path may change."""
-    digest = hashlib.sha256(f"{info.format}/{info.num_examples}".encode())
+    """A hash of the number of examples, the captions' place, and the files' names and sizes; the mount's own
+    path may change."""
+    columns = f"{info.image_column}/{info.caption_column}"
+    digest = hashlib.sha256(f"{info.format}/{info.num_examples}/{columns}".encode())
     for path in info.files:
         digest.update(f"{path.name}/{path.stat().st_size}\n".encode())
+        if info.caption_column == TXT_CAPTIONS:
+            digest.update(f"{path.with_suffix(TXT_CAPTIONS).stat().st_size}\n".encode())
+    if info.format == "metadata":
+        digest.update(metadata_file(info.path).read_bytes())
     return digest.hexdigest()[:16]
 
 

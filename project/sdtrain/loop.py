@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sdjob.problem import ExitCode, JobError, Problem
-from sdtrain import checkpoint, devices, validation
+from sdtrain import checkpoint, devices, models, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of
 from sdtrain.progress import Progress, say
@@ -79,8 +79,9 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
             result = optimiser_step(training, batches, rate(step - 1))
             loss_sum += result.loss
             watch.step()
+            place = state.place + (step - state.step) * training.shape.global_batch
             if step % spec.logging_steps == 0 or step in (1, last):
-                logged = _log(training, step, result, watch)
+                logged = _log(training, step, place, result, watch)
             loss = f"loss {logged['train/loss']:.4f}  " if logged else ""
             progress.show(step, f"{loss}lr {result.learning_rate:.1e}")
             stopping = world.any(bool(training.stop))
@@ -89,19 +90,22 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
                 state = replace(
                     state,
                     step=step,
-                    place=state.place + (step - state.step) * training.shape.global_batch,
+                    place=place,
                     loss=_finite(world.mean(result.loss), step),
                     loss_sum=state.loss_sum + _finite(world.mean(loss_sum), step),
                 )
                 loss_sum.zero_()
+                _check_weights(training, step)
                 save(training, state)
                 watch.go_on()
             if stopping:
                 raise Stopped(step)
+            # The last samples are drawn when the result is in place.
             if (
                 spec.validation_prompts
                 and spec.validation_steps
-                and step % spec.validation_steps == 0 != last
+                and step % spec.validation_steps == 0
+                and step != last
             ):
                 watch.pause()
                 validation.draw(training, step)
@@ -129,11 +133,12 @@ def save(training: Training, state: TrainState) -> None:
     path = checkpoint.save(
         training.layout, state, write, training.world, training.spec.checkpoints_total_limit
     )
+    training.tracker.flush()
     if training.world.is_main:
         say(f"saved {path}")
 
 
-def _log(training: Training, step: int, result: StepResult, watch: Stopwatch) -> dict[str, float]:
+def _log(training: Training, step: int, place: int, result: StepResult, watch: Stopwatch) -> dict[str, float]:
     """The figures of a step: the loss is the mean over all ranks and micro-batches. Collective."""
     world = training.world
     loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()])).tolist()
@@ -142,7 +147,7 @@ def _log(training: Training, step: int, result: StepResult, watch: Stopwatch) ->
         "train/loss": loss,
         "train/learning_rate": result.learning_rate,
         "train/grad_norm": grad_norm,
-        "train/epoch": step * training.shape.global_batch / training.num_examples,
+        "train/epoch": place / training.num_examples,
         "speed/peak_memory_gib": devices.peak_memory(world.device) / 2**30,
     }
     if watch.steps_per_second:
@@ -154,13 +159,24 @@ def _log(training: Training, step: int, result: StepResult, watch: Stopwatch) ->
 def _finite(loss: torch.Tensor, step: int) -> float:
     """The loss as a number; a run whose loss is none is over, and is never saved."""
     value = float(loss)
-    if math.isfinite(value):
-        return value
-    raise JobError(
+    if not math.isfinite(value):
+        raise _diverged("loss", f"is {value} by step {step}")
+    return value
+
+
+def _check_weights(training: Training, step: int) -> None:
+    """A gradient that overflows spoils the weights while the loss of its step is still a number. Collective."""
+    weights = models.trainable(training.parts.unet).values()
+    if training.world.any(not all(bool(weight.isfinite().all()) for weight in weights)):
+        raise _diverged("weights", f"hold values that are no numbers after step {step}")
+
+
+def _diverged(subject: str, found: str) -> JobError:
+    return JobError(
         Problem(
             int(ExitCode.TRAINING_FAILED),
-            "loss",
-            f"is {value} by step {step}",
+            subject,
+            found,
             "Lower lr, use mixed_precision=bf16 or no, or check the data; the last checkpoint is from before.",
         )
     )

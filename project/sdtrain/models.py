@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdjob.pipeline import PipelineFolder
+from sdjob.problem import JobError, setting
 from sdjob.spec import RunSpec
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -73,14 +74,17 @@ def make_trainable(parts: Parts, spec: RunSpec) -> UNet2DConditionModel:
         # The initial A must be the same on every rank and in every run of this seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
-            unet.add_adapter(
-                LoraConfig(
-                    r=spec.lora_rank,
-                    lora_alpha=spec.lora_scale_alpha,
-                    init_lora_weights="gaussian",
-                    target_modules=list(spec.lora_target_modules),
-                )
+            config = LoraConfig(
+                r=spec.lora_rank,
+                lora_alpha=spec.lora_scale_alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(spec.lora_target_modules),
             )
+            try:
+                unet.add_adapter(config)
+            except ValueError as error:
+                remedy = "Name layers of the U-Net, such as to_k,to_q,to_v,to_out.0."
+                raise JobError(setting("lora_target_modules", str(error), remedy)) from None
     else:
         unet.requires_grad_(True)
     if spec.gradient_checkpointing:

@@ -20,7 +20,7 @@ def leave(
     traceback: str = "",
     environ: Mapping[str, str] = os.environ,
 ) -> bool:
-    """Writes rank-<r>.json into SDJOB_NOTES_DIR; False: no launcher asked for notes."""
+    """Writes rank-<r>.json into SDJOB_NOTES_DIR; False: no launcher asked for notes, or it cannot be written."""
     folder = environ.get("SDJOB_NOTES_DIR")
     if not folder:
         return False
@@ -36,7 +36,10 @@ def leave(
     }
     path = Path(folder) / f"rank-{rank}.json"
     temporary = path.with_suffix(".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(note, indent=1) + "\n")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(note, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError:  # the reason for this note may be a full disk
+        return False
     return True

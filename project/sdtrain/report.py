@@ -115,6 +115,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+def steps_in(path: Path) -> int:
+    """The steps that the report in place speaks of; 0: there is none."""
+    try:
+        return int(json.loads(path.read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def write(path: Path, values: dict[str, Any]) -> None:
     """Puts the report in place whole."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -11,7 +11,7 @@ from sdjob import argv, compat
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
-from sdjob.problem import JobError, Problem, setting
+from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
 from sdtrain import attention, checkpoint, devices, export, models, page, report, strategies, validation
 from sdtrain.checkpoint import TrainState
@@ -39,21 +39,21 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     spec = _resolved(spec, world, info)
     identity = model_identity(folder)
     facts = fingerprint(spec, identity, data_identity(info))
-    start = _resume_point(spec, layout, facts)
-    lora = spec.lora_rank > 0
-    if start and start.step >= spec.max_train_steps and export.is_exported(layout.checkpoint, lora=lora):
+    start = _resume_point(spec, world, layout, facts)
+    if start and _is_finished(spec, layout, start):
         if world.is_main:
             say(
                 f"already finished: {start.step} steps of {spec.max_train_steps}, result in {layout.checkpoint}"
             )
         return
-    world.barrier()  # all have looked before anybody changes the folder
-    _begin(spec, world, layout, start)
     attention.prove(spec.attention, world.device, models.DTYPES[spec.mixed_precision])
     images = open_images(spec, world, info)
     parts = models.load(folder, spec.mixed_precision, world.device, allow_pickle=spec.allow_pickle)
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
+    models.make_trainable(parts, spec)
+    # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
+    _begin(world, layout, start)
     if world.is_main:
         _warn_of_cut_prompts(parts, streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
@@ -140,24 +140,52 @@ def _resolved(spec: RunSpec, world: World, info: DatasetInfo) -> RunSpec:
     return spec
 
 
-def _resume_point(spec: RunSpec, layout: OutputLayout, facts: dict[str, str]) -> StepFolder | None:
-    """The checkpoint that this run continues, if any; raises JobError if it is of another run."""
-    start = checkpoint.newest(layout, spec.resume)
-    if start:
-        checkpoint.check_fingerprint(checkpoint.read_state(start.path).fingerprint, facts, start.path)
-    return start
+def _resume_point(
+    spec: RunSpec, world: World, layout: OutputLayout, facts: dict[str, str]
+) -> StepFolder | None:
+    """The checkpoint that this run continues, if any; JobError if it is of another run. Collective.
 
-
-def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder | None) -> None:
-    """Says where the run begins, and keeps what an earlier one left. Collective."""
+    The first rank looks for all: so each byte is verified once, and they cannot come to different views.
+    """
+    start: StepFolder | None = None
+    problems: tuple[Problem, ...] = ()
     if world.is_main:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        aside = None if start else checkpoint.move_aside(layout)
-        if aside:
-            say(f"starting afresh; the earlier contents of {layout.checkpoint} are kept in {aside}")
-        layout.checkpoint.mkdir(exist_ok=True)
-        say(f"resuming from {start.path}" if start else "starting from the beginning")
-    world.barrier()
+        try:
+            start = checkpoint.newest(layout, spec.resume)
+            if start:
+                checkpoint.check_fingerprint(checkpoint.read_state(start.path).fingerprint, facts, start.path)
+        except JobError as error:
+            problems = error.problems
+    world.agree(list(problems))
+    found: StepFolder | None = world.gather(start)[0]
+    return found
+
+
+def _is_finished(spec: RunSpec, layout: OutputLayout, start: StepFolder) -> bool:
+    """Whether the result of all these steps is there: exported, and reported, which comes last."""
+    return (
+        start.step >= spec.max_train_steps
+        and export.is_exported(layout.checkpoint, lora=spec.lora_rank > 0)
+        and report.steps_in(layout.report) >= start.step
+    )
+
+
+def _begin(world: World, layout: OutputLayout, start: StepFolder | None) -> None:
+    """Says where the run begins, and keeps what an earlier one left. Collective. Raises JobError (73)."""
+    problems = []
+    if world.is_main:
+        try:
+            layout.root.mkdir(parents=True, exist_ok=True)
+            aside = None if start else checkpoint.move_aside(layout)
+            layout.checkpoint.mkdir(exist_ok=True)
+        except OSError as error:
+            remedy = "Name a folder that can be written, or that can be made."
+            problems = [output_problem("OUTPUT_DIR", f"cannot be written ({error})", remedy)]
+        else:
+            if aside:
+                say(f"starting afresh; the earlier contents of {layout.checkpoint} are kept in {aside}")
+            say(f"resuming from {start.path}" if start else "starting from the beginning")
+    world.agree(problems)
 
 
 def _training(
@@ -169,11 +197,10 @@ def _training(
     tracking: Tracker,
     stop: StopRequest,
 ) -> Training:
-    """Opens the trained parts, shards or wraps them, and puts everything together. Collective."""
-    unet = models.make_trainable(parts, spec)
+    """Shards or wraps the trained parts, and puts everything together. Collective."""
     strategy = strategies.create(spec.plugin, spec.mixed_precision, world.device, world.size)
     strategy.prepare(
-        unet,
+        parts.unet,
         OptimSpec(
             learning_rate=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
@@ -183,7 +210,7 @@ def _training(
         ),
     )
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
-    ema = Ema(models.trainable(unet), spec.ema_decay) if spec.use_ema else None
+    ema = Ema(models.trainable(parts.unet), spec.ema_decay) if spec.use_ema else None
     return Training(spec, world, layout, shape, parts, streams, strategy, ema, tracking, stop)
 
 

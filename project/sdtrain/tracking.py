@@ -23,6 +23,9 @@ class Tracker(Protocol):
     def text(self, tag: str, text: str) -> None:
         """A text that holds for the whole run."""
 
+    def flush(self) -> None:
+        """Has everything so far in the files, so that a killed run loses nothing from before its checkpoint."""
+
 
 class TensorBoard:
     """A Tracker that writes event files."""
@@ -30,8 +33,8 @@ class TensorBoard:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # A resumed run repeats the steps after its checkpoint: what an earlier process wrote of them goes.
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        # What an earlier process wrote of the steps to come goes: those after the checkpoint, or all.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -42,6 +45,9 @@ class TensorBoard:
 
     def text(self, tag: str, text: str) -> None:
         self._writer.add_text(tag, text)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -57,6 +63,9 @@ class Silent:
         """Nothing: the first rank writes."""
 
     def text(self, tag: str, text: str) -> None:
+        """Nothing: the first rank writes."""
+
+    def flush(self) -> None:
         """Nothing: the first rank writes."""
 
 

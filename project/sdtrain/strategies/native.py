@@ -84,7 +84,8 @@ class Native:
             for name, parameter in self._trained.items():
                 parameter.copy_(weights[name])
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        self._optimizer.load_state_dict(state["optimizer"])
+        settings = self._optimizer.state_dict()["param_groups"]  # of this run, not of the one that saved
+        self._optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
         self._scaler.load_state_dict(state["scaler"])
 
 

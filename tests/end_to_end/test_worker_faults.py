@@ -1,0 +1,260 @@
+"""What goes wrong, ends with its exit code, says what to do, and leaves nothing bad behind."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdtrain import denoise, export
+from tests.support.worker import environment, flags, losses, snapshot
+
+
+def finite(folder) -> bool:
+    files = list(folder.rglob("*.safetensors"))
+    return all(weight.isfinite().all() for file in files for weight in load_file(file).values())
+
+
+@pytest.fixture
+def copied(captioned, tmp_path):
+    """A copy of the captioned pictures, to be spoilt."""
+    return shutil.copytree(captioned, tmp_path / "data")
+
+
+def spoiled_loss(monkeypatch, step, spoil):
+    """Has the loss of one step spoilt."""
+    from sdtrain import loop
+
+    count = iter(range(1, 1000))
+    monkeypatch.setattr(
+        loop,
+        "loss_of",
+        lambda *arguments: (
+            spoil(denoise.loss_of(*arguments)) if next(count) == step else denoise.loss_of(*arguments)
+        ),
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("logging_steps", [1, 100])
+def test_a_loss_that_is_no_number_is_70_and_never_saved(train, monkeypatch, capsys, bad, logging_steps):
+    spoiled_loss(monkeypatch, 3, lambda loss: loss * bad)
+    output = train(code=70, max_train_steps=6, checkpointing_steps=2, logging_steps=logging_steps)
+    assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000002"]
+    assert finite(output)
+    error = capsys.readouterr().err
+    assert error.startswith("loss: is ")
+    assert "Traceback" not in error
+
+
+class _BadGradient(torch.autograd.Function):
+    """A number with a gradient that is none."""
+
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_weights_that_are_no_numbers_are_never_saved(train, monkeypatch, capsys, step):
+    """The loss of the very step is still a number: only the gradient overflows, in a step that is saved."""
+    spoiled_loss(monkeypatch, step, _BadGradient.apply)
+    output = train(code=70, max_train_steps=3, checkpointing_steps=2)
+    assert finite(output)
+    assert not export.is_exported(output / "checkpoint", lora=False)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_far_too_large_learning_rate_leaves_nothing_that_is_not_finite(train, capsys):
+    output = train(code=70, learning_rate=1.0, max_grad_norm=0, max_train_steps=60, adam_weight_decay=1e36)
+    assert finite(output)
+    assert "Lower lr" in capsys.readouterr().err
+
+
+def test_a_corrupt_picture_is_named_before_training(train, copied, capsys):
+    (copied / "4.png").write_bytes((copied / "4.png").read_bytes()[:100])
+    output = train(code=66, train_data_dir=copied)
+    said = capsys.readouterr()
+    assert str(copied / "4.png") in said.err
+    assert "step" not in said.out
+    assert not (output / "checkpoint/checkpoint-000001").exists()
+
+
+def test_a_fault_before_the_first_step_leaves_an_earlier_result_in_its_place(train, copied):
+    output = train(train_data_dir=copied)
+    before = snapshot(output / "checkpoint")
+    (copied / "4.png").write_bytes(b"broken")
+    train(code=66, train_data_dir=copied, resume="never")
+    assert snapshot(output / "checkpoint") == before
+
+
+def test_every_problem_of_model_and_data_at_once(train, tmp_path, capsys):
+    train(code=66, pretrained_model_name_or_path=tmp_path / "no_model", train_data_dir=tmp_path / "no_data")
+    error = capsys.readouterr().err
+    assert "no_model" in error and "no_data" in error and "Traceback" not in error
+
+
+BAD_SETTINGS = {
+    "fp16 on a CPU": ({"mixed_precision": "fp16"}, 64, "mixed_precision"),
+    "fp16 plugin on a CPU": ({"plugin": "torch_ddp_fp16"}, 64, "mixed_precision"),
+    "no data": ({"train_data_dir": None}, 64, "train_data_dir"),
+    "prior of captions": ({"with_prior_preservation": True}, 64, "with_prior_preservation"),
+    "no class prompt": ({"recipe": "dreambooth", "with_prior_preservation": True}, 64, "class_prompt"),
+    "endless warm-up": ({"lr_scheduler": "linear", "lr_warmup_steps": 3}, 64, "lr_warmup_steps"),
+    "unknown LoRA target": ({"lora_rank": 2, "lora_target_modules": "to_x"}, 64, "lora_target_modules"),
+    "unknown device": ({"device": "abacus"}, 69, "device"),
+    "absent device": ({"device": "npu"}, 69, "device"),
+    "unavailable plugin": ({"plugin": "gemini"}, 69, "plugin"),
+    "xformers on a CPU": ({"attention": "xformers"}, 64, "attention"),
+    "too low for this schedule": (
+        {"lr_scheduler": "polynomial", "learning_rate": 1e-8},
+        64,
+        "lr_scheduler",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_a_bad_setting(case, train, capsys):
+    settings, code, subject = BAD_SETTINGS[case]
+    output = train(code=code, **settings)
+    error = capsys.readouterr().err
+    assert error.startswith(f"{subject}: ")
+    assert "→" in error and "Traceback" not in error
+    assert not output.exists()
+
+
+BAD_FLAGS = {
+    "unknown": ["--learning_rat=1"],
+    "abbreviated": ["--learning=1"],
+    "no number": ["--learning_rate=fast"],
+    "not finite": ["--learning_rate=nan"],
+    "no steps": ["--max_train_steps=0"],
+    "no resolution": ["--resolution=33"],
+    "no choice": ["--lr_scheduler=sine"],
+    "no switch": ["--use_ema=perhaps"],
+}
+
+
+def test_bad_flags_are_refused_at_once():
+    """In one process that never imports torch; the wrong flag is named."""
+    program = (
+        "import json, sys; from sdtrain.__main__ import main; "
+        "codes = [main(argv) for argv in json.load(sys.stdin)]; "
+        "print(json.dumps([codes, 'torch' in sys.modules]))"
+    )
+    cases = [flags(pretrained_model_name_or_path="m", output_dir="o") + bad for bad in BAD_FLAGS.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(cases),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [[64] * len(cases), False]
+    names = ("learning_rat=1", "learning=1", "lr: found 'fast'", "lr: found", "num_train_step", "resolution")
+    for name in (*names, "lr_scheduler", "use_ema"):
+        assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_flags_are_all_named(capsys):
+    from sdtrain.__main__ import main
+
+    assert main([]) == 64
+    error = capsys.readouterr().err
+    assert "pretrained_model_name_or_path" in error and "output_dir" in error
+
+
+def test_an_output_folder_that_is_a_file_is_73(train, tmp_path, capsys):
+    (tmp_path / "output").write_text("mine")
+    train(code=73)
+    assert (tmp_path / "output").read_text() == "mine"
+    error = capsys.readouterr().err
+    assert "→" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("writer", ["export", "report", "class_images"])
+def test_a_full_disk_is_73_wherever_it_happens(train, monkeypatch, capsys, writer):
+    from PIL import Image
+
+    from sdtrain import report
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    settings = {}
+    if writer == "export":
+        monkeypatch.setattr(export, "sync_tree", full)
+    elif writer == "report":
+        monkeypatch.setattr(report.json, "dumps", full)
+        monkeypatch.setattr(report, "write", full)
+    else:
+        monkeypatch.setattr(Image.Image, "save", full)
+        settings = {
+            "recipe": "dreambooth",
+            "with_prior_preservation": True,
+            "class_prompt": "a cross",
+            "num_class_images": 1,
+        }
+    if writer == "report":
+        monkeypatch.undo()
+        monkeypatch.setattr(report, "write", full)
+    train(code=73, **settings)
+    error = capsys.readouterr().err
+    assert "OUTPUT_DIR" in error and "Traceback" not in error
+
+
+def test_a_note_that_cannot_be_written_does_not_hide_the_error(train, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "file" / "notes"))
+    train(code=64, mixed_precision="fp16")
+    assert capsys.readouterr().err.startswith("mixed_precision: ")
+
+
+def test_out_of_memory_is_71_with_a_remedy(train, monkeypatch, capsys):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    from sdtrain import loop
+
+    monkeypatch.setattr(loop, "loss_of", exhausted)
+    train(code=71)
+    error = capsys.readouterr().err
+    assert "batch_size" in error and "Traceback" not in error
+
+
+def test_an_unexpected_error_is_70_with_its_traceback_in_the_note(train, monkeypatch, capsys, tmp_path):
+    from sdtrain import loop
+
+    def wrong(*_):
+        raise RuntimeError("something unforeseen")
+
+    monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
+    monkeypatch.setattr(loop, "loss_of", wrong)
+    train(code=70)
+    note = json.loads((tmp_path / "notes/rank-0.json").read_text())
+    assert (note["code"], note["problems"]) == (70, [])
+    assert "something unforeseen" in note["error"]
+    assert "loss_of" in note["traceback"]
+
+
+def test_nothing_is_lost_when_a_run_fails_after_resuming(train, monkeypatch):
+    output = train(max_train_steps=2)
+    before = snapshot(output / "checkpoint")
+    spoiled_loss(monkeypatch, 1, lambda loss: loss * float("nan"))
+    train(code=70, max_train_steps=4)
+    after = snapshot(output / "checkpoint")
+    assert {name: after[name] for name in before} == before
+    monkeypatch.undo()
+    assert losses(train(max_train_steps=4)) == losses(train("undisturbed", max_train_steps=4))

@@ -1,0 +1,173 @@
+"""What a run leaves behind: TensorBoard, samples, report."""
+
+import json
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
+
+from sdjob.spec import RunSpec
+from tests.support.worker import losses, scalars
+
+PROMPTS = ["a red cross", "ein grüner Kreis, 圆"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, eps_model, captioned):
+    """One run with everything on, of two processes."""
+    from tests.support import worker
+
+    output = tmp_path_factory.mktemp("outputs") / "output"
+    codes = worker.in_ranks(
+        2,
+        pretrained_model_name_or_path=eps_model,
+        train_data_dir=captioned,
+        output_dir=output,
+        max_train_steps=4,
+        gradient_accumulation_steps=2,
+        skip_steps=1,
+        lr_scheduler="linear",
+        validation_prompts=PROMPTS,
+        num_validation_images=3,
+        validation_steps=2,
+        use_ema=True,
+    )
+    assert codes == [0, 0]
+    return output
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    return json.loads((run / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN
+
+
+@pytest.fixture(scope="module")
+def events(run):
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={IMAGES: 0, TENSORS: 0})
+    return events.Reload()
+
+
+def test_scalars(run):
+    found = scalars(run)
+    assert set(found) == {
+        "train/loss",
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/epoch",
+        "speed/peak_memory_gib",
+        "speed/images_per_second",
+    }
+    assert found["train/learning_rate"] == pytest.approx({1: 1e-3, 2: 7.5e-4, 3: 5e-4, 4: 2.5e-4})
+    assert found["train/epoch"] == pytest.approx({step: step * 4 / 6 for step in (1, 2, 3, 4)})
+    assert all(0.001 < value < 100 for value in found["train/grad_norm"].values())
+    assert all(0.05 < value < 64 for value in found["speed/peak_memory_gib"].values())
+    assert sorted(found["speed/images_per_second"]) == [2, 3, 4]  # the first step is not measured
+    assert all(value > 0 for value in found["speed/images_per_second"].values())
+
+
+def test_validation_pictures(run, events):
+    assert [event.step for event in events.Images("validation")] == [0, 2, 4]
+    for step in (0, 2, 4):
+        folder = run / f"samples/step-{step:06d}"
+        assert json.loads((folder / "prompts.json").read_text()) == PROMPTS
+        pictures = [Image.open(path) for path in sorted(folder.glob("*.png"))]
+        assert [picture.size for picture in pictures] == [(32, 32)] * 6
+    first, last = ((run / f"samples/step-00000{n}/prompt00-00.png").read_bytes() for n in (0, 4))
+    assert first != last
+    seeds = {(run / f"samples/step-000000/prompt00-{n:02d}.png").read_bytes() for n in range(3)}
+    assert len(seeds) == 3
+
+
+def test_before_and_after(run):
+    """Two columns of three pictures, 8 pixels between; two rows with a line of text each, and a title."""
+    sheet = Image.open(run / "samples/before_after.png")
+    assert sheet.size == (2 * 3 * 64 + 8, 16 + 2 * (16 + 64))
+    first = Image.open(run / "samples/step-000000/prompt01-02.png").resize((64, 64))
+    left, top = 2 * 64, 16 + 80 + 16
+    assert sheet.crop((left, top, left + 64, top + 64)).tobytes() == first.tobytes()
+    last = Image.open(run / "samples/step-000004/prompt00-01.png").resize((64, 64))
+    left, top = 3 * 64 + 8 + 64, 16 + 16
+    assert sheet.crop((left, top, left + 64, top + 64)).tobytes() == last.tobytes()
+
+
+def test_settings_are_shown_as_text(events):
+    (event,) = events.Tensors("settings/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    for flag in ("--recipe=text_to_image", "--max_train_steps=4", "--use_ema", "--seed=7"):
+        assert f"    {flag}\n" in text + "\n"
+
+
+def test_report(run, report):
+    assert {key: report[key] for key in report.keys() & EXPECTED.keys()} == EXPECTED
+    assert report["pretrained_model_name_or_path"].endswith("/model")
+    found = losses(run)
+    assert report["final_loss"] == pytest.approx(found[-1])
+    assert report["mean_loss"] == pytest.approx(sum(found) / 4)
+    assert report["images_per_second"] == pytest.approx(4 * report["steps_per_second"])
+    assert report["images_per_second_per_device"] == pytest.approx(report["images_per_second"] / 2)
+    assert report["peak_memory_bytes"] > 2**26
+    assert {"python", "torch", "diffusers"} <= report["versions"].keys()
+
+
+EXPECTED = {
+    # the tutorials' names
+    "model": "stable-diffusion",
+    "resolution": 32,
+    "local_rank": 0,
+    "batch_size": 1,
+    "precision": "no",
+    "max_train_steps": 4,
+    "device": "cpu",
+    "skip_steps": 1,
+    # and ours
+    "recipe": "text_to_image",
+    "plugin": "torch_ddp",
+    "world_size": 2,
+    "gradient_accumulation_steps": 2,
+    "global_batch_size": 4,
+    "num_examples": 6,
+    "steps": 4,
+    "seed": 7,
+    "use_ema": True,
+    "lora_rank": 0,
+    "learning_rate": 1e-3,
+    "resumed_from_step": 0,
+}
+
+
+def test_the_logged_loss_is_the_mean_over_ranks_and_micro_batches(run, train):
+    """That of one process with the whole batch at once."""
+    alone = train(train_batch_size=4, max_train_steps=4, lr_scheduler="linear")
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def test_scalars_come_every_so_many_steps_and_at_both_ends(train):
+    found = scalars(train(max_train_steps=7, logging_steps=3))
+    assert sorted(found["train/loss"]) == [1, 3, 6, 7]
+
+
+def test_no_loss_is_shown_before_there_is_one(train, capsys):
+    train(max_train_steps=3, logging_steps=10)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_samples_are_of_the_averaged_weights(train):
+    """With an average that never moves after its first update, later samples are those of step 1."""
+    settings = {"validation_prompts": ["a cross"], "num_validation_images": 1, "validation_steps": 1}
+    moving = train("moving", learning_rate=0.05, **settings)
+    averaged = train("averaged", learning_rate=0.05, use_ema=True, ema_decay=0.0, **settings)
+    name = "samples/step-{:06d}/prompt00-00.png".format
+    # decay 0: the average is the weights themselves
+    assert [(averaged / name(n)).read_bytes() for n in range(4)] == [
+        (moving / name(n)).read_bytes() for n in range(4)
+    ]
+    slow = train("slow", learning_rate=0.05, use_ema=True, ema_decay=0.999, **settings)
+    assert (slow / name(3)).read_bytes() != (moving / name(3)).read_bytes()
+    assert losses(slow) == losses(moving)  # drawing gives the trained weights back
+
+
+def test_every_setting_of_the_worker_is_a_flag():
+    from sdjob import argv
+
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", validation_prompts=("- a b", "c"))
+    assert argv.parse(argv.render(spec)) == spec

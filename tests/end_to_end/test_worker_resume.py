@@ -1,0 +1,312 @@
+"""Stopped, killed, resumed: in the end everything is as if nothing had happened."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from sdtrain import checkpoint, export, run
+from tests.support.worker import Killed, flags, losses, scalars, snapshot, started, torchrun
+
+STEPS = 6
+# Steps that end in the middle of an epoch of 6 pictures, with every kind of state: EMA, momentum, schedule.
+SETTINGS = {
+    "max_train_steps": STEPS,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "use_ema": True,
+    "ema_decay": 0.7,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "random_flip": True,
+}
+
+
+@pytest.fixture
+def undisturbed(train):
+    return train("undisturbed", **SETTINGS)
+
+
+def result(output) -> dict[str, str]:
+    """The trained pipeline, without the step folders."""
+    return {n: h for n, h in snapshot(output / "checkpoint").items() if not n.startswith("checkpoint-")}
+
+
+def step_folders(output) -> list[str]:
+    return sorted(path.name for path in (output / "checkpoint").glob("checkpoint-*"))
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill():
+    raise Killed
+
+
+def test_sigterm_and_resume(train, at_step, undisturbed, monkeypatch):
+    with monkeypatch.context():
+        at_step(3, terminate)
+        output = train(code=75, **SETTINGS)
+    assert step_folders(output) == ["checkpoint-000003"]
+    assert not export.is_exported(output / "checkpoint", lora=False)
+    at_step(0, terminate)
+    train(**SETTINGS)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
+    report, wanted = (json.loads((o / "report.json").read_text()) for o in (output, undisturbed))
+    assert report["mean_loss"] == pytest.approx(wanted["mean_loss"], rel=1e-6)
+    assert report["final_loss"] == wanted["final_loss"]
+    assert (report["steps"], report["resumed_from_step"]) == (STEPS, 3)
+
+
+def test_the_stop_file_ends_with_0_and_a_note(train, at_step, monkeypatch, tmp_path, undisturbed):
+    stop, notes = tmp_path / "stop", tmp_path / "notes"
+    monkeypatch.setenv("SDJOB_STOP_FILE", str(stop))
+    monkeypatch.setenv("SDJOB_NOTES_DIR", str(notes))
+    at_step(2, stop.touch)
+    output = train(**SETTINGS)
+    note = json.loads((notes / "rank-0.json").read_text())
+    assert (note["code"], note["step"], note["rank"]) == (75, 2, 0)
+    assert step_folders(output) == ["checkpoint-000002"]
+    stop.unlink()
+    at_step(0, stop.touch)
+    train(**SETTINGS)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
+
+
+def test_a_stop_of_one_rank_stops_all_at_the_same_step(train, at_step):
+    at_step(2, lambda: terminate() if os.environ["RANK"] == "1" else None)
+    output = train(ranks=2, code=75)
+    assert step_folders(output) == ["checkpoint-000002"]
+
+
+def test_resume_on_another_number_of_processes(train, at_step, undisturbed):
+    at_step(3, terminate)
+    output = train(code=75, **SETTINGS)
+    at_step(0, terminate)
+    train(ranks=2, **{**SETTINGS, "train_batch_size": 1})
+    assert losses(output) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def test_resume_on_the_same_two_processes_is_exact(train, at_step):
+    settings = {**SETTINGS, "train_batch_size": 1}
+    undisturbed = train("undisturbed", ranks=2, **settings)
+    at_step(3, terminate)
+    output = train(ranks=2, code=75, **settings)
+    at_step(0, terminate)
+    train(ranks=2, **settings)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
+
+
+def test_lora_resumes_exactly(train, at_step):
+    settings = {**SETTINGS, "lora_rank": 2, "recipe": "dreambooth"}
+    undisturbed = train("undisturbed", **settings)
+    at_step(4, terminate)
+    output = train(code=75, **settings)
+    at_step(0, terminate)
+    train(**settings)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
+
+
+DEATHS = {
+    "in a step": (None, "show"),
+    "while weights are written": (checkpoint, "write_manifest"),
+    "before the rename": (checkpoint, "sync_tree"),
+    "after the rename": (checkpoint, "_forget"),
+    "before the export": (export, "export"),
+    "in the export": (export, "_put_in_place"),
+    "before the report": (run.report, "write"),
+}
+
+
+@pytest.mark.parametrize("where", DEATHS)
+def test_death_and_resume(where, train, at_step, monkeypatch, undisturbed, inputs, tmp_path):
+    settings = {**SETTINGS, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
+    module, name = DEATHS[where]
+    with monkeypatch.context() as patch:
+        if module is None:
+            at_step(5, kill)
+        else:
+            calls = iter(
+                (False, True, True)
+            )  # dies at the second save, or where there is one call only, at it
+            original = getattr(module, name)
+
+            def function(*arguments, **named):
+                if module is not checkpoint or next(calls):
+                    raise Killed
+                return original(*arguments, **named)
+
+            patch.setattr(module, name, function)
+        with pytest.raises(Killed):
+            train(**settings)
+    at_step(0, kill)
+    output = train(**settings)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
+    assert step_folders(output) == ["checkpoint-000006"]
+    assert not list(output.glob("checkpoint/.*"))
+    report = json.loads((output / "report.json").read_text())
+    assert report["final_loss"] == pytest.approx(losses(undisturbed)[-1])
+
+
+def test_death_in_the_middle_of_putting_the_result_in_place(train, monkeypatch):
+    """What is there meanwhile does not load as a pipeline, so nobody takes half of it for the whole."""
+    from pathlib import Path
+
+    settings = {"max_train_steps": 2}
+    replace = Path.replace
+
+    def die_late(self, target):
+        if self.name == "vae":
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die_late)
+        with pytest.raises(Killed):
+            train(**settings)
+    undisturbed = train("undisturbed", **settings)
+    output = train(**settings)
+    assert result(output) == result(undisturbed)
+
+
+def test_kill_minus_9(train, inputs, tmp_path):
+    """A process that is really killed, at whatever moment it has reached, many times over."""
+    settings = {"max_train_steps": 40, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
+    undisturbed = train("undisturbed", **settings)
+    output = tmp_path / "killed"
+    for wanted in (1, 6):
+        with started("-m", "sdtrain", *flags(**inputs, output_dir=output, **settings)) as process:
+            deadline = time.monotonic() + 240
+            while not any(int(name[-6:]) >= wanted for name in step_folders(output)):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+    train("killed", **settings)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
+
+
+def test_sigterm_to_torchrun_saves(inputs, tmp_path):
+    """torchrun signals the whole group of each worker, its loader processes too."""
+    output = tmp_path / "output"
+    settings = {**inputs, "output_dir": output, "max_train_steps": 100_000, "dataloader_num_workers": 1}
+    with torchrun(2, **settings, checkpointing_steps=100_000, logging_steps=100_000) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("step") for line in lines)
+        process.terminate()
+        out = "".join(lines)
+        process.wait(120)
+    assert len(step_folders(output)) == 1, out
+    assert "Traceback" not in out.split("torch/distributed")[0], out
+
+
+def test_finished_is_finished_and_more_steps_go_on(train, capsys):
+    long = train("long", max_train_steps=4)
+    output = train(max_train_steps=2)
+    before = snapshot(output)
+    capsys.readouterr()
+    train(max_train_steps=2)
+    assert "already finished" in capsys.readouterr().out
+    assert snapshot(output) == before
+    train(max_train_steps=4)
+    assert losses(output) == losses(long)
+    assert result(output) == result(long)
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_stopped_in_the_last_step_still_gives_the_result(train, at_step, steps_before):
+    """… and not that of an earlier, shorter run in the same place."""
+    undisturbed = train("undisturbed", max_train_steps=4)
+    if steps_before:
+        train(max_train_steps=steps_before)
+    at_step(4, terminate)
+    train(max_train_steps=4, code=75)
+    at_step(0, terminate)
+    output = train(max_train_steps=4)
+    assert result(output) == result(undisturbed)
+    report = json.loads((output / "report.json").read_text())
+    wanted = json.loads((undisturbed / "report.json").read_text())
+    assert report["steps"] == 4
+    assert report["final_loss"] == wanted["final_loss"]
+    assert report["mean_loss"] == pytest.approx(wanted["mean_loss"], rel=1e-6)
+
+
+def test_fewer_steps_than_are_done_are_reported_as_what_they_are(train):
+    output = train(max_train_steps=4)
+    wanted = json.loads((output / "report.json").read_text())["mean_loss"]
+    (output / "checkpoint/model_index.json").unlink()
+    train(max_train_steps=2)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["steps"], report["mean_loss"]) == (4, pytest.approx(wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 8), ("lora_rank", 2), ("use_ema", True), ("recipe", "dreambooth")],
+)
+def test_another_run_in_the_same_place_is_refused(train, capsys, name, value):
+    output = train()
+    before = snapshot(output)
+    train(code=64, max_train_steps=5, **{name: value})
+    error = capsys.readouterr().err
+    assert error.startswith(name) or f"\n{name}" in error
+    assert "resume=never" in error
+    assert snapshot(output) == before
+
+
+def test_resume_never_keeps_the_earlier_result(train):
+    output = train()
+    before = snapshot(output / "checkpoint")
+    train(resume="never", seed=8)
+    assert snapshot(output / "checkpoint.1") == before
+    other = train("other", seed=8)
+    assert result(output) == result(other)
+    assert losses(output) == losses(other)  # TensorBoard shows the new run, not both on top of each other
+
+
+def test_resume_must_without_a_checkpoint(train, capsys):
+    train(code=64, resume="must")
+    assert "resume: must" in capsys.readouterr().err
+
+
+def test_resume_from_a_path(train, at_step):
+    longer = train("longer", checkpointing_steps=2, max_train_steps=6)
+    output = train(checkpointing_steps=2, max_train_steps=4)
+    (output / "checkpoint/checkpoint-000004/model.safetensors").write_bytes(b"broken")
+    train(max_train_steps=6, resume=output / "checkpoint/checkpoint-000002")
+    assert losses(output) == losses(longer)
+    assert result(output) == result(longer)
+
+
+def test_a_changed_batch_size_goes_on_with_the_next_pictures(train, at_step):
+    """6 pictures: 2 steps of 1, then 2 of 2."""
+    train(max_train_steps=2)
+    output = train(max_train_steps=4, train_batch_size=2)
+    epochs = scalars(output)["train/epoch"]
+    assert epochs == pytest.approx({1: 1 / 6, 2: 2 / 6, 3: 4 / 6, 4: 6 / 6})
+
+
+def test_a_changed_optimiser_setting_counts_after_a_resume(train):
+    settings = {"max_train_steps": 3, "learning_rate": 1e-2}
+    plain = train("plain", max_train_steps=2, learning_rate=1e-2)
+    decayed = train("decayed", max_train_steps=2, learning_rate=1e-2)
+    train("plain", **settings)
+    train("decayed", **settings, adam_weight_decay=10.0)
+    assert result(plain) != result(decayed)
+
+
+def test_limit(train):
+    output = train(max_train_steps=5, checkpointing_steps=1, checkpoints_total_limit=2)
+    assert step_folders(output) == ["checkpoint-000004", "checkpoint-000005"]
+    assert load_file(output / "checkpoint/checkpoint-000004/model.safetensors")

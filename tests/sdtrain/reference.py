@@ -1,0 +1,138 @@
+"""A straightforward trainer on diffusers' own building blocks, to compare the worker with.
+
+One loop, one process, no options beyond what the comparison needs. Of the worker it takes only the order of
+the samples and their random numbers.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from peft import LoraConfig
+from PIL import Image
+from torch.nn.functional import mse_loss
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sdtrain.order import generator, permutation
+
+
+@dataclass
+class Pictures:
+    """A stream of the reference: pictures of the training size with their captions."""
+
+    name: str
+    pixels: list[torch.Tensor]
+    captions: list[str]
+    weight: float = 1.0
+
+    @classmethod
+    def read(cls, name: str, folder: Path, side: int, prompt: str | None = None, weight: float = 1.0):
+        if prompt is None:
+            rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+            files, captions = [folder / row["file_name"] for row in rows], [row["text"] for row in rows]
+        else:
+            files = sorted(folder.glob("*.png"))
+            captions = [prompt] * len(files)
+        return cls(name, [_pixels(file, side) for file in files], captions, weight)
+
+
+def _pixels(file: Path, side: int) -> torch.Tensor:
+    image = Image.open(file).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@dataclass
+class Result:
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)  # of the EMA, where one was asked for
+
+
+def train(
+    model: Path,
+    streams: list[Pictures],
+    *,
+    steps: int,
+    seed: int,
+    lr: float,
+    batch: int = 1,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    weight_decay: float = 1e-2,
+    ema_decay: float | None = None,
+    lora_rank: int = 0,
+    lora_alpha: float = 0.0,
+) -> Result:
+    """Losses, norms and final weights of a run."""
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    if lora_rank:
+        unet.requires_grad_(False)
+        torch.manual_seed(seed)
+        unet.add_adapter(
+            LoraConfig(
+                r=lora_rank,
+                lora_alpha=lora_alpha,
+                target_modules=["to_k", "to_q", "to_v", "to_out.0"],
+                init_lora_weights="gaussian",
+            )
+        )
+    unet.train()
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay, eps=1e-8)
+    ema = EMAModel(list(trained.values()), decay=ema_decay) if ema_decay else None
+
+    result, place = Result(), 0
+    for _ in range(steps):
+        total = 0.0
+        for _ in range(accumulation):
+            loss = torch.zeros(())
+            for stream in streams:
+                inputs, wanted = [], []
+                for at in range(place, place + batch):
+                    epoch, position = divmod(at, len(stream.pixels))
+
+                    def of(purpose, epoch=epoch, position=position, stream=stream):
+                        return generator(seed, epoch, position, f"{purpose}/{stream.name}")
+
+                    index = int(permutation(seed, epoch, len(stream.pixels), stream.name)[position])
+                    with torch.no_grad():
+                        posterior = vae.encode(stream.pixels[index][None]).latent_dist
+                        shape = posterior.mean.shape[1:]
+                        latents = posterior.mean + posterior.std * torch.randn(shape, generator=of("latent"))
+                        latents = latents * vae.config.scaling_factor
+                        noise = torch.randn(shape, generator=of("noise"))[None]
+                        timestep = torch.randint(0, 1000, (1,), generator=of("timestep"))
+                        ids = tokenizer(
+                            stream.captions[index], padding="max_length", max_length=77, return_tensors="pt"
+                        ).input_ids
+                        hidden = text_encoder(ids)[0]
+                        inputs.append((noise_scheduler.add_noise(latents, noise, timestep), timestep, hidden))
+                        if noise_scheduler.config.prediction_type == "epsilon":
+                            wanted.append(noise)
+                        else:
+                            wanted.append(noise_scheduler.get_velocity(latents, noise, timestep))
+                noisy, timesteps, hidden = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+                prediction = unet(noisy, timesteps, hidden).sample
+                loss = loss + stream.weight * mse_loss(prediction, torch.cat(wanted))
+            place += batch
+            (loss / accumulation).backward()
+            total += loss.item() / accumulation
+        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ema:
+            ema.step(list(trained.values()))
+        result.losses.append(total)
+        result.grad_norms.append(norm.item())
+    if ema:
+        ema.copy_to(list(trained.values()))
+    result.weights = {name: p.detach() for name, p in trained.items()}
+    return result

@@ -1,0 +1,78 @@
+"""Choosing a device, and proving the attention backend on it."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdjob.problem import JobError
+from sdtrain import attention, devices
+
+CPU = torch.device("cpu")
+
+
+def only(monkeypatch, *names):
+    monkeypatch.setattr(devices, "_present", lambda kind: kind.name in (*names, "cpu"))
+
+
+def test_auto_takes_the_first_that_is_there(monkeypatch):
+    only(monkeypatch)
+    assert devices.choose("auto").name == "cpu"
+    only(monkeypatch, "xpu", "npu")
+    assert devices.choose("auto").name == "npu"
+    only(monkeypatch, "cuda", "npu")
+    assert devices.choose("auto").name == "cuda"
+
+
+@pytest.mark.parametrize("name", ["abacus", "npu", "cuda"])
+def test_what_is_not_there_is_69_with_a_remedy(monkeypatch, name):
+    only(monkeypatch)
+    with pytest.raises(JobError) as error:
+        devices.choose(name)
+    assert error.value.code == 69
+    (problem,) = error.value.problems
+    assert name in problem.found
+    assert "auto" in problem.remedy
+    assert ("torch_npu" in problem.remedy) == (name == "npu")
+
+
+def test_a_vendor_without_its_package_is_absent(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not devices._present(devices.KINDS["gcu"])
+
+
+def test_each_process_needs_a_device_of_its_own(monkeypatch):
+    current = []
+    runtime = SimpleNamespace(device_count=lambda: 2, set_device=current.append)
+    monkeypatch.setattr(torch, "cuda", runtime)
+    assert devices.device_of(devices.KINDS["cuda"], 1) == torch.device("cuda", 1)
+    assert current == [1]
+    with pytest.raises(JobError) as error:
+        devices.device_of(devices.KINDS["cuda"], 2)
+    assert error.value.code == 69
+    assert "NPROC_PER_NODE=2" in str(error.value)
+
+
+def test_a_cpu_is_shared_and_has_no_fast_bf16():
+    assert devices.device_of(devices.KINDS["cpu"], 5) == CPU
+    assert devices.has_bf16(devices.KINDS["cpu"]) is False
+    assert devices.peak_memory(CPU) > 2**26
+
+
+@pytest.mark.parametrize("name", ["auto", "sdpa", "math", "flash"])
+def test_attention_that_runs(name):
+    attention.prove(name, CPU, torch.float32)
+    query = torch.randn(1, 2, 16, 40, generator=torch.Generator().manual_seed(0))
+    plain = torch.softmax(query @ query.transpose(-1, -2) / 40**0.5, -1) @ query
+    with attention.chosen(name):
+        found = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "efficient"])
+def test_attention_that_does_not_run_here_is_69(name):
+    with pytest.raises(JobError) as error:
+        attention.prove(name, CPU, torch.float32)
+    assert error.value.code == 69
+    assert name in str(error.value) and "attention=auto" in str(error.value)

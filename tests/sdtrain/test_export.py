@@ -1,0 +1,138 @@
+"""The result: complete, loadable as it stands, the frozen parts byte for byte, never half there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdtrain import export, models
+from tests.support.worker import Killed, snapshot
+
+
+@pytest.fixture
+def model(eps_model, tmp_path):
+    """A copy of the tiny pipeline, to be changed."""
+    return shutil.copytree(eps_model, tmp_path / "model")
+
+
+def exported(model, folder, *, shift=0.0, **settings) -> Path:
+    """Exports the model with every trained weight moved by `shift`; returns the folder."""
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False)
+    spec = RunSpec(pretrained_model_name_or_path=str(model), output_dir=str(folder), **settings)
+    unet = models.make_trainable(parts, spec)
+    state = {name: p.detach() + shift for name, p in models.trainable(unet).items()}
+    export.export(folder, source, parts, state, lora=spec.lora_rank > 0)
+    return folder
+
+
+def test_frozen_parts_are_copied_byte_for_byte(model, tmp_path):
+    folder = exported(model, tmp_path / "out")
+    before, after = snapshot(model), snapshot(folder)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert after.keys() == before.keys()
+    assert {name for name in before if before[name] != after[name]} <= {weights}
+
+
+def test_pickles_with_a_safetensors_twin_and_hidden_files_stay_behind(model, tmp_path):
+    (model / "vae/diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    (model / "text_encoder/.cache").write_text("")
+    found = snapshot(exported(model, tmp_path / "out"))
+    assert "vae/diffusion_pytorch_model.bin" not in found
+    assert "text_encoder/.cache" not in found
+
+
+def test_only_parts_of_the_pipeline_are_copied(model, tmp_path):
+    (model / "old_checkpoints").mkdir()
+    (model / "old_checkpoints/huge.safetensors").write_bytes(b"x")
+    (model / "v1-5-pruned.ckpt").write_bytes(b"x")
+    folder = exported(model, tmp_path / "out")
+    assert not (folder / "old_checkpoints").exists()
+    assert not (folder / "v1-5-pruned.ckpt").exists()
+
+
+def test_a_variant_is_loaded_without_being_asked_for(model, tmp_path):
+    """Of a model that has only fp16 files, the result needs no variant="fp16"."""
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        (model / part / f"{stem}.safetensors").rename(model / part / f"{stem}.fp16.safetensors")
+    folder = exported(model, tmp_path / "out")
+    assert StableDiffusionPipeline.from_pretrained(folder).vae is not None
+
+
+def test_of_two_variants_only_the_one_in_use_is_copied(model, tmp_path):
+    shutil.copy(
+        model / "vae/diffusion_pytorch_model.safetensors",
+        model / "vae/diffusion_pytorch_model.fp16.safetensors",
+    )
+    found = snapshot(exported(model, tmp_path / "out"))
+    assert "vae/diffusion_pytorch_model.safetensors" in found
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" not in found
+
+
+def test_lora_loads_with_its_alpha(model, tmp_path):
+    folder = exported(model, tmp_path / "out", shift=0.1, lora_rank=3, lora_alpha=6)
+    assert [path.name for path in folder.iterdir()] == [export.LORA_FILE]
+    with safe_open(folder / export.LORA_FILE, "pt") as file:
+        assert all(file.get_tensor(name).dtype == torch.float32 for name in file.keys())  # noqa: SIM118
+
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    base = pipeline.unet.get_submodule(layer).weight.detach().clone()
+    pipeline.load_lora_weights(folder)
+    config = next(iter(pipeline.unet.peft_config.values()))
+    assert (config.r, config.lora_alpha) == (3, 6)
+    with safe_open(folder / export.LORA_FILE, "pt") as file:
+        down, up = (file.get_tensor(f"unet.{layer}.lora.{matrix}.weight") for matrix in ("down", "up"))
+    pipeline.fuse_lora()
+    fused = pipeline.unet.get_submodule(layer).weight
+    torch.testing.assert_close(fused, base + 6 / 3 * up @ down)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "model_index.json"])
+def test_a_killed_export_leaves_no_loadable_half(model, tmp_path, monkeypatch, name):
+    folder = exported(model, tmp_path / "out")  # an earlier result
+    replace = Path.replace
+
+    def die(self, target):
+        if self.name == name:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", die)
+        exported(model, folder, shift=0.1)
+    assert not export.is_exported(folder, lora=False)
+    with pytest.raises(OSError, match="model_index"):
+        StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    exported(model, folder, shift=0.1)
+    assert snapshot(folder) == snapshot(exported(model, tmp_path / "undisturbed", shift=0.1))
+
+
+def test_a_failed_export_leaves_the_earlier_result(model, tmp_path, monkeypatch):
+    folder = exported(model, tmp_path / "out")
+    before = snapshot(folder)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(export, "save_file", full)
+        exported(model, folder, shift=0.1)
+    assert {n: h for n, h in snapshot(folder).items() if not n.startswith(".")} == before
+
+
+def test_checkpoints_beside_the_result_are_left_alone(model, tmp_path):
+    kept = tmp_path / "out/checkpoint-000001/model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"kept")
+    exported(model, tmp_path / "out")
+    assert kept.read_bytes() == b"kept"

@@ -1,0 +1,99 @@
+"""What a checkpoint remembers of its run: all that must not change, and nothing that may."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from sdjob.dataset import find_dataset
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdtrain.fingerprint import data_identity, fingerprint, model_identity
+
+
+def facts(**settings) -> dict[str, str]:
+    spec = RunSpec(**{"pretrained_model_name_or_path": "m", "output_dir": "o", **settings})
+    return fingerprint(spec, "model", "data")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"recipe": "text_to_image"}, "recipe"),
+        ({"seed": 1}, "seed"),
+        ({"use_ema": True}, "use_ema"),
+        ({"lora_rank": 4}, "lora_rank"),
+        ({"instance_prompt": "a photo of zzz"}, "instance_prompt"),
+        ({"with_prior_preservation": True, "class_prompt": "x"}, "with_prior_preservation"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_must_not_change(change, name):
+    before, after = facts(), facts(**change)
+    assert before.get(name) != after.get(name)
+
+
+def test_lora_shape_must_not_change():
+    shapes = [
+        {"lora_rank": 4},
+        {"lora_rank": 4, "lora_alpha": 8},
+        {"lora_rank": 4, "lora_target_modules": ("to_q",)},
+    ]
+    assert len({facts(**shape)["lora_rank"] for shape in shapes}) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_train_steps": 9},
+        {"learning_rate": 1e-3},
+        {"train_batch_size": 2},
+        {"gradient_accumulation_steps": 2},
+        {"output_dir": "elsewhere"},
+        {"checkpointing_steps": 1},
+        {"device": "cpu"},
+        {"dataloader_num_workers": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_may_change(change):
+    assert facts(**change) == facts()
+
+
+def identity(folder, captions=True) -> str:
+    return data_identity(
+        find_dataset(folder, None, captions=captions, image_column="image", caption_column="text")
+    )
+
+
+def test_data_may_move_but_not_change(captioned, tmp_path):
+    moved = shutil.copytree(captioned, tmp_path / "moved")
+    assert identity(moved) == identity(captioned)
+    (moved / "5.png").unlink()
+    rows = (moved / "metadata.jsonl").read_text().splitlines()
+    (moved / "metadata.jsonl").write_text("\n".join(rows[:5]) + "\n")
+    assert identity(moved) != identity(captioned)
+
+
+def test_another_caption_is_other_data(captioned, tmp_path):
+    moved = shutil.copytree(captioned, tmp_path / "moved")
+    rows = [json.loads(line) for line in (moved / "metadata.jsonl").read_text().splitlines()]
+    rows[0]["text"] = "something else altogether"
+    (moved / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    assert identity(moved) != identity(captioned)
+
+
+def model_of(folder) -> str:
+    return model_identity(find_pipeline(folder, None, allow_pickle=False))
+
+
+def test_model_may_move_but_not_change(eps_model, v_model, tmp_path):
+    moved = shutil.copytree(eps_model, tmp_path / "moved")
+    assert model_of(moved) == model_of(eps_model) != model_of(v_model)
+    os.utime(moved / "unet/diffusion_pytorch_model.safetensors", (0, 0))
+    assert model_of(moved) == model_of(eps_model)
+    with (moved / "vae/diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\x01\x02\x03\x04")
+    assert model_of(moved) != model_of(eps_model)

@@ -1,0 +1,112 @@
+"""The worker against the reference: the same losses, gradient norms and weights, in fp32.
+
+Tolerances: losses and norms 1e-5 relative over ten steps. Weights: AdamW moves a weight by up to lr per step
+whatever the size of its gradient, so where a gradient is nearly zero rounding alone can turn its sign; hence
+every update must agree to 1 % of the largest distance that a weight can have gone (steps × lr).
+"""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.sdtrain import reference
+from tests.sdtrain.reference import Pictures
+from tests.support.worker import losses, scalars
+
+SEED, LR, SIDE = 7, 1e-3, 32
+PROMPT, CLASS = "a photo of sks cross", "a photo of a cross"
+
+CASES = {
+    "text_to_image": {},
+    "v": {"v": True},
+    "batch": {"train_batch_size": 2},
+    "accumulation": {"gradient_accumulation_steps": 3},
+    "clipped": {"max_grad_norm": 0.05},
+    "unclipped": {"max_grad_norm": 0},
+    "ema": {"use_ema": True, "ema_decay": 0.5},
+    "weight_decay": {"adam_weight_decay": 0.5},
+    "dreambooth": {"recipe": "dreambooth"},
+    "dreambooth_v": {"recipe": "dreambooth", "v": True},
+    "prior": {"recipe": "dreambooth", "prior_loss_weight": 0.3, "train_batch_size": 2},
+    "lora": {"lora_rank": 3, "lora_alpha": 6},
+    "lora_clipped": {"lora_rank": 3, "max_grad_norm": 0.01},
+    "lora_ema": {"lora_rank": 2, "use_ema": True, "ema_decay": 0.5},
+    "lora_prior": {"recipe": "dreambooth", "prior_loss_weight": 0.3, "lora_rank": 2},
+    "everything": {
+        "recipe": "dreambooth",
+        "v": True,
+        "prior_loss_weight": 2.0,
+        "gradient_accumulation_steps": 2,
+        "train_batch_size": 2,
+        "max_grad_norm": 0.1,
+        "use_ema": True,
+        "ema_decay": 0.7,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_class):
+    case = dict(CASES[name])
+    model = v_model if case.pop("v", False) else eps_model
+    if case.get("recipe") == "dreambooth":
+        streams = [Pictures.read("instance", instance, SIDE, PROMPT)]
+        case["instance_prompt"] = PROMPT
+    else:
+        streams = [Pictures.read("captioned", captioned, SIDE)]
+    if "prior_loss_weight" in case:
+        streams.append(Pictures.read("class", of_class, SIDE, CLASS, case["prior_loss_weight"]))
+        case |= {"with_prior_preservation": True, "class_prompt": CLASS, "class_data_dir": of_class}
+        case["num_class_images"] = len(streams[1].pixels)
+    steps = 10
+    rank = case.get("lora_rank", 0)
+    wanted = reference.train(
+        model,
+        streams,
+        steps=steps,
+        seed=SEED,
+        lr=LR,
+        batch=case.get("train_batch_size", 1),
+        accumulation=case.get("gradient_accumulation_steps", 1),
+        max_grad_norm=case.get("max_grad_norm", 1.0) or float("inf"),
+        weight_decay=case.get("adam_weight_decay", 1e-2),
+        ema_decay=case.get("ema_decay"),
+        lora_rank=rank,
+        lora_alpha=case.get("lora_alpha", rank),
+    )
+    output = train(
+        pretrained_model_name_or_path=model,
+        resolution=SIDE,
+        seed=SEED,
+        learning_rate=LR,
+        max_train_steps=steps,
+        **case,
+    )
+    assert losses(output) == pytest.approx(wanted.losses, rel=1e-5)
+    norms = scalars(output)["train/grad_norm"]
+    assert [norms[step + 1] for step in range(steps)] == pytest.approx(wanted.grad_norms, rel=1e-4)
+    if rank:
+        found = lora_weights(output)
+        weights = {key(name): weight for name, weight in wanted.weights.items()}
+    else:
+        found = load_file(output / "checkpoint/unet/diffusion_pytorch_model.safetensors")
+        weights = wanted.weights
+    assert found.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=0.01 * LR * steps, msg=name)
+    assert wanted_movement(model, weights) > 0.2 * LR * steps or rank  # the bound above is not an empty one
+
+
+def wanted_movement(model, weights) -> float:
+    before = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+    return max((weights[name] - before[name]).abs().max().item() for name in before if name in weights)
+
+
+def lora_weights(output):
+    return load_file(output / "checkpoint/pytorch_lora_weights.safetensors")
+
+
+def key(parameter: str) -> str:
+    """The name of an adapter's weight in a file of diffusers' layout."""
+    name = "unet." + parameter.replace(".default.", ".")
+    return name.replace("lora_A", "lora.down").replace("lora_B", "lora.up")

@@ -1,0 +1,72 @@
+"""Generated pictures: the same for the same prompt and seed, whoever draws them."""
+
+import pytest
+import torch
+from PIL import Image
+
+from sdjob.pipeline import find_pipeline
+from sdtrain import models, sample
+from sdtrain.sample import Drawing
+
+HOW = Drawing(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def parts(eps_model):
+    source = find_pipeline(eps_model, None, allow_pickle=False)
+    return models.load(source, "no", torch.device("cpu"), allow_pickle=False)
+
+
+def distance(one: Image.Image, other: Image.Image) -> int:
+    from PIL import ImageChops
+
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+
+
+def test_a_picture_depends_on_prompt_and_seed_alone(parts):
+    first, second, third = sample.generate(parts, ["a", "b", "a"], [1, 1, 2], HOW)
+    (alone,) = sample.generate(parts, ["b"], [1], HOW)
+    assert distance(alone, second) <= 1  # rounding of a batch of another size
+    assert distance(first, second) > 1 < distance(first, third)
+
+
+def test_drawing_leaves_the_network_as_it_was(parts):
+    parts.unet.train()
+    list(sample.generate(parts, ["a"], [1], HOW))
+    assert parts.unet.training
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    parts.unet.eval()
+    list(sample.generate(parts, ["a"], [1], HOW))
+    assert not parts.unet.training
+
+
+def test_drawing_does_not_move_the_global_random_state(parts):
+    state = torch.random.get_rng_state()
+    list(sample.generate(parts, ["a"], [1], HOW))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_shares_of_the_ranks_together_are_the_whole(parts, tmp_path):
+    for rank in (0, 1):
+        sample.draw_samples(parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "two", slice(rank, None, 2))
+    sample.draw_samples(parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "one", slice(0, None, 1))
+    for name in ("prompt00-00.png", "prompt01-00.png", "prompt02-00.png"):
+        assert distance(Image.open(tmp_path / "one" / name), Image.open(tmp_path / "two" / name)) <= 1
+
+
+def test_grid(tmp_path):
+    columns = {}
+    for column, title in enumerate(("before", "after")):
+        folder = columns[title] = tmp_path / title
+        folder.mkdir()
+        for prompt in (0, 1):
+            for number in (0, 1, 2):
+                colour = (100 * column, 100 * prompt, 100 * number)
+                Image.new("RGB", (80, 80), colour).save(folder / sample.picture_name(prompt, number))
+    sheet = sample.grid(columns, ("a", "b"), 3)
+    assert sheet.size == (2 * 3 * 80 + 8, 16 + 2 * (16 + 80))
+    for column in (0, 1):
+        for prompt in (0, 1):
+            for number in (0, 1, 2):
+                left, top = column * (3 * 80 + 8) + number * 80, 16 + prompt * 96 + 16
+                assert sheet.getpixel((left + 40, top + 40)) == (100 * column, 100 * prompt, 100 * number)
