@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +40,8 @@ def undecodable(
     indices: Sequence[int], name: Callable[[int], str], image: Callable[[int], Image]
 ) -> list[Problem]:
     """The problems of the pictures that cannot be decoded, all tried in threads (Pillow frees the GIL)."""
+    from concurrent.futures import ThreadPoolExecutor
+
     threads = min(8, os.cpu_count() or 1)
 
     def share(first: int) -> list[Problem]:

@@ -98,7 +98,8 @@ def _offset(free: int, place: torch.Generator | None) -> int:
 def to_tensor(image: Image) -> torch.Tensor:
     """RGB → float32 [3, height, width] in [-1, 1]."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+    planes = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()  # while still small
+    return planes.float().div_(127.5).sub_(1)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
