@@ -1,18 +1,16 @@
 #!/usr/bin/env bash
 # Start command of a training job: bash train.sh [plan|check|--dry-run|--help] [name=value ...]
-# Works from any working directory; needs only bash, and Python 3.10 or newer with pydantic.
+# Works from any working directory; needs Python 3.10 or newer with the packages of the project.
 set -eu
 
-home=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+self=$(readlink -f -- "$0")
+home=${self%/*}
 
-if [ -x "$home/.venv/bin/python" ]; then
-    python=$home/.venv/bin/python
-else
-    python=$(command -v python3 || true)
-fi
+python=$home/.venv/bin/python
+[ -x "$python" ] || python=$(command -v python3 || true)
 if [ -z "$python" ]; then
-    printf '%s\n' "Python: not found" \
-        "    → Install Python 3.10 or newer, or use an image that has it." >&2
+    printf '%s\n' 'Python: not found' \
+        '    → Install Python 3.10 or newer, or use an image that has it.' >&2
     exit 69
 fi
 

@@ -115,7 +115,9 @@ def judge(end: Ending) -> Verdict:
 
 
 def _from_note(note: Note) -> Verdict:
-    evidence = [text for text in (note.error,) if text] or [f"rank {note.rank} ended with code {note.code}"]
+    evidence = (
+        [note.error] if note.error else [f"{p.get('subject')}: {p.get('found')}" for p in note.problems]
+    )
     remedies = [str(problem["remedy"]) for problem in note.problems if problem.get("remedy")]
     remedy = remedies[0] if remedies else "Read the log of that rank; the settings are in run/spec.yaml."
     return Verdict(

@@ -12,9 +12,10 @@ from sdlaunch import plan, supervise  # noqa: E402
 
 if __name__ == "__main__":
     what = sys.argv[1]
-    job = plan.prepare((), os.environ, HOME, worker=what)
+    in_place = what.endswith(".py")
+    job = plan.prepare((), os.environ, HOME, worker="sdtrain" if in_place else what)
     assert not job.problems and job.launch, job.problems
-    if what.endswith(".py"):
+    if in_place:
         launch = dataclasses.replace(job.launch, argv=(sys.executable, what, *job.launch.argv[3:]))
         job = dataclasses.replace(job, launch=launch)
     sys.exit(supervise.run(job, os.environ))
