@@ -115,11 +115,13 @@ def train(inputs, tmp_path):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """at_step(n, action): has the action done in the n-th training step of the runs to come."""
+    """at_step(n, action): has the action done in the n-th training step of the runs to come; 0: no more."""
     from sdtrain import loop
 
-    def arrange(step: int, action) -> None:
-        class Watched(loop.Progress):
+    original = loop.Progress
+
+    def arrange(step: int, action=lambda: None) -> None:
+        class Watched(original):
             def show(self, done: int, note: str = "") -> None:
                 super().show(done, note)
                 if done == step:

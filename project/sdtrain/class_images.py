@@ -40,8 +40,9 @@ def provide(
 ) -> Path:
     """The folder with at least `num_class_images` pictures of the class. Collective; raises Stopped.
 
-    A given `class_data_dir` is only read. Otherwise the missing pictures are shared out over the ranks; the
-    n-th picture has the seed (seed + n), so the set is the same on any number of processes.
+    A given `class_data_dir` is only read. Otherwise the missing pictures are shared out over the ranks, batch
+    by batch; the n-th has the seed (seed + n). The batches are the same on any number of processes, and so
+    is the set: which pictures are drawn together decides the last bits of each.
     """
     if spec.class_data_dir:
         return _given(spec)
@@ -51,11 +52,18 @@ def provide(
     world.barrier()  # nobody lists the folder while another already adds to it
     missing = [n for n in range(spec.num_class_images) if not (folder / f"{n:06d}.png").exists()]
     world.barrier()
-    mine = missing[world.rank :: world.size]
+    batches = [
+        range(first, min(first + how.batch_size, spec.num_class_images))
+        for first in range(0, spec.num_class_images, how.batch_size)
+    ]
+    incomplete = [batch for batch in batches if not set(missing).isdisjoint(batch)]
+    mine = [n for batch in incomplete[world.rank :: world.size] for n in batch]
     if mine:
         images = generate(parts, [spec.class_prompt or ""] * len(mine), [spec.seed + n for n in mine], how)
         with Progress("class images", len(missing), shown=world.is_main) as progress:
             for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
+                if number not in missing:
+                    continue
                 temporary = folder / f".{number:06d}.{world.rank}.tmp"
                 image.save(temporary, format="PNG")
                 temporary.rename(folder / f"{number:06d}.png")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, metadata_file
+from sdjob.dataset import TXT_CAPTIONS, DatasetInfo
+from sdjob.metadata import metadata_file
 from sdjob.pipeline import PipelineFolder
 from sdjob.spec import RunSpec
 

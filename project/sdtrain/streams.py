@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,13 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         return tuple(batches)
 
 
+def _own_group(_worker: int) -> None:
+    """Takes a loader process out of this process's group: torchrun and a terminal signal the whole group, and
+    a training process whose loader dies cannot save any more. Its own parent still ends it, and it ends
+    itself when that one has died."""
+    os.setpgid(0, 0)
+
+
 def loader(
     streams: tuple[Stream, ...],
     seed: int,
@@ -78,6 +86,7 @@ def loader(
         batch_sampler=micro_batches(shape, rank, first_place, steps),
         num_workers=workers,
         collate_fn=examples.collate,
+        worker_init_fn=_own_group,
         pin_memory=pin_memory,
     )
     return batches

@@ -69,7 +69,7 @@ def test_torchrun(train, inputs, tmp_path):
 
 
 def test_class_images_are_the_same_on_any_number_of_processes(train):
-    settings = {**CASES["prior"], "max_train_steps": 1}
+    settings = {**CASES["prior"], "max_train_steps": 1, "sample_batch_size": 2}
     alone, both = train("alone", **settings), train("both", ranks=2, **settings)
     assert snapshot(both / "class_images") == snapshot(alone / "class_images")
     assert len(snapshot(alone / "class_images")) == 3
