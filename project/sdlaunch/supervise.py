@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Stop:
     signals: list[int] = field(default_factory=list)
     asked_at: float | None = None
     forced_at: float | None = None
+    insisted: int | None = None  # the second signal, if it came before the end
 
 
 def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
@@ -48,27 +49,31 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     except OSError as error:
         return _cannot_write(layout, error)
     with log:
-        stream = Stream(log, sys.stdout, plan.secrets)
+        stop, stream = _note_signals(), Stream(log, sys.stdout, plan.secrets)
         kills_before = evidence.oom_kills()
-        with _signals_noted() as stop:
-            returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace)
-        if len(stop.signals) > 1:
-            stream.say(f"stopped at once by a second signal ({_name(stop.signals[1])})")
-            return 128 + stop.signals[1]
-        verdict = evidence.judge(
-            Ending(
-                returncode,
-                evidence.read_notes(notes),
-                tuple(stream.tail),
-                evidence.oom_kills() - kills_before,
-                stop.signals[0] if stop.signals else None,
-                stop.forced_at,
-            )
-        )
-        _conclude(verdict, layout, log.name, stream, plan.secrets)
-    stop_file.unlink(missing_ok=True)
-    shutil.rmtree(notes, ignore_errors=True)  # what they say is in failure.json
+        returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace)
+        if stop.insisted:
+            stream.say(f"stopped at once by a second signal ({_name(stop.insisted)})")
+            return 128 + stop.insisted
+        kills = evidence.oom_kills() - kills_before
+        verdict = evidence.judge(_ending(returncode, notes, stream, kills, stop))
+        with contextlib.suppress(OSError):  # a full disk must not hide the verdict
+            records.write_failure(layout, verdict, plan.secrets)
+            stop_file.unlink(missing_ok=True)
+            shutil.rmtree(notes)  # what they say is in failure.json
+        _say_verdict(verdict, layout, log.name, stream)
     return int(verdict.code)
+
+
+def _ending(returncode: int, notes: Path, stream: Stream, oom_kills: int, stop: Stop) -> Ending:
+    return Ending(
+        returncode,
+        evidence.read_notes(notes),
+        tuple(stream.tail),
+        oom_kills,
+        stop.signals[0] if stop.signals else None,
+        stop.forced_at,
+    )
 
 
 def _fresh(notes: Path, stop_file: Path) -> None:
@@ -78,15 +83,12 @@ def _fresh(notes: Path, stop_file: Path) -> None:
     stop_file.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _signals_noted() -> Iterator[Stop]:
+def _note_signals() -> Stop:
+    """From here on signals are only noted: the verdict of a job that has ended stands."""
     stop = Stop()
-    before = {signum: signal.signal(signum, lambda n, _: stop.signals.append(n)) for signum in _SIGNALS}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    for signum in _SIGNALS:
+        signal.signal(signum, lambda number, _: stop.signals.append(number))
+    return stop
 
 
 def _supervised(
@@ -105,7 +107,7 @@ def _supervised(
         assert process.stdout is not None
         pump = threading.Thread(target=stream.pump, args=(lines_of(process.stdout),), daemon=True)
         pump.start()
-        while process.poll() is None and len(stop.signals) < 2:
+        while process.poll() is None and not stop.insisted:
             _advance(stop, process, stop_file, grace, stream)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
@@ -118,9 +120,11 @@ def _supervised(
 def _advance(
     stop: Stop, process: subprocess.Popen[bytes], stop_file: Path, grace: float, stream: Stream
 ) -> None:
-    """One look at the stop: ask at the first signal, insist after the grace time, then kill."""
+    """One look at the stop: ask at the first signal, insist after the grace time or at the second, then kill."""
     now = time.time()
-    if stop.signals and stop.asked_at is None:
+    if len(stop.signals) > 1:
+        stop.insisted = stop.signals[1]
+    elif stop.signals and stop.asked_at is None:
         stop.asked_at = now
         stream.say(
             f"{_name(stop.signals[0])}: saving and stopping, within {grace:g} s; again to stop at once"
@@ -136,12 +140,8 @@ def _advance(
         processes.kill_all(process.pid)
 
 
-def _conclude(
-    verdict: Verdict, layout: OutputLayout, log: str, stream: Stream, secrets: tuple[str, ...]
-) -> None:
-    """The last words on the terminal, and failure.json."""
-    with contextlib.suppress(OSError):  # a full disk must not hide the verdict
-        records.write_failure(layout, verdict, secrets)
+def _say_verdict(verdict: Verdict, layout: OutputLayout, log: str, stream: Stream) -> None:
+    """The last words on the terminal."""
     if verdict.code == ExitCode.FINISHED:
         return
     rank = "" if verdict.root_rank is None else f", rank {verdict.root_rank}"
