@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -28,6 +29,8 @@ def chosen(name: str) -> Iterator[None]:
 
 def prove(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Runs the backend once; raises JobError (69) if it does not work on this device in this type."""
+    if name == "xformers" and importlib.util.find_spec(name) is None:
+        raise JobError(hardware("attention", "the package xformers is not installed", "Use attention=auto."))
     if name not in _BACKENDS:
         return
     query = torch.zeros(1, 2, 16, 40, device=device, dtype=dtype)

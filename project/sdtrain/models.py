@@ -51,12 +51,17 @@ def load(folder: PipelineFolder, precision: str, device: torch.device, *, allow_
         )
         return loaded.to(device).requires_grad_(False).eval()
 
+    text_encoder = part(CLIPTextModel, "text_encoder", dtype)
+    tokenizer = CLIPTokenizer.from_pretrained(folder.path, subfolder="tokenizer", local_files_only=True)
+    # Without a configuration of its own, a tokenizer takes any length; the encoder does not.
+    length = text_encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     sampler = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     return Parts(
         unet=part(UNet2DConditionModel, "unet", torch.float32),
         vae=part(AutoencoderKL, "vae", dtype),
-        text_encoder=part(CLIPTextModel, "text_encoder", dtype),
-        tokenizer=CLIPTokenizer.from_pretrained(folder.path, subfolder="tokenizer", local_files_only=True),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         noise_schedule=DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler"),
         sampler=getattr(diffusers, sampler).from_pretrained(folder.path, subfolder="scheduler"),
         dtype=dtype,

@@ -82,9 +82,13 @@ def test_epochs_give_way_to_steps(train):
     assert len(losses(train(max_train_steps=2, num_train_epochs=5))) == 2
 
 
-def test_gradient_checkpointing_changes_no_loss(train):
-    plain, recomputed = train("plain"), train("recomputed", gradient_checkpointing=True)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_gradient_checkpointing_changes_no_loss(train, lora_rank):
+    plain = train("plain", lora_rank=lora_rank)
+    recomputed = train("recomputed", lora_rank=lora_rank, gradient_checkpointing=True)
     assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-6)
+    norms = [scalars(output)["train/grad_norm"] for output in (plain, recomputed)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_loader_processes_change_no_loss(train):
@@ -96,7 +100,7 @@ def test_loader_processes_change_no_loss(train):
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_bf16_trains_fp32_masters(train, lora_rank):
     plain = train("plain", lora_rank=lora_rank)
-    output = train(mixed_precision="bf16", lora_rank=lora_rank)
+    output = train(mixed_precision="bf16", lora_rank=lora_rank, validation_prompts=["a cross"])
     assert json.loads((output / "report.json").read_text())["precision"] == "bf16"
     assert losses(output) != losses(plain)  # it is another type that computes
     assert losses(output) == pytest.approx(losses(plain), rel=0.05)

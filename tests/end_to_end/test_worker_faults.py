@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from sdtrain import denoise, export
+from sdtrain import checkpoint, denoise, export, loop, report
 from tests.support.worker import environment, flags, losses, snapshot
 
 
@@ -28,8 +29,6 @@ def copied(captioned, tmp_path):
 
 def spoiled_loss(monkeypatch, step, spoil):
     """Has the loss of one step spoilt."""
-    from sdtrain import loop
-
     count = iter(range(1, 1000))
     monkeypatch.setattr(
         loop,
@@ -184,35 +183,50 @@ def test_an_output_folder_that_is_a_file_is_73(train, tmp_path, capsys):
     assert "→" in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("writer", ["export", "report", "class_images"])
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+PRIOR = {
+    "recipe": "dreambooth",
+    "with_prior_preservation": True,
+    "class_prompt": "a cross",
+    "num_class_images": 1,
+}
+WRITERS = {
+    "optimiser": (torch, "save", {}),
+    "result": (export, "sync_tree", {}),
+    "report": (report, "write", {}),
+    "class pictures": (Image.Image, "save", PRIOR),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_73_wherever_it_happens(train, monkeypatch, capsys, writer):
-    from PIL import Image
-
-    from sdtrain import report
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    settings = {}
-    if writer == "export":
-        monkeypatch.setattr(export, "sync_tree", full)
-    elif writer == "report":
-        monkeypatch.setattr(report.json, "dumps", full)
-        monkeypatch.setattr(report, "write", full)
-    else:
-        monkeypatch.setattr(Image.Image, "save", full)
-        settings = {
-            "recipe": "dreambooth",
-            "with_prior_preservation": True,
-            "class_prompt": "a cross",
-            "num_class_images": 1,
-        }
-    if writer == "report":
-        monkeypatch.undo()
-        monkeypatch.setattr(report, "write", full)
+    owner, name, settings = WRITERS[writer]
+    monkeypatch.setattr(owner, name, full)
     train(code=73, **settings)
     error = capsys.readouterr().err
     assert "OUTPUT_DIR" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_full_disk_under_one_rank_ends_both(train, monkeypatch, step):
+    """Only the first rank writes; the other one must hear of it, whichever call has failed."""
+    if step == 1:
+        monkeypatch.setattr(checkpoint, "_sweep", full)
+    else:
+        monkeypatch.setattr(torch, "save", full)
+    output = train(ranks=2, code=73)
+    assert not list((output / "checkpoint").glob("checkpoint-*"))
+
+
+def test_a_corrupt_picture_that_is_met_late_is_named(train, copied, capsys):
+    (copied / "4.png").write_bytes(b"broken")
+    settings = {"verify_images": "none", "dataloader_num_workers": 1, "max_train_steps": 6}
+    train(code=66, train_data_dir=copied, **settings)
+    error = capsys.readouterr().err
+    assert str(copied / "4.png") in error and "Traceback" not in error
 
 
 def test_a_note_that_cannot_be_written_does_not_hide_the_error(train, monkeypatch, capsys, tmp_path):
@@ -226,8 +240,6 @@ def test_out_of_memory_is_71_with_a_remedy(train, monkeypatch, capsys):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    from sdtrain import loop
-
     monkeypatch.setattr(loop, "loss_of", exhausted)
     train(code=71)
     error = capsys.readouterr().err
@@ -235,8 +247,6 @@ def test_out_of_memory_is_71_with_a_remedy(train, monkeypatch, capsys):
 
 
 def test_an_unexpected_error_is_70_with_its_traceback_in_the_note(train, monkeypatch, capsys, tmp_path):
-    from sdtrain import loop
-
     def wrong(*_):
         raise RuntimeError("something unforeseen")
 

@@ -1,6 +1,7 @@
 """One run on several processes: the same global batch gives the same losses and weights."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ CASES = {
         "class_prompt": "a photo of a cross",
         "num_class_images": 3,
     },
-    "ema_flip_crop": {"use_ema": True, "ema_decay": 0.5, "random_flip": True},
+    "ema_and_flips": {"use_ema": True, "ema_decay": 0.5, "random_flip": True},
+    "checkpointing": {"gradient_checkpointing": True, "gradient_accumulation_steps": 2},
 }
 # processes × accumulation × batch = 4
 SHAPES = [(2, 1, 2), (2, 2, 1), (4, 1, 1)]
@@ -84,10 +86,7 @@ def test_only_the_first_rank_writes_the_outputs(train):
 
 def test_an_error_of_one_rank_ends_all(train, capfd, captioned, tmp_path):
     """The corrupt picture is in the share of rank 1 alone; rank 0 must not wait for it."""
-    import shutil
-
-    data = tmp_path / "data"
-    shutil.copytree(captioned, data)
+    data = shutil.copytree(captioned, tmp_path / "data")
     (data / "1.png").write_bytes(b"no picture")
     train(ranks=2, code=66, train_data_dir=data)
     assert str(data / "1.png") in capfd.readouterr().err

@@ -70,6 +70,14 @@ def test_attention_that_runs(name):
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_xformers_needs_its_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(JobError) as error:
+        attention.prove("xformers", CPU, torch.float32)
+    assert error.value.code == 69
+    assert "xformers" in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["cudnn", "efficient"])
 def test_attention_that_does_not_run_here_is_69(name):
     with pytest.raises(JobError) as error:
