@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -35,7 +36,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         print(show.start(job), flush=True)
         return supervise.run(job, environ)
     text = show.report(job, request.verb, as_json=request.json)
-    print(text, file=sys.stderr if request.verb == "run" else sys.stdout)
+    try:
+        print(text, file=sys.stderr if request.verb == "run" else sys.stdout, flush=True)
+    except BrokenPipeError:  # the reader has gone, as in `plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return job.code
 
 
@@ -48,6 +52,9 @@ def start() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 the image has may start this
         print(f"Python: found {sys.version.split()[0]}\n    → Use Python 3.10 or newer.", file=sys.stderr)
         return 69
+    for stream in (sys.stdout, sys.stderr):  # whatever the locale of the image, and the bytes in a name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _stop_early)  # PID 1 of a container has no default reaction
     try:
@@ -55,9 +62,6 @@ def start() -> int:
     except StoppedEarly:
         print("stopped before training began; start again at any time", file=sys.stderr)
         return 75
-    except BrokenPipeError:  # the reader of the plan has gone, as in `plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except ModuleNotFoundError as error:
         package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
         print(

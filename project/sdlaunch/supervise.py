@@ -45,7 +45,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
             records.write_all(plan, layout, environ)
         _fresh(notes, stop_file)
         layout.logs.mkdir(parents=True, exist_ok=True)
-        log = (layout.logs / f"node-{node}.log").open("a", encoding="utf-8")
+        log = (layout.logs / f"node-{node}.log").open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         return _cannot_write(layout, error)
     with log:

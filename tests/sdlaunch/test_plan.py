@@ -290,6 +290,36 @@ def test_class_pictures_that_the_user_names_must_be_there(place):
     assert found(prepare(place, **prior, class_data_dir="/nonexistent")) == [("class_data_dir", 66)]
 
 
+@pytest.mark.parametrize("verb", ["plan", "check"])
+def test_any_locale_will_do(place, verb):
+    done = launch(
+        verb,
+        **place,
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        lr="ünï",
+        ODD=b"\xff".decode("utf-8", "surrogateescape"),
+    )
+    assert done.returncode == 64
+    assert "Traceback" not in done.stderr
+    assert "→" in done.stdout
+
+
+def test_bytes_that_are_no_text_are_refused_in_a_prompt(place):
+    done = launch("check", **place, instance_prompt=b"\xff".decode("utf-8", "surrogateescape"))
+    assert done.returncode == 64
+    assert "instance_prompt" in done.stdout
+
+
+def test_the_code_stays_when_the_reader_goes(place):
+    shell = f"bash {HOME / 'train.sh'} plan | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell], env=clean_environment(**place, lr="x"), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (64, "")
+
+
 # --- arithmetic --------------------------------------------------------------------------------------
 
 

@@ -179,7 +179,7 @@ def test_a_first_signal_asks_the_workers_to_save(run, signum):
     started.process.send_signal(signum)
     text = started.end(75)
     assert signal.Signals(signum).name in text
-    assert "saved" in text
+    assert "the workers saved and ended" in text
     assert not (started.output / "failure.json").exists()
     assert not (started.output / "run" / "stop-0").exists()
 
@@ -212,7 +212,7 @@ say('[rank 0] ready'); time.sleep(60)
 def test_processes_that_ignore_sigterm_are_killed_with_their_children(run):
     script = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
 """
     started = run(script, stop_grace="0")
@@ -226,7 +226,7 @@ say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_ends_everything_at_once(run, signum, code):
     script = """
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
 """
     started = run(script)
@@ -243,7 +243,7 @@ say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
 
 def test_workers_do_not_outlive_a_torchrun_that_was_killed(run):
     script = """
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 say(f'[rank 0] ready {child.pid}'); os.kill(os.getpid(), signal.SIGKILL)
 """
     started = run(script)
