@@ -32,6 +32,7 @@ PACKAGES = {
     "PIL": "pillow",
     "numpy": "numpy",
     "tensorboard": "tensorboard",
+    "tqdm": "tqdm",
 }
 SAMPLED_IMAGES = 4
 
@@ -75,7 +76,8 @@ def _devices(job: Job) -> list[Problem]:
 
 
 def _packages(job: Job) -> list[Problem]:
-    missing = [package for name, package in PACKAGES.items() if find_spec(name) is None]
+    needed = PACKAGES | ({"peft": "peft"} if job.spec.lora_rank else {})
+    missing = [package for name, package in needed.items() if find_spec(name) is None]
     if not missing:
         return []
     return [

@@ -272,6 +272,13 @@ def test_missing_packages_are_a_problem_with_the_command_that_mends_it(place, mo
     assert "pip install no-such-package" in problem.remedy
 
 
+def test_a_lora_needs_peft(place, monkeypatch):
+    here = plan.preflight.find_spec
+    monkeypatch.setattr(plan.preflight, "find_spec", lambda name: None if name == "peft" else here(name))
+    assert found(prepare(place)) == []
+    assert found(prepare(place, lora_rank="4")) == [("Python packages", 69)]
+
+
 def test_problems_of_the_cluster_are_settings(place):
     assert found(prepare(place, NNODES="2", NODE_RANK="5", MASTER_ADDR="a")) == [("NODE_RANK", 64)]
 
