@@ -84,7 +84,7 @@ def evaluate(
 
     Returns the figures and the pictures: a block of `samples` for each of the three kinds of prompt.
     """
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     if lora is not None:
         pipeline.load_lora_weights(str(lora))
     pipeline.set_progress_bar_config(disable=True)

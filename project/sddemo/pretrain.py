@@ -81,6 +81,8 @@ def pretrain(
         lambda: train_unet(latents, embeddings, rows, seed + 3, unet_steps, check=check),
     )
 
+    for part in (vae, unet):
+        part.register_to_config(_name_or_path="")  # else the folder of this machine
     folder = save_pipeline(
         output / "pipeline", vae.half(), encoder.half(), tokenizer, unet.half(), scheduler("v_prediction")
     )
@@ -107,7 +109,7 @@ def pretrain(
 
 def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, Any]:
     """Accuracies of the saved pipeline over full prompts, in fp32; writes the pictures to `sheet`."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     wanted, start = scenes(samples, seed=0), time.monotonic()
     drawn = generate(pipeline, [caption(scene) for scene in wanted])

@@ -16,6 +16,8 @@ Mask = NDArray[np.bool_]  # [64, 64]
 
 MIN_CONTRAST = 40.0  # distance in RGB below which a picture counts as empty
 MAX_COLOUR_DISTANCE = 70.0  # a reading farther than this from every named colour has no name
+MAX_SUBJECT_DISTANCE = 95.0  # wider: nothing else in the world comes near the subject's colours
+MIN_SUBJECT_PIXELS = 120  # of its core, and of its ring; whole they have about 450 and 700
 MIN_OVERLAP = 0.75  # intersection over union with the ideal shape
 MAX_SHARE = 0.6  # of the picture; the world's largest shape covers 0.37
 BORDER = 4  # pixels at the rim that show the ground
@@ -44,8 +46,8 @@ def read(image: Image.Image) -> Reading:
 def shows_subject(image: Image.Image) -> bool:
     """Whether the picture shows the subject: a magenta core inside a cyan ring."""
     pixels = _pixels(image)
-    core, ring = (_distance(pixels, colour) < MAX_COLOUR_DISTANCE for colour in (CORE, RING))
-    if core.sum() < 150 or ring.sum() < 150:  # whole: 350–550 and 550–850 pixels
+    core, ring = (_distance(pixels, colour) < MAX_SUBJECT_DISTANCE for colour in (CORE, RING))
+    if min(core.sum(), ring.sum()) < MIN_SUBJECT_PIXELS:
         return False
     (core_x, core_y), (ring_x, ring_y) = _centre(core), _centre(ring)
     ring_is_around = _spread(ring) > 1.2 * _spread(core)
