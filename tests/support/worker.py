@@ -126,6 +126,17 @@ def losses(output: Path) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
+def assert_same_weights(found: dict, wanted: dict, way: float) -> None:
+    """The weights of two runs agree to rounding: on average to 0.1 % of `way`, steps × lr.
+
+    AdamW moves a weight by about lr per step whatever the size of its gradient, so where a gradient is
+    nearly zero rounding alone decides the direction: single weights may differ by much more.
+    """
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        assert (found[name] - weight).abs().mean().item() <= 1e-3 * way, name
+
+
 def snapshot(folder: Path) -> dict[str, str]:
     """Every file below a folder with the hash of its bytes."""
     return {
