@@ -57,7 +57,12 @@ def stop_file(layout: OutputLayout, node: int) -> Path:
 
 
 def build(
-    spec: RunSpec, cluster: Cluster, host: Host, passed_on: Mapping[str, str], worker: str = WORKER
+    spec: RunSpec,
+    cluster: Cluster,
+    host: Host,
+    passed_on: Mapping[str, str],
+    worker: str = WORKER,
+    max_restarts: int = 0,
 ) -> LaunchPlan:
     """The torchrun command of this node."""
     layout = OutputLayout(Path(spec.output_dir))
@@ -66,6 +71,7 @@ def build(
         *("-m", "torch.distributed.run"),
         *_rendezvous(cluster),
         f"--nproc-per-node={cluster.nproc_per_node}",
+        *([f"--max-restarts={max_restarts}"] if max_restarts else []),
         "--tee=3",
         f"--log-dir={layout.logs / f'ranks-of-node-{cluster.node_rank}'}",
         *("-m", worker),

@@ -84,3 +84,19 @@ class LaunchOptions(BaseModel):
         Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)],
         Setting("launcher", "time to save and exit when the job is stopped from outside", unit="seconds"),
     ] = 25.0
+    max_restarts: Annotated[
+        Annotated[int, Field(ge=0, le=100)],
+        Setting("launcher", "how often crashed workers are started again, from the newest checkpoint"),
+    ] = 0
+    hang_timeout: Annotated[
+        Annotated[float, Field(ge=0, le=604800, allow_inf_nan=False)],
+        Setting(
+            "launcher",
+            "the job ends, with the stacks of all ranks, after so long without any progress; 0: never",
+            unit="seconds",
+        ),
+    ] = 3600.0
+    check_timeout: Annotated[
+        Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)],
+        Setting("launcher", "a check that takes longer is reported instead of waited for", unit="seconds"),
+    ] = 60.0

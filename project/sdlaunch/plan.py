@@ -93,7 +93,9 @@ def prepare(
         settings=_table(read, spec, place, where, computed),
         mounts=_mount_table(place, contents),
         arithmetic=_arithmetic(job),
-        launch=command.build(spec, where.cluster, host, read.passed_on, worker) if clear else None,
+        launch=command.build(spec, where.cluster, host, read.passed_on, worker, read.options.max_restarts)
+        if clear
+        else None,
         problems=tuple(sorted(problems)),
         warnings=read.warnings,
         output=place.output,
