@@ -71,7 +71,7 @@ def pretrain(
     pixels = to_tensor([draw(scene) for scene in world])
     whiten(vae, normalised(pixels[:2048]))
     with torch.no_grad():
-        means = [vae.encode(normalised(part)).latent_dist.mean for part in pixels.split(64)]
+        means = [vae.encode(normalised(part)).latent_dist.mean for part in torch.split(pixels, 64)]
     latents = torch.cat(means) * vae.config.scaling_factor
     texts, rows = caption_table(world, seed + 2)
     embeddings = embed(encoder, tokenizer, texts)

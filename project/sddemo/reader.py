@@ -59,7 +59,8 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 def _distance(pixels: Pixels, colour: RGB | NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.linalg.norm(pixels - np.asarray(colour, dtype=np.float32), axis=-1)
+    distance: NDArray[np.float32] = np.linalg.norm(pixels - np.asarray(colour, dtype=np.float32), axis=-1)
+    return distance
 
 
 def _nearest(colour: NDArray[np.float32], names: dict[str, RGB]) -> str | None:

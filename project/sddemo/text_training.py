@@ -29,19 +29,22 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 
 def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token numbers [n, 77]."""
-    return tokenizer(
+    tokens: Tensor = tokenizer(
         texts,
         padding="max_length",
         truncation=True,
         max_length=tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
+    return tokens
 
 
 def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Frozen text embeddings [n, 77, HIDDEN]."""
     with torch.no_grad():
-        return torch.cat([encoder(part).last_hidden_state for part in tokenise(tokenizer, texts).split(256)])
+        return torch.cat(
+            [encoder(part).last_hidden_state for part in torch.split(tokenise(tokenizer, texts), 256)]
+        )
 
 
 def answers(captions: list[Caption]) -> dict[str, Tensor]:
@@ -84,7 +87,7 @@ def train_text_encoder(
             for question, right in answers(captions).items()
         }
         loss = torch.stack([cross_entropy(logits[question], truth[question]) for question in ANSWERS]).sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()

@@ -79,7 +79,7 @@ def train_unet(
         noisy = schedule.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
         velocity = schedule.get_velocity(clean, noise, times)
         loss = mse_loss(unet(noisy, times, embeddings[caption]).sample, velocity)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
         rate.step()

@@ -104,7 +104,7 @@ def train_vae(
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         # A KL weight that grows late: sharp pictures first, smooth latents after
         loss = error.abs().mean() + error.square().mean() + 1e-3 * (0.1 + step / steps) * kl
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         schedule.step()

@@ -16,7 +16,7 @@ def whiten(vae: AutoencoderKL, pixels: Tensor) -> None:
     Reconstructions stay the same. The posterior's variance, which a mixture of channels cannot carry over,
     becomes one constant a channel: the mean of what it was.
     """
-    posteriors = [vae.encode(part).latent_dist for part in pixels.split(64)]
+    posteriors = [vae.encode(part).latent_dist for part in torch.split(pixels, 64)]
     means = torch.cat([posterior.mean for posterior in posteriors])
     latents = means.movedim(1, -1).flatten(0, -2).double()  # [m, 4]
     variance = torch.cat([posterior.var for posterior in posteriors]).mean((0, 2, 3)).double()  # [4]

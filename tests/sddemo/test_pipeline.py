@@ -18,9 +18,7 @@ from sddemo.world import caption, scenes
 
 @pytest.fixture(scope="module")
 def embedded() -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        PIPELINE, safety_checker=None, torch_dtype=torch.float32
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
