@@ -111,12 +111,16 @@ def torchrun(size: int, **settings) -> contextlib.AbstractContextManager[subproc
 
 
 def scalars(output: Path) -> dict[str, dict[int, float]]:
-    """Tag → step → value, as TensorBoard shows them."""
+    """Tag → step → value, as TensorBoard shows them; each step once."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(output / "tensorboard"), size_guidance={SCALARS: 0})
     events.Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    for tag, values in found.items():
+        steps = [event.step for event in values]
+        assert len(set(steps)) == len(steps), f"{tag} has a step twice: {steps}"
+    return {tag: {event.step: event.value for event in values} for tag, values in found.items()}
 
 
 def losses(output: Path) -> list[float]:
