@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.problem import ExitCode
+from sdlaunch.hang import Hang
 
 _CLASSES = {
     ExitCode.FINISHED: "finished",
@@ -52,6 +53,7 @@ class Ending:
     oom_kills: int = 0  # processes that the kernel killed for memory, during the run
     stopped_by: int | None = None  # the first signal from outside
     forced_at: float | None = None  # when the grace time had passed and the processes were signalled
+    hang: Hang | None = None  # nothing went forward any more, and the launcher ended the processes
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ class Verdict:
     step: int | None = None
     problems: tuple[Mapping[str, Any], ...] = field(default=())
     traceback: str | None = None
+    special: str | None = None  # a class of its own among those with the same code
 
     @property
     def kind(self) -> str:
-        return _CLASSES.get(ExitCode(self.code), "training failed")
+        return self.special or _CLASSES.get(ExitCode(self.code), "training failed")
 
     @property
     def failed(self) -> bool:
@@ -89,16 +92,19 @@ class Verdict:
 
 def judge(end: Ending) -> Verdict:
     """The verdict: what the workers say goes before what is inferred from how they ended."""
+    if end.hang:
+        return _hung(end.hang, end)
     root = _root_cause(end.log_tail)
     failing = [
         note
         for note in sorted(end.notes, key=lambda note: note.time)
         if note.code not in (ExitCode.FINISHED, ExitCode.STOPPED)
         and (end.forced_at is None or note.time < end.forced_at)
+        and not (end.returncode == 0 and _is_crash(note))  # a restart has mended it
     ]
     killed = root is not None and root[1] == -signal.SIGKILL and end.forced_at is None
     # Peers of a killed process fail too, of its absence: their notes are no cause.
-    if end.oom_kills and (not failing or failing[0].code == ExitCode.TRAINING_FAILED):
+    if end.oom_kills and end.returncode != 0 and (not failing or failing[0].code == ExitCode.TRAINING_FAILED):
         return _host_memory(end, root)
     if killed and root and all(note.code == ExitCode.TRAINING_FAILED for note in failing):
         return _killed(root[0], end)
@@ -114,6 +120,10 @@ def judge(end: Ending) -> Verdict:
     return _from_log(end, root)
 
 
+def _is_crash(note: Note) -> bool:
+    return note.code == ExitCode.TRAINING_FAILED and not note.problems
+
+
 def _from_note(note: Note) -> Verdict:
     evidence = (
         [note.error] if note.error else [f"{p.get('subject')}: {p.get('found')}" for p in note.problems]
@@ -121,8 +131,23 @@ def _from_note(note: Note) -> Verdict:
     remedies = [str(problem["remedy"]) for problem in note.problems if problem.get("remedy")]
     remedy = remedies[0] if remedies else "Read the log of that rank; the settings are in run/spec.yaml."
     return Verdict(
-        note.code, tuple(evidence), remedy, note.rank, note.step, note.problems, note.traceback or None
+        note.code,
+        tuple(evidence),
+        remedy,
+        note.rank,
+        note.step,
+        note.problems,
+        note.traceback or None,
+        _special(note),
     )
+
+
+def _special(note: Note) -> str | None:
+    """What a failed training came to: numbers that are none, or a fault of the program."""
+    if note.code != ExitCode.TRAINING_FAILED:
+        return None
+    subjects = {problem.get("subject") for problem in note.problems}
+    return "diverged" if subjects & {"loss", "weights"} else None if subjects else "bug or lost peer"
 
 
 def _stopped(step: int | None, evidence: str, problems: Sequence[Mapping[str, Any]] = ()) -> Verdict:
@@ -136,12 +161,31 @@ def _host_memory(end: Ending, root: tuple[int, int] | None) -> Verdict:
     return Verdict(ExitCode.OUT_OF_MEMORY, (evidence,), remedy, root[0] if root else None, _last_step(end))
 
 
+def _hung(hang: Hang, end: Ending) -> Verdict:
+    evidence = (f"no rank went forward for {hang.seconds:.0f} s (hang_timeout)", *hang.places())
+    remedy = (
+        "Start again to resume. If it happens again, read the stacks in logs/: a rank that does not wait in "
+        "torch.distributed holds up the others. If the job is only slow, raise hang_timeout."
+    )
+    return Verdict(
+        ExitCode.TRAINING_FAILED,
+        evidence,
+        remedy,
+        hang.culprit(),
+        _last_step(end),
+        traceback=hang.text() or None,
+        special="hang",
+    )
+
+
 def _killed(rank: int, end: Ending) -> Verdict:
     evidence = f"rank {rank} was killed by SIGKILL, and not by the launcher"
     remedy = (
         "Start again to resume. If it happens again, look at the memory of the host and who sends signals."
     )
-    return Verdict(ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, _last_step(end))
+    return Verdict(
+        ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, _last_step(end), special="killed from outside"
+    )
 
 
 def _from_log(end: Ending, root: tuple[int, int] | None) -> Verdict:

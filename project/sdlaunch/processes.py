@@ -35,6 +35,25 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def reap_orphans(keep: int) -> None:
+    """Takes the exit status of adopted processes that have ended, as PID 1 must; never that of `keep`."""
+    with contextlib.suppress(ChildProcessError):  # no children at all
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == keep:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
+
+
+def state(pid: int) -> str:
+    """The state of a process in words."""
+    try:
+        letter = _stat(Path(f"/proc/{pid}"))[0]
+    except OSError:
+        return "it has ended"
+    words = {"T": "it is stopped", "D": "it waits for a device or a mount", "Z": "it has ended"}
+    return words.get(letter, f"its state is {letter}")
+
+
 def kill_all(child: int, patience: float = 2.0) -> None:
     """Kills everything below this process, and takes the exit status of all but `child`, which has a keeper.
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from sdjob.output import OutputLayout
 from sdjob.problem import ExitCode, Problem, output_problem
-from sdlaunch import command, evidence, processes, records
+from sdlaunch import command, evidence, hang, processes, records
 from sdlaunch.command import LaunchPlan
 from sdlaunch.evidence import Ending, Verdict
+from sdlaunch.hang import Hang
 from sdlaunch.plan import JobPlan
 from sdlaunch.stream import Stream, lines_of
 
@@ -33,6 +34,27 @@ class Stop:
     asked_at: float | None = None
     forced_at: float | None = None
     insisted: int | None = None  # the second signal, if it came before the end
+
+
+@dataclass
+class Watch:
+    """Looks for signs of life of the ranks; `hang` is what was found when there were none for too long."""
+
+    notes: Path
+    timeout: float  # seconds; 0: never
+    started: float = field(default_factory=time.time)
+    looked: float = 0.0
+    hang: Hang | None = None
+
+    def hangs(self) -> bool:
+        """Whether nothing goes forward; looks seldom, since the notes may lie on slow storage."""
+        now = time.time()
+        if self.timeout and now - self.looked >= min(5.0, self.timeout / 10):
+            self.looked = now
+            silent = now - hang.last_progress(self.notes, self.started)
+            if silent > self.timeout:
+                self.hang = hang.examine(self.notes, silent)
+        return self.hang is not None
 
 
 def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
@@ -51,13 +73,16 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     with log:
         stop, stream = _note_signals(), Stream(log, sys.stdout, plan.secrets)
         kills_before = evidence.oom_kills()
-        returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace)
+        watch = Watch(notes, float(plan.settings["hang_timeout"].value))
+        returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace, watch)
         if stop.insisted:
             stream.say(f"stopped at once by a second signal ({_name(stop.insisted)})")
             return 128 + stop.insisted
         kills = evidence.oom_kills() - kills_before
-        verdict = evidence.judge(_ending(returncode, notes, stream, kills, stop))
+        verdict = evidence.judge(_ending(returncode, notes, stream, kills, stop, watch.hang))
         with contextlib.suppress(OSError):  # a full disk must not hide the verdict
+            if watch.hang:
+                (layout.logs / f"stacks-of-node-{node}.txt").write_text(watch.hang.text(), encoding="utf-8")
             records.write_failure(layout, verdict, plan.secrets)
             stop_file.unlink(missing_ok=True)
             shutil.rmtree(notes)  # what they say is in failure.json
@@ -65,7 +90,9 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     return int(verdict.code)
 
 
-def _ending(returncode: int, notes: Path, stream: Stream, oom_kills: int, stop: Stop) -> Ending:
+def _ending(
+    returncode: int, notes: Path, stream: Stream, oom_kills: int, stop: Stop, hung: Hang | None
+) -> Ending:
     return Ending(
         returncode,
         evidence.read_notes(notes),
@@ -73,6 +100,7 @@ def _ending(returncode: int, notes: Path, stream: Stream, oom_kills: int, stop: 
         oom_kills,
         stop.signals[0] if stop.signals else None,
         stop.forced_at,
+        hung,
     )
 
 
@@ -92,7 +120,13 @@ def _note_signals() -> Stop:
 
 
 def _supervised(
-    launch: LaunchPlan, environ: Mapping[str, str], stream: Stream, stop: Stop, stop_file: Path, grace: float
+    launch: LaunchPlan,
+    environ: Mapping[str, str],
+    stream: Stream,
+    stop: Stop,
+    stop_file: Path,
+    grace: float,
+    watch: Watch,
 ) -> int:
     """Starts the command, waits for its end, and passes on what comes from both sides."""
     processes.adopt_orphans()
@@ -107,8 +141,9 @@ def _supervised(
         assert process.stdout is not None
         pump = threading.Thread(target=stream.pump, args=(lines_of(process.stdout),), daemon=True)
         pump.start()
-        while process.poll() is None and not stop.insisted:
+        while process.poll() is None and not stop.insisted and not watch.hangs():
             _advance(stop, process, stop_file, grace, stream)
+            processes.reap_orphans(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
         processes.kill_all(process.pid)  # after an end of its own: workers that torchrun did not take along

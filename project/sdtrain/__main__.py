@@ -9,14 +9,17 @@ import traceback
 from sdjob import argv
 from sdjob.problem import ExitCode, JobError
 from sdjob.spec import RunSpec
-from sdtrain import failures, notes, stop
+from sdtrain import alive, failures, notes, stop
 from sdtrain.stop import Stopped
 
 
 def main(arguments: list[str]) -> int:
     """One process of a run, from its flags to its exit code."""
+    if (code := notes.reason_not_to_try_again()) is not None:
+        return code
     try:
-        _train(argv.parse(arguments))
+        with alive.announced():
+            _train(argv.parse(arguments))
     except Stopped as stopped:
         # Not a failure for torchrun, which would signal the other ranks and print a traceback.
         noted = notes.leave(ExitCode.STOPPED, step=stopped.step)

@@ -11,6 +11,26 @@ from pathlib import Path
 from sdjob.problem import Problem
 
 
+def reason_not_to_try_again(environ: Mapping[str, str] = os.environ) -> int | None:
+    """The code with which an earlier attempt of this run ended for a reason that another one cannot mend.
+
+    None: there was no earlier attempt, or it crashed; its note of this rank is then taken back.
+    """
+    folder = environ.get("SDJOB_NOTES_DIR")
+    if not folder or int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+        return None
+    for path in sorted(Path(folder).glob("rank-*.json")):
+        note = json.loads(path.read_text())
+        if note["problems"]:
+            return int(note["code"])
+    _path(folder, environ).unlink(missing_ok=True)
+    return None
+
+
+def _path(folder: str, environ: Mapping[str, str]) -> Path:
+    return Path(folder) / f"rank-{environ.get('RANK', 0)}.json"
+
+
 def leave(
     code: int,
     *,
@@ -34,7 +54,7 @@ def leave(
         "error": error,
         "traceback": traceback,
     }
-    path = Path(folder) / f"rank-{rank}.json"
+    path = _path(folder, environ)
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from sdtrain.alive import Pulse
+
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -21,6 +23,7 @@ class Progress:
         interactive = shown and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, desc=title, dynamic_ncols=True) if interactive else None
         self._printed = -1
+        self._pulse = Pulse()
 
     def __enter__(self) -> Progress:
         return self
@@ -33,6 +36,7 @@ class Progress:
 
     def show(self, done: int, note: str = "") -> None:
         """Says that `done` of the total is done; `note` is what else there is to know."""
+        self._pulse()
         if not self._shown:
             return
         if self._bar is not None:

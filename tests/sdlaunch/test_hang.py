@@ -1,0 +1,86 @@
+"""A job that comes to a standstill ends with the stacks of its ranks; one that goes on is left alone."""
+
+import time
+
+import pytest
+
+from sdlaunch.hang import Hang
+from tests.sdlaunch.test_supervise import Run
+
+# Ranks of a job without torch: they announce themselves as the worker does.
+RANKS = """
+def rank(number, doing):
+    lines = [f"import os, sys, time; os.environ['RANK'] = '{number}'", "from sdtrain import alive",
+             "def stuck():", "    time.sleep(60)", "with alive.announced():", *("    " + line for line in doing)]
+    return subprocess.Popen([sys.executable, "-c", chr(10).join(lines)], start_new_session=True)
+"""
+STUCK = (
+    "children = [rank(n, ['print(\"[rank 0] in\", flush=True)', 'stuck()']) for n in (0, 1)]; time.sleep(60)"
+)
+
+
+@pytest.fixture
+def run(tmp_path, place):
+    return lambda script, **options: Run(tmp_path, place, RANKS + script, **options)
+
+
+def test_a_hang_is_70_with_the_stacks_of_all_ranks(run):
+    begin = time.monotonic()
+    ended = run(STUCK, hang_timeout="2")
+    text = ended.end(70)
+    assert time.monotonic() - begin < 40
+    assert "hang (exit code 70" in text
+    assert "rank 1: stuck (<string>:4)" in text
+    assert ended.failure["class"] == "hang"
+    stacks = (ended.output / "logs" / "stacks-of-node-0.txt").read_text()
+    assert stacks == ended.failure["traceback"]
+    assert stacks.count("in stuck") == 2
+    assert not list((ended.output / "run").glob("notes-*"))
+
+
+def test_a_rank_that_cannot_answer_is_described(run):
+    ended = run(
+        "one = rank(0, ['print(\"[rank 0] in\", flush=True)', 'os.kill(os.getpid(), 19)']); time.sleep(60)",
+        hang_timeout="2",
+    )
+    ended.end(70)
+    assert "rank 0: gave no stacks; it is stopped" in ended.failure["evidence"]
+
+
+def test_progress_is_no_hang(run):
+    steps = "['pulse = alive.Pulse()', 'for n in range(30):', '    time.sleep(0.15); pulse()']"
+    run(f"sys.exit(rank(0, {steps}).wait())", hang_timeout="3").end(0)
+
+
+def test_without_a_limit_nothing_is_looked_for(run):
+    run("time.sleep(1.5)", hang_timeout="0").end(0)
+
+
+def test_a_start_that_never_ends_is_a_hang_too(run):
+    ended = run("time.sleep(60)", hang_timeout="1")
+    ended.end(70)
+    assert ended.failure["class"] == "hang"
+    assert ended.failure["root_rank"] is None
+
+
+WAITING = (
+    'Current thread 0x1 (most recent call first):\n  File "/x/torch/distributed/c10d.py", line 9 in reduce\n'
+)
+BUSY = (
+    'Thread 0x2:\n  File "q.py", line 1 in wait\nCurrent thread 0x1:\n  File "/x/data.py", line 7 in load\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("stacks", "culprit"),
+    [({0: WAITING, 1: BUSY}, 1), ({0: WAITING, 1: WAITING}, None), ({0: BUSY, 1: BUSY}, None)],
+)
+def test_the_rank_that_does_not_wait_for_the_others_is_the_root(stacks, culprit):
+    assert Hang(1.0, stacks).culprit() == culprit
+
+
+def test_places_name_the_innermost_frame():
+    assert Hang(1.0, {1: BUSY, 0: WAITING}).places() == [
+        "rank 0: reduce (c10d.py:9)",
+        "rank 1: load (data.py:7)",
+    ]
