@@ -105,7 +105,7 @@ def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Pat
 
 def move_aside(layout: OutputLayout) -> Path | None:
     """Keeps what an earlier run left when a new one starts in the same place; the new name, or None."""
-    if not layout.checkpoint.is_dir() or not any(layout.checkpoint.iterdir()):
+    if not any(not path.name.startswith(".") for path in layout.checkpoint.glob("*")):
         return None
     number = 1
     while (aside := layout.root / f"checkpoint.{number}").exists():

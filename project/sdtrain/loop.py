@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sdjob.problem import ExitCode, JobError, Problem
+from sdjob.spec import RunSpec
 from sdtrain import checkpoint, devices, models, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of
@@ -87,26 +88,13 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
             stopping = world.any(bool(training.stop))
             if stopping or step == last or step % spec.checkpointing_steps == 0:
                 watch.pause()
-                state = replace(
-                    state,
-                    step=step,
-                    place=place,
-                    loss=_finite(world.mean(result.loss), step),
-                    loss_sum=state.loss_sum + _finite(world.mean(loss_sum), step),
-                )
-                loss_sum.zero_()
-                _check_weights(training, step)
+                state = _reached(training, state, step, place, result.loss, loss_sum)
                 save(training, state)
+                loss_sum.zero_()
                 watch.go_on()
             if stopping:
                 raise Stopped(step)
-            # The last samples are drawn when the result is in place.
-            if (
-                spec.validation_prompts
-                and spec.validation_steps
-                and step % spec.validation_steps == 0
-                and step != last
-            ):
+            if _samples_are_due(spec, step):
                 watch.pause()
                 validation.draw(training, step)
                 watch.go_on()
@@ -120,6 +108,22 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
         skip_steps=watch.skip_steps,
         num_examples=training.num_examples,
     )
+
+
+def _reached(
+    training: Training, state: TrainState, step: int, place: int, loss: torch.Tensor, loss_sum: torch.Tensor
+) -> TrainState:
+    """The state after `step`, with the losses since the last one; raises if it must not be saved. Collective."""
+    mean = training.world.mean
+    last, total = _finite(mean(loss), step), _finite(mean(loss_sum), step)
+    _check_weights(training, step)
+    return replace(state, step=step, place=place, loss=last, loss_sum=state.loss_sum + total)
+
+
+def _samples_are_due(spec: RunSpec, step: int) -> bool:
+    """Between the first samples, drawn before training, and the last, drawn when the result is in place."""
+    every = spec.validation_steps
+    return bool(spec.validation_prompts and every) and step % every == 0 and step != spec.max_train_steps
 
 
 def save(training: Training, state: TrainState) -> None:
