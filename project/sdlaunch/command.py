@@ -11,6 +11,7 @@ from sdjob import argv as worker_argv
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
 from sdlaunch.cluster import Cluster
+from sdlaunch.script import Script
 
 WORKER = "sdtrain"
 # What torchrun puts before each line of a worker; the supervisor reads it back.
@@ -46,6 +47,18 @@ class Host:
     environ: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Program:
+    """What every process runs: the worker's module, or a user's script in its place."""
+
+    module: str = WORKER
+    script: Script | None = None
+    max_restarts: int = 0
+
+    def words(self, spec: RunSpec) -> tuple[str, ...]:
+        return self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
+
+
 def notes_dir(layout: OutputLayout, node: int) -> Path:
     """Where the workers of a node leave word of how they ended."""
     return layout.run / f"notes-{node}"
@@ -61,8 +74,7 @@ def build(
     cluster: Cluster,
     host: Host,
     passed_on: Mapping[str, str],
-    worker: str = WORKER,
-    max_restarts: int = 0,
+    program: Program = Program(),
 ) -> LaunchPlan:
     """The torchrun command of this node."""
     layout = OutputLayout(Path(spec.output_dir))
@@ -71,11 +83,10 @@ def build(
         *("-m", "torch.distributed.run"),
         *_rendezvous(cluster),
         f"--nproc-per-node={cluster.nproc_per_node}",
-        *([f"--max-restarts={max_restarts}"] if max_restarts else []),
+        *([f"--max-restarts={program.max_restarts}"] if program.max_restarts else []),
         "--tee=3",
         f"--log-dir={layout.logs / f'ranks-of-node-{cluster.node_rank}'}",
-        *("-m", worker),
-        *worker_argv.render(spec),
+        *program.words(spec),
     )
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))

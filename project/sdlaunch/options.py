@@ -48,6 +48,23 @@ class LaunchOptions(BaseModel):
         ),
     ] = None
 
+    # --- script --------------------------------------------------------------------------------------
+    script: Annotated[
+        Text | None,
+        Setting(
+            "script",
+            "Python script that every process runs instead of the worker: absolute, or below PROJECT_DIR",
+        ),
+    ] = None
+    script_args: Annotated[
+        Text | None,
+        Setting(
+            "script",
+            "its arguments, split as in a shell; {model}, {dataset}, {output}, {nproc} and the names of settings "
+            "in braces are filled in",
+        ),
+    ] = None
+
     # --- cluster -------------------------------------------------------------------------------------
     nproc_per_node: Annotated[
         Annotated[str, Field(pattern=r"^(auto|gpu|cpu|[1-9][0-9]{0,3})$")],

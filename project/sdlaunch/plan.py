@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,16 @@ from pydantic import BaseModel
 
 from sdjob import compat
 from sdjob.pipeline import PipelineFolder
-from sdjob.problem import Problem, exit_code
+from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec, settings_of
-from sdlaunch import cluster, command, devices, mounts, preflight, settings
+from sdlaunch import cluster, command, devices, mounts, names, preflight, script, settings
 from sdlaunch.cluster import Cluster
-from sdlaunch.command import Host, LaunchPlan
+from sdlaunch.command import Host, LaunchPlan, Program
 from sdlaunch.mounts import Contents, Mounts
 from sdlaunch.options import LaunchOptions
 from sdlaunch.preflight import Job
 from sdlaunch.redact import secrets_of
+from sdlaunch.script import Script
 from sdlaunch.settings import Settings
 
 
@@ -86,18 +88,21 @@ def prepare(
     contents = mounts.look(place, read.options, read.spec)
     spec, computed = _completed(read, place, contents, where.cluster, found)
     job = Job(spec, where.cluster, found, place, contents)
-    problems = {*misunderstood, *read.problems, *where.problems, *contents.problems, *preflight.run(job)}
+    table = _table(read, spec, place, where, computed)
+    own, own_problems = _script(read.options, place, contents, table)
+    input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
+    problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
+    problems |= {*preflight.run(job)}
     host = Host(home, sys.executable, found.cores, environ)
-    clear = not (misunderstood or read.problems or where.problems)
+    clear = not (misunderstood or read.problems or where.problems or own_problems)
+    program = Program(worker, own, read.options.max_restarts)
     return JobPlan(
-        settings=_table(read, spec, place, where, computed),
-        mounts=_mount_table(place, contents),
+        settings=table,
+        mounts=_mount_table(place, contents, own),
         arithmetic=_arithmetic(job),
-        launch=command.build(spec, where.cluster, host, read.passed_on, worker, read.options.max_restarts)
-        if clear
-        else None,
+        launch=command.build(spec, where.cluster, host, read.passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
-        warnings=read.warnings,
+        warnings=(*read.warnings, *doubts),
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,
@@ -137,6 +142,53 @@ def _completed(
     return spec.model_copy(update=values), sources
 
 
+def _script(
+    options: LaunchOptions, place: Mounts, contents: Contents, table: Mapping[str, Value]
+) -> tuple[Script | None, list[Problem]]:
+    """The user's script with its arguments filled in, and what is wrong with either."""
+    if options.script is None:
+        remedy = "Set script too, or unset script_args."
+        return None, [setting("script_args", "set, and no script", remedy)] if options.script_args else []
+    path = script.path_of(options.script, place.project)
+    closed = any(problem.subject == "PROJECT_DIR" for problem in contents.problems)
+    problems = [] if closed and path.is_relative_to(place.project) else script.problems_of(path)
+    try:
+        arguments = script.arguments_of(options.script_args or "", _placeholders(place, contents, table))
+    except JobError as error:
+        return None, [*problems, *error.problems]
+    return Script(path, arguments), problems
+
+
+def _placeholders(place: Mounts, contents: Contents, table: Mapping[str, Value]) -> dict[str, Any]:
+    """What may stand in braces in script_args: four short names, and every name of every setting."""
+    known = {name: table[target.shown].value for name, target in names.catalogue().items()}
+    return known | {
+        "model": str(contents.model_path),
+        "dataset": str(contents.dataset_path),
+        "output": str(place.output),
+        "nproc": table["NPROC_PER_NODE"].value,
+    }
+
+
+def _judged(contents: Contents, *, has_script: bool) -> tuple[list[Problem], list[str]]:
+    """Problems of the mounts; a script may read what the worker cannot, so to it some are only warnings."""
+    usable = {
+        path
+        for path in (contents.model_path, contents.dataset_path)
+        if has_script and os.access(path, os.R_OK | os.X_OK)
+    }
+    mine = ("MODEL_DIR", "DATASET_DIR", "PROJECT_DIR")
+    doubted = [
+        problem
+        for problem in contents.problems
+        if problem.subject not in mine and any(Path(problem.subject).is_relative_to(path) for path in usable)
+    ]
+    return (
+        [problem for problem in contents.problems if problem not in doubted],
+        [f"{problem.subject}: {problem.found}; left to the script" for problem in doubted],
+    )
+
+
 def _global_batch(spec: RunSpec, where: Cluster) -> int:
     return spec.train_batch_size * spec.gradient_accumulation_steps * where.world_size
 
@@ -146,7 +198,7 @@ def _table(
 ) -> dict[str, Value]:
     """Every setting by the name that users type. A refused value is shown as it was written."""
     refused = {problem.subject for problem in read.problems}
-    known = {
+    known: dict[str, Any] = {
         "MODEL_DIR": str(place.model),
         "DATASET_DIR": str(place.dataset),
         "PROJECT_DIR": str(place.project),
@@ -155,6 +207,9 @@ def _table(
         "NNODES": where.cluster.nodes,
         "NODE_RANK": where.cluster.node_rank,
     }
+    if read.options.script and "hang_timeout" not in read.given:
+        known["hang_timeout"] = 0.0  # only the worker shows on its own that it goes forward
+        computed = {**computed, "hang_timeout": "script"}
     table: dict[str, Value] = {}
     models: tuple[BaseModel, ...] = (spec, read.options)
     for model in models:
@@ -171,7 +226,7 @@ def _table(
     return table
 
 
-def _mount_table(place: Mounts, contents: Contents) -> dict[str, dict[str, str]]:
+def _mount_table(place: Mounts, contents: Contents, own: Script | None) -> dict[str, dict[str, str]]:
     model, data = contents.model, contents.dataset
     return {
         "MODEL_DIR": {
@@ -186,7 +241,11 @@ def _mount_table(place: Mounts, contents: Contents) -> dict[str, dict[str, str]]
             "uses": str(contents.dataset_path),
             "found": f"{data.num_examples} pictures, {data.format}" if data else "nothing usable",
         },
-        "PROJECT_DIR": {"path": str(place.project), "uses": str(place.project), "found": "read only"},
+        "PROJECT_DIR": {
+            "path": str(place.project),
+            "uses": str(own.path if own else place.project),
+            "found": "read only",
+        },
         "OUTPUT_DIR": {"path": str(place.output), "uses": str(place.output), "found": "written to"},
     }
 
