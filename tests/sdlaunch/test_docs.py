@@ -5,10 +5,11 @@ import re
 import pytest
 from dotenv import dotenv_values
 
+from sdjob import compat
 from sdjob.spec import RunSpec, settings_of
-from sdlaunch import docs, settings
+from sdlaunch import docs, plan, settings
 from sdlaunch.options import LaunchOptions
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.place import HOME, clean_environment
 
 PRESETS = sorted((HOME / "env").glob("*.env"))
 
@@ -55,5 +56,61 @@ def test_there_are_presets():
         "dreambooth_teyvat",
         "dreambooth_prior",
         "text_to_image_pokemon",
+        "text_to_image_pokemon_gemini",
+        "text_to_image_benchmark",
         "text_to_image_lora",
+        "text_to_image_lora_768",
     }
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_with_a_preset_only_the_mounts_are_missing(preset, tmp_path):
+    mounts = {
+        "MODEL_DIR": "/nonexistent/m",
+        "DATASET_DIR": "/nonexistent/d",
+        "OUTPUT_DIR": str(tmp_path / "o"),
+    }
+    environ = clean_environment(**mounts, ENV_FILE=str(preset), device="cpu")
+    job = plan.prepare((), environ, HOME)
+    available = job.settings["plugin"].value in compat.AVAILABLE_PLUGINS
+    unavailable = [] if available else [("plugin", 69)]
+    found = [(problem.subject, problem.code) for problem in job.problems]
+    assert found == [("DATASET_DIR", 66), ("MODEL_DIR", 66), *unavailable]
+    assert job.launch is not None
+
+
+TUTORIAL = {  # examples/text_to_image of diffusers
+    "resolution": 512,
+    "center_crop": True,
+    "random_flip": True,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "max_grad_norm": 1.0,
+    "lr_warmup_steps": 0,
+}
+FULL = {"use_ema": True, "gradient_checkpointing": True, "learning_rate": 1e-5, "lr_scheduler": "constant"}
+LORA = {"lora_rank": 4, "learning_rate": 1e-4, "lr_scheduler": "cosine", "seed": 1337}
+DREAMBOOTH = {"resolution": 512, "train_batch_size": 1, "learning_rate": 5e-6, "lr_scheduler": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("dreambooth_teyvat", {**DREAMBOOTH, "max_train_steps": 400}),
+        (
+            "dreambooth_prior",
+            {**DREAMBOOTH, "max_train_steps": 800, "num_class_images": 200, "prior_loss_weight": 1.0},
+        ),
+        ("text_to_image_pokemon", {**TUTORIAL, **FULL, "max_train_steps": 15000}),
+        (
+            "text_to_image_pokemon_gemini",
+            {**TUTORIAL, **FULL, "max_train_steps": 15000, "plugin": "gemini", "placement": "cuda"},
+        ),
+        ("text_to_image_benchmark", {**TUTORIAL, **FULL, "max_train_steps": 101}),
+        ("text_to_image_lora", {**TUTORIAL, **LORA, "max_train_steps": 15000}),
+        ("text_to_image_lora_768", {**TUTORIAL, **LORA, "max_train_steps": 15000, "resolution": 768}),
+    ],
+)
+def test_presets_have_the_values_of_the_tutorials(name, values):
+    spec = settings.read([("env_file", str(HOME / "env" / f"{name}.env"))], {}).spec
+    assert {field: getattr(spec, field) for field in values} == values
