@@ -17,6 +17,7 @@ from sdtrain.progress import say
 from sdtrain.world import World
 
 _STATE = "state.json"
+_FORMAT = 1  # of the whole folder; to be raised when an older one can no longer be read
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def save(
         write(temporary)
     with _disk_full_is_a_problem(world, temporary):
         if world.is_main:
-            (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+            values = {"format": _FORMAT, **asdict(state)}
+            (temporary / _STATE).write_text(json.dumps(values, indent=1) + "\n")
             write_manifest(temporary)
             sync_tree(temporary)
             shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a whole one is resumed from
@@ -84,8 +86,15 @@ def newest(layout: OutputLayout, resume: str) -> StepFolder | None:
 
 
 def read_state(folder: Path) -> TrainState:
-    """The state in a checkpoint."""
-    return TrainState(**json.loads((folder / _STATE).read_text()))
+    """The state in a whole checkpoint; raises JobError (64) if another version of this project wrote it."""
+    values = json.loads((folder / _STATE).read_text())
+    found = values.pop("format", None)
+    if found != _FORMAT:
+        remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
+        raise JobError(
+            setting("resume", f"{folder} has format {found}, this version reads {_FORMAT}", remedy)
+        )
+    return TrainState(**values)
 
 
 def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Path) -> None:

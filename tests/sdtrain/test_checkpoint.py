@@ -66,6 +66,16 @@ REASONS = {
 }
 
 
+def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
+    folder = save(layout, 3)
+    values = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**values, "format": 99, "more": 1}))
+    with pytest.raises(JobError) as caught:
+        checkpoint.read_state(folder)
+    assert caught.value.code == 64
+    assert "format 99, this version reads 1" in str(caught.value)
+
+
 def test_saves_what_is_needed_to_go_on(layout):
     folder = save(layout, 3)
     assert folder == layout.checkpoint / "checkpoint-000003"
