@@ -29,7 +29,10 @@ class Hang:
         return [f"rank {rank}: {_innermost(text)}" for rank, text in sorted(self.stacks.items())]
 
     def culprit(self) -> int | None:
-        """The one rank that does not wait for the others, if there is just one."""
+        """The one rank that does not answer, or else does not wait for the others, if there is just one."""
+        silent = [rank for rank, text in self.stacks.items() if text.startswith(_NO_STACKS)]
+        if silent:
+            return silent[0] if len(silent) == 1 else None
         waiting = {rank: "torch/distributed/" in _main_thread(text) for rank, text in self.stacks.items()}
         free = [rank for rank, waits in waiting.items() if not waits]
         return free[0] if len(free) == 1 else None

@@ -27,6 +27,7 @@ class Stream:
         self._terminal = terminal
         self._secrets = secrets
         self._in_place = terminal.isatty()
+        self._in_traceback: set[str] = set()  # ranks
         self._open_line = False  # a progress line without its newline is on the terminal
         self._lock = threading.Lock()  # the pump and the launcher both write
 
@@ -39,8 +40,17 @@ class Stream:
             match = _PREFIX.match(line)
             if match and not self.quiet:
                 text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
-                self._show(text if match[1] == "0" else match[0] + text)
+                if not self._is_traceback(match[1], text):
+                    self._show(text if match[1] == "0" else match[0] + text)
         self.end_line()
+
+    def _is_traceback(self, rank: str, text: str) -> bool:
+        """Whether this line is for the log only; the error itself, which ends a traceback, is for people."""
+        if text.startswith("Traceback (most recent call last)"):
+            self._in_traceback.add(rank)
+        elif text and not text[0].isspace():
+            self._in_traceback.discard(rank)
+        return rank in self._in_traceback
 
     def say(self, text: str) -> None:
         """A line of the launcher's own, for terminal and log."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from sdjob.problem import JobError, Problem
 from sdtrain import devices
@@ -90,7 +91,10 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Iterator[World
         yield world
         return
     backend = "gloo" if kind.backend == "gloo" else f"cpu:gloo,{kind.torch_type}:{kind.backend}"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
+    # torchrun keeps one store for all attempts; an attempt must not find the addresses of an earlier one.
+    store, _, _ = next(rendezvous("env://", rank, size))
+    attempt = dist.PrefixStore(f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=attempt, rank=rank, world_size=size)
     yield world
     # Not after an exception: a rank that fails must not wait for peers in the middle of a collective call.
     dist.destroy_process_group()

@@ -73,7 +73,12 @@ BUSY = (
 
 @pytest.mark.parametrize(
     ("stacks", "culprit"),
-    [({0: WAITING, 1: BUSY}, 1), ({0: WAITING, 1: WAITING}, None), ({0: BUSY, 1: BUSY}, None)],
+    [
+        ({0: WAITING, 1: BUSY}, 1),
+        ({0: BUSY, 1: "gave no stacks; it is stopped", 2: WAITING}, 1),
+        ({0: WAITING, 1: WAITING}, None),
+        ({0: BUSY, 1: BUSY}, None),
+    ],
 )
 def test_the_rank_that_does_not_wait_for_the_others_is_the_root(stacks, culprit):
     assert Hang(1.0, stacks).culprit() == culprit

@@ -273,6 +273,19 @@ say('[rank 0] to[rank 0] rn')
     ]
 
 
+def test_a_traceback_of_a_worker_is_for_the_log(run):
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in f',
+        "    f()",
+        "",
+        "OSError: gone",
+    ]
+    ended = run(f"for line in {lines!r}: say('[rank 1] ' + line)\nsay('[rank 0] on')\nsay('[rank 1] on')")
+    assert ended.end(0).splitlines() == ["[rank 1] OSError: gone", "on", "[rank 1] on"]
+    assert ended.log.splitlines() == [*(f"[rank 1] {line}" for line in lines), "[rank 0] on", "[rank 1] on"]
+
+
 def test_a_second_run_keeps_the_log_of_the_first(run):
     run("say('[rank 0] one')").end(0)
     again = run("say('[rank 0] two')")
