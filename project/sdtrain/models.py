@@ -23,7 +23,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Parts:
-    """A pipeline in memory. The U-Net is fp32, since it is trained; the frozen parts have `dtype`."""
+    """A pipeline in memory. What is trained is fp32; the frozen parts have `dtype`."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -35,8 +35,13 @@ class Parts:
     device: torch.device
 
 
-def load(folder: PipelineFolder, precision: str, device: torch.device, *, allow_pickle: bool) -> Parts:
-    """Reads the pipeline from disk; only safetensors, unless pickles are allowed."""
+def load(
+    folder: PipelineFolder, precision: str, device: torch.device, *, allow_pickle: bool, lora: bool = False
+) -> Parts:
+    """Reads the pipeline from disk; only safetensors, unless pickles are allowed.
+
+    The U-Net is fp32, or where only a LoRA of it is trained, of the type of the computation.
+    """
     dtype = DTYPES[precision]
     transformers.utils.logging.disable_progress_bar()
 
@@ -58,7 +63,7 @@ def load(folder: PipelineFolder, precision: str, device: torch.device, *, allow_
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     sampler = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     return Parts(
-        unet=part(UNet2DConditionModel, "unet", torch.float32),
+        unet=part(UNet2DConditionModel, "unet", dtype if lora else torch.float32),
         vae=part(AutoencoderKL, "vae", dtype),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -90,6 +95,8 @@ def make_trainable(parts: Parts, spec: RunSpec) -> UNet2DConditionModel:
             except ValueError as error:
                 remedy = "Name layers of the U-Net, such as to_k,to_q,to_v,to_out.0."
                 raise JobError(setting("lora_target_modules", str(error), remedy)) from None
+        for parameter in trainable(unet).values():
+            parameter.data = parameter.data.float()  # at a LoRA's rates, bf16 weights would not move
     else:
         unet.requires_grad_(True)
     if spec.gradient_checkpointing:

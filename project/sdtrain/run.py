@@ -48,7 +48,13 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         return
     attention.prove(spec.attention, world.device, models.DTYPES[spec.mixed_precision])
     images = open_images(spec, world, info)
-    parts = models.load(folder, spec.mixed_precision, world.device, allow_pickle=spec.allow_pickle)
+    parts = models.load(
+        folder,
+        spec.mixed_precision,
+        world.device,
+        allow_pickle=spec.allow_pickle,
+        lora=spec.lora_rank > 0,
+    )
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
     models.make_trainable(parts, spec)

@@ -31,6 +31,15 @@ def test_trained_weights_are_fp32_and_frozen_parts_have_the_type_of_the_run(eps_
     assert dtypes(parts.vae) == dtypes(parts.text_encoder) == {torch.bfloat16}
 
 
+def test_a_lora_is_fp32_on_a_base_of_the_type_of_the_run(eps_model):
+    source = find_pipeline(eps_model, None, allow_pickle=False)
+    parts = models.load(source, "bf16", torch.device("cpu"), allow_pickle=False, lora=True)
+    trained = models.trainable(models.make_trainable(parts, spec(lora_rank=2)))
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    frozen = {w.dtype for name, w in parts.unet.named_parameters() if name not in trained}
+    assert frozen == {torch.bfloat16}
+
+
 def test_a_full_run_trains_the_whole_unet_and_nothing_else(eps_model):
     parts = loaded(eps_model)
     unet = models.make_trainable(parts, spec())
