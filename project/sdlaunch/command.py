@@ -10,6 +10,7 @@ from pathlib import Path
 from sdjob import argv as worker_argv
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
+from sdlaunch import accelerate
 from sdlaunch.cluster import Cluster
 from sdlaunch.script import Script
 
@@ -54,6 +55,8 @@ class Program:
     module: str = WORKER
     script: Script | None = None
     max_restarts: int = 0
+    launcher: str = "torchrun"
+    accelerate_config: str | None = None
 
     def words(self, spec: RunSpec) -> tuple[str, ...]:
         return self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
@@ -76,21 +79,40 @@ def build(
     passed_on: Mapping[str, str],
     program: Program = Program(),
 ) -> LaunchPlan:
-    """The torchrun command of this node."""
+    """The command of this node."""
     layout = OutputLayout(Path(spec.output_dir))
-    argv = (
-        host.python,
+    start = _accelerate if program.launcher == "accelerate" else _torchrun
+    argv = (host.python, *start(spec, cluster, program, layout), *program.words(spec))
+    # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
+    unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
+    env = {**passed_on, **_environment(layout, cluster, host, passed_on)}
+    if program.launcher == "accelerate" and spec.device == "cpu":
+        env["ACCELERATE_USE_CPU"] = "true"
+    return LaunchPlan(argv, env, unset)
+
+
+def _torchrun(spec: RunSpec, cluster: Cluster, program: Program, layout: OutputLayout) -> tuple[str, ...]:
+    return (
         *("-m", "torch.distributed.run"),
         *_rendezvous(cluster),
         f"--nproc-per-node={cluster.nproc_per_node}",
         *([f"--max-restarts={program.max_restarts}"] if program.max_restarts else []),
         "--tee=3",
-        f"--log-dir={layout.logs / f'ranks-of-node-{cluster.node_rank}'}",
-        *program.words(spec),
+        f"--log-dir={_rank_logs(layout, cluster)}",
     )
-    # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
-    unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
-    return LaunchPlan(argv, {**passed_on, **_environment(layout, cluster, host, passed_on)}, unset)
+
+
+def _accelerate(spec: RunSpec, cluster: Cluster, program: Program, layout: OutputLayout) -> tuple[str, ...]:
+    """accelerate runs torchrun for several processes; a single one gets it here, for its logs and restarts."""
+    start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, program.accelerate_config))
+    if cluster.world_size == 1:
+        return (*start, *_torchrun(spec, cluster, program, layout))
+    restarts = [f"--max_restarts={program.max_restarts}"] if program.max_restarts else []
+    return (*start, *restarts, "--tee=3", f"--log_dir={_rank_logs(layout, cluster)}")
+
+
+def _rank_logs(layout: OutputLayout, cluster: Cluster) -> Path:
+    return layout.logs / f"ranks-of-node-{cluster.node_rank}"
 
 
 def _rendezvous(cluster: Cluster) -> tuple[str, ...]:

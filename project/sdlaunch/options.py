@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -88,6 +88,13 @@ class LaunchOptions(BaseModel):
     ] = None
 
     # --- launcher ------------------------------------------------------------------------------------
+    launcher: Annotated[
+        Literal["torchrun", "accelerate"], Setting("launcher", "what starts the processes")
+    ] = "torchrun"
+    accelerate_config: Annotated[
+        Text | None,
+        Setting("launcher", "file made by `accelerate config`, for launcher=accelerate"),
+    ] = None
     env_file: Annotated[
         Text | None, Setting("launcher", "file with one NAME=value a line", name="ENV_FILE")
     ] = None

@@ -16,7 +16,7 @@ from sdjob import compat
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec, settings_of
-from sdlaunch import cluster, command, devices, mounts, names, preflight, script, settings
+from sdlaunch import accelerate, cluster, command, devices, mounts, names, preflight, script, settings
 from sdlaunch.cluster import Cluster
 from sdlaunch.command import Host, LaunchPlan, Program
 from sdlaunch.mounts import Contents, Mounts
@@ -84,7 +84,9 @@ def prepare(
     read = settings.read(flags, environ)
     place = mounts.resolve(read.options, home)
     found = devices.find(read.spec.device, environ)
-    where = cluster.resolve(read.options, _sources(read, LaunchOptions), environ, found)
+    config = accelerate.read(read.options)
+    options, sources = accelerate.completed(read.options, _sources(read, LaunchOptions), config)
+    where = cluster.resolve(options, sources, environ, found)
     contents = mounts.look(place, read.options, read.spec)
     spec, computed = _completed(read, place, contents, where.cluster, found)
     job = Job(spec, where.cluster, found, place, contents)
@@ -92,10 +94,11 @@ def prepare(
     own, own_problems = _script(read.options, place, contents, table)
     input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
+    problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
     problems |= {*preflight.run(job)}
     host = Host(home, sys.executable, found.cores, environ)
     clear = not (misunderstood or read.problems or where.problems or own_problems)
-    program = Program(worker, own, read.options.max_restarts)
+    program = Program(worker, own, options.max_restarts, options.launcher, options.accelerate_config)
     return JobPlan(
         settings=table,
         mounts=_mount_table(place, contents, own),
