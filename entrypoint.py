@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -81,4 +82,8 @@ def start() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(start())
+    code = int(start())
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)  # a thread that reads from a hung mount would keep the process

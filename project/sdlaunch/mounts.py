@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from sdjob.dataset import DatasetInfo, find_dataset
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, bad_input
 from sdjob.spec import RunSpec
+from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.options import LaunchOptions
 
 Found = TypeVar("Found")
@@ -70,11 +71,13 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec) -> Contents:
         if options.project_dir:
             _usable_mount("PROJECT_DIR", mounts.project, "the project", None)
 
-    with ThreadPoolExecutor(2) as pool:
-        finding_model, finding_dataset = pool.submit(_attempt, model), pool.submit(_attempt, dataset)
-        _, project_problems = _attempt(project)
-        found_model, model_problems = finding_model.result()
-        found_dataset, dataset_problems = finding_dataset.result()
+    until = time.monotonic() + options.check_timeout
+    finding_model, finding_dataset = Task(lambda: _attempt(model)), Task(lambda: _attempt(dataset))
+    finding_project = Task(lambda: _attempt(project))
+    patience = options.check_timeout
+    found_model, model_problems = _answer(finding_model, until, "MODEL_DIR", mounts.model, patience)
+    found_dataset, dataset_problems = _answer(finding_dataset, until, "DATASET_DIR", mounts.dataset, patience)
+    _, project_problems = _answer(finding_project, until, "PROJECT_DIR", mounts.project, patience)
     return Contents(
         found_model,
         found_dataset,
@@ -82,6 +85,19 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec) -> Contents:
         found_dataset.path if found_dataset else mounts.dataset / (options.dataset_name or ""),
         (*model_problems, *dataset_problems, *project_problems),
     )
+
+
+def _answer(
+    task: Task[tuple[Found | None, tuple[Problem, ...]]],
+    until: float,
+    variable: str,
+    path: Path,
+    patience: float,
+) -> tuple[Found | None, tuple[Problem, ...]]:
+    try:
+        return task.result(until)
+    except NoAnswer:
+        return None, (no_answer(variable, path, patience),)
 
 
 def _attempt(find: Callable[[], Found]) -> tuple[Found | None, tuple[Problem, ...]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-import math
+import functools
 import os
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,10 @@ from sdjob import compat
 from sdjob.compat import Topology
 from sdjob.dataset import verify_sample
 from sdjob.output import OutputLayout, step_folders
-from sdjob.problem import JobError, Problem, bad_input, hardware, output_problem, setting
+from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
+from sdlaunch import limits, space
+from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.cluster import Cluster
 from sdlaunch.devices import Devices
 from sdlaunch.mounts import Contents, Mounts
@@ -52,10 +55,20 @@ class Job:
         return Topology(self.devices.kind, self.cluster.world_size, self.devices.bf16)
 
 
-def run(job: Job) -> list[Problem]:
+def run(job: Job, patience: float = 60.0) -> list[Problem]:
     """Every problem of every check; they run side by side, since each waits for another disk or mount."""
-    with ThreadPoolExecutor(4) as pool:
-        return [problem for problems in pool.map(lambda check: check(job), CHECKS) for problem in problems]
+    until = time.monotonic() + patience
+    under_way = [(check, Task(functools.partial(_guarded(check.look), job))) for check in CHECKS]
+    return [problem for check, task in under_way for problem in _outcome(check, task, job, until, patience)]
+
+
+def _outcome(
+    check: Check, task: Task[list[Problem]], job: Job, until: float, patience: float
+) -> list[Problem]:
+    try:
+        return task.result(until)
+    except NoAnswer:
+        return [no_answer(check.subject, check.where(job), patience, check.code)]
 
 
 def _combination(job: Job) -> list[Problem]:
@@ -135,53 +148,39 @@ def _unwritable(output: Path, error: OSError) -> Problem:
 
 
 def checkpoint_bytes(job: Job) -> int | None:
-    """Bytes of one step checkpoint: fp32 weights, two moments of AdamW, the average if there is one."""
-    if job.contents.model is None or job.spec.lora_rank:
-        return None
-    return 4 * job.contents.model.parts["unet"].num_parameters * (4 if job.spec.use_ema else 3)
+    """Bytes of one step checkpoint; None: not known."""
+    size = space.sizes(job.spec, job.contents.model) if job.contents.model else None
+    return size.checkpoint if size else None
 
 
 def kept_checkpoints(spec: RunSpec) -> int:
-    made = math.ceil(spec.max_train_steps / spec.checkpointing_steps)
-    return min(made, spec.checkpoints_total_limit or made)
+    return space.kept(spec)
+
+
+def in_units(size: int) -> str:
+    return space.in_units(size)
 
 
 def _free_space(job: Job) -> list[Problem]:
-    """Room for the checkpoints that the job keeps, one more while the newest is written, and the result."""
-    one = checkpoint_bytes(job)
-    if one is None or job.contents.model is None:
+    """Room on the volume itself for the checkpoints to come, and for the result."""
+    size = space.sizes(job.spec, job.contents.model) if job.contents.model else None
+    if size is None:
         return []
-    kept = kept_checkpoints(job.spec)
-    result = sum(4 * part.num_parameters for part in job.contents.model.parts.values())
-    needed = one * (kept + (job.spec.checkpoints_total_limit is not None)) + result
+    more = space.more_at_once(job.spec, step_folders(OutputLayout(job.mounts.output)))
+    needed = size.checkpoint * more + size.result
     existing = next(folder for folder in (job.mounts.output, *job.mounts.output.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free + sum(
-        file.stat().st_size
-        for folder in step_folders(OutputLayout(job.mounts.output))
-        for file in folder.path.rglob("*")
-        if file.is_file()
-    )
+    free = shutil.disk_usage(existing).free
     if free >= needed:
         return []
     return [
         output_problem(
             "OUTPUT_DIR",
             f"{in_units(free)} free at {existing}, {in_units(needed)} needed: "
-            f"{kept} checkpoints of {in_units(one)}, and the result of {in_units(result)}",
+            f"{more} checkpoints of {in_units(size.checkpoint)}, and the result of {in_units(size.result)}",
             "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
             "(checkpointing_steps).",
         )
     ]
-
-
-def in_units(size: int) -> str:
-    """1.5 GB"""
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
 
 
 def _images(job: Job) -> list[Problem]:
@@ -239,16 +238,42 @@ def _guarded(check: Callable[[Job], list[Problem]]) -> Callable[[Job], list[Prob
     return guarded
 
 
-CHECKS: tuple[Callable[[Job], list[Problem]], ...] = tuple(
-    _guarded(check)
-    for check in (
-        _combination,
-        _devices,
-        _packages,
-        _output_writable,
-        _free_space,
-        _images,
-        _class_images,
-        _resume_point,
-    )
+def _shared_memory(job: Job) -> list[Problem]:
+    return limits.shared_memory(job.spec, job.cluster)
+
+
+def _open_files(job: Job) -> list[Problem]:
+    return limits.open_files(job.spec, job.cluster)
+
+
+def _rendezvous(job: Job) -> list[Problem]:
+    return limits.rendezvous(job.cluster)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check, and what is said if it never ends: subject, place, exit code."""
+
+    look: Callable[[Job], list[Problem]]
+    subject: str
+    where: Callable[[Job], Path | str]
+    code: int = ExitCode.BAD_INPUT
+
+
+def _output(job: Job) -> Path:
+    return job.mounts.output
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(_combination, "settings", lambda _: "the table of combinations", ExitCode.BAD_SETTING),
+    Check(_devices, "device", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
+    Check(_packages, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
+    Check(_shared_memory, "dataloader_num_workers", lambda _: limits.SHM, ExitCode.NO_HARDWARE),
+    Check(_open_files, "open files", lambda _: "the system", ExitCode.NO_HARDWARE),
+    Check(_rendezvous, "MASTER_PORT", lambda job: str(job.cluster.endpoint), ExitCode.NO_HARDWARE),
+    Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
+    Check(_free_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
+    Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
+    Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
+    Check(_resume_point, "resume", _output),
 )

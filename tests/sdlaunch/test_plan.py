@@ -349,7 +349,8 @@ def as_nobody(script: str, **variables: str) -> subprocess.CompletedProcess[str]
     """A Python script with the launcher at hand, without root's privileges."""
     lines = f"import os, sys\nsys.path[:0] = [{str(HOME)!r}, {str(HOME / 'project')!r}]\n"
     # Import before the privileges go: the checkout may be private to root.
-    lines += "import entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.show, PIL.Image, PIL.PngImagePlugin\n"
+    lines += "import concurrent.futures.thread, entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.show\n"
+    lines += "import PIL.Image, PIL.PngImagePlugin\n"
     lines += "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
     return subprocess.run(
         [sys.executable, "-c", lines + script],
@@ -413,8 +414,10 @@ def test_what_is_in_the_output_folder_stays(place, tmp_path):
 
 
 def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(plan.preflight.shutil, "disk_usage", lambda _: usage)
+    usage, shm = type("Usage", (), {"free": 100}), type("Usage", (), {"free": 10**9})
+    monkeypatch.setattr(
+        plan.preflight.shutil, "disk_usage", lambda path: usage if "shm" not in str(path) else shm
+    )
     (problem,) = prepare(place, num_train_step="1000").problems
     assert problem.code == 73
     assert "100 B free" in problem.found

@@ -1,0 +1,189 @@
+"""What the machine must offer, how much will be written, and mounts that never answer."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sdjob.output import StepFolder
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdlaunch import limits, space
+from sdlaunch.bounded import NoAnswer, Task
+from sdlaunch.cluster import Cluster
+from tests.sdjob.test_pipeline import UNET, write
+from tests.sdlaunch.place import launch
+from tests.sdlaunch.test_plan import found, prepare
+
+
+def spec(**values) -> RunSpec:
+    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
+
+
+ONE_NODE = Cluster(1, 0, None, 2)
+
+
+# --- mounts that never answer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+@pytest.mark.parametrize(
+    ("file", "variable", "folder"),
+    [
+        ("model/tiny/model_index.json", "MODEL_DIR", "model"),
+        ("dataset/pictures/0.png", "DATASET_DIR", "dataset/pictures"),
+    ],
+)
+def test_a_mount_that_hangs_is_reported_and_not_waited_for(place, tmp_path, verb, file, variable, folder):
+    """A pipe that nobody writes to blocks its reader for ever, as a network share does whose server is gone."""
+    (tmp_path / file).unlink()
+    os.mkfifo(tmp_path / file)
+    begin = time.monotonic()
+    done = launch(verb, **place, check_timeout="1")
+    assert time.monotonic() - begin < 20
+    assert done.returncode == 66
+    text = done.stdout + done.stderr
+    assert f"{variable}: {tmp_path / folder} did not answer within 1 s" in text
+    assert "Traceback" not in text
+
+
+def test_an_output_folder_that_hangs_is_73(place, monkeypatch):
+    from sdlaunch import preflight
+
+    monkeypatch.setattr(preflight, "_write_probe", lambda probe: time.sleep(60))
+    begin = time.monotonic()
+    job = prepare(place, check_timeout="0.5")
+    assert found(job) == [("OUTPUT_DIR", 73)]
+    assert time.monotonic() - begin < 10
+
+
+def test_a_task_gives_its_result_or_its_error_or_nothing_in_time():
+    until = time.monotonic() + 5
+    assert Task(lambda: 7).result(until) == 7
+    with pytest.raises(ZeroDivisionError):
+        Task(lambda: 1 / 0).result(until)
+    with pytest.raises(NoAnswer):
+        Task(lambda: time.sleep(5)).result(time.monotonic() + 0.05)
+
+
+# --- limits ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """tmpfs(size): a small file system of its own."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"tmpfs-{size}"
+        folder.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(["mount", *options], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_shared_memory_is_compared_with_what_the_loaders_put_there(tmpfs):
+    shm = tmpfs("64m")
+    assert limits.shared_memory(spec(), ONE_NODE, shm) == []
+    (problem,) = limits.shared_memory(spec(train_batch_size=8), ONE_NODE, shm)
+    assert (problem.code, problem.subject) == (69, str(shm))
+    # 2 processes × (2 loaders × 2 + 1) × 8 pictures of 3 × 512² fp32 numbers
+    assert "67.1 MB free, 252 MB needed" in problem.found
+    assert "--shm-size" in problem.remedy
+    assert limits.shared_memory(spec(train_batch_size=8, dataloader_num_workers=0), ONE_NODE, shm) == []
+
+
+def test_the_limit_of_open_files():
+    assert limits.open_files(spec(), ONE_NODE, 1024) == []
+    (problem,) = limits.open_files(spec(dataloader_num_workers=64), ONE_NODE, 1024)
+    assert problem.code == 69
+    assert "ulimit -n 4096" in problem.remedy
+    assert limits.open_files(spec(dataloader_num_workers=64), ONE_NODE, -1) == []
+
+
+def test_the_port_of_the_rendezvous_must_be_free_on_node_0_only(place):
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        nodes = {"NNODES": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        assert found(prepare(place, **nodes, NODE_RANK="0")) == [("MASTER_PORT", 69)]
+        assert found(prepare(place, **nodes, NODE_RANK="1")) == []
+    assert found(prepare(place, **nodes, NODE_RANK="0")) == []
+
+
+# --- space -------------------------------------------------------------------------------------------
+
+
+def test_a_small_volume_is_refused_with_the_arithmetic(place, tmpfs):
+    """On the real volume, whatever the parents of the output folder have."""
+    output = tmpfs("64k") / "deep" / "output"
+    many = {"OUTPUT_DIR": str(output), "checkpointing_steps": "1", "num_train_step": "400"}
+    (problem,) = prepare(place, **many).problems
+    assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
+    assert "65.5 kB free" in problem.found
+    assert "400 checkpoints of 360 B" in problem.found
+    assert prepare(place, **many, checkpoints_total_limit="3").problems == ()
+    assert not output.parent.exists()
+
+
+def test_a_full_volume_is_73(place, tmpfs):
+    volume = tmpfs("64k")
+    (volume / "filler").write_bytes(bytes(65536))
+    assert {code for _, code in found(prepare(place, OUTPUT_DIR=str(volume)))} == {73}
+
+
+def step(number: int, defect: str | None = None) -> StepFolder:
+    return StepFolder(number, Path(f"checkpoint-{number:06d}"), defect)
+
+
+@pytest.mark.parametrize(
+    ("settings", "existing", "more"),
+    [
+        ({}, [], 4),
+        ({"max_train_steps": 401}, [], 5),  # the last step leaves one too
+        ({}, [step(100), step(200)], 2),  # those that the run goes on from are there already
+        ({}, [step(100), step(200, "broken")], 3),
+        ({}, [step(250)], 2),  # left by a stop
+        ({}, [step(400)], 0),
+        ({"resume": "never"}, [step(200)], 4),  # kept beside, so no room is won
+        ({"checkpoints_total_limit": 2}, [], 3),  # the new one is whole before the oldest goes
+        ({"checkpoints_total_limit": 2}, [step(100), step(200)], 1),
+        ({"checkpoints_total_limit": 2}, [step(100)], 2),
+        ({"checkpoints_total_limit": 2}, [step(400)], 0),
+    ],
+)
+def test_checkpoints_to_come_beside_those_that_are_there(settings, existing, more):
+    job = spec(**{"max_train_steps": 400, "checkpointing_steps": 100} | settings)
+    assert space.more_at_once(job, existing) == more
+
+
+def test_the_size_of_a_lora_comes_from_the_shapes(place, tmp_path):
+    unet = {
+        "down.attn.to_k.weight": {"dtype": "F32", "shape": [8, 32], "data_offsets": [0, 1024]},
+        "down.attn.to_k.bias": {"dtype": "F32", "shape": [8], "data_offsets": [1024, 1056]},
+        "down.conv.weight": {"dtype": "F32", "shape": [4, 4, 3, 3], "data_offsets": [1056, 1632]},
+    }
+    model = tmp_path / "model" / "tiny"
+    write(model / UNET, _file(unet))
+    pipeline = find_pipeline(model, None, allow_pickle=False)
+    lora = space.sizes(spec(lora_rank=4), pipeline)
+    assert lora == space.Sizes(checkpoint=3 * 4 * 4 * (8 + 32), result=4 * 4 * (8 + 32))
+    with_conv = spec(lora_rank=4, use_ema=True, lora_target_modules=("conv",))
+    both = space.sizes(with_conv, pipeline)
+    assert both and both.checkpoint == 4 * 4 * 4 * (4 + 4 * 9)
+
+
+def _file(tensors) -> bytes:
+
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(max(t["data_offsets"][1] for t in tensors.values()))
