@@ -94,12 +94,8 @@ def prepare(
     own, own_problems = _script(read.options, place, contents, table)
     input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
-<<<<<<< project/sdlaunch/plan.py
-    problems |= {*preflight.run(job, read.options.check_timeout)}
-=======
     problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
-    problems |= {*preflight.run(job)}
->>>>>>> /tmp/theirs
+    problems |= {*preflight.run(job, read.options.check_timeout)}
     host = Host(home, sys.executable, found.cores, environ)
     clear = not (misunderstood or read.problems or where.problems or own_problems)
     program = Program(worker, own, options.max_restarts, options.launcher, options.accelerate_config)
