@@ -193,7 +193,7 @@ def resolve(
     claims = [_own(options, sources), *(platform(environ) for platform in PLATFORMS)]
     problems = [*_contradictions(claims), *_misplaced(environ)]
     first = Claim(*(_first(claims, quantity.name) for quantity in fields(Claim)))
-    nodes = _number(first.nodes, 1, problems)
+    nodes = _number(first.nodes, 1, problems, least=1)
     rank = _number(first.node_rank, 0, problems)
     port = _number(first.port, DEFAULT_PORT, problems)
     nproc, why = _processes(first.nproc, devices, problems)
@@ -275,12 +275,13 @@ def _misplaced(environ: Environ) -> list[Problem]:
     return []
 
 
-def _number(said: Said | None, otherwise: int, problems: list[Problem]) -> int:
+def _number(said: Said | None, otherwise: int, problems: list[Problem], least: int = 0) -> int:
     if said is None:
         return otherwise
-    if re.fullmatch(r"\d{1,6}", said.value.strip()):
+    if re.fullmatch(r"[0-9]{1,6}", said.value.strip()) and int(said.value) >= least:
         return int(said.value)
-    problems.append(setting(said.variable, f"found {said.value!r}", "It must be a whole number."))
+    remedy = f"It must be a whole number from {least} on."
+    problems.append(setting(said.variable, f"found {said.value!r}", remedy))
     return otherwise
 
 
@@ -294,7 +295,7 @@ def _processes(said: Said | None, devices: Devices, problems: list[Problem]) -> 
         return 1, f"{origin} ({word}: one on a CPU)"
     if word == "cpu":
         return devices.cores, f"{origin} (cpu: one per core)"
-    return _number(said, 1, problems), origin
+    return _number(said, 1, problems, least=1), origin
 
 
 def _half_set(claim: Claim, nodes: int) -> list[Problem]:
