@@ -25,6 +25,7 @@ class StoppedEarly(BaseException):
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Read → check → plan → run; returns the exit code."""
     from sdlaunch import cli, plan, show
+    from sdlaunch.redact import redact
 
     request = cli.parse(argv)
     if request.verb == "help":
@@ -36,9 +37,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
         print(show.start(job), flush=True)
         return supervise.run(job, environ)
+    if request.verb == "emit" and job.launch:
+        from sdlaunch import emit
+
+        print(redact(emit.render(job, HOME, request.target, request.kind), job.secrets))
+        return 0
     text = show.report(job, request.verb, as_json=request.json)
     try:
-        print(text, file=sys.stderr if request.verb == "run" else sys.stdout, flush=True)
+        print(text, file=sys.stderr if request.verb in ("run", "emit") else sys.stdout, flush=True)
     except BrokenPipeError:  # the reader has gone, as in `plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return job.code

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from sdjob.problem import Problem, setting
 from sdjob.spec import RunSpec, settings_of
-from sdlaunch import names
+from sdlaunch import emit, names
 from sdlaunch.options import LaunchOptions
 
-VERBS = ("run", "plan", "check")
+VERBS = ("run", "plan", "check", "emit")
 USAGE = """\
 usage: bash train.sh [verb] [name=value ...]
 
@@ -21,6 +21,7 @@ verbs
   (none)         check everything, then train
   plan [--json]  show every setting with its source, the mounts, the command and the problems
   check [--json] show the problems only
+  emit TARGET    print the same job for docker, compose, kubernetes [--kind=trainjob|job], slurm or skypilot
   --dry-run      the same as plan
   --help         this text
 
@@ -38,6 +39,8 @@ class Request:
     verb: str
     json: bool
     flags: tuple[tuple[str, str], ...]
+    target: str = ""  # of emit
+    kind: str = emit.KINDS[0]
     problems: tuple[Problem, ...] = ()  # what could not be understood
 
 
@@ -47,11 +50,17 @@ def parse(argv: Sequence[str]) -> Request:
     flags: list[tuple[str, str]] = []
     as_json = False
     problems: list[Problem] = []
+    target, kind = "", emit.KINDS[0]
     words = iter(argv)
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        if word in VERBS:
+        if word == "emit":
+            verbs.append(word)
+            target = next(words, "")
+        elif name == "kind" and equals and "emit" in argv:
+            kind = value
+        elif word in VERBS:
             verbs.append(word)
         elif word == "--dry-run":
             verbs.append("plan")
@@ -70,7 +79,20 @@ def parse(argv: Sequence[str]) -> Request:
     verb = "help" if "help" in verbs else (verbs or ["run"])[0]
     if as_json and verb == "run":
         problems.append(setting("--json", "without plan or check", "Write plan --json or check --json."))
-    return Request(verb, as_json, tuple(flags), tuple(problems))
+    if verb == "emit":
+        problems += _emit_problems(target, kind)
+    return Request(verb, as_json, tuple(flags), target, kind, tuple(problems))
+
+
+def _emit_problems(target: str, kind: str) -> list[Problem]:
+    wrong = []
+    if target not in emit.TARGETS:
+        wrong.append(
+            setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(emit.TARGETS)}.")
+        )
+    if kind not in emit.KINDS:
+        wrong.append(setting("--kind", f"found {kind!r}", f"Use one of {', '.join(emit.KINDS)}."))
+    return wrong
 
 
 def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:

@@ -124,3 +124,13 @@ class LaunchOptions(BaseModel):
         Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)],
         Setting("launcher", "a check that takes longer is reported instead of waited for", unit="seconds"),
     ] = 60.0
+
+    # --- emit ----------------------------------------------------------------------------------------
+    image: Annotated[Text, Setting("emit", "container image that the emitted job uses")] = "sdjob:cuda"
+    shm_size: Annotated[
+        Annotated[str, Field(pattern=r"^[1-9][0-9]*[mg]$")],
+        Setting("emit", "shared memory of the emitted job, such as 8g"),
+    ] = "8g"
+    gpu_name: Annotated[Text, Setting("emit", "kind of device that an emitted SkyPilot task asks for")] = (
+        "A100"
+    )

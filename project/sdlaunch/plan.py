@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -49,6 +50,8 @@ class JobPlan:
     output: Path
     cluster: Cluster
     stop_grace: float
+    given: Mapping[str, str] = field(default_factory=dict)  # the settings that somebody made, as typed
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
 
     @property
@@ -109,6 +112,15 @@ def prepare(
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,
+        given={
+            shown: text if isinstance(text := each.text, str) else json.dumps(text, ensure_ascii=False)
+            for shown, each in read.given.items()
+        },
+        defaults={
+            shown: model.model_fields[name].default
+            for model in (RunSpec, LaunchOptions)
+            for name, shown in settings.shown_names(model).items()
+        },
         secrets=secrets_of({**environ, **read.passed_on}),
     )
 

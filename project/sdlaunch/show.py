@@ -20,7 +20,9 @@ _MEANING = {
 
 def report(job: JobPlan, verb: str, *, as_json: bool) -> str:
     """What a verb prints of a job, without secrets."""
-    if verb == "plan":
+    if verb == "emit":
+        text = problems(job.problems)
+    elif verb == "plan":
         text = _as_json(job.to_dict()) if as_json else plan(job)
     elif as_json:
         text = _as_json({"problems": [problem.to_dict() for problem in job.problems]})

@@ -1,0 +1,209 @@
+"""`emit`: the job of other places, read back by what reads it there: a shell, YAML, SLURM's comments."""
+
+import json
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from tests.sdlaunch.place import HOME, clean_environment, launch
+
+AWKWARD = 'it\'s a "sks" dog\n$(touch pwned) `touch pwned` ${HOME} $HOME $$ \\ %s: # ünï'
+MOUNTS = {"MODEL_DIR": "/a b/model", "DATASET_DIR": "/data,set", "OUTPUT_DIR": "/out$put"}
+SETTINGS = {**MOUNTS, "instance_prompt": AWKWARD, "lr": "1e-4", "resolution": "512", "NPROC_PER_NODE": "2"}
+ENV = {"NPROC_PER_NODE": "2", "instance_prompt": AWKWARD, "lr": "1e-4"}
+NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-0", "MASTER_PORT": "1234"}
+STUB = "#!/usr/bin/env python3\nimport json, os, sys\nprint(json.dumps([sys.argv[1:], dict(os.environ)]))\n"
+
+
+def emit(*arguments, **variables):
+    done = launch("emit", *arguments, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def run_with_stub(program, text, folder):
+    """(arguments, environment) that a program of this name is given when bash runs the text."""
+    stub = folder / program
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environ = clean_environment()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    done = subprocess.run(
+        ["bash"],
+        input=text,
+        env={**environ, "PATH": f"{folder}:{environ['PATH']}"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not list(folder.rglob("pwned"))
+    return json.loads(done.stdout)
+
+
+def undollared(text):
+    assert "$" not in text.replace("$$", "")
+    return text.replace("$$", "$")
+
+
+def test_docker(tmp_path):
+    words, _ = run_with_stub("docker", emit("docker", **SETTINGS), tmp_path)
+    assert words == [
+        "run",
+        "--rm",
+        "--gpus=2",
+        "--shm-size=8g",
+        "--stop-timeout=35",
+        *("--mount", "type=bind,source=/a b/model,target=/mnt/model,readonly"),
+        *("--mount", 'type=bind,"source=/data,set",target=/mnt/dataset,readonly'),
+        *("--mount", f"type=bind,source={HOME},target=/mnt/project,readonly"),
+        *("--mount", "type=bind,source=/out$put,target=/output"),
+        *(word for name, value in sorted(ENV.items()) for word in ("--env", f"{name}={value}")),
+        *("sdjob:cuda", "bash", "/mnt/project/train.sh"),
+    ]
+
+
+def test_docker_without_devices_and_with_another_project(tmp_path):
+    project = tmp_path / "mine"
+    (project / "x").mkdir(parents=True)
+    (project / "x" / "a.py").write_text("")
+    words = shlex.split(
+        emit(
+            "docker",
+            **MOUNTS,
+            **NODES,
+            PROJECT_DIR=str(project),
+            script=str(project / "x" / "a.py"),
+            device="cpu",
+            image="me/it:1",
+            shm_size="512m",
+        )
+    )
+    assert not any(word.startswith("--gpus") for word in words)
+    assert {"--network=host", "--shm-size=512m", "script=/mnt/project/x/a.py"} <= set(words)
+    assert {"PROJECT_DIR=/mnt/project", *(f"{name}={value}" for name, value in NODES.items())} <= set(words)
+    assert f"type=bind,source={HOME},target=/opt/sdjob,readonly" in words
+    assert words[-3:] == ["me/it:1", "bash", "/opt/sdjob/train.sh"]
+
+
+def test_compose():
+    service = yaml.safe_load(emit("compose", **SETTINGS))["services"]["sdjob"]
+    assert {name: undollared(value) for name, value in service.pop("environment").items()} == ENV
+    assert [(each["source"], each["target"], each["read_only"]) for each in service.pop("volumes")] == [
+        ("/a b/model", "/mnt/model", True),
+        ("/data,set", "/mnt/dataset", True),
+        (str(HOME), "/mnt/project", True),
+        ("/out$$put", "/output", False),
+    ]
+    device = {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
+    assert service == {
+        "image": "sdjob:cuda",
+        "command": ["bash", "/mnt/project/train.sh"],
+        "shm_size": "8g",
+        "stop_grace_period": "35s",
+        "deploy": {"resources": {"reservations": {"devices": [device]}}},
+    }
+
+
+def literal(env):
+    return {each["name"]: undollared(each["value"]) for each in env if "value" in each}
+
+
+def test_kubernetes_trainjob():
+    job = yaml.safe_load(emit("kubernetes", **SETTINGS, **NODES))
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    trainer = job["spec"]["trainer"]
+    assert literal(trainer.pop("env")) == {"instance_prompt": AWKWARD, "lr": "1e-4"}
+    assert trainer == {
+        "image": "sdjob:cuda",
+        "command": ["bash", "/mnt/project/train.sh"],
+        "numNodes": 2,
+        "numProcPerNode": 2,
+        "resourcesPerNode": {"limits": {"nvidia.com/gpu": 2}},
+    }
+    pod = job["spec"]["podTemplateOverrides"][0]["spec"]
+    assert pod["volumes"][0] == {"name": "model", "hostPath": {"path": "/a b/model"}}
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
+    assert pod["volumes"][-1] == shm
+    assert pod["containers"][0]["volumeMounts"][3] == {
+        "name": "output",
+        "mountPath": "/output",
+        "readOnly": False,
+    }
+
+
+def test_kubernetes_job_on_two_nodes():
+    service, job = yaml.safe_load_all(emit("kubernetes", "--kind=job", **SETTINGS, **NODES))
+    assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
+    spec = job["spec"]
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [64, 66, 69, 73]}}
+    pod = spec["template"]["spec"]
+    assert (pod["restartPolicy"], pod["subdomain"], pod["terminationGracePeriodSeconds"]) == (
+        "Never",
+        service["metadata"]["name"],
+        35,
+    )
+    (container,) = pod["containers"]
+    there = {"NNODES": "2", "MASTER_ADDR": "sdjob-0.sdjob", "MASTER_PORT": "29400"}
+    assert literal(container["env"]) == ENV | there
+    assert container["env"][-1]["name"] == "NODE_RANK"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 2}}
+
+
+def test_slurm(tmp_path):
+    text = emit("slurm", **SETTINGS, **NODES)
+    words, environ = run_with_stub("srun", text, tmp_path)
+    assert words == ["--kill-on-bad-exit=1", "bash", str(HOME / "train.sh")]
+    assert {name: environ[name] for name in (*ENV, *MOUNTS)} == {**ENV, **MOUNTS}
+    assert environ["PROJECT_DIR"] == str(HOME)
+    assert "NNODES" not in environ
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "#!/bin/bash",
+        "#SBATCH --job-name=sdjob",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --signal=TERM@35",
+        "#SBATCH --requeue",
+    ]
+
+
+def test_skypilot():
+    assert yaml.safe_load(emit("skypilot", **SETTINGS, **NODES)) == {
+        "name": "sdjob",
+        "num_nodes": 2,
+        "resources": {"image_id": "docker:sdjob:cuda", "accelerators": "A100:2"},
+        "envs": ENV,
+        "file_mounts": {"/mnt/model": "/a b/model", "/mnt/dataset": "/data,set", "/mnt/project": str(HOME)},
+        "run": "bash /mnt/project/train.sh",
+    }
+
+
+def test_only_what_differs_is_said():
+    text = emit("docker", **MOUNTS, lr="5e-6", batch_size="1", precision="auto", NPROC_PER_NODE="auto")
+    assert "--env" not in text
+    assert "--gpus=all" in text
+
+
+@pytest.mark.parametrize("arguments", [["emit"], ["emit", "podman"], ["emit", "kubernetes", "--kind=pod"]])
+def test_a_target_that_is_not_known(arguments):
+    done = launch(*arguments, **MOUNTS)
+    assert done.returncode == 64
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_wrong_settings_are_refused():
+    done = launch("emit", "docker", **MOUNTS, lr="-1")
+    assert done.returncode == 64
+    assert "lr: found '-1'" in done.stderr
+    assert done.stdout == ""
+
+
+def test_secrets_stay_where_they_are():
+    text = emit("docker", **MOUNTS, MY_TOKEN="hf_abcdefgh", instance_prompt="hf_abcdefgh")
+    assert "hf_abcdefgh" not in text
