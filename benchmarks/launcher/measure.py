@@ -1,0 +1,127 @@
+"""What the launcher costs: `python benchmarks/launcher/measure.py` prints its figures as a Markdown table.
+
+Needs about 500 MB in /dev/shm or TMPDIR for the folder of a million files, and a few minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(HOME), str(HOME / "project")]
+
+from tests.sdlaunch.place import clean_environment, make_place  # noqa: E402
+
+RUNS = 9
+FILES = 1_000_000
+DRIVER = HOME / "tests" / "sdlaunch" / "driver.py"
+
+
+def seconds(argv: list[str], environ: dict[str, str]) -> float:
+    """Wall-clock time of a command that must succeed."""
+    begin = time.perf_counter()
+    subprocess.run(argv, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def side_by_side(*commands: tuple[list[str], dict[str, str]], runs: int = RUNS) -> list[list[float]]:
+    """Times of several commands, taken in turn, so that what else the machine does meets all of them."""
+    times: list[list[float]] = [[] for _ in commands]
+    for _ in range(runs):
+        for found, (argv, environ) in zip(times, commands, strict=True):
+            found.append(seconds(argv, environ))
+    return times
+
+
+def shown(times: list[float]) -> str:
+    return f"{statistics.median(times):.2f} s (least {min(times):.2f}, {len(times)} runs)"
+
+
+def start_times(place: dict[str, str]) -> list[str]:
+    dry_run = (["bash", str(HOME / "train.sh"), "--dry-run"], clean_environment(**place))
+    nothing = ([sys.executable, "-c", "pass"], clean_environment())
+    dry, bare = side_by_side(dry_run, nothing)
+    return [f"| `bash train.sh --dry-run` | {shown(dry)} |", f"| `python -c pass` | {shown(bare)} |"]
+
+
+def added_to_torchrun(root: Path, place: dict[str, str]) -> list[str]:
+    """The whole launcher, from reading the settings to its verdict, around torchrun with a worker that ends at once."""
+    (root / "noop.py").write_text("")
+    environ = clean_environment(**place, PYTHONPATH=str(root), NPROC_PER_NODE="1")
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=1",
+        "-m",
+        "noop",
+    ]
+    ours, bare = side_by_side(([sys.executable, str(DRIVER), "noop"], environ), (torchrun, environ), runs=7)
+    added = statistics.median(a - b for a, b in zip(ours, bare, strict=True))
+    return [
+        f"| torchrun of a worker that does nothing | {shown(bare)} |",
+        f"| the same under the launcher | {shown(ours)} |",
+        f"| median of the differences | {added:.2f} s |",
+    ]
+
+
+def memory(root: Path, place: dict[str, str]) -> list[str]:
+    """Resident memory of the launcher itself while its workers are at work."""
+    (root / "busy.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
+    environ = clean_environment(**place, PYTHONPATH=str(root))
+    with subprocess.Popen(
+        [sys.executable, str(DRIVER), "busy"], env=environ, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        next(line for line in process.stdout if "ready" in line)
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        )
+        for _ in range(2):
+            process.terminate()
+            time.sleep(0.5)
+    used, peak = (int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    return [f"| memory of the launcher while training | {used:.0f} MiB (peak {peak:.0f}) |"]
+
+
+def million_files(root: Path, place: dict[str, str]) -> list[str]:
+    """`check` of a folder with a million pictures, hard links to one."""
+    folder = root / "million"
+    folder.mkdir()
+    picture = next((root / "dataset" / "pictures").iterdir())
+    first = folder / "0.png"
+    shutil.copy(picture, first)
+    for number in range(1, FILES):
+        os.link(first, folder / f"{number}.png")
+    environ = clean_environment(**{**place, "DATASET_DIR": str(folder)})
+    (times,) = side_by_side((["bash", str(HOME / "train.sh"), "check"], environ), runs=3)
+    return [f"| `check` of {FILES:,} pictures in one folder | {shown(times)} |"]
+
+
+def main() -> None:
+    base = "/dev/shm" if shutil.disk_usage("/dev/shm").free > 1 << 30 else None
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        root = Path(folder)
+        place = make_place(root)
+        print(
+            f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start\n"
+        )
+        print("| what | figure |\n|---|---|")
+        for measure in (lambda: start_times(place), lambda: added_to_torchrun(root, place)):
+            print(*measure(), sep="\n", flush=True)
+        for measure in (lambda: memory(root, place), lambda: million_files(root, place)):
+            print(*measure(), sep="\n", flush=True)
+        print(f"\nload {os.getloadavg()[0]:.1f} at the end")
+
+
+if __name__ == "__main__":
+    main()
