@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import PIL.PngImagePlugin  # noqa: F401
+
 from sdjob.problem import JobError
 
 NOBODY = 65534
