@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -259,13 +259,25 @@ def read_notes(folder: Path) -> tuple[Note, ...]:
 
 def oom_kills() -> int:
     """How many processes the kernel has killed for memory in this container, as far as it says."""
-    for path, key in (
-        ("/sys/fs/cgroup/memory.events", "oom_kill"),
-        ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
-    ):
+    for path in _counters():
         try:
-            counters = dict(line.split() for line in Path(path).read_text().splitlines())
-            return int(counters[key])
+            counters = dict(line.split() for line in path.read_text().splitlines())
+            return int(counters["oom_kill"])
         except (OSError, ValueError, KeyError):
             continue
     return 0
+
+
+def _counters() -> Iterator[Path]:
+    """Where the kernel counts them: in this process's own group; in a container that group is the root."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        if not controllers:
+            yield Path(f"/sys/fs/cgroup{group}/memory.events")
+        elif controllers == "memory":
+            yield Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control")
+    yield Path("/sys/fs/cgroup/memory.events")
+    yield Path("/sys/fs/cgroup/memory/memory.oom_control")
