@@ -1,0 +1,19 @@
+"""What the launcher reckons a checkpoint to take is what one takes."""
+
+import pytest
+
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdlaunch import space
+
+
+@pytest.mark.parametrize("settings", [{"use_ema": True}, {}, {"lora_rank": 16}], ids=["ema", "full", "lora"])
+def test_the_size_of_a_checkpoint(train, eps_model, settings):
+    output = train(max_train_steps=1, **settings)
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", **settings)
+    reckoned = space.sizes(spec, find_pipeline(eps_model, None, allow_pickle=False))
+    folder = output / "checkpoint" / "checkpoint-000001"
+    found = sum(path.stat().st_size for path in folder.rglob("*"))
+    assert reckoned is not None
+    # Beside the numbers, files hold names of tensors: much in so small a model, nothing in a real one.
+    assert reckoned.checkpoint <= found <= 1.5 * reckoned.checkpoint
