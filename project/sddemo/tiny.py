@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sddemo.tokenizer import MODEL_MAX_LENGTH, new_tokenizer, save_tokenizer
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 def make_tiny_pipeline(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -27,18 +29,25 @@ def chosen(name: str) -> Iterator[None]:
         yield
 
 
-def prove(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Runs the backend once; raises JobError (69) if it does not work on this device in this type."""
+def prove(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Runs the backend once at each head size of the U-Net; raises JobError (69) if it does not work here.
+
+    Only the U-Net is trained with it: the VAE's one head of 512 channels is too wide for most backends.
+    """
     if name == "xformers" and importlib.util.find_spec(name) is None:
         raise JobError(hardware("attention", "the package xformers is not installed", "Use attention=auto."))
     if name not in _BACKENDS:
         return
-    query = torch.zeros(1, 2, 16, 40, device=device, dtype=dtype)
-    try:
-        with chosen(name):
-            scaled_dot_product_attention(query, query, query)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise JobError(
-            hardware("attention", f"{name} does not run here in {dtype} ({reason})", "Use attention=auto.")
-        ) from None
+    for size in head_sizes(unet):
+        query = torch.zeros(1, 2, 16, size, device=device, dtype=dtype)
+        try:
+            with chosen(name):
+                scaled_dot_product_attention(query, query, query)
+        except RuntimeError as error:
+            found = f"{name} does not run here in {dtype} with heads of {size} ({str(error).splitlines()[0]})"
+            raise JobError(hardware("attention", found, "Use attention=auto.")) from None
+
+
+def head_sizes(unet: nn.Module) -> list[int]:
+    """Channels per head of all attention layers, such as 40, 80 and 160 for Stable Diffusion 1.x."""
+    return sorted({m.inner_dim // m.heads for m in unet.modules() if isinstance(m, Attention)})

@@ -29,6 +29,7 @@ class TrainState:
     loss: float  # of the last step, mean over ranks and micro-batches
     loss_sum: float  # of all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
+    origin: str = ""  # the checkpoint that `resume` named when this course began; empty: none
 
 
 def save(
@@ -67,22 +68,36 @@ def save(
 def newest(layout: OutputLayout, resume: str) -> StepFolder | None:
     """The checkpoint that `resume` means, verified byte by byte; None: start afresh. Raises JobError.
 
-    Newer ones that are not whole are named with the reason, and left alone.
+    Newer ones that are not whole are named with the reason, and left alone. A named folder is where a new
+    course begins; once that has a checkpoint of its own, the same command goes on from there.
     """
     if resume == "never":
         return None
-    if resume not in ("auto", "must"):
-        return _given(Path(resume))
+    origin = origin_of(resume)
     for folder in step_folders(layout):
         defect = folder.defect or defect_of(folder.path, hashes=True)
-        if defect is None:
+        if defect:
+            say(f"checkpoint {folder.path.name} is not whole and is passed over: {defect}")
+        elif not origin or read_state(folder.path).origin == origin:
             return folder
-        say(f"checkpoint {folder.path.name} is not whole and is passed over: {defect}")
+    if origin:
+        return _given(Path(resume))
     if resume == "must":
         raise JobError(
             setting("resume", f"must, but {layout.checkpoint} holds no whole checkpoint", "Use resume=auto.")
         )
     return None
+
+
+def origin_of(resume: str) -> str:
+    """What `TrainState.origin` holds for a setting of `resume`: the named folder, or nothing."""
+    return "" if resume in ("auto", "must", "never") else str(Path(resume).resolve())
+
+
+def begins_a_course(start: StepFolder, resume: str) -> bool:
+    """Whether a run goes back to a folder that `resume` names, rather than on from where it was."""
+    origin = origin_of(resume)
+    return bool(origin) and read_state(start.path).origin != origin
 
 
 def read_state(folder: Path) -> TrainState:
@@ -112,14 +127,29 @@ def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Pat
         raise JobError(problems)
 
 
-def move_aside(layout: OutputLayout) -> Path | None:
-    """Keeps what an earlier run left when a new one starts in the same place; the new name, or None."""
-    if not any(not path.name.startswith(".") for path in layout.checkpoint.glob("*")):
+def move_aside(layout: OutputLayout, start: StepFolder | None) -> Path | None:
+    """Keeps what an earlier course of training left, when another begins in the same place.
+
+    Without a start, everything that training writes; with one, the result and the later checkpoints.
+    Returns where it is kept now; None: there was nothing.
+    """
+    items = [path for path in layout.checkpoint.glob("*") if not path.name.startswith(".")]
+    if start is None:
+        items = [layout.checkpoint] if items else []
+        others = (layout.tensorboard, layout.samples, layout.report, layout.page)
+        items += [path for path in others if path.exists() and items]
+    else:
+        kept = {folder.path for folder in step_folders(layout) if folder.step <= start.step}
+        items = [path for path in items if path not in kept]
+    if not items:
         return None
     number = 1
-    while (aside := layout.root / f"checkpoint.{number}").exists():
+    while (aside := layout.root / f"earlier-{number}").exists():
         number += 1
-    layout.checkpoint.rename(aside)
+    for path in items:
+        target = aside / path.relative_to(layout.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
     return aside
 
 

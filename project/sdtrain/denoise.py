@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -11,14 +13,21 @@ from sdtrain.order import Sample, generator
 from sdtrain.streams import Stream, StreamBatch
 
 
-def loss_of(
-    model: nn.Module,
-    parts: Parts,
-    streams: tuple[Stream, ...],
-    batches: tuple[StreamBatch, ...],
-    seed: int,
-) -> torch.Tensor:
-    """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
+@dataclass(frozen=True)
+class Noised:
+    """A micro-batch as the network sees it: all streams, one after the other."""
+
+    noisy_latents: torch.Tensor  # [B, C, h, w], fp32
+    timesteps: torch.Tensor  # [B]
+    encoder_hidden_states: torch.Tensor  # [B, tokens, width]
+    wanted: torch.Tensor  # what the network has to predict, [B, C, h, w]
+    sizes: tuple[int, ...]  # samples of each stream
+    weights: tuple[float, ...]  # of each stream in the loss
+
+
+@torch.no_grad()
+def noised(parts: Parts, streams: tuple[Stream, ...], batches: tuple[StreamBatch, ...], seed: int) -> Noised:
+    """Encodes pictures and prompts, and adds noise: everything before the network that is trained."""
     device = parts.device
     keys = [
         (stream, sample) for stream, batch in zip(streams, batches, strict=True) for sample in batch.samples
@@ -29,17 +38,25 @@ def loss_of(
     prompts = [prompt for batch in batches for prompt in batch.prompts]
     latents = encode_images(parts, pixel_values, _normal(keys, seed, "latent", pixel_values, parts))
     noise = _normal(keys, seed, "noise", pixel_values, parts)
-    timesteps = draw_timesteps(keys, seed, parts.noise_schedule.config.num_train_timesteps).to(device)
-    with torch.no_grad():
-        noisy_latents = parts.noise_schedule.add_noise(latents, noise, timesteps)
-        encoder_hidden_states = parts.text_encoder(tokenize(parts.tokenizer, prompts).to(device))[0]
-        wanted = objective.target(
-            parts.noise_schedule.config.prediction_type, parts.noise_schedule, latents, noise, timesteps
-        )
-    noise_pred = model(noisy_latents, timesteps, encoder_hidden_states, return_dict=False)[0]
-    sizes = [len(batch.samples) for batch in batches]
-    errors = torch.split(objective.squared_error(noise_pred, wanted), sizes)
-    return objective.weighted_loss(list(errors), [stream.weight for stream in streams])
+    schedule = parts.noise_schedule
+    timesteps = draw_timesteps(keys, seed, schedule.config.num_train_timesteps).to(device)
+    return Noised(
+        noisy_latents=schedule.add_noise(latents, noise, timesteps),
+        timesteps=timesteps,
+        encoder_hidden_states=parts.text_encoder(tokenize(parts.tokenizer, prompts).to(device))[0],
+        wanted=objective.target(schedule.config.prediction_type, schedule, latents, noise, timesteps),
+        sizes=tuple(len(batch.samples) for batch in batches),
+        weights=tuple(stream.weight for stream in streams),
+    )
+
+
+def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
+    """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
+    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.encoder_hidden_states, return_dict=False)[
+        0
+    ]
+    errors = torch.split(objective.squared_error(noise_pred, batch.wanted), list(batch.sizes))
+    return objective.weighted_loss(list(errors), list(batch.weights))
 
 
 @torch.no_grad()

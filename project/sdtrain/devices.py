@@ -84,8 +84,12 @@ def device_of(kind: DeviceKind, local_rank: int) -> torch.device:
 
 def has_bf16(kind: DeviceKind) -> bool:
     """Whether the device computes in bf16 at speed; unknown vendors are taken at their runtime's word."""
+    if kind.name == "cpu":
+        return False
+    if kind.name == "cuda":  # older ones say yes too, and emulate it
+        return bool(kind.runtime.get_device_capability() >= (8, 0) or torch.version.hip)
     supported: Callable[[], bool] | None = getattr(kind.runtime, "is_bf16_supported", None)
-    return bool(supported()) if supported and kind.name != "cpu" else False
+    return bool(supported and supported())
 
 
 def synchronize(device: torch.device) -> None:

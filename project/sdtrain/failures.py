@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from sdjob.problem import ExitCode, Problem, output_problem
+from sdjob.problem import ExitCode, Problem, hardware, output_problem
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
@@ -12,7 +12,14 @@ _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
 
 def problem_of(error: Exception) -> Problem | None:
     """The problem behind an exception; None: it is a fault of the program."""
-    return _out_of_memory(error) or _no_room(error)
+    return _out_of_memory(error) or _no_room(error) or _no_package(error)
+
+
+def _no_package(error: Exception) -> Problem | None:
+    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.startswith("sd"):
+        return None
+    package = error.name.split(".")[0]
+    return hardware("Python", f"the package {package} is not installed", f"Install it: pip install {package}")
 
 
 def is_write_failure(error: Exception) -> bool:

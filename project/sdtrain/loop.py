@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from sdjob.problem import ExitCode, JobError, Problem
 from sdjob.spec import RunSpec
-from sdtrain import checkpoint, devices, models, validation
+from sdtrain import attention, checkpoint, devices, models, validation
 from sdtrain.checkpoint import TrainState
-from sdtrain.denoise import loss_of
+from sdtrain.denoise import loss_of, noised
 from sdtrain.progress import Progress, say
 from sdtrain.report import Outcome, Stopwatch
 from sdtrain.schedule import learning_rate
@@ -37,12 +37,12 @@ def optimiser_step(training: Training, batches: Iterator[tuple[StreamBatch, ...]
     micro_batches = training.shape.accumulation
     total = torch.zeros((), device=training.world.device)
     for micro in range(micro_batches):
-        batch = next(batches)
-        with training.strategy.accumulate(last=micro == micro_batches - 1):
+        batch = noised(training.parts, training.streams, next(batches), training.spec.seed)
+        last = micro == micro_batches - 1
+        # Around the backward pass too, where checkpointed activations are computed again.
+        with training.strategy.accumulate(last), attention.chosen(training.spec.attention):
             with training.strategy.autocast():
-                loss = loss_of(
-                    training.strategy.model, training.parts, training.streams, batch, training.spec.seed
-                )
+                loss = loss_of(training.strategy.model, batch)
             training.strategy.backward(loss / micro_batches)
         total += loss.detach() / micro_batches
     grad_norm = training.strategy.step(rate)

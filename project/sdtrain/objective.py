@@ -31,7 +31,7 @@ def target(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """What the network has to predict, [B, C, h, w]: eps, v = alpha_t eps - sigma_t x0, or x0.
+    """What the network has to predict, [B, C, h, w]: eps, or v = alpha_t eps - sigma_t x0.
 
     v: Salimans & Ho 2022, arXiv:2202.00512, appendix D.
     """
@@ -39,8 +39,6 @@ def target(
         return noise
     if prediction_type == "v_prediction":
         return schedule.get_velocity(latents, noise, timesteps)
-    if prediction_type == "sample":
-        return latents
     raise ValueError(f"unknown prediction type {prediction_type!r}")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,11 @@ def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> 
 
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
-    packages = ("torch", "diffusers", "transformers", "peft", "datasets", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    found = {"python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers", "peft", "datasets", "safetensors"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def steps_in(path: Path) -> int:

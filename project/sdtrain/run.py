@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -35,18 +37,19 @@ from sdtrain.world import World
 def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     """Trains, and leaves the result under `output_dir`. Collective. Raises JobError, Stopped."""
     layout = OutputLayout(Path(spec.output_dir))
+    if spec.resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, info = _inputs(spec)
     spec = _resolved(spec, world, info)
     identity = model_identity(folder)
     facts = fingerprint(spec, identity, data_identity(info))
     start = _resume_point(spec, world, layout, facts)
-    if start and _is_finished(spec, layout, start):
+    if start and _is_finished(spec, world, layout, start):
         if world.is_main:
             say(
                 f"already finished: {start.step} steps of {spec.max_train_steps}, result in {layout.checkpoint}"
             )
         return
-    attention.prove(spec.attention, world.device, models.DTYPES[spec.mixed_precision])
     images = open_images(spec, world, info)
     parts = models.load(
         folder,
@@ -55,17 +58,17 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         allow_pickle=spec.allow_pickle,
         lora=spec.lora_rank > 0,
     )
+    attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
     models.make_trainable(parts, spec)
     # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
-    _begin(world, layout, start)
+    _begin(spec, world, layout, start)
     if world.is_main:
         _warn_of_cut_prompts(parts, streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
         training = _training(spec, world, layout, parts, streams, tracking, stop)
-        with attention.chosen(spec.attention):
-            _train(training, folder, start, facts)
+        _train(training, folder, start, facts)
 
 
 def _train(
@@ -77,6 +80,7 @@ def _train(
     state = TrainState(step=0, place=0, loss=math.nan, loss_sum=0.0, fingerprint=facts)
     if start:
         state = checkpoint.read_state(start.path)
+        state = replace(state, origin=checkpoint.origin_of(spec.resume) or state.origin)
         training.strategy.load(start.path)
         if training.ema:
             training.ema.load(load_file(start.path / "ema.safetensors"))
@@ -167,29 +171,35 @@ def _resume_point(
     return found
 
 
-def _is_finished(spec: RunSpec, layout: OutputLayout, start: StepFolder) -> bool:
-    """Whether the result of all these steps is there: exported, and reported, which comes last."""
-    return (
+def _is_finished(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder) -> bool:
+    """Whether the result of all these steps is there: exported, and reported, which comes last. Collective.
+
+    As the first rank sees it: on other nodes a shared folder may lag behind.
+    """
+    finished = (
         start.step >= spec.max_train_steps
         and export.is_exported(layout.checkpoint, lora=spec.lora_rank > 0)
         and report.steps_in(layout.report) >= start.step
     )
+    return bool(world.gather(finished)[0])
 
 
-def _begin(world: World, layout: OutputLayout, start: StepFolder | None) -> None:
+def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder | None) -> None:
     """Says where the run begins, and keeps what an earlier one left. Collective. Raises JobError (73)."""
     problems = []
     if world.is_main:
         try:
             layout.root.mkdir(parents=True, exist_ok=True)
-            aside = None if start else checkpoint.move_aside(layout)
+            aside = None
+            if start is None or checkpoint.begins_a_course(start, spec.resume):
+                aside = checkpoint.move_aside(layout, start)
             layout.checkpoint.mkdir(exist_ok=True)
         except OSError as error:
             remedy = "Name a folder that can be written, or that can be made."
             problems = [output_problem("OUTPUT_DIR", f"cannot be written ({error})", remedy)]
         else:
             if aside:
-                say(f"starting afresh; the earlier contents of {layout.checkpoint} are kept in {aside}")
+                say(f"what an earlier run left in {layout.root} is kept in {aside}")
             say(f"resuming from {start.path}" if start else "starting from the beginning")
     world.agree(problems)
 

@@ -91,6 +91,11 @@ def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
     (folder / "prompts.json").write_text(json.dumps(list(prompts), indent=1, ensure_ascii=False) + "\n")
 
 
+def _drawable(text: str) -> str | None:
+    """The text, where Pillow's own font has its letters; prompts.json has every prompt in full."""
+    return text if all(ord(letter) < 256 for letter in text) else None
+
+
 def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) -> Image.Image:
     """The pictures of several folders side by side: a column of pictures per folder, a row per prompt."""
     first = Image.open(next(iter(columns.values())) / picture_name(0, 0))
@@ -103,7 +108,7 @@ def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) ->
         pen.text((left + 2, 2), title, "black")
         for row, prompt in enumerate(prompts):
             top = header + row * (side + header)
-            pen.text((left + 2, top + 2), prompt.encode("latin-1", "replace").decode("latin-1"), "dimgray")
+            pen.text((left + 2, top + 2), _drawable(prompt) or f"prompt {row}", "dimgray")
             for number in range(per_prompt):
                 with Image.open(folder / picture_name(row, number)) as image:
                     sheet.paste(image.resize((side, side)), (left + number * side, top + header))

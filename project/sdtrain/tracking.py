@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ class TensorBoard:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # Event files are read in the order of their names, which tell the second in which they were made.
+        while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
+            time.sleep(0.05)
         # What an earlier process wrote of the steps to come goes: those after the checkpoint, or all.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
 

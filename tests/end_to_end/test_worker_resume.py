@@ -276,7 +276,7 @@ def test_resume_never_keeps_the_earlier_result(train):
     output = train()
     before = snapshot(output / "checkpoint")
     train(resume="never", seed=8)
-    assert snapshot(output / "checkpoint.1") == before
+    assert snapshot(output / "earlier-1" / "checkpoint") == before
     other = train("other", seed=8)
     assert result(output) == result(other)
     assert losses(output) == losses(other)  # TensorBoard shows the new run, not both on top of each other
@@ -294,6 +294,30 @@ def test_resume_from_a_path(train, at_step):
     train(max_train_steps=6, resume=output / "checkpoint/checkpoint-000002")
     assert losses(output) == losses(longer)
     assert result(output) == result(longer)
+
+
+def test_going_back_keeps_what_came_later_and_happens_once(train, capsys):
+    output = train(checkpointing_steps=2, max_train_steps=6)
+    later = {step: snapshot(output / f"checkpoint/checkpoint-{step:06d}") for step in (4, 6)}
+    back = {"resume": output / "checkpoint/checkpoint-000002", "learning_rate": 2e-3}
+    train(checkpointing_steps=2, max_train_steps=4, **back)
+    kept = output / "earlier-1" / "checkpoint"
+    assert {step: snapshot(kept / f"checkpoint-{step:06d}") for step in (4, 6)} == later
+    assert (kept / "model_index.json").is_file()
+    capsys.readouterr()
+    train(max_train_steps=4, **back)
+    assert "already finished: 4 steps" in capsys.readouterr().out
+    train(max_train_steps=5, **back)
+    assert "resuming from" in (said := capsys.readouterr().out) and "checkpoint-000004" in said
+    assert not (output / "earlier-2").exists()
+
+
+def test_a_restarted_worker_goes_on_although_the_run_began_afresh(train, monkeypatch, capsys):
+    train(resume="never", max_train_steps=2)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    output = train(resume="never", max_train_steps=3)
+    assert "checkpoint-000002" in capsys.readouterr().out
+    assert not (output / "earlier-1").exists()
 
 
 def test_a_changed_batch_size_goes_on_with_the_next_pictures(train, at_step):

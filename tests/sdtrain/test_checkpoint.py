@@ -206,18 +206,18 @@ def test_every_difference_to_the_checkpoint_is_listed():
 
 
 def test_move_aside_loses_nothing(layout):
-    assert checkpoint.move_aside(layout) is None
+    assert checkpoint.move_aside(layout, None) is None
     contents = []
     for step in (1, 2):
         save(layout, step)
         (layout.checkpoint / "model_index.json").write_text(str(step))
         contents.append(snapshot(layout.checkpoint))
-        aside = checkpoint.move_aside(layout)
-        assert aside == layout.root / f"checkpoint.{step}"
+        aside = checkpoint.move_aside(layout, None)
+        assert aside == layout.root / f"earlier-{step}"
         assert not layout.checkpoint.exists()
-    assert [snapshot(layout.root / f"checkpoint.{step}") for step in (1, 2)] == contents
+    assert [snapshot(layout.root / f"earlier-{step}" / "checkpoint") for step in (1, 2)] == contents
     layout.checkpoint.mkdir()
-    assert checkpoint.move_aside(layout) is None  # an empty folder is no earlier run
+    assert checkpoint.move_aside(layout, None) is None  # an empty folder is no earlier run
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from sdjob.problem import JobError
 from sdtrain import attention, devices
 
 CPU = torch.device("cpu")
+NETWORK = torch.nn.ModuleList([Attention(80, heads=2, dim_head=40), Attention(320, heads=2, dim_head=160)])
 
 
 def only(monkeypatch, *names):
@@ -62,7 +64,7 @@ def test_a_cpu_is_shared_and_has_no_fast_bf16():
 
 @pytest.mark.parametrize("name", ["auto", "sdpa", "math", "flash"])
 def test_attention_that_runs(name):
-    attention.prove(name, CPU, torch.float32)
+    attention.prove(name, NETWORK, CPU, torch.float32)
     query = torch.randn(1, 2, 16, 40, generator=torch.Generator().manual_seed(0))
     plain = torch.softmax(query @ query.transpose(-1, -2) / 40**0.5, -1) @ query
     with attention.chosen(name):
@@ -70,10 +72,14 @@ def test_attention_that_runs(name):
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_attention_is_proven_at_every_head_size_of_the_unet():
+    assert attention.head_sizes(NETWORK) == [40, 160]
+
+
 def test_xformers_needs_its_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(JobError) as error:
-        attention.prove("xformers", CPU, torch.float32)
+        attention.prove("xformers", NETWORK, CPU, torch.float32)
     assert error.value.code == 69
     assert "xformers" in str(error.value)
 
@@ -81,6 +87,6 @@ def test_xformers_needs_its_package(monkeypatch):
 @pytest.mark.parametrize("name", ["cudnn", "efficient"])
 def test_attention_that_does_not_run_here_is_69(name):
     with pytest.raises(JobError) as error:
-        attention.prove(name, CPU, torch.float32)
+        attention.prove(name, NETWORK, CPU, torch.float32)
     assert error.value.code == 69
     assert name in str(error.value) and "attention=auto" in str(error.value)

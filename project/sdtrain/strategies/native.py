@@ -86,7 +86,8 @@ class Native:
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         settings = self._optimizer.state_dict()["param_groups"]  # of this run, not of the one that saved
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run that saved was not fp16
+            self._scaler.load_state_dict(state["scaler"])
 
 
 def create(precision: str, device: torch.device, world_size: int) -> Native:
