@@ -36,7 +36,9 @@ PACKAGES = {
     "numpy": "numpy",
     "tensorboard": "tensorboard",
     "tqdm": "tqdm",
+    "peft": "peft",
 }
+_TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 SAMPLED_IMAGES = 4
 
 
@@ -89,7 +91,8 @@ def _devices(job: Job) -> list[Problem]:
 
 
 def _packages(job: Job) -> list[Problem]:
-    needed = PACKAGES | ({"peft": "peft"} if job.spec.lora_rank else {})
+    data = job.contents.dataset
+    needed = PACKAGES | ({"datasets": "datasets"} if data and data.format in _TABLE_FORMATS else {})
     missing = [package for name, package in needed.items() if find_spec(name) is None]
     if not missing:
         return []

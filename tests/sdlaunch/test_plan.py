@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -272,11 +273,30 @@ def test_missing_packages_are_a_problem_with_the_command_that_mends_it(place, mo
     assert "pip install no-such-package" in problem.remedy
 
 
-def test_a_lora_needs_peft(place, monkeypatch):
+def without(monkeypatch, package):
     here = plan.preflight.find_spec
-    monkeypatch.setattr(plan.preflight, "find_spec", lambda name: None if name == "peft" else here(name))
-    assert found(prepare(place)) == []
-    assert found(prepare(place, lora_rank="4")) == [("Python packages", 69)]
+    monkeypatch.setattr(plan.preflight, "find_spec", lambda name: None if name == package else here(name))
+
+
+def test_every_run_needs_peft(place, monkeypatch):
+    without(monkeypatch, "peft")
+    assert found(prepare(place)) == [("Python packages", 69)]
+
+
+@pytest.mark.parametrize(("data_format", "code"), [("folder", 0), ("parquet", 69), ("saved", 69)])
+def test_only_tables_need_datasets(place, monkeypatch, data_format, code):
+    without(monkeypatch, "datasets")
+    look = plan.mounts.look
+
+    def looked(*given):
+        contents = look(*given)
+        return replace(contents, dataset=replace(contents.dataset, format=data_format))
+
+    monkeypatch.setattr(plan.mounts, "look", looked)
+    problems = prepare(place, verify_images="none").problems
+    assert [(problem.subject, problem.code) for problem in problems] == (
+        [("Python packages", code)] if code else []
+    )
 
 
 def test_problems_of_the_cluster_are_settings(place):
