@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from sdjob.problem import Problem, setting
 from sdlaunch.devices import Devices
@@ -171,7 +172,7 @@ PLATFORMS: tuple[Callable[[Environ], Claim], ...] = (
     _skypilot,
     _dstack,
     _slurm,
-    _nodes_as_world,
+    _nodes_as_world,  # last: `resolve` looks at it in the light of the others
 )
 
 
@@ -191,12 +192,19 @@ def resolve(
 ) -> Resolved:
     """The cluster. What users set themselves (`sources` says where) goes before what platforms say."""
     claims = [_own(options, sources), *(platform(environ) for platform in PLATFORMS)]
-    problems = [*_contradictions(claims), *_misplaced(environ)]
+    problems: list[Problem] = []
+    nproc, why = _processes(_first(claims, "nproc"), devices, problems)
+    *others, world = claims
+    claims = [*others, _in_nodes(world, others, nproc)]
+    problems += [
+        *_contradictions(claims),
+        *_processes_of_one_node(world, others, nproc),
+        *_misplaced(environ),
+    ]
     first = Claim(*(_first(claims, quantity.name) for quantity in fields(Claim)))
     nodes = _number(first.nodes, 1, problems, least=1)
     rank = _number(first.node_rank, 0, problems)
     port = _number(first.port, DEFAULT_PORT, problems)
-    nproc, why = _processes(first.nproc, devices, problems)
     if nodes > 1:
         problems += _half_set(first, nodes)
     elif first.node_rank and rank > 0:
@@ -234,6 +242,47 @@ def _own(options: LaunchOptions, sources: Mapping[str, str]) -> Claim:
 
 def _first(claims: list[Claim], quantity: str) -> Said | None:
     return next((said for claim in claims if (said := getattr(claim, quantity)) is not None), None)
+
+
+def _in_nodes(world: Claim, others: list[Claim], nproc: int) -> Claim:
+    """WORLD_SIZE and RANK in nodes, where NNODES × NPROC_PER_NODE shows that they count processes."""
+    nodes, size, rank = _whole(_first(others, "nodes")), _whole(world.nodes), _whole(world.node_rank)
+    if nodes is None or nproc == 1 or size != nodes * nproc or (rank or 0) % nproc:
+        return world
+    return replace(
+        world,
+        nodes=world.nodes and replace(world.nodes, value=str(nodes)),
+        node_rank=world.node_rank and replace(world.node_rank, value=str((rank or 0) // nproc)),
+    )
+
+
+def _processes_of_one_node(world: Claim, others: list[Claim], nproc: int) -> list[Problem]:
+    """As many "nodes" as processes, and all on this machine: another launcher's way to say one node."""
+    size = _whole(world.nodes)
+    if _first(others, "nodes") or nproc == 1 or size != nproc or not _is_loopback(world.address):
+        return []
+    address = world.address.value if world.address else ""
+    return [
+        setting(
+            "WORLD_SIZE",
+            f"{size} with MASTER_ADDR={address} and {nproc} processes per node: here WORLD_SIZE counts nodes "
+            f"({size} nodes on one machine), elsewhere processes (one node of {size})",
+            "For one node unset WORLD_SIZE and RANK, or set NNODES=1; for more set NNODES, NODE_RANK and the "
+            "address of node 0.",
+        )
+    ]
+
+
+def _is_loopback(said: Said | None) -> bool:
+    host = said.value.strip("[]") if said else ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _whole(said: Said | None) -> int | None:
+    return int(said.value) if said and re.fullmatch(r"[0-9]{1,6}", said.value.strip()) else None
 
 
 def _contradictions(claims: list[Claim]) -> list[Problem]:

@@ -167,6 +167,40 @@ def test_contradictions_and_gaps_are_named(changes, subject, words):
     assert all(word in problem.found for word in words)
 
 
+PROCESSES = {"NNODES": "2", "NODE_RANK": "1", "WORLD_SIZE": "16", "RANK": "8", "MASTER_ADDR": "node-0"}
+
+
+def test_a_world_size_that_counts_processes_is_no_contradiction():
+    for nproc in ("8", "auto"):
+        resolved = resolve(PROCESSES | {"NPROC_PER_NODE": nproc})
+        assert (resolved.problems, resolved.cluster) == ((), Cluster(2, 1, "node-0:29400", 8))
+
+
+@pytest.mark.parametrize("changes", [{"WORLD_SIZE": "12"}, {"RANK": "9"}, {"RANK": "0"}])
+def test_other_counts_of_processes_stay_contradictions(changes):
+    problems = resolve(PROCESSES | {"NPROC_PER_NODE": "8"} | changes).problems
+    assert problems
+    assert all("contradict" in problem.remedy for problem in problems)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_as_many_nodes_as_processes_on_loopback_is_refused(address):
+    environ = {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": address, "NPROC_PER_NODE": "8"}
+    (problem,) = resolve(environ).problems
+    assert (problem.subject, problem.code) == ("WORLD_SIZE", 64)
+    assert "counts nodes" in problem.found
+    assert "one node of 8" in problem.found
+    assert "NNODES=1" in problem.remedy
+    mended = resolve(environ | {"NNODES": "1"})
+    assert (mended.problems, mended.cluster) == ((), Cluster(1, 0, None, 8))
+
+
+def test_nodes_on_loopback_with_one_process_each_are_nodes():
+    environ = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "NPROC_PER_NODE": "1"}
+    resolved = resolve(environ)
+    assert (resolved.problems, resolved.cluster.nodes) == ((), 2)
+
+
 def test_slurm_with_a_task_per_device_is_refused():
     problems = resolve(TWO_BY_EIGHT["slurm"] | {"SLURM_NTASKS_PER_NODE": "8"}).problems
     assert [problem.subject for problem in problems] == ["SLURM_NTASKS_PER_NODE"]
