@@ -84,7 +84,7 @@ def pretrain(
     for part in (vae, unet):
         part.register_to_config(_name_or_path="")  # else the folder of this machine
     folder = save_pipeline(
-        output / "pipeline", vae.half(), encoder.half(), tokenizer, unet.half(), scheduler("v_prediction")
+        output / "pipeline", vae.half(), encoder.float(), tokenizer, unet.half(), scheduler("v_prediction")
     )
     log = {
         "command": f"python -m sddemo.pretrain --seed {seed} --vae-steps {vae_steps}"

@@ -41,6 +41,27 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
     return [*_strategy(spec, topology), *_precision(spec, topology), *_recipe(spec), *_numbers(spec)]
 
 
+_OF_PRIOR = ("class_prompt", "prior_loss_weight", "num_class_images", "class_data_dir")
+
+
+def without_effect(spec: RunSpec) -> list[str]:
+    """A sentence for each group of settings that were changed from their default and do nothing in this run."""
+    unused = (
+        (not spec.with_prior_preservation, "with_prior_preservation=1", _OF_PRIOR),
+        (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
+        (not spec.use_ema, "use_ema=1", ("ema_decay",)),
+        (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
+        (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
+    )
+    fields = RunSpec.model_fields
+    found = []
+    for idle, needed, names in unused:
+        changed = [name for name in names if getattr(spec, name) != fields[name].default] if idle else []
+        if changed:
+            found.append(f"{', '.join(changed)}: no effect without {needed}")
+    return found
+
+
 def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
     found = []
     if spec.plugin not in AVAILABLE_PLUGINS:
@@ -73,6 +94,18 @@ def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
                 "attention",
                 f"{spec.attention} on a CPU",
                 "Use attention=auto; that backend needs an NVIDIA device.",
+            )
+        )
+    if (
+        topology.device == "cuda"
+        and spec.attention in ("flash", "cudnn")
+        and resolve_precision(spec, topology) == "no"
+    ):
+        found.append(
+            setting(
+                "attention",
+                f"{spec.attention} in fp32",
+                "That backend computes in half precision only: use attention=auto, or mixed_precision=bf16 or fp16.",
             )
         )
     return found

@@ -108,7 +108,7 @@ def prepare(
         arithmetic=_arithmetic(job),
         launch=command.build(spec, where.cluster, host, read.passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
-        warnings=(*read.warnings, *doubts),
+        warnings=(*read.warnings, *doubts, *(() if own else compat.without_effect(spec))),
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,

@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Writes the result into `folder`, beside the step folders; whole or not at all. By one rank.
 
-    `state`: the trained weights by name, fp32. The frozen parts are copied as they are, byte by byte.
+    `state`: the trained weights by name, fp32. The weights of the frozen parts are copied byte by byte.
     """
     temporary = folder / ".export.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -83,6 +83,19 @@ def _copy_part(source: Path, target: Path, *, weights: bool) -> None:
         if is_weights and (not weights or (safe and is_pickle) or (plain != name and plain in names)):
             continue
         shutil.copyfile(source / name, target / plain)
+    _load_in_fp32(target / "config.json")
+
+
+def _load_in_fp32(config: Path) -> None:
+    """A part stored in half precision is loaded in fp32, like the trained one, unless told otherwise.
+
+    diffusers does so by itself; transformers takes the type that the configuration names, and the two
+    would not fit together.
+    """
+    values = json.loads(config.read_text()) if config.is_file() else {}
+    half = {key: "float32" for key in ("dtype", "torch_dtype") if "float16" in str(values.get(key))}
+    if half:
+        config.write_text(json.dumps({**values, **half}, indent=2) + "\n")
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

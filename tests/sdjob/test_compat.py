@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjob.compat import Topology, problems, resolve_precision
+from sdjob.compat import Topology, problems, resolve_precision, without_effect
 from sdjob.spec import RunSpec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
@@ -72,3 +72,34 @@ def test_what_does_not_work_is_one_problem(values, topology, subject, code):
 
 def test_one_process_needs_no_strategy():
     assert problems(spec(plugin="none"), CPU) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (
+            {"class_prompt": "a dog", "num_class_images": 7},
+            "class_prompt, num_class_images: no effect without",
+        ),
+        ({"lora_alpha": 4.0}, "lora_alpha: no effect without lora_rank"),
+        ({"ema_decay": 0.5}, "ema_decay: no effect without use_ema=1"),
+        ({"validation_steps": 5}, "validation_steps: no effect without validation_prompts"),
+        ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
+    ],
+)
+def test_settings_that_do_nothing_are_named(values, named):
+    (sentence,) = without_effect(spec(**values))
+    assert sentence.startswith(named)
+
+
+def test_settings_that_do_something_are_not():
+    used = {"with_prior_preservation": True, "class_prompt": "a dog", "use_ema": True, "ema_decay": 0.5}
+    assert without_effect(spec(**used, lora_rank=2, lora_alpha=4.0)) == []
+    assert without_effect(spec()) == []
+
+
+@pytest.mark.parametrize("attention", ["flash", "cudnn"])
+def test_fast_attention_needs_half_precision_on_a_gpu(attention):
+    (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
+    assert (problem.code, problem.subject) == (64, "attention")
+    assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []

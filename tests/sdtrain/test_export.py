@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
+from sddemo.tiny import make_tiny_pipeline
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
 from sdtrain import export, models
@@ -136,3 +137,15 @@ def test_checkpoints_beside_the_result_are_left_alone(model, tmp_path):
     kept.write_bytes(b"kept")
     exported(model, tmp_path / "out")
     assert kept.read_bytes() == b"kept"
+
+
+def test_a_base_stored_in_half_precision_gives_a_result_that_draws_as_it_stands(tmp_path):
+    base = make_tiny_pipeline(tmp_path / "half", dtype=torch.float16)
+    folder = exported(base, tmp_path / "out")
+    name = "text_encoder/model.safetensors"
+    assert snapshot(folder)[name] == snapshot(base)[name]
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    kinds = {part: next(getattr(pipeline, part).parameters()).dtype for part in ("unet", "text_encoder")}
+    assert set(kinds.values()) == {torch.float32}
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a circle", height=32, width=32, num_inference_steps=1).images[0].size == (32, 32)

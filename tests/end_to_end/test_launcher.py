@@ -1,0 +1,66 @@
+"""The whole way of a user: `bash train.sh` from another folder, to a result that diffusers loads and draws with."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from sddemo.materialise import materialise
+from tests.sdlaunch.place import HOME, clean_environment
+
+SETTINGS = {
+    "NPROC_PER_NODE": "2",
+    "batch_size": "1",
+    "lr": "1e-5",
+    "num_train_step": "3",
+    "plugin": "torch_ddp",
+}
+CASES = {
+    "text_to_image": {"recipe": "text_to_image", "dataset_name": "dataset_captioned"},
+    "dreambooth_lora": {"dataset_name": "dataset", "lora_rank": "2"},
+}
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory):
+    """The embedded pipeline and its drawings, in folders with a space in their names."""
+    folder = tmp_path_factory.mktemp("my mounts")
+    materialise(folder, captioned=4)
+    return folder
+
+
+def drawn(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
+    pipeline.set_progress_bar_config(disable=True)
+    seed = torch.Generator().manual_seed(0)
+    picture = pipeline("a red circle", height=64, width=64, num_inference_steps=2, generator=seed).images[0]
+    return tuple(picture.size)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_the_start_command_to_a_picture(case, mounts: Path, tmp_path: Path):
+    output = tmp_path / "out put"
+    place = {"MODEL_DIR": str(mounts / "model"), "DATASET_DIR": str(mounts), "OUTPUT_DIR": str(output)}
+    more = {"resolution": "64", "dataloader_num_workers": "0", **CASES[case]}
+    done = subprocess.run(
+        ["bash", str(HOME / "train.sh")],
+        env=clean_environment(**place, **SETTINGS, **more),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "= 2 pictures a step" in done.stdout
+    report = json.loads((output / "report.json").read_text())
+    assert (report["world_size"], report["steps"], report["global_batch_size"]) == (2, 3, 2)
+    if "lora_rank" in more:
+        pipeline = StableDiffusionPipeline.from_pretrained(mounts / "model", safety_checker=None)
+        pipeline.load_lora_weights(str(output / "checkpoint"))
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(output / "checkpoint", safety_checker=None)
+    assert drawn(pipeline) == (64, 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out put"]
