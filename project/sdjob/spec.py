@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -34,6 +34,7 @@ class Setting:
     unit: str = ""
     name: str = ""  # what users type and the plan shows, where it is not the field's name
     aliases: tuple[Alias | str, ...] = ()
+    values: dict[str, str] = field(default_factory=dict)  # spellings of values, under each of its names
     flag_only: bool = False  # a flag of the worker, never read from an environment or a file
     core: bool = False  # always spelled out on the command line, also at its default
 
@@ -41,7 +42,8 @@ class Setting:
         """Every accepted name, the one shown to users first."""
         names = dict.fromkeys([self.name or field_name, field_name])
         aliases = [alias if isinstance(alias, Alias) else Alias(alias) for alias in self.aliases]
-        return (*(Alias(name) for name in names), *aliases)
+        every = (*(Alias(name) for name in names), *aliases)
+        return tuple(Alias(alias.name, self.values | alias.values) for alias in every)
 
 
 def _text_list(value: Any) -> Any:
@@ -58,6 +60,17 @@ def _comma_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _whole(value: Any) -> Any:
+    """`1e3` is a whole number too; pydantic reads the other spellings."""
+    if not isinstance(value, str) or "e" not in value.lower():
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else value
+
+
 _ON = ("1", "true", "yes", "on")
 _OFF = ("0", "false", "no", "off")
 
@@ -67,17 +80,34 @@ def _switch(name: str, on: str, off: str) -> Alias:
     return Alias(name, {**dict.fromkeys(_ON, on), **dict.fromkeys(_OFF, off)})
 
 
+def _any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:
+    """Values that may be written in any case, and what else people write for some of them."""
+    return dict(zip(choices, choices, strict=True)) | {
+        spelling: meant for meant, spellings in others.items() for spelling in spellings
+    }
+
+
 Recipe = Literal["dreambooth", "text_to_image"]
 Plugin = Literal["none", "torch_ddp", "torch_ddp_fp16", "low_level_zero", "gemini", "fsdp"]
 Precision = Literal["auto", "no", "fp16", "bf16"]
+Device = Literal["auto", "cuda", "cpu", "mps", "gcu", "npu", "musa", "mlu", "xpu"]
 Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
+_PRECISIONS = _any_case(
+    *get_args(Precision),
+    fp16=("16", "float16", "half", "16-mixed"),
+    bf16=("bfloat16", "bf16-mixed"),
+    no=("32", "fp32", "float32", "32-true", "none"),
+)
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
 
+DEVICES: tuple[str, ...] = get_args(Device)
+
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=0, le=10**9)]
-Positive = Annotated[int, Field(ge=1, le=10**9)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0, le=10**9)]
+Positive = Annotated[Whole, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -99,7 +129,7 @@ class RunSpec(BaseModel):
         Text, Setting("job", "folder that receives everything that the run writes", flag_only=True, core=True)
     ]
     seed: Annotated[
-        Annotated[int, Field(ge=0, lt=2**32)],
+        Annotated[Whole, Field(ge=0, lt=2**32)],
         Setting("job", "seed of order, crops, noise, timesteps, class images and samples", core=True),
     ] = 42
 
@@ -117,7 +147,7 @@ class RunSpec(BaseModel):
     image_column: Annotated[Text, Setting("data", "column that holds the pictures")] = "image"
     caption_column: Annotated[Text, Setting("data", "column that holds the captions")] = "text"
     resolution: Annotated[
-        Annotated[int, Field(ge=32, le=4096, multiple_of=8)],
+        Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)],
         Setting("data", "side of the training pictures", unit="pixels, a multiple of 8", core=True),
     ] = 512
     center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random place")] = False
@@ -131,7 +161,7 @@ class RunSpec(BaseModel):
         Setting("data", "which pictures are decoded once before training begins"),
     ] = "sample"
     dataloader_num_workers: Annotated[
-        Annotated[int, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
+        Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
     ] = 2
     cache_dir: Annotated[
         str | None, Setting("data", "folder for converted data sets; empty: the user's cache folder")
@@ -208,7 +238,8 @@ class RunSpec(BaseModel):
         Setting(
             "strategy",
             "type of the computation; trained weights stay fp32",
-            aliases=(Alias("precision", {"16": "fp16", "32": "no", "fp32": "no"}),),
+            aliases=("precision",),
+            values=_PRECISIONS,
             core=True,
         ),
     ] = "auto"
@@ -241,7 +272,7 @@ class RunSpec(BaseModel):
     use_ema: Annotated[bool, Setting("ema and lora", "keep an average of the weights, and export it")] = False
     ema_decay: Annotated[Fraction, Setting("ema and lora", "largest decay of the average")] = 0.9999
     lora_rank: Annotated[
-        Annotated[int, Field(ge=0, le=1024)],
+        Annotated[Whole, Field(ge=0, le=1024)],
         Setting("ema and lora", "above 0: train a LoRA of this rank instead of the U-Net"),
     ] = 0
     lora_alpha: Annotated[
@@ -267,7 +298,8 @@ class RunSpec(BaseModel):
         Setting(
             "checkpoints",
             "auto: from the newest whole checkpoint, if any; never; must; or a checkpoint's folder",
-            aliases=(Alias("resume_from_checkpoint", {"latest": "auto"}),),
+            aliases=("resume_from_checkpoint",),
+            values=_any_case("auto", "never", "must", auto=("latest",)),
         ),
     ] = "auto"
     allow_pickle: Annotated[
