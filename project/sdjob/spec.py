@@ -261,9 +261,12 @@ class RunSpec(BaseModel):
         ),
     ] = "auto"
     device: Annotated[
-        Annotated[str, Field(pattern=r"^[a-z]+$")],
+        Device,
         Setting(
-            "strategy", "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)", core=True
+            "strategy",
+            "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)",
+            core=True,
+            values=_any_case(*DEVICES, cuda=("gpu",)),
         ),
     ] = "auto"
     allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False

@@ -107,6 +107,8 @@ def test_an_empty_value_counts_as_unset(tmp_path):
         ("mixed_precision", "BF16", "mixed_precision", "bf16"),
         ("precision", "bfloat16", "mixed_precision", "bf16"),
         ("mixed_precision", "32", "mixed_precision", "no"),
+        ("device", "gpu", "device", "cuda"),
+        ("device", "CPU", "device", "cpu"),
         ("resume", "latest", "resume", "auto"),
         ("resume", "Never", "resume", "never"),
         ("num_train_step", "1e3", "max_train_steps", 1000),

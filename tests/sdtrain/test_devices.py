@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from sdjob.problem import JobError
+from sdjob.spec import DEVICES
 from sdtrain import attention, devices
 
 CPU = torch.device("cpu")
@@ -25,6 +26,10 @@ def test_auto_takes_the_first_that_is_there(monkeypatch):
     assert devices.choose("auto").name == "npu"
     only(monkeypatch, "cuda", "npu")
     assert devices.choose("auto").name == "cuda"
+
+
+def test_the_table_has_every_device_that_can_be_set():
+    assert {"auto", *devices.KINDS} == set(DEVICES)
 
 
 @pytest.mark.parametrize("name", ["abacus", "npu", "cuda"])
