@@ -188,7 +188,15 @@ class RunSpec(BaseModel):
 
     # --- batch and length ----------------------------------------------------------------------------
     train_batch_size: Annotated[
-        Positive, Setting("length", "micro-batch", unit="pictures per device", name="batch_size", core=True)
+        Positive,
+        Setting(
+            "length",
+            "micro-batch",
+            unit="pictures per device",
+            name="batch_size",
+            aliases=("batchsize",),
+            core=True,
+        ),
     ] = 1
     gradient_accumulation_steps: Annotated[
         Positive, Setting("length", "micro-batches per optimiser step", core=True)
@@ -199,13 +207,18 @@ class RunSpec(BaseModel):
             "length",
             "optimiser steps of the whole run, earlier parts included",
             name="num_train_step",
-            aliases=("num_train_steps",),
+            aliases=("num_train_steps", "max_steps"),
             core=True,
         ),
     ] = 400
     num_train_epochs: Annotated[
         Positive | None,
-        Setting("length", "passes over the data; used where no number of steps is given", name="epoch"),
+        Setting(
+            "length",
+            "passes over the data; used where no number of steps is given",
+            name="epoch",
+            aliases=("num_epochs", "num_epoch", "max_train_epochs"),
+        ),
     ] = None
 
     # --- optimiser -----------------------------------------------------------------------------------
@@ -255,7 +268,9 @@ class RunSpec(BaseModel):
                 _switch("flash_attention", on="flash", off="math"),
                 _switch("flash_attn", on="flash", off="math"),
                 _switch("use_flash_attn", on="flash", off="math"),
+                _switch("use_flash_attention", on="flash", off="math"),
                 _switch("use_sdp", on="sdpa", off="math"),
+                _switch("use_xformers", on="xformers", off="auto"),
                 _switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
             ),
         ),
@@ -291,7 +306,12 @@ class RunSpec(BaseModel):
     # --- checkpoints ---------------------------------------------------------------------------------
     checkpointing_steps: Annotated[
         Positive,
-        Setting("checkpoints", "a checkpoint every so many steps, and at the end", unit="optimiser steps"),
+        Setting(
+            "checkpoints",
+            "a checkpoint every so many steps, and at the end",
+            unit="optimiser steps",
+            aliases=("save_steps",),
+        ),
     ] = 500
     checkpoints_total_limit: Annotated[
         Positive | None, Setting("checkpoints", "checkpoints to keep; empty: all")

@@ -24,6 +24,13 @@ RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZ
 MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
 """
 
+# What names of other trainers probably meant, where their meaning there is not quite the same.
+_PROBABLY = {
+    "num_steps": "num_train_step",
+    "lr_warmup": "lr_warmup_steps",
+    "warmup_steps": "lr_warmup_steps",
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -82,8 +89,10 @@ def is_worker_flag(name: str) -> bool:
 
 
 def near_miss(name: str) -> str | None:
-    """The known name that this unknown one probably meant: one edit away, two for long names."""
+    """The known name that this unknown one probably meant: another trainer's, or one edit away, two if long."""
     typed = name.lower().replace("-", "_")
+    if typed in _PROBABLY:
+        return _PROBABLY[typed]
     if len(typed) < 5:
         return None
     allowed = 1 if len(typed) < 9 else 2

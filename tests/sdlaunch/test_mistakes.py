@@ -107,6 +107,9 @@ SETTINGS = [
 ]
 NAMES = [
     wrong(64, "bacth_size", "probably batch_size", bacth_size="2"),
+    wrong(64, "num_steps", "probably num_train_step", num_steps="20"),
+    wrong(64, "lr_warmup", "probably lr_warmup_steps", lr_warmup="20"),
+    wrong(64, "warmup_steps", "probably lr_warmup_steps", warmup_steps="20"),
     wrong(64, "NPROC_PERNODE", "probably NPROC_PER_NODE", NPROC_PERNODE="2"),
     wrong(64, "OUTPUT_DRI", "probably OUTPUT_DIR", OUTPUT_DRI="/x"),
     wrong(64, "learning_rat", "Write learning_rate", flags=("--learning_rat=1",)),
