@@ -123,6 +123,21 @@ def _output_writable(job: Job) -> list[Problem]:
     return []
 
 
+def _output_apart(job: Job) -> list[Problem]:
+    """Results among the inputs would be taken for a second model, or for pictures, by the next run."""
+    output = job.mounts.output.resolve()
+    inputs = (("MODEL_DIR", job.mounts.model), ("DATASET_DIR", job.mounts.dataset))
+    return [
+        setting(
+            "OUTPUT_DIR",
+            f"{job.mounts.output} is {variable} or lies in it ({folder})",
+            "Set OUTPUT_DIR to a folder outside the model and the data set, such as /output.",
+        )
+        for variable, folder in inputs
+        if output.is_relative_to(folder.resolve())
+    ]
+
+
 def _write_probe(probe: Path) -> None:
     try:
         with probe.open("xb") as file:
@@ -164,6 +179,17 @@ def in_units(size: int) -> str:
     return space.in_units(size)
 
 
+def _free_at(path: Path) -> tuple[Path, int]:
+    """The first folder from here upwards that is there, and its free bytes. Asked without a look before:
+    the check of writing makes and removes the output folder meanwhile."""
+    for folder in (path, *path.parents):
+        try:
+            return folder, shutil.disk_usage(folder).free
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
 def _free_space(job: Job) -> list[Problem]:
     """Room on the volume itself for the checkpoints to come, and for the result."""
     size = space.sizes(job.spec, job.contents.model) if job.contents.model else None
@@ -171,8 +197,7 @@ def _free_space(job: Job) -> list[Problem]:
         return []
     more = space.more_at_once(job.spec, step_folders(OutputLayout(job.mounts.output)))
     needed = size.checkpoint * more + size.result
-    existing = next(folder for folder in (job.mounts.output, *job.mounts.output.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    existing, free = _free_at(job.mounts.output)
     if free >= needed:
         return []
     return [
@@ -274,6 +299,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_shared_memory, "dataloader_num_workers", lambda _: limits.SHM, ExitCode.NO_HARDWARE),
     Check(_open_files, "open files", lambda _: "the system", ExitCode.NO_HARDWARE),
     Check(_rendezvous, "MASTER_PORT", lambda job: str(job.cluster.endpoint), ExitCode.NO_HARDWARE),
+    Check(_output_apart, "OUTPUT_DIR", _output, ExitCode.BAD_SETTING),
     Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_free_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),

@@ -183,7 +183,7 @@ MOUNTS = [
     wrong(66, "class_data_dir", with_prior_preservation="1", class_prompt="dog", class_data_dir="/nonexistent"),
     wrong(66, "PROJECT_DIR", PROJECT_DIR="/nonexistent"),
     wrong(73, "OUTPUT_DIR", "is a file", name="a file as output", spoil=text("output", "mine")),
-    wrong(73, "OUTPUT_DIR", "is a file", OUTPUT_DIR="{root}/" + DATA + "/0.png/deep"),
+    wrong(73, "OUTPUT_DIR", "is a file", spoil=text("file", ""), OUTPUT_DIR="{root}/file/deep"),
 ]  # fmt: skip
 TABLE = [*SETTINGS, *NAMES, *COMBINATIONS, *CLUSTER, *MOUNTS]
 

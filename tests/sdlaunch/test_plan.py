@@ -425,6 +425,18 @@ def test_an_output_folder_that_is_a_file_or_lies_below_one(place, tmp_path, belo
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("below", ["model", "model/out", "dataset/pictures", "link/out"])
+def test_an_output_folder_among_the_inputs_is_refused(place, tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "dataset")
+    (problem,) = prepare(place, OUTPUT_DIR=str(tmp_path / below)).problems
+    assert (problem.subject, problem.code) == ("OUTPUT_DIR", 64)
+    assert ("MODEL_DIR" if below.startswith("model") else "DATASET_DIR") in problem.found
+
+
+def test_an_output_folder_above_the_inputs_is_allowed(place, tmp_path):
+    assert found(prepare(place, OUTPUT_DIR=str(tmp_path))) == []
+
+
 def test_what_is_in_the_output_folder_stays(place, tmp_path):
     (tmp_path / "output" / "checkpoint").mkdir(parents=True)
     (tmp_path / "output" / "checkpoint" / "mine.txt").write_text("mine")
