@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def prepare(
     program = Program(worker, own, options.max_restarts, options.launcher, options.accelerate_config)
     return JobPlan(
         settings=table,
-        mounts=_mount_table(place, contents, own),
+        mounts=_mount_table(place, contents, own, problems),
         arithmetic=_arithmetic(job),
         launch=command.build(spec, where.cluster, host, read.passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
@@ -241,7 +241,10 @@ def _table(
     return table
 
 
-def _mount_table(place: Mounts, contents: Contents, own: Script | None) -> dict[str, dict[str, str]]:
+def _mount_table(
+    place: Mounts, contents: Contents, own: Script | None, problems: Collection[Problem]
+) -> dict[str, dict[str, str]]:
+    wrong = {problem.subject for problem in problems}
     model, data = contents.model, contents.dataset
     return {
         "MODEL_DIR": {
@@ -259,10 +262,18 @@ def _mount_table(place: Mounts, contents: Contents, own: Script | None) -> dict[
         "PROJECT_DIR": {
             "path": str(place.project),
             "uses": str(own.path if own else place.project),
-            "found": "read only",
+            "found": "not usable" if "PROJECT_DIR" in wrong else _access(place.project),
         },
-        "OUTPUT_DIR": {"path": str(place.output), "uses": str(place.output), "found": "written to"},
+        "OUTPUT_DIR": {
+            "path": str(place.output),
+            "uses": str(place.output),
+            "found": "not usable" if "OUTPUT_DIR" in wrong else "can be written",
+        },
     }
+
+
+def _access(path: Path) -> str:
+    return "can be written, never is" if os.access(path, os.W_OK) else "read only"
 
 
 def _bytes_of(model: PipelineFolder) -> str:

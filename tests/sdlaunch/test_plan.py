@@ -437,6 +437,18 @@ def test_an_output_folder_above_the_inputs_is_allowed(place, tmp_path):
     assert found(prepare(place, OUTPUT_DIR=str(tmp_path))) == []
 
 
+def test_the_table_of_mounts_shows_what_was_found(place, tmp_path, monkeypatch):
+    mounts = prepare(place, PROJECT_DIR=str(HOME)).mounts
+    assert mounts["PROJECT_DIR"]["found"] == "can be written, never is"
+    assert mounts["OUTPUT_DIR"]["found"] == "can be written"
+    (tmp_path / "file").touch()
+    below = str(tmp_path / "file" / "below")
+    mounts = prepare(place, PROJECT_DIR=below, OUTPUT_DIR=below).mounts
+    assert (mounts["PROJECT_DIR"]["found"], mounts["OUTPUT_DIR"]["found"]) == ("not usable", "not usable")
+    monkeypatch.setattr(plan.os, "access", lambda path, mode: mode != plan.os.W_OK)
+    assert prepare(place).mounts["PROJECT_DIR"]["found"] == "read only"
+
+
 def test_what_is_in_the_output_folder_stays(place, tmp_path):
     (tmp_path / "output" / "checkpoint").mkdir(parents=True)
     (tmp_path / "output" / "checkpoint" / "mine.txt").write_text("mine")
