@@ -14,7 +14,7 @@ from pathlib import Path
 from sdjob.problem import Problem, hardware
 
 # Device nodes of one device each. Other vendors' devices are used when `device` names them.
-_NODES = {"cuda": r"nvidia\d+"}
+_NODES = {"cuda": r"nvidia\d+", "npu": r"davinci\d+", "mlu": r"cambricon_dev\d+"}
 
 _QUESTION = """
 import json, torch
@@ -44,6 +44,14 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     """The devices for `device=wanted`, as far as the machine shows them."""
     cores = usable_cores()
     nvidia = _visible(_count(dev, "cuda"), environ)
+    other = next((kind for kind in _NODES if kind != "cuda" and _count(dev, kind)), None)
+    if wanted == "auto" and not nvidia and other:
+        problem = hardware(
+            "device",
+            f"auto finds NVIDIA devices only, and this machine has {other} devices",
+            f"Use device={other}, or device=cpu to train on the CPU all the same.",
+        )
+        return Devices("cpu", cores, cores, f"auto: {other} devices not asked for", problems=(problem,))
     if wanted == "cpu" or (wanted == "auto" and not nvidia):
         return Devices(
             "cpu", cores, cores, "" if wanted == "cpu" else "auto: no accelerator found", bf16=None

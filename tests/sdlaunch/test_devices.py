@@ -73,3 +73,12 @@ def test_hidden_devices_do_not_count(dev, torch_says, visible, count):
 def test_a_vendors_device_is_taken_as_given(tmp_path):
     found = devices.find("gcu", {}, tmp_path)
     assert (found.kind, found.count, found.problems) == ("gcu", None, ())
+
+
+@pytest.mark.parametrize(("node", "kind"), [("davinci0", "npu"), ("cambricon_dev0", "mlu")])
+def test_another_vendors_device_is_not_passed_over_in_silence(tmp_path, node, kind):
+    (tmp_path / node).touch()
+    (problem,) = devices.find("auto", {}, tmp_path).problems
+    assert (problem.code, f"device={kind}" in problem.remedy) == (69, True)
+    assert devices.find("cpu", {}, tmp_path).problems == ()
+    assert devices.find(kind, {}, tmp_path).kind == kind
