@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -40,6 +41,8 @@ PACKAGES = {
 }
 _TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 SAMPLED_IMAGES = 4
+
+_PROBES = 5
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,19 @@ def _packages(job: Job) -> list[Problem]:
 
 def _output_writable(job: Job) -> list[Problem]:
     """Proves by writing that the output folder can be made and written, and leaves nothing behind."""
-    output = job.mounts.output
+    for _ in range(_PROBES):
+        try:
+            return _probed(job.mounts.output)
+        except (FileNotFoundError, FileExistsError) as error:
+            # Nodes that start together make and remove the same folder under each other's feet.
+            problem = _unwritable(job.mounts.output, error)
+        except OSError as error:
+            return [_unwritable(job.mounts.output, error)]
+    return [problem]
+
+
+def _probed(output: Path) -> list[Problem]:
+    """Writes into the folder, which is made for it and goes again. Raises OSError."""
     made: list[Path] = []
     try:
         for folder in reversed((output, *output.parents)):
@@ -115,11 +130,10 @@ def _output_writable(job: Job) -> list[Problem]:
                 folder.mkdir()
                 made.append(folder)
         _write_probe(output / f".probe-{secrets.token_hex(8)}")
-    except OSError as error:
-        return [_unwritable(output, error)]
     finally:
         for folder in reversed(made):
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # in use by another node by now
+                folder.rmdir()
     return []
 
 

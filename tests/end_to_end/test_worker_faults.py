@@ -110,7 +110,7 @@ BAD_SETTINGS = {
     "no class prompt": ({"recipe": "dreambooth", "with_prior_preservation": True}, 64, "class_prompt"),
     "endless warm-up": ({"lr_scheduler": "linear", "lr_warmup_steps": 3}, 64, "lr_warmup_steps"),
     "unknown LoRA target": ({"lora_rank": 2, "lora_target_modules": "to_x"}, 64, "lora_target_modules"),
-    "unknown device": ({"device": "abacus"}, 69, "device"),
+    "unknown device": ({"device": "abacus"}, 64, "device"),
     "absent device": ({"device": "npu"}, 69, "device"),
     "unavailable plugin": ({"plugin": "gemini"}, 69, "plugin"),
     "xformers on a CPU": ({"attention": "xformers"}, 64, "attention"),
