@@ -17,7 +17,7 @@ from sdtrain.progress import say
 from sdtrain.world import World
 
 _STATE = "state.json"
-_FORMAT = 1  # of the whole folder; to be raised when an older one can no longer be read
+_FORMAT = 2  # of the whole folder; to be raised when an older one can no longer be read
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ class Noised:
 
     noisy_latents: torch.Tensor  # [B, C, h, w], fp32
     timesteps: torch.Tensor  # [B]
-    encoder_hidden_states: torch.Tensor  # [B, tokens, width]
+    conditioning: (
+        torch.Tensor
+    )  # what `Denoiser` takes: encoder_hidden_states [B, tokens, width], or token ids
     wanted: torch.Tensor  # what the network has to predict, [B, C, h, w]
     sizes: tuple[int, ...]  # samples of each stream
     weights: tuple[float, ...]  # of each stream in the loss
@@ -43,7 +45,7 @@ def noised(parts: Parts, streams: tuple[Stream, ...], batches: tuple[StreamBatch
     return Noised(
         noisy_latents=schedule.add_noise(latents, noise, timesteps),
         timesteps=timesteps,
-        encoder_hidden_states=parts.text_encoder(tokenize(parts.tokenizer, prompts).to(device))[0],
+        conditioning=parts.text_encoder(tokenize(parts.tokenizer, prompts).to(device))[0],
         wanted=objective.target(schedule.config.prediction_type, schedule, latents, noise, timesteps),
         sizes=tuple(len(batch.samples) for batch in batches),
         weights=tuple(stream.weight for stream in streams),
@@ -52,9 +54,7 @@ def noised(parts: Parts, streams: tuple[Stream, ...], batches: tuple[StreamBatch
 
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
-    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.encoder_hidden_states, return_dict=False)[
-        0
-    ]
+    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
     errors = torch.split(objective.squared_error(noise_pred, batch.wanted), list(batch.sizes))
     return objective.weighted_loss(list(errors), list(batch.weights))
 

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import nn
 
 
 class Ema:
-    """EMA of named parameters, on their device, with diffusers' warm-up min(decay, (1 + n) / (10 + n))."""
+    """EMA of named tensors, on their device, with diffusers' warm-up min(decay, (1 + n) / (10 + n)).
 
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        self._parameters = parameters
-        self._average = EMAModel(list(parameters.values()), decay=decay, foreach=True)
+    The tensors are a strategy's masters, this rank's share of them: so it follows fp32 weights, and a
+    sharded strategy has a sharded average.
+    """
+
+    def __init__(self, masters: Mapping[str, torch.Tensor], decay: float) -> None:
+        self._masters = dict(masters)
+        # EMAModel passes over what requires no gradient; masters may be detached views.
+        self._average = EMAModel([_trained(m) for m in self._masters.values()], decay=decay, foreach=True)
 
     def update(self) -> None:
         """To be called after each optimiser step."""
-        self._average.step(list(self._parameters.values()))
+        self._average.step([_trained(master) for master in self._masters.values()])
+
+    @property
+    def shares(self) -> dict[str, torch.Tensor]:
+        """The average by name, in the form of the masters."""
+        return dict(zip(self._masters, self._average.shadow_params, strict=True))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The average by parameter name, with the number of updates, on the CPU."""
-        weights = zip(self._parameters, self._average.shadow_params, strict=True)
-        state = {name: weight.detach().cpu() for name, weight in weights}
+        """The average by name, with the number of updates, on the CPU."""
+        state = {name: weight.detach().cpu() for name, weight in self.shares.items()}
         return {**state, "_updates": torch.tensor(self._average.optimization_step)}
 
-    def load(self, state: dict[str, torch.Tensor]) -> None:
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes back what `state` gave."""
         self._average.optimization_step = int(state["_updates"])
-        for name, weight in zip(self._parameters, self._average.shadow_params, strict=True):
+        for name, weight in self.shares.items():
             weight.copy_(state[name])
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
-        parameters = list(self._parameters.values())
-        self._average.store(parameters)
-        self._average.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self._average.restore(parameters)
+
+def _trained(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_(True)

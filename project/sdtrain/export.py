@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from sdjob.pipeline import PipelineFolder
 from sdtrain.checkpoint import sync_tree
+from sdtrain.denoiser import UNET, part_of
 from sdtrain.models import Parts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -48,7 +49,7 @@ def export(
 
 
 def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> None:
-    layers = get_peft_model_state_dict(parts.unet, state_dict=state)
+    layers = get_peft_model_state_dict(parts.unet, state_dict=part_of(state, UNET))
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=convert_state_dict_to_diffusers(layers),
@@ -64,7 +65,11 @@ def _write_pipeline(folder: Path, source: PipelineFolder, state: dict[str, torch
         if (source.path / name).is_dir():
             _copy_part(source.path / name, folder / name, weights=name != "unet")
     shutil.copyfile(source.path / INDEX_FILE, folder / INDEX_FILE)
-    save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        part_of(state, UNET),
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def _copy_part(source: Path, target: Path, *, weights: bool) -> None:

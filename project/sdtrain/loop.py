@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 
 from sdjob.problem import ExitCode, JobError, Problem
 from sdjob.spec import RunSpec
-from sdtrain import attention, checkpoint, devices, models, validation
+from sdtrain import attention, checkpoint, devices, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
 from sdtrain.progress import Progress, say
 from sdtrain.report import Outcome, Stopwatch
-from sdtrain.schedule import learning_rate
+from sdtrain.schedule import schedule
 from sdtrain.stop import Stopped
 from sdtrain.streams import StreamBatch, loader
 from sdtrain.training import Training
@@ -32,7 +32,9 @@ class StepResult:
     learning_rate: float
 
 
-def optimiser_step(training: Training, batches: Iterator[tuple[StreamBatch, ...]], rate: float) -> StepResult:
+def optimiser_step(
+    training: Training, batches: Iterator[tuple[StreamBatch, ...]], factor: float
+) -> StepResult:
     """One optimiser step: `accumulation` micro-batches, then one update. Never waits for the device."""
     micro_batches = training.shape.accumulation
     total = torch.zeros((), device=training.world.device)
@@ -45,10 +47,10 @@ def optimiser_step(training: Training, batches: Iterator[tuple[StreamBatch, ...]
                 loss = loss_of(training.strategy.model, batch)
             training.strategy.backward(loss / micro_batches)
         total += loss.detach() / micro_batches
-    grad_norm = training.strategy.step(rate)
+    grad_norm = training.strategy.step(factor)
     if training.ema:
         training.ema.update()
-    return StepResult(total, grad_norm, rate)
+    return StepResult(total, grad_norm, training.spec.learning_rate * factor)
 
 
 def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outcome]:
@@ -59,7 +61,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     spec, world = training.spec, training.world
     first, last = state.step, spec.max_train_steps
     watch = Stopwatch(world.device, max(0, min(spec.skip_steps, last - first - 1)))
-    rate = learning_rate(spec)
+    factor = schedule(spec)
     batches = iter(
         loader(
             training.streams,
@@ -77,7 +79,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     with Progress("step", last, done=first, shown=world.is_main) as progress:
         watch.go_on()
         for step in range(first + 1, last + 1):
-            result = optimiser_step(training, batches, rate(step - 1))
+            result = optimiser_step(training, batches, factor(step - 1))
             loss_sum += result.loss
             watch.step()
             place = state.place + (step - state.step) * training.shape.global_batch
@@ -170,7 +172,7 @@ def _finite(loss: torch.Tensor, step: int) -> float:
 
 def _check_weights(training: Training, step: int) -> None:
     """A gradient that overflows spoils the weights while the loss of its step is still a number. Collective."""
-    weights = models.trainable(training.parts.unet).values()
+    weights = training.strategy.masters().values()
     if training.world.any(not all(bool(weight.isfinite().all()) for weight in weights)):
         raise _diverged("weights", f"hold values that are no numbers after step {step}")
 

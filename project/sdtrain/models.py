@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, setting
 from sdjob.spec import RunSpec
+from sdtrain.denoiser import Denoiser
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -74,7 +75,7 @@ def load(
     )
 
 
-def make_trainable(parts: Parts, spec: RunSpec) -> UNet2DConditionModel:
+def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:
     """Opens for training what the run trains, in fp32: the whole U-Net, or a LoRA added to it.
 
     LoRA: Hu et al. 2021, arXiv:2106.09685; A gaussian, B zero, so that training starts at the base model.
@@ -103,7 +104,7 @@ def make_trainable(parts: Parts, spec: RunSpec) -> UNet2DConditionModel:
         unet.enable_gradient_checkpointing()
     if spec.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    return unet.train()
+    return Denoiser(unet).train()
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,6 +17,7 @@ from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
 from sdtrain import attention, checkpoint, devices, export, models, page, report, strategies, validation
 from sdtrain.checkpoint import TrainState
+from sdtrain.denoiser import Denoiser
 from sdtrain.ema import Ema
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 from sdtrain.loop import train_steps
@@ -27,7 +28,7 @@ from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, find, open_images
 from sdtrain.report import Outcome
 from sdtrain.stop import StopRequest
-from sdtrain.strategies.base import OptimSpec
+from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.streams import Stream, prompts_of
 from sdtrain.tracking import Tracker, tracker
 from sdtrain.training import Training
@@ -61,13 +62,13 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
-    models.make_trainable(parts, spec)
+    denoiser = models.make_trainable(parts, spec)
     # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
     _begin(spec, world, layout, start)
     if world.is_main:
         _warn_of_cut_prompts(parts, streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
-        training = _training(spec, world, layout, parts, streams, tracking, stop)
+        training = _training(spec, world, layout, parts, denoiser, streams, tracking, stop)
         _train(training, folder, start, facts)
 
 
@@ -95,10 +96,9 @@ def _train(
 def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> None:
     """Puts the result in place first, then the pictures and the report. Collective."""
     spec, world, layout = training.spec, training.world, training.layout
-    with training.averaged():
-        weights = training.strategy.full_state()
-        if world.is_main:
-            export.export(layout.checkpoint, folder, training.parts, weights, lora=spec.lora_rank > 0)
+    weights = training.strategy.full_state(training.best)
+    if world.is_main:
+        export.export(layout.checkpoint, folder, training.parts, weights, lora=spec.lora_rank > 0)
     sheet = None
     if spec.validation_prompts:
         validation.draw(training, spec.max_train_steps)
@@ -209,6 +209,7 @@ def _training(
     world: World,
     layout: OutputLayout,
     parts: Parts,
+    denoiser: Denoiser,
     streams: tuple[Stream, ...],
     tracking: Tracker,
     stop: StopRequest,
@@ -216,9 +217,9 @@ def _training(
     """Shards or wraps the trained parts, and puts everything together. Collective."""
     strategy = strategies.create(spec.plugin, spec.mixed_precision, world.device, world.size)
     strategy.prepare(
-        parts.unet,
+        denoiser,
         OptimSpec(
-            learning_rate=spec.learning_rate,
+            groups=(ParameterGroup("", spec.learning_rate),),
             betas=(spec.adam_beta1, spec.adam_beta2),
             weight_decay=spec.adam_weight_decay,
             epsilon=spec.adam_epsilon,
@@ -226,7 +227,7 @@ def _training(
         ),
     )
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
-    ema = Ema(models.trainable(parts.unet), spec.ema_decay) if spec.use_ema else None
+    ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     return Training(spec, world, layout, shape, parts, streams, strategy, ema, tracking, stop)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the optimiser step, so that no scheduler state has to be saved."""
+"""The factor of the learning rates as a function of the optimiser step, so that no scheduler state has to be saved."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from diffusers.optimization import get_scheduler
 from sdjob.spec import RunSpec
 
 
-def learning_rate(spec: RunSpec) -> Callable[[int], float]:
-    """Step (0, 1, …) → learning rate, from diffusers' schedules; counted in optimiser steps, on any world size."""
+def schedule(spec: RunSpec) -> Callable[[int], float]:
+    """Step (0, 1, …) → factor, from diffusers' schedules; counted in optimiser steps, on any world size."""
     unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=spec.learning_rate)
-    schedule = get_scheduler(
+    scheduler = get_scheduler(
         spec.lr_scheduler,
         unused,
         num_warmup_steps=spec.lr_warmup_steps,
         num_training_steps=spec.max_train_steps,
     )
-    (factor,) = schedule.lr_lambdas
-    return lambda step: spec.learning_rate * float(factor(step))
+    (factor,) = scheduler.lr_lambdas
+    return lambda step: float(factor(step))

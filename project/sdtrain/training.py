@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+
+import torch
 
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
@@ -36,6 +39,11 @@ class Training:
     def num_examples(self) -> int:
         return len(self.streams[0].images)
 
+    @property
+    def best(self) -> Mapping[str, torch.Tensor]:
+        """This rank's share of the weights that are exported and drawn with: the EMA's where there is one."""
+        return self.ema.shares if self.ema else self.strategy.masters()
+
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model has the weights that are exported and drawn with: the EMA's where there is one."""
-        return self.ema.applied() if self.ema else nullcontext()
+        """Inside, the model computes with these weights. Collective."""
+        return self.strategy.applied(self.ema.shares) if self.ema else nullcontext()

@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
     with pytest.raises(JobError) as caught:
         checkpoint.read_state(folder)
     assert caught.value.code == 64
-    assert "format 99, this version reads 1" in str(caught.value)
+    assert "format 99, this version reads 2" in str(caught.value)
 
 
 def test_saves_what_is_needed_to_go_on(layout):

@@ -26,8 +26,8 @@ def exported(model, folder, *, shift=0.0, **settings) -> Path:
     source = find_pipeline(model, None, allow_pickle=False)
     parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False)
     spec = RunSpec(pretrained_model_name_or_path=str(model), output_dir=str(folder), **settings)
-    unet = models.make_trainable(parts, spec)
-    state = {name: p.detach() + shift for name, p in models.trainable(unet).items()}
+    denoiser = models.make_trainable(parts, spec)
+    state = {name: p.detach() + shift for name, p in models.trainable(denoiser).items()}
     export.export(folder, source, parts, state, lora=spec.lora_rank > 0)
     return folder
 

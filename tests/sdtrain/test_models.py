@@ -36,15 +36,15 @@ def test_a_lora_is_fp32_on_a_base_of_the_type_of_the_run(eps_model):
     parts = models.load(source, "bf16", torch.device("cpu"), allow_pickle=False, lora=True)
     trained = models.trainable(models.make_trainable(parts, spec(lora_rank=2)))
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
-    frozen = {w.dtype for name, w in parts.unet.named_parameters() if name not in trained}
+    frozen = {w.dtype for w in parts.unet.parameters() if not w.requires_grad}
     assert frozen == {torch.bfloat16}
 
 
 def test_a_full_run_trains_the_whole_unet_and_nothing_else(eps_model):
     parts = loaded(eps_model)
-    unet = models.make_trainable(parts, spec())
-    assert len(models.trainable(unet)) == len(list(unet.parameters()))
-    assert unet.training
+    denoiser = models.make_trainable(parts, spec())
+    assert len(models.trainable(denoiser)) == len(list(parts.unet.parameters()))
+    assert parts.unet.training
     for frozen in (parts.vae, parts.text_encoder):
         assert not any(weight.requires_grad for weight in frozen.parameters())
         assert not frozen.training
@@ -52,12 +52,12 @@ def test_a_full_run_trains_the_whole_unet_and_nothing_else(eps_model):
 
 def test_a_lora_run_trains_only_the_adapter_which_begins_at_the_base_model(eps_model):
     parts, base = loaded(eps_model), loaded(eps_model)
-    unet = models.make_trainable(parts, spec(lora_rank=2))
-    trained = models.trainable(unet)
+    denoiser = models.make_trainable(parts, spec(lora_rank=2))
+    trained = models.trainable(denoiser)
     assert trained and all("lora_" in name for name in trained)
     assert all(weight.any() == ("lora_A" in name) for name, weight in trained.items())  # B is zero
     inputs = torch.ones(1, 4, 8, 8), torch.tensor([5]), torch.ones(1, 7, 32)
-    torch.testing.assert_close(unet.eval()(*inputs).sample, base.unet.eval()(*inputs).sample)
+    torch.testing.assert_close(denoiser.eval()(*inputs), base.unet.eval()(*inputs).sample)
 
 
 def test_a_lora_begins_the_same_on_every_rank_and_otherwise_for_another_seed(eps_model):

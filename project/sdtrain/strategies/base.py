@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,21 @@ from torch import nn
 
 
 @dataclass(frozen=True)
+class ParameterGroup:
+    """The trained parameters whose names begin with `prefix`, and their learning rate before the schedule."""
+
+    prefix: str
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class OptimSpec:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) as values: a strategy builds its own optimiser.
 
     FSDP shards before it builds one, and Gemini accepts only its own.
     """
 
-    learning_rate: float
+    groups: tuple[ParameterGroup, ...]
     betas: tuple[float, float]
     weight_decay: float
     epsilon: float
@@ -42,14 +51,30 @@ class Strategy(Protocol):
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of a loss that is already divided by the number of micro-batches."""
 
-    def step(self, learning_rate: float) -> torch.Tensor:
-        """Clips, updates, forgets the gradients; returns their norm before clipping, []. Collective."""
+    def step(self, factor: float) -> torch.Tensor:
+        """Clips, updates with each group's learning rate × factor, forgets the gradients; returns their norm
+        before clipping, []. Collective."""
 
-    def full_state(self) -> dict[str, torch.Tensor]:
-        """The trained parameters in fp32 on the CPU, by name, whole on rank 0. Collective."""
+    def masters(self) -> dict[str, torch.Tensor]:
+        """This rank's share of the trained weights by name, fp32: the very tensors that the optimiser updates."""
+
+    def full_state(self, shares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """From each rank's shares the whole tensors, fp32, on the CPU of rank 0. Collective."""
+
+    def applied(self, shares: Mapping[str, torch.Tensor]) -> AbstractContextManager[None]:
+        """Inside, the model computes with these shares in place of the masters. Collective."""
 
     def save(self, folder: Path, rank: int) -> None:
         """Writes weights and optimiser for `load`. Collective."""
 
     def load(self, folder: Path) -> None:
         """Takes back what `save` wrote. Collective."""
+
+
+def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[str, object]]:
+    """The parameter groups for a torch optimiser, each with `base_lr`, its learning rate before the schedule."""
+    groups: list[dict[str, object]] = []
+    for group in optim.groups:
+        members = [p for name, p in trained.items() if name.startswith(group.prefix)]
+        groups.append({"params": members, "lr": group.learning_rate, "base_lr": group.learning_rate})
+    return groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdtrain.strategies.base import OptimSpec
+from sdtrain.strategies.base import OptimSpec, grouped
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,8 +31,7 @@ class Native:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._optimizer = torch.optim.AdamW(
-            self._trained.values(),
-            lr=optim.learning_rate,
+            grouped(self._trained, optim),
             betas=optim.betas,
             weight_decay=optim.weight_decay,
             eps=optim.epsilon,
@@ -59,9 +58,9 @@ class Native:
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(self._scaler.scale(loss))
 
-    def step(self, learning_rate: float) -> torch.Tensor:
+    def step(self, factor: float) -> torch.Tensor:
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["base_lr"] * factor
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
         self._scaler.step(self._optimizer)
@@ -69,25 +68,40 @@ class Native:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def full_state(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().cpu().contiguous() for name, p in self._trained.items()}
+    def masters(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self._trained.items()}
+
+    def full_state(self, shares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: share.cpu().contiguous() for name, share in shares.items()}
+
+    @contextmanager
+    def applied(self, shares: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        masters = self.masters()
+        kept = {name: master.clone() for name, master in masters.items()}
+        _put(masters, shares)
+        try:
+            yield
+        finally:
+            _put(masters, kept)
 
     def save(self, folder: Path, rank: int) -> None:
         if rank == 0:
-            save_file(self.full_state(), folder / "model.safetensors")
+            save_file(self.full_state(self.masters()), folder / "model.safetensors")
             state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
             torch.save(state, folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(weights[name])
+        _put(self.masters(), load_file(folder / "model.safetensors"))
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         settings = self._optimizer.state_dict()["param_groups"]  # of this run, not of the one that saved
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
         if state["scaler"]:  # empty where the run that saved was not fp16
             self._scaler.load_state_dict(state["scaler"])
+
+
+def _put(masters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, master in masters.items():
+        master.copy_(values[name])
 
 
 def create(precision: str, device: torch.device, world_size: int) -> Native:

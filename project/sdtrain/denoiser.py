@@ -1,0 +1,44 @@
+"""What a run trains, as one module, so that a parallel strategy wraps or shards one thing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+UNET, TEXT_ENCODER = "unet", "text_encoder"
+
+
+class Denoiser(nn.Module):
+    """The U-Net, and before it the text encoder where that is trained as well.
+
+    The trained parameters are named `unet.…` and `text_encoder.…`, in checkpoints too.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor
+    ) -> torch.Tensor:
+        """noise_pred [B, C, h, w] from noisy latents [B, C, h, w] and timesteps [B].
+
+        conditioning: encoder_hidden_states [B, tokens, width], or token ids [B, tokens] where the text
+        encoder is trained.
+        """
+        hidden = conditioning if self.text_encoder is None else self.text_encoder(conditioning)[0]
+        noise_pred: torch.Tensor = self.unet(noisy_latents, timesteps, hidden, return_dict=False)[0]
+        return noise_pred
+
+
+def part_of(state: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The weights of one part by their names within it."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
