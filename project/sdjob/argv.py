@@ -10,8 +10,9 @@ from typing import Any, NoReturn, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from sdjob.fields import setting_of
 from sdjob.problem import JobError, Problem, setting
-from sdjob.spec import RunSpec, setting_of
+from sdjob.spec import RunSpec
 
 _REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
 

@@ -6,93 +6,30 @@ wherever these have one. The parser, the help, the documentation and the presets
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.fields import FieldInfo
 
-
-@dataclass(frozen=True)
-class Alias:
-    """Another spelling of a setting; `values` translates what the tutorials write into our values."""
-
-    name: str
-    values: dict[str, str] = field(default_factory=dict)
-
-    def translate(self, value: str) -> str:
-        return self.values.get(value.strip().lower(), value)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a person needs to know of one setting, carried in the field's annotation."""
-
-    group: str
-    help: str
-    unit: str = ""
-    name: str = ""  # what users type and the plan shows, where it is not the field's name
-    aliases: tuple[Alias | str, ...] = ()
-    values: dict[str, str] = field(default_factory=dict)  # spellings of values, under each of its names
-    flag_only: bool = False  # a flag of the worker, never read from an environment or a file
-    core: bool = False  # always spelled out on the command line, also at its default
-
-    def spellings(self, field_name: str) -> tuple[Alias, ...]:
-        """Every accepted name, the one shown to users first."""
-        names = dict.fromkeys([self.name or field_name, field_name])
-        aliases = [alias if isinstance(alias, Alias) else Alias(alias) for alias in self.aliases]
-        every = (*(Alias(name) for name in names), *aliases)
-        return tuple(Alias(alias.name, self.values | alias.values) for alias in every)
-
-
-def _text_list(value: Any) -> Any:
-    """A JSON list, one plain string, or a sequence of strings."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    return json.loads(text) if text.startswith("[") else ([value] if text else [])
-
-
-def _comma_list(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _whole(value: Any) -> Any:
-    """`1e3` is a whole number too; pydantic reads the other spellings."""
-    if not isinstance(value, str) or "e" not in value.lower():
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return int(number) if number.is_integer() else value
-
-
-_ON = ("1", "true", "yes", "on")
-_OFF = ("0", "false", "no", "off")
-
-
-def _switch(name: str, on: str, off: str) -> Alias:
-    """A yes-or-no spelling of a setting that has more than two values."""
-    return Alias(name, {**dict.fromkeys(_ON, on), **dict.fromkeys(_OFF, off)})
-
-
-def _any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:
-    """Values that may be written in any case, and what else people write for some of them."""
-    return dict(zip(choices, choices, strict=True)) | {
-        spelling: meant for meant, spellings in others.items() for spelling in spellings
-    }
-
+from sdjob.fields import (
+    Amount,
+    Count,
+    Fraction,
+    Positive,
+    Setting,
+    Text,
+    Whole,
+    any_case,
+    comma_list,
+    switch,
+    text_list,
+)
 
 Recipe = Literal["dreambooth", "text_to_image"]
 Plugin = Literal["none", "torch_ddp", "torch_ddp_fp16", "low_level_zero", "gemini", "fsdp"]
 Precision = Literal["auto", "no", "fp16", "bf16"]
 Device = Literal["auto", "cuda", "cpu", "mps", "gcu", "npu", "musa", "mlu", "xpu"]
 Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
-_PRECISIONS = _any_case(
+_PRECISIONS = any_case(
     *get_args(Precision),
     fp16=("16", "float16", "half", "16-mixed"),
     bf16=("bfloat16", "bf16-mixed"),
@@ -103,13 +40,6 @@ Schedule = Literal[
 ]
 
 DEVICES: tuple[str, ...] = get_args(Device)
-
-Text = Annotated[str, Field(min_length=1)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=0, le=10**9)]
-Positive = Annotated[Whole, Field(ge=1, le=10**9)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RunSpec(BaseModel):
@@ -265,13 +195,13 @@ class RunSpec(BaseModel):
             "strategy",
             "attention backend; auto: PyTorch chooses",
             aliases=(
-                _switch("flash_attention", on="flash", off="math"),
-                _switch("flash_attn", on="flash", off="math"),
-                _switch("use_flash_attn", on="flash", off="math"),
-                _switch("use_flash_attention", on="flash", off="math"),
-                _switch("use_sdp", on="sdpa", off="math"),
-                _switch("use_xformers", on="xformers", off="auto"),
-                _switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
+                switch("flash_attention", on="flash", off="math"),
+                switch("flash_attn", on="flash", off="math"),
+                switch("use_flash_attn", on="flash", off="math"),
+                switch("use_flash_attention", on="flash", off="math"),
+                switch("use_sdp", on="sdpa", off="math"),
+                switch("use_xformers", on="xformers", off="auto"),
+                switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
             ),
         ),
     ] = "auto"
@@ -281,7 +211,7 @@ class RunSpec(BaseModel):
             "strategy",
             "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)",
             core=True,
-            values=_any_case(*DEVICES, cuda=("gpu",)),
+            values=any_case(*DEVICES, cuda=("gpu",)),
         ),
     ] = "auto"
     allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False
@@ -299,7 +229,7 @@ class RunSpec(BaseModel):
     ] = None
     lora_target_modules: Annotated[
         tuple[str, ...],
-        BeforeValidator(_comma_list),
+        BeforeValidator(comma_list),
         Setting("ema and lora", "layers that get a LoRA", unit="names, separated by commas"),
     ] = ("to_k", "to_q", "to_v", "to_out.0")
 
@@ -322,7 +252,7 @@ class RunSpec(BaseModel):
             "checkpoints",
             "auto: from the newest whole checkpoint, if any; never; must; or a checkpoint's folder",
             aliases=("resume_from_checkpoint",),
-            values=_any_case("auto", "never", "must", auto=("latest",)),
+            values=any_case("auto", "never", "must", auto=("latest",)),
         ),
     ] = "auto"
     allow_pickle: Annotated[
@@ -332,7 +262,7 @@ class RunSpec(BaseModel):
     # --- validation ----------------------------------------------------------------------------------
     validation_prompts: Annotated[
         tuple[str, ...],
-        BeforeValidator(_text_list),
+        BeforeValidator(text_list),
         Setting(
             "validation",
             "prompts drawn before, during and after training",
@@ -368,13 +298,3 @@ class RunSpec(BaseModel):
     @property
     def lora_scale_alpha(self) -> float:
         return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank)
-
-
-def setting_of(info: FieldInfo) -> Setting:
-    """The `Setting` in a field's annotation."""
-    return next(item for item in info.metadata if isinstance(item, Setting))
-
-
-def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
-    """Field name → Setting, in the order of declaration."""
-    return {name: setting_of(info) for name, info in model.model_fields.items()}

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sdjob.fields import settings_of
 from sdjob.problem import Problem, setting
-from sdjob.spec import RunSpec, settings_of
+from sdjob.spec import RunSpec
 from sdlaunch import emit, names
 from sdlaunch.options import LaunchOptions
 

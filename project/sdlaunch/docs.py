@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sdjob.spec import RunSpec, settings_of
+from sdjob.fields import settings_of
+from sdjob.spec import RunSpec
 from sdlaunch import names
 from sdlaunch.cli import default_of
 from sdlaunch.options import LaunchOptions

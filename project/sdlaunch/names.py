@@ -8,7 +8,8 @@ from functools import cache
 
 from pydantic import BaseModel
 
-from sdjob.spec import Alias, RunSpec, settings_of
+from sdjob.fields import Alias, settings_of
+from sdjob.spec import RunSpec
 from sdlaunch.options import LaunchOptions
 
 # Variables of platforms and libraries, which are nobody's misspelling: beginnings, and whole names.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdjob.spec import Count, Positive, Setting, Text
+from sdjob.fields import Count, Positive, Setting, Text
 
 
 class LaunchOptions(BaseModel):

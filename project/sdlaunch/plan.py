@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from sdjob import compat
+from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
-from sdjob.spec import RunSpec, settings_of
+from sdjob.spec import RunSpec
 from sdlaunch import accelerate, cluster, command, devices, mounts, names, preflight, script, settings
 from sdlaunch.cluster import Cluster
 from sdlaunch.command import Host, LaunchPlan, Program

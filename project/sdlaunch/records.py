@@ -11,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sdjob.fields import settings_of
 from sdjob.output import OutputLayout
-from sdjob.spec import RunSpec, settings_of
+from sdjob.spec import RunSpec
 from sdlaunch.evidence import Verdict
 from sdlaunch.plan import JobPlan
 from sdlaunch.redact import redact, redacted_environment

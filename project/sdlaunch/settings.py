@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sdjob.argv import problems_of
+from sdjob.fields import settings_of
 from sdjob.problem import Problem, setting
-from sdjob.spec import RunSpec, settings_of
+from sdjob.spec import RunSpec
 from sdlaunch import names, sources
 from sdlaunch.names import Target
 from sdlaunch.options import LaunchOptions

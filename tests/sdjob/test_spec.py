@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from sdjob.spec import Alias, RunSpec, Setting, settings_of
+from sdjob.fields import Alias, Setting, settings_of
+from sdjob.spec import RunSpec
 
 PATHS = {"pretrained_model_name_or_path": "/m", "output_dir": "/o"}
 

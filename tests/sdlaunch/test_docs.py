@@ -6,7 +6,8 @@ import pytest
 from dotenv import dotenv_values
 
 from sdjob import compat
-from sdjob.spec import RunSpec, settings_of
+from sdjob.fields import settings_of
+from sdjob.spec import RunSpec
 from sdlaunch import docs, plan, settings
 from sdlaunch.options import LaunchOptions
 from tests.sdlaunch.place import HOME, clean_environment

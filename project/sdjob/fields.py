@@ -1,0 +1,101 @@
+"""What a setting is: its help, unit, range and spellings, carried in the annotation of a model's field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another spelling of a setting; `values` translates what the tutorials write into our values."""
+
+    name: str
+    values: dict[str, str] = field(default_factory=dict)
+
+    def translate(self, value: str) -> str:
+        return self.values.get(value.strip().lower(), value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a person needs to know of one setting, carried in the field's annotation."""
+
+    group: str
+    help: str
+    unit: str = ""
+    name: str = ""  # what users type and the plan shows, where it is not the field's name
+    aliases: tuple[Alias | str, ...] = ()
+    values: dict[str, str] = field(default_factory=dict)  # spellings of values, under each of its names
+    flag_only: bool = False  # a flag of the worker, never read from an environment or a file
+    core: bool = False  # always spelled out on the command line, also at its default
+
+    def spellings(self, field_name: str) -> tuple[Alias, ...]:
+        """Every accepted name, the one shown to users first."""
+        names = dict.fromkeys([self.name or field_name, field_name])
+        aliases = [alias if isinstance(alias, Alias) else Alias(alias) for alias in self.aliases]
+        every = (*(Alias(name) for name in names), *aliases)
+        return tuple(Alias(alias.name, self.values | alias.values) for alias in every)
+
+
+def text_list(value: Any) -> Any:
+    """A JSON list, one plain string, or a sequence of strings."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return json.loads(text) if text.startswith("[") else ([value] if text else [])
+
+
+def comma_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def whole(value: Any) -> Any:
+    """`1e3` is a whole number too; pydantic reads the other spellings."""
+    if not isinstance(value, str) or "e" not in value.lower():
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else value
+
+
+_ON = ("1", "true", "yes", "on")
+_OFF = ("0", "false", "no", "off")
+
+
+def switch(name: str, on: str, off: str) -> Alias:
+    """A yes-or-no spelling of a setting that has more than two values."""
+    return Alias(name, {**dict.fromkeys(_ON, on), **dict.fromkeys(_OFF, off)})
+
+
+def any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:
+    """Values that may be written in any case, and what else people write for some of them."""
+    return dict(zip(choices, choices, strict=True)) | {
+        spelling: meant for meant, spellings in others.items() for spelling in spellings
+    }
+
+
+Text = Annotated[str, Field(min_length=1)]
+Whole = Annotated[int, BeforeValidator(whole)]
+Count = Annotated[Whole, Field(ge=0, le=10**9)]
+Positive = Annotated[Whole, Field(ge=1, le=10**9)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def setting_of(info: FieldInfo) -> Setting:
+    """The `Setting` in a field's annotation."""
+    return next(item for item in info.metadata if isinstance(item, Setting))
+
+
+def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
+    """Field name → Setting, in the order of declaration."""
+    return {name: setting_of(info) for name, info in model.model_fields.items()}
