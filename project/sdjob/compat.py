@@ -62,6 +62,20 @@ def without_effect(spec: RunSpec) -> list[str]:
     return found
 
 
+def model_problems(spec: RunSpec, prediction_type: str) -> list[Problem]:
+    """Every reason why this spec cannot run with a model that predicts that."""
+    if not spec.rescale_betas_zero_snr or prediction_type == "v_prediction":
+        return []
+    return [
+        setting(
+            "rescale_betas_zero_snr",
+            f"on, with a model that predicts {prediction_type}",
+            "Where only noise is left, a model that predicts the noise learns nothing: "
+            "leave it off, or use a model of v-prediction.",
+        )
+    ]
+
+
 def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
     found = []
     if spec.plugin not in AVAILABLE_PLUGINS:

@@ -170,6 +170,38 @@ class RunSpec(BaseModel):
         Amount, Setting("optimiser", "gradients are clipped to this norm; 0: not at all")
     ] = 1.0
 
+    # --- objective -----------------------------------------------------------------------------------
+    snr_gamma: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Setting(
+            "objective",
+            "min-SNR weighting of the timesteps, usually 5; empty: all count alike",
+            aliases=("min_snr_gamma",),
+        ),
+    ] = None
+    noise_offset: Annotated[
+        Amount, Setting("objective", "share of noise that is the same all over a channel, such as 0.05")
+    ] = 0.0
+    input_perturbation: Annotated[
+        Amount, Setting("objective", "noise that is added to the network's input only, such as 0.1")
+    ] = 0.0
+    rescale_betas_zero_snr: Annotated[
+        bool,
+        Setting(
+            "objective",
+            "noise schedule that ends in pure noise (v-prediction only)",
+            aliases=("zero_terminal_snr",),
+        ),
+    ] = False
+    proportion_empty_prompts: Annotated[
+        Annotated[float, Field(ge=0, le=1)],
+        Setting(
+            "objective",
+            "share of the prompts that are left empty, for guidance, such as 0.1",
+            aliases=("caption_dropout", "caption_dropout_rate"),
+        ),
+    ] = 0.0
+
     # --- strategy ------------------------------------------------------------------------------------
     plugin: Annotated[Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
     placement: Annotated[

@@ -77,7 +77,9 @@ def _outcome(
 
 
 def _combination(job: Job) -> list[Problem]:
-    return compat.problems(job.spec, job.topology)
+    model = job.contents.model
+    of_model = compat.model_problems(job.spec, model.prediction_type) if model else []
+    return [*compat.problems(job.spec, job.topology), *of_model]
 
 
 def _devices(job: Job) -> list[Problem]:

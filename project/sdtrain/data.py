@@ -12,7 +12,7 @@ from PIL.Image import Image, Resampling, Transpose
 from sdjob.dataset import spread
 from sdjob.images import ImageError, image_problem, undecodable
 from sdjob.problem import JobError, Problem, bad_input
-from sdtrain.order import Sample, generator
+from sdtrain.order import Sample, draws
 from sdtrain.sources import ImageSource
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
@@ -68,12 +68,10 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
     def _transformed(self, image: Image, sample: Sample) -> Image:
-        crop = None if self.center_crop else generator(self.seed, sample.epoch, sample.position, "crop")
+        crop = None if self.center_crop else draws(self.seed, sample, "crop")
         image = square(image, self.resolution, crop, self.interpolation)
-        if self.random_flip:
-            flip = generator(self.seed, sample.epoch, sample.position, "flip")
-            if torch.rand((), generator=flip) < 0.5:
-                image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+        if self.random_flip and torch.rand((), generator=draws(self.seed, sample, "flip")) < 0.5:
+            image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
         return image
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from sdjob.spec import RunSpec
 from sdtrain import objective
 from sdtrain.models import Parts, tokenize
-from sdtrain.order import Sample, generator
+from sdtrain.order import Sample, draws
 from sdtrain.streams import Stream, StreamBatch
 
 
@@ -19,44 +21,60 @@ class Noised:
 
     noisy_latents: torch.Tensor  # [B, C, h, w], fp32
     timesteps: torch.Tensor  # [B]
-    conditioning: (
-        torch.Tensor
-    )  # what `Denoiser` takes: encoder_hidden_states [B, tokens, width], or token ids
+    conditioning: torch.Tensor  # what `Denoiser` takes: encoder_hidden_states, or token ids
     wanted: torch.Tensor  # what the network has to predict, [B, C, h, w]
+    weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
     sizes: tuple[int, ...]  # samples of each stream
-    weights: tuple[float, ...]  # of each stream in the loss
+    stream_weights: tuple[float, ...]  # of each stream in the loss
 
 
 @torch.no_grad()
-def noised(parts: Parts, streams: tuple[Stream, ...], batches: tuple[StreamBatch, ...], seed: int) -> Noised:
+def noised(
+    parts: Parts, streams: tuple[Stream, ...], batches: tuple[StreamBatch, ...], spec: RunSpec
+) -> Noised:
     """Encodes pictures and prompts, and adds noise: everything before the network that is trained."""
-    device = parts.device
-    keys = [
-        (stream, sample) for stream, batch in zip(streams, batches, strict=True) for sample in batch.samples
-    ]
-    pixel_values = torch.cat([batch.pixel_values for batch in batches]).to(
-        device, parts.dtype, non_blocking=True
-    )
+    device, schedule, kind = parts.device, parts.noise_schedule, parts.noise_schedule.config.prediction_type
+    samples = [sample for batch in batches for sample in batch.samples]
+    pixel_values = torch.cat([batch.pixel_values for batch in batches])
     prompts = [prompt for batch in batches for prompt in batch.prompts]
-    latents = encode_images(parts, pixel_values, _normal(keys, seed, "latent", pixel_values, parts))
-    noise = _normal(keys, seed, "noise", pixel_values, parts)
-    schedule = parts.noise_schedule
-    timesteps = draw_timesteps(keys, seed, schedule.config.num_train_timesteps).to(device)
+    shape = latent_shape(parts, pixel_values)
+
+    def normal(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return _normal(samples, spec.seed, purpose, shape).to(device, non_blocking=True)
+
+    latents = encode_images(
+        parts, pixel_values.to(device, parts.dtype, non_blocking=True), normal("latent", shape)
+    )
+    noise = normal("noise", shape)
+    if spec.noise_offset:  # Guttenberg 2023, "Diffusion with Offset Noise"
+        noise = noise + spec.noise_offset * normal("noise_offset", (shape[0], 1, 1))
+    added = noise
+    if spec.input_perturbation:  # Ning et al. 2023, arXiv:2301.11706, algorithm 1
+        added = noise + spec.input_perturbation * normal("input_perturbation", shape)
+    timesteps = draw_timesteps(samples, spec.seed, schedule.config.num_train_timesteps).to(device)
+    weights = None
+    if spec.snr_gamma is not None:
+        snr = objective.signal_to_noise(schedule, timesteps)
+        weights = objective.min_snr_weights(kind, snr, spec.snr_gamma)
     return Noised(
-        noisy_latents=schedule.add_noise(latents, noise, timesteps),
+        noisy_latents=schedule.add_noise(latents, added, timesteps),
         timesteps=timesteps,
         conditioning=parts.text_encoder(tokenize(parts.tokenizer, prompts).to(device))[0],
-        wanted=objective.target(schedule.config.prediction_type, schedule, latents, noise, timesteps),
+        wanted=objective.target(kind, schedule, latents, noise, timesteps),
+        weights=weights,
         sizes=tuple(len(batch.samples) for batch in batches),
-        weights=tuple(stream.weight for stream in streams),
+        stream_weights=tuple(stream.weight for stream in streams),
     )
 
 
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
     noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
-    errors = torch.split(objective.squared_error(noise_pred, batch.wanted), list(batch.sizes))
-    return objective.weighted_loss(list(errors), list(batch.weights))
+    errors = objective.squared_error(noise_pred, batch.wanted)
+    if batch.weights is not None:
+        errors = errors * batch.weights
+    by_stream = torch.split(errors, list(batch.sizes))
+    return objective.weighted_loss(list(by_stream), list(batch.stream_weights))
 
 
 @torch.no_grad()
@@ -67,22 +85,20 @@ def encode_images(parts: Parts, pixel_values: torch.Tensor, noise: torch.Tensor)
     return latents * float(parts.vae.config.scaling_factor)
 
 
-def draw_timesteps(keys: list[tuple[Stream, Sample]], seed: int, count: int) -> torch.Tensor:
-    """A uniform timestep in [0, count) for each sample, [B]."""
-    return torch.cat([torch.randint(count, (1,), generator=_of(key, seed, "timestep")) for key in keys])
-
-
-def _normal(
-    keys: list[tuple[Stream, Sample]], seed: int, purpose: str, pixel_values: torch.Tensor, parts: Parts
-) -> torch.Tensor:
-    """Standard normal noise of latent shape for each sample, fp32, [B, C, h, w]."""
+def latent_shape(parts: Parts, pixel_values: torch.Tensor) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of pictures [B, 3, H, W]."""
     factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
     height, width = (side // factor for side in pixel_values.shape[-2:])
-    shape = (parts.vae.config.latent_channels, height, width)
-    noise = torch.stack([torch.randn(shape, generator=_of(key, seed, purpose)) for key in keys])
-    return noise.to(parts.device, non_blocking=True)
+    return parts.vae.config.latent_channels, height, width
 
 
-def _of(key: tuple[Stream, Sample], seed: int, purpose: str) -> torch.Generator:
-    stream, sample = key
-    return generator(seed, sample.epoch, sample.position, f"{purpose}/{stream.name}")
+def draw_timesteps(samples: Sequence[Sample], seed: int, count: int) -> torch.Tensor:
+    """A uniform timestep in [0, count) for each sample, [B]."""
+    return torch.cat(
+        [torch.randint(count, (1,), generator=draws(seed, sample, "timestep")) for sample in samples]
+    )
+
+
+def _normal(samples: Sequence[Sample], seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise for each sample, fp32, [B, *shape]."""
+    return torch.stack([torch.randn(shape, generator=draws(seed, sample, purpose)) for sample in samples])

@@ -20,6 +20,8 @@ from sdtrain.models import Parts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
+_SCHEDULER_FILE = "scheduler_config.json"
+_ZERO_SNR = "rescale_betas_zero_snr"  # the noise schedule that was trained with is drawn with
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".pb")
 # Of model.fp16.safetensors and of an index of shards; the shards themselves keep the names that it gives.
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema)(?=\.(?:safetensors|bin|json)$)")
@@ -43,7 +45,7 @@ def export(
     if lora:
         _write_lora(temporary, parts, state)
     else:
-        _write_pipeline(temporary, source, state)
+        _write_pipeline(temporary, source, parts, state)
     sync_tree(temporary)
     _put_in_place(temporary, folder)
 
@@ -58,13 +60,20 @@ def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> N
     )
 
 
-def _write_pipeline(folder: Path, source: PipelineFolder, state: dict[str, torch.Tensor]) -> None:
+def _write_pipeline(
+    folder: Path, source: PipelineFolder, parts: Parts, state: dict[str, torch.Tensor]
+) -> None:
     """Only the parts that the index names: other folders beside them may be anything, and large."""
     index = json.loads((source.path / INDEX_FILE).read_text())
     for name in sorted(name for name, entry in index.items() if isinstance(entry, list)):
         if (source.path / name).is_dir():
             _copy_part(source.path / name, folder / name, weights=name != "unet")
     shutil.copyfile(source.path / INDEX_FILE, folder / INDEX_FILE)
+    before = json.loads((source.path / "scheduler" / _SCHEDULER_FILE).read_text())
+    if parts.sampler.config.get(_ZERO_SNR) and not before.get(_ZERO_SNR):
+        parts.sampler.save_pretrained(folder / "scheduler")
+        index["scheduler"] = ["diffusers", type(parts.sampler).__name__]
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     save_file(
         part_of(state, UNET),
         folder / "unet" / "diffusion_pytorch_model.safetensors",

@@ -38,8 +38,11 @@ def data_identity(info: DatasetInfo) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(spec: RunSpec, model: str, data: str) -> dict[str, str]:
-    """The facts that a checkpoint records, by the name that a person would change."""
+def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> dict[str, str]:
+    """The facts that a checkpoint records, by the name that a person would change.
+
+    The identities of model, data and given class pictures ("": generated ones) come from the functions above.
+    """
     trained = (
         f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {', '.join(spec.lora_target_modules)}"
         if spec.lora_rank
@@ -52,6 +55,7 @@ def fingerprint(spec: RunSpec, model: str, data: str) -> dict[str, str]:
         "lora_rank": trained,
         "use_ema": str(spec.use_ema),
         "seed": str(spec.seed),
+        "rescale_betas_zero_snr": str(spec.rescale_betas_zero_snr),
     }
     if spec.recipe == "dreambooth":
         facts["instance_prompt"] = repr(spec.instance_prompt)
@@ -59,6 +63,9 @@ def fingerprint(spec: RunSpec, model: str, data: str) -> dict[str, str]:
             f"with prior preservation of {spec.class_prompt!r}" if spec.with_prior_preservation else "without"
         )
         facts["with_prior_preservation"] = prior
+        if spec.with_prior_preservation:
+            facts["class_data_dir"] = f"pictures {class_data}" if class_data else "generated pictures"
+            facts["num_class_images"] = str(spec.num_class_images)
     return facts
 
 

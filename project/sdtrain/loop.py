@@ -39,7 +39,7 @@ def optimiser_step(
     micro_batches = training.shape.accumulation
     total = torch.zeros((), device=training.world.device)
     for micro in range(micro_batches):
-        batch = noised(training.parts, training.streams, next(batches), training.spec.seed)
+        batch = noised(training.parts, training.streams, next(batches), training.spec)
         last = micro == micro_batches - 1
         # Around the backward pass too, where checkpointed activations are computed again.
         with training.strategy.accumulate(last), attention.chosen(training.spec.attention):
@@ -72,6 +72,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
             last - first,
             workers=spec.dataloader_num_workers,
             pin_memory=world.device.type == "cuda",
+            proportion_empty_prompts=spec.proportion_empty_prompts,
         )
     )
     loss_sum = torch.zeros((), device=world.device)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -37,11 +39,18 @@ class Parts:
 
 
 def load(
-    folder: PipelineFolder, precision: str, device: torch.device, *, allow_pickle: bool, lora: bool = False
+    folder: PipelineFolder,
+    precision: str,
+    device: torch.device,
+    *,
+    allow_pickle: bool,
+    lora: bool = False,
+    zero_snr: bool = False,
 ) -> Parts:
     """Reads the pipeline from disk; only safetensors, unless pickles are allowed.
 
-    The U-Net is fp32, or where only a LoRA of it is trained, of the type of the computation.
+    The U-Net is fp32, or where only a LoRA of it is trained, of the type of the computation. `zero_snr`: the
+    noise schedules are rescaled to end in pure noise.
     """
     dtype = DTYPES[precision]
     transformers.utils.logging.disable_progress_bar()
@@ -62,17 +71,29 @@ def load(
     # Without a configuration of its own, a tokenizer takes any length; the encoder does not.
     length = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
-    sampler = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    rescaled = {"rescale_betas_zero_snr": True} if zero_snr else {}
     return Parts(
         unet=part(UNet2DConditionModel, "unet", dtype if lora else torch.float32),
         vae=part(AutoencoderKL, "vae", dtype),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        noise_schedule=DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler"),
-        sampler=getattr(diffusers, sampler).from_pretrained(folder.path, subfolder="scheduler"),
+        noise_schedule=DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler", **rescaled),
+        sampler=_sampler(folder.path / "scheduler", zero_snr=zero_snr),
         dtype=dtype,
         device=device,
     )
+
+
+def _sampler(folder: Path, *, zero_snr: bool) -> Any:
+    """The pipeline's own scheduler. With zero terminal SNR it begins where only noise is, as it must
+    (Lin et al. 2023, arXiv:2305.08891, section 3.3); one that cannot is replaced by DDIM.
+    """
+    kind = getattr(diffusers, json.loads((folder / "scheduler_config.json").read_text())["_class_name"])
+    if not zero_snr:
+        return kind.from_pretrained(folder)
+    if "rescale_betas_zero_snr" not in inspect.signature(kind.__init__).parameters:
+        kind = DDIMScheduler
+    return kind.from_pretrained(folder, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
 def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:

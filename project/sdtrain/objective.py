@@ -15,6 +15,8 @@ from torch.nn import functional as F
 class NoiseSchedule(Protocol):
     """What is needed of a diffusers scheduler."""
 
+    alphas_cumprod: torch.Tensor  # alpha_t^2, [T]
+
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor: ...
@@ -39,6 +41,25 @@ def target(
         return noise
     if prediction_type == "v_prediction":
         return schedule.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"unknown prediction type {prediction_type!r}")
+
+
+def signal_to_noise(schedule: NoiseSchedule, timesteps: torch.Tensor) -> torch.Tensor:
+    """SNR(t) = alpha_t^2 / sigma_t^2, [B]; 0 at the end of a schedule of zero terminal SNR."""
+    alpha_squared = schedule.alphas_cumprod.to(timesteps.device)[timesteps].float()
+    return alpha_squared / (1 - alpha_squared)
+
+
+def min_snr_weights(prediction_type: str, snr: torch.Tensor, gamma: float) -> torch.Tensor:
+    """The weight of each sample's error, [B]: min(SNR, gamma) / SNR for eps, min(SNR, gamma) / (SNR + 1) for v.
+
+    Hang et al. 2023, arXiv:2303.09556, section 3.4 and appendix. Written so that an SNR of zero gives a number:
+    1 for eps, the limit, and 0 for v.
+    """
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1)
+    if prediction_type == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
     raise ValueError(f"unknown prediction type {prediction_type!r}")
 
 

@@ -18,11 +18,12 @@ import torch
 
 @dataclass(frozen=True)
 class Sample:
-    """A place in the stream: which example, and the (epoch, position) that its random numbers come from."""
+    """A place in a stream: which example, and the (stream, epoch, position) that its random numbers come from."""
 
     epoch: int
     position: int
     index: int
+    stream: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ def generator(seed: int, epoch: int, position: int, purpose: str) -> torch.Gener
     return torch.Generator().manual_seed(number & (2**63 - 1))
 
 
+def draws(seed: int, sample: Sample, purpose: str) -> torch.Generator:
+    """The generator for one purpose of a sample: no two streams, and no two purposes, share their draws."""
+    return generator(seed, sample.epoch, sample.position, f"{purpose}/{sample.stream}")
+
+
 @lru_cache(maxsize=8)
 def permutation(seed: int, epoch: int, length: int, stream: str) -> torch.Tensor:
     """The order of an epoch, [length]."""
@@ -55,7 +61,7 @@ def permutation(seed: int, epoch: int, length: int, stream: str) -> torch.Tensor
 def sample_at(seed: int, length: int, place: int, stream: str) -> Sample:
     """The sample at a place of the named stream over a data set of `length` examples."""
     epoch, position = divmod(place, length)
-    return Sample(epoch, position, int(permutation(seed, epoch, length, stream)[position]))
+    return Sample(epoch, position, int(permutation(seed, epoch, length, stream)[position]), stream)
 
 
 def micro_batches(shape: BatchShape, rank: int, first_place: int, steps: int) -> Iterator[list[int]]:

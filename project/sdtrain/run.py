@@ -41,9 +41,9 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     if spec.resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, info = _inputs(spec)
-    spec = _resolved(spec, world, info)
+    spec = _resolved(spec, world, folder, info)
     identity = model_identity(folder)
-    facts = fingerprint(spec, identity, data_identity(info))
+    facts = fingerprint(spec, identity, data_identity(info), _class_identity(spec))
     start = _resume_point(spec, world, layout, facts)
     if start and _is_finished(spec, world, layout, start):
         if world.is_main:
@@ -58,6 +58,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         world.device,
         allow_pickle=spec.allow_pickle,
         lora=spec.lora_rank > 0,
+        zero_snr=spec.rescale_betas_zero_snr,
     )
     attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
@@ -135,7 +136,14 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, DatasetInfo]:
     return folder, info
 
 
-def _resolved(spec: RunSpec, world: World, info: DatasetInfo) -> RunSpec:
+def _class_identity(spec: RunSpec) -> str:
+    """Which pictures of the class are given; "": they are generated, or there are none. Raises JobError (66)."""
+    if not spec.with_prior_preservation or not spec.class_data_dir:
+        return ""
+    return data_identity(find(spec, spec.class_data_dir, captions=False))
+
+
+def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, info: DatasetInfo) -> RunSpec:
     """The spec with `auto` and epochs turned into values; raises JobError if it cannot run here."""
     bf16 = None if world.kind.name == "cpu" else devices.has_bf16(world.kind)
     topology = compat.Topology(world.kind.name, world.size, bf16)
@@ -145,7 +153,7 @@ def _resolved(spec: RunSpec, world: World, info: DatasetInfo) -> RunSpec:
         steps = math.ceil(spec.num_train_epochs * info.num_examples / batch)
     changes = {"device": world.kind.name, "max_train_steps": steps}
     spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})
-    if problems := compat.problems(spec, topology):
+    if problems := [*compat.problems(spec, topology), *compat.model_problems(spec, folder.prediction_type)]:
         raise JobError(problems)
     return spec
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sdtrain.data import TrainingImages, collate
-from sdtrain.order import BatchShape, Sample, micro_batches, sample_at
+from sdtrain.order import BatchShape, Sample, draws, micro_batches, sample_at
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
 
     streams: tuple[Stream, ...]
     seed: int
+    proportion_empty_prompts: float = 0.0
 
     def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
         return tuple(
@@ -57,9 +58,18 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         batches = []
         for stream, examples in zip(self.streams, zip(*items, strict=True), strict=True):
             batch = collate(list(examples))
-            prompts = batch["caption"] if stream.prompt is None else [stream.prompt] * len(examples)
+            captions = batch["caption"] if stream.prompt is None else [stream.prompt] * len(examples)
+            pairs = zip(captions, batch["sample"], strict=True)
+            prompts = ["" if self._is_emptied(sample) else caption for caption, sample in pairs]
             batches.append(StreamBatch(batch["pixel_values"], prompts, batch["sample"]))
         return tuple(batches)
+
+    def _is_emptied(self, sample: Sample) -> bool:
+        """Whether the network sees the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""
+        if not self.proportion_empty_prompts:
+            return False
+        chance = torch.rand((), generator=draws(self.seed, sample, "empty_prompt"))
+        return bool(chance < self.proportion_empty_prompts)
 
 
 def _own_group(_worker: int) -> None:
@@ -78,9 +88,10 @@ def loader(
     steps: int,
     workers: int,
     pin_memory: bool,
+    proportion_empty_prompts: float = 0.0,
 ) -> DataLoader[tuple[StreamBatch, ...]]:
     """This rank's micro-batches from `first_place` on, `accumulation` of them per optimiser step."""
-    examples = StreamSet(streams, seed)
+    examples = StreamSet(streams, seed, proportion_empty_prompts)
     batches: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=micro_batches(shape, rank, first_place, steps),

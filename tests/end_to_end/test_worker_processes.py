@@ -20,6 +20,12 @@ CASES = {
         "num_class_images": 3,
     },
     "ema_and_flips": {"use_ema": True, "ema_decay": 0.5, "random_flip": True},
+    "objective": {
+        "snr_gamma": 5.0,
+        "noise_offset": 0.1,
+        "input_perturbation": 0.1,
+        "proportion_empty_prompts": 0.5,
+    },
     "checkpointing": {"gradient_checkpointing": True, "gradient_accumulation_steps": 2},
 }
 # processes × accumulation × batch = 4

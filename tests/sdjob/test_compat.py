@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjob.compat import Topology, problems, resolve_precision, without_effect
+from sdjob.compat import Topology, model_problems, problems, resolve_precision, without_effect
 from sdjob.spec import RunSpec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
@@ -103,3 +103,10 @@ def test_fast_attention_needs_half_precision_on_a_gpu(attention):
     (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
     assert (problem.code, problem.subject) == (64, "attention")
     assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []
+
+
+def test_zero_terminal_snr_needs_v_prediction():
+    (problem,) = model_problems(spec(rescale_betas_zero_snr=True), "epsilon")
+    assert (problem.code, problem.subject) == (64, "rescale_betas_zero_snr")
+    assert model_problems(spec(rescale_betas_zero_snr=True), "v_prediction") == []
+    assert model_problems(spec(snr_gamma=5.0), "epsilon") == []

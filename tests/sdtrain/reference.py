@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from peft import LoraConfig
 from PIL import Image
 from torch.nn.functional import mse_loss
@@ -66,12 +66,20 @@ def train(
     ema_decay: float | None = None,
     lora_rank: int = 0,
     lora_alpha: float = 0.0,
+    snr_gamma: float | None = None,
+    noise_offset: float = 0.0,
+    input_perturbation: float = 0.0,
+    zero_snr: bool = False,
+    empty_prompts: float = 0.0,
 ) -> Result:
     """Losses, norms and final weights of a run."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
     text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+    if zero_snr:
+        noise_scheduler = DDPMScheduler.from_config(noise_scheduler.config, rescale_betas_zero_snr=True)
+    prediction_type = noise_scheduler.config.prediction_type
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
     if lora_rank:
         unet.requires_grad_(False)
@@ -95,7 +103,7 @@ def train(
         for _ in range(accumulation):
             loss = torch.zeros(())
             for stream in streams:
-                inputs, wanted = [], []
+                inputs, wanted, weights = [], [], []
                 for at in range(place, place + batch):
                     epoch, position = divmod(at, len(stream.pixels))
 
@@ -109,19 +117,28 @@ def train(
                         latents = posterior.mean + posterior.std * torch.randn(shape, generator=of("latent"))
                         latents = latents * vae.config.scaling_factor
                         noise = torch.randn(shape, generator=of("noise"))[None]
+                        noise += noise_offset * torch.randn(shape[0], 1, 1, generator=of("noise_offset"))
+                        extra = torch.randn(shape, generator=of("input_perturbation"))
+                        added = noise + input_perturbation * extra
                         timestep = torch.randint(0, 1000, (1,), generator=of("timestep"))
+                        emptied = torch.rand((), generator=of("empty_prompt")) < empty_prompts
                         ids = tokenizer(
-                            stream.captions[index], padding="max_length", max_length=77, return_tensors="pt"
+                            "" if emptied else stream.captions[index],
+                            padding="max_length",
+                            max_length=77,
+                            return_tensors="pt",
                         ).input_ids
                         hidden = text_encoder(ids)[0]
-                        inputs.append((noise_scheduler.add_noise(latents, noise, timestep), timestep, hidden))
-                        if noise_scheduler.config.prediction_type == "epsilon":
+                        inputs.append((noise_scheduler.add_noise(latents, added, timestep), timestep, hidden))
+                        if prediction_type == "epsilon":
                             wanted.append(noise)
                         else:
                             wanted.append(noise_scheduler.get_velocity(latents, noise, timestep))
+                        weights.append(min_snr(noise_scheduler, timestep, snr_gamma))
                 noisy, timesteps, hidden = (torch.cat(parts) for parts in zip(*inputs, strict=True))
                 prediction = unet(noisy, timesteps, hidden).sample
-                loss = loss + stream.weight * mse_loss(prediction, torch.cat(wanted))
+                errors = mse_loss(prediction, torch.cat(wanted), reduction="none").mean(dim=[1, 2, 3])
+                loss = loss + stream.weight * (torch.cat(weights) * errors).mean()
             place += batch
             (loss / accumulation).backward()
             total += loss.item() / accumulation
@@ -136,3 +153,12 @@ def train(
         ema.copy_to(list(trained.values()))
     result.weights = {name: p.detach() for name, p in trained.items()}
     return result
+
+
+def min_snr(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, gamma: float | None) -> torch.Tensor:
+    """As the scripts of diffusers have it."""
+    if gamma is None:
+        return torch.ones(1)
+    snr = compute_snr(noise_scheduler, timestep)
+    least = torch.stack([snr, torch.full_like(snr, gamma)]).min(dim=0).values
+    return least / (snr if noise_scheduler.config.prediction_type == "epsilon" else snr + 1)

@@ -20,7 +20,7 @@ from sdjob.dataset import find_dataset
 from sdjob.problem import JobError, bad_input
 from sdtrain import sources
 from sdtrain.data import PictureError, TrainingImages, collate, square, to_tensor, verify
-from sdtrain.order import Sample, generator
+from sdtrain.order import Sample, draws
 from sdtrain.sources import open_source
 
 
@@ -229,9 +229,9 @@ def test_square_is_resize_then_crop(size, interpolation, random):
     short, long = min(size), max(size)
     new = tuple(64 if length == short else int(64 * long / short) for length in size)
     resized = image.resize(new, Resampling[interpolation.upper()])
-    place = generator(0, 1, 2, "crop") if random else None
+    place = draws(0, at(1, 2, 0), "crop") if random else None
     result = square(image, 64, place, interpolation)
-    place = generator(0, 1, 2, "crop")
+    place = draws(0, at(1, 2, 0), "crop")
     left, top = (
         int(torch.randint(length - 63, (), generator=place)) if random else round((length - 64) / 2.0)
         for length in new
@@ -272,29 +272,39 @@ class Pictures:
         return f"picture {index}"
 
 
+def at(epoch: int, position: int, index: int, stream: str = "instance") -> Sample:
+    return Sample(epoch, position, index, stream)
+
+
 def training(source, **options):
     defaults = {"resolution": 32, "center_crop": False, "random_flip": True, "interpolation": "lanczos"}
     return TrainingImages(source, **{**defaults, "seed": 5, **options})
 
 
 def test_an_example_has_all_that_is_promised():
-    item = training(Pictures(photo((90, 50))))[Sample(0, 3, 0)]
+    item = training(Pictures(photo((90, 50))))[at(0, 3, 0)]
     assert item["pixel_values"].shape == (3, 32, 32)
     assert -1 <= item["pixel_values"].min() < item["pixel_values"].max() <= 1
-    assert (item["caption"], item["name"], item["sample"]) == ("", "picture 0", Sample(0, 3, 0))
+    assert (item["caption"], item["name"], item["sample"]) == ("", "picture 0", at(0, 3, 0))
 
 
 def test_crop_and_flip_depend_on_the_place_in_the_stream_only():
     images = training(Pictures(photo((90, 50)), photo((90, 50))))
     torch.manual_seed(1)
-    first = [images[Sample(0, position, 0)]["pixel_values"] for position in range(16)]
+    first = [images[at(0, position, 0)]["pixel_values"] for position in range(16)]
     torch.manual_seed(2)
-    again = [images[Sample(0, position, 0)]["pixel_values"] for position in reversed(range(16))]
+    again = [images[at(0, position, 0)]["pixel_values"] for position in reversed(range(16))]
     assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
     assert sum(torch.equal(first[0], other) for other in first[1:]) < 3
-    assert not torch.equal(first[0], images[Sample(1, 0, 0)]["pixel_values"])
+    assert not torch.equal(first[0], images[at(1, 0, 0)]["pixel_values"])
     other_seed = training(Pictures(photo((90, 50))), seed=6)
-    assert not all(torch.equal(first[n], other_seed[Sample(0, n, 0)]["pixel_values"]) for n in range(4))
+    assert not all(torch.equal(first[n], other_seed[at(0, n, 0)]["pixel_values"]) for n in range(4))
+
+
+def test_streams_share_neither_crops_nor_flips():
+    images = training(Pictures(photo((90, 50))))
+    pairs = [[images[at(0, n, 0, name)]["pixel_values"] for name in ("instance", "class")] for n in range(8)]
+    assert not any(torch.equal(one, other) for one, other in pairs)
 
 
 def test_crops_reach_every_place_and_flips_are_fair():
@@ -302,7 +312,7 @@ def test_crops_reach_every_place_and_flips_are_fair():
     for x in range(64):
         stripes.paste((x * 4, 0, 0), (x, 0, x + 1, 32))
     images = training(Pictures(stripes), interpolation="nearest")
-    rows = [images[Sample(0, position, 0)]["pixel_values"][0, 0] for position in range(400)]
+    rows = [images[at(0, position, 0)]["pixel_values"][0, 0] for position in range(400)]
     flipped = [bool(row[0] > row[-1]) for row in rows]
     lefts = {round(float((row.min() + 1) * 127.5)) // 4 for row in rows}
     assert lefts == set(range(33))
@@ -312,17 +322,17 @@ def test_crops_reach_every_place_and_flips_are_fair():
 def test_without_random_parts_every_epoch_is_the_same():
     source = Pictures(photo((100, 50)))
     images = training(source, center_crop=True, random_flip=False)
-    first, second = (images[Sample(epoch, 7 * epoch, 0)]["pixel_values"] for epoch in (0, 1))
+    first, second = (images[at(epoch, 7 * epoch, 0)]["pixel_values"] for epoch in (0, 1))
     assert torch.equal(first, second)
     mirrored = training(Pictures(ImageOps.mirror(source.image(0))), center_crop=True, random_flip=False)
-    assert torch.allclose(mirrored[Sample(0, 0, 0)]["pixel_values"].flip(-1), first, atol=0.02)
+    assert torch.allclose(mirrored[at(0, 0, 0)]["pixel_values"].flip(-1), first, atol=0.02)
 
 
 # --- loader processes --------------------------------------------------------------------------------
 
 
 def batches(images, workers, count=4):
-    order = [[Sample(0, 2 * number, 0), Sample(0, 2 * number + 1, 1)] for number in range(count)]
+    order = [[at(0, 2 * number, 0), at(0, 2 * number + 1, 1)] for number in range(count)]
     return DataLoader(images, batch_sampler=order, collate_fn=collate, num_workers=workers)
 
 
@@ -331,7 +341,7 @@ def test_loader_processes_change_nothing(tmp_path):
     alone, helped = (list(batches(images, workers)) for workers in (0, 2))
     assert len(alone) == 4 and alone[0]["pixel_values"].shape == (2, 3, 32, 32)
     assert helped[1]["caption"] == ["caption 0", "caption 1"]
-    assert helped[1]["sample"] == [Sample(0, 2, 0), Sample(0, 3, 1)]
+    assert helped[1]["sample"] == [at(0, 2, 0), at(0, 3, 1)]
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"])
 

@@ -21,11 +21,15 @@ def model(eps_model, tmp_path):
     return shutil.copytree(eps_model, tmp_path / "model")
 
 
+def spec_of(model, **settings) -> RunSpec:
+    return RunSpec(pretrained_model_name_or_path=str(model), output_dir="o", **settings)
+
+
 def exported(model, folder, *, shift=0.0, **settings) -> Path:
     """Exports the model with every trained weight moved by `shift`; returns the folder."""
     source = find_pipeline(model, None, allow_pickle=False)
     parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False)
-    spec = RunSpec(pretrained_model_name_or_path=str(model), output_dir=str(folder), **settings)
+    spec = spec_of(model, **settings)
     denoiser = models.make_trainable(parts, spec)
     state = {name: p.detach() + shift for name, p in models.trainable(denoiser).items()}
     export.export(folder, source, parts, state, lora=spec.lora_rank > 0)
@@ -46,6 +50,22 @@ def test_pickles_with_a_safetensors_twin_and_hidden_files_stay_behind(model, tmp
     found = snapshot(exported(model, tmp_path / "out"))
     assert "vae/diffusion_pytorch_model.bin" not in found
     assert "text_encoder/.cache" not in found
+
+
+@pytest.mark.parametrize("sampler", ["PNDMScheduler", "DPMSolverMultistepScheduler"])
+def test_zero_terminal_snr_is_drawn_with_as_it_was_trained(v_model, tmp_path, sampler):
+    model = shutil.copytree(v_model, tmp_path / "model")
+    for file in (model / "scheduler/scheduler_config.json", model / "model_index.json"):
+        file.write_text(file.read_text().replace("DDIMScheduler", sampler))
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, zero_snr=True)
+    weights = models.trainable(models.make_trainable(parts, spec_of(model)))
+    export.export(tmp_path / "out", source, parts, weights, lora=False)
+    scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
+    assert type(scheduler).__name__ == {"PNDMScheduler": "DDIMScheduler"}.get(sampler, sampler)
+    assert scheduler.config.rescale_betas_zero_snr and scheduler.config.timestep_spacing == "trailing"
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps[0] == 999 and parts.noise_schedule.alphas_cumprod[-1] == 0
 
 
 def test_only_parts_of_the_pipeline_are_copied(model, tmp_path):

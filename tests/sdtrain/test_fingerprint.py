@@ -26,6 +26,7 @@ def facts(**settings) -> dict[str, str]:
         ({"lora_rank": 4}, "lora_rank"),
         ({"instance_prompt": "a photo of zzz"}, "instance_prompt"),
         ({"with_prior_preservation": True, "class_prompt": "x"}, "with_prior_preservation"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -54,11 +55,23 @@ def test_lora_shape_must_not_change():
         {"checkpointing_steps": 1},
         {"device": "cpu"},
         {"dataloader_num_workers": 0},
+        {"snr_gamma": 5.0},
+        {"noise_offset": 0.1},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_may_change(change):
     assert facts(**change) == facts()
+
+
+def test_other_pictures_of_the_class_are_other_data():
+    prior = RunSpec(
+        pretrained_model_name_or_path="m", output_dir="o", with_prior_preservation=True, class_prompt="x"
+    )
+    runs = [fingerprint(prior, "model", "data", identity) for identity in ("", "one", "other")]
+    assert len({facts["class_data_dir"] for facts in runs}) == 3
+    more = prior.model_copy(update={"num_class_images": 7})
+    assert fingerprint(more, "model", "data")["num_class_images"] != runs[0]["num_class_images"]
 
 
 def identity(folder, captions=True) -> str:

@@ -29,6 +29,17 @@ CASES = {
     "lora_clipped": {"lora_rank": 3, "max_grad_norm": 0.01},
     "lora_ema": {"lora_rank": 2, "use_ema": True, "ema_decay": 0.5},
     "lora_prior": {"recipe": "dreambooth", "prior_loss_weight": 0.3, "lora_rank": 2},
+    "min_snr": {"snr_gamma": 5.0},
+    "min_snr_v": {"snr_gamma": 0.5, "v": True},
+    "min_snr_prior": {
+        "recipe": "dreambooth",
+        "prior_loss_weight": 0.3,
+        "train_batch_size": 2,
+        "snr_gamma": 0.7,
+    },
+    "zero_snr": {"v": True, "rescale_betas_zero_snr": True, "snr_gamma": 5.0},
+    "noise": {"noise_offset": 0.1, "input_perturbation": 0.2},
+    "empty_prompts": {"proportion_empty_prompts": 0.5, "train_batch_size": 2},
     "everything": {
         "recipe": "dreambooth",
         "v": True,
@@ -38,6 +49,11 @@ CASES = {
         "max_grad_norm": 0.1,
         "use_ema": True,
         "ema_decay": 0.7,
+        "snr_gamma": 5.0,
+        "noise_offset": 0.05,
+        "input_perturbation": 0.1,
+        "rescale_betas_zero_snr": True,
+        "proportion_empty_prompts": 0.3,
     },
 }
 
@@ -70,6 +86,11 @@ def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_clas
         ema_decay=case.get("ema_decay"),
         lora_rank=rank,
         lora_alpha=case.get("lora_alpha", rank),
+        snr_gamma=case.get("snr_gamma"),
+        noise_offset=case.get("noise_offset", 0.0),
+        input_perturbation=case.get("input_perturbation", 0.0),
+        zero_snr=case.get("rescale_betas_zero_snr", False),
+        empty_prompts=case.get("proportion_empty_prompts", 0.0),
     )
     output = train(
         pretrained_model_name_or_path=model,
