@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from sdjob.folders import (
     unreadable,
 )
 from sdjob.problem import JobError, Problem, bad_input
-from sdjob.weights import find_weights
+from sdjob.weights import Tensor, find_weights
 
 SUPPORTED = "StableDiffusionPipeline"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
+_MAX_TIMESTEPS = 100_000
 _WHOLE = "copy the whole pipeline folder again (save_pretrained writes all of it)"
 _TRAINABLE = f"use a {SUPPORTED} of Stable Diffusion 1.x or 2.x, in the layout of diffusers"
 
@@ -57,6 +59,8 @@ class Part:
     num_parameters: int = 0
     variant: str | None = None  # "fp16" for model.fp16.safetensors, where it is the only file
     pickled: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # none of pickled weights
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,8 @@ def find_pipeline(root: Path, name: str | None, *, allow_pickle: bool) -> Pipeli
             problems += error.problems
     prediction_type = "epsilon"
     if "scheduler" in parts:
-        config = read_json(folder / "scheduler" / "scheduler_config.json")
-        prediction_type = str(config.get("prediction_type", prediction_type))
-        if prediction_type not in PREDICTION_TYPES:
-            found = f"prediction_type is {prediction_type!r}, which this version does not train"
-            problems.append(bad_input(shown(folder / "scheduler"), found, f"use {few(PREDICTION_TYPES)}"))
+        problems += _schedule_problems(parts["scheduler"])
+        prediction_type = str(parts["scheduler"].config.get("prediction_type", prediction_type))
     if problems:
         raise JobError(problems)
     return PipelineFolder(folder, class_name, prediction_type, parts)
@@ -165,12 +166,14 @@ def _read_part(folder: Path, class_name: str, kind: PartKind, allow_pickle: bool
     if kind.classes and class_name not in kind.classes:
         found = f"is a {class_name}, which this version does not train"
         raise JobError(bad_input(shown(folder), found, _TRAINABLE))
+    config: Mapping[str, Any] = {}
     if kind.config:
-        _check_config(folder, read_json(folder / kind.config), class_name)
+        config = read_json(folder / kind.config)
+        _check_config(folder, config, class_name)
     else:
         _check_tokenizer(folder, names)
     if not kind.weights:
-        return Part(folder, class_name)
+        return Part(folder, class_name, config=config)
     weights = find_weights(folder, *kind.weights, allow_pickle=allow_pickle)
     return Part(
         folder,
@@ -180,6 +183,8 @@ def _read_part(folder: Path, class_name: str, kind: PartKind, allow_pickle: bool
         weights.num_parameters,
         weights.variant,
         weights.pickled,
+        config,
+        weights.tensors,
     )
 
 
@@ -190,6 +195,25 @@ def _check_config(folder: Path, config: Mapping[str, Any], class_name: str) -> N
         what = " (an inpainting model)" if channels == 9 else ""
         found = f"takes {channels} channels instead of 4{what}, which this version does not train"
         raise JobError(bad_input(shown(folder), found, _TRAINABLE))
+
+
+def _schedule_problems(scheduler: Part) -> list[Problem]:
+    """What the noise schedule must be for a loss to be computed with it."""
+    config, subject = scheduler.config, shown(scheduler.folder)
+    found: list[Problem] = []
+    prediction_type = str(config.get("prediction_type", "epsilon"))
+    if prediction_type not in PREDICTION_TYPES:
+        what = f"prediction_type is {prediction_type!r}, which this version does not train"
+        found.append(bad_input(subject, what, f"use {few(PREDICTION_TYPES)}"))
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 < steps <= _MAX_TIMESTEPS:
+        what = f"num_train_timesteps is {steps!r}, not a number from 2 to {_MAX_TIMESTEPS:,}"
+        found.append(bad_input(subject, what, _WHOLE))
+    curve = config.get("beta_schedule", "linear")
+    if curve not in BETA_SCHEDULES and config.get("trained_betas") is None:
+        what = f"beta_schedule is {curve!r}, which is none of {few(BETA_SCHEDULES)}"
+        found.append(bad_input(subject, what, _WHOLE))
+    return found
 
 
 def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:

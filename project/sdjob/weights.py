@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,23 @@ _AGAIN = "download or copy this file again"
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """What a header says of a tensor, and the file that holds it."""
+
+    shape: tuple[int, ...]
+    file: Path
+
+
+@dataclass(frozen=True)
 class Weights:
-    """The weight files in a folder, and what their headers say."""
+    """The weight files in a folder, and what their headers say. Of pickles no tensor is known."""
 
     files: tuple[Path, ...]
     num_bytes: int
     num_parameters: int
     variant: str | None
     pickled: bool = False
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def find_weights(folder: Path, stem: str, pickle_stem: str, *, allow_pickle: bool) -> Weights:
@@ -61,6 +70,7 @@ def _safetensors(file: Path, variant: str | None) -> Weights:
     shards = _read_index(file) if file.suffix == ".json" else {file: frozenset[str]()}
     problems: list[Problem] = []
     num_bytes = num_parameters = 0
+    found: dict[str, Tensor] = {}
     for shard, names in shards.items():
         try:
             tensors = read_header(shard)
@@ -69,12 +79,13 @@ def _safetensors(file: Path, variant: str | None) -> Weights:
             continue
         num_bytes += sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors.values())
         num_parameters += _count(tensors)
+        found |= {name: Tensor(tuple(tensor["shape"]), shard) for name, tensor in tensors.items()}
         if absent := sorted(names - tensors.keys()):
-            found = f"lacks {few(absent, 3)}, which {file.name} says it holds"
-            problems.append(bad_input(shown(shard), found, _AGAIN))
+            lack = f"lacks {few(absent, 3)}, which {file.name} says it holds"
+            problems.append(bad_input(shown(shard), lack, _AGAIN))
     if problems:
         raise JobError(problems)
-    return Weights(tuple(shards), num_bytes, num_parameters, variant)
+    return Weights(tuple(shards), num_bytes, num_parameters, variant, tensors=found)
 
 
 def _pickles(file: Path, variant: str | None, allow_pickle: bool) -> Weights:

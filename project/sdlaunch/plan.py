@@ -93,13 +93,14 @@ def prepare(
     where = cluster.resolve(options, sources, environ, found)
     contents = mounts.look(place, read.options, read.spec)
     spec, computed = _completed(read, place, contents, where.cluster, found)
-    job = Job(spec, where.cluster, found, place, contents)
+    job = Job(spec, where.cluster, found, place, contents, read.options.script is not None)
     table = _table(read, spec, place, where, computed)
     own, own_problems = _script(read.options, place, contents, table)
     input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
     problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
-    problems |= {*preflight.run(job, read.options.check_timeout)}
+    checked = preflight.run(job, read.options.check_timeout)
+    problems |= {*checked.problems}
     host = Host(home, sys.executable, found.cores, environ)
     clear = not (misunderstood or read.problems or where.problems or own_problems)
     program = Program(worker, own, options.max_restarts, options.launcher, options.accelerate_config)
@@ -109,7 +110,7 @@ def prepare(
         arithmetic=_arithmetic(job),
         launch=command.build(spec, where.cluster, host, read.passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
-        warnings=(*read.warnings, *doubts, *(() if own else compat.without_effect(spec))),
+        warnings=(*read.warnings, *doubts, *checked.warnings, *(() if own else compat.without_effect(spec))),
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,

@@ -10,12 +10,12 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob import compat
+from sdjob import compat, fit
 from sdjob.compat import Topology
 from sdjob.dataset import verify_sample
 from sdjob.output import OutputLayout, step_folders
@@ -54,22 +54,38 @@ class Job:
     devices: Devices
     mounts: Mounts
     contents: Contents
+    has_script: bool = False  # what a script reads, and how much memory it needs, only its author knows
 
     @property
     def topology(self) -> Topology:
         return Topology(self.devices.kind, self.cluster.world_size, self.devices.bf16)
 
 
-def run(job: Job, patience: float = 60.0) -> list[Problem]:
-    """Every problem of every check; they run side by side, since each waits for another disk or mount."""
+Finding = Problem | str  # what keeps the job from running, or the sentence of a warning
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What all checks together found."""
+
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+
+def run(job: Job, patience: float = 60.0) -> Findings:
+    """What every check finds; they run side by side, since each waits for another disk or mount."""
     until = time.monotonic() + patience
     under_way = [(check, Task(functools.partial(_guarded(check.look), job))) for check in CHECKS]
-    return [problem for check, task in under_way for problem in _outcome(check, task, job, until, patience)]
+    found = [finding for check, task in under_way for finding in _outcome(check, task, job, until, patience)]
+    return Findings(
+        tuple(finding for finding in found if isinstance(finding, Problem)),
+        tuple(finding for finding in found if isinstance(finding, str)),
+    )
 
 
 def _outcome(
-    check: Check, task: Task[list[Problem]], job: Job, until: float, patience: float
-) -> list[Problem]:
+    check: Check, task: Task[Sequence[Finding]], job: Job, until: float, patience: float
+) -> Sequence[Finding]:
     try:
         return task.result(until)
     except NoAnswer:
@@ -227,6 +243,18 @@ def _free_space(job: Job) -> list[Problem]:
     ]
 
 
+def _model(job: Job) -> list[Finding]:
+    """Shapes against configs, and what the model was made for. A script may know other models."""
+    model = job.contents.model
+    if model is None:
+        return []
+    misfits = fit.problems(model)
+    doubts = [*fit.surplus(model), *fit.too_small(model, job.spec.resolution)]
+    if job.has_script:
+        doubts += [f"{problem.subject}: {problem.found}; left to the script" for problem in misfits]
+    return [*([] if job.has_script else misfits), *doubts]
+
+
 def _images(job: Job) -> list[Problem]:
     if job.contents.dataset is None or job.spec.verify_images == "none":
         return []
@@ -267,10 +295,10 @@ def _resume_point(job: Job) -> list[Problem]:
     ]
 
 
-def _guarded(check: Callable[[Job], list[Problem]]) -> Callable[[Job], list[Problem]]:
+def _guarded(check: Callable[[Job], Sequence[Finding]]) -> Callable[[Job], Sequence[Finding]]:
     """A check whose file system fails reports that, instead of ending the launcher."""
 
-    def guarded(job: Job) -> list[Problem]:
+    def guarded(job: Job) -> Sequence[Finding]:
         try:
             return check(job)
         except JobError as error:
@@ -298,7 +326,7 @@ def _rendezvous(job: Job) -> list[Problem]:
 class Check:
     """One check, and what is said if it never ends: subject, place, exit code."""
 
-    look: Callable[[Job], list[Problem]]
+    look: Callable[[Job], Sequence[Finding]]
     subject: str
     where: Callable[[Job], Path | str]
     code: int = ExitCode.BAD_INPUT
@@ -318,6 +346,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_output_apart, "OUTPUT_DIR", _output, ExitCode.BAD_SETTING),
     Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_free_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
+    Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(_resume_point, "resume", _output),

@@ -1,4 +1,4 @@
-"""How many bytes a job will write, from the headers of the weights: pure but for reading these headers."""
+"""How many bytes a job will write, from the shapes of its weights. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sdjob.output import StepFolder
 from sdjob.pipeline import PipelineFolder
 from sdjob.spec import RunSpec
-from sdjob.weights import read_header
 
 _FP32 = 4
 
@@ -40,10 +39,7 @@ def lora_parameters(spec: RunSpec, model: PipelineFolder) -> int | None:
         return None
     ends = tuple(f".{target}.weight" for target in spec.lora_target_modules)
     shapes = [
-        tensor["shape"]
-        for file in unet.weights
-        for name, tensor in read_header(file).items()
-        if name.endswith(ends) and len(tensor["shape"]) > 1
+        tensor.shape for name, tensor in unet.tensors.items() if name.endswith(ends) and len(tensor.shape) > 1
     ]
     widths = [int(outputs + math.prod(inputs)) for outputs, *inputs in shapes]
     return spec.lora_rank * sum(widths)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from sdjob import argv, compat
+from sdjob import argv, compat, fit
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
@@ -121,6 +121,7 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, DatasetInfo]:
     info: DatasetInfo | None = None
     try:
         folder = find_pipeline(Path(spec.pretrained_model_name_or_path), None, allow_pickle=spec.allow_pickle)
+        problems += fit.problems(folder)
     except JobError as error:
         problems += error.problems
     if spec.data_dir is None:

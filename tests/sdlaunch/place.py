@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.sdjob.test_pipeline import make as make_pipeline
+from tests.support.pipeline import make_fitting
 
 HOME = Path(__file__).resolve().parents[2]
 
 
 def make_place(root: Path) -> dict[str, str]:
     """Mounts below this folder, as the environment that says where they are."""
-    make_pipeline(root / "model" / "tiny")
+    make_fitting(root / "model" / "tiny")
     pictures = root / "dataset" / "pictures"
     pictures.mkdir(parents=True)
     for number in range(5):

@@ -15,6 +15,7 @@ import entrypoint
 from sdlaunch import devices
 from tests.sdjob.test_pipeline import LFS, UNET, make
 from tests.sdlaunch.place import clean_environment, make_place
+from tests.support.pipeline import FILES, zeros
 
 MODEL, DATA = "model/tiny", "dataset/pictures"
 
@@ -61,6 +62,21 @@ def env_file(text_of: str, *words: str, code: int = 64, name: str) -> Mistake:
 
 def only_pickles(root: Path) -> None:
     (root / MODEL / UNET).rename(root / MODEL / "unet" / "diffusion_pytorch_model.bin")
+
+
+def reconfigured(part: str, **values: object) -> Callable[[Path], object]:
+    """Other values in the configuration of a part."""
+
+    def change(root: Path) -> None:
+        path = root / MODEL / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def tensors(part: str, found: dict[str, tuple[int, ...]]) -> Callable[[Path], object]:
+    """Whole weights, but of something else."""
+    return lambda root: (root / MODEL / part / FILES[part]).write_bytes(zeros(found))
 
 
 def class_of(name: str) -> Callable[[Path], object]:
@@ -179,6 +195,16 @@ MOUNTS = [
     wrong(66, "StableDiffusionXLPipeline", name="an XL model", spoil=class_of("StableDiffusionXLPipeline")),
     wrong(66, "prediction_type", name="sample", spoil=text(f"{MODEL}/scheduler/scheduler_config.json",
                                                           '{"prediction_type": "sample"}')),
+    wrong(66, "num_train_timesteps is 0", name="no timesteps", spoil=reconfigured("scheduler", num_train_timesteps=0)),
+    wrong(66, "beta_schedule is 'cosine'", name="betas", spoil=reconfigured("scheduler", beta_schedule="cosine")),
+    wrong(66, "attn2.to_k.weight is [4, 4]", "[4, 6], by cross_attention_dim=6", "hidden_size=4",
+          name="the U-Net of another text encoder", spoil=reconfigured("unet", cross_attention_dim=6)),
+    wrong(66, "in_channels=4", "latent_channels=16", name="the VAE of another model",
+          spoil=reconfigured("vae", latent_channels=16)),
+    wrong(66, "lacks", "holds 1 that it does not know, such as blocks.0.qkv", name="another architecture",
+          spoil=tensors("unet", {"blocks.0.qkv": (4, 4)})),
+    wrong(66, "vocab_size=10", name="the tokenizer of another model",
+          spoil=text(f"{MODEL}/tokenizer/vocab.json", '{"a": 49407}')),
     wrong(66, "4.png", "is not a picture", name="a broken picture", spoil=text(f"{DATA}/4.png", b"no")),
     wrong(66, "recipe=dreambooth", recipe="text_to_image"),
     wrong(66, "class_data_dir", with_prior_preservation="1", class_prompt="dog", class_data_dir="/nonexistent"),

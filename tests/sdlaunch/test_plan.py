@@ -465,7 +465,7 @@ def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
     (problem,) = prepare(place, num_train_step="1000").problems
     assert problem.code == 73
     assert "100 B free" in problem.found
-    assert "2 checkpoints of 360 B" in problem.found  # 30 parameters × 4 bytes × (weights + 2 moments)
+    assert "2 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
 
 
 def test_secrets_are_not_in_the_plan(place, tmp_path):

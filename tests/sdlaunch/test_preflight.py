@@ -126,12 +126,12 @@ def test_the_port_of_the_rendezvous_must_be_free_on_node_0_only(place):
 
 def test_a_small_volume_is_refused_with_the_arithmetic(place, tmpfs):
     """On the real volume, whatever the parents of the output folder have."""
-    output = tmpfs("64k") / "deep" / "output"
+    output = tmpfs("1m") / "deep" / "output"
     many = {"OUTPUT_DIR": str(output), "checkpointing_steps": "1", "num_train_step": "400"}
     (problem,) = prepare(place, **many).problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
-    assert "65.5 kB free" in problem.found
-    assert "400 checkpoints of 360 B" in problem.found
+    assert "1.05 MB free" in problem.found
+    assert "400 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
     assert prepare(place, **many, checkpoints_total_limit="3").problems == ()
     assert not output.parent.exists()
 
