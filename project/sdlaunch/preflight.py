@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -147,7 +146,7 @@ def _probed(output: Path) -> list[Problem]:
             if not folder.exists():
                 folder.mkdir()
                 made.append(folder)
-        _write_probe(output / f".probe-{secrets.token_hex(8)}")
+        _write_probe(output / f".probe-{os.urandom(8).hex()}")
     finally:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # in use by another node by now

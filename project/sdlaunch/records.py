@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -53,9 +52,11 @@ def write_failure(layout: OutputLayout, verdict: Verdict, secrets: tuple[str, ..
 
 
 def _surroundings(environ: Mapping[str, str]) -> dict[str, Any]:
+    system = os.uname()
     return {
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        # Not platform.platform(), which starts a process to ask for the processor.
+        "platform": f"{system.sysname} {system.release} {system.machine}",
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "environment": redacted_environment(environ),
     }
