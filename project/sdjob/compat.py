@@ -52,6 +52,7 @@ def without_effect(spec: RunSpec) -> list[str]:
         (not spec.use_ema, "use_ema=1", ("ema_decay",)),
         (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
         (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
+        (not spec.timed_step, "timed_step", ("reference_loss",)),
     )
     fields = RunSpec.model_fields
     found = []

@@ -321,6 +321,15 @@ class RunSpec(BaseModel):
     skip_steps: Annotated[
         Count, Setting("logging", "first steps left out of the measured speed", unit="optimiser steps")
     ] = 10
+    timed_step: Annotated[
+        Count,
+        Setting(
+            "logging", "a step whose own time and loss the report gives; 0: none", unit="optimiser steps"
+        ),
+    ] = 0
+    reference_loss: Annotated[
+        Amount | None, Setting("logging", "a published loss of that step, put beside it in the report")
+    ] = None
 
     @property
     def data_dir(self) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,12 @@ def synchronize(device: torch.device) -> None:
     """Waits for the work that was given to the device; for measuring."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, read when the device has done all that it was given."""
+    synchronize(device)
+    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from sdtrain import attention, checkpoint, devices, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
 from sdtrain.progress import Progress, say
-from sdtrain.report import Outcome, Stopwatch
+from sdtrain.report import Outcome, Stopwatch, TimedStep
 from sdtrain.schedule import schedule
 from sdtrain.stop import Stopped
 from sdtrain.streams import StreamBatch, loader
@@ -77,10 +77,15 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     )
     loss_sum = torch.zeros((), device=world.device)
     logged: dict[str, float] = {}
+    timed: TimedStep | None = None
     with Progress("step", last, done=first, shown=world.is_main) as progress:
         watch.go_on()
         for step in range(first + 1, last + 1):
+            began = devices.clock(world.device) if step == spec.timed_step else None
             result = optimiser_step(training, batches, factor(step - 1))
+            if began is not None:
+                seconds = devices.clock(world.device) - began
+                timed = TimedStep(step, seconds, float(world.mean(result.loss)), spec.reference_loss)
             loss_sum += result.loss
             watch.step()
             place = state.place + (step - state.step) * training.shape.global_batch
@@ -109,6 +114,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
         mean_loss=state.loss_sum / state.step,
         steps_per_second=watch.steps_per_second,
         skip_steps=watch.skip_steps,
+        timed_step=timed,
         num_examples=training.num_examples,
     )
 

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,16 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
+class TimedStep:
+    """One step as benchmarks give it: its own time, forward to update, and its loss beside a published one."""
+
+    step: int
+    seconds: float
+    loss: float  # mean over ranks and micro-batches
+    reference_loss: float | None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What the loop has to tell at the end."""
 
@@ -68,6 +78,7 @@ class Outcome:
     steps_per_second: float | None
     skip_steps: int
     num_examples: int
+    timed_step: TimedStep | None = None  # None: none was asked for, or an earlier part of the run had it
 
 
 def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> dict[str, Any]:
@@ -104,6 +115,7 @@ def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> 
         "images_per_second": images,
         "images_per_second_per_device": images / world.size if images else None,
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
+        "timed_step": asdict(outcome.timed_step) if outcome.timed_step else None,
         "final_loss": outcome.final_loss,
         "mean_loss": outcome.mean_loss,
         "versions": versions(),

@@ -32,6 +32,9 @@ def run(tmp_path_factory, eps_model, captioned):
         num_validation_images=3,
         validation_steps=2,
         use_ema=True,
+        timed_step=3,
+        reference_loss=0.0456,
+        logging_steps=1,
     )
     assert codes == [0, 0]
     return output
@@ -46,6 +49,14 @@ def report(run):
 def events(run):
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={IMAGES: 0, TENSORS: 0})
     return events.Reload()
+
+
+def test_the_timed_step_is_in_the_report_beside_a_published_loss(run, report):
+    timed = report["timed_step"]
+    assert timed["step"] == 3
+    assert timed["loss"] == pytest.approx(losses(run)[2], rel=1e-6)
+    assert timed["reference_loss"] == 0.0456
+    assert 0 < timed["seconds"] < 60
 
 
 def test_scalars(run):
