@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob import compat
+from sdjob import compat, length
 from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
@@ -154,7 +153,7 @@ def _completed(
     epochs = spec.num_train_epochs
     if epochs and contents.dataset and "num_train_step" not in read.given:
         examples = contents.dataset.num_examples
-        values["max_train_steps"] = math.ceil(epochs * examples / _global_batch(spec, where))
+        values["max_train_steps"] = length.steps_of(epochs, spec, examples, where.world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} pictures"
     return spec.model_copy(update=values), sources
 
@@ -204,10 +203,6 @@ def _judged(contents: Contents, *, has_script: bool) -> tuple[list[Problem], lis
         [problem for problem in contents.problems if problem not in doubted],
         [f"{problem.subject}: {problem.found}; left to the script" for problem in doubted],
     )
-
-
-def _global_batch(spec: RunSpec, where: Cluster) -> int:
-    return spec.train_batch_size * spec.gradient_accumulation_steps * where.world_size
 
 
 def _table(
@@ -284,7 +279,7 @@ def _bytes_of(model: PipelineFolder) -> str:
 
 def _arithmetic(job: Job) -> tuple[str, ...]:
     """The batch, the epochs, the checkpoints: as sums that a person can check."""
-    spec, total = job.spec, _global_batch(job.spec, job.cluster)
+    spec, total = job.spec, length.global_batch(job.spec, job.cluster.world_size)
     lines = [
         f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
         f"{job.cluster.world_size} processes = {total} pictures a step"

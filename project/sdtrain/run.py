@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from sdjob import argv, compat, fit
+from sdjob import argv, compat, fit, length
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
@@ -150,8 +150,7 @@ def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, info: Dataset
     topology = compat.Topology(world.kind.name, world.size, bf16)
     steps = spec.max_train_steps
     if spec.num_train_epochs and "max_train_steps" not in spec.model_fields_set:
-        batch = spec.train_batch_size * spec.gradient_accumulation_steps * world.size
-        steps = math.ceil(spec.num_train_epochs * info.num_examples / batch)
+        steps = length.steps_of(spec.num_train_epochs, spec, info.num_examples, world.size)
     changes = {"device": world.kind.name, "max_train_steps": steps}
     spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})
     if problems := [*compat.problems(spec, topology), *compat.model_problems(spec, folder.prediction_type)]:
