@@ -51,6 +51,7 @@ def without_effect(spec: RunSpec) -> list[str]:
         (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
         (not spec.use_ema, "use_ema=1", ("ema_decay",)),
         (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
+        (not spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),
         (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
         (not spec.timed_step, "timed_step", ("reference_loss",)),
     )

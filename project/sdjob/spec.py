@@ -39,6 +39,7 @@ Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
 
+TEXT_ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # that get a LoRA, as in diffusers' scripts
 DEVICES: tuple[str, ...] = get_args(Device)
 
 
@@ -62,6 +63,8 @@ class RunSpec(BaseModel):
         Annotated[Whole, Field(ge=0, lt=2**32)],
         Setting("job", "seed of order, crops, noise, timesteps, class images and samples", core=True),
     ] = 42
+
+    train_text_encoder: Annotated[bool, Setting("job", "train the text encoder as well")] = False
 
     # --- data ----------------------------------------------------------------------------------------
     instance_data_dir: Annotated[
@@ -156,6 +159,14 @@ class RunSpec(BaseModel):
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
         Setting("optimiser", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
     ] = 5e-6
+    text_encoder_lr: Annotated[
+        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
+        Setting(
+            "optimiser",
+            "learning rate of the text encoder; empty: the same",
+            aliases=("text_encoder_learning_rate",),
+        ),
+    ] = None
     lr_scheduler: Annotated[Schedule, Setting("optimiser", "shape of the learning rate over the run")] = (
         "constant"
     )

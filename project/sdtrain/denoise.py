@@ -36,7 +36,7 @@ def noised(
     device, schedule, kind = parts.device, parts.noise_schedule, parts.noise_schedule.config.prediction_type
     samples = [sample for batch in batches for sample in batch.samples]
     pixel_values = torch.cat([batch.pixel_values for batch in batches])
-    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    tokens = tokenize(parts.tokenizer, [prompt for batch in batches for prompt in batch.prompts]).to(device)
     shape = latent_shape(parts, pixel_values)
 
     def normal(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -59,7 +59,7 @@ def noised(
     return Noised(
         noisy_latents=schedule.add_noise(latents, added, timesteps),
         timesteps=timesteps,
-        conditioning=parts.text_encoder(tokenize(parts.tokenizer, prompts).to(device))[0],
+        conditioning=tokens if spec.train_text_encoder else parts.text_encoder(tokens)[0],
         wanted=objective.target(kind, schedule, latents, noise, timesteps),
         weights=weights,
         sizes=tuple(len(batch.samples) for batch in batches),

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,11 +16,12 @@ from safetensors.torch import save_file
 
 from sdjob.pipeline import PipelineFolder
 from sdtrain.checkpoint import sync_tree
-from sdtrain.denoiser import UNET, part_of
+from sdtrain.denoiser import TEXT_ENCODER, UNET, part_of
 from sdtrain.models import Parts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
+_WEIGHTS = {UNET: "diffusion_pytorch_model.safetensors", TEXT_ENCODER: "model.safetensors"}
 _SCHEDULER_FILE = "scheduler_config.json"
 _ZERO_SNR = "rescale_betas_zero_snr"  # the noise schedule that was trained with is drawn with
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".pb")
@@ -51,13 +53,33 @@ def export(
 
 
 def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> None:
-    layers = get_peft_model_state_dict(parts.unet, state_dict=part_of(state, UNET))
+    layers = _adapter(parts.unet, part_of(state, UNET))
+    of_text: dict[str, Any] = {}
+    if of_encoder := part_of(state, TEXT_ENCODER):
+        of_encoder = _as_in_files(_adapter(parts.text_encoder, of_encoder))
+        of_text = {
+            "text_encoder_lora_layers": convert_state_dict_to_diffusers(of_encoder),
+            "text_encoder_lora_adapter_metadata": parts.text_encoder.peft_config["default"].to_dict(),
+        }
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=convert_state_dict_to_diffusers(layers),
         unet_lora_adapter_metadata=parts.unet.peft_config["default"].to_dict(),
         weight_name=LORA_FILE,
+        **of_text,
     )
+
+
+def _adapter(part: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        part, state_dict=state, save_embedding_layers=False
+    )
+    return weights
+
+
+def _as_in_files(text_encoder: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CLIPTextModel's weights by the names that every version of transformers reads; recent ones hold it flat."""
+    return {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in text_encoder.items()}
 
 
 def _write_pipeline(
@@ -65,20 +87,19 @@ def _write_pipeline(
 ) -> None:
     """Only the parts that the index names: other folders beside them may be anything, and large."""
     index = json.loads((source.path / INDEX_FILE).read_text())
+    trained = {UNET: part_of(state, UNET), TEXT_ENCODER: _as_in_files(part_of(state, TEXT_ENCODER))}
     for name in sorted(name for name, entry in index.items() if isinstance(entry, list)):
         if (source.path / name).is_dir():
-            _copy_part(source.path / name, folder / name, weights=name != "unet")
+            _copy_part(source.path / name, folder / name, weights=not trained.get(name))
     shutil.copyfile(source.path / INDEX_FILE, folder / INDEX_FILE)
     before = json.loads((source.path / "scheduler" / _SCHEDULER_FILE).read_text())
     if parts.sampler.config.get(_ZERO_SNR) and not before.get(_ZERO_SNR):
         parts.sampler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(parts.sampler).__name__]
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    save_file(
-        part_of(state, UNET),
-        folder / "unet" / "diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    for name, weights in trained.items():
+        if weights:
+            save_file(weights, folder / name / _WEIGHTS[name], metadata={"format": "pt"})
 
 
 def _copy_part(source: Path, target: Path, *, weights: bool) -> None:

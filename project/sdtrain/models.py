@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, setting
-from sdjob.spec import RunSpec
+from sdjob.spec import TEXT_ENCODER_LAYERS, RunSpec
 from sdtrain.denoiser import Denoiser
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -45,12 +46,13 @@ def load(
     *,
     allow_pickle: bool,
     lora: bool = False,
+    train_text_encoder: bool = False,
     zero_snr: bool = False,
 ) -> Parts:
     """Reads the pipeline from disk; only safetensors, unless pickles are allowed.
 
-    The U-Net is fp32, or where only a LoRA of it is trained, of the type of the computation. `zero_snr`: the
-    noise schedules are rescaled to end in pure noise.
+    What is trained is fp32, or where only a LoRA of it is trained, of the type of the computation.
+    `zero_snr`: the noise schedules are rescaled to end in pure noise.
     """
     dtype = DTYPES[precision]
     transformers.utils.logging.disable_progress_bar()
@@ -66,14 +68,15 @@ def load(
         )
         return loaded.to(device).requires_grad_(False).eval()
 
-    text_encoder = part(CLIPTextModel, "text_encoder", dtype)
+    trained = dtype if lora else torch.float32
+    text_encoder = part(CLIPTextModel, "text_encoder", trained if train_text_encoder else dtype)
     tokenizer = CLIPTokenizer.from_pretrained(folder.path, subfolder="tokenizer", local_files_only=True)
     # Without a configuration of its own, a tokenizer takes any length; the encoder does not.
     length = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     rescaled = {"rescale_betas_zero_snr": True} if zero_snr else {}
     return Parts(
-        unet=part(UNet2DConditionModel, "unet", dtype if lora else torch.float32),
+        unet=part(UNet2DConditionModel, "unet", trained),
         vae=part(AutoencoderKL, "vae", dtype),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -97,35 +100,44 @@ def _sampler(folder: Path, *, zero_snr: bool) -> Any:
 
 
 def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:
-    """Opens for training what the run trains, in fp32: the whole U-Net, or a LoRA added to it.
+    """Opens for training what the run trains, in fp32: U-Net and text encoder, or a LoRA added to each.
 
     LoRA: Hu et al. 2021, arXiv:2106.09685; A gaussian, B zero, so that training starts at the base model.
     """
-    unet = parts.unet
+    unet, text_encoder = parts.unet, parts.text_encoder if spec.train_text_encoder else None
+    denoiser = Denoiser(unet, text_encoder)
     if spec.lora_rank:
         # The initial A must be the same on every rank and in every run of this seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
-            config = LoraConfig(
-                r=spec.lora_rank,
-                lora_alpha=spec.lora_scale_alpha,
-                init_lora_weights="gaussian",
-                target_modules=list(spec.lora_target_modules),
-            )
             try:
-                unet.add_adapter(config)
+                unet.add_adapter(_lora(spec, spec.lora_target_modules))
             except ValueError as error:
                 remedy = "Name layers of the U-Net, such as to_k,to_q,to_v,to_out.0."
                 raise JobError(setting("lora_target_modules", str(error), remedy)) from None
-        for parameter in trainable(unet).values():
+            if text_encoder is not None:
+                text_encoder.add_adapter(_lora(spec, TEXT_ENCODER_LAYERS))
+        for parameter in trainable(denoiser).values():
             parameter.data = parameter.data.float()  # at a LoRA's rates, bf16 weights would not move
     else:
-        unet.requires_grad_(True)
+        denoiser.requires_grad_(True)
     if spec.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+        if text_encoder is not None:
+            # Not the reentrant form, which needs an input that requires a gradient: token ids never do.
+            text_encoder.activation_checkpointing_enable({"use_reentrant": False})
     if spec.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    return Denoiser(unet).train()
+    return denoiser.train()
+
+
+def _lora(spec: RunSpec, layers: Sequence[str]) -> LoraConfig:
+    return LoraConfig(
+        r=spec.lora_rank,
+        lora_alpha=spec.lora_scale_alpha,
+        init_lora_weights="gaussian",
+        target_modules=list(layers),
+    )
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -88,6 +88,7 @@ def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> 
     return {
         "model": "stable-diffusion",
         "trained": "lora" if spec.lora_rank else "unet",
+        "train_text_encoder": spec.train_text_encoder,
         "pretrained_model_name_or_path": spec.pretrained_model_name_or_path,
         "recipe": spec.recipe,
         "plugin": spec.plugin,

@@ -17,7 +17,7 @@ from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
 from sdtrain import attention, checkpoint, devices, export, models, page, report, strategies, validation
 from sdtrain.checkpoint import TrainState
-from sdtrain.denoiser import Denoiser
+from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 from sdtrain.loop import train_steps
@@ -58,6 +58,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         world.device,
         allow_pickle=spec.allow_pickle,
         lora=spec.lora_rank > 0,
+        train_text_encoder=spec.train_text_encoder,
         zero_snr=spec.rescale_betas_zero_snr,
     )
     attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
@@ -227,7 +228,7 @@ def _training(
     strategy.prepare(
         denoiser,
         OptimSpec(
-            groups=(ParameterGroup("", spec.learning_rate),),
+            groups=_groups(spec),
             betas=(spec.adam_beta1, spec.adam_beta2),
             weight_decay=spec.adam_weight_decay,
             epsilon=spec.adam_epsilon,
@@ -237,6 +238,13 @@ def _training(
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     return Training(spec, world, layout, shape, parts, streams, strategy, ema, tracking, stop)
+
+
+def _groups(spec: RunSpec) -> tuple[ParameterGroup, ...]:
+    unet = ParameterGroup(f"{UNET}.", spec.learning_rate)
+    if not spec.train_text_encoder:
+        return (unet,)
+    return unet, ParameterGroup(f"{TEXT_ENCODER}.", spec.text_encoder_lr or spec.learning_rate)
 
 
 def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...]) -> None:

@@ -27,15 +27,17 @@ class Drawing:
 
 @contextmanager
 def _evaluating(parts: Parts) -> Iterator[None]:
-    """The U-Net in evaluation mode, its forward pass in the type of the run."""
-    training = parts.unet.training
-    parts.unet.eval()
+    """What is trained in evaluation mode, its forward pass in the type of the run."""
+    modes = [(part, part.training) for part in (parts.unet, parts.text_encoder)]
+    for part, _ in modes:
+        part.eval()
     mixed = parts.dtype != torch.float32
     try:
         with torch.autocast(parts.device.type, parts.dtype) if mixed else nullcontext():
             yield
     finally:
-        parts.unet.train(training)
+        for part, training in modes:
+            part.train(training)
 
 
 def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -> Iterator[Image.Image]:

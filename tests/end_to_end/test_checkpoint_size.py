@@ -6,8 +6,16 @@ from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
 from sdlaunch import space
 
+WITH_TEXT = {"train_text_encoder": True}
+CASES = {
+    "ema": {"use_ema": True},
+    "text encoder": WITH_TEXT,
+    "lora": {"lora_rank": 16},
+    "lora of both": {"lora_rank": 16, **WITH_TEXT},
+}
 
-@pytest.mark.parametrize("settings", [{"use_ema": True}, {}, {"lora_rank": 16}], ids=["ema", "full", "lora"])
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 def test_the_size_of_a_checkpoint(train, eps_model, settings):
     output = train(max_train_steps=1, **settings)
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", **settings)

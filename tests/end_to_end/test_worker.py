@@ -99,8 +99,9 @@ def test_loader_processes_change_no_loss(train):
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_bf16_trains_fp32_masters(train, lora_rank):
-    plain = train("plain", lora_rank=lora_rank)
-    output = train(mixed_precision="bf16", lora_rank=lora_rank, validation_prompts=["a cross"])
+    settings = {"lora_rank": lora_rank, "train_text_encoder": True}
+    plain = train("plain", **settings)
+    output = train(mixed_precision="bf16", **settings, validation_prompts=["a cross"])
     assert json.loads((output / "report.json").read_text())["precision"] == "bf16"
     assert losses(output) != losses(plain)  # it is another type that computes
     assert losses(output) == pytest.approx(losses(plain), rel=0.05)

@@ -26,6 +26,7 @@ CASES = {
         "input_perturbation": 0.1,
         "proportion_empty_prompts": 0.5,
     },
+    "text_encoder": {"train_text_encoder": True, "text_encoder_lr": 1e-4, "lora_rank": 2},
     "checkpointing": {"gradient_checkpointing": True, "gradient_accumulation_steps": 2},
 }
 # processes × accumulation × batch = 4

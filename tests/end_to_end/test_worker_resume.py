@@ -109,7 +109,7 @@ def test_resume_on_the_same_two_processes_is_exact(train, at_step):
 
 
 def test_lora_resumes_exactly(train, at_step):
-    settings = {**SETTINGS, "lora_rank": 2, "recipe": "dreambooth"}
+    settings = {**SETTINGS, "lora_rank": 2, "recipe": "dreambooth", "train_text_encoder": True}
     undisturbed = train("undisturbed", **settings)
     at_step(4, terminate)
     output = train(code=75, **settings)

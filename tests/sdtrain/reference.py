@@ -71,6 +71,7 @@ def train(
     input_perturbation: float = 0.0,
     zero_snr: bool = False,
     empty_prompts: float = 0.0,
+    text_encoder_lr: float | None = None,
 ) -> Result:
     """Losses, norms and final weights of a run."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
@@ -92,9 +93,28 @@ def train(
                 init_lora_weights="gaussian",
             )
         )
+    text_encoder.requires_grad_(text_encoder_lr is not None and not lora_rank)
+    if text_encoder_lr and lora_rank:
+        layers = ["q_proj", "k_proj", "v_proj", "out_proj"]
+        text_encoder.add_adapter(
+            LoraConfig(
+                r=lora_rank, lora_alpha=lora_alpha, target_modules=layers, init_lora_weights="gaussian"
+            )
+        )
     unet.train()
-    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay, eps=1e-8)
+    parts = {"unet": unet, "text_encoder": text_encoder}
+    trained = {
+        f"{part}.{name}": p
+        for part, module in parts.items()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+    groups = [
+        {"params": [p for name, p in trained.items() if name.startswith(f"{part}.")], "lr": rate}
+        for part, rate in (("unet", lr), ("text_encoder", text_encoder_lr))
+        if rate
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, eps=1e-8)
     ema = EMAModel(list(trained.values()), decay=ema_decay) if ema_decay else None
 
     result, place = Result(), 0
@@ -128,7 +148,8 @@ def train(
                             max_length=77,
                             return_tensors="pt",
                         ).input_ids
-                        hidden = text_encoder(ids)[0]
+                    hidden = text_encoder(ids)[0]
+                    with torch.no_grad():
                         inputs.append((noise_scheduler.add_noise(latents, added, timestep), timestep, hidden))
                         if prediction_type == "epsilon":
                             wanted.append(noise)

@@ -118,6 +118,38 @@ def test_lora_loads_with_its_alpha(model, tmp_path):
     torch.testing.assert_close(fused, base + 6 / 3 * up @ down)
 
 
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_trained_text_encoder_is_in_the_result(model, tmp_path, lora_rank):
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
+    denoiser = models.make_trainable(parts, spec_of(model, train_text_encoder=True, lora_rank=lora_rank))
+    trained = models.trainable(denoiser)
+    with torch.no_grad():
+        for number, weight in enumerate(trained.values()):
+            weight.add_(torch.linspace(-0.3, 0.2, weight.numel()).view_as(weight) * (1 + number % 3))
+    state = {name: weight.detach() for name, weight in trained.items()}
+    export.export(tmp_path / "out", source, parts, state, lora=lora_rank > 0)
+    if lora_rank:
+        pipeline = StableDiffusionPipeline.from_pretrained(model)
+        pipeline.load_lora_weights(tmp_path / "out")
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+        with safe_open(tmp_path / "out/text_encoder/model.safetensors", "pt") as file:
+            # As in the files that everybody has: older transformers read no other names.
+            assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+    tokens = models.tokenize(parts.tokenizer, ["a red cross", ""])
+    found, wanted, base = (
+        encoder(tokens)[0]
+        for encoder in (
+            pipeline.text_encoder,
+            parts.text_encoder,
+            StableDiffusionPipeline.from_pretrained(model).text_encoder,
+        )
+    )
+    torch.testing.assert_close(found, wanted)
+    assert (found - base).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("name", ["unet", "vae", "model_index.json"])
 def test_a_killed_export_leaves_no_loadable_half(model, tmp_path, monkeypatch, name):
     folder = exported(model, tmp_path / "out")  # an earlier result
