@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent
@@ -24,7 +23,7 @@ class StoppedEarly(BaseException):
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Read → check → plan → run; returns the exit code."""
-    from sdlaunch import cli, plan, show
+    from sdlaunch import cli, console, plan, show
     from sdlaunch.redact import redact
 
     request = cli.parse(argv)
@@ -35,22 +34,30 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if request.verb == "run" and not job.problems:
         from sdlaunch import supervise
 
-        print(show.start(job), flush=True)
+        console.show(show.start(job), sys.stdout)
         return supervise.run(job, environ)
     if request.verb == "emit" and job.launch:
         from sdlaunch import emit
 
         print(redact(emit.render(job, HOME, request.target, request.kind), job.secrets))
         return 0
+    if request.verb != "emit":
+        from sdlaunch import refusal
+
+        job = refusal.complete(job, request.verb)
     text = show.report(job, request.verb, as_json=request.json)
-    try:
-        print(text, file=sys.stderr if request.verb in ("run", "emit") else sys.stdout, flush=True)
-    except BrokenPipeError:  # the reader has gone, as in `plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    console.show(text, sys.stderr if request.verb in ("run", "emit") else sys.stdout)
     return job.code
 
 
+def _on_signals(reaction: Callable[[int, object], object]) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, reaction)
+
+
 def _stop_early(signum: int, frame: object) -> None:
+    _on_signals(lambda number, _: os._exit(128 + number))  # somebody insists
     raise StoppedEarly(signum)
 
 
@@ -59,15 +66,14 @@ def start() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 the image has may start this
         print(f"Python: found {sys.version.split()[0]}\n    → Use Python 3.10 or newer.", file=sys.stderr)
         return 69
-    for stream in (sys.stdout, sys.stderr):  # whatever the locale of the image, and the bytes in a name
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, _stop_early)  # PID 1 of a container has no default reaction
+    from sdlaunch import console
+
+    console.prepare()
+    _on_signals(_stop_early)  # PID 1 of a container has no default reaction
     try:
         return main(sys.argv[1:], os.environ)
     except StoppedEarly:
-        print("stopped before training began; start again at any time", file=sys.stderr)
+        console.show("stopped before training began; start again at any time", sys.stderr)
         return 75
     except ModuleNotFoundError as error:
         package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Program:
     max_restarts: int = 0
     launcher: str = "torchrun"
     accelerate_config: str | None = None
+    stop_grace: float = 25.0  # seconds
 
     def words(self, spec: RunSpec) -> tuple[str, ...]:
         return self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
@@ -86,6 +88,8 @@ def build(
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
     env = {**passed_on, **_environment(layout, cluster, host, passed_on)}
+    # Where a platform signals every process, torchrun is told as well, and gives its workers this long.
+    env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(program.stop_grace) + 5)
     if program.launcher == "accelerate" and spec.device == "cpu":
         env["ACCELERATE_USE_CPU"] = "true"
     return LaunchPlan(argv, env, unset)

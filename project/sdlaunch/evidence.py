@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sdjob.problem import ExitCode
+from sdjob.problem import ExitCode, Problem, exit_code
 from sdlaunch.hang import Hang
 
 _CLASSES = {
@@ -68,6 +70,7 @@ class Verdict:
     problems: tuple[Mapping[str, Any], ...] = field(default=())
     traceback: str | None = None
     special: str | None = None  # a class of its own among those with the same code
+    time: float = field(default_factory=time.time)  # when the root cause showed
 
     @property
     def kind(self) -> str:
@@ -83,11 +86,24 @@ class Verdict:
             "code": int(self.code),
             "root_rank": self.root_rank,
             "step": self.step,
+            "time": datetime.fromtimestamp(self.time, timezone.utc).isoformat(timespec="milliseconds"),
             "evidence": list(self.evidence),
             "remedy": self.remedy,
             "problems": [dict(problem) for problem in self.problems],
             "traceback": self.traceback,
         }
+
+
+def refused(problems: Sequence[Problem]) -> Verdict:
+    """The verdict on a job that was not started for these problems."""
+    code = exit_code(problems)
+    found = [problem for problem in sorted(problems) if problem.code == code]
+    return Verdict(
+        code,
+        tuple(f"{problem.subject}: {problem.found}" for problem in found),
+        found[0].remedy,
+        problems=tuple(problem.to_dict() for problem in sorted(problems)),
+    )
 
 
 def judge(end: Ending) -> Verdict:
@@ -139,6 +155,7 @@ def _from_note(note: Note) -> Verdict:
         note.problems,
         note.traceback or None,
         _special(note),
+        note.time,
     )
 
 

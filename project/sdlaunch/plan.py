@@ -102,7 +102,14 @@ def prepare(
     problems |= {*checked.problems}
     host = Host(home, sys.executable, found.cores, environ)
     clear = not (misunderstood or read.problems or where.problems or own_problems)
-    program = Program(worker, own, options.max_restarts, options.launcher, options.accelerate_config)
+    program = Program(
+        worker,
+        own,
+        options.max_restarts,
+        options.launcher,
+        options.accelerate_config,
+        options.stop_grace,
+    )
     return JobPlan(
         settings=table,
         mounts=_mount_table(place, contents, own, problems),

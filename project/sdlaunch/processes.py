@@ -9,8 +9,10 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -18,6 +20,17 @@ def adopt_orphans() -> None:
     """Makes workers whose torchrun has died children of this process, so that they can be found and ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> Callable[[], None]:
+    """To be called in a child before it becomes another program: it gets SIGTERM when this process dies.
+
+    A launcher that is killed cannot stop anything; torchrun then ends the workers, which save before.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    libc = ctypes.PyDLL(None)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:

@@ -13,7 +13,6 @@ from typing import Any
 from sdjob.fields import settings_of
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
-from sdlaunch.evidence import Verdict
 from sdlaunch.plan import JobPlan
 from sdlaunch.redact import redact, redacted_environment
 
@@ -25,9 +24,9 @@ _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
     """run/plan.json, run/spec.yaml and run/environment.json."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    _write(layout.run / "plan.json", redact(_json(plan.to_dict()), plan.secrets))
-    _write(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
-    _write(layout.run / "environment.json", _json(_surroundings(environ)))
+    write(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets))
+    write(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
+    write(layout.run / "environment.json", as_json(_surroundings(environ)))
 
 
 def replayable(plan: JobPlan) -> str:
@@ -41,14 +40,6 @@ def replayable(plan: JobPlan) -> str:
         if each.value not in (None, [], "") and name not in _NOT_REPLAYED and name not in from_mounts
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
-
-
-def write_failure(layout: OutputLayout, verdict: Verdict, secrets: tuple[str, ...]) -> None:
-    """failure.json, which exists only while the last run has failed."""
-    if verdict.failed:
-        _write(layout.failure, redact(_json(verdict.to_dict()), secrets))
-    else:
-        layout.failure.unlink(missing_ok=True)
 
 
 def _surroundings(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -69,12 +60,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+def write(path: Path, text: str) -> None:
+    """Whole or not at all. Raises OSError."""
+    part = path.with_name(
+        f".{path.name}.{os.urandom(4).hex()}"
+    )  # process ids of two containers are often equal
     part.write_text(text, encoding="utf-8", errors="backslashreplace")
     part.replace(path)

@@ -10,25 +10,23 @@ from collections.abc import Iterable
 from typing import IO, TextIO
 
 from sdlaunch.redact import redact
+from sdlaunch.terminal import Terminal
 
 _PREFIX = re.compile(r"\[rank (\d+)\] ")  # command.LINE_PREFIX, filled in
 _PROGRESS = re.compile(r"step +\d+/\d+ ")
-_CLEAR_LINE = "\r\x1b[K"
 _TAIL = 200
 
 
 class Stream:
     """Distributes lines. What torchrun itself says (tables, tracebacks) goes to the log only."""
 
-    def __init__(self, log: TextIO, terminal: TextIO, secrets: tuple[str, ...]) -> None:
+    def __init__(self, log: TextIO, terminal: Terminal, secrets: tuple[str, ...]) -> None:
         self.quiet = False  # workers' lines go to the log only
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self._log = log
         self._terminal = terminal
         self._secrets = secrets
-        self._in_place = terminal.isatty()
         self._in_traceback: set[str] = set()  # ranks
-        self._open_line = False  # a progress line without its newline is on the terminal
         self._lock = threading.Lock()  # the pump and the launcher both write
 
     def pump(self, lines: Iterable[bytes]) -> None:
@@ -42,7 +40,6 @@ class Stream:
                 text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
                 if not self._is_traceback(match[1], text):
                     self._show(text if match[1] == "0" else match[0] + text)
-        self.end_line()
 
     def _is_traceback(self, rank: str, text: str) -> bool:
         """Whether this line is for the log only; the error itself, which ends a traceback, is for people."""
@@ -58,21 +55,12 @@ class Stream:
         self._note(text)
         self._show(text)
 
-    def end_line(self) -> None:
-        if self._open_line:
-            print(file=self._terminal, flush=True)
-            self._open_line = False
-
     def _note(self, text: str) -> None:
         with self._lock, contextlib.suppress(OSError):  # a full disk ends the log, not the supervision
             print(text, file=self._log, flush=True)
 
     def _show(self, text: str) -> None:
-        progress = self._in_place and _PROGRESS.match(text) is not None
-        with self._lock, contextlib.suppress(OSError):  # nor does a terminal that has gone
-            before = _CLEAR_LINE if self._open_line and progress else "\n" if self._open_line else ""
-            print(before + text, end="" if progress else "\n", file=self._terminal, flush=True)
-            self._open_line = progress
+        self._terminal.show(text, progress=_PROGRESS.match(text) is not None)
 
 
 def lines_of(pipe: IO[bytes]) -> Iterable[bytes]:

@@ -9,18 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from sdjob.output import OutputLayout
-from sdjob.problem import ExitCode, Problem, output_problem
-from sdlaunch import command, evidence, hang, processes, records
-from sdlaunch.command import LaunchPlan
+from sdjob.problem import ExitCode, JobError, Problem, output_problem
+from sdlaunch import command, evidence, failure, hang, lock, processes, records
 from sdlaunch.evidence import Ending, Verdict
 from sdlaunch.hang import Hang
 from sdlaunch.plan import JobPlan
 from sdlaunch.stream import Stream, lines_of
+from sdlaunch.terminal import Terminal
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LAST_GRACE = 3.0  # seconds between SIGTERM and SIGKILL, when the grace time has passed
@@ -59,35 +60,67 @@ class Watch:
 
 def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     """Trains, and returns the exit code of the job."""
+    layout = OutputLayout(plan.output)
+    with contextlib.ExitStack() as stack:
+        try:
+            lock_descriptor = stack.enter_context(lock.held(layout, plan.cluster, _hint))
+            log = stack.enter_context(_prepared(plan, layout, environ))
+        except JobError as error:
+            _hint(str(error))
+            return error.code
+        except OSError as error:
+            return _cannot_write(layout, error)
+        terminal = Terminal(sys.stdout)
+        stack.callback(terminal.close)
+        return _watched(plan, environ, layout, Stream(log, terminal, plan.secrets), lock_descriptor)
+
+
+def _prepared(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> TextIO:
+    """Puts the output folder in order for this run; gives the log of this node. Raises OSError."""
+    node = plan.cluster.node_rank
+    failure.clear(layout, plan.cluster)
+    if node == 0:
+        records.write_all(plan, layout, environ)
+    _fresh(command.notes_dir(layout, node), command.stop_file(layout, node))
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    return _log(layout, node).open("a", encoding="utf-8", errors="backslashreplace")
+
+
+def _watched(
+    plan: JobPlan, environ: Mapping[str, str], layout: OutputLayout, stream: Stream, lock_descriptor: int
+) -> int:
+    """The run itself, up to its verdict."""
     assert plan.launch is not None, "a plan with a refused setting has no command"
-    layout, node = OutputLayout(plan.output), plan.cluster.node_rank
+    node = plan.cluster.node_rank
     notes, stop_file = command.notes_dir(layout, node), command.stop_file(layout, node)
-    try:
-        if node == 0:
-            records.write_all(plan, layout, environ)
-        _fresh(notes, stop_file)
-        layout.logs.mkdir(parents=True, exist_ok=True)
-        log = (layout.logs / f"node-{node}.log").open("a", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        return _cannot_write(layout, error)
-    with log:
-        stop, stream = _note_signals(), Stream(log, sys.stdout, plan.secrets)
-        kills_before = evidence.oom_kills()
-        watch = Watch(notes, float(plan.settings["hang_timeout"].value))
-        returncode = _supervised(plan.launch, environ, stream, stop, stop_file, plan.stop_grace, watch)
-        if stop.insisted:
-            stream.say(f"stopped at once by a second signal ({_name(stop.insisted)})")
-            return 128 + stop.insisted
-        kills = evidence.oom_kills() - kills_before
-        verdict = evidence.judge(_ending(returncode, notes, stream, kills, stop, watch.hang))
-        with contextlib.suppress(OSError):  # a full disk must not hide the verdict
-            if watch.hang:
-                (layout.logs / f"stacks-of-node-{node}.txt").write_text(watch.hang.text(), encoding="utf-8")
-            records.write_failure(layout, verdict, plan.secrets)
-            stop_file.unlink(missing_ok=True)
-            shutil.rmtree(notes)  # what they say is in failure.json
-        _say_verdict(verdict, layout, log.name, stream)
+    stop, kills_before = _note_signals(), evidence.oom_kills()
+    watch = Watch(notes, float(plan.settings["hang_timeout"].value))
+    job = _Job(
+        plan.launch.argv, plan.launch.environment(environ), stop_file, plan.stop_grace, lock_descriptor
+    )
+    returncode = _supervised(job, stream, stop, watch)
+    if stop.insisted:
+        stream.say(f"stopped at once by a second signal ({_name(stop.insisted)})")
+        return 128 + stop.insisted
+    kills = evidence.oom_kills() - kills_before
+    verdict = evidence.judge(_ending(returncode, notes, stream, kills, stop, watch.hang))
+    with contextlib.suppress(OSError):  # a full disk must not hide the verdict
+        if watch.hang:
+            (layout.logs / f"stacks-of-node-{node}.txt").write_text(watch.hang.text(), encoding="utf-8")
+        failure.record(layout, plan.cluster, verdict, plan.secrets)
+        stop_file.unlink(missing_ok=True)
+        shutil.rmtree(notes)  # what they say is in failure.json
+    _say_verdict(verdict, layout, _log(layout, node), stream)
     return int(verdict.code)
+
+
+def _log(layout: OutputLayout, node: int) -> Path:
+    return layout.logs / f"node-{node}.log"
+
+
+def _hint(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _ending(
@@ -115,34 +148,42 @@ def _note_signals() -> Stop:
     """From here on signals are only noted: the verdict of a job that has ended stands."""
     stop = Stop()
     for signum in _SIGNALS:
-        signal.signal(signum, lambda number, _: stop.signals.append(number))
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, lambda number, _: stop.signals.append(number))
     return stop
 
 
-def _supervised(
-    launch: LaunchPlan,
-    environ: Mapping[str, str],
-    stream: Stream,
-    stop: Stop,
-    stop_file: Path,
-    grace: float,
-    watch: Watch,
-) -> int:
+@dataclass(frozen=True)
+class _Job:
+    """What is started, and how it is stopped."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    stop_file: Path
+    grace: float  # seconds
+    lock_descriptor: int
+
+
+def _supervised(job: _Job, stream: Stream, stop: Stop, watch: Watch) -> int:
     """Starts the command, waits for its end, and passes on what comes from both sides."""
+    if stop.signals:
+        return -stop.signals[0]
     processes.adopt_orphans()
     with subprocess.Popen(
-        launch.argv,
-        env=launch.environment(environ),
+        job.argv,
+        env=job.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
+        pass_fds=(job.lock_descriptor,),  # the folder is in use as long as either lives
+        preexec_fn=processes.end_with_parent(),
     ) as process:
         assert process.stdout is not None
         pump = threading.Thread(target=stream.pump, args=(lines_of(process.stdout),), daemon=True)
         pump.start()
         while process.poll() is None and not stop.insisted and not watch.hangs():
-            _advance(stop, process, stop_file, grace, stream)
+            _advance(stop, process, job, stream)
             processes.reap_orphans(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
@@ -152,30 +193,28 @@ def _supervised(
     return process.returncode
 
 
-def _advance(
-    stop: Stop, process: subprocess.Popen[bytes], stop_file: Path, grace: float, stream: Stream
-) -> None:
+def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job, stream: Stream) -> None:
     """One look at the stop: ask at the first signal, insist after the grace time or at the second, then kill."""
     now = time.time()
     if len(stop.signals) > 1:
         stop.insisted = stop.signals[1]
     elif stop.signals and stop.asked_at is None:
         stop.asked_at = now
-        stream.say(
-            f"{_name(stop.signals[0])}: saving and stopping, within {grace:g} s; again to stop at once"
-        )
         with contextlib.suppress(OSError):  # a full disk: the processes are signalled after the grace time
-            stop_file.touch()
-    elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
+            job.stop_file.touch()
+        stream.say(
+            f"{_name(stop.signals[0])}: saving and stopping, within {job.grace:g} s; again to stop at once"
+        )
+    elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + job.grace:
         stop.forced_at = now
-        stream.say(f"not stopped within {grace:g} s: ending the processes")
+        stream.say(f"not stopped within {job.grace:g} s: ending the processes")
         stream.quiet = True  # what the workers say of being ended helps nobody
         process.terminate()
     elif stop.forced_at is not None and now >= stop.forced_at + _LAST_GRACE:
         processes.kill_all(process.pid)
 
 
-def _say_verdict(verdict: Verdict, layout: OutputLayout, log: str, stream: Stream) -> None:
+def _say_verdict(verdict: Verdict, layout: OutputLayout, log: Path, stream: Stream) -> None:
     """The last words on the terminal."""
     if verdict.code == ExitCode.FINISHED:
         return
@@ -197,7 +236,7 @@ def _cannot_write(layout: OutputLayout, error: OSError) -> int:
         f"{error.filename or layout.root}: {error.strerror}",
         "Mount a writable volume with free space there, or set OUTPUT_DIR to another folder.",
     )
-    print(problem, file=sys.stderr)
+    _hint(str(problem))
     return problem.code
 
 

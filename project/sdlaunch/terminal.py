@@ -1,0 +1,69 @@
+"""What people see, written by a thread of its own: a terminal that is paused or gone holds up nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from typing import TextIO
+
+_CLEAR_LINE = "\r\x1b[K"
+_LINES = 1000  # that wait to be shown; more are left out
+
+
+class Terminal:
+    """Shows lines in their order. On a real terminal a progress line takes the place of the one before."""
+
+    def __init__(self, out: TextIO | None) -> None:
+        self._out = _own(out)
+        self._in_place = self._out is not None and self._out.isatty()
+        self._open_line = False  # a progress line without its newline is shown
+        self._waiting: queue.Queue[tuple[str, bool] | None] = queue.Queue(_LINES)
+        self._left_out = 0
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def show(self, text: str, *, progress: bool = False) -> None:
+        """Never waits."""
+        try:
+            self._waiting.put_nowait((text, progress and self._in_place))
+        except queue.Full:
+            self._left_out += 1
+
+    def close(self, patience: float = 5.0) -> None:
+        """Waits for the last lines to be shown, but not for a terminal that takes none."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=patience)
+        self._thread.join(patience)
+
+    def _work(self) -> None:
+        while (line := self._waiting.get()) is not None:
+            if self._left_out:
+                count, self._left_out = self._left_out, 0
+                self._write(f"… {count} lines are in the log only", progress=False)
+            self._write(*line)
+        if self._open_line:
+            self._put("\n")
+
+    def _write(self, text: str, progress: bool) -> None:
+        before = _CLEAR_LINE if self._open_line and progress else "\n" if self._open_line else ""
+        self._open_line = progress
+        self._put(before + text + ("" if progress else "\n"))
+
+    def _put(self, text: str) -> None:
+        if self._out is not None:
+            try:
+                self._out.write(text)
+                self._out.flush()
+            except (OSError, ValueError):  # it has gone; the log goes on
+                self._out = None
+
+
+def _own(out: TextIO | None) -> TextIO | None:
+    """The same place under a descriptor of its own: whoever flushes the first one does not wait for this one."""
+    try:
+        assert out is not None
+        return os.fdopen(os.dup(out.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+    except (AssertionError, OSError, ValueError):
+        return None
