@@ -87,9 +87,7 @@ def build(
     argv = (host.python, *start(spec, cluster, program, layout), *program.words(spec))
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
-    env = {**passed_on, **_environment(layout, cluster, host, passed_on)}
-    # Where a platform signals every process, torchrun is told as well, and gives its workers this long.
-    env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(program.stop_grace) + 5)
+    env = {**passed_on, **_environment(layout, cluster, host, passed_on, program.stop_grace)}
     if program.launcher == "accelerate" and spec.device == "cpu":
         env["ACCELERATE_USE_CPU"] = "true"
     return LaunchPlan(argv, env, unset)
@@ -134,7 +132,7 @@ def _rendezvous(cluster: Cluster) -> tuple[str, ...]:
 
 
 def _environment(
-    layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str]
+    layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str], grace: float
 ) -> dict[str, str]:
     threads = max(1, host.cores // cluster.nproc_per_node)
     code = str(host.home / "project")
@@ -143,6 +141,8 @@ def _environment(
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Where a platform signals every process, torchrun is told as well, and ends its workers after this.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace) + 5),
     }
     return {
         "PYTHONPATH": f"{code}:{path}" if path else code,

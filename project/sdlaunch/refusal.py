@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from sdjob.output import OutputLayout
-from sdlaunch import failure, lock
+from sdlaunch import lock
 from sdlaunch.bounded import NoAnswer, Task
 from sdlaunch.plan import JobPlan
 
@@ -27,5 +27,7 @@ def _complete(job: JobPlan, verb: str) -> JobPlan:
         return replace(job, problems=tuple(sorted({*job.problems, *taken})))
     named = "OUTPUT_DIR" in job.given or job.output.is_dir()  # else nobody would look there
     if verb == "run" and named:
+        from sdlaunch import failure
+
         failure.record_refusal(layout, job.cluster, job.problems, job.secrets)
     return job

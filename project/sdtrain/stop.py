@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+# A platform that signals every process reaches torchrun too, which passes the signal on: one request all the same.
+ONE_REQUEST = 3.0  # seconds
 
 
 class StopRequest:
@@ -15,15 +19,19 @@ class StopRequest:
 
     def __init__(self, flag: Path | None) -> None:
         self._flag = flag
-        self._signalled = False
+        self._signalled: float | None = None
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler; a second signal gets the default action, so that a person can insist."""
-        self._signalled = True
-        signal.signal(number, signal.SIG_DFL)
+        """Signal handler; a signal that comes later ends the process, so that a person can insist."""
+        now = time.monotonic()
+        if self._signalled is None:
+            self._signalled = now
+        elif now - self._signalled > ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def __bool__(self) -> bool:
-        return self._signalled or (self._flag is not None and self._flag.exists())
+        return self._signalled is not None or (self._flag is not None and self._flag.exists())
 
 
 @contextmanager

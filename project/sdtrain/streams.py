@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +74,22 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         return bool(chance < self.proportion_empty_prompts)
 
 
-def _own_group(_worker: int) -> None:
-    """Takes a loader process out of this process's group: torchrun and a terminal signal the whole group, and
-    a training process whose loader dies cannot save any more. Its own parent still ends it, and it ends
-    itself when that one has died."""
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _ended_by_parent_only(_worker: int) -> None:
+    """Keeps a loader process alive while its parent saves: torchrun and a terminal signal a whole group of
+    processes, some platforms every process there is, and a training process whose loader dies cannot save any
+    more. Its own parent still ends it, and it ends itself when that one has died."""
     os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo(_STOPS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def loader(
@@ -97,7 +110,7 @@ def loader(
         batch_sampler=micro_batches(shape, rank, first_place, steps),
         num_workers=workers,
         collate_fn=examples.collate,
-        worker_init_fn=_own_group,
+        worker_init_fn=_ended_by_parent_only,
         pin_memory=pin_memory,
     )
     return batches

@@ -1,15 +1,16 @@
 """launcher=accelerate: the exact command, the configuration file, and processes that really run."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from sdlaunch import accelerate, command, plan
+from sdlaunch import accelerate, command
 from sdlaunch.cluster import Cluster
 from sdlaunch.command import Host, Program
-from tests.sdlaunch.place import HOME, clean_environment, launch
+from tests.sdlaunch.place import launch
 from tests.sdlaunch.test_command import DREAMBOOTH, WORKER_FLAGS
+from tests.support import launcher
+from tests.support.launcher import found, pasted
 
 SCRIPT = """
 import sys
@@ -26,11 +27,7 @@ def build(cluster, device="cpu", **options):
 
 
 def prepare(place, **variables):
-    return plan.prepare((), clean_environment(**{**place, "launcher": "accelerate", **variables}), HOME)
-
-
-def found(job):
-    return [(problem.subject, problem.code) for problem in job.problems]
+    return launcher.prepare({**place, "launcher": "accelerate", **variables})
 
 
 def test_two_processes_on_a_cpu():
@@ -153,16 +150,6 @@ def test_the_pasted_command_does_the_same(place, tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)
     job = prepare(place, script=str(script), script_args="'a $(touch pwned)'", NPROC_PER_NODE="2")
-    done = subprocess.run(
-        ["bash", "-c", job.launch.shell()],
-        cwd=tmp_path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    assert {f"[rank {rank}] a $(touch pwned) 2 {rank} cpu" for rank in (0, 1)} <= set(
-        done.stdout.splitlines()
-    )
+    said = pasted(job, tmp_path)
+    assert {f"[rank {rank}] a $(touch pwned) 2 {rank} cpu" for rank in (0, 1)} <= set(said.splitlines())
     assert not list(tmp_path.rglob("pwned"))

@@ -96,6 +96,7 @@ def test_the_environment_that_is_added():
         "OMP_NUM_THREADS": "4",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
         "SDJOB_STOP_FILE": "/output/run/stop-0",
         "SDJOB_NOTES_DIR": "/output/run/notes-0",

@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.sdlaunch.place import clean_environment
-from tests.sdlaunch.test_supervise import DRIVER, PRELUDE
+from tests.support.launcher import DRIVER, PRELUDE
 
 UNSHARE = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 
@@ -35,7 +34,7 @@ def as_first(tmp_path, place):
         path = tmp_path / "fake.py"
         path.write_text(PRELUDE + script)
         process = subprocess.Popen(
-            [*UNSHARE, sys.executable, DRIVER, str(path)],
+            [*UNSHARE, *DRIVER, str(path)],
             env=clean_environment(**place, **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sdlaunch.hang import Hang
-from tests.sdlaunch.test_supervise import Run
+from tests.support.launcher import supervised
 
 # Ranks of a job without torch: they announce themselves as the worker does.
 RANKS = """
@@ -21,7 +21,7 @@ STUCK = (
 
 @pytest.fixture
 def run(tmp_path, place):
-    return lambda script, **options: Run(tmp_path, place, RANKS + script, **options)
+    return lambda script, **options: supervised(tmp_path, place, RANKS + script, **options)
 
 
 def test_a_hang_is_70_with_the_stacks_of_all_ranks(run):

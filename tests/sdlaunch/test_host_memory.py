@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdlaunch.test_supervise import Run
+from tests.support.launcher import supervised
 
 LIMIT = 400 << 20
 HOG = """
@@ -39,7 +39,7 @@ def test_a_rank_that_takes_too_much_memory_is_71(group, tmp_path, place, monkeyp
         return real([sys.executable, "-c", enter + again], **options)
 
     monkeypatch.setattr(subprocess, "Popen", inside)
-    ended = Run(tmp_path, place, HOG, as_worker=True, NPROC_PER_NODE="2")
+    ended = supervised(tmp_path, place, HOG, as_worker=True, NPROC_PER_NODE="2")
     monkeypatch.undo()
     ended.end(71)
     assert ended.failure["class"] == "out of memory"

@@ -206,7 +206,8 @@ def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(place, t
     assert done.stdout == ""
     assert "lr: found '-1' (environment: lr)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "output").exists()
+    left = {path.name for path in (tmp_path / "output").rglob("*") if path.is_file()}
+    assert left == {"failure.json", "failure-0.json"}
 
 
 @pytest.mark.parametrize("mount", ["MODEL_DIR", "DATASET_DIR", "PROJECT_DIR"])
@@ -370,7 +371,7 @@ def as_nobody(script: str, **variables: str) -> subprocess.CompletedProcess[str]
     lines = f"import os, sys\nsys.path[:0] = [{str(HOME)!r}, {str(HOME / 'project')!r}]\n"
     # Import before the privileges go: the checkout may be private to root.
     lines += "import concurrent.futures.thread, entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.show\n"
-    lines += "import PIL.Image, PIL.PngImagePlugin\n"
+    lines += "import sdlaunch.refusal, PIL.Image, PIL.PngImagePlugin\n"
     lines += "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
     return subprocess.run(
         [sys.executable, "-c", lines + script],

@@ -1,13 +1,13 @@
 """A user's own script in the place of the worker: arguments, checks, plan, and a supervised run."""
 
 import json
-import subprocess
 
 import pytest
 
 from sdjob.problem import JobError
-from sdlaunch import plan, script
-from tests.sdlaunch.place import HOME, clean_environment, launch, plan_json
+from sdlaunch import script
+from tests.sdlaunch.place import launch, plan_json
+from tests.support.launcher import found, pasted, prepare
 
 VALUES = {
     "model": "/mnt/a model",
@@ -18,14 +18,6 @@ VALUES = {
     "two": ["a", "b"],
 }
 ECHO = "import json, os, sys\nprint(json.dumps(sys.argv[1:]), os.environ['RANK'], flush=True)\n"
-
-
-def prepare(place, **variables):
-    return plan.prepare((), clean_environment(**{**place, **variables}), HOME)
-
-
-def found(job):
-    return [(problem.subject, problem.code) for problem in job.problems]
 
 
 @pytest.fixture
@@ -155,16 +147,8 @@ def test_data_that_the_worker_cannot_read_is_left_to_the_script(place, echo, tmp
 def test_the_pasted_command_runs_the_script_with_the_same_words(place, echo, tmp_path):
     prompt = 'it\'s "a"\n$(touch pwned) `touch pwned` ünï'
     job = prepare(place, script=str(echo), script_args="-p {instance_prompt} ''", instance_prompt=prompt)
-    done = subprocess.run(
-        ["bash", "-c", job.launch.shell()],
-        cwd=tmp_path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    assert f"{json.dumps(['-p', prompt, ''])} 0" in done.stdout
+    said = pasted(job, tmp_path)
+    assert f"{json.dumps(['-p', prompt, ''])} 0" in said
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -5,7 +5,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,74 +12,14 @@ import pytest
 
 from sdlaunch import settings
 from tests.sdlaunch.place import HOME, clean_environment
+from tests.support.launcher import DRIVER, PRELUDE, supervised
 
-# What a script in the place of torchrun begins with.
-PRELUDE = """
-import json, os, signal, subprocess, sys, time
-stop_file, notes = os.environ["SDJOB_STOP_FILE"], os.environ["SDJOB_NOTES_DIR"]
-def note(rank, code, **more):
-    text = json.dumps({"rank": rank, "code": code, "step": 7, "time": time.time(), "problems": [], **more})
-    open(f"{notes}/rank-{rank}.json", "w").write(text)
-def say(text):
-    print(text, flush=True)
-def asked(seconds=20):
-    end = time.time() + seconds
-    while not os.path.exists(stop_file) and time.time() < end:
-        time.sleep(0.01)
-    return os.path.exists(stop_file)
-"""
 PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", "code": 66}
-
-
-DRIVER = str(Path(__file__).with_name("driver.py"))
-
-
-class Run:
-    """A supervised script."""
-
-    def __init__(
-        self, tmp_path: Path, place: dict[str, str], script: str, *, as_worker: bool = False, **variables: str
-    ) -> None:
-        self.output = tmp_path / "output"
-        path = tmp_path / "fake.py"
-        path.write_text(PRELUDE + script)
-        if as_worker:
-            variables["PYTHONPATH"] = str(tmp_path)
-        self.process = subprocess.Popen(
-            [sys.executable, DRIVER, "fake" if as_worker else str(path)],
-            env=clean_environment(**place, **variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def until(self, word: str) -> None:
-        """Reads the terminal up to a line with this word."""
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if word in line:
-                return
-        raise AssertionError(f"{word!r} never came")
-
-    def end(self, code: int) -> str:
-        """The rest of what the terminal shows; the code must be this."""
-        text, _ = self.process.communicate(timeout=120)
-        assert self.process.returncode == code, text
-        assert "Traceback" not in text
-        return text
-
-    @property
-    def failure(self):
-        return json.loads((self.output / "failure.json").read_text())
-
-    @property
-    def log(self) -> str:
-        return (self.output / "logs" / "node-0.log").read_text()
 
 
 @pytest.fixture
 def run(tmp_path, place):
-    return lambda script, **options: Run(tmp_path, place, script, **options)
+    return lambda script, **options: supervised(tmp_path, place, script, **options)
 
 
 def alive(pid: int) -> bool:
@@ -300,7 +239,7 @@ def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
     )
     terminal, theirs = pty.openpty()
     subprocess.run(
-        [sys.executable, DRIVER, str(tmp_path / "fake.py")],
+        [*DRIVER, str(tmp_path / "fake.py")],
         env=clean_environment(**place),
         stdout=theirs,
         check=True,
@@ -356,7 +295,7 @@ def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, place):
     (tmp_path / "output" / "run").write_text("a file in the way")
     (tmp_path / "fake.py").write_text("raise SystemExit('started')")
     done = subprocess.run(
-        [sys.executable, DRIVER, str(tmp_path / "fake.py")],
+        [*DRIVER, str(tmp_path / "fake.py")],
         env=clean_environment(**place),
         capture_output=True,
         text=True,

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from sdjob.problem import setting
 from sdtrain import notes, stop
+from tests.support import worker
 
 
 def test_a_signal_is_a_request_and_the_handlers_come_back():
@@ -17,8 +20,19 @@ def test_a_signal_is_a_request_and_the_handlers_come_back():
             assert not request
             os.kill(os.getpid(), number)
             assert request
-            assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process at once
+            os.kill(os.getpid(), number)  # passed on by torchrun as well: still the same request
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_request_ends_the_process(number):
+    script = (
+        "import os, time; from sdtrain import stop; stop.ONE_REQUEST = 0.1\n"
+        f"with stop.watch({{}}): os.kill(os.getpid(), {int(number)}); time.sleep(0.2)\n"
+        f"with stop.watch({{}}): [os.kill(os.getpid(), {int(number)}) or time.sleep(0.2) for _ in 'ab']"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=worker.environment())
+    assert done.returncode == -number
 
 
 def test_the_flag_file_is_a_request(tmp_path):

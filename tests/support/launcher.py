@@ -1,0 +1,108 @@
+"""Running the launcher from a test: as users do, or with a script in the place of torchrun or of the worker."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdlaunch import plan
+from tests.sdlaunch.place import HOME, clean_environment
+
+ENTRYPOINT = (sys.executable, str(HOME / "entrypoint.py"))
+DRIVER = (sys.executable, str(Path(__file__).with_name("driver.py")))
+
+# What a script in the place of torchrun begins with.
+PRELUDE = """
+import json, os, signal, subprocess, sys, time
+stop_file, notes = os.environ["SDJOB_STOP_FILE"], os.environ["SDJOB_NOTES_DIR"]
+def note(rank, code, **more):
+    text = json.dumps({"rank": rank, "code": code, "step": 7, "time": time.time(), "problems": [], **more})
+    open(f"{notes}/rank-{rank}.json", "w").write(text)
+def say(text):
+    print(text, flush=True)
+def asked(seconds=20):
+    end = time.time() + seconds
+    while not os.path.exists(stop_file) and time.time() < end:
+        time.sleep(0.01)
+    return os.path.exists(stop_file)
+"""
+
+
+class Launched:
+    """A launcher at work, read line by line."""
+
+    def __init__(self, argv: tuple[str, ...], output: Path, environ: dict[str, str], **options: Any) -> None:
+        self.output = output
+        self.process = subprocess.Popen(
+            argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
+
+    def until(self, word: str) -> str:
+        """Reads the terminal up to a line with this word, and returns the line."""
+        assert self.process.stdout
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if word in line:
+                return line
+        raise AssertionError(f"{word!r} never came:\n{''.join(seen)}")
+
+    def end(self, code: int) -> str:
+        """The rest of what people see; the code must be this."""
+        text, _ = self.process.communicate(timeout=120)
+        assert self.process.returncode == code, text
+        assert "Traceback" not in text
+        return text
+
+    def signal_rank(self, rank: int, signum: int) -> None:
+        os.kill(int((self.output / "run" / "notes-0" / f"alive-{rank}").read_text()), signum)
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        return json.loads((self.output / "failure.json").read_text())
+
+    @property
+    def log(self) -> str:
+        return (self.output / "logs" / "node-0.log").read_text()
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.output / "checkpoint").iterdir())
+
+
+def supervised(
+    folder: Path, place: dict[str, str], script: str, *, as_worker: bool = False, **variables: str
+) -> Launched:
+    """A script under the launcher in the place of torchrun, or as its worker; the output is below the folder."""
+    path = folder / "fake.py"
+    path.write_text(PRELUDE + script)
+    if as_worker:
+        variables["PYTHONPATH"] = str(folder)
+    environ = clean_environment(**{**place, **variables})
+    return Launched((*DRIVER, "fake" if as_worker else str(path)), folder / "output", environ)
+
+
+def prepare(place: dict[str, str], **variables: str) -> plan.JobPlan:
+    """The plan of a job with these variables."""
+    return plan.prepare((), clean_environment(**{**place, **variables}), HOME)
+
+
+def found(job: plan.JobPlan) -> list[tuple[str, int]]:
+    """Subject and code of each problem."""
+    return [(problem.subject, problem.code) for problem in job.problems]
+
+
+def pasted(job: plan.JobPlan, folder: Path) -> str:
+    """What the plan's command prints when it is pasted into a shell in this folder; it must succeed."""
+    assert job.launch, job.problems
+    done = subprocess.run(
+        ["bash", "-c", job.launch.shell()],
+        cwd=folder,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
