@@ -4,11 +4,12 @@ VENV := .venv
 RUN := PYTHONPATH=project PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python
 DEMO := demo_run
 
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test test-long lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
-	@echo "make test   all tests"
+	@echo "make test   all tests but the long forms"
+	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   regenerate the tables of mount_layout.md and the comments of env/"
 
@@ -23,7 +24,10 @@ demo: setup
 	@echo "before and after: $(DEMO)/output/samples/before_after.png; the trained pipeline: $(DEMO)/output/checkpoint"
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long"
+
+test-long: setup
+	@$(VENV)/bin/python -m pytest -n 2 -m long
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -289,6 +289,10 @@ class RunSpec(BaseModel):
     checkpoints_total_limit: Annotated[
         Positive | None, Setting("checkpoints", "checkpoints to keep; empty: all")
     ] = None
+    background_save: Annotated[
+        bool,
+        Setting("checkpoints", "write checkpoints beside the next steps, from a copy in the host's memory"),
+    ] = True
     resume: Annotated[
         Text,
         Setting(

@@ -43,26 +43,58 @@ def save(
 
     `write` puts weights and optimiser into the folder that it gets; it is called on every rank.
     """
-    final = layout.step_folder(state.step)
-    temporary = final.with_name(f".{final.name}.tmp")
     # Each block ends with an agreement, so that no rank goes on to the next before all have left this one.
-    with _disk_full_is_a_problem(world, temporary):
+    temporary = begin(layout, state.step, world)
+    with writing(temporary, world):
+        write(temporary)
+    with writing(temporary, world):
+        if world.is_main:
+            complete(layout, state, temporary, limit)
+    return layout.step_folder(state.step)
+
+
+def begin(layout: OutputLayout, step: int, world: World) -> Path:
+    """The empty folder that a checkpoint is written into. Collective. Raises JobError (73)."""
+    final = layout.step_folder(step)
+    temporary = final.with_name(f".{final.name}.tmp")
+    with writing(temporary, world):
         if world.is_main:
             _sweep(layout)
             temporary.mkdir(parents=True)
-    with _disk_full_is_a_problem(world, temporary):
-        write(temporary)
-    with _disk_full_is_a_problem(world, temporary):
-        if world.is_main:
-            values = {"format": _FORMAT, **asdict(state)}
-            (temporary / _STATE).write_text(json.dumps(values, indent=1) + "\n")
-            write_manifest(temporary)
-            sync_tree(temporary)
-            shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a whole one is resumed from
-            temporary.rename(final)
-            sync_folder(final.parent)
-            _forget(layout, state.step, limit)
-    return final
+    return temporary
+
+
+def complete(layout: OutputLayout, state: TrainState, temporary: Path, limit: int | None) -> None:
+    """Makes a checkpoint of a folder with weights and optimiser, and puts it in place. By one rank."""
+    final = layout.step_folder(state.step)
+    values = {"format": _FORMAT, **asdict(state)}
+    (temporary / _STATE).write_text(json.dumps(values, indent=1) + "\n")
+    write_manifest(temporary)
+    sync_tree(temporary)
+    shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a whole one is resumed from
+    temporary.rename(final)
+    sync_folder(final.parent)
+    _forget(layout, state.step, limit)
+
+
+@contextmanager
+def writing(temporary: Path, world: World) -> Iterator[None]:
+    """A failed write ends the run on every rank with 73; earlier checkpoints stay. Collective."""
+    problems = []
+    try:
+        yield
+    except Exception as error:
+        if not is_write_failure(error):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        problems = [
+            output_problem(
+                "OUTPUT_DIR",
+                f"the checkpoint could not be written to {temporary.parent} ({error})",
+                "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
+            )
+        ]
+    world.agree(problems)
 
 
 def newest(layout: OutputLayout, resume: str) -> StepFolder | None:
@@ -192,23 +224,3 @@ def _sweep(layout: OutputLayout) -> None:
     """Deletes what a process left that died while it saved or deleted."""
     for path in layout.checkpoint.glob(".checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _disk_full_is_a_problem(world: World, temporary: Path) -> Iterator[None]:
-    """A failed write ends the run on every rank with 73; earlier checkpoints stay. Collective."""
-    problems = []
-    try:
-        yield
-    except Exception as error:
-        if not is_write_failure(error):
-            raise
-        shutil.rmtree(temporary, ignore_errors=True)
-        problems = [
-            output_problem(
-                "OUTPUT_DIR",
-                f"the checkpoint could not be written to {temporary.parent} ({error})",
-                "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
-            )
-        ]
-    world.agree(problems)

@@ -30,8 +30,8 @@ class Ema:
         return dict(zip(self._masters, self._average.shadow_params, strict=True))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The average by name, with the number of updates, on the CPU."""
-        state = {name: weight.detach().cpu() for name, weight in self.shares.items()}
+        """A copy of the average by name, with the number of updates, on the CPU."""
+        state = {name: weight.detach().to("cpu", copy=True) for name, weight in self.shares.items()}
         return {**state, "_updates": torch.tensor(self._average.optimization_step)}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:

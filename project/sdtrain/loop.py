@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from sdjob.problem import ExitCode, JobError, Problem
 from sdjob.spec import RunSpec
-from sdtrain import attention, checkpoint, devices, validation
+from sdtrain import attention, devices, host_memory, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
 from sdtrain.progress import Progress, say
 from sdtrain.report import Outcome, Stopwatch, TimedStep
+from sdtrain.saving import Saver
 from sdtrain.schedule import schedule
 from sdtrain.stop import Stopped
 from sdtrain.streams import StreamBatch, loader
@@ -78,7 +79,10 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     loss_sum = torch.zeros((), device=world.device)
     logged: dict[str, float] = {}
     timed: TimedStep | None = None
-    with Progress("step", last, done=first, shown=world.is_main) as progress:
+    with (
+        Progress("step", last, done=first, shown=world.is_main) as progress,
+        Saver(training.layout, world, spec.checkpoints_total_limit) as saver,
+    ):
         watch.go_on()
         for step in range(first + 1, last + 1):
             began = devices.clock(world.device) if step == spec.timed_step else None
@@ -93,11 +97,11 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
                 logged = _log(training, step, place, result, watch)
             loss = f"loss {logged['train/loss']:.4f}  " if logged else ""
             progress.show(step, f"{loss}lr {result.learning_rate:.1e}")
-            stopping = world.any(bool(training.stop))
+            stopping = world.any(bool(training.stop) or saver.failed)
             if stopping or step == last or step % spec.checkpointing_steps == 0:
                 watch.pause()
                 state = _reached(training, state, step, place, result.loss, loss_sum)
-                save(training, state)
+                save(training, saver, state, beside=spec.background_save and not stopping and step < last)
                 loss_sum.zero_()
                 watch.go_on()
             if stopping:
@@ -135,20 +139,33 @@ def _samples_are_due(spec: RunSpec, step: int) -> bool:
     return bool(spec.validation_prompts and every) and step % every == 0 and step != spec.max_train_steps
 
 
-def save(training: Training, state: TrainState) -> None:
-    """A whole checkpoint of this state. Collective."""
+def save(training: Training, saver: Saver, state: TrainState, *, beside: bool) -> None:
+    """A whole checkpoint of this state; `beside`: from a copy, while the run goes on, if it may. Collective."""
+    # Before the checkpoint: whoever is killed after it has lost no figure of the steps that are not repeated.
+    training.tracker.flush()
+    rank = training.world.rank
+    snapshot = training.strategy.snapshot(rank) if beside and _has_room_to_copy(training) else None
+    average = training.ema.state() if training.ema and training.world.is_main else None
 
     def write(folder: Path) -> None:
-        training.strategy.save(folder, training.world.rank)
-        if training.ema and training.world.is_main:
-            save_file(training.ema.state(), folder / "ema.safetensors")
+        if snapshot:
+            snapshot(folder)
+        else:
+            training.strategy.save(folder, rank)
+        if average:
+            save_file(average, folder / "ema.safetensors")
 
-    path = checkpoint.save(
-        training.layout, state, write, training.world, training.spec.checkpoints_total_limit
-    )
-    training.tracker.flush()
-    if training.world.is_main:
-        say(f"saved {path}")
+    (saver.save_beside if snapshot else saver.save)(state, write)
+
+
+def _has_room_to_copy(training: Training) -> bool:
+    """Whether the host's memory holds a copy of what a checkpoint holds, and of the weights once more. Collective."""
+    weights = sum(master.numel() * master.element_size() for master in training.strategy.masters().values())
+    needed = weights * (5 if training.ema else 4)  # with AdamW's two moments
+    short = training.world.is_main and host_memory.available() < needed
+    if short:
+        say(f"the host's memory has no room for a copy of {needed / 1e9:.1f} GB: saving without one")
+    return not training.world.any(short)
 
 
 def _log(training: Training, step: int, place: int, result: StepResult, watch: Stopwatch) -> dict[str, float]:

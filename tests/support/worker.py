@@ -46,15 +46,22 @@ def in_process(**settings) -> int:
 
 def in_ranks(size: int, **settings) -> list[int]:
     """Exit codes of a run in `size` forked processes, which need no time for imports."""
+    with forked(size, **settings) as processes:
+        for process in processes:
+            process.join(120)
+        return [process.exitcode if process.exitcode is not None else -1 for process in processes]
+
+
+@contextlib.contextmanager
+def forked(size: int, **settings) -> Iterator[list[multiprocessing.Process]]:
+    """The ranks of a run as forked processes, of which nothing is left when the block ends."""
     context = multiprocessing.get_context("fork")
     port = _free_port()
     processes = [context.Process(target=_rank, args=(r, size, port, settings)) for r in range(size)]
     for process in processes:
         process.start()
     try:
-        for process in processes:
-            process.join(120)
-        return [process.exitcode if process.exitcode is not None else -1 for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,10 @@ class Strategy(Protocol):
 
     def save(self, folder: Path, rank: int) -> None:
         """Writes weights and optimiser for `load`. Collective."""
+
+    def snapshot(self, rank: int) -> Callable[[Path], None] | None:
+        """What `save` would write now, copied to the host: to be called with a folder, by the first rank alone,
+        in any thread. None: this strategy can only `save`. Collective."""
 
     def load(self, folder: Path) -> None:
         """Takes back what `save` wrote. Collective."""

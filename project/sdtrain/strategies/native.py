@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,9 +88,18 @@ class Native:
 
     def save(self, folder: Path, rank: int) -> None:
         if rank == 0:
-            save_file(self.full_state(self.masters()), folder / "model.safetensors")
-            state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
-            torch.save(state, folder / "optimizer.pt")
+            _write(self._state(), folder)
+
+    def snapshot(self, rank: int) -> Callable[[Path], None]:
+        # The other ranks hold the same, and would take the memory of the host as many times.
+        return partial(_write, _copied(self._state()) if rank == 0 else {})
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.masters(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
 
     def load(self, folder: Path) -> None:
         _put(self.masters(), load_file(folder / "model.safetensors"))
@@ -102,6 +113,21 @@ class Native:
 def _put(masters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
     for name, master in masters.items():
         master.copy_(values[name])
+
+
+def _write(state: dict[str, Any], folder: Path) -> None:
+    weights = {name: weight.cpu().contiguous() for name, weight in state["model"].items()}
+    save_file(weights, folder / "model.safetensors")
+    torch.save({name: state[name] for name in ("optimizer", "scaler")}, folder / "optimizer.pt")
+
+
+def _copied(value: Any) -> Any:
+    """The same values, every tensor of them a copy on the host."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def create(precision: str, device: torch.device, world_size: int) -> Native:
