@@ -38,7 +38,14 @@ def resolve_precision(spec: RunSpec, topology: Topology) -> str:
 
 def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
     """Every reason why this spec cannot run there."""
-    return [*_strategy(spec, topology), *_precision(spec, topology), *_recipe(spec), *_numbers(spec)]
+    checks = (
+        _strategy(spec, topology),
+        _precision(spec, topology),
+        _recipe(spec),
+        _numbers(spec),
+        _caches(spec),
+    )
+    return [problem for found in checks for problem in found]
 
 
 _OF_PRIOR = ("class_prompt", "prior_loss_weight", "num_class_images", "class_data_dir")
@@ -166,6 +173,28 @@ def _recipe(spec: RunSpec) -> list[Problem]:
                 "class_prompt",
                 "empty, with with_prior_preservation on",
                 "Name the class of the subject, such as class_prompt=a photo of a dog.",
+            )
+        )
+    return found
+
+
+def _caches(spec: RunSpec) -> list[Problem]:
+    found = []
+    if spec.cache_latents != "no" and not spec.center_crop:
+        found.append(
+            setting(
+                "cache_latents",
+                f"{spec.cache_latents}, with random crops",
+                "Latents are kept of one crop, so crops could not be random: "
+                "set center_crop=1, or leave cache_latents=no.",
+            )
+        )
+    if spec.cache_text_embeddings != "no" and spec.train_text_encoder:
+        found.append(
+            setting(
+                "cache_text_embeddings",
+                f"{spec.cache_text_embeddings}, with train_text_encoder on",
+                "What is trained changes in every step: leave cache_text_embeddings=no.",
             )
         )
     return found

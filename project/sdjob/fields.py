@@ -67,13 +67,13 @@ def whole(value: Any) -> Any:
     return int(number) if number.is_integer() else value
 
 
-_ON = ("1", "true", "yes", "on")
-_OFF = ("0", "false", "no", "off")
+ON = ("1", "true", "yes", "on")
+OFF = ("0", "false", "no", "off")
 
 
 def switch(name: str, on: str, off: str) -> Alias:
     """A yes-or-no spelling of a setting that has more than two values."""
-    return Alias(name, {**dict.fromkeys(_ON, on), **dict.fromkeys(_OFF, off)})
+    return Alias(name, {**dict.fromkeys(ON, on), **dict.fromkeys(OFF, off)})
 
 
 def any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:

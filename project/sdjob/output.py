@@ -36,6 +36,11 @@ class OutputLayout:
         return self.root / "class_images"
 
     @property
+    def cache(self) -> Path:
+        """Latents and encoded prompts that were kept on disk."""
+        return self.root / "cache"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

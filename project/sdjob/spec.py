@@ -11,6 +11,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sdjob.fields import (
+    OFF,
+    ON,
     Amount,
     Count,
     Fraction,
@@ -35,6 +37,8 @@ _PRECISIONS = any_case(
     bf16=("bfloat16", "bf16-mixed"),
     no=("32", "fp32", "float32", "32-true", "none"),
 )
+Caching = Literal["no", "memory", "disk"]
+_CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
@@ -97,8 +101,30 @@ class RunSpec(BaseModel):
         Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
     ] = 2
     cache_dir: Annotated[
-        str | None, Setting("data", "folder for converted data sets; empty: the user's cache folder")
+        str | None,
+        Setting(
+            "data",
+            "folder for converted data sets and for caches on disk; empty: the user's cache folder, "
+            "and the output folder",
+        ),
     ] = None
+    cache_latents: Annotated[
+        Caching,
+        Setting(
+            "data",
+            "encode each picture once, and keep the moments of its latents: no, memory, disk",
+            values=_CACHING,
+        ),
+    ] = "no"
+    cache_text_embeddings: Annotated[
+        Caching,
+        Setting(
+            "data",
+            "encode each prompt once: no, memory, disk",
+            values=_CACHING,
+            aliases=("cache_text_encoder_outputs",),
+        ),
+    ] = "no"
 
     # --- prompts -------------------------------------------------------------------------------------
     instance_prompt: Annotated[

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,15 @@ def _problem_in(text: str) -> Problem:
 
 
 @dataclass(frozen=True)
+class View:
+    """What is seen of a picture when it is not cropped at random: its size (width, height), mirrored or not."""
+
+    index: int
+    size: tuple[int, int]
+    flip: bool
+
+
+@dataclass(frozen=True)
 class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     """Training examples by their place in the sample stream, the same on every rank and in every worker."""
 
@@ -53,26 +63,54 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         """`pixel_values` [3, resolution, resolution] in [-1, 1], `caption`, `name`, `sample`."""
-        try:
-            image = self.source.image(sample.index)
-            caption = self.source.caption(sample.index) or ""
-        except ImageError as error:
-            raise PictureError(image_problem(self.source.name(sample.index), error)) from error
-        except JobError as error:
-            raise PictureError(error.problems) from error
+        crop = None if self.center_crop else draws(self.seed, sample, "crop")
+        return {"pixel_values": self.pixels(self.view(sample), crop), **self.about(sample)}
+
+    def view(self, sample: Sample) -> View:
+        """What a sample shows of its picture."""
+        flip = self.random_flip and torch.rand((), generator=draws(self.seed, sample, "flip")) < 0.5
+        return View(sample.index, (self.resolution, self.resolution), bool(flip))
+
+    def views(self) -> Iterator[View]:
+        """Every view that a sample can have."""
+        for index in range(len(self)):
+            for flip in (False, True) if self.random_flip else (False,):
+                yield View(index, (self.resolution, self.resolution), flip)
+
+    def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
+        """A view of a picture, [3, height, width] in [-1, 1], cropped at a random place or in the centre."""
+        with self._named(view.index):
+            image = self.source.image(view.index)
+        image = square(image, view.size[0], crop, self.interpolation)
+        return to_tensor(image.transpose(Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
+
+    def about(self, sample: Sample) -> dict[str, Any]:
+        """What there is to know of a sample besides its pixels."""
         return {
-            "pixel_values": to_tensor(self._transformed(image, sample)),
-            "caption": caption,
+            "caption": self.caption(sample.index),
             "name": self.source.name(sample.index),
             "sample": sample,
         }
 
-    def _transformed(self, image: Image, sample: Sample) -> Image:
-        crop = None if self.center_crop else draws(self.seed, sample, "crop")
-        image = square(image, self.resolution, crop, self.interpolation)
-        if self.random_flip and torch.rand((), generator=draws(self.seed, sample, "flip")) < 0.5:
-            image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
-        return image
+    def caption(self, index: int) -> str:
+        """The caption of a picture, or "" where the data set was opened without captions."""
+        with self._named(index):
+            return self.source.caption(index) or ""
+
+    def digest(self, index: int) -> str:
+        """A hash of the picture as it is stored."""
+        with self._named(index):
+            return self.source.digest(index)
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """A picture or caption that cannot be read is named."""
+        try:
+            yield
+        except ImageError as error:
+            raise PictureError(image_problem(self.source.name(index), error)) from error
+        except JobError as error:
+            raise PictureError(error.problems) from error
 
 
 def square(image: Image, side: int, place: torch.Generator | None, interpolation: Interpolation) -> Image:
@@ -101,9 +139,9 @@ def to_tensor(image: Image) -> torch.Tensor:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: `pixel_values` [batch, 3, height, width]; everything else as lists."""
+    """A batch: tensors stacked, such as `pixel_values` [batch, 3, height, width]; everything else as lists."""
     batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
-    return {**batch, "pixel_values": torch.stack(batch["pixel_values"])}
+    return {k: torch.stack(v) if isinstance(v[0], torch.Tensor) else v for k, v in batch.items()}
 
 
 def verify(

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from sdjob.spec import RunSpec
 from sdtrain import objective
 from sdtrain.models import Parts, tokenize
 from sdtrain.order import Sample, draws
-from sdtrain.streams import Stream, StreamBatch
+from sdtrain.streams import StreamBatch
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,18 @@ class Noised:
 
 
 @torch.no_grad()
-def noised(
-    parts: Parts, streams: tuple[Stream, ...], batches: tuple[StreamBatch, ...], spec: RunSpec
-) -> Noised:
+def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noised:
     """Encodes pictures and prompts, and adds noise: everything before the network that is trained."""
     device, schedule, kind = parts.device, parts.noise_schedule, parts.noise_schedule.config.prediction_type
     samples = [sample for batch in batches for sample in batch.samples]
-    pixel_values = torch.cat([batch.pixel_values for batch in batches])
-    tokens = tokenize(parts.tokenizer, [prompt for batch in batches for prompt in batch.prompts]).to(device)
-    shape = latent_shape(parts, pixel_values)
+    posterior = _posterior(parts, batches)
+    shape = tuple(posterior.mean.shape[1:])
 
     def normal(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
         return _normal(samples, spec.seed, purpose, shape).to(device, non_blocking=True)
 
-    latents = encode_images(
-        parts, pixel_values.to(device, parts.dtype, non_blocking=True), normal("latent", shape)
-    )
+    latents = posterior.mean.float() + posterior.std.float() * normal("latent", shape)
+    latents = latents * float(parts.vae.config.scaling_factor)
     noise = normal("noise", shape)
     if spec.noise_offset:  # Guttenberg 2023, "Diffusion with Offset Noise"
         noise = noise + spec.noise_offset * normal("noise_offset", (shape[0], 1, 1))
@@ -59,11 +56,11 @@ def noised(
     return Noised(
         noisy_latents=schedule.add_noise(latents, added, timesteps),
         timesteps=timesteps,
-        conditioning=tokens if spec.train_text_encoder else parts.text_encoder(tokens)[0],
+        conditioning=_conditioning(parts, batches, spec),
         wanted=objective.target(kind, schedule, latents, noise, timesteps),
         weights=weights,
         sizes=tuple(len(batch.samples) for batch in batches),
-        stream_weights=tuple(stream.weight for stream in streams),
+        stream_weights=tuple(batch.weight for batch in batches),
     )
 
 
@@ -77,19 +74,26 @@ def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     return objective.weighted_loss(list(by_stream), list(batch.stream_weights))
 
 
-@torch.no_grad()
-def encode_images(parts: Parts, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] in [-1, 1] → scaled latents [B, C, h, w] in fp32, drawn from the VAE's posterior by `noise`."""
-    posterior = parts.vae.encode(pixel_values).latent_dist
-    latents: torch.Tensor = posterior.mean.float() + posterior.std.float() * noise
-    return latents * float(parts.vae.config.scaling_factor)
+def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussianDistribution:
+    """What the VAE makes of the pictures: mean and deviation of their latents, [B, C, h, w], unscaled."""
+    if moments := [batch.moments for batch in batches if batch.moments is not None]:
+        return DiagonalGaussianDistribution(torch.cat(moments).to(parts.device, non_blocking=True))
+    pixel_values = torch.cat([batch.pixel_values for batch in batches if batch.pixel_values is not None])
+    encoded = parts.vae.encode(pixel_values.to(parts.device, parts.dtype, non_blocking=True))
+    posterior: DiagonalGaussianDistribution = encoded.latent_dist
+    return posterior
 
 
-def latent_shape(parts: Parts, pixel_values: torch.Tensor) -> tuple[int, int, int]:
-    """(C, h, w) of the latents of pictures [B, 3, H, W]."""
-    factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    height, width = (side // factor for side in pixel_values.shape[-2:])
-    return parts.vae.config.latent_channels, height, width
+def _conditioning(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> torch.Tensor:
+    """What `Denoiser` takes: encoder_hidden_states [B, tokens, width]; token ids if they train the encoder."""
+    if encoded := [batch.hidden_states for batch in batches if batch.hidden_states is not None]:
+        return torch.cat(encoded).to(parts.device, non_blocking=True)
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    tokens = tokenize(parts.tokenizer, prompts).to(parts.device)
+    if spec.train_text_encoder:
+        return tokens
+    hidden: torch.Tensor = parts.text_encoder(tokens)[0]
+    return hidden
 
 
 def draw_timesteps(samples: Sequence[Sample], seed: int, count: int) -> torch.Tensor:

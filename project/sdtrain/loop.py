@@ -40,7 +40,7 @@ def optimiser_step(
     micro_batches = training.shape.accumulation
     total = torch.zeros((), device=training.world.device)
     for micro in range(micro_batches):
-        batch = noised(training.parts, training.streams, next(batches), training.spec)
+        batch = noised(training.parts, next(batches), training.spec)
         last = micro == micro_batches - 1
         # Around the backward pass too, where checkpointed activations are computed again.
         with training.strategy.accumulate(last), attention.chosen(training.spec.attention):
@@ -63,18 +63,14 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     first, last = state.step, spec.max_train_steps
     watch = Stopwatch(world.device, max(0, min(spec.skip_steps, last - first - 1)))
     factor = schedule(spec)
-    batches = iter(
-        loader(
-            training.streams,
-            spec.seed,
-            training.shape,
-            world.rank,
-            state.place,
-            last - first,
-            workers=spec.dataloader_num_workers,
-            pin_memory=world.device.type == "cuda",
-            proportion_empty_prompts=spec.proportion_empty_prompts,
-        )
+    batches = loader(
+        training.examples,
+        training.shape,
+        world.rank,
+        state.place,
+        last - first,
+        workers=spec.dataloader_num_workers,
+        pin_memory=world.device.type == "cuda",
     )
     loss_sum = torch.zeros((), device=world.device)
     logged: dict[str, float] = {}

@@ -19,6 +19,7 @@ from sdtrain import attention, checkpoint, devices, export, models, page, report
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
+from sdtrain.encodings import Caching, cached_latents, cached_prompts
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 from sdtrain.loop import train_steps
 from sdtrain.models import Parts, cut_prompts
@@ -29,7 +30,7 @@ from sdtrain.recipes.base import RecipeInput, find, open_images
 from sdtrain.report import Outcome
 from sdtrain.stop import StopRequest
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
-from sdtrain.streams import Stream, prompts_of
+from sdtrain.streams import Stream, StreamSet, prompts_of
 from sdtrain.tracking import Tracker, tracker
 from sdtrain.training import Training
 from sdtrain.world import World
@@ -69,8 +70,9 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     _begin(spec, world, layout, start)
     if world.is_main:
         _warn_of_cut_prompts(parts, streams)
+    examples = _examples(Caching(spec, world, layout, parts, stop, start.step if start else 0), streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
-        training = _training(spec, world, layout, parts, denoiser, streams, tracking, stop)
+        training = _training(spec, world, layout, parts, denoiser, examples, tracking, stop)
         _train(training, folder, start, facts)
 
 
@@ -213,13 +215,22 @@ def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder 
     world.agree(problems)
 
 
+def _examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet:
+    """What is trained on, with the caches that were asked for. Collective. Raises JobError, Stopped."""
+    spec = caching.spec
+    encodings = cached_prompts(caching, streams) if spec.cache_text_embeddings != "no" else None
+    if spec.cache_latents != "no":
+        streams = cached_latents(caching, streams)
+    return StreamSet(streams, spec.seed, spec.proportion_empty_prompts, encodings)
+
+
 def _training(
     spec: RunSpec,
     world: World,
     layout: OutputLayout,
     parts: Parts,
     denoiser: Denoiser,
-    streams: tuple[Stream, ...],
+    examples: StreamSet,
     tracking: Tracker,
     stop: StopRequest,
 ) -> Training:
@@ -237,7 +248,7 @@ def _training(
     )
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
-    return Training(spec, world, layout, shape, parts, streams, strategy, ema, tracking, stop)
+    return Training(spec, world, layout, shape, parts, examples, strategy, ema, tracking, stop)
 
 
 def _groups(spec: RunSpec) -> tuple[ParameterGroup, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from PIL.Image import Image
 
 from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, table_of
 from sdjob.folders import shown
-from sdjob.images import decode, source_of
+from sdjob.images import ImageError, decode, source_of
 from sdjob.metadata import metadata_file, read_metadata
 from sdjob.problem import JobError, bad_input, output_problem
 from sdjob.tables import Table
@@ -34,6 +35,10 @@ class ImageSource(Protocol):
 
     def name(self, index: int) -> str:
         """Its path, or "file row N"."""
+        ...
+
+    def digest(self, index: int) -> str:
+        """A hash of the picture as it is stored. Raises ImageError."""
         ...
 
 
@@ -78,6 +83,9 @@ class FileSource:
     def name(self, index: int) -> str:
         return shown(self.info.files[index])
 
+    def digest(self, index: int) -> str:
+        return _digest(self.info.files[index])
+
 
 @dataclass(frozen=True)
 class TableSource:
@@ -105,9 +113,20 @@ class TableSource:
     def name(self, index: int) -> str:
         return self.table.row_name(index)
 
+    def digest(self, index: int) -> str:
+        return _digest(source_of(self._value(index, self.info.image_column), self.info.path))
+
     def _value(self, index: int, column: str) -> Any:
         """One value as stored: neither decoded nor copied with the rest of its row."""
         return self.rows[index][column][0].as_py()
+
+
+def _digest(picture: Path | bytes) -> str:
+    try:
+        content = picture if isinstance(picture, bytes) else picture.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror or error})") from error
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _load_table(info: DatasetInfo, cache: Path) -> Any:

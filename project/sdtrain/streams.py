@@ -5,14 +5,33 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sdtrain.data import TrainingImages, collate
+from sdtrain.data import collate
 from sdtrain.order import BatchShape, Sample, draws, micro_batches, sample_at
+
+
+class Examples(Protocol):
+    """Training examples by their place in the sample stream, the same on every rank and in every worker."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        """`pixel_values` [3, H, W] in [-1, 1], or `moments` of its latents [2C, h, w]; `caption`, `name`, `sample`."""
+        ...
+
+    def caption(self, index: int) -> str: ...
+
+
+class PromptEncodings(Protocol):
+    """encoder_hidden_states [tokens, width] of every prompt of the run."""
+
+    def __getitem__(self, prompt: str) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -20,26 +39,41 @@ class Stream:
     """Pictures that are trained on together: their prompt (None: each picture's caption) and loss weight."""
 
     name: str
-    images: TrainingImages
+    images: Examples
     prompt: str | None
     weight: float = 1.0
 
 
-def prompts_of(stream: Stream, limit: int) -> list[str]:
+def prompts_of(stream: Stream, limit: int | None = None) -> list[str]:
     """The prompt of a stream, or the first `limit` captions."""
     if stream.prompt is not None:
         return [stream.prompt]
-    source = stream.images.source
-    return [source.caption(index) or "" for index in range(min(limit, len(source)))]
+    return [stream.images.caption(index) for index in range(len(stream.images))[:limit]]
 
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """A micro-batch of one stream: pixel_values [B, 3, H, W] in [-1, 1], B prompts, B places of the stream."""
+    """A micro-batch of one stream. What comes from a cache replaces what it was made of."""
 
-    pixel_values: torch.Tensor
+    pixel_values: torch.Tensor | None  # [B, 3, H, W] in [-1, 1]
+    moments: torch.Tensor | None  # of the VAE's posterior, [B, 2C, h, w]
     prompts: list[str]
-    samples: list[Sample]
+    hidden_states: torch.Tensor | None  # of the prompts, [B, tokens, width]
+    samples: list[Sample]  # B places of the stream
+    weight: float  # of the stream in the loss
+
+    def pin_memory(self) -> StreamBatch:
+        """Called by the loader, so that copies to the device need not wait."""
+        return replace(
+            self,
+            pixel_values=_pinned(self.pixel_values),
+            moments=_pinned(self.moments),
+            hidden_states=_pinned(self.hidden_states),
+        )
+
+
+def _pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.pin_memory()
 
 
 @dataclass(frozen=True)
@@ -49,6 +83,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
     streams: tuple[Stream, ...]
     seed: int
     proportion_empty_prompts: float = 0.0
+    encodings: PromptEncodings | None = None
 
     def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
         return tuple(
@@ -57,14 +92,25 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         )
 
     def collate(self, items: list[tuple[dict[str, Any], ...]]) -> tuple[StreamBatch, ...]:
-        batches = []
-        for stream, examples in zip(self.streams, zip(*items, strict=True), strict=True):
-            batch = collate(list(examples))
-            captions = batch["caption"] if stream.prompt is None else [stream.prompt] * len(examples)
-            pairs = zip(captions, batch["sample"], strict=True)
-            prompts = ["" if self._is_emptied(sample) else caption for caption, sample in pairs]
-            batches.append(StreamBatch(batch["pixel_values"], prompts, batch["sample"]))
-        return tuple(batches)
+        examples = zip(*items, strict=True)
+        return tuple(self._batch(stream, list(of)) for stream, of in zip(self.streams, examples, strict=True))
+
+    def _batch(self, stream: Stream, examples: list[dict[str, Any]]) -> StreamBatch:
+        batch = collate(examples)
+        prompts = [
+            "" if self._is_emptied(sample) else caption if stream.prompt is None else stream.prompt
+            for caption, sample in zip(batch["caption"], batch["sample"], strict=True)
+        ]
+        return StreamBatch(
+            batch.get("pixel_values"),
+            batch.get("moments"),
+            prompts,
+            torch.stack([self.encodings[prompt] for prompt in prompts])
+            if self.encodings is not None
+            else None,
+            batch["sample"],
+            stream.weight,
+        )
 
     def _is_emptied(self, sample: Sample) -> bool:
         """Whether the network sees the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""
@@ -77,7 +123,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def _ended_by_parent_only(_worker: int) -> None:
+def ended_by_parent_only(_worker: int) -> None:
     """Keeps a loader process alive while its parent saves: torchrun and a terminal signal a whole group of
     processes, some platforms every process there is, and a training process whose loader dies cannot save any
     more. Its own parent still ends it, and it ends itself when that one has died."""
@@ -93,24 +139,21 @@ def _obey_parent() -> None:
 
 
 def loader(
-    streams: tuple[Stream, ...],
-    seed: int,
+    examples: StreamSet,
     shape: BatchShape,
     rank: int,
     first_place: int,
     steps: int,
     workers: int,
     pin_memory: bool,
-    proportion_empty_prompts: float = 0.0,
-) -> DataLoader[tuple[StreamBatch, ...]]:
+) -> Iterator[tuple[StreamBatch, ...]]:
     """This rank's micro-batches from `first_place` on, `accumulation` of them per optimiser step."""
-    examples = StreamSet(streams, seed, proportion_empty_prompts)
     batches: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=micro_batches(shape, rank, first_place, steps),
         num_workers=workers,
         collate_fn=examples.collate,
-        worker_init_fn=_ended_by_parent_only,
+        worker_init_fn=ended_by_parent_only,
         pin_memory=pin_memory,
     )
-    return batches
+    return iter(batches)

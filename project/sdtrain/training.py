@@ -15,7 +15,7 @@ from sdtrain.models import Parts
 from sdtrain.order import BatchShape
 from sdtrain.stop import StopRequest
 from sdtrain.strategies.base import Strategy
-from sdtrain.streams import Stream
+from sdtrain.streams import StreamSet
 from sdtrain.tracking import Tracker
 from sdtrain.world import World
 
@@ -29,7 +29,7 @@ class Training:
     layout: OutputLayout
     shape: BatchShape
     parts: Parts
-    streams: tuple[Stream, ...]
+    examples: StreamSet
     strategy: Strategy
     ema: Ema | None
     tracker: Tracker
@@ -37,7 +37,7 @@ class Training:
 
     @property
     def num_examples(self) -> int:
-        return len(self.streams[0].images)
+        return len(self.examples.streams[0].images)
 
     @property
     def best(self) -> Mapping[str, torch.Tensor]:

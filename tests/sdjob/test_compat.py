@@ -62,12 +62,24 @@ def test_the_defaults_work_everywhere(recipe, topology):
             64,
         ),
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
+        ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
+        (
+            {"cache_text_embeddings": "memory", "train_text_encoder": True},
+            GPU,
+            "cache_text_embeddings",
+            64,
+        ),
     ],
 )
 def test_what_does_not_work_is_one_problem(values, topology, subject, code):
     (problem,) = problems(spec(**values), topology)
     assert (problem.subject, problem.code) == (subject, code)
     assert problem.remedy.endswith(".")
+
+
+def test_caches_of_what_stays_the_same():
+    assert problems(spec(cache_latents="memory", center_crop=True, random_flip=True), GPU) == []
+    assert problems(spec(cache_text_embeddings="disk"), GPU) == []
 
 
 def test_one_process_needs_no_strategy():

@@ -1,0 +1,186 @@
+"""What can be computed once instead of in every step: the VAE's moments of a picture, the encoding of a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from sdjob.output import OutputLayout
+from sdjob.spec import RunSpec
+from sdtrain.cache import Cache, DiskCache, MemoryCache, fill
+from sdtrain.data import TrainingImages, View
+from sdtrain.models import Parts, tokenize
+from sdtrain.order import Sample
+from sdtrain.stop import StopRequest
+from sdtrain.streams import Stream, ended_by_parent_only, prompts_of
+from sdtrain.world import World
+
+
+@dataclass(frozen=True)
+class Caching:
+    """What is needed to make a cache."""
+
+    spec: RunSpec
+    world: World
+    layout: OutputLayout
+    parts: Parts
+    stop: StopRequest
+    step: int  # where the run is when it is asked to stop meanwhile
+
+    def cache(self, where: str, name: str) -> Cache:
+        if where == "memory":
+            return MemoryCache()
+        return DiskCache((Path(self.spec.cache_dir) if self.spec.cache_dir else self.layout.cache) / name)
+
+    def fill(
+        self,
+        cache: Cache,
+        title: str,
+        keys: Sequence[str],
+        make: Callable[[list[int]], Iterator[torch.Tensor]],
+    ) -> None:
+        fill(cache, title, keys, make, self.world, self.stop, self.step)
+
+
+@dataclass(frozen=True)
+class CachedImages(Dataset[dict[str, Any]]):
+    """Training examples whose pictures are encoded already: `moments` in place of `pixel_values`."""
+
+    images: TrainingImages
+    keys: dict[View, str]
+    cache: Cache
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        """`moments` [2C, h, w] (mean, logvar), `caption`, `name`, `sample`."""
+        moments = self.cache[self.keys[self.images.view(sample)]]
+        return {"moments": moments, **self.images.about(sample)}
+
+    def caption(self, index: int) -> str:
+        return self.images.caption(index)
+
+
+@dataclass(frozen=True)
+class CachedPrompts:
+    """The encodings of all prompts of a run."""
+
+    keys: dict[str, str]
+    cache: Cache
+
+    def __getitem__(self, prompt: str) -> torch.Tensor:
+        """encoder_hidden_states, [tokens, width]."""
+        return self.cache[self.keys[prompt]]
+
+
+def cached_latents(caching: Caching, streams: tuple[Stream, ...]) -> tuple[Stream, ...]:
+    """The streams with encoded pictures, each view of a picture encoded once. Collective.
+
+    The key of an entry is all that it depends on: the picture's bytes, how it is resized, cropped and mirrored,
+    and the VAE. An edited picture, another VAE or another resolution is therefore another entry.
+    """
+    spec = caching.spec
+    cache = caching.cache(spec.cache_latents, "latents")
+    about = [_identity(caching.parts.vae, caching.world), spec.image_interpolation_mode, "centre crop"]
+    cached = []
+    for stream in streams:
+        images = stream.images
+        assert isinstance(images, TrainingImages)
+        digests = _digests(images, caching.world)
+        views = list(images.views())
+        keys = [_key("latents", *about, digests[view.index], *view.size, view.flip) for view in views]
+
+        def make(
+            places: list[int], views: list[View] = views, images: TrainingImages = images
+        ) -> Iterator[torch.Tensor]:
+            return _moments(caching.parts, images, [views[place] for place in places], spec)
+
+        caching.fill(cache, f"latents of the {stream.name} pictures", keys, make)
+        cached.append(
+            replace(stream, images=CachedImages(images, dict(zip(views, keys, strict=True)), cache))
+        )
+    return tuple(cached)
+
+
+def cached_prompts(caching: Caching, streams: tuple[Stream, ...]) -> CachedPrompts:
+    """The encodings of every prompt that the streams can give. Collective."""
+    parts, spec = caching.parts, caching.spec
+    cache = caching.cache(spec.cache_text_embeddings, "prompts")
+    prompts = {prompt for stream in streams for prompt in prompts_of(stream)}
+    if spec.proportion_empty_prompts:
+        prompts.add("")
+    every = sorted(prompts)
+    identity = _identity(parts.text_encoder, caching.world)
+    tokens = tokenize(parts.tokenizer, every)
+    keys = [_key("prompt", identity, ids.tolist()) for ids in tokens]
+
+    def make(places: list[int]) -> Iterator[torch.Tensor]:
+        for place in places:
+            with torch.no_grad():
+                yield parts.text_encoder(tokens[place][None].to(parts.device))[0][0]
+
+    caching.fill(cache, "prompts", keys, make)
+    return CachedPrompts(dict(zip(every, keys, strict=True)), cache)
+
+
+@dataclass(frozen=True)
+class _Views(Dataset[torch.Tensor]):
+    """Pixels of views, to be loaded by other processes."""
+
+    images: TrainingImages
+    views: list[View]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return self.images.pixels(self.views[place])
+
+
+def _moments(
+    parts: Parts, images: TrainingImages, views: list[View], spec: RunSpec
+) -> Iterator[torch.Tensor]:
+    """Mean and logvar of the VAE's posterior, [2C, h, w], one picture at a time: the same on any number of ranks."""
+    workers = min(spec.dataloader_num_workers, len(views))
+    loader: DataLoader[torch.Tensor] = DataLoader(
+        _Views(images, views), batch_size=None, num_workers=workers, worker_init_fn=ended_by_parent_only
+    )
+    for pixel_values in loader:
+        with torch.no_grad():
+            posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.dtype)).latent_dist
+        yield posterior.parameters[0]
+
+
+def _digests(images: TrainingImages, world: World) -> list[str]:
+    """A hash of each picture's bytes, by index; each rank reads its share. Collective."""
+    mine = [images.digest(index) for index in range(world.rank, len(images), world.size)]
+    shares = world.gather(mine)
+    return [shares[index % world.size][index // world.size] for index in range(len(images))]
+
+
+def _identity(module: nn.Module, world: World) -> str:
+    """A hash of a module's weights as they are in memory, and of its configuration. Collective."""
+    if not world.is_main:
+        return str(world.gather("")[0])
+    digest = hashlib.blake2b(digest_size=16)
+    config: Any = module.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    kept = {name: value for name, value in values.items() if not name.startswith("_")}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(f"{name}/{weight.dtype}/{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return str(world.gather(digest.hexdigest())[0])
+
+
+def _key(*about: Any) -> str:
+    return hashlib.blake2b(json.dumps(about).encode(), digest_size=20).hexdigest()
