@@ -36,7 +36,9 @@ class Devices:
     cores: int
     why: str  # how the kind was found
     bf16: bool | None = None  # None: not known
-    memory: int | None = None  # bytes of the smallest device
+    memory: int | None = (
+        None  # bytes of the smallest device; of a CPU: of the host, or what the container may have
+    )
     problems: tuple[Problem, ...] = ()
 
 
@@ -51,11 +53,11 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
             f"auto finds NVIDIA devices only, and this machine has {other} devices",
             f"Use device={other}, or device=cpu to train on the CPU all the same.",
         )
-        return Devices("cpu", cores, cores, f"auto: {other} devices not asked for", problems=(problem,))
+        why = f"auto: {other} devices not asked for"
+        return Devices("cpu", cores, cores, why, memory=host_memory(), problems=(problem,))
     if wanted == "cpu" or (wanted == "auto" and not nvidia):
-        return Devices(
-            "cpu", cores, cores, "" if wanted == "cpu" else "auto: no accelerator found", bf16=None
-        )
+        why = "" if wanted == "cpu" else "auto: no accelerator found"
+        return Devices("cpu", cores, cores, why, memory=host_memory())
     if wanted not in ("auto", "cuda"):
         return Devices(wanted, None, cores, "")
     why = f"auto: {nvidia} NVIDIA devices" if wanted == "auto" else ""
@@ -83,7 +85,7 @@ def _asked(nodes: int, cores: int, why: str) -> Devices:
             "Install a CUDA build of PyTorch that fits the driver, or train on the CPU with device=cpu.",
         )
         return Devices("cuda", nodes, cores, why, problems=(problem,))
-    return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"])
+    return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"] or None)
 
 
 def _count(dev: Path, kind: str) -> int:
@@ -114,3 +116,19 @@ def usable_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):
         return cores
+
+
+def host_memory(proc: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this machine has, or that the container may have where that is less; None: not known."""
+    known = []
+    try:
+        total = next(line for line in proc.read_text().splitlines() if line.startswith("MemTotal:"))
+        known.append(int(total.split()[1]) * 1024)
+    except (OSError, StopIteration, ValueError, IndexError):
+        pass
+    for limit in (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"):
+        try:
+            known.append(int(limit.read_text()))
+        except (OSError, ValueError):  # "max": no limit
+            continue
+    return min(known, default=None)

@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,15 @@ def judge(end: Ending) -> Verdict:
     if end.stopped_by is not None:
         return _stopped(_last_step(end), "the workers were ended before they had saved")
     return _from_log(end, root)
+
+
+def advised(verdict: Verdict, settings: Sequence[str]) -> Verdict:
+    """An out-of-memory verdict with the settings that would fit, as far as they can be reckoned."""
+    if verdict.code != ExitCode.OUT_OF_MEMORY or not settings:
+        return verdict
+    remedy = f"Settings that need clearly less: {'; '.join(settings)}."
+    problems = tuple({**problem, "remedy": remedy} for problem in verdict.problems)
+    return replace(verdict, remedy=remedy, problems=problems)
 
 
 def _is_crash(note: Note) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class JobPlan:
     given: Mapping[str, str] = field(default_factory=dict)  # the settings that somebody made, as typed
     defaults: Mapping[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
+    lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
 
     @property
     def code(self) -> int:
@@ -130,6 +132,7 @@ def prepare(
             for name, shown in settings.shown_names(model).items()
         },
         secrets=secrets_of({**environ, **read.passed_on}),
+        lighter=functools.partial(preflight.would_fit, job),
     )
 
 
@@ -301,5 +304,11 @@ def _arithmetic(job: Job) -> tuple[str, ...]:
         kept = preflight.kept_checkpoints(spec)
         lines.append(
             f"checkpoints: {kept} kept × {preflight.in_units(size)} = {preflight.in_units(kept * size)}"
+        )
+    if need := preflight.memory_needed(job):
+        have = preflight.memory_each(job)
+        there = f"; {preflight.in_units(have)} there" if have else ""
+        lines.append(
+            f"memory: at least {preflight.in_units(need.total)} a process{there}: {preflight.spelt(need)}"
         )
     return tuple(lines)

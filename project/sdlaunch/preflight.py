@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob import compat, fit
+from sdjob import compat, fit, memory
 from sdjob.compat import Topology
 from sdjob.dataset import verify_sample
 from sdjob.output import OutputLayout, step_folders
@@ -42,6 +42,7 @@ _TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with th
 SAMPLED_IMAGES = 4
 
 _PROBES = 5
+_CLOSE = 0.9  # share of the memory from which on the rest may be too little for what is not reckoned
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,48 @@ def _devices(job: Job) -> list[Problem]:
             f"Use NPROC_PER_NODE={have}, or a machine with {want} devices.",
         )
     ]
+
+
+def memory_each(job: Job) -> int | None:
+    """Bytes that each process can have: its device's, or its share of the host's; None: not known."""
+    if job.devices.memory is None or job.devices.kind != "cpu":
+        return job.devices.memory
+    return job.devices.memory // job.cluster.nproc_per_node
+
+
+def memory_needed(job: Job) -> memory.Estimate | None:
+    if job.contents.model is None or job.has_script:
+        return None
+    return memory.estimate(job.spec, job.contents.model, job.topology)
+
+
+def would_fit(job: Job) -> list[str]:
+    """Settings that need clearly less memory than this job, and no more than there is."""
+    need, have = memory_needed(job), memory_each(job)
+    if need is None or job.contents.model is None:
+        return []
+    return memory.fitting(job.spec, job.contents.model, job.topology, min(need.total, have or need.total))
+
+
+def _memory(job: Job) -> list[Finding]:
+    """The least that the job needs against what there is: nothing is refused on a guess."""
+    need, have = memory_needed(job), memory_each(job)
+    if need is None or have is None or need.total <= _CLOSE * have:
+        return []
+    where = (
+        "of the host for each process" if job.devices.kind == "cpu" else f"on each {job.devices.kind} device"
+    )
+    found = f"at least {in_units(need.total)} needed {where} ({spelt(need)}), and {in_units(have)} there"
+    settings = would_fit(job)
+    remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
+    if need.total > have:
+        return [hardware("memory", found, f"{remedy}.")]
+    return [f"memory: {found}: it may not be enough. {remedy}."]
+
+
+def spelt(need: memory.Estimate) -> str:
+    """weights 3.44 GB + gradients 3.44 GB + …"""
+    return " + ".join(f"{name} {in_units(size)}" for name, size in need.parts().items())
 
 
 def _packages(job: Job) -> list[Problem]:
@@ -338,6 +381,7 @@ def _output(job: Job) -> Path:
 CHECKS: tuple[Check, ...] = (
     Check(_combination, "settings", lambda _: "the table of combinations", ExitCode.BAD_SETTING),
     Check(_devices, "device", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
+    Check(_memory, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
     Check(_packages, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
     Check(_shared_memory, "dataloader_num_workers", lambda _: limits.SHM, ExitCode.NO_HARDWARE),
     Check(_open_files, "open files", lambda _: "the system", ExitCode.NO_HARDWARE),

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdjob import trained
 from sdjob.output import StepFolder
 from sdjob.pipeline import PipelineFolder
-from sdjob.spec import TEXT_ENCODER_LAYERS, RunSpec
+from sdjob.spec import RunSpec
 
 _FP32 = 4
 
@@ -23,37 +24,13 @@ class Sizes:
 
 def sizes(spec: RunSpec, model: PipelineFolder) -> Sizes | None:
     """None where the shapes of the weights cannot be known: a LoRA of pickled weights."""
-    parts = trained_parts(spec)
-    trained = (
-        lora_parameters(spec, model)
-        if spec.lora_rank
-        else sum(model.parts[name].num_parameters for name in parts)
-    )
-    if trained is None:
+    count = trained.parameters(spec, model)
+    if count is None:
         return None
     # fp32: the weights, AdamW's two moments, and the average where there is one.
     copies = 4 if spec.use_ema else 3
-    frozen = sum(part.num_bytes for name, part in model.parts.items() if name not in parts)
-    return Sizes(copies * _FP32 * trained, _FP32 * trained + (0 if spec.lora_rank else frozen))
-
-
-def lora_parameters(spec: RunSpec, model: PipelineFolder) -> int | None:
-    """Numbers in the LoRA of the trained parts: rank × (inputs + outputs) of each layer that gets one."""
-    widths = 0
-    for name in trained_parts(spec):
-        part = model.parts[name]
-        if part.pickled:
-            return None
-        layers = spec.lora_target_modules if name == "unet" else TEXT_ENCODER_LAYERS
-        ends = tuple(f".{layer}.weight" for layer in layers)
-        shapes = [t.shape for tensor, t in part.tensors.items() if tensor.endswith(ends) and len(t.shape) > 1]
-        widths += sum(int(outputs + math.prod(inputs)) for outputs, *inputs in shapes)
-    return spec.lora_rank * widths
-
-
-def trained_parts(spec: RunSpec) -> tuple[str, ...]:
-    """The parts of the pipeline that are trained, or get a LoRA."""
-    return ("unet", "text_encoder") if spec.train_text_encoder else ("unet",)
+    frozen = sum(part.num_bytes for name, part in model.parts.items() if name not in trained.parts(spec))
+    return Sizes(copies * _FP32 * count, _FP32 * count + (0 if spec.lora_rank else frozen))
 
 
 def kept(spec: RunSpec) -> int:

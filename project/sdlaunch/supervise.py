@@ -104,6 +104,8 @@ def _watched(
         return 128 + stop.insisted
     kills = evidence.oom_kills() - kills_before
     verdict = evidence.judge(_ending(returncode, notes, stream, kills, stop, watch.hang))
+    if verdict.code == ExitCode.OUT_OF_MEMORY and not kills:  # of the device, not of the host
+        verdict = evidence.advised(verdict, plan.lighter())
     with contextlib.suppress(OSError):  # a full disk must not hide the verdict
         if watch.hang:
             (layout.logs / f"stacks-of-node-{node}.txt").write_text(watch.hang.text(), encoding="utf-8")

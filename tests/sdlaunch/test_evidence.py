@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdlaunch.evidence import Ending, Note, judge
+from sdlaunch.evidence import Ending, Note, advised, judge
 
 
 def note(rank=0, code=70, time=1.0):
@@ -53,3 +53,14 @@ def test_a_host_without_memory_names_the_victim_and_its_last_step():
     verdict = judge(ending(oom_kills=2, log_tail=("[rank 0] step   41/400  loss 1", *KILLED)))
     assert (verdict.root_rank, verdict.step, verdict.kind) == (1, 41, "out of memory")
     assert "2 processes" in verdict.evidence[0]
+
+
+def test_a_device_without_memory_is_told_what_would_fit():
+    problem = {"subject": "memory", "found": "the device has too little", "remedy": "Lower something."}
+    verdict = judge(ending(notes=(Note(1, 71, 3, 1.0, None, None, (problem,)),)))
+    advice = advised(verdict, ["gradient_checkpointing=1", "lora_rank=16"])
+    assert advice.remedy == "Settings that need clearly less: gradient_checkpointing=1; lora_rank=16."
+    assert [each["remedy"] for each in advice.problems] == [advice.remedy]
+    assert advised(verdict, []) == verdict
+    bug = judge(ending(notes=(note(code=70),)))
+    assert advised(bug, ["lora_rank=16"]) == bug

@@ -12,9 +12,10 @@ import pytest
 from sdjob.output import StepFolder
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
-from sdlaunch import limits, space
+from sdlaunch import devices, limits, space
 from sdlaunch.bounded import NoAnswer, Task
 from sdlaunch.cluster import Cluster
+from sdlaunch.devices import Devices, host_memory
 from tests.sdjob.test_pipeline import UNET, write
 from tests.sdlaunch.place import launch
 from tests.sdlaunch.test_plan import found, prepare
@@ -187,3 +188,62 @@ def _file(tensors) -> bytes:
 
     text = json.dumps(tensors).encode()
     return len(text).to_bytes(8, "little") + text + bytes(max(t["data_offsets"][1] for t in tensors.values()))
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def with_devices(monkeypatch, memory: int | None, kind: str = "cuda", count: int = 1) -> None:
+    there = Devices(kind, count, 8, "", bf16=True, memory=memory)
+    monkeypatch.setattr(devices, "find", lambda *_: there)
+
+
+def test_a_device_that_is_too_small_is_69_with_settings_that_fit(place, monkeypatch):
+    with_devices(monkeypatch, 600_000_000)
+    (problem,) = prepare(place, device="", batch_size="8").problems
+    assert (problem.code, problem.subject) == (69, "memory")
+    assert "at least 818 MB needed on each cuda device" in problem.found
+    assert "activations 818 MB" in problem.found and "600 MB there" in problem.found
+    assert "gradient_checkpointing=1; batch_size=4 gradient_accumulation_steps=2" in problem.remedy
+    assert prepare(place, device="", batch_size="4").problems == ()
+
+
+def test_a_device_that_is_hardly_large_enough_is_a_warning(place, monkeypatch):
+    with_devices(monkeypatch, 880_000_000)
+    job = prepare(place, device="", batch_size="8")
+    assert job.problems == ()
+    (warning,) = [text for text in job.warnings if text.startswith("memory: ")]
+    assert "it may not be enough" in warning
+    with_devices(monkeypatch, 2_000_000_000)
+    assert not [text for text in prepare(place, device="", batch_size="8").warnings if "memory" in text]
+
+
+def test_processes_on_a_cpu_share_the_memory_of_the_host(place, monkeypatch):
+    with_devices(monkeypatch, 600_000_000, kind="cpu", count=8)
+    assert prepare(place, batch_size="2").problems == ()
+    (problem,) = prepare(place, batch_size="2", NPROC_PER_NODE="4").problems
+    assert problem.code == 69
+    assert "of the host for each process" in problem.found and "150 MB there" in problem.found
+
+
+def test_what_is_not_known_is_not_refused(place, monkeypatch):
+    with_devices(monkeypatch, None)
+    job = prepare(place, device="", batch_size="4096", dataloader_num_workers="0")
+    assert job.problems == ()
+    assert any(line.startswith("memory: at least 419 GB a process: ") for line in job.arithmetic)
+
+
+def test_the_memory_of_the_host_is_what_the_container_may_have(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:       2000 kB\nMemFree:  5 kB\n")
+    assert host_memory(tmp_path / "meminfo", tmp_path) == 2_048_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory(tmp_path / "meminfo", tmp_path) == 2_048_000
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert host_memory(tmp_path / "meminfo", tmp_path) == 1_048_576
+    assert host_memory(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_a_failure_for_memory_names_settings_that_need_clearly_less(place):
+    """The sums said that it would fit: what is advised must lie well below them."""
+    settings = prepare(place, batch_size="8").lighter()
+    assert settings[:2] == ["gradient_checkpointing=1", "batch_size=4 gradient_accumulation_steps=2"]

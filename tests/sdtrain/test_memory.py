@@ -1,0 +1,75 @@
+"""The sums of `sdjob.memory` against what training really holds, byte by byte, on a tiny pipeline."""
+
+import pytest
+import torch
+
+from sdjob import memory
+from sdjob.compat import Topology
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdtrain import models
+from sdtrain.ema import Ema
+
+CPU = Topology("cpu", 1)
+
+
+def size(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def saved_by(forward, parameters) -> int:
+    """Bytes that a forward pass leaves for the backward pass, each piece of memory counted once."""
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("settings", [{"use_ema": True}, {"lora_rank": 4}, {"gradient_checkpointing": True}])
+def test_what_is_held(eps_model, settings):
+    spec = RunSpec(
+        pretrained_model_name_or_path=str(eps_model),
+        output_dir="o",
+        resolution=64,
+        train_batch_size=2,
+        **settings,
+    )
+    folder = find_pipeline(eps_model, None, allow_pickle=False)
+    need = memory.estimate(spec, folder, CPU)
+    parts = models.load(folder, "no", torch.device("cpu"), allow_pickle=False, lora=spec.lora_rank > 0)
+    denoiser = models.make_trainable(parts, spec)
+    trained = models.trainable(denoiser)
+    every = [p for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters()]
+
+    latents, timesteps, hidden = (
+        torch.zeros(2, 4, 16, 16),
+        torch.zeros(2, dtype=torch.long),
+        torch.zeros(2, 77, 32),
+    )
+    saved = saved_by(lambda: denoiser(latents, timesteps, hidden), every)
+    optimizer = torch.optim.AdamW(trained.values(), fused=True)
+    denoiser(latents, timesteps, hidden).sum().backward()
+    gradients = size(p.grad for p in trained.values())
+    optimizer.step()
+
+    assert size(trained.values()) == need.weights
+    assert gradients == need.gradients
+    assert size(m for state in optimizer.state.values() for m in state.values() if m.dim()) == need.moments
+    assert size(p for p in every if not p.requires_grad) == need.frozen
+    average = Ema(trained, 0.99).shares.values() if spec.use_ema else []
+    assert size(average) == need.average
+    if spec.gradient_checkpointing:  # the inputs; what is computed again comes on top
+        layers = list(memory._layers(folder.parts["unet"].tensors, 16))
+        inputs = 2 * sum(layer.kept(4, lora=False) for layer in layers)
+        assert 0.6 * saved < inputs <= saved
+        assert need.activations == inputs + 2 * max(layer.saved(4, 4, lora=False) for layer in layers)
+    else:
+        assert 0.85 * saved < need.activations <= saved
