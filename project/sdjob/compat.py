@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sdjob.problem import Problem, hardware, setting
 from sdjob.spec import RunSpec
 
+_LOW_FOR_PRODIGY = 0.1
 _POLYNOMIAL_END = 1e-7  # where diffusers' polynomial schedule ends
 
 AVAILABLE_PLUGINS = ("none", "torch_ddp", "torch_ddp_fp16")
@@ -44,6 +45,7 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
         _recipe(spec),
         _numbers(spec),
         _caches(spec),
+        _optimizer(spec, topology),
     )
     return [problem for found in checks for problem in found]
 
@@ -58,6 +60,17 @@ def without_effect(spec: RunSpec) -> list[str]:
         (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
         (not spec.use_ema, "use_ema=1", ("ema_decay",)),
         (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
+        (
+            spec.lr_scheduler != "cosine_with_restarts",
+            "lr_scheduler=cosine_with_restarts",
+            ("lr_num_cycles",),
+        ),
+        (spec.lr_scheduler != "polynomial", "lr_scheduler=polynomial", ("lr_power",)),
+        (
+            spec.optimizer == "adafactor",
+            "an optimizer of Adam's kind",
+            ("adam_beta1", "adam_beta2", "adam_epsilon"),
+        ),
         (not spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),
         (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
         (not spec.timed_step, "timed_step", ("reference_loss",)),
@@ -175,6 +188,40 @@ def _recipe(spec: RunSpec) -> list[Problem]:
                 "Name the class of the subject, such as class_prompt=a photo of a dog.",
             )
         )
+    return found
+
+
+WHOLE_TENSORS = (
+    "none",
+    "torch_ddp",
+    "torch_ddp_fp16",
+)  # plugins that take any optimiser of PyTorch's interface
+
+
+def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
+    """Strategies that shard have an Adam of their own, or shards whose statistics are not those of a tensor."""
+    found = []
+    if spec.optimizer != "adamw" and spec.plugin not in WHOLE_TENSORS:
+        found.append(
+            setting(
+                "optimizer",
+                f"{spec.optimizer} with plugin={spec.plugin}",
+                "That plugin updates shards with AdamW: use optimizer=adamw, or plugin=torch_ddp.",
+            )
+        )
+    if spec.optimizer == "adamw8bit" and topology.device == "cpu":
+        found.append(setting("optimizer", "adamw8bit on a CPU", "Use optimizer=adamw or adafactor there."))
+    if spec.optimizer == "prodigy":
+        rates = {"lr": spec.learning_rate, "text_encoder_lr": spec.text_encoder_lr or spec.learning_rate}
+        found += [
+            setting(
+                name,
+                f"{rate:g} with optimizer=prodigy",
+                "Prodigy finds the rate itself, one for all, and scales it by this: set lr=1, and no other.",
+            )
+            for name, rate in rates.items()
+            if rate < _LOW_FOR_PRODIGY or rate != spec.learning_rate
+        ][:1]
     return found
 
 

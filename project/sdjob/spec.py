@@ -37,6 +37,7 @@ _PRECISIONS = any_case(
     bf16=("bfloat16", "bf16-mixed"),
     no=("32", "fp32", "float32", "32-true", "none"),
 )
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 Caching = Literal["no", "memory", "disk"]
 _CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
 Schedule = Literal[
@@ -181,6 +182,15 @@ class RunSpec(BaseModel):
     ] = None
 
     # --- optimiser -----------------------------------------------------------------------------------
+    optimizer: Annotated[
+        Optimizer,
+        Setting(
+            "optimiser",
+            "adamw; adamw8bit (bitsandbytes, less memory); adafactor (still less); prodigy (finds its rate, with lr=1)",
+            values=any_case(*get_args(Optimizer), adamw8bit=("adamw_8bit", "8bit", "adam8bit")),
+            aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
+        ),
+    ] = "adamw"
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
         Setting("optimiser", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
@@ -196,6 +206,10 @@ class RunSpec(BaseModel):
     lr_scheduler: Annotated[Schedule, Setting("optimiser", "shape of the learning rate over the run")] = (
         "constant"
     )
+    lr_num_cycles: Annotated[
+        Positive, Setting("optimiser", "cosine_with_restarts: how often it falls over the run")
+    ] = 1
+    lr_power: Annotated[Amount, Setting("optimiser", "polynomial: the power; 1: a straight line")] = 1.0
     lr_warmup_steps: Annotated[Count, Setting("optimiser", "warm-up", unit="optimiser steps")] = 0
     adam_beta1: Annotated[Fraction, Setting("optimiser", "AdamW's first decay")] = 0.9
     adam_beta2: Annotated[Fraction, Setting("optimiser", "AdamW's second decay")] = 0.999

@@ -38,6 +38,7 @@ PACKAGES = {
     "tqdm": "tqdm",
     "peft": "peft",
 }
+_OF_OPTIMIZERS = {"adamw8bit": ("bitsandbytes",), "prodigy": ("prodigyopt",)}
 _TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 SAMPLED_IMAGES = 4
 
@@ -156,6 +157,7 @@ def spelt(need: memory.Estimate) -> str:
 def _packages(job: Job) -> list[Problem]:
     data = job.contents.dataset
     needed = PACKAGES | ({"datasets": "datasets"} if data and data.format in _TABLE_FORMATS else {})
+    needed |= {name: name for name in _OF_OPTIMIZERS.get(job.spec.optimizer, ())}
     missing = [package for name, package in needed.items() if find_spec(name) is None]
     if not missing:
         return []

@@ -54,6 +54,7 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
         "recipe": spec.recipe,
         "lora_rank": trained,
         "train_text_encoder": str(spec.train_text_encoder),
+        "optimizer": spec.optimizer,
         "use_ema": str(spec.use_ema),
         "seed": str(spec.seed),
         "rescale_betas_zero_snr": str(spec.rescale_betas_zero_snr),

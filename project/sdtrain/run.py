@@ -244,6 +244,7 @@ def _training(
             weight_decay=spec.adam_weight_decay,
             epsilon=spec.adam_epsilon,
             max_grad_norm=spec.max_grad_norm,
+            name=spec.optimizer,
         ),
     )
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)

@@ -18,6 +18,8 @@ def schedule(spec: RunSpec) -> Callable[[int], float]:
         unused,
         num_warmup_steps=spec.lr_warmup_steps,
         num_training_steps=spec.max_train_steps,
+        num_cycles=spec.lr_num_cycles,
+        power=spec.lr_power,
     )
     (factor,) = scheduler.lr_lambdas
     return lambda step: float(factor(step))

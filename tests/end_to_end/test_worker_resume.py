@@ -122,6 +122,17 @@ def test_lora_resumes_exactly(train, at_step):
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize(("optimizer", "rate"), [("adafactor", 1e-3), ("prodigy", 1.0)])
+def test_other_optimisers_resume_exactly(train, at_step, optimizer, rate):
+    """What Prodigy has learnt of the rate is no setting: it must not begin again."""
+    settings = {"max_train_steps": 4, "optimizer": optimizer, "learning_rate": rate, "lora_rank": 2}
+    undisturbed = train("undisturbed", **settings)
+    at_step(2, terminate)
+    train(code=75, **settings)
+    at_step(0)
+    assert losses(train(**settings)) == losses(undisturbed)
+
+
 DEATHS = {
     "in a step": (None, "show"),
     "while weights are written": (checkpoint, "write_manifest"),

@@ -63,6 +63,19 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ),
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
+        ({"optimizer": "adamw8bit"}, CPU, "optimizer", 64),
+        ({"optimizer": "prodigy"}, GPU, "lr", 64),
+        (
+            {
+                "optimizer": "prodigy",
+                "learning_rate": 1.0,
+                "train_text_encoder": True,
+                "text_encoder_lr": 0.5,
+            },
+            GPU,
+            "text_encoder_lr",
+            64,
+        ),
         (
             {"cache_text_embeddings": "memory", "train_text_encoder": True},
             GPU,
@@ -75,6 +88,14 @@ def test_what_does_not_work_is_one_problem(values, topology, subject, code):
     (problem,) = problems(spec(**values), topology)
     assert (problem.subject, problem.code) == (subject, code)
     assert problem.remedy.endswith(".")
+
+
+@pytest.mark.parametrize("plugin", ["gemini", "low_level_zero", "fsdp"])
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "prodigy"])
+def test_strategies_that_shard_have_adamw_only(plugin, optimizer):
+    found = problems(spec(plugin=plugin, optimizer=optimizer, learning_rate=1.0), GPU)
+    assert ("optimizer", 64) in [(problem.subject, problem.code) for problem in found]
+    assert "optimizer" not in [problem.subject for problem in problems(spec(plugin=plugin), GPU)]
 
 
 def test_caches_of_what_stays_the_same():
@@ -95,6 +116,10 @@ def test_one_process_needs_no_strategy():
         ),
         ({"lora_alpha": 4.0}, "lora_alpha: no effect without lora_rank"),
         ({"ema_decay": 0.5}, "ema_decay: no effect without use_ema=1"),
+        ({"lr_num_cycles": 3}, "lr_num_cycles: no effect without lr_scheduler=cosine_with_restarts"),
+        ({"lr_power": 2.0}, "lr_power: no effect without lr_scheduler=polynomial"),
+        ({"optimizer": "adafactor", "adam_beta1": 0.5}, "adam_beta1: no effect without an optimizer of Adam"),
+        ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
         ({"validation_steps": 5}, "validation_steps: no effect without validation_prompts"),
         ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
     ],

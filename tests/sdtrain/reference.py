@@ -5,6 +5,7 @@ the samples and their random numbers.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def train(
     zero_snr: bool = False,
     empty_prompts: float = 0.0,
     text_encoder_lr: float | None = None,
+    optimizer_of: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
 ) -> Result:
     """Losses, norms and final weights of a run."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
@@ -114,7 +116,10 @@ def train(
         for part, rate in (("unet", lr), ("text_encoder", text_encoder_lr))
         if rate
     ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, eps=1e-8)
+    if optimizer_of:
+        optimizer = optimizer_of(groups)
+    else:
+        optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, eps=1e-8)
     ema = EMAModel(list(trained.values()), decay=ema_decay) if ema_decay else None
 
     result, place = Result(), 0

@@ -25,6 +25,7 @@ def facts(**settings) -> dict[str, str]:
         ({"use_ema": True}, "use_ema"),
         ({"lora_rank": 4}, "lora_rank"),
         ({"train_text_encoder": True}, "train_text_encoder"),
+        ({"optimizer": "adafactor"}, "optimizer"),
         ({"instance_prompt": "a photo of zzz"}, "instance_prompt"),
         ({"with_prior_preservation": True, "class_prompt": "x"}, "with_prior_preservation"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),

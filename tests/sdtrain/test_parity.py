@@ -3,14 +3,22 @@
 Tolerances over ten steps: losses 1e-5, gradient norms 1e-4 relative; weights as `assert_same_weights` says.
 """
 
+from functools import partial
+
 import pytest
+from prodigyopt import Prodigy
 from safetensors.torch import load_file
+from transformers.optimization import Adafactor
 
 from tests.sdtrain import reference
 from tests.sdtrain.reference import Pictures
 from tests.support.worker import assert_same_weights, losses, scalars
 
 SEED, LR, SIDE = 7, 1e-3, 32
+OPTIMISERS = {
+    "adafactor": partial(Adafactor, scale_parameter=False, relative_step=False, weight_decay=1e-2),
+    "prodigy": partial(Prodigy, weight_decay=1e-2, use_bias_correction=True, safeguard_warmup=True),
+}
 PROMPT, CLASS = "a photo of sks cross", "a photo of a cross"
 
 CASES = {
@@ -57,6 +65,8 @@ CASES = {
         "lora_alpha": 4,
         "gradient_checkpointing": True,
     },
+    "adafactor": {"optimizer": "adafactor", "max_grad_norm": 0, "train_text_encoder": True},
+    "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0, "lora_rank": 2, "train_text_encoder": True},
     "everything": {
         "recipe": "dreambooth",
         "v": True,
@@ -90,12 +100,13 @@ def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_clas
         case["num_class_images"] = len(streams[1].pixels)
     steps = 10
     rank = case.get("lora_rank", 0)
+    rate = case.pop("learning_rate", LR)
     wanted = reference.train(
         model,
         streams,
         steps=steps,
         seed=SEED,
-        lr=LR,
+        lr=rate,
         batch=case.get("train_batch_size", 1),
         accumulation=case.get("gradient_accumulation_steps", 1),
         max_grad_norm=case.get("max_grad_norm", 1.0) or float("inf"),
@@ -108,13 +119,14 @@ def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_clas
         input_perturbation=case.get("input_perturbation", 0.0),
         zero_snr=case.get("rescale_betas_zero_snr", False),
         empty_prompts=case.get("proportion_empty_prompts", 0.0),
-        text_encoder_lr=case.get("text_encoder_lr", LR) if case.get("train_text_encoder") else None,
+        text_encoder_lr=case.get("text_encoder_lr", rate) if case.get("train_text_encoder") else None,
+        optimizer_of=OPTIMISERS.get(case.get("optimizer")),
     )
     output = train(
         pretrained_model_name_or_path=model,
         resolution=SIDE,
         seed=SEED,
-        learning_rate=LR,
+        learning_rate=rate,
         max_train_steps=steps,
         **case,
     )

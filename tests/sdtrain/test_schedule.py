@@ -37,6 +37,14 @@ def test_schedule(name):
     assert found == pytest.approx(EXPECTED[name], abs=1e-9)
 
 
+def test_restarts_and_powers():
+    restarts = schedule(spec(lr_scheduler="cosine_with_restarts", lr_num_cycles=2, lr_warmup_steps=2))
+    found = [restarts(step) for step in range(2, 10)]
+    assert found == pytest.approx([cosine(k / 4) for k in range(4)] * 2)
+    power = schedule(spec(lr_scheduler="polynomial", lr_power=2.0))
+    assert power(5) == pytest.approx((1 - 1e-4) * 0.25 + 1e-4)
+
+
 def test_any_step_can_be_asked_for_in_any_order():
     factor = schedule(spec(lr_scheduler="linear"))
     assert [factor(9), factor(0), factor(5), factor(0)] == pytest.approx([1 / 10, 1, 1 / 2, 1])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,16 +22,14 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) as values: a strategy builds its own optimiser.
-
-    FSDP shards before it builds one, and Gemini accepts only its own.
-    """
+    """An optimiser as values: a strategy builds its own, since FSDP shards before, and Gemini has only its Adam."""
 
     groups: tuple[ParameterGroup, ...]
     betas: tuple[float, float]
     weight_decay: float
     epsilon: float
     max_grad_norm: float  # 0: no clipping
+    name: str = "adamw"
 
 
 class Strategy(Protocol):
@@ -75,9 +73,9 @@ class Strategy(Protocol):
         """Takes back what `save` wrote. Collective."""
 
 
-def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[str, object]]:
+def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[str, Any]]:
     """The parameter groups for a torch optimiser, each with `base_lr`, its learning rate before the schedule."""
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
     for group in optim.groups:
         members = [p for name, p in trained.items() if name.startswith(group.prefix)]
         groups.append({"params": members, "lr": group.learning_rate, "base_lr": group.learning_rate})

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sdtrain.strategies import optimisers
 from sdtrain.strategies.base import OptimSpec, grouped
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -32,13 +33,7 @@ class Native:
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._max_grad_norm = optim.max_grad_norm or float("inf")
-        self._optimizer = torch.optim.AdamW(
-            grouped(self._trained, optim),
-            betas=optim.betas,
-            weight_decay=optim.weight_decay,
-            eps=optim.epsilon,
-            fused=True,
-        )
+        self._optimizer = optimisers.build(optim, grouped(self._trained, optim))
         self.model = model
         if self._world_size > 1:
             ids = [self._device.index] if self._device.index is not None else None
@@ -104,8 +99,10 @@ class Native:
     def load(self, folder: Path) -> None:
         _put(self.masters(), load_file(folder / "model.safetensors"))
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        settings = self._optimizer.state_dict()["param_groups"]  # of this run, not of the one that saved
-        self._optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
+        groups = optimisers.settings_of(
+            self._optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+        )
+        self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if state["scaler"]:  # empty where the run that saved was not fp16
             self._scaler.load_state_dict(state["scaler"])
 

@@ -1,0 +1,88 @@
+"""Optimisers by the names that users type, each from the library that keeps it; imported only when chosen.
+
+For strategies that update whole tensors with an optimiser of PyTorch's interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from sdtrain.strategies.base import OptimSpec
+
+Groups = list[dict[str, Any]]
+
+# What Prodigy learns is in its groups; of all other values there those of this run count, not of the one that saved.
+_LEARNT = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")
+
+
+def build(optim: OptimSpec, groups: Groups) -> Optimizer:
+    """The optimiser over parameter groups that have their own learning rate."""
+    return _BUILDERS[optim.name](optim, groups)
+
+
+def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
+    """The parameter groups to resume with: this run's settings, and what the optimiser itself has learnt."""
+    return [
+        {**mine, **{name: theirs[name] for name in _LEARNT if name in theirs}}
+        for mine, theirs in zip(now, saved, strict=True)
+    ]
+
+
+def _adamw(optim: OptimSpec, groups: Groups) -> Optimizer:
+    """Loshchilov & Hutter 2017, arXiv:1711.05101."""
+    return torch.optim.AdamW(
+        groups, betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon, fused=True
+    )
+
+
+def _adamw8bit(optim: OptimSpec, groups: Groups) -> Optimizer:
+    """Dettmers et al. 2021, arXiv:2110.02861: the moments take a quarter of the memory."""
+    import bitsandbytes
+
+    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
+        groups, betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon
+    )
+    return optimizer
+
+
+def _adafactor(optim: OptimSpec, groups: Groups) -> Optimizer:
+    """Shazeer & Stern 2018, arXiv:1804.04235: a row and a column in place of the second moment.
+
+    At the learning rate that is given, without one of its own; AdamW's decays and epsilon have no meaning here.
+    """
+    from transformers.optimization import Adafactor
+
+    optimizer: Optimizer = Adafactor(
+        groups, weight_decay=optim.weight_decay, scale_parameter=False, relative_step=False
+    )
+    return optimizer
+
+
+def _prodigy(optim: OptimSpec, groups: Groups) -> Optimizer:
+    """Mishchenko & Defazio 2023, arXiv:2306.06101: finds the rate itself; the given one, 1, scales it."""
+    from prodigyopt import Prodigy
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for the use of weight decay
+        optimizer: Optimizer = Prodigy(
+            groups,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            eps=optim.epsilon,
+            use_bias_correction=True,
+            safeguard_warmup=True,
+        )
+    return optimizer
+
+
+_BUILDERS: dict[str, Callable[[OptimSpec, Groups], Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+}
