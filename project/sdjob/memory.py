@@ -100,7 +100,7 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     return Estimate(
         weights,
         gradients,
-        2 * _FP32 * masters,
+        int(trained.OPTIMISER_STATE[spec.optimizer] * _FP32 * masters),
         _FP32 * masters if spec.use_ema else 0,
         copies,
         width * frozen,

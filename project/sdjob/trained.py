@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from sdjob.pipeline import Part, PipelineFolder
 from sdjob.spec import TEXT_ENCODER_LAYERS, RunSpec
 
+# What an optimiser keeps of each trained number, in numbers of fp32. Adafactor keeps rows and columns only.
+OPTIMISER_STATE = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0, "prodigy": 4.0}
+
 
 def parts(spec: RunSpec) -> tuple[str, ...]:
     """The parts of the pipeline that are trained, or get a LoRA."""

@@ -27,10 +27,10 @@ def sizes(spec: RunSpec, model: PipelineFolder) -> Sizes | None:
     count = trained.parameters(spec, model)
     if count is None:
         return None
-    # fp32: the weights, AdamW's two moments, and the average where there is one.
-    copies = 4 if spec.use_ema else 3
+    # fp32: the weights, the optimiser's state, and the average where there is one.
+    copies = 1 + trained.OPTIMISER_STATE[spec.optimizer] + (1 if spec.use_ema else 0)
     frozen = sum(part.num_bytes for name, part in model.parts.items() if name not in trained.parts(spec))
-    return Sizes(copies * _FP32 * count, _FP32 * count + (0 if spec.lora_rank else frozen))
+    return Sizes(int(copies * _FP32 * count), _FP32 * count + (0 if spec.lora_rank else frozen))
 
 
 def kept(spec: RunSpec) -> int:

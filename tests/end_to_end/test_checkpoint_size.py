@@ -9,6 +9,7 @@ from sdlaunch import space
 WITH_TEXT = {"train_text_encoder": True}
 CASES = {
     "ema": {"use_ema": True},
+    "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
     "text encoder": WITH_TEXT,
     "lora": {"lora_rank": 16},
     "lora of both": {"lora_rank": 16, **WITH_TEXT},
