@@ -77,6 +77,11 @@ def read_metadata(path: Path, caption_column: str | None) -> Metadata:
     return Metadata(columns, names, captions)
 
 
+def read_captions(path: Path, caption_column: str) -> Iterator[str]:
+    """The captions in the order of the lines, of a file that `read_metadata` has accepted."""
+    return (str(row[caption_column]) for _, row in _rows(path) if row and caption_column in row)
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(line, row), row None where a line is not readable. Raises OSError, UnicodeDecodeError, csv.Error."""
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
 _GROUP_BYTES = 32 << 20  # rows are sampled from this much of a row group, whose front must be read
-_BATCH = 8  # rows read at once
+_BATCH = 8  # rows read at once where each may be a picture
+_CHUNK = 1000  # of texts
 _AGAIN = "copy or download this file again"
 
 
@@ -148,6 +149,24 @@ def read_values(table: Table, column: str, rows: Sequence[int]) -> dict[int, Any
         local = _opened(path, partial(read, column, [row - start for row in group]))
         values |= {row + start: value for row, value in local.items()}
     return values
+
+
+def column_values(table: Table, column: str) -> Iterator[Any]:
+    """The values of one column in order, read as they are asked for. Raises JobError."""
+    for path in table.files:
+        for chunk in _opened(path, partial(_chunks, column)):
+            yield from chunk.to_pylist()
+
+
+def _chunks(column: str, path: Path) -> Iterator[Any]:
+    if path.suffix != ".parquet":
+        yield from _read_arrow(path)[column].chunks
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        for batch in file.iter_batches(_CHUNK, columns=[column]):
+            yield batch.column(0)
 
 
 def _arrow_values(column: str, rows: Sequence[int], path: Path) -> dict[int, Any]:

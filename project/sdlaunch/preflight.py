@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob import compat, fit, memory
+from sdjob import compat, fit, memory, prompts
+from sdjob.captions import first_captions
 from sdjob.compat import Topology
-from sdjob.dataset import verify_sample
+from sdjob.dataset import DatasetInfo, verify_sample
 from sdjob.output import OutputLayout, step_folders
+from sdjob.pipeline import PipelineFolder
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
 from sdlaunch import limits, space
@@ -37,10 +39,13 @@ PACKAGES = {
     "tensorboard": "tensorboard",
     "tqdm": "tqdm",
     "peft": "peft",
+    "tokenizers": "tokenizers",
 }
 _OF_OPTIMIZERS = {"adamw8bit": ("bitsandbytes",), "prodigy": ("prodigyopt",)}
 _TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 SAMPLED_IMAGES = 4
+SAMPLED_CAPTIONS = 2000
+_SHOWN = 60  # characters of a text in a message
 
 _PROBES = 5
 _CLOSE = 0.9  # share of the memory from which on the rest may be too little for what is not reckoned
@@ -299,6 +304,56 @@ def _model(job: Job) -> list[Finding]:
     return [*([] if job.has_script else misfits), *doubts]
 
 
+def _prompts(job: Job) -> list[Finding]:
+    """Texts that are cut at the end of what the text encoder sees, and captions that say nothing."""
+    model, spec = job.contents.model, job.spec
+    if model is None or job.has_script:
+        return []
+    given = [("validation_prompts", prompt) for prompt in spec.validation_prompts]
+    if spec.recipe == "dreambooth":
+        given.append(("instance_prompt", spec.instance_prompt))
+        if spec.with_prior_preservation and spec.class_prompt:
+            given.append(("class_prompt", spec.class_prompt))
+    cut = set(prompts.too_long((prompt for _, prompt in given), model))
+    limit = prompts.max_tokens(model)
+    found: list[Finding] = [
+        f"{name}: {_beginning(prompt)} has more than the {limit} tokens that the text encoder sees; the rest is cut"
+        for name, prompt in given
+        if prompt in cut
+    ]
+    return [*found, *(_captions(job.contents.dataset, model) if job.contents.dataset else [])]
+
+
+def _captions(data: DatasetInfo, model: PipelineFolder) -> list[Finding]:
+    texts = first_captions(data, SAMPLED_CAPTIONS)
+    if not texts:
+        return []
+    looked = (
+        f"{len(texts):,} captions"
+        if len(texts) == data.num_examples
+        else f"the first {len(texts):,} captions"
+    )
+    empty = sum(not text.strip() for text in texts)
+    if empty == len(texts):
+        remedy = "Write captions, set caption_column to the column that holds them, or use recipe=dreambooth."
+        return [bad_input("DATASET_DIR", f"{data.path}: all of {looked} are empty", remedy)]
+    found: list[Finding] = []
+    if empty:
+        found.append(
+            f"DATASET_DIR: {empty:,} of {looked} are empty: their pictures are learned without any words"
+        )
+    if cut := prompts.too_long(texts, model):
+        found.append(
+            f"DATASET_DIR: {len(cut):,} of {looked} have more than the {prompts.max_tokens(model)} tokens that the "
+            f"text encoder sees, and are cut, such as {_beginning(cut[0])}"
+        )
+    return found
+
+
+def _beginning(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
 def _images(job: Job) -> list[Problem]:
     if job.contents.dataset is None or job.spec.verify_images == "none":
         return []
@@ -392,6 +447,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_free_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
+    Check(_prompts, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(_resume_point, "resume", _output),

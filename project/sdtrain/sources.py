@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from sdjob.captions import read_caption
 from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, table_of
 from sdjob.folders import shown
 from sdjob.images import ImageError, decode, source_of
@@ -73,12 +74,7 @@ class FileSource:
             return self.captions[index]
         if self.info.caption_column != TXT_CAPTIONS:
             return None
-        path = self.info.files[index].with_suffix(TXT_CAPTIONS)
-        try:
-            return path.read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            found = f"the caption cannot be read ({error})"
-            raise JobError(bad_input(shown(path), found, "write it again, as UTF-8 text")) from error
+        return read_caption(self.info.files[index])
 
     def name(self, index: int) -> str:
         return shown(self.info.files[index])

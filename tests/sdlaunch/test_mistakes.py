@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import entrypoint
-from sdlaunch import devices
+from sdlaunch import devices, preflight
 from tests.sdjob.test_pipeline import LFS, UNET, make
 from tests.sdlaunch.place import clean_environment, make_place
 from tests.support.pipeline import FILES, zeros
@@ -77,6 +77,16 @@ def reconfigured(part: str, **values: object) -> Callable[[Path], object]:
 def tensors(part: str, found: dict[str, tuple[int, ...]]) -> Callable[[Path], object]:
     """Whole weights, but of something else."""
     return lambda root: (root / MODEL / part / FILES[part]).write_bytes(zeros(found))
+
+
+def captioned(*captions: str) -> Callable[[Path], object]:
+    """The first pictures with these captions."""
+
+    def change(root: Path) -> None:
+        for number in range(5):
+            (root / DATA / f"{number}.txt").write_text(captions[number % len(captions)])
+
+    return change
 
 
 def class_of(name: str) -> Callable[[Path], object]:
@@ -210,6 +220,10 @@ MOUNTS = [
           spoil=text(f"{MODEL}/tokenizer/vocab.json", '{"a": 49407}')),
     wrong(66, "4.png", "is not a picture", name="a broken picture", spoil=text(f"{DATA}/4.png", b"no")),
     wrong(66, "recipe=dreambooth", recipe="text_to_image"),
+    wrong(66, "all of 5 captions are empty", "recipe=dreambooth", name="empty captions", spoil=captioned(""),
+          recipe="text_to_image"),
+    wrong(66, "is no tokenizer that can be used", name="a tokenizer without its marks",
+          spoil=text(f"{MODEL}/tokenizer/vocab.json", '{"a": 0}'), instance_prompt="a" * 80),
     wrong(66, "class_data_dir", with_prior_preservation="1", class_prompt="dog", class_data_dir="/nonexistent"),
     wrong(66, "PROJECT_DIR", PROJECT_DIR="/nonexistent"),
     wrong(73, "OUTPUT_DIR", "is a file", name="a file as output", spoil=text("output", "mine")),
@@ -286,3 +300,28 @@ def test_an_output_that_is_mounted_read_only(place, tmp_path, capsys):
         after.callback(subprocess.run, ["umount", str(folder)], check=True)
         assert check(place) == 73
     assert "is mounted read-only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "captions", "words"),
+    [
+        ({"instance_prompt": "a " * 76}, None, "instance_prompt: 'a a a"),
+        ({"validation_prompts": "a " * 76}, None, "validation_prompts: 'a a a"),
+        ({"class_prompt": "a " * 76, "with_prior_preservation": "1"}, None, "class_prompt: 'a a a"),
+        ({"recipe": "text_to_image"}, ("a cat", "a " * 80), "2 of 5 captions have more than the 77 tokens"),
+        ({"recipe": "text_to_image"}, ("a cat", " "), "2 of 5 captions are empty"),
+    ],
+)
+def test_words_that_are_not_learned_are_a_warning(place, tmp_path, capsys, settings, captions, words):
+    if captions:
+        captioned(*captions)(tmp_path)
+    assert check({**place, **settings}) == 0
+    said = capsys.readouterr().out
+    assert "warning: " in said and words in said
+
+
+def test_of_many_captions_the_first_are_looked_at(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "SAMPLED_CAPTIONS", 3)
+    captioned("a cat", " ")(tmp_path)
+    assert check({**place, "recipe": "text_to_image"}) == 0
+    assert "1 of the first 3 captions are empty" in capsys.readouterr().out

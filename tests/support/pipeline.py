@@ -24,6 +24,7 @@ TEXT = {
     "num_hidden_layers": 1,
     "max_position_embeddings": 77,
 }
+VOCAB = {"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}  # every letter is a token
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -52,6 +53,7 @@ def expected(part: str, config: Mapping[str, object]) -> dict[str, tuple[int, ..
 def make_fitting(folder: Path, **scheduler) -> Path:
     """Like `make`, with parts that belong together."""
     make(folder, **scheduler)
+    write(folder / "tokenizer/vocab.json", VOCAB)
     for part, config in (("unet", UNET), ("vae", VAE), ("text_encoder", TEXT)):
         write(folder / part / "config.json", config)
         write(folder / part / FILES[part], zeros(expected(part, config)))

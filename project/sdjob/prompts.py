@@ -1,0 +1,89 @@
+"""How many tokens of CLIP a prompt has, without transformers: only `tokenizers`, and only for long prompts."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdjob.folders import read_file, read_json, shown
+from sdjob.pipeline import PipelineFolder
+from sdjob.problem import JobError, bad_input
+from sdjob.shapes import TEXT_DEFAULTS
+
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+_MARKS = 2  # begin and end count as well
+# OpenAI's CLIP, simple_tokenizer.py: contractions, words, single digits, runs of anything else.
+_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def max_tokens(model: PipelineFolder) -> int:
+    """Tokens that the text encoder sees, begin and end included: 77."""
+    config = model.parts["text_encoder"].config
+    places = int(config.get("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"]))
+    path = model.parts["tokenizer"].folder / "tokenizer_config.json"
+    said = read_json(path).get("model_max_length") if path.is_file() else None
+    return min(places, int(said)) if isinstance(said, int | float) else places
+
+
+def too_long(prompts: Iterable[str], model: PipelineFolder) -> list[str]:
+    """The prompts that are cut. Raises JobError where the tokenizer's files cannot be used."""
+    limit = max_tokens(model)
+    doubtful = [prompt for prompt in prompts if not _surely_fits(prompt, limit)]
+    if not doubtful:
+        return []
+    counts = count_tokens(doubtful, model.parts["tokenizer"].folder)
+    return [prompt for prompt, count in zip(doubtful, counts, strict=True) if count > limit]
+
+
+def _surely_fits(prompt: str, limit: int) -> bool:
+    """Every token stands for at least one byte of the normal form, so a short prompt needs no count."""
+    if not prompt.isascii():
+        prompt = unicodedata.normalize("NFC", prompt).lower()
+    return len(prompt.encode(errors="replace")) + _MARKS <= limit
+
+
+def count_tokens(prompts: Iterable[str], folder: Path) -> list[int]:
+    """Tokens of each prompt, begin and end included, by the tokenizer in a folder. Raises JobError."""
+    try:
+        tokenizer = _clip(folder) if (folder / "vocab.json").is_file() else _stored(folder / "tokenizer.json")
+        # One by one: in batches it starts threads, and warns of every process that is started afterwards.
+        return [len(tokenizer.encode(prompt, add_special_tokens=False).ids) + _MARKS for prompt in prompts]
+    except (JobError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        remedy = "copy the tokenizer of the pipeline again (save_pretrained writes all of it)"
+        raise JobError(
+            bad_input(shown(folder), f"is no tokenizer that can be used ({error})", remedy)
+        ) from error
+
+
+def _clip(folder: Path) -> Any:
+    """CLIP's byte-pair encoding of lower-case text, as transformers' CLIPTokenizer builds it."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    lines = read_file(folder / "merges.txt").decode().split("\n")
+    pairs = (line.split() for line in lines if line.strip() and not line.startswith("#version"))
+    merges = [(left, right) for left, right in pairs]
+    vocab = read_json(folder / "vocab.json")
+    bpe = models.BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_END)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    pieces = pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.add_special_tokens([_BEGIN, _END])
+    return tokenizer
+
+
+def _stored(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
