@@ -1,9 +1,14 @@
-"""How many tokens of CLIP a prompt has, without transformers: only `tokenizers`, and only for long prompts."""
+"""How many tokens of CLIP a prompt has, without transformers: only `tokenizers`, and only for long prompts.
+
+`python -m sdjob.prompts FOLDER` reads a JSON list of prompts, and writes the list of their tokens.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,8 @@ from sdjob.folders import read_file, read_json, shown
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, bad_input
 from sdjob.shapes import TEXT_DEFAULTS
+
+Count = Callable[[Sequence[str], Path], list[int]]
 
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _MARKS = 2  # begin and end count as well
@@ -27,13 +34,13 @@ def max_tokens(model: PipelineFolder) -> int:
     return min(places, int(said)) if isinstance(said, int | float) else places
 
 
-def too_long(prompts: Iterable[str], model: PipelineFolder) -> list[str]:
-    """The prompts that are cut. Raises JobError where the tokenizer's files cannot be used."""
+def too_long(prompts: Iterable[str], model: PipelineFolder, count: Count | None = None) -> list[str]:
+    """The prompts that are cut. `count`: how they are counted, if any must be (`count_tokens`). Raises JobError."""
     limit = max_tokens(model)
     doubtful = [prompt for prompt in prompts if not _surely_fits(prompt, limit)]
     if not doubtful:
         return []
-    counts = count_tokens(doubtful, model.parts["tokenizer"].folder)
+    counts = (count or count_tokens)(doubtful, model.parts["tokenizer"].folder)
     return [prompt for prompt, count in zip(doubtful, counts, strict=True) if count > limit]
 
 
@@ -44,12 +51,13 @@ def _surely_fits(prompt: str, limit: int) -> bool:
     return len(prompt.encode(errors="replace")) + _MARKS <= limit
 
 
-def count_tokens(prompts: Iterable[str], folder: Path) -> list[int]:
+def count_tokens(prompts: Sequence[str], folder: Path) -> list[int]:
     """Tokens of each prompt, begin and end included, by the tokenizer in a folder. Raises JobError."""
     try:
         tokenizer = _clip(folder) if (folder / "vocab.json").is_file() else _stored(folder / "tokenizer.json")
         # One by one: in batches it starts threads, and warns of every process that is started afterwards.
-        return [len(tokenizer.encode(prompt, add_special_tokens=False).ids) + _MARKS for prompt in prompts]
+        texts = [prompt.encode(errors="replace").decode() for prompt in prompts]  # bytes that were no UTF-8
+        return [len(tokenizer.encode(text, add_special_tokens=False).ids) + _MARKS for text in texts]
     except (JobError, ModuleNotFoundError):
         raise
     except Exception as error:  # tokenizers raises nothing more special
@@ -87,3 +95,16 @@ def _stored(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def main() -> None:
+    """Counts for another process, whose memory a vocabulary would fill for good."""
+    try:
+        answer: dict[str, Any] = {"counts": count_tokens(json.load(sys.stdin), Path(sys.argv[1]))}
+    except JobError as error:
+        answer = {"problems": [problem.to_dict() for problem in error.problems]}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

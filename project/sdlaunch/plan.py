@@ -18,12 +18,12 @@ from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec
-from sdlaunch import accelerate, cluster, command, devices, mounts, names, preflight, script, settings
+from sdlaunch import accelerate, cluster, command, devices, mounts, names, preflight, room, script, settings
 from sdlaunch.cluster import Cluster
 from sdlaunch.command import Host, LaunchPlan, Program
+from sdlaunch.job import Job
 from sdlaunch.mounts import Contents, Mounts
 from sdlaunch.options import LaunchOptions
-from sdlaunch.preflight import Job
 from sdlaunch.redact import secrets_of
 from sdlaunch.script import Script
 from sdlaunch.settings import Settings
@@ -132,7 +132,7 @@ def prepare(
             for name, shown in settings.shown_names(model).items()
         },
         secrets=secrets_of({**environ, **read.passed_on}),
-        lighter=functools.partial(preflight.would_fit, job),
+        lighter=functools.partial(room.would_fit, job),
     )
 
 
@@ -305,10 +305,10 @@ def _arithmetic(job: Job) -> tuple[str, ...]:
         lines.append(
             f"checkpoints: {kept} kept × {preflight.in_units(size)} = {preflight.in_units(kept * size)}"
         )
-    if need := preflight.memory_needed(job):
-        have = preflight.memory_each(job)
+    if need := room.needed(job):
+        have = room.each(job)
         there = f"; {preflight.in_units(have)} there" if have else ""
         lines.append(
-            f"memory: at least {preflight.in_units(need.total)} a process{there}: {preflight.spelt(need)}"
+            f"memory: at least {preflight.in_units(need.total)} a process{there}: {room.spelt(need)}"
         )
     return tuple(lines)

@@ -14,19 +14,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob import compat, fit, memory, prompts
-from sdjob.captions import first_captions
-from sdjob.compat import Topology
-from sdjob.dataset import DatasetInfo, verify_sample
+from sdjob import compat, fit
+from sdjob.dataset import verify_sample
 from sdjob.output import OutputLayout, step_folders
-from sdjob.pipeline import PipelineFolder
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
-from sdlaunch import limits, space
+from sdlaunch import limits, room, space, texts
 from sdlaunch.bounded import NoAnswer, Task, no_answer
-from sdlaunch.cluster import Cluster
-from sdlaunch.devices import Devices
-from sdlaunch.mounts import Contents, Mounts
+from sdlaunch.job import Finding, Job
 
 # Import name → what to install.
 PACKAGES = {
@@ -44,30 +39,8 @@ PACKAGES = {
 _OF_OPTIMIZERS = {"adamw8bit": ("bitsandbytes",), "prodigy": ("prodigyopt",)}
 _TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 SAMPLED_IMAGES = 4
-SAMPLED_CAPTIONS = 2000
-_SHOWN = 60  # characters of a text in a message
 
 _PROBES = 5
-_CLOSE = 0.9  # share of the memory from which on the rest may be too little for what is not reckoned
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the checks look at."""
-
-    spec: RunSpec
-    cluster: Cluster
-    devices: Devices
-    mounts: Mounts
-    contents: Contents
-    has_script: bool = False  # what a script reads, and how much memory it needs, only its author knows
-
-    @property
-    def topology(self) -> Topology:
-        return Topology(self.devices.kind, self.cluster.world_size, self.devices.bf16)
-
-
-Finding = Problem | str  # what keeps the job from running, or the sentence of a warning
 
 
 @dataclass(frozen=True)
@@ -115,48 +88,6 @@ def _devices(job: Job) -> list[Problem]:
             f"Use NPROC_PER_NODE={have}, or a machine with {want} devices.",
         )
     ]
-
-
-def memory_each(job: Job) -> int | None:
-    """Bytes that each process can have: its device's, or its share of the host's; None: not known."""
-    if job.devices.memory is None or job.devices.kind != "cpu":
-        return job.devices.memory
-    return job.devices.memory // job.cluster.nproc_per_node
-
-
-def memory_needed(job: Job) -> memory.Estimate | None:
-    if job.contents.model is None or job.has_script:
-        return None
-    return memory.estimate(job.spec, job.contents.model, job.topology)
-
-
-def would_fit(job: Job) -> list[str]:
-    """Settings that need clearly less memory than this job, and no more than there is."""
-    need, have = memory_needed(job), memory_each(job)
-    if need is None or job.contents.model is None:
-        return []
-    return memory.fitting(job.spec, job.contents.model, job.topology, min(need.total, have or need.total))
-
-
-def _memory(job: Job) -> list[Finding]:
-    """The least that the job needs against what there is: nothing is refused on a guess."""
-    need, have = memory_needed(job), memory_each(job)
-    if need is None or have is None or need.total <= _CLOSE * have:
-        return []
-    where = (
-        "of the host for each process" if job.devices.kind == "cpu" else f"on each {job.devices.kind} device"
-    )
-    found = f"at least {in_units(need.total)} needed {where} ({spelt(need)}), and {in_units(have)} there"
-    settings = would_fit(job)
-    remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
-    if need.total > have:
-        return [hardware("memory", found, f"{remedy}.")]
-    return [f"memory: {found}: it may not be enough. {remedy}."]
-
-
-def spelt(need: memory.Estimate) -> str:
-    """weights 3.44 GB + gradients 3.44 GB + …"""
-    return " + ".join(f"{name} {in_units(size)}" for name, size in need.parts().items())
 
 
 def _packages(job: Job) -> list[Problem]:
@@ -304,56 +235,6 @@ def _model(job: Job) -> list[Finding]:
     return [*([] if job.has_script else misfits), *doubts]
 
 
-def _prompts(job: Job) -> list[Finding]:
-    """Texts that are cut at the end of what the text encoder sees, and captions that say nothing."""
-    model, spec = job.contents.model, job.spec
-    if model is None or job.has_script:
-        return []
-    given = [("validation_prompts", prompt) for prompt in spec.validation_prompts]
-    if spec.recipe == "dreambooth":
-        given.append(("instance_prompt", spec.instance_prompt))
-        if spec.with_prior_preservation and spec.class_prompt:
-            given.append(("class_prompt", spec.class_prompt))
-    cut = set(prompts.too_long((prompt for _, prompt in given), model))
-    limit = prompts.max_tokens(model)
-    found: list[Finding] = [
-        f"{name}: {_beginning(prompt)} has more than the {limit} tokens that the text encoder sees; the rest is cut"
-        for name, prompt in given
-        if prompt in cut
-    ]
-    return [*found, *(_captions(job.contents.dataset, model) if job.contents.dataset else [])]
-
-
-def _captions(data: DatasetInfo, model: PipelineFolder) -> list[Finding]:
-    texts = first_captions(data, SAMPLED_CAPTIONS)
-    if not texts:
-        return []
-    looked = (
-        f"{len(texts):,} captions"
-        if len(texts) == data.num_examples
-        else f"the first {len(texts):,} captions"
-    )
-    empty = sum(not text.strip() for text in texts)
-    if empty == len(texts):
-        remedy = "Write captions, set caption_column to the column that holds them, or use recipe=dreambooth."
-        return [bad_input("DATASET_DIR", f"{data.path}: all of {looked} are empty", remedy)]
-    found: list[Finding] = []
-    if empty:
-        found.append(
-            f"DATASET_DIR: {empty:,} of {looked} are empty: their pictures are learned without any words"
-        )
-    if cut := prompts.too_long(texts, model):
-        found.append(
-            f"DATASET_DIR: {len(cut):,} of {looked} have more than the {prompts.max_tokens(model)} tokens that the "
-            f"text encoder sees, and are cut, such as {_beginning(cut[0])}"
-        )
-    return found
-
-
-def _beginning(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
-
-
 def _images(job: Job) -> list[Problem]:
     if job.contents.dataset is None or job.spec.verify_images == "none":
         return []
@@ -438,7 +319,7 @@ def _output(job: Job) -> Path:
 CHECKS: tuple[Check, ...] = (
     Check(_combination, "settings", lambda _: "the table of combinations", ExitCode.BAD_SETTING),
     Check(_devices, "device", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
-    Check(_memory, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
+    Check(room.findings, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
     Check(_packages, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
     Check(_shared_memory, "dataloader_num_workers", lambda _: limits.SHM, ExitCode.NO_HARDWARE),
     Check(_open_files, "open files", lambda _: "the system", ExitCode.NO_HARDWARE),
@@ -447,7 +328,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_free_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
-    Check(_prompts, "DATASET_DIR", lambda job: job.contents.dataset_path),
+    Check(texts.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(_resume_point, "resume", _output),

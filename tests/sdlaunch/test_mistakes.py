@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import entrypoint
-from sdlaunch import devices, preflight
+from sdjob.problem import JobError
+from sdlaunch import devices, texts
 from tests.sdjob.test_pipeline import LFS, UNET, make
 from tests.sdlaunch.place import clean_environment, make_place
 from tests.support.pipeline import FILES, zeros
@@ -321,7 +322,14 @@ def test_words_that_are_not_learned_are_a_warning(place, tmp_path, capsys, setti
 
 
 def test_of_many_captions_the_first_are_looked_at(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "SAMPLED_CAPTIONS", 3)
+    monkeypatch.setattr(texts, "SAMPLED_CAPTIONS", 3)
     captioned("a cat", " ")(tmp_path)
     assert check({**place, "recipe": "text_to_image"}) == 0
     assert "1 of the first 3 captions are empty" in capsys.readouterr().out
+
+
+def test_without_tokenizers_long_prompts_are_not_counted(place, monkeypatch):
+    monkeypatch.setattr(texts.sys, "executable", "/bin/false")
+    with pytest.raises(JobError) as caught:
+        texts.count_elsewhere(["a"], Path("nowhere"))
+    assert [problem.code for problem in caught.value.problems] == [69]
