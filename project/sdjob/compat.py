@@ -59,6 +59,7 @@ def without_effect(spec: RunSpec) -> list[str]:
         (not spec.with_prior_preservation, "with_prior_preservation=1", _OF_PRIOR),
         (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
         (not spec.use_ema, "use_ema=1", ("ema_decay",)),
+        (spec.lora_rank > 0, "lora_rank=0", ("export_single_file",)),
         (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
         (
             spec.lr_scheduler != "cosine_with_restarts",

@@ -40,6 +40,14 @@ _PRECISIONS = any_case(
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 Caching = Literal["no", "memory", "disk"]
 _CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
+_EXPORTED = any_case(
+    "fp32",
+    "fp16",
+    "bf16",
+    fp32=("float32", "float", "32"),
+    fp16=("float16", "half", "16"),
+    bf16=("bfloat16",),
+)
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
@@ -344,6 +352,18 @@ class RunSpec(BaseModel):
     ] = "auto"
     allow_pickle: Annotated[
         bool, Setting("checkpoints", "load weights that exist only as pickles (they can run code)")
+    ] = False
+
+    # --- result --------------------------------------------------------------------------------------
+    export_dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        Setting("result", "type of the weights in the result", aliases=("save_precision",), values=_EXPORTED),
+    ] = "fp32"
+    export_single_file: Annotated[
+        bool,
+        Setting(
+            "result", "write the pipeline as one file for WebUI and ComfyUI too (webui/model.safetensors)"
+        ),
     ] = False
 
     # --- validation ----------------------------------------------------------------------------------

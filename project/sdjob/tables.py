@@ -132,7 +132,7 @@ def _opened(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         check_pointer(path)
         return read(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names in a damaged footer
         if isinstance(error, OSError) and error.errno is not None:
             raise JobError(unreadable(path, error)) from error
         found = f"is damaged or truncated ({str(error).splitlines()[0]})"

@@ -12,6 +12,7 @@ from sdjob.pipeline import PipelineFolder
 from sdjob.spec import RunSpec
 
 _FP32 = 4
+_LORA_LAYOUTS = 2  # diffusers' and kohya's
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,14 @@ def sizes(spec: RunSpec, model: PipelineFolder) -> Sizes | None:
         return None
     # fp32: the weights, the optimiser's state, and the average where there is one.
     copies = 1 + trained.OPTIMISER_STATE[spec.optimizer] + (1 if spec.use_ema else 0)
-    frozen = sum(part.num_bytes for name, part in model.parts.items() if name not in trained.parts(spec))
-    return Sizes(int(copies * _FP32 * count), _FP32 * count + (0 if spec.lora_rank else frozen))
+    checkpoint = int(copies * _FP32 * count)
+    width = _FP32 if spec.export_dtype == "fp32" else _FP32 // 2
+    if spec.lora_rank:
+        return Sizes(checkpoint, _LORA_LAYOUTS * width * count)
+    frozen = [part for name, part in model.parts.items() if name not in trained.parts(spec)]
+    bytes_of = (part.num_bytes if width == _FP32 else width * part.num_parameters for part in frozen)
+    files = 2 if spec.export_single_file else 1
+    return Sizes(checkpoint, files * (width * count + sum(bytes_of)))
 
 
 def kept(spec: RunSpec) -> int:

@@ -1,4 +1,4 @@
-"""The result: a complete pipeline, or a LoRA, that diffusers loads as it stands."""
+"""The result: a complete pipeline, or a LoRA, that diffusers loads as it stands; and the same for other programs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdjob.pipeline import PipelineFolder
+from sdjob.spec import RunSpec
+from sdtrain import webui
 from sdtrain.checkpoint import sync_tree
 from sdtrain.denoiser import TEXT_ENCODER, UNET, part_of
 from sdtrain.models import Parts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
+WEBUI_LORA = "webui/lora.safetensors"
+WEBUI_MODEL = "webui/model.safetensors"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WEIGHTS = {UNET: "diffusion_pytorch_model.safetensors", TEXT_ENCODER: "model.safetensors"}
 _SCHEDULER_FILE = "scheduler_config.json"
 _ZERO_SNR = "rescale_betas_zero_snr"  # the noise schedule that was trained with is drawn with
@@ -35,39 +40,78 @@ def is_exported(folder: Path, *, lora: bool) -> bool:
 
 
 def export(
-    folder: Path, source: PipelineFolder, parts: Parts, state: dict[str, torch.Tensor], *, lora: bool
+    folder: Path, source: PipelineFolder, parts: Parts, state: dict[str, torch.Tensor], spec: RunSpec
 ) -> None:
     """Writes the result into `folder`, beside the step folders; whole or not at all. By one rank.
 
-    `state`: the trained weights by name, fp32. The weights of the frozen parts are copied byte by byte.
+    `state`: the trained weights by name, fp32. Unless another type is asked for, the weights of the frozen
+    parts are copied byte by byte.
     """
     temporary = folder / ".export.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if lora:
-        _write_lora(temporary, parts, state)
+    dtype = _DTYPES[spec.export_dtype]
+    if spec.lora_rank:
+        _write_lora(temporary, parts, _cast(state, dtype))
     else:
-        _write_pipeline(temporary, source, parts, state)
+        _write_pipeline(temporary, source, parts, _cast(state, dtype))
+        if spec.export_dtype != "fp32":
+            for file in temporary.glob("*/*.safetensors"):
+                _save(file, _cast(load_file(file), dtype))
+        if spec.export_single_file:
+            _write_single_file(temporary)
     sync_tree(temporary)
     _put_in_place(temporary, folder)
 
 
+def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+
+
+def _save(file: Path, weights: dict[str, torch.Tensor]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    save_file({name: w.contiguous() for name, w in weights.items()}, file, metadata={"format": "pt"})
+
+
 def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> None:
-    layers = _adapter(parts.unet, part_of(state, UNET))
-    of_text: dict[str, Any] = {}
+    """In the layout of diffusers, and in kohya's."""
+    layers = {UNET: _adapter(parts.unet, part_of(state, UNET))}
+    configs = {UNET: parts.unet.peft_config["default"]}
     if of_encoder := part_of(state, TEXT_ENCODER):
-        of_encoder = _as_in_files(_adapter(parts.text_encoder, of_encoder))
-        of_text = {
-            "text_encoder_lora_layers": convert_state_dict_to_diffusers(of_encoder),
-            "text_encoder_lora_adapter_metadata": parts.text_encoder.peft_config["default"].to_dict(),
-        }
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(layers),
-        unet_lora_adapter_metadata=parts.unet.peft_config["default"].to_dict(),
-        weight_name=LORA_FILE,
-        **of_text,
-    )
+        layers[TEXT_ENCODER] = _as_in_files(_adapter(parts.text_encoder, of_encoder))
+        configs[TEXT_ENCODER] = parts.text_encoder.peft_config["default"]
+    given: dict[str, Any] = {}
+    for part, weights in layers.items():
+        given[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(weights)
+        given[f"{part}_lora_adapter_metadata"] = configs[part].to_dict()
+    StableDiffusionPipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
+    kohya: dict[str, torch.Tensor] = {}
+    for part, weights in layers.items():
+        kohya |= webui.kohya_lora(part, weights, configs[part].lora_alpha)
+    _save(folder / WEBUI_LORA, kohya)
+
+
+def _write_single_file(folder: Path) -> None:
+    """All parts of the exported pipeline in one file, by the names of the original Stable Diffusion."""
+
+    def read(part: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        weights: dict[str, torch.Tensor] = {}
+        for file in (folder / part).glob("*.safetensors"):
+            weights |= load_file(file)
+        for file in () if weights else (folder / part).glob("*.bin"):
+            weights |= torch.load(file, map_location="cpu", weights_only=True)
+        return weights, json.loads((folder / part / "config.json").read_text())
+
+    unet, about_unet = read(UNET)
+    vae, about_vae = read("vae")
+    text, about_text = read(TEXT_ENCODER)
+    original_text = webui.original_open_clip if about_text["hidden_act"] == "gelu" else webui.original_clip
+    everything = {
+        **webui.original_unet(unet, about_unet["layers_per_block"]),
+        **webui.original_vae(vae, len(about_vae["block_out_channels"])),
+        **original_text(text),
+    }
+    _save(folder / WEBUI_MODEL, everything)
 
 
 def _adapter(part: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -99,7 +143,7 @@ def _write_pipeline(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     for name, weights in trained.items():
         if weights:
-            save_file(weights, folder / name / _WEIGHTS[name], metadata={"format": "pt"})
+            _save(folder / name / _WEIGHTS[name], weights)
 
 
 def _copy_part(source: Path, target: Path, *, weights: bool) -> None:

@@ -15,7 +15,7 @@ from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
-from sdtrain import attention, checkpoint, devices, export, models, page, report, strategies, validation
+from sdtrain import attention, card, checkpoint, devices, export, models, page, report, strategies, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
@@ -102,7 +102,7 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     spec, world, layout = training.spec, training.world, training.layout
     weights = training.strategy.full_state(training.best)
     if world.is_main:
-        export.export(layout.checkpoint, folder, training.parts, weights, lora=spec.lora_rank > 0)
+        export.export(layout.checkpoint, folder, training.parts, weights, spec)
     sheet = None
     if spec.validation_prompts:
         validation.draw(training, spec.max_train_steps)
@@ -111,6 +111,8 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     if world.is_main:
         if sheet:
             sheet.save(layout.before_after)
+            sheet.save(layout.checkpoint / card.SAMPLES)
+        (layout.checkpoint / card.FILE).write_text(card.render(spec, values, samples=sheet is not None))
         report.write(layout.report, values)
         picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
         layout.page.write_text(page.render(values, page.losses(layout.tensorboard), picture))

@@ -178,7 +178,12 @@ def test_the_size_of_a_lora_comes_from_the_shapes(place, tmp_path):
     write(model / UNET, _file(unet))
     pipeline = find_pipeline(model, None, allow_pickle=False)
     lora = space.sizes(spec(lora_rank=4), pipeline)
-    assert lora == space.Sizes(checkpoint=3 * 4 * 4 * (8 + 32), result=4 * 4 * (8 + 32))
+    assert lora == space.Sizes(checkpoint=3 * 4 * 4 * (8 + 32), result=2 * 4 * 4 * (8 + 32))  # two layouts
+    half = space.sizes(spec(lora_rank=4, export_dtype="fp16"), pipeline)
+    assert half and half.result == 2 * 2 * 4 * (8 + 32)
+    whole = space.sizes(spec(), pipeline)
+    both = space.sizes(spec(export_single_file=True), pipeline)
+    assert whole and both and both.result == 2 * whole.result
     with_conv = spec(lora_rank=4, use_ema=True, lora_target_modules=("conv",))
     both = space.sizes(with_conv, pipeline)
     assert both and both.checkpoint == 4 * 4 * 4 * (4 + 4 * 9)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from sddemo.tiny import make_tiny_pipeline
 from sdjob.pipeline import find_pipeline
@@ -32,7 +33,7 @@ def exported(model, folder, *, shift=0.0, **settings) -> Path:
     spec = spec_of(model, **settings)
     denoiser = models.make_trainable(parts, spec)
     state = {name: p.detach() + shift for name, p in models.trainable(denoiser).items()}
-    export.export(folder, source, parts, state, lora=spec.lora_rank > 0)
+    export.export(folder, source, parts, state, spec)
     return folder
 
 
@@ -60,7 +61,7 @@ def test_zero_terminal_snr_is_drawn_with_as_it_was_trained(v_model, tmp_path, sa
     source = find_pipeline(model, None, allow_pickle=False)
     parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, zero_snr=True)
     weights = models.trainable(models.make_trainable(parts, spec_of(model)))
-    export.export(tmp_path / "out", source, parts, weights, lora=False)
+    export.export(tmp_path / "out", source, parts, weights, spec_of(model))
     scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
     assert type(scheduler).__name__ == {"PNDMScheduler": "DDIMScheduler"}.get(sampler, sampler)
     assert scheduler.config.rescale_betas_zero_snr and scheduler.config.timestep_spacing == "trailing"
@@ -101,7 +102,7 @@ def test_of_two_variants_only_the_one_in_use_is_copied(model, tmp_path):
 
 def test_lora_loads_with_its_alpha(model, tmp_path):
     folder = exported(model, tmp_path / "out", shift=0.1, lora_rank=3, lora_alpha=6)
-    assert [path.name for path in folder.iterdir()] == [export.LORA_FILE]
+    assert snapshot(folder).keys() == {export.LORA_FILE, export.WEBUI_LORA}
     with safe_open(folder / export.LORA_FILE, "pt") as file:
         assert all(file.get_tensor(name).dtype == torch.float32 for name in file.keys())  # noqa: SIM118
 
@@ -122,13 +123,14 @@ def test_lora_loads_with_its_alpha(model, tmp_path):
 def test_a_trained_text_encoder_is_in_the_result(model, tmp_path, lora_rank):
     source = find_pipeline(model, None, allow_pickle=False)
     parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
-    denoiser = models.make_trainable(parts, spec_of(model, train_text_encoder=True, lora_rank=lora_rank))
+    spec = spec_of(model, train_text_encoder=True, lora_rank=lora_rank)
+    denoiser = models.make_trainable(parts, spec)
     trained = models.trainable(denoiser)
     with torch.no_grad():
         for number, weight in enumerate(trained.values()):
             weight.add_(torch.linspace(-0.3, 0.2, weight.numel()).view_as(weight) * (1 + number % 3))
     state = {name: weight.detach() for name, weight in trained.items()}
-    export.export(tmp_path / "out", source, parts, state, lora=lora_rank > 0)
+    export.export(tmp_path / "out", source, parts, state, spec)
     if lora_rank:
         pipeline = StableDiffusionPipeline.from_pretrained(model)
         pipeline.load_lora_weights(tmp_path / "out")
@@ -201,3 +203,101 @@ def test_a_base_stored_in_half_precision_gives_a_result_that_draws_as_it_stands(
     assert set(kinds.values()) == {torch.float32}
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a circle", height=32, width=32, num_inference_steps=1).images[0].size == (32, 32)
+
+
+def picture(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=generator)
+    return drawn.images[0].tobytes()
+
+
+def trained_lora(model, folder, **settings) -> Path:
+    """A LoRA of U-Net and text encoder, every weight of which does something."""
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
+    spec = spec_of(model, train_text_encoder=True, lora_rank=2, **settings)
+    state = models.trainable(models.make_trainable(parts, spec))
+    generator = torch.Generator().manual_seed(1)
+    state = {name: torch.randn(weight.shape, generator=generator) * 0.2 for name, weight in state.items()}
+    export.export(folder, source, parts, state, spec)
+    return folder
+
+
+def test_a_lora_in_kohyas_layout_draws_the_same_picture(model, tmp_path):
+    """Loaded by diffusers from either file, with an alpha that is not the rank."""
+    folder = trained_lora(model, tmp_path / "out", lora_alpha=5)
+    pictures = {}
+    for name in (export.LORA_FILE, export.WEBUI_LORA):
+        pipeline = StableDiffusionPipeline.from_pretrained(model)
+        pipeline.load_lora_weights(folder, weight_name=name)
+        pictures[name] = picture(pipeline)
+    assert pictures[export.LORA_FILE] == pictures[export.WEBUI_LORA]
+    assert pictures[export.LORA_FILE] != picture(StableDiffusionPipeline.from_pretrained(model))
+
+
+def test_the_keys_of_kohyas_layout(model, tmp_path):
+    found = load_file(trained_lora(model, tmp_path / "out", lora_alpha=5) / export.WEBUI_LORA)
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert found[f"{layer}.lora_down.weight"].shape == (2, 8)
+    assert found[f"{layer}.lora_up.weight"].shape == (8, 2)
+    assert found[f"{layer}.alpha"] == 5
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in found
+    assert all(name.startswith(("lora_unet_", "lora_te_text_model_")) for name in found)
+
+
+def all_weights(pipeline) -> dict[str, torch.Tensor]:
+    parts = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+    return {f"{part}.{name}": w for part, module in parts.items() for name, w in module.state_dict().items()}
+
+
+def richer_model(folder, hidden_act) -> Path:
+    """Two layers a block, every kind of block, three sizes: all that the names of the original depend on."""
+    pipeline = StableDiffusionPipeline.from_pretrained(make_tiny_pipeline(folder / "base"))
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=2,
+        attention_head_dim=2,
+        cross_attention_dim=32,
+        norm_num_groups=4,
+    )
+    config = pipeline.text_encoder.config
+    config.hidden_act = hidden_act
+    text_encoder = type(pipeline.text_encoder)(config)
+    StableDiffusionPipeline(
+        **{**pipeline.components, "unet": unet, "text_encoder": text_encoder}, requires_safety_checker=False
+    ).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])  # Stable Diffusion 1.x, 2.x
+def test_the_single_file_holds_the_same_weights(tmp_path, hidden_act):
+    model = richer_model(tmp_path, hidden_act)
+    folder = exported(model, tmp_path / "out", shift=0.01, export_single_file=True)
+    found = StableDiffusionPipeline.from_single_file(
+        folder / export.WEBUI_MODEL, config=str(folder), local_files_only=True, safety_checker=None
+    )
+    wanted = all_weights(StableDiffusionPipeline.from_pretrained(folder))
+    weights = all_weights(found)
+    assert weights.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(weights[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_half_precision_by_choice(model, tmp_path, name, dtype, lora_rank):
+    settings = {"lora_rank": lora_rank, "export_dtype": name, "export_single_file": True}
+    folder = exported(model, tmp_path / "out", **settings)
+    files = list(folder.rglob("*.safetensors"))
+    assert len(files) == (2 if lora_rank else 4)
+    for file in files:
+        kinds = {weight.dtype for weight in load_file(file).values() if weight.is_floating_point()}
+        alphas = {torch.float32} if file.name == "lora.safetensors" else set()
+        assert kinds - alphas == {dtype}, file
+    pipeline = StableDiffusionPipeline.from_pretrained(folder if not lora_rank else model)
+    if lora_rank:
+        pipeline.load_lora_weights(folder)
+    assert picture(pipeline)

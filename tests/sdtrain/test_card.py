@@ -1,0 +1,58 @@
+"""The model card: true, loadable, and without anything of the machine that trained."""
+
+import yaml
+
+from sdjob.spec import RunSpec
+from sdtrain import card
+
+REPORT = {
+    "num_examples": 7,
+    "steps": 30,
+    "global_batch_size": 8,
+    "mean_loss": 0.12345,
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def rendered(samples=False, **settings) -> str:
+    spec = RunSpec(
+        pretrained_model_name_or_path="/mnt/model/sd-v1-4",
+        output_dir="/output/secret-project",
+        instance_data_dir="/mnt/dataset/my dog",
+        train_data_dir="/mnt/dataset/pokemon",
+        cache_dir="/home/somebody/cache",
+        **settings,
+    )
+    return card.render(spec, REPORT, samples=samples)
+
+
+def front_matter(text) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_it_tells_what_was_trained_on_what():
+    text = rendered(instance_prompt='a "sks": dog | cat', learning_rate=1e-4, lora_rank=4)
+    about = front_matter(text)
+    assert about["base_model"] == "sd-v1-4"
+    assert about["instance_prompt"] == 'a "sks": dog | cat'
+    assert about["tags"] == ["stable-diffusion", "text-to-image", "lora", "dreambooth"]
+    assert "rank 4" in text and "7 pictures" in text and "30 steps of 8" in text and "`my dog`" in text
+    assert "webui/lora.safetensors" in text
+    settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert settings == {"lr": 1e-4, "lora_rank": 4, "instance_prompt": 'a "sks": dog | cat'}
+
+
+def test_it_names_no_place_of_the_machine():
+    text = rendered(recipe="text_to_image", resume="/output/secret-project/checkpoint/checkpoint-000002")
+    for private in ("/mnt", "/output", "/home", "secret-project", "somebody"):
+        assert private not in text
+    assert "7 captioned pictures" in text and "`pokemon`" in text
+
+
+def test_its_example_is_python_and_shows_the_samples_if_there_are_any():
+    text = rendered(samples=True, validation_prompts=('a "red" cross',), export_single_file=True)
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert 'pipeline("a \\"red\\" cross")' in code
+    assert "(samples.png)" in text and "webui/model.safetensors" in text
+    assert "samples.png" not in rendered() and "webui" not in rendered()
