@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from sdjob import trained
 from sdjob.problem import ExitCode, JobError, Problem
 from sdjob.spec import RunSpec
 from sdtrain import attention, devices, host_memory, validation
@@ -157,7 +158,8 @@ def save(training: Training, saver: Saver, state: TrainState, *, beside: bool) -
 def _has_room_to_copy(training: Training) -> bool:
     """Whether the host's memory holds a copy of what a checkpoint holds, and of the weights once more. Collective."""
     weights = sum(master.numel() * master.element_size() for master in training.strategy.masters().values())
-    needed = weights * (5 if training.ema else 4)  # with AdamW's two moments
+    copies = 2 + trained.OPTIMISER_STATE[training.spec.optimizer] + (1 if training.ema else 0)
+    needed = copies * weights
     short = training.world.is_main and host_memory.available() < needed
     if short:
         say(f"the host's memory has no room for a copy of {needed / 1e9:.1f} GB: saving without one")

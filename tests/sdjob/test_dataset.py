@@ -433,6 +433,12 @@ def test_damage_inside_a_parquet_file_is_named(tmp_path):
     assert problem.subject == str(path) and problem.found
 
 
+def test_a_column_name_that_is_no_text_is_damage(tmp_path):
+    path = parquet(tmp_path / "a.parquet", table(2))
+    path.write_bytes(path.read_bytes().replace(b"image", b"\x80mage"))
+    assert "is damaged" in only(tmp_path).found
+
+
 # --- odd names ---------------------------------------------------------------------------------------
 
 
