@@ -19,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TORCH = HERE / "requirements-torch.txt"
 REQUIREMENTS = (HERE / "requirements.txt", HERE / "requirements-dev.txt")
+WITHOUT_DEPENDENCIES = HERE / "requirements-colossal.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNAVAILABLE = 69
 
@@ -49,6 +50,8 @@ def main() -> int:
         )
     _pip(python, "install", *sources, "-r", str(TORCH))
     _pip(python, "install", *(f"--requirement={path}" for path in REQUIREMENTS))
+    # Its source archive builds in an environment of pip's own; no compiler is needed, BUILD_EXT stays unset.
+    _pip(python, "install", "--no-deps", f"--requirement={WITHOUT_DEPENDENCIES}")
     _compile(python)
     stamp.write_text(pins)
     return 0
@@ -88,11 +91,15 @@ def _pip(python: Path, *arguments: str) -> None:
 def _run(python: Path, *arguments: str, quiet: bool = False) -> int:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
     output = subprocess.DEVNULL if quiet else None
-    return subprocess.run(command, env=dict(os.environ), stdout=output, stderr=output, check=False).returncode
+    return subprocess.run(
+        command, env={**os.environ, "BUILD_EXT": "0"}, stdout=output, stderr=output, check=False
+    ).returncode
 
 
 def _pins() -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in (TORCH, *REQUIREMENTS))).hexdigest()
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in (TORCH, *REQUIREMENTS, WITHOUT_DEPENDENCIES))
+    ).hexdigest()
 
 
 def _fail(found: str, remedy: str) -> int:

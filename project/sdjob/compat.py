@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdjob.problem import Problem, hardware, setting
-from sdjob.spec import RunSpec
+from sdjob.spec import DEVICES, RunSpec
 
 _LOW_FOR_PRODIGY = 0.1
 _POLYNOMIAL_END = 1e-7  # where diffusers' polynomial schedule ends
 
-AVAILABLE_PLUGINS = ("none", "torch_ddp", "torch_ddp_fp16")
+_ANY_DEVICE = tuple(name for name in DEVICES if name != "auto")
+_COLOSSAL_DEVICES = ("cuda", "npu")
+
+
+@dataclass(frozen=True)
+class PluginFacts:
+    """What a parallel strategy can do. Launcher, worker and documents all read this one table."""
+
+    module: str  # of sdtrain.strategies
+    devices: tuple[str, ...] = _ANY_DEVICE
+    precisions: tuple[str, ...] = ("no", "bf16", "fp16")
+    settings: tuple[str, ...] = ()  # those that no other plugin knows
+    package: str = ""  # what has to be installed besides torch
+
+
+PLUGINS: dict[str, PluginFacts] = {
+    "none": PluginFacts("native"),
+    "torch_ddp": PluginFacts("native"),
+    "torch_ddp_fp16": PluginFacts("native", precisions=("fp16",)),
+    "fsdp": PluginFacts(
+        "fsdp",
+        tuple(name for name in _ANY_DEVICE if name != "mps"),  # torch.distributed has no backend for it
+        settings=("reshard_after_forward", "cpu_offload"),
+    ),
+    "low_level_zero": PluginFacts(
+        "colossal", _COLOSSAL_DEVICES, settings=("zero_stage", "cpu_offload"), package="colossalai"
+    ),
+    "gemini": PluginFacts(
+        "colossal",
+        _COLOSSAL_DEVICES,
+        precisions=("bf16", "fp16"),
+        settings=("placement",),
+        package="colossalai",
+    ),
+}
+_OF_PLUGINS = tuple(dict.fromkeys(name for facts in PLUGINS.values() for name in facts.settings))
 
 
 @dataclass(frozen=True)
@@ -100,31 +136,7 @@ def model_problems(spec: RunSpec, prediction_type: str) -> list[Problem]:
 
 
 def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
-    found = []
-    if spec.plugin not in AVAILABLE_PLUGINS:
-        found.append(
-            hardware(
-                "plugin",
-                f"{spec.plugin} is not part of this version",
-                "Use plugin=torch_ddp, with gradient_checkpointing=1 if memory is short.",
-            )
-        )
-    if spec.plugin == "none" and topology.world_size > 1:
-        found.append(
-            setting(
-                "plugin",
-                f"none with {topology.world_size} processes",
-                "Use plugin=torch_ddp, or NPROC_PER_NODE=1 on one node.",
-            )
-        )
-    if spec.placement != "cuda" and spec.plugin != "gemini":
-        found.append(
-            setting(
-                "placement",
-                f"{spec.placement} with plugin={spec.plugin}",
-                "Only gemini moves parameters between devices: leave placement=cuda.",
-            )
-        )
+    found = [*_plugin(spec, topology)]
     if topology.device == "cpu" and spec.attention in ("xformers", "cudnn"):
         found.append(
             setting(
@@ -148,6 +160,38 @@ def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
     return found
 
 
+def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
+    facts = PLUGINS[spec.plugin]
+    if spec.plugin == "none" and topology.world_size > 1:
+        yield setting(
+            "plugin",
+            f"none with {topology.world_size} processes",
+            "Use plugin=torch_ddp, or NPROC_PER_NODE=1 on one node.",
+        )
+    if topology.device not in facts.devices:
+        other = "fsdp, which shards the same states on a CPU too" if facts.package else "torch_ddp"
+        yield hardware(
+            "plugin",
+            f"{spec.plugin} on device={topology.device}",
+            f"It runs on {', '.join(facts.devices)}: use plugin={other}.",
+        )
+    for name in _OF_PLUGINS:
+        value = getattr(spec, name)
+        if name not in facts.settings and value != RunSpec.model_fields[name].default:
+            yield setting(
+                name,
+                f"{_shown(value)} with plugin={spec.plugin}",
+                f"Leave {name}={_shown(RunSpec.model_fields[name].default)}, or use a plugin that knows it: "
+                f"{', '.join(plugin for plugin in PLUGINS if name in PLUGINS[plugin].settings)}.",
+            )
+    if spec.plugin == "gemini" and spec.placement == "auto" and topology.device == "npu":
+        yield setting("placement", "auto on npu", "Gemini decides on cuda only: use placement=cuda or cpu.")
+
+
+def _shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
 def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
     if spec.plugin == "torch_ddp_fp16" and spec.mixed_precision not in ("auto", "fp16"):
         return [
@@ -157,7 +201,17 @@ def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
                 "That plugin is fp16: leave mixed_precision=auto, or use plugin=torch_ddp.",
             )
         ]
-    if topology.device == "cpu" and resolve_precision(spec, topology) == "fp16":
+    precision = resolve_precision(spec, topology)
+    facts = PLUGINS[spec.plugin]
+    if topology.device in facts.devices and precision not in ("auto", *facts.precisions):
+        return [
+            setting(
+                "mixed_precision",
+                f"{precision} with plugin={spec.plugin}",
+                f"Use mixed_precision={' or '.join(facts.precisions)}, or plugin=fsdp.",
+            )
+        ]
+    if topology.device == "cpu" and precision == "fp16":
         cause = "plugin=torch_ddp_fp16" if spec.plugin == "torch_ddp_fp16" else "mixed_precision=fp16"
         return [
             setting(
@@ -192,17 +246,10 @@ def _recipe(spec: RunSpec) -> list[Problem]:
     return found
 
 
-WHOLE_TENSORS = (
-    "none",
-    "torch_ddp",
-    "torch_ddp_fp16",
-)  # plugins that take any optimiser of PyTorch's interface
-
-
 def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
     """Strategies that shard have an Adam of their own, or shards whose statistics are not those of a tensor."""
     found = []
-    if spec.optimizer != "adamw" and spec.plugin not in WHOLE_TENSORS:
+    if spec.optimizer != "adamw" and PLUGINS[spec.plugin].module != "native":
         found.append(
             setting(
                 "optimizer",

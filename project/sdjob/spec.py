@@ -267,6 +267,17 @@ class RunSpec(BaseModel):
         Literal["cuda", "cpu", "auto"],
         Setting("strategy", "where gemini keeps parameters and optimiser", aliases=("placement_policy",)),
     ] = "cuda"
+    zero_stage: Annotated[
+        Annotated[Whole, Field(ge=1, le=2)],
+        Setting("strategy", "low_level_zero: 1 shards masters and optimiser, 2 the gradients too"),
+    ] = 1
+    reshard_after_forward: Annotated[
+        bool,
+        Setting("strategy", "fsdp: 1 shards the weights too (ZeRO-3); 0 keeps them whole in a step (ZeRO-2)"),
+    ] = True
+    cpu_offload: Annotated[
+        bool, Setting("strategy", "fsdp, low_level_zero: masters and optimiser stay in host memory")
+    ] = False
     mixed_precision: Annotated[
         Precision,
         Setting(

@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from sdjob import argv
+from sdjob.compat import PLUGINS
 from sdjob.problem import ExitCode, JobError
 from sdjob.spec import RunSpec
 from sdtrain import alive, failures, notes, stop
@@ -48,7 +49,8 @@ def _train(spec: RunSpec) -> None:
     from sdtrain.run import run
     from sdtrain.world import join
 
-    with stop.watch() as request, join(spec.device) as world:
+    shards = PLUGINS[spec.plugin].module != "native"
+    with stop.watch() as request, join(spec.device, group_of_one=shards) as world:
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
         run(spec, world, request)

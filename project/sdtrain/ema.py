@@ -16,29 +16,25 @@ class Ema:
     """
 
     def __init__(self, masters: Mapping[str, torch.Tensor], decay: float) -> None:
-        self._masters = dict(masters)
+        self._names = tuple(masters)
         # EMAModel passes over what requires no gradient; masters may be detached views.
-        self._average = EMAModel([_trained(m) for m in self._masters.values()], decay=decay, foreach=True)
+        self._average = EMAModel([_trained(m) for m in masters.values()], decay=decay, foreach=True)
 
-    def update(self) -> None:
-        """To be called after each optimiser step."""
-        self._average.step([_trained(master) for master in self._masters.values()])
+    def update(self, masters: Mapping[str, torch.Tensor]) -> None:
+        """To be called after each optimiser step; where a strategy has moved its masters, the average follows."""
+        weights = [_trained(masters[name]) for name in self._names]
+        for number, weight in enumerate(weights):
+            self._average.shadow_params[number] = self._average.shadow_params[number].to(weight.device)
+        self._average.step(weights)
 
     @property
     def shares(self) -> dict[str, torch.Tensor]:
         """The average by name, in the form of the masters."""
-        return dict(zip(self._masters, self._average.shadow_params, strict=True))
+        return dict(zip(self._names, self._average.shadow_params, strict=True))
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """A copy of the average by name, with the number of updates, on the CPU."""
-        state = {name: weight.detach().to("cpu", copy=True) for name, weight in self.shares.items()}
-        return {**state, "_updates": torch.tensor(self._average.optimization_step)}
-
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes back what `state` gave."""
-        self._average.optimization_step = int(state["_updates"])
-        for name, weight in self.shares.items():
-            weight.copy_(state[name])
+    def resume(self, updates: int) -> None:
+        """Goes on after so many updates; the shares are overwritten by whoever reads the checkpoint."""
+        self._average.optimization_step = updates
 
 
 def _trained(tensor: torch.Tensor) -> torch.Tensor:

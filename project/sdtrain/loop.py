@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from sdjob import trained
 from sdjob.problem import ExitCode, JobError, Problem
@@ -51,7 +50,7 @@ def optimiser_step(
         total += loss.detach() / micro_batches
     grad_norm = training.strategy.step(factor)
     if training.ema:
-        training.ema.update()
+        training.ema.update(training.strategy.masters())
     return StepResult(total, grad_norm, training.spec.learning_rate * factor)
 
 
@@ -140,17 +139,14 @@ def save(training: Training, saver: Saver, state: TrainState, *, beside: bool) -
     """A whole checkpoint of this state; `beside`: from a copy, while the run goes on, if it may. Collective."""
     # Before the checkpoint: whoever is killed after it has lost no figure of the steps that are not repeated.
     training.tracker.flush()
-    rank = training.world.rank
-    snapshot = training.strategy.snapshot(rank) if beside and _has_room_to_copy(training) else None
-    average = training.ema.state() if training.ema and training.world.is_main else None
+    average = training.ema.shares if training.ema else None
+    snapshot = training.strategy.snapshot(average) if beside and _has_room_to_copy(training) else None
 
     def write(folder: Path) -> None:
         if snapshot:
             snapshot(folder)
         else:
-            training.strategy.save(folder, rank)
-        if average:
-            save_file(average, folder / "ema.safetensors")
+            training.strategy.save(folder, average)
 
     (saver.save_beside if snapshot else saver.save)(state, write)
 

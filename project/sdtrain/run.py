@@ -7,8 +7,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from sdjob import argv, compat, fit, length
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
@@ -86,9 +84,9 @@ def _train(
     if start:
         state = checkpoint.read_state(start.path)
         state = replace(state, origin=checkpoint.origin_of(spec.resume) or state.origin)
-        training.strategy.load(start.path)
+        training.strategy.load(start.path, training.ema.shares if training.ema else None)
         if training.ema:
-            training.ema.load(load_file(start.path / "ema.safetensors"))
+            training.ema.resume(updates=state.step)
     elif spec.validation_prompts:
         validation.draw(training, 0)
     if world.is_main:
@@ -237,7 +235,7 @@ def _training(
     stop: StopRequest,
 ) -> Training:
     """Shards or wraps the trained parts, and puts everything together. Collective."""
-    strategy = strategies.create(spec.plugin, spec.mixed_precision, world.device, world.size)
+    strategy = strategies.create(spec, world.device, world.size)
     strategy.prepare(
         denoiser,
         OptimSpec(

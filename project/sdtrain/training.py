@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -45,5 +45,5 @@ class Training:
         return self.ema.shares if self.ema else self.strategy.masters()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model computes with these weights. Collective."""
-        return self.strategy.applied(self.ema.shares) if self.ema else nullcontext()
+        """Inside, pictures can be drawn with these weights. Entering and leaving is collective."""
+        return self.strategy.applied(self.ema.shares if self.ema else None)

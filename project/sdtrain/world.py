@@ -81,16 +81,27 @@ class World:
 
 
 @contextmanager
-def join(device: str, environ: Mapping[str, str] = os.environ) -> Iterator[World]:
-    """Joins the process group that torchrun describes, or stands alone; leaves it at the end."""
+def join(
+    device: str, environ: Mapping[str, str] = os.environ, *, group_of_one: bool = False
+) -> Iterator[World]:
+    """Joins the process group that torchrun describes, or stands alone; leaves it at the end.
+
+    `group_of_one`: a lone process has a group too, which strategies that shard cannot do without.
+    """
     rank, local_rank = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
     size = int(environ.get("WORLD_SIZE", 1))
     kind = devices.choose(device)
     world = World(rank, local_rank, size, kind, devices.device_of(kind, local_rank))
-    if size == 1:
-        yield world
-        return
     backend = "gloo" if kind.backend == "gloo" else f"cpu:gloo,{kind.torch_type}:{kind.backend}"
+    if size == 1:
+        if group_of_one:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        try:
+            yield world
+        finally:
+            if group_of_one:
+                dist.destroy_process_group()
+        return
     # torchrun keeps one store for all attempts; an attempt must not find the addresses of an earlier one.
     store, _, _ = next(rendezvous("env://", rank, size))
     attempt = dist.PrefixStore(f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]

@@ -40,7 +40,16 @@ def test_the_defaults_work_everywhere(recipe, topology):
 @pytest.mark.parametrize(
     ("values", "topology", "subject", "code"),
     [
-        ({"plugin": "fsdp"}, GPU, "plugin", 69),
+        ({"plugin": "gemini"}, CPU, "plugin", 69),
+        ({"plugin": "low_level_zero"}, CPU, "plugin", 69),
+        ({"plugin": "fsdp"}, Topology("mps", 1), "plugin", 69),
+        ({"plugin": "gemini", "placement": "auto"}, Topology("npu", 8, bf16=True), "placement", 64),
+        ({"plugin": "gemini", "mixed_precision": "no"}, GPU, "mixed_precision", 64),
+        ({"plugin": "gemini", "zero_stage": 2}, GPU, "zero_stage", 64),
+        ({"plugin": "gemini", "cpu_offload": True}, GPU, "cpu_offload", 64),
+        ({"reshard_after_forward": False}, GPU, "reshard_after_forward", 64),
+        ({"plugin": "fsdp", "placement": "auto"}, GPU, "placement", 64),
+        ({"plugin": "fsdp", "mixed_precision": "fp16"}, CPU, "mixed_precision", 64),
         ({"plugin": "none"}, GPU, "plugin", 64),
         ({"placement": "cpu"}, GPU, "placement", 64),
         ({"attention": "xformers"}, CPU, "attention", 64),

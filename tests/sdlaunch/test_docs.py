@@ -73,8 +73,8 @@ def test_with_a_preset_only_the_mounts_are_missing(preset, tmp_path):
     }
     environ = clean_environment(**mounts, ENV_FILE=str(preset), device="cpu")
     job = plan.prepare((), environ, HOME)
-    available = job.settings["plugin"].value in compat.AVAILABLE_PLUGINS
-    unavailable = [] if available else [("plugin", 69)]
+    on_cpu = "cpu" in compat.PLUGINS[job.settings["plugin"].value].devices
+    unavailable = [] if on_cpu else [("plugin", 69)]
     found = [(problem.subject, problem.code) for problem in job.problems]
     assert found == [("DATASET_DIR", 66), ("MODEL_DIR", 66), *unavailable]
     assert job.launch is not None

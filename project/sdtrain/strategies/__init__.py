@@ -6,19 +6,13 @@ from importlib import import_module
 
 import torch
 
-from sdjob.problem import JobError, hardware
+from sdjob.compat import PLUGINS
+from sdjob.spec import RunSpec
 from sdtrain.strategies.base import Strategy
 
-_MODULES = {
-    "none": "sdtrain.strategies.native",
-    "torch_ddp": "sdtrain.strategies.native",
-    "torch_ddp_fp16": "sdtrain.strategies.native",
-}
 
-
-def create(plugin: str, precision: str, device: torch.device, world_size: int) -> Strategy:
-    """The strategy that a plugin's name means."""
-    if plugin not in _MODULES:
-        raise JobError(hardware("plugin", f"{plugin} is not part of this version", "Use plugin=torch_ddp."))
-    strategy: Strategy = import_module(_MODULES[plugin]).create(precision, device, world_size)
+def create(spec: RunSpec, device: torch.device, world_size: int) -> Strategy:
+    """The strategy that a run asks for; raises JobError (69) where its package does not fit."""
+    module = import_module(f"sdtrain.strategies.{PLUGINS[spec.plugin].module}")
+    strategy: Strategy = module.create(spec, device, world_size)
     return strategy

@@ -59,18 +59,19 @@ class Strategy(Protocol):
     def full_state(self, shares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """From each rank's shares the whole tensors, fp32, on the CPU of rank 0. Collective."""
 
-    def applied(self, shares: Mapping[str, torch.Tensor]) -> AbstractContextManager[None]:
-        """Inside, the model computes with these shares in place of the masters. Collective."""
+    def applied(self, shares: Mapping[str, torch.Tensor] | None) -> AbstractContextManager[None]:
+        """Inside, each rank can draw as many pictures as it likes, whatever the others do, with these shares
+        in place of the masters (None: with the masters). Entering and leaving is collective."""
 
-    def save(self, folder: Path, rank: int) -> None:
-        """Writes weights and optimiser for `load`. Collective."""
+    def save(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
+        """Writes weights, optimiser and the average's shares for `load`. Collective."""
 
-    def snapshot(self, rank: int) -> Callable[[Path], None] | None:
+    def snapshot(self, ema: Mapping[str, torch.Tensor] | None) -> Callable[[Path], None] | None:
         """What `save` would write now, copied to the host: to be called with a folder, by the first rank alone,
         in any thread. None: this strategy can only `save`. Collective."""
 
-    def load(self, folder: Path) -> None:
-        """Takes back what `save` wrote. Collective."""
+    def load(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
+        """Takes back what any strategy saved, on any number of ranks; overwrites the shares of `ema`. Collective."""
 
 
 def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdtrain.strategies import optimisers
+from sdjob.spec import RunSpec
+from sdtrain.strategies import optimisers, store
 from sdtrain.strategies.base import OptimSpec, grouped
+from sdtrain.strategies.shares import Shares, lent, put, whole
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -24,9 +26,10 @@ class Native:
 
     model: nn.Module
 
-    def __init__(self, precision: str, device: torch.device, world_size: int) -> None:
+    def __init__(self, precision: str, device: torch.device, world_size: int, rank: int = 0) -> None:
         self._device = device
         self._world_size = world_size
+        self._rank = rank
         self._dtype = _AUTOCAST.get(precision)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
@@ -34,6 +37,8 @@ class Native:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._optimizer = optimisers.build(optim, grouped(self._trained, optim))
+        names = {parameter: name for name, parameter in self._trained.items()}
+        self._names = [names[p] for group in self._optimizer.param_groups for p in group["params"]]
         self.model = model
         if self._world_size > 1:
             ids = [self._device.index] if self._device.index is not None else None
@@ -68,54 +73,63 @@ class Native:
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self._trained.items()}
 
-    def full_state(self, shares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def full_state(self, shares: Shares) -> dict[str, torch.Tensor]:
         return {name: share.cpu().contiguous() for name, share in shares.items()}
 
-    @contextmanager
-    def applied(self, shares: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        masters = self.masters()
-        kept = {name: master.clone() for name, master in masters.items()}
-        _put(masters, shares)
-        try:
-            yield
-        finally:
-            _put(masters, kept)
+    def applied(self, shares: Shares | None) -> AbstractContextManager[None]:
+        return lent(self.masters, shares, refresh=lambda: None)
 
-    def save(self, folder: Path, rank: int) -> None:
-        if rank == 0:
-            _write(self._state(), folder)
+    def save(self, folder: Path, ema: Shares | None) -> None:
+        if self._rank == 0:
+            _write(self._state(ema), folder)
 
-    def snapshot(self, rank: int) -> Callable[[Path], None]:
+    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
         # The other ranks hold the same, and would take the memory of the host as many times.
-        return partial(_write, _copied(self._state()) if rank == 0 else {})
+        return partial(_write, _copied(self._state(ema)) if self._rank == 0 else {})
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, ema: Shares | None) -> dict[str, Any]:
         return {
             "model": self.masters(),
+            "ema": dict(ema) if ema else None,
             "optimizer": self._optimizer.state_dict(),
+            "names": self._names,
             "scaler": self._scaler.state_dict(),
         }
 
-    def load(self, folder: Path) -> None:
-        _put(self.masters(), load_file(folder / "model.safetensors"))
-        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        groups = optimisers.settings_of(
-            self._optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-        )
+    def load(self, folder: Path, ema: Shares | None) -> None:
+        settings = self._optimizer.state_dict()["param_groups"]
+        if store.is_sharded(folder):
+            state, groups = self._converted(folder, ema), settings
+        else:
+            put(self.masters(), load_file(folder / store.MODEL))
+            put(ema or {}, load_file(folder / store.EMA) if ema else {})
+            state = torch.load(folder / store.OPTIMIZER, map_location="cpu", weights_only=True)
+            groups = optimisers.settings_of(settings, state["optimizer"]["param_groups"])
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if state["scaler"]:  # empty where the run that saved was not fp16
-            self._scaler.load_state_dict(state["scaler"])
+            self._scaler.load_state_dict(self._scaler.state_dict() | state["scaler"])
 
-
-def _put(masters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-    for name, master in masters.items():
-        master.copy_(values[name])
+    def _converted(self, folder: Path, ema: Shares | None) -> dict[str, Any]:
+        """What `save` would have written, from the shards of another strategy; the weights are put in place."""
+        masters = self.masters()
+        moments = {moment: {n: torch.zeros_like(m) for n, m in masters.items()} for moment in store.MOMENTS}
+        tables = {"master": masters, **moments, **({"ema": ema} if ema else {})}
+        numbers = store.load(folder, tables, {name: whole(m.shape) for name, m in masters.items()})
+        states = {
+            index: {
+                "step": torch.tensor(float(numbers.updates)),
+                **{moment: moments[moment][name] for moment in store.MOMENTS},
+            }
+            for index, name in enumerate(self._names)
+        }
+        return {"optimizer": {"state": states}, "scaler": dict(numbers.scaler)}
 
 
 def _write(state: dict[str, Any], folder: Path) -> None:
-    weights = {name: weight.cpu().contiguous() for name, weight in state["model"].items()}
-    save_file(weights, folder / "model.safetensors")
-    torch.save({name: state[name] for name in ("optimizer", "scaler")}, folder / "optimizer.pt")
+    for name, file in (("model", store.MODEL), ("ema", store.EMA)):
+        if state[name]:
+            save_file({key: weight.cpu().contiguous() for key, weight in state[name].items()}, folder / file)
+    torch.save({name: state[name] for name in ("optimizer", "names", "scaler")}, folder / store.OPTIMIZER)
 
 
 def _copied(value: Any) -> Any:
@@ -127,5 +141,6 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-def create(precision: str, device: torch.device, world_size: int) -> Native:
-    return Native(precision, device, world_size)
+def create(spec: RunSpec, device: torch.device, world_size: int) -> Native:
+    rank = torch.distributed.get_rank() if world_size > 1 else 0
+    return Native(spec.mixed_precision, device, world_size, rank)

@@ -1,0 +1,167 @@
+"""FSDP2: weights, gradients and optimiser sharded by PyTorch itself, on any device with collectives.
+
+`fully_shard` (torch.distributed.fsdp); ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from sdjob.spec import RunSpec
+from sdtrain.strategies import optimisers, store
+from sdtrain.strategies.base import OptimSpec, grouped
+from sdtrain.strategies.shares import Range, Shares, gathered, lent
+
+_COMPUTE = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Fsdp:
+    """Strategy of plugin fsdp: fp32 masters are the shards, gathered in the type of the computation."""
+
+    model: nn.Module
+
+    def __init__(self, spec: RunSpec, device: torch.device, world_size: int) -> None:
+        self._device = device
+        self._world_size = world_size
+        self._reshard = spec.reshard_after_forward
+        self._offload = spec.cpu_offload
+        self._dtype = _COMPUTE.get(spec.mixed_precision)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
+
+    def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
+        self._shard(model)
+        self.model = model
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._ranges = {name: _range(p) for name, p in self._trained.items()}
+        self._max_grad_norm = optim.max_grad_norm or float("inf")
+        self._optimizer = optimisers.build(optim, grouped(self._trained, optim))
+        for p in self._trained.values():
+            self._optimizer.state[p] = {
+                "step": torch.zeros((), device=_local(p).device),
+                **{moment: torch.zeros_like(p) for moment in store.MOMENTS},
+            }
+
+    def _shard(self, model: nn.Module) -> None:
+        """Shards each part of the model block by block, so that one block at a time is whole.
+
+        Each part is a root of its own: pictures are drawn with the U-Net alone.
+        """
+        policy: Any = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
+        pinned = self._device.type == "cuda"
+        how: dict[str, Any] = {
+            "mesh": init_device_mesh(self._device.type, (self._world_size,)),
+            "reshard_after_forward": self._reshard,
+            "mp_policy": policy,
+            "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if self._offload else OffloadPolicy(),
+        }
+        for part in model.children():
+            for block in _blocks(part):
+                fully_shard(block, **how)
+            fully_shard(part, **how)
+        self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        for module in self._sharded:
+            module.set_requires_gradient_sync(last, recurse=False)
+        yield
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()  # the weights are gathered in the type of the computation, inputs are cast
+
+    def backward(self, loss: torch.Tensor) -> None:
+        torch.autograd.backward(self._scaler.scale(loss))
+
+    def step(self, factor: float) -> torch.Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def masters(self) -> dict[str, torch.Tensor]:
+        return {name: _local(p) for name, p in self._trained.items()}
+
+    def full_state(self, shares: Shares) -> dict[str, torch.Tensor]:
+        return gathered(shares, self._ranges, self._device)
+
+    @contextmanager
+    def applied(self, shares: Shares | None) -> Iterator[None]:
+        with lent(self.masters, shares, refresh=lambda: None):
+            for module in self._sharded:
+                module.set_reshard_after_forward(False, recurse=False)
+                module.unshard()
+            try:
+                yield
+            finally:
+                for module in self._sharded:
+                    module.reshard()
+                    module.set_reshard_after_forward(self._reshard, recurse=False)
+
+    def save(self, folder: Path, ema: Shares | None) -> None:
+        step = next(iter(self._optimizer.state.values()))["step"]
+        store.save(
+            folder, self._tables(ema), self._ranges, store.Numbers(int(step), self._scaler.state_dict())
+        )
+
+    def snapshot(self, ema: Shares | None) -> None:
+        return None  # all ranks write
+
+    def load(self, folder: Path, ema: Shares | None) -> None:
+        numbers = store.load(folder, self._tables(ema), self._ranges)
+        for state in self._optimizer.state.values():
+            state["step"].fill_(numbers.updates)
+        if numbers.scaler and self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._scaler.state_dict() | dict(numbers.scaler))
+
+    def _tables(self, ema: Shares | None) -> dict[str, Shares]:
+        moments = {
+            moment: {name: _local(self._optimizer.state[p][moment]) for name, p in self._trained.items()}
+            for moment in store.MOMENTS
+        }
+        return {"master": self.masters(), **moments, **({"ema": ema} if ema else {})}
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost module lists: a U-Net's blocks, a text encoder's layers."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's rows, flat; a view."""
+    assert isinstance(parameter, DTensor)
+    local: torch.Tensor = parameter.to_local()
+    return local.detach().view(-1)
+
+
+def _range(parameter: nn.Parameter) -> Range:
+    """FSDP shards along the first dimension, so that a rank's rows are one range of the flat tensor."""
+    assert isinstance(parameter, DTensor)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
+    row = parameter.shape[1:].numel()
+    return Range(parameter.shape, offset[0] * row if offset else 0, torch.Size(shape).numel())
+
+
+def create(spec: RunSpec, device: torch.device, world_size: int) -> Fsdp:
+    return Fsdp(spec, device, world_size)

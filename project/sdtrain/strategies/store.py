@@ -1,0 +1,132 @@
+"""Weights, moments and average of a strategy on disk, in one of two forms that every strategy reads.
+
+Whole (native strategies): model.safetensors, ema.safetensors and optimizer.pt, by rank 0.
+Sharded: `shards/`, by all ranks through torch.distributed.checkpoint, and numbers.json. A shard says which
+range of a flat tensor it holds, so any number of ranks, however they divide the tensors, can read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+from sdtrain.strategies.shares import Range, Shares
+
+SHARDS, NUMBERS = "shards", "numbers.json"
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
+
+Tables = Mapping[str, Shares]  # "master", "exp_avg", "exp_avg_sq", "ema" → shares by name
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a strategy has besides tensors."""
+
+    updates: int  # of the optimiser, for Adam's bias correction
+    scaler: Mapping[str, float]  # of fp16; empty: none
+
+
+class _Flat:
+    """A share as torch.distributed.checkpoint sees it: one chunk of a flat tensor (`_Checkpointable`)."""
+
+    def __init__(self, share: torch.Tensor, part: Range) -> None:
+        self.share, self._part = share.view(-1), part
+
+    def size(self) -> torch.Size:
+        return torch.Size([self._part.shape.numel()])
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        if not self._part.length:
+            return []
+        return [ChunkStorageMetadata(torch.Size([self._part.offset]), torch.Size([self._part.length]))]
+
+    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        return [
+            WriteItem(
+                MetadataIndex(fqn, chunk.offsets),
+                WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk, TensorProperties.create_from_tensor(self.share), self.size()
+                ),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+
+class _SavePlanner(DefaultSavePlanner):
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        flat: _Flat = self.state_dict[index.fqn]
+        return flat.share
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        flat: _Flat = self.state_dict[index.fqn]
+        return flat.share
+
+
+def is_sharded(folder: Path) -> bool:
+    return (folder / SHARDS).is_dir()
+
+
+def save(folder: Path, tables: Tables, ranges: Mapping[str, Range], numbers: Numbers) -> None:
+    """Writes the sharded form; each rank its own file. Collective."""
+    save_shards(
+        _flat(tables, ranges), storage_writer=FileSystemWriter(folder / SHARDS), planner=_SavePlanner()
+    )
+    if dist.get_rank() == 0:
+        values = {"updates": numbers.updates, "scaler": dict(numbers.scaler)}
+        (folder / NUMBERS).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
+    """Fills the tables with this rank's ranges, from either form; a table that is not there is an error."""
+    if is_sharded(folder):
+        alone = not dist.is_initialized()
+        load_shards(
+            _flat(tables, ranges),
+            storage_reader=FileSystemReader(folder / SHARDS),
+            planner=_LoadPlanner(),
+            no_dist=alone,
+        )
+        return Numbers(**json.loads((folder / NUMBERS).read_text()))
+    _fill_from_file(folder / MODEL, tables["master"], ranges)
+    if "ema" in tables:
+        _fill_from_file(folder / EMA, tables["ema"], ranges)
+    saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
+    states = dict(zip(saved["names"], saved["optimizer"]["state"].values(), strict=True))
+    for moment in MOMENTS:
+        for name, part in ranges.items():
+            values = states[name][moment].flatten()[part.offset : part.stop]
+            tables[moment][name].copy_(values.view_as(tables[moment][name]))
+    updates = max((int(state["step"]) for state in states.values()), default=0)
+    return Numbers(updates, saved["scaler"])
+
+
+def _flat(tables: Tables, ranges: Mapping[str, Range]) -> dict[str, Any]:
+    return {
+        f"{table}/{name}": _Flat(shares[name], part)
+        for table, shares in tables.items()
+        for name, part in ranges.items()
+    }
+
+
+def _fill_from_file(path: Path, shares: Shares, ranges: Mapping[str, Range]) -> None:
+    with safe_open(path, framework="pt") as file:
+        for name, part in ranges.items():
+            values = file.get_tensor(name).flatten()[part.offset : part.stop]
+            shares[name].copy_(values.view_as(shares[name]))
