@@ -4,13 +4,18 @@ VENV := .venv
 RUN := PYTHONPATH=project PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python
 DEMO := demo_run
 
-.PHONY: help setup demo test test-long lint format docs clean
+# What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
+CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py)
+
+.PHONY: help setup demo test test-long test-container lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
 	@echo "make test   all tests but the long forms"
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
-	@echo "make lint   ruff and mypy"
+	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
+	@echo "make lint   ruff, mypy, shellcheck, hadolint"
+	@echo "make lock   pins with hashes for the images, after a pin in docker/requirements*.txt changed"
 	@echo "make docs   regenerate the tables of mount_layout.md and the comments of env/"
 
 setup:
@@ -24,7 +29,11 @@ demo: setup
 	@echo "before and after: $(DEMO)/output/samples/before_after.png; the trained pipeline: $(DEMO)/output/checkpoint"
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long"
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long" --ignore=tests/container
+
+test-container: setup
+	@bash tests/container/set_up.sh
+	@$(VENV)/bin/python -m pytest --durations=5 $(CONTAINER_TESTS)
 
 test-long: setup
 	@$(VENV)/bin/python -m pytest -n 2 -m long
@@ -32,13 +41,18 @@ test-long: setup
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy -p sdjob -p sdlaunch -p sdtrain -p sddemo
-	@$(VENV)/bin/mypy entrypoint.py docker/setup_venv.py
+	@$(VENV)/bin/mypy entrypoint.py docker/*.py
+	@$(VENV)/bin/shellcheck train.sh docker/*.sh tests/container/set_up.sh .ci/run
+	@$(VENV)/bin/hadolint docker/Dockerfile
 
 format: setup
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
 docs: setup
 	@$(RUN) -m sdlaunch.docs
+
+lock: setup
+	@$(VENV)/bin/python docker/lock.py
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -30,6 +30,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if request.verb == "help":
         print(cli.help_text())
         return 0
+    if request.verb == "doctor" and not request.problems:
+        from sdlaunch import doctor
+
+        return doctor.run(HOME, environ, as_json=request.json)
     job = plan.prepare(request.flags, environ, HOME, request.problems)
     if request.verb == "run" and not job.problems:
         from sdlaunch import supervise

@@ -6,7 +6,8 @@ set -eu
 self=$(readlink -f -- "$0")
 home=${self%/*}
 
-python=$home/.venv/bin/python
+# An image names its own Python: a .venv that was mounted along with the project is of another machine.
+python=${LAUNCHER_PYTHON:-$home/.venv/bin/python}
 [ -x "$python" ] || python=$(command -v python3 || true)
 if [ -z "$python" ]; then
     printf '%s\n' 'Python: not found' \

@@ -42,7 +42,7 @@ def main() -> int:
         venv.create(target, with_pip=True, clear=not stamp.exists() and target.exists())
     except (subprocess.CalledProcessError, ImportError):
         return _fail("this Python cannot make virtual environments", "apt-get install python3-venv")
-    sources = _torch_sources(python)
+    sources = torch_sources(python)
     if sources is None:
         return _fail(
             "no CPU build of torch was found in the configured package index or in PyTorch's own",
@@ -57,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def _torch_sources(python: Path) -> list[str] | None:
+def torch_sources(python: Path) -> list[str] | None:
     """pip options that give a fitting torch; None: only CUDA builds are within reach of a CPU-only machine."""
     if Path("/dev/nvidia0").exists() or sys.platform == "darwin":
         return []

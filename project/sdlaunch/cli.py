@@ -14,7 +14,7 @@ from sdjob.spec import RunSpec
 from sdlaunch import emit, names
 from sdlaunch.options import LaunchOptions
 
-VERBS = ("run", "plan", "check", "emit")
+VERBS = ("run", "plan", "check", "emit", "doctor")
 USAGE = """\
 usage: bash train.sh [verb] [name=value ...]
 
@@ -23,6 +23,7 @@ verbs
   plan [--json]  show every setting with its source, the mounts, the command and the problems
   check [--json] show the problems only
   emit TARGET    print the same job for docker, compose, kubernetes [--kind=trainjob|job], slurm or skypilot
+  doctor [--json]  what this machine and its packages can do: versions, devices, kernels; needs no mounts
   --dry-run      the same as plan
   --help         this text
 
@@ -82,6 +83,11 @@ def parse(argv: Sequence[str]) -> Request:
         problems.append(setting("--json", "without plan or check", "Write plan --json or check --json."))
     if verb == "emit":
         problems += _emit_problems(target, kind)
+    if verb == "doctor" and flags:
+        found = f"doctor with {', '.join(name for name, _ in flags)}"
+        problems.append(
+            setting("command line", found, "It looks at the machine, not at a job: leave that out.")
+        )
     return Request(verb, as_json, tuple(flags), target, kind, tuple(problems))
 
 

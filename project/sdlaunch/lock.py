@@ -103,7 +103,11 @@ def _path(layout: OutputLayout, node: int) -> Path:
 
 
 def _others(layout: OutputLayout, node: int) -> list[Path]:
-    return [path for path in sorted(layout.run.glob("lock-*")) if path != _path(layout, node)]
+    try:
+        found = sorted(layout.run.glob("lock-*"))
+    except PermissionError:  # a folder that this user may not enter; the check of writing says so
+        return []
+    return [path for path in found if path != _path(layout, node)]
 
 
 def _is_other(holder: Holder, me: Holder) -> bool:

@@ -56,6 +56,7 @@ def run(job: Job, patience: float = 60.0) -> Findings:
     until = time.monotonic() + patience
     under_way = [(check, Task(functools.partial(_guarded(check.look), job))) for check in CHECKS]
     found = [finding for check, task in under_way for finding in _outcome(check, task, job, until, patience)]
+    found = list(dict.fromkeys(found))  # one closed folder stands in the way of several checks
     return Findings(
         tuple(finding for finding in found if isinstance(finding, Problem)),
         tuple(finding for finding in found if isinstance(finding, str)),
@@ -285,6 +286,8 @@ def _guarded(check: Callable[[Job], Sequence[Finding]]) -> Callable[[Job], Seque
             return list(error.problems)
         except OSError as error:
             where = str(error.filename or "file system")
+            if Path(where).is_relative_to(job.mounts.output):
+                return [_unwritable(job.mounts.output, error)]
             return [bad_input(where, error.strerror or str(error), "Check the mount and its permissions.")]
 
     return guarded

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sdjob.problem import JobError, hardware
 
+# The ways to compute attention that are chosen in PyTorch itself; xformers has a call of its own.
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -34,18 +35,28 @@ def prove(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) 
 
     Only the U-Net is trained with it: the VAE's one head of 512 channels is too wide for most backends.
     """
-    if name == "xformers" and importlib.util.find_spec(name) is None:
-        raise JobError(hardware("attention", "the package xformers is not installed", "Use attention=auto."))
-    if name not in _BACKENDS:
+    if name != "xformers" and name not in _BACKENDS:
         return
     for size in head_sizes(unet):
-        query = torch.zeros(1, 2, 16, size, device=device, dtype=dtype)
-        try:
+        if reason := failure(name, size, device, dtype):
+            found = f"{name} does not run here in {dtype} with heads of {size} ({reason})"
+            raise JobError(hardware("attention", found, "Use attention=auto."))
+
+
+def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> str:
+    """Why this backend cannot compute heads of this size here, found by trying; empty: it can."""
+    query = torch.zeros(1, 16, 2, size, device=device, dtype=dtype)
+    try:
+        if name == "xformers":
+            import_module("xformers.ops").memory_efficient_attention(query, query, query)
+        else:
             with chosen(name):
                 scaled_dot_product_attention(query, query, query)
-        except RuntimeError as error:
-            found = f"{name} does not run here in {dtype} with heads of {size} ({str(error).splitlines()[0]})"
-            raise JobError(hardware("attention", found, "Use attention=auto.")) from None
+    except ImportError as error:
+        return f"{name} cannot be imported: {error}"
+    except (NotImplementedError, RuntimeError) as error:
+        return str(error).splitlines()[0].rstrip(" :")
+    return ""
 
 
 def head_sizes(unet: nn.Module) -> list[int]:

@@ -113,12 +113,24 @@ def peak_memory(device: torch.device) -> int:
     return int(measure())
 
 
-def _present(kind: DeviceKind) -> bool:
+def why_absent(kind: DeviceKind) -> str:
+    """Why no device of this kind can be used here; empty: one can."""
     if kind.name == "cpu":
-        return True
-    if kind.module:
-        if importlib.util.find_spec(kind.module) is None:
-            return False
-        importlib.import_module(kind.module)
-    available: Callable[[], bool] | None = getattr(kind.runtime, "is_available", None)
-    return bool(available and available())
+        return ""
+    if kind.module and importlib.util.find_spec(kind.module) is None:
+        return f"the package {kind.module} is not installed"
+    try:
+        if kind.module:
+            importlib.import_module(kind.module)
+        available: Callable[[], bool] | None = getattr(kind.runtime, "is_available", None)
+        if available and available():
+            return ""
+    except (ImportError, OSError, RuntimeError) as error:  # a library or a driver that does not fit
+        return f"{kind.module or kind.torch_type}: {str(error).splitlines()[0]}"
+    if kind.name == "cuda" and not (torch.version.cuda or torch.version.hip):
+        return "this build of PyTorch is for CPUs only"
+    return "PyTorch finds none"
+
+
+def _present(kind: DeviceKind) -> bool:
+    return not why_absent(kind)

@@ -1,6 +1,6 @@
 """Choosing a device, and proving the attention backend on it."""
 
-import importlib.util
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -45,7 +45,7 @@ def test_what_is_not_there_is_69_with_a_remedy(monkeypatch, name):
 
 
 def test_a_vendor_without_its_package_is_absent(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "xformers", None)
     assert not devices._present(devices.KINDS["gcu"])
 
 
@@ -82,7 +82,7 @@ def test_attention_is_proven_at_every_head_size_of_the_unet():
 
 
 def test_xformers_needs_its_package(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "xformers", None)
     with pytest.raises(JobError) as error:
         attention.prove("xformers", NETWORK, CPU, torch.float32)
     assert error.value.code == 69
@@ -95,3 +95,12 @@ def test_attention_that_does_not_run_here_is_69(name):
         attention.prove(name, NETWORK, CPU, torch.float32)
     assert error.value.code == 69
     assert name in str(error.value) and "attention=auto" in str(error.value)
+
+
+def test_why_a_device_is_absent(monkeypatch):
+    assert devices.why_absent(devices.KINDS["cpu"]) == ""
+    assert devices.why_absent(devices.KINDS["gcu"]) == "the package torch_gcu is not installed"
+    monkeypatch.setattr(devices.torch.version, "cuda", None)
+    assert devices.why_absent(devices.KINDS["cuda"]) == "this build of PyTorch is for CPUs only"
+    monkeypatch.setattr(devices.torch.version, "cuda", "12.8")
+    assert devices.why_absent(devices.KINDS["cuda"]) == "PyTorch finds none"
