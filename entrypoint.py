@@ -34,7 +34,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         from sdlaunch import doctor
 
         return doctor.run(HOME, environ, as_json=request.json)
-    job = plan.prepare(request.flags, environ, HOME, request.problems)
+    job = plan.prepare(request.flags, environ, HOME, request.problems, fetch=request.verb == "run")
     if request.verb == "run" and not job.problems:
         from sdlaunch import supervise
 

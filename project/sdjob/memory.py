@@ -87,18 +87,21 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     share = math.ceil(count / world)
     match spec.plugin:
         case "low_level_zero":
-            masters, weights, gradients, copies = share, _FP32 * share + width * count, width * share, 0
-        case "gemini":  # gradients take the place of the working weights
-            masters, weights, gradients, copies = share, (_FP32 + width) * share, 0, 0
+            masters, working, gradients, copies = share, width * count, width * share, 0
+        case "gemini":  # gradients take the place of the weights that it computes with
+            masters, working, gradients, copies = share, width * share, 0, 0
         case "fsdp":
-            masters, weights, gradients, copies = share, _FP32 * share, _FP32 * share, 0
+            masters, working, gradients = share, 0, _FP32 * share
+            copies = 0 if spec.reshard_after_forward else width * count
         case _:
+            masters, working, gradients = count, 0, _FP32 * count
             copies = _HALF * count if width == _HALF and not spec.lora_rank else 0
-            masters, weights, gradients = count, _FP32 * count, _FP32 * count
-    if spec.placement != "cuda":  # gemini keeps all that it shards in the memory of the host
-        masters = weights = 0
+    if spec.cpu_offload or spec.placement != "cuda":  # in the memory of the host
+        masters = 0
+        working = 0 if spec.plugin == "gemini" else working
+        gradients = 0 if spec.plugin == "fsdp" else gradients
     return Estimate(
-        weights,
+        _FP32 * masters + working,
         gradients,
         int(trained.OPTIMISER_STATE[spec.optimizer] * _FP32 * masters),
         _FP32 * masters if spec.use_ema else 0,

@@ -25,6 +25,8 @@ class Job:
     contents: Contents
     has_script: bool = False  # what a script reads, and how much memory it needs, only its author knows
 
+    packages_come: bool = False  # what is missing is installed before the job runs
+
     @property
     def topology(self) -> Topology:
         return Topology(self.devices.kind, self.cluster.world_size, self.devices.bf16)

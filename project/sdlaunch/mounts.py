@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.options import LaunchOptions
 
 Found = TypeVar("Found")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,21 @@ def resolve(options: LaunchOptions, home: Path) -> Mounts:
     )
 
 
-def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec) -> Contents:
-    """Recognises the model and the data set, side by side, since mounts may be slow."""
+def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collection[str] = ()) -> Contents:
+    """Recognises the model and the data set, side by side, since mounts may be slow.
 
-    def model() -> PipelineFolder:
+    `awaited`: of model_name and dataset_name those that are downloaded later, and not looked at yet.
+    """
+
+    def model() -> PipelineFolder | None:
+        if "model_name" in awaited:
+            return None
         _usable_mount("MODEL_DIR", mounts.model, "the model", options.model_name)
         return find_pipeline(mounts.model, options.model_name, allow_pickle=spec.allow_pickle)
 
-    def dataset() -> DatasetInfo:
+    def dataset() -> DatasetInfo | None:
+        if "dataset_name" in awaited:
+            return None
         _usable_mount("DATASET_DIR", mounts.dataset, "the data set", options.dataset_name)
         return find_dataset(
             mounts.dataset,
@@ -78,6 +87,8 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec) -> Contents:
     found_model, model_problems = _answer(finding_model, until, "MODEL_DIR", mounts.model, patience)
     found_dataset, dataset_problems = _answer(finding_dataset, until, "DATASET_DIR", mounts.dataset, patience)
     _, project_problems = _answer(finding_project, until, "PROJECT_DIR", mounts.project, patience)
+    model_problems = _or_online(model_problems, options.model_name, options)
+    dataset_problems = _or_online(dataset_problems, options.dataset_name, options)
     return Contents(
         found_model,
         found_dataset,
@@ -98,6 +109,23 @@ def _answer(
         return task.result(until)
     except NoAnswer:
         return None, (no_answer(variable, path, patience),)
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Whether this can be a name of the Hugging Face hub: owner/name."""
+    return name is not None and _HUB_NAME.fullmatch(name) is not None
+
+
+def _or_online(problems: Iterable[Problem], name: str | None, options: LaunchOptions) -> tuple[Problem, ...]:
+    """For a name that the hub might know, how to ask the hub."""
+    if not options.offline or not is_hub_name(name):
+        return tuple(problems)
+    return tuple(
+        replace(each, remedy=f"{each.remedy.rstrip('.')}; or set offline=0 to download {name} from the hub.")
+        if "does not exist" in each.found
+        else each
+        for each in problems
+    )
 
 
 def _attempt(find: Callable[[], Found]) -> tuple[Found | None, tuple[Problem, ...]]:

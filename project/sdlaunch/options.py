@@ -36,7 +36,7 @@ class LaunchOptions(BaseModel):
         Text | None,
         Setting(
             "mounts",
-            "model to use: a folder below MODEL_DIR, or an absolute path; empty: the only one there",
+            "model to use: a folder below MODEL_DIR, a path, or a name of the hub; empty: the only one there",
             aliases=("pretrained_model_name_or_path",),
         ),
     ] = None
@@ -44,9 +44,16 @@ class LaunchOptions(BaseModel):
         Text | None,
         Setting(
             "mounts",
-            "data set to use: a folder below DATASET_DIR, or an absolute path; empty: the only one there",
+            "data set to use: a folder below DATASET_DIR, a path, or a name of the hub; empty: the only one there",
         ),
     ] = None
+
+    offline: Annotated[
+        bool,
+        Setting(
+            "mounts", "never use the network; 0: names that nothing local has are downloaded from the hub"
+        ),
+    ] = True
 
     # --- script --------------------------------------------------------------------------------------
     script: Annotated[
@@ -104,6 +111,13 @@ class LaunchOptions(BaseModel):
     strict_env: Annotated[
         bool, Setting("launcher", "a near miss of a name stops the job; 0: it is only a warning")
     ] = True
+    install_requirements: Annotated[
+        bool,
+        Setting(
+            "launcher",
+            "install missing Python packages when the job starts, under the user's cache folder (not PyTorch)",
+        ),
+    ] = False
     stop_grace: Annotated[
         Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)],
         Setting("launcher", "time to save and exit when the job is stopped from outside", unit="seconds"),

@@ -18,7 +18,19 @@ from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec
-from sdlaunch import accelerate, cluster, command, devices, mounts, names, preflight, room, script, settings
+from sdlaunch import (
+    accelerate,
+    cluster,
+    command,
+    devices,
+    mounts,
+    names,
+    preflight,
+    room,
+    script,
+    settings,
+    supply,
+)
 from sdlaunch.cluster import Cluster
 from sdlaunch.command import Host, LaunchPlan, Program
 from sdlaunch.job import Job
@@ -55,6 +67,7 @@ class JobPlan:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
+    awaited: tuple[str, ...] = ()  # what still has to come from outside
 
     @property
     def code(self) -> int:
@@ -84,26 +97,57 @@ def prepare(
     home: Path,
     misunderstood: Sequence[Problem] = (),
     worker: str = command.WORKER,
+    *,
+    fetch: bool = False,
 ) -> JobPlan:
-    """Reads the settings, looks at the machine and the mounts, checks everything, builds the command."""
+    """Reads the settings, looks at the machine and the mounts, checks everything, builds the command.
+
+    `fetch`: what has to come from outside comes now, if nothing else is wrong; otherwise it is only named.
+    """
     read = settings.read(flags, environ)
+    plan = _prepared(read, environ, home, misunderstood, worker, fetch=False)
+    if not fetch or plan.problems or not plan.awaited:
+        return plan
+    return _prepared(read, environ, home, misunderstood, worker, fetch=True)
+
+
+def _prepared(
+    read: Settings,
+    environ: Mapping[str, str],
+    home: Path,
+    misunderstood: Sequence[Problem],
+    worker: str,
+    *,
+    fetch: bool,
+) -> JobPlan:
     place = mounts.resolve(read.options, home)
+    supplies = supply.gather(read, place, home, environ, fetch=fetch)
     found = devices.find(read.spec.device, environ)
     config = accelerate.read(read.options)
     options, sources = accelerate.completed(read.options, _sources(read, LaunchOptions), config)
     where = cluster.resolve(options, sources, environ, found)
-    contents = mounts.look(place, read.options, read.spec)
+    contents = mounts.look(place, supplies.options, read.spec, supplies.awaited)
     spec, computed = _completed(read, place, contents, where.cluster, found)
-    job = Job(spec, where.cluster, found, place, contents, read.options.script is not None)
+    job = Job(
+        spec,
+        where.cluster,
+        found,
+        place,
+        contents,
+        has_script=read.options.script is not None,
+        packages_come=supply.PACKAGES in supplies.awaited,
+    )
     table = _table(read, spec, place, where, computed)
     own, own_problems = _script(read.options, place, contents, table)
     input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
     problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
     checked = preflight.run(job, read.options.check_timeout)
-    problems |= {*checked.problems}
-    host = Host(home, sys.executable, found.cores, environ)
+    problems |= {*checked.problems, *supplies.problems}
+    host = Host(home, sys.executable, found.cores, _with_path(environ, supplies.path))
     clear = not (misunderstood or read.problems or where.problems or own_problems)
+    online = {} if read.options.offline or "HF_HUB_OFFLINE" in environ else {"HF_HUB_OFFLINE": "0"}
+    passed_on = {**online, **read.passed_on}
     program = Program(
         worker,
         own,
@@ -112,13 +156,14 @@ def prepare(
         options.accelerate_config,
         options.stop_grace,
     )
+    idle = () if own else compat.without_effect(spec)
     return JobPlan(
         settings=table,
         mounts=_mount_table(place, contents, own, problems),
         arithmetic=_arithmetic(job),
-        launch=command.build(spec, where.cluster, host, read.passed_on, program) if clear else None,
+        launch=command.build(spec, where.cluster, host, passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
-        warnings=(*read.warnings, *doubts, *checked.warnings, *(() if own else compat.without_effect(spec))),
+        warnings=(*read.warnings, *supplies.warnings, *doubts, *checked.warnings, *idle),
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,
@@ -133,6 +178,17 @@ def prepare(
         },
         secrets=secrets_of({**environ, **read.passed_on}),
         lighter=functools.partial(room.would_fit, job),
+        awaited=supplies.awaited,
+    )
+
+
+def _with_path(environ: Mapping[str, str], path: Sequence[str]) -> Mapping[str, str]:
+    """The environment with more folders to import from, after those that it has."""
+    inherited = environ.get("PYTHONPATH")
+    return (
+        {**environ, "PYTHONPATH": os.pathsep.join([*([inherited] if inherited else []), *path])}
+        if path
+        else environ
     )
 
 

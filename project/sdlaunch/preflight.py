@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from sdjob import compat, fit
@@ -19,25 +18,10 @@ from sdjob.dataset import verify_sample
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
-from sdlaunch import limits, room, space, texts
+from sdlaunch import limits, packages, room, space, texts
 from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.job import Finding, Job
 
-# Import name → what to install.
-PACKAGES = {
-    "torch": "torch",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "safetensors": "safetensors",
-    "PIL": "pillow",
-    "numpy": "numpy",
-    "tensorboard": "tensorboard",
-    "tqdm": "tqdm",
-    "peft": "peft",
-    "tokenizers": "tokenizers",
-}
-_OF_OPTIMIZERS = {"adamw8bit": ("bitsandbytes",), "prodigy": ("prodigyopt",)}
-_TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 SAMPLED_IMAGES = 4
 
 _PROBES = 5
@@ -87,22 +71,6 @@ def _devices(job: Job) -> list[Problem]:
             "NPROC_PER_NODE",
             f"{want} processes, and {have} {job.devices.kind} devices on this node",
             f"Use NPROC_PER_NODE={have}, or a machine with {want} devices.",
-        )
-    ]
-
-
-def _packages(job: Job) -> list[Problem]:
-    data = job.contents.dataset
-    needed = PACKAGES | ({"datasets": "datasets"} if data and data.format in _TABLE_FORMATS else {})
-    needed |= {name: name for name in _OF_OPTIMIZERS.get(job.spec.optimizer, ())}
-    missing = [package for name, package in needed.items() if find_spec(name) is None]
-    if not missing:
-        return []
-    return [
-        hardware(
-            "Python packages",
-            f"{', '.join(missing)} not installed for this Python",
-            f"Install: python -m pip install {' '.join(missing)}",
         )
     ]
 
@@ -323,7 +291,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_combination, "settings", lambda _: "the table of combinations", ExitCode.BAD_SETTING),
     Check(_devices, "device", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
     Check(room.findings, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
-    Check(_packages, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
+    Check(packages.findings, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
     Check(_shared_memory, "dataloader_num_workers", lambda _: limits.SHM, ExitCode.NO_HARDWARE),
     Check(_open_files, "open files", lambda _: "the system", ExitCode.NO_HARDWARE),
     Check(_rendezvous, "MASTER_PORT", lambda job: str(job.cluster.endpoint), ExitCode.NO_HARDWARE),

@@ -81,7 +81,7 @@ def count_elsewhere(given: Sequence[str], folder: Path) -> list[int]:
         done = subprocess.run(
             [sys.executable, "-m", prompts.__name__, str(folder)],
             input=json.dumps(given),
-            env={**os.environ, "PYTHONPATH": str(Path(prompts.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
             timeout=_PATIENCE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlaunch import plan
+from sdlaunch import packages, plan
 from tests.sdlaunch.place import HOME, clean_environment, launch, make_place, plan_json
 
 TUTORIAL = {
@@ -268,15 +268,15 @@ def test_too_many_processes_for_the_devices(place, monkeypatch):
 
 
 def test_missing_packages_are_a_problem_with_the_command_that_mends_it(place, monkeypatch):
-    monkeypatch.setitem(plan.preflight.PACKAGES, "no_such_module", "no-such-package")
+    monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
     (problem,) = prepare(place).problems
     assert problem.code == 69
     assert "pip install no-such-package" in problem.remedy
 
 
 def without(monkeypatch, package):
-    here = plan.preflight.find_spec
-    monkeypatch.setattr(plan.preflight, "find_spec", lambda name: None if name == package else here(name))
+    here = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else here(name))
 
 
 def test_every_run_needs_peft(place, monkeypatch):
