@@ -63,7 +63,11 @@ N, S = UNET, math.ceil(UNET / 8)
         (EIGHT, {"plugin": "gemini", "placement": "cpu"}, (0, 0, 0, 0, 0, 2 * FROZEN)),
         (EIGHT, {"plugin": "low_level_zero", "cpu_offload": True}, (2 * N, 2 * S, 0, 0, 0, 2 * FROZEN)),
         (EIGHT, {"plugin": "fsdp", "cpu_offload": True}, (0, 0, 0, 0, 0, 2 * FROZEN)),
-        (EIGHT, {"plugin": "fsdp", "reshard_after_forward": False}, (4 * S, 4 * S, 8 * S, 0, 2 * N, 2 * FROZEN)),
+        (
+            EIGHT,
+            {"plugin": "fsdp", "reshard_after_forward": False},
+            (4 * S, 4 * S, 8 * S, 0, 2 * N, 2 * FROZEN),
+        ),
         (EIGHT, {"plugin": "fsdp"}, (4 * S, 4 * S, 8 * S, 0, 0, 2 * FROZEN)),
         (
             GPU,
