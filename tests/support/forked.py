@@ -1,0 +1,138 @@
+"""The launcher and its ranks as forks of the test, which has imported everything: the same code without the wait.
+
+Each import of the worker takes seconds. Here the launcher is a fork of the test, a stand-in for torchrun a fork
+of the launcher, and the ranks are forks of that one: a real tree of processes, with real signals and pipes. What
+torchrun itself does is tested with torchrun.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import entrypoint
+import sdtrain.run
+import sdtrain.world  # noqa: F401 - imported here, so that the forks need not
+from sdlaunch import supervise
+from sdtrain.__main__ import main as worker
+
+_FAILED = """
+Root Cause (first observed failure):
+  rank      : {rank} (local_rank: {rank})
+  exitcode  : {code} (pid: {pid})
+"""
+
+
+def launcher(environ: dict[str, str]) -> Callable[[], None]:
+    """For Popen(preexec_fn=…): the child becomes the launcher in this environment, and never any other program."""
+
+    def become() -> None:
+        supervise.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
+        sys.argv = ["entrypoint.py"]
+        _become(entrypoint.start, environ, keep=())
+
+    return become
+
+
+def _popen(argv: list[str], *, env: dict[str, str], pass_fds: Any, preexec_fn: Any, **options: Any) -> Any:
+    def become() -> None:
+        preexec_fn()
+        _become(lambda: _torchrun(argv), env, keep=pass_fds)
+
+    return subprocess.Popen(argv, pass_fds=pass_fds, preexec_fn=become, **options)
+
+
+def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None:
+    """Runs main() in this fork as if it were a program of its own, and ends."""
+    code = 99
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            if int(name) > 2 and int(name) not in keep:
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(int(name))
+        os.environ.clear()
+        os.environ.update(environ)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _torchrun(argv: list[str]) -> int:
+    """One node's ranks, all started again after a failure, as often as --max-restarts says."""
+    flags = argv[argv.index("sdtrain") + 1 :]
+    size = _number(argv, "nproc-per-node")
+    restarts = _number(argv, "max-restarts")
+    for attempt in range(restarts + 1):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared["TORCHELASTIC_RESTART_COUNT"] = attempt
+        ranks = [_rank(rank, flags, shared) for rank in range(size)]
+        if (failed := _first_failure(ranks)) is None:
+            return 0
+    print(_FAILED.format(**failed), flush=True)
+    return 1
+
+
+def _number(argv: list[str], flag: str) -> int:
+    found = [int(match[1]) for word in argv if (match := re.fullmatch(rf"--{flag}=(\d+)", word))]
+    return found[0] if found else 0
+
+
+def _rank(rank: int, flags: list[str], shared: dict[str, Any]) -> int:
+    """The process id of a rank, whose lines go to standard output with its name before them."""
+    ours, theirs = os.pipe()
+    if pid := os.fork():
+        os.close(theirs)
+        threading.Thread(target=_tee, args=(rank, ours), daemon=True).start()
+        return pid
+    os.setsid()
+    os.dup2(theirs, 1)
+    os.dup2(theirs, 2)
+    values = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+    _become(lambda: worker(flags), {**os.environ, **values}, keep=())
+    raise AssertionError("never reached")
+
+
+def _tee(rank: int, descriptor: int) -> None:
+    with os.fdopen(descriptor, "rb") as pipe:
+        for line in pipe:
+            os.write(1, b"[rank %d] " % rank + line)
+
+
+def _first_failure(ranks: list[int]) -> dict[str, int] | None:
+    """Waits for all ranks; the first that fails takes the others along."""
+    failed = None
+    left = set(ranks)
+    until = float("inf")
+    while left:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            left.discard(pid)
+            if status and failed is None:
+                failed = {"rank": ranks.index(pid), "code": os.waitstatus_to_exitcode(status), "pid": pid}
+                until = time.monotonic() + 30
+                for peer in left:
+                    os.kill(peer, signal.SIGTERM)
+        elif time.monotonic() > until:
+            for peer in left:
+                os.kill(peer, signal.SIGKILL)
+        else:
+            time.sleep(0.01)
+    return failed
