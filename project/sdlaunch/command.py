@@ -61,7 +61,9 @@ class Program:
     stop_grace: float = 25.0  # seconds
 
     def words(self, spec: RunSpec) -> tuple[str, ...]:
-        return self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
+        """The program and its arguments, as torchrun takes them: it replaces ${local_rank} and $$ in them."""
+        words = self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
+        return tuple(word.replace("$", "$$") for word in words)
 
 
 def notes_dir(layout: OutputLayout, node: int) -> Path:

@@ -128,7 +128,8 @@ def judge(end: Ending) -> Verdict:
         return _from_note(failing[0])
     saved = [note for note in end.notes if note.code == ExitCode.STOPPED]
     if saved:
-        return _stopped(saved[0].step, "the workers saved and ended", saved[0].problems)
+        how = "saved and ended" if saved[0].step else "ended before the first step"
+        return _stopped(saved[0].step or None, f"the workers {how}", saved[0].problems)
     if end.returncode == 0:
         return Verdict(ExitCode.FINISHED, ("all processes ended with 0",), "")
     if end.stopped_by is not None:

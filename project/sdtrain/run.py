@@ -26,7 +26,7 @@ from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, find, open_images
 from sdtrain.report import Outcome
-from sdtrain.stop import StopRequest
+from sdtrain.stop import Stopped, StopRequest
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.streams import Stream, StreamSet, prompts_of
 from sdtrain.tracking import Tracker, tracker
@@ -64,6 +64,8 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
     denoiser = models.make_trainable(parts, spec)
+    if world.any(bool(stop)):
+        raise Stopped(start.step if start else 0)
     # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
     _begin(spec, world, layout, start)
     if world.is_main:

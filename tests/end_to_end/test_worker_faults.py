@@ -268,3 +268,10 @@ def test_nothing_is_lost_when_a_run_fails_after_resuming(train, monkeypatch):
     assert {name: after[name] for name in before} == before
     monkeypatch.undo()
     assert losses(train(max_train_steps=4)) == losses(train("undisturbed", max_train_steps=4))
+
+
+def test_a_stop_while_the_worker_starts_begins_nothing(train, monkeypatch, tmp_path):
+    (tmp_path / "stop").touch()
+    monkeypatch.setenv("SDJOB_STOP_FILE", str(tmp_path / "stop"))
+    output = train(code=75, checkpointing_steps=1)
+    assert not output.exists()

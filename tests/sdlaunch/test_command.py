@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_two_nodes():
             {"with_prior_preservation": True, "class_prompt": "a photo of dog"},
             ["--class_prompt=a photo of dog", "--with_prior_preservation"],
         ),
-        ({"instance_prompt": 'it\'s "$HOME"\n`x`'}, ['--instance_prompt=it\'s "$HOME"\n`x`']),
+        ({"instance_prompt": 'it\'s "$HOME"\n`x`'}, ['--instance_prompt=it\'s "$$HOME"\n`x`']),
     ],
 )
 def test_settings_become_flags(changes, flags):
@@ -101,6 +102,13 @@ def test_the_environment_that_is_added():
         "SDJOB_STOP_FILE": "/output/run/stop-0",
         "SDJOB_NOTES_DIR": "/output/run/notes-0",
     }
+
+
+def test_dollars_are_doubled_for_torchrun_which_halves_them():
+    spec = DREAMBOOTH.model_copy(update={"instance_prompt": "$$ ${local_rank} $(a) $HOME"})
+    argv = command.build(spec, Cluster(1, 0, None, 2), Host(Path("/p"), "python3", 8, {}), {}).argv
+    (prompt,) = (word for word in argv if word.startswith("--instance_prompt="))
+    assert Template(prompt).safe_substitute(local_rank=0) == "--instance_prompt=$$ ${local_rank} $(a) $HOME"
 
 
 def test_what_the_user_set_stays():

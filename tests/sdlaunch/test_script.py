@@ -87,7 +87,7 @@ def test_the_command_has_the_script_in_the_place_of_the_worker(place, echo, tmp_
         *("--model", str(tmp_path / "model" / "tiny")),
         *("--data", str(tmp_path / "dataset" / "pictures")),
         *("--out", f"{tmp_path}/output/x"),
-        *("--n", "2", "--lr", "0.0001", "-p", "it's $(a) b"),
+        *("--n", "2", "--lr", "0.0001", "-p", "it's $$(a) b"),
     ]
     assert printed["mounts"]["PROJECT_DIR"]["uses"] == str(echo)
     assert printed["settings"]["script"] == {"value": str(echo), "source": "environment: script"}

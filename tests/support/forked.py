@@ -19,6 +19,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from torch.distributed.elastic.utils import macros
+
 import entrypoint
 import sdtrain.run
 import sdtrain.world  # noqa: F401 - imported here, so that the forks need not
@@ -106,7 +108,8 @@ def _rank(rank: int, flags: list[str], shared: dict[str, Any]) -> int:
     os.dup2(theirs, 1)
     os.dup2(theirs, 2)
     values = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-    _become(lambda: worker(flags), {**os.environ, **values}, keep=())
+    own = macros.substitute(flags, str(rank))
+    _become(lambda: worker(own), {**os.environ, **values}, keep=())
     raise AssertionError("never reached")
 
 
