@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -138,17 +139,22 @@ def test_without_locks_the_signs_of_life_count(layout, without_locks):
         pass
 
 
-def test_without_locks_one_of_two_that_come_at_once_is_refused(layout, without_locks):
-    ended, both = [], threading.Barrier(2, timeout=10)
+def test_without_locks_one_of_two_that_come_at_once_is_refused(layout, without_locks, monkeypatch):
+    monkeypatch.setattr(lock, "_LOOK", 0.1)
+    monkeypatch.setattr(lock, "SILENCE", 5.0)
+    number, this = itertools.count(), lock._this
+    monkeypatch.setattr(lock, "_this", lambda cluster: dataclasses.replace(this(cluster), pid=next(number)))
+    ended, both, one_is_refused = [], threading.Barrier(2, timeout=10), threading.Event()
 
     def job():
         both.wait()
         try:
             with held(layout):
-                time.sleep(1.5)
+                one_is_refused.wait(10)
             ended.append("finished")
         except JobError:
             ended.append("refused")
+            one_is_refused.set()
 
     threads = [threading.Thread(target=job) for _ in range(2)]
     for thread in threads:
