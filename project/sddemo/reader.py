@@ -54,6 +54,14 @@ def shows_subject(image: Image.Image) -> bool:
     return bool(ring_is_around and abs(core_x - ring_x) < 6 and abs(core_y - ring_y) < 6)
 
 
+def is_painted(image: Image.Image, colour: RGB) -> bool:
+    """Whether what stands on the ground has this colour, named in the world or not."""
+    pixels = _pixels(image)
+    mask = _foreground(pixels, _ground(pixels))
+    distance = None if mask is None else _distance(np.median(pixels[mask], axis=0), colour)
+    return distance is not None and bool(distance < MAX_COLOUR_DISTANCE)
+
+
 def _pixels(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
 

@@ -94,6 +94,7 @@ def without_effect(spec: RunSpec) -> list[str]:
     unused = (
         (not spec.with_prior_preservation, "with_prior_preservation=1", _OF_PRIOR),
         (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
+        (not spec.aspect_ratio_buckets, "aspect_ratio_buckets=1", ("bucket_reso_steps",)),
         (not spec.use_ema, "use_ema=1", ("ema_decay",)),
         (spec.lora_rank > 0, "lora_rank=0", ("export_single_file",)),
         (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
@@ -297,6 +298,14 @@ def _caches(spec: RunSpec) -> list[Problem]:
 
 def _numbers(spec: RunSpec) -> list[Problem]:
     found = []
+    if spec.aspect_ratio_buckets and spec.resolution % spec.bucket_reso_steps:
+        found.append(
+            setting(
+                "resolution",
+                f"{spec.resolution} with bucket_reso_steps={spec.bucket_reso_steps}",
+                "The sides of all buckets are multiples of bucket_reso_steps: make the resolution one.",
+            )
+        )
     if spec.lr_warmup_steps >= spec.max_train_steps:
         found.append(
             setting(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 
+_TURNED = (5, 6, 7, 8)  # EXIF orientations by a quarter
+
 
 class ImageError(Exception):
     """A picture that cannot be used; `reason` says why, in a few words."""
@@ -80,6 +82,21 @@ def decode(source: Path | bytes) -> Image:
         raise
     except Exception as error:  # Pillow's plugins raise some ten types for broken files
         raise ImageError(_reason(source, error)) from error
+
+
+def size_of(source: Path | bytes) -> tuple[int, int]:
+    """Width and height as `decode` gives them, from the header alone. Raises ImageError."""
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+    except MemoryError:  # says nothing about the picture
+        raise
+    except Exception as error:
+        raise ImageError(_reason(source, error)) from error
+    return (height, width) if turned else (width, height)
 
 
 def _to_rgb(image: Image) -> Image:

@@ -97,6 +97,18 @@ class RunSpec(BaseModel):
         Setting("data", "side of the training pictures", unit="pixels, a multiple of 8", core=True),
     ] = 512
     center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random place")] = False
+    aspect_ratio_buckets: Annotated[
+        bool,
+        Setting(
+            "data",
+            "train on pictures in about their own shape, in batches of one shape, instead of squares",
+            aliases=("enable_bucket",),
+        ),
+    ] = False
+    bucket_reso_steps: Annotated[
+        Annotated[Whole, Field(ge=8, le=1024, multiple_of=8)],
+        Setting("data", "the sides of buckets are multiples of this", unit="pixels, a multiple of 8"),
+    ] = 64
     random_flip: Annotated[bool, Setting("data", "mirror half of the pictures")] = False
     image_interpolation_mode: Annotated[
         Literal["lanczos", "bicubic", "bilinear", "box", "nearest"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from PIL.Image import Image, Resampling, Transpose
 from sdjob.dataset import spread
 from sdjob.images import ImageError, image_problem, undecodable
 from sdjob.problem import JobError, Problem, bad_input
-from sdtrain.order import Sample, draws
+from sdtrain.order import Sample, Size, draws
 from sdtrain.sources import ImageSource
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
@@ -43,7 +43,7 @@ class View:
     """What is seen of a picture when it is not cropped at random: its size (width, height), mirrored or not."""
 
     index: int
-    size: tuple[int, int]
+    size: Size
     flip: bool
 
 
@@ -62,26 +62,31 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, resolution, resolution] in [-1, 1], `caption`, `name`, `sample`."""
+        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`."""
         crop = None if self.center_crop else draws(self.seed, sample, "crop")
         return {"pixel_values": self.pixels(self.view(sample), crop), **self.about(sample)}
 
     def view(self, sample: Sample) -> View:
         """What a sample shows of its picture."""
         flip = self.random_flip and torch.rand((), generator=draws(self.seed, sample, "flip")) < 0.5
-        return View(sample.index, (self.resolution, self.resolution), bool(flip))
+        return View(sample.index, sample.size or self.square, bool(flip))
 
-    def views(self) -> Iterator[View]:
-        """Every view that a sample can have."""
+    def views(self, sizes: Callable[[int], Sequence[Size]] | None = None) -> Iterator[View]:
+        """Every view that a sample can have; `sizes`: of each picture, by index."""
         for index in range(len(self)):
-            for flip in (False, True) if self.random_flip else (False,):
-                yield View(index, (self.resolution, self.resolution), flip)
+            for size in sizes(index) if sizes else (self.square,):
+                for flip in (False, True) if self.random_flip else (False,):
+                    yield View(index, size, flip)
+
+    @property
+    def square(self) -> Size:
+        return self.resolution, self.resolution
 
     def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
         """A view of a picture, [3, height, width] in [-1, 1], cropped at a random place or in the centre."""
         with self._named(view.index):
             image = self.source.image(view.index)
-        image = square(image, view.size[0], crop, self.interpolation)
+        image = cropped(image, view.size, crop, self.interpolation)
         return to_tensor(image.transpose(Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
     def about(self, sample: Sample) -> dict[str, Any]:
@@ -96,6 +101,11 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         """The caption of a picture, or "" where the data set was opened without captions."""
         with self._named(index):
             return self.source.caption(index) or ""
+
+    def size(self, index: int) -> Size:
+        """Of the picture as it is stored, upright."""
+        with self._named(index):
+            return self.source.size(index)
 
     def digest(self, index: int) -> str:
         """A hash of the picture as it is stored."""
@@ -113,18 +123,20 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
             raise PictureError(error.problems) from error
 
 
-def square(image: Image, side: int, place: torch.Generator | None, interpolation: Interpolation) -> Image:
-    """The picture with its shorter side resized to `side`, and of that a square: at a random place, or,
-    without a generator, the centre.
+def cropped(image: Image, size: Size, place: torch.Generator | None, interpolation: Interpolation) -> Image:
+    """The picture resized to just cover a size, and of that the size itself: at a random place, or, without a
+    generator, the centre.
 
     Only what the crop keeps is resized: `box` is the crop in the pixels of the original.
     """
-    short = min(image.size)
-    width, height = (side * length // short for length in image.size)
-    left, top = _offset(width - side, place), _offset(height - side, place)
+    wide, high = size
+    width, height = wide, wide * image.height // image.width
+    if height < high:
+        width, height = high * image.width // image.height, high
+    left, top = _offset(width - wide, place), _offset(height - high, place)
     scale_x, scale_y = image.width / width, image.height / height
-    box = (left * scale_x, top * scale_y, (left + side) * scale_x, (top + side) * scale_y)
-    return image.resize((side, side), Resampling[interpolation.upper()], box=box)
+    box = (left * scale_x, top * scale_y, (left + wide) * scale_x, (top + high) * scale_y)
+    return image.resize(size, Resampling[interpolation.upper()], box=box)
 
 
 def _offset(free: int, place: torch.Generator | None) -> int:

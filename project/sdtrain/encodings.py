@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
+from sdtrain.buckets import Buckets
 from sdtrain.cache import Cache, DiskCache, MemoryCache, fill
 from sdtrain.data import TrainingImages, View
 from sdtrain.models import Parts, tokenize
-from sdtrain.order import Sample
+from sdtrain.order import Sample, Size
 from sdtrain.stop import StopRequest
 from sdtrain.streams import Stream, ended_by_parent_only, prompts_of
 from sdtrain.world import World
@@ -69,6 +70,9 @@ class CachedImages(Dataset[dict[str, Any]]):
     def caption(self, index: int) -> str:
         return self.images.caption(index)
 
+    def size(self, index: int) -> Size:
+        return self.images.size(index)
+
 
 @dataclass(frozen=True)
 class CachedPrompts:
@@ -82,7 +86,9 @@ class CachedPrompts:
         return self.cache[self.keys[prompt]]
 
 
-def cached_latents(caching: Caching, streams: tuple[Stream, ...]) -> tuple[Stream, ...]:
+def cached_latents(
+    caching: Caching, streams: tuple[Stream, ...], buckets: Buckets | None
+) -> tuple[Stream, ...]:
     """The streams with encoded pictures, each view of a picture encoded once. Collective.
 
     The key of an entry is all that it depends on: the picture's bytes, how it is resized, cropped and mirrored,
@@ -92,11 +98,12 @@ def cached_latents(caching: Caching, streams: tuple[Stream, ...]) -> tuple[Strea
     cache = caching.cache(spec.cache_latents, "latents")
     about = [_identity(caching.parts.vae, caching.world), spec.image_interpolation_mode, "centre crop"]
     cached = []
-    for stream in streams:
+    for number, stream in enumerate(streams):
         images = stream.images
         assert isinstance(images, TrainingImages)
-        digests = _digests(images, caching.world)
-        views = list(images.views())
+        digests = caching.world.shared_out(images.digest, len(images))
+        sizes = None if buckets is None else buckets.of if number == 0 else buckets.every
+        views = list(images.views(sizes))
         keys = [_key("latents", *about, digests[view.index], *view.size, view.flip) for view in views]
 
         def make(
@@ -158,13 +165,6 @@ def _moments(
         with torch.no_grad():
             posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.dtype)).latent_dist
         yield posterior.parameters[0]
-
-
-def _digests(images: TrainingImages, world: World) -> list[str]:
-    """A hash of each picture's bytes, by index; each rank reads its share. Collective."""
-    mine = [images.digest(index) for index in range(world.rank, len(images), world.size)]
-    shares = world.gather(mine)
-    return [shares[index % world.size][index // world.size] for index in range(len(images))]
 
 
 def _identity(module: nn.Module, world: World) -> str:

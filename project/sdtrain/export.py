@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -74,7 +73,11 @@ def _save(file: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> None:
-    """In the layout of diffusers, and in kohya's."""
+    """In the layout of diffusers, and in kohya's.
+
+    The former in PEFT's names (lora_A, lora_B), which diffusers reads since 0.22. Its converter to older names
+    (lora.down, lora.up) knows attention layers only, and of a file that mixes both, the attention is not loaded.
+    """
     layers = {UNET: _adapter(parts.unet, part_of(state, UNET))}
     configs = {UNET: parts.unet.peft_config["default"]}
     if of_encoder := part_of(state, TEXT_ENCODER):
@@ -82,7 +85,7 @@ def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> N
         configs[TEXT_ENCODER] = parts.text_encoder.peft_config["default"]
     given: dict[str, Any] = {}
     for part, weights in layers.items():
-        given[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(weights)
+        given[f"{part}_lora_layers"] = weights
         given[f"{part}_lora_adapter_metadata"] = configs[part].to_dict()
     StableDiffusionPipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
     kohya: dict[str, torch.Tensor] = {}

@@ -57,6 +57,7 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
         "optimizer": spec.optimizer,
         "use_ema": str(spec.use_ema),
         "seed": str(spec.seed),
+        "aspect_ratio_buckets": str(spec.aspect_ratio_buckets),
         "rescale_betas_zero_snr": str(spec.rescale_betas_zero_snr),
     }
     if spec.recipe == "dreambooth":

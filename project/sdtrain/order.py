@@ -15,6 +15,8 @@ from functools import lru_cache
 
 import torch
 
+Size = tuple[int, int]  # width, height
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -24,6 +26,7 @@ class Sample:
     position: int
     index: int
     stream: str
+    size: Size | None = None  # that it is cropped to; None: the square of the resolution
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
 from sdtrain import attention, card, checkpoint, devices, export, models, page, report, strategies, validation
+from sdtrain.buckets import Buckets, bucketed
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
@@ -220,10 +221,21 @@ def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder 
 def _examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet:
     """What is trained on, with the caches that were asked for. Collective. Raises JobError, Stopped."""
     spec = caching.spec
+    buckets = _buckets(spec, caching.world, streams[0]) if spec.aspect_ratio_buckets else None
     encodings = cached_prompts(caching, streams) if spec.cache_text_embeddings != "no" else None
     if spec.cache_latents != "no":
-        streams = cached_latents(caching, streams)
-    return StreamSet(streams, spec.seed, spec.proportion_empty_prompts, encodings)
+        streams = cached_latents(caching, streams, buckets)
+    return StreamSet(streams, spec.seed, spec.proportion_empty_prompts, encodings, buckets)
+
+
+def _buckets(spec: RunSpec, world: World, stream: Stream) -> Buckets:
+    """The pictures of a stream by their shape. Collective. Raises JobError (66)."""
+    sizes = world.shared_out(stream.images.size, len(stream.images))
+    batch = length.global_batch(spec, world.size)
+    buckets = bucketed(sizes, spec.resolution, spec.bucket_reso_steps, spec.seed, stream.name, batch)
+    if world.is_main:
+        say(f"buckets: {buckets}")
+    return buckets
 
 
 def _training(

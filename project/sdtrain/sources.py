@@ -15,7 +15,7 @@ from PIL.Image import Image
 from sdjob.captions import read_caption
 from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, table_of
 from sdjob.folders import shown
-from sdjob.images import ImageError, decode, source_of
+from sdjob.images import ImageError, decode, size_of, source_of
 from sdjob.metadata import metadata_file, read_metadata
 from sdjob.problem import JobError, bad_input, output_problem
 from sdjob.tables import Table
@@ -36,6 +36,10 @@ class ImageSource(Protocol):
 
     def name(self, index: int) -> str:
         """Its path, or "file row N"."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height, upright, from the picture's header. Raises ImageError."""
         ...
 
     def digest(self, index: int) -> str:
@@ -79,6 +83,9 @@ class FileSource:
     def name(self, index: int) -> str:
         return shown(self.info.files[index])
 
+    def size(self, index: int) -> tuple[int, int]:
+        return size_of(self.info.files[index])
+
     def digest(self, index: int) -> str:
         return _digest(self.info.files[index])
 
@@ -95,7 +102,7 @@ class TableSource:
         return self.info.num_examples
 
     def image(self, index: int) -> Image:
-        return decode(source_of(self._value(index, self.info.image_column), self.info.path))
+        return decode(self._picture(index))
 
     def caption(self, index: int) -> str | None:
         if self.info.caption_column is None:
@@ -109,8 +116,14 @@ class TableSource:
     def name(self, index: int) -> str:
         return self.table.row_name(index)
 
+    def size(self, index: int) -> tuple[int, int]:
+        return size_of(self._picture(index))
+
     def digest(self, index: int) -> str:
-        return _digest(source_of(self._value(index, self.info.image_column), self.info.path))
+        return _digest(self._picture(index))
+
+    def _picture(self, index: int) -> Path | bytes:
+        return source_of(self._value(index, self.info.image_column), self.info.path)
 
     def _value(self, index: int, column: str) -> Any:
         """One value as stored: neither decoded nor copied with the rest of its row."""

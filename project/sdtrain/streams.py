@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sdtrain.buckets import Buckets
 from sdtrain.data import collate
-from sdtrain.order import BatchShape, Sample, draws, micro_batches, sample_at
+from sdtrain.order import BatchShape, Sample, Size, draws, micro_batches, sample_at
 
 
 class Examples(Protocol):
@@ -26,6 +27,8 @@ class Examples(Protocol):
         ...
 
     def caption(self, index: int) -> str: ...
+
+    def size(self, index: int) -> Size: ...
 
 
 class PromptEncodings(Protocol):
@@ -84,12 +87,21 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
     seed: int
     proportion_empty_prompts: float = 0.0
     encodings: PromptEncodings | None = None
+    buckets: Buckets | None = (
+        None  # of the first stream; the pictures of the others are cropped to the same sizes
+    )
 
     def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
-        return tuple(
-            stream.images[sample_at(self.seed, len(stream.images), place, stream.name)]
-            for stream in self.streams
-        )
+        samples = self.samples(place)
+        return tuple(stream.images[sample] for stream, sample in zip(self.streams, samples, strict=True))
+
+    def samples(self, place: int) -> tuple[Sample, ...]:
+        """The sample of each stream at a place."""
+        plain = (sample_at(self.seed, len(s.images), place, s.name) for s in self.streams)
+        if self.buckets is None:
+            return tuple(plain)
+        first = self.buckets.sample_at(place)
+        return first, *(replace(sample, size=first.size) for sample in list(plain)[1:])
 
     def collate(self, items: list[tuple[dict[str, Any], ...]]) -> tuple[StreamBatch, ...]:
         examples = zip(*items, strict=True)
@@ -148,6 +160,8 @@ def loader(
     pin_memory: bool,
 ) -> Iterator[tuple[StreamBatch, ...]]:
     """This rank's micro-batches from `first_place` on, `accumulation` of them per optimiser step."""
+    if examples.buckets:
+        first_place = examples.buckets.aligned(first_place)
     batches: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=micro_batches(shape, rank, first_place, steps),

@@ -113,10 +113,30 @@ def test_lora_loads_with_its_alpha(model, tmp_path):
     config = next(iter(pipeline.unet.peft_config.values()))
     assert (config.r, config.lora_alpha) == (3, 6)
     with safe_open(folder / export.LORA_FILE, "pt") as file:
-        down, up = (file.get_tensor(f"unet.{layer}.lora.{matrix}.weight") for matrix in ("down", "up"))
+        down, up = (file.get_tensor(f"unet.{layer}.lora_{matrix}.weight") for matrix in "AB")
     pipeline.fuse_lora()
     fused = pipeline.unet.get_submodule(layer).weight
     torch.testing.assert_close(fused, base + 6 / 3 * up @ down)
+
+
+def test_a_lora_of_other_layers_than_attention_loads_whole(model, tmp_path):
+    layers = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "conv1", "time_emb_proj")
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False)
+    spec = spec_of(model, lora_rank=2, lora_target_modules=layers)
+    denoiser = models.make_trainable(parts, spec)
+    trained = models.trainable(denoiser)
+    with torch.no_grad():
+        for weight in trained.values():
+            weight.copy_(torch.linspace(-0.3, 0.2, weight.numel()).view_as(weight))
+    export.export(tmp_path / "out", source, parts, {n: w.detach() for n, w in trained.items()}, spec)
+    unet = StableDiffusionPipeline.from_pretrained(model).unet
+    inputs = torch.linspace(-1, 1, 4 * 64).view(1, 4, 8, 8), 7, torch.linspace(-1, 1, 77 * 32).view(1, 77, 32)
+    base = unet(*inputs).sample
+    pipeline = StableDiffusionPipeline.from_pretrained(model, unet=unet)
+    pipeline.load_lora_weights(tmp_path / "out")
+    torch.testing.assert_close(unet(*inputs).sample, parts.unet.eval()(*inputs).sample)
+    assert (unet(*inputs).sample - base).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

@@ -172,8 +172,4 @@ def movement(model, weights, part) -> float:
 
 def key(parameter: str) -> str:
     """The name of an adapter's weight in a file of diffusers' layout."""
-    name = parameter.replace(".default.", ".")
-    if name.startswith("text_encoder."):
-        name = name.replace("text_encoder.", "text_encoder.text_model.")
-        return name.replace("lora_A", "lora_linear_layer.down").replace("lora_B", "lora_linear_layer.up")
-    return name.replace("lora_A", "lora.down").replace("lora_B", "lora.up")
+    return parameter.replace(".default.", ".").replace("text_encoder.", "text_encoder.text_model.")
