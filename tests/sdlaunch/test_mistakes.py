@@ -190,6 +190,8 @@ CLUSTER = [
     wrong(64, "batch_size", "less than or equal to", batch_size="9" * 400, name="a batch beyond all bounds"),
     wrong(64, "torchrun started this", LOCAL_RANK="0", TORCHELASTIC_RUN_ID="x"),
     wrong(69, "no NVIDIA device", device="cuda"),
+    wrong(69, "memory: at least", "of the host for each process", "batch_size=", batch_size="8388608",
+          dataloader_num_workers="0", name="a batch that no memory holds"),
 ]
 MOUNTS = [
     wrong(66, "MODEL_DIR", "does not exist", MODEL_DIR="/nonexistent"),
@@ -199,6 +201,10 @@ MOUNTS = [
     wrong(66, "holds nothing", name="no pictures", spoil=emptied(DATA), dataset_name="pictures"),
     wrong(66, "does not exist", "holds tiny", model_name="tinny"),
     wrong(66, "does not exist", dataset_name="poekmon"),
+    wrong(66, "does not exist", "set offline=0 to download CompVis/stable-diffusion-v1-4 from the hub",
+          model_name="CompVis/stable-diffusion-v1-4"),
+    wrong(66, "set offline=0 to download someone/pictures from the hub", dataset_name="someone/pictures",
+          DATASET_DIR="/nonexistent"),
     wrong(66, "holds 2 pipelines", "set model_name", name="two models", spoil=lambda root: make(root / "model/b")),
     wrong(66, "is truncated", name="truncated weights", spoil=cut(f"{MODEL}/{UNET}", 300)),
     wrong(66, "is empty (0 bytes)", name="empty weights", spoil=cut(f"{MODEL}/{UNET}", 0)),

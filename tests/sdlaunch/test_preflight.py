@@ -52,6 +52,15 @@ def test_a_mount_that_hangs_is_reported_and_not_waited_for(place, tmp_path, verb
     assert "Traceback" not in text
 
 
+def test_captions_that_hang_are_reported_as_well(place, tmp_path):
+    for number in range(5):
+        os.mkfifo(tmp_path / f"dataset/pictures/{number}.txt")
+    begin = time.monotonic()
+    job = prepare(place, recipe="text_to_image", check_timeout="0.5")
+    assert found(job) == [("DATASET_DIR", 66)]
+    assert time.monotonic() - begin < 10
+
+
 def test_an_output_folder_that_hangs_is_73(place, monkeypatch):
     from sdlaunch import preflight
 

@@ -49,6 +49,13 @@ def test_a_run_that_finishes(run, tmp_path):
     ]
 
 
+def test_a_device_without_memory_is_told_what_would_fit(run):
+    ended = run("say('torch.OutOfMemoryError: CUDA out of memory. Tried'); sys.exit(1)")
+    text = ended.end(71)
+    assert ended.failure["remedy"].startswith("Settings that need clearly less: gradient_checkpointing=1")
+    assert ended.failure["remedy"] in text
+
+
 def test_the_first_failing_rank_gives_the_code(run):
     ended = run(
         f"note(1, 66, problems=[{PROBLEM!r}], error='BadRow()', traceback='Traceback …'); time.sleep(0.05)\n"
