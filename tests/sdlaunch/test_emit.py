@@ -3,6 +3,8 @@
 import json
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -182,6 +184,31 @@ def test_skypilot():
         "file_mounts": {"/mnt/model": "/a b/model", "/mnt/dataset": "/data,set", "/mnt/project": str(HOME)},
         "run": "bash /mnt/project/train.sh",
     }
+
+
+def shellcheck(text: str) -> str:
+    """What the linter says of a bash text; that nothing is expanded within single quotes is meant."""
+    linter = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [linter, "--shell=bash", "--exclude=SC2016", "-"], input=text, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("target", ["docker", "slurm"])
+def test_emitted_shell_texts_pass_the_linter(target):
+    assert shellcheck(emit(target, **SETTINGS, **NODES)) == ""
+
+
+@pytest.mark.parametrize(
+    "script", [HOME / "train.sh", *sorted((HOME / "docker").glob("*.sh"))], ids=lambda path: path.name
+)
+def test_shell_scripts_pass_the_linter(script):
+    assert shellcheck(script.read_text()) == ""
+
+
+def test_the_linter_finds_something():
+    assert "SC2086" in shellcheck("cp $1 /output\n")
 
 
 def test_only_what_differs_is_said():
