@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -140,7 +141,7 @@ def test_a_small_volume_is_refused_with_the_arithmetic(place, tmpfs):
     many = {"OUTPUT_DIR": str(output), "checkpointing_steps": "1", "num_train_step": "400"}
     (problem,) = prepare(place, **many).problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
-    assert "1.05 MB free" in problem.found
+    assert re.match(r"1\.0[45] MB free", problem.found)  # the probe of another check may lie there meanwhile
     assert "400 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
     assert prepare(place, **many, checkpoints_total_limit="3").problems == ()
     assert not output.parent.exists()
