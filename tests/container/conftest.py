@@ -20,10 +20,11 @@ CLOSED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
 
 @dataclass(frozen=True)
 class Ended:
-    """What a container did: its exit code, all its words, and how long it took."""
+    """What a container did: its exit code, all its words, those on standard output, and how long it took."""
 
     code: int
     words: str
+    output: str
     seconds: float
 
 
@@ -47,7 +48,7 @@ class Box:
         began = time.monotonic()
         arguments = ("run", "--rm", *self._options(mounts or {}, options, env), self.image, *words)
         done = self.engine.run(*arguments, timeout=timeout)
-        return Ended(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
+        return Ended(done.returncode, done.stdout + done.stderr, done.stdout, time.monotonic() - began)
 
     def start(self, *words: str, mounts: Mapping[str, Path], options: Sequence[str] = (), **env: str) -> str:
         """A container in the background; its id. It is removed after the test."""

@@ -24,7 +24,7 @@ def config(engine, image):
 def inside(box, *words: str) -> str:
     ended = box.run(*words)
     assert ended.code == 0, ended.words
-    return ended.words
+    return ended.output
 
 
 def test_what_it_says(config):
@@ -145,7 +145,7 @@ def test_the_first_word_comes_at_once(box, mounts):
 def test_doctor(box):
     ended = box.run("doctor", "--json")
     assert ended.code == 0, ended.words
-    found = json.loads(ended.words)
+    found = json.loads(ended.output)
     assert found["not as proven"] == {}
     assert None not in found["versions"].values()
     assert found["problems"] == []
