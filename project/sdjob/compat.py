@@ -24,6 +24,7 @@ class PluginFacts:
     precisions: tuple[str, ...] = ("no", "bf16", "fp16")
     settings: tuple[str, ...] = ()  # those that no other plugin knows
     package: str = ""  # what has to be installed besides torch
+    skips_steps: bool = True  # can forget the gradients of a step
 
 
 PLUGINS: dict[str, PluginFacts] = {
@@ -36,7 +37,11 @@ PLUGINS: dict[str, PluginFacts] = {
         settings=("reshard_after_forward", "cpu_offload"),
     ),
     "low_level_zero": PluginFacts(
-        "colossal", _COLOSSAL_DEVICES, settings=("zero_stage", "cpu_offload"), package="colossalai"
+        "colossal",
+        _COLOSSAL_DEVICES,
+        settings=("zero_stage", "cpu_offload"),
+        package="colossalai",
+        skips_steps=False,
     ),
     "gemini": PluginFacts(
         "colossal",
@@ -44,6 +49,7 @@ PLUGINS: dict[str, PluginFacts] = {
         precisions=("bf16", "fp16"),
         settings=("placement",),
         package="colossalai",
+        skips_steps=False,
     ),
 }
 _OF_PLUGINS = tuple(dict.fromkeys(name for facts in PLUGINS.values() for name in facts.settings))
@@ -81,6 +87,7 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
         _recipe(spec),
         _numbers(spec),
         _caches(spec),
+        _skipping(spec),
         _optimizer(spec, topology),
     )
     return [problem for found in checks for problem in found]
@@ -96,6 +103,8 @@ def without_effect(spec: RunSpec) -> list[str]:
         (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
         (not spec.aspect_ratio_buckets, "aspect_ratio_buckets=1", ("bucket_reso_steps",)),
         (not spec.use_ema, "use_ema=1", ("ema_decay",)),
+        (spec.bad_samples != "skip", "bad_samples=skip", ("max_bad_samples",)),
+        (spec.on_nan != "skip", "on_nan=skip", ("max_nan_steps",)),
         (spec.lora_rank > 0, "lora_rank=0", ("export_single_file",)),
         (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
         (
@@ -276,6 +285,14 @@ def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
 
 def _caches(spec: RunSpec) -> list[Problem]:
     found = []
+    if spec.cache_latents != "no" and spec.bad_samples == "skip":
+        found.append(
+            setting(
+                "bad_samples",
+                f"skip, with cache_latents={spec.cache_latents}",
+                "A cache is made of every picture before training: take bad ones out, or leave cache_latents=no.",
+            )
+        )
     if spec.cache_latents != "no" and not spec.center_crop:
         found.append(
             setting(
@@ -294,6 +311,14 @@ def _caches(spec: RunSpec) -> list[Problem]:
             )
         )
     return found
+
+
+def _skipping(spec: RunSpec) -> list[Problem]:
+    if spec.on_nan != "skip" or PLUGINS[spec.plugin].skips_steps:
+        return []
+    able = ", ".join(name for name, facts in PLUGINS.items() if facts.skips_steps)
+    remedy = f"That plugin cannot undo half a step: use on_nan=stop, or one of: {able}."
+    return [setting("on_nan", f"skip, with plugin={spec.plugin}", remedy)]
 
 
 def _numbers(spec: RunSpec) -> list[Problem]:

@@ -118,6 +118,13 @@ class RunSpec(BaseModel):
         Literal["sample", "all", "none"],
         Setting("data", "which pictures are decoded once before training begins"),
     ] = "sample"
+    bad_samples: Annotated[
+        Literal["stop", "skip"],
+        Setting("data", "pictures that cannot be read: stop, or skip: the next of the data set stands in"),
+    ] = "stop"
+    max_bad_samples: Annotated[
+        Positive, Setting("data", "more pictures than this that cannot be read end the run in any case")
+    ] = 10
     dataloader_num_workers: Annotated[
         Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
     ] = 2
@@ -272,6 +279,16 @@ class RunSpec(BaseModel):
             aliases=("caption_dropout", "caption_dropout_rate"),
         ),
     ] = 0.0
+
+    on_nan: Annotated[
+        Literal["stop", "skip"],
+        Setting(
+            "optimiser", "a loss that is no number: stop, or skip: the step is not applied on any process"
+        ),
+    ] = "stop"
+    max_nan_steps: Annotated[
+        Positive, Setting("optimiser", "more such steps than this end the run in any case")
+    ] = 10
 
     # --- strategy ------------------------------------------------------------------------------------
     plugin: Annotated[Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"

@@ -207,7 +207,8 @@ def _model(job: Job) -> list[Finding]:
 def _images(job: Job) -> list[Problem]:
     if job.contents.dataset is None or job.spec.verify_images == "none":
         return []
-    return verify_sample(job.contents.dataset, SAMPLED_IMAGES)
+    bad = verify_sample(job.contents.dataset, SAMPLED_IMAGES)
+    return [] if job.spec.bad_samples == "skip" and len(bad) < SAMPLED_IMAGES else bad
 
 
 def _class_images(job: Job) -> list[Problem]:

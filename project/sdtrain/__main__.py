@@ -53,7 +53,9 @@ def _train(spec: RunSpec) -> None:
     with stop.watch() as request, join(spec.device, group_of_one=shards) as world:
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
-        if world.any(bool(request)):  # while everything was imported: nothing is begun that would be thrown away
+        if world.any(
+            bool(request)
+        ):  # while everything was imported: nothing is begun that would be thrown away
             raise Stopped(0)
         run(spec, world, request)
 

@@ -29,6 +29,8 @@ class TrainState:
     loss: float  # of the last step, mean over ranks and micro-batches
     loss_sum: float  # of all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
+    skipped_steps: int = 0  # whose loss was no number
+    bad_samples: tuple[str, ...] = ()  # pictures that could not be used
     origin: str = ""  # the checkpoint that `resume` named when this course began; empty: none
 
 
@@ -141,7 +143,7 @@ def read_state(folder: Path) -> TrainState:
         raise JobError(
             setting("resume", f"{folder} has format {found}, this version reads {_FORMAT}", remedy)
         )
-    return TrainState(**values)
+    return TrainState(**{**values, "bad_samples": tuple(values.get("bad_samples", ()))})
 
 
 def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -57,12 +57,28 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     random_flip: bool
     interpolation: Interpolation
     seed: int
+    max_bad_samples: int = 0  # pictures in a row that the next one of the data set may stand in for
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`."""
+        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`, `passed_over`.
+
+        A picture that cannot be used is replaced by the next one of the data set that can: by its place in
+        the data set alone, so the same on every rank and after a resume.
+        """
+        passed_over: list[Problem] = []
+        while True:
+            index = (sample.index + len(passed_over)) % len(self)
+            try:
+                return {**self._example(replace(sample, index=index)), "passed_over": passed_over}
+            except PictureError as error:
+                if len(passed_over) >= min(self.max_bad_samples, len(self) - 1):
+                    raise
+                passed_over += error.problems[:1]
+
+    def _example(self, sample: Sample) -> dict[str, Any]:
         crop = None if self.center_crop else draws(self.seed, sample, "crop")
         return {"pixel_values": self.pixels(self.view(sample), crop), **self.about(sample)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import torch
 
 from sdjob import trained
-from sdjob.problem import ExitCode, JobError, Problem
 from sdjob.spec import RunSpec
 from sdtrain import attention, devices, host_memory, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
+from sdtrain.incidents import Incidents
 from sdtrain.progress import Progress, say
 from sdtrain.report import Outcome, Stopwatch, TimedStep
 from sdtrain.saving import Saver
@@ -31,27 +30,42 @@ class StepResult:
     loss: torch.Tensor
     grad_norm: torch.Tensor
     learning_rate: float
+    applied: bool = True
 
 
 def optimiser_step(
-    training: Training, batches: Iterator[tuple[StreamBatch, ...]], factor: float
+    training: Training,
+    batches: Iterator[tuple[StreamBatch, ...]],
+    factor: float,
+    step: int,
+    incidents: Incidents,
 ) -> StepResult:
-    """One optimiser step: `accumulation` micro-batches, then one update. Never waits for the device."""
+    """One optimiser step: `accumulation` micro-batches, then one update.
+
+    Never waits for the device, unless steps are skipped whose loss is no number: on all ranks alike.
+    """
     micro_batches = training.shape.accumulation
     total = torch.zeros((), device=training.world.device)
     for micro in range(micro_batches):
-        batch = noised(training.parts, next(batches), training.spec)
+        given = next(batches)
+        batch = noised(training.parts, given, training.spec)
         last = micro == micro_batches - 1
         # Around the backward pass too, where checkpointed activations are computed again.
         with training.strategy.accumulate(last), attention.chosen(training.spec.attention):
             with training.strategy.autocast():
                 loss = loss_of(training.strategy.model, batch)
             training.strategy.backward(loss / micro_batches)
+        incidents.saw(step, given, loss.detach())
         total += loss.detach() / micro_batches
+    rate = training.spec.learning_rate * factor
+    if training.spec.on_nan == "skip" and training.world.any(not bool(total.isfinite())):
+        training.strategy.discard()
+        incidents.skip(step)
+        return StepResult(torch.zeros_like(total), torch.zeros_like(total), rate, applied=False)
     grad_norm = training.strategy.step(factor)
     if training.ema:
         training.ema.update(training.strategy.masters())
-    return StepResult(total, grad_norm, training.spec.learning_rate * factor)
+    return StepResult(total, grad_norm, rate)
 
 
 def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outcome]:
@@ -63,6 +77,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     first, last = state.step, spec.max_train_steps
     watch = Stopwatch(world.device, max(0, min(spec.skip_steps, last - first - 1)))
     factor = schedule(spec)
+    incidents = Incidents(spec, world, state.skipped_steps, state.bad_samples)
     batches = loader(
         training.examples,
         training.shape,
@@ -82,7 +97,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
         watch.go_on()
         for step in range(first + 1, last + 1):
             began = devices.clock(world.device) if step == spec.timed_step else None
-            result = optimiser_step(training, batches, factor(step - 1))
+            result = optimiser_step(training, batches, factor(step - 1), step, incidents)
             if began is not None:
                 seconds = devices.clock(world.device) - began
                 timed = TimedStep(step, seconds, float(world.mean(result.loss)), spec.reference_loss)
@@ -90,13 +105,13 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
             watch.step()
             place = state.place + (step - state.step) * training.shape.global_batch
             if step % spec.logging_steps == 0 or step in (1, last):
-                logged = _log(training, step, place, result, watch)
+                logged = _log(training, step, place, result, watch, incidents) or logged
             loss = f"loss {logged['train/loss']:.4f}  " if logged else ""
             progress.show(step, f"{loss}lr {result.learning_rate:.1e}")
             stopping = world.any(bool(training.stop) or saver.failed)
             if stopping or step == last or step % spec.checkpointing_steps == 0:
                 watch.pause()
-                state = _reached(training, state, step, place, result.loss, loss_sum)
+                state = _reached(training, state, step, place, result, loss_sum, incidents)
                 save(training, saver, state, beside=spec.background_save and not stopping and step < last)
                 loss_sum.zero_()
                 watch.go_on()
@@ -111,7 +126,9 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
         first_step=first,
         last_step=state.step,
         final_loss=state.loss,
-        mean_loss=state.loss_sum / state.step,
+        mean_loss=state.loss_sum / max(1, state.step - state.skipped_steps),
+        skipped_steps=state.skipped_steps,
+        bad_samples=state.bad_samples,
         steps_per_second=watch.steps_per_second,
         skip_steps=watch.skip_steps,
         timed_step=timed,
@@ -120,13 +137,29 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
 
 
 def _reached(
-    training: Training, state: TrainState, step: int, place: int, loss: torch.Tensor, loss_sum: torch.Tensor
+    training: Training,
+    state: TrainState,
+    step: int,
+    place: int,
+    result: StepResult,
+    loss_sum: torch.Tensor,
+    incidents: Incidents,
 ) -> TrainState:
     """The state after `step`, with the losses since the last one; raises if it must not be saved. Collective."""
     mean = training.world.mean
-    last, total = _finite(mean(loss), step), _finite(mean(loss_sum), step)
-    _check_weights(training, step)
-    return replace(state, step=step, place=place, loss=last, loss_sum=state.loss_sum + total)
+    total = incidents.check(mean(loss_sum), step)
+    last = incidents.check(mean(result.loss), step) if result.applied else state.loss
+    incidents.settle()
+    _check_weights(training, step, incidents)
+    return replace(
+        state,
+        step=step,
+        place=place,
+        loss=last,
+        loss_sum=state.loss_sum + total,
+        skipped_steps=incidents.skipped_steps,
+        bad_samples=incidents.bad_samples,
+    )
 
 
 def _samples_are_due(spec: RunSpec, step: int) -> bool:
@@ -162,45 +195,37 @@ def _has_room_to_copy(training: Training) -> bool:
     return not training.world.any(short)
 
 
-def _log(training: Training, step: int, place: int, result: StepResult, watch: Stopwatch) -> dict[str, float]:
-    """The figures of a step: the loss is the mean over all ranks and micro-batches. Collective."""
+def _log(
+    training: Training, step: int, place: int, result: StepResult, watch: Stopwatch, incidents: Incidents
+) -> dict[str, float]:
+    """The figures of a step: the loss is the mean over all ranks and micro-batches. Collective.
+
+    Of a step that was not applied there are none.
+    """
     world = training.world
-    loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()])).tolist()
-    _finite(torch.tensor(loss), step)
+    if not result.applied:
+        return {}
+    loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()]))
+    value = incidents.check(loss, step)
+    incidents.logged(value, step)
+    incidents.settle()
     values = {
-        "train/loss": loss,
+        "train/loss": value,
         "train/learning_rate": result.learning_rate,
-        "train/grad_norm": grad_norm,
+        "train/grad_norm": float(grad_norm),
         "train/epoch": place / training.num_examples,
         "speed/peak_memory_gib": devices.peak_memory(world.device) / 2**30,
     }
+    if incidents.skipped_steps:
+        values["train/skipped_steps"] = incidents.skipped_steps
     if watch.steps_per_second:
         values["speed/images_per_second"] = watch.steps_per_second * training.shape.global_batch
     training.tracker.scalars(values, step)
     return values
 
 
-def _finite(loss: torch.Tensor, step: int) -> float:
-    """The loss as a number; a run whose loss is none is over, and is never saved."""
-    value = float(loss)
-    if not math.isfinite(value):
-        raise _diverged("loss", f"is {value} by step {step}")
-    return value
-
-
-def _check_weights(training: Training, step: int) -> None:
+def _check_weights(training: Training, step: int, incidents: Incidents) -> None:
     """A gradient that overflows spoils the weights while the loss of its step is still a number. Collective."""
     weights = training.strategy.masters().values()
     if training.world.any(not all(bool(weight.isfinite().all()) for weight in weights)):
-        raise _diverged("weights", f"hold values that are no numbers after step {step}")
-
-
-def _diverged(subject: str, found: str) -> JobError:
-    return JobError(
-        Problem(
-            int(ExitCode.TRAINING_FAILED),
-            subject,
-            found,
-            "Lower lr, use mixed_precision=bf16 or no, or check the data; the last checkpoint is from before.",
-        )
-    )
+        raise incidents.diverged("weights", f"hold values that are no numbers after step {step}")

@@ -79,6 +79,8 @@ class Outcome:
     skip_steps: int
     num_examples: int
     timed_step: TimedStep | None = None  # None: none was asked for, or an earlier part of the run had it
+    skipped_steps: int = 0  # whose loss was no number
+    bad_samples: tuple[str, ...] = ()  # pictures that could not be used
 
 
 def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> dict[str, Any]:
@@ -119,6 +121,8 @@ def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> 
         "timed_step": asdict(outcome.timed_step) if outcome.timed_step else None,
         "final_loss": outcome.final_loss,
         "mean_loss": outcome.mean_loss,
+        "skipped_steps": outcome.skipped_steps,
+        "bad_samples": list(outcome.bad_samples),
         "versions": versions(),
     }
 

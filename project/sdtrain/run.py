@@ -89,7 +89,7 @@ def _train(
         state = replace(state, origin=checkpoint.origin_of(spec.resume) or state.origin)
         training.strategy.load(start.path, training.ema.shares if training.ema else None)
         if training.ema:
-            training.ema.resume(updates=state.step)
+            training.ema.resume(updates=state.step - state.skipped_steps)
     elif spec.validation_prompts:
         validation.draw(training, 0)
     if world.is_main:

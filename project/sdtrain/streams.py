@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from sdjob.problem import Problem
 from sdtrain.buckets import Buckets
 from sdtrain.data import collate
 from sdtrain.order import BatchShape, Sample, Size, draws, micro_batches, sample_at
@@ -64,6 +65,8 @@ class StreamBatch:
     hidden_states: torch.Tensor | None  # of the prompts, [B, tokens, width]
     samples: list[Sample]  # B places of the stream
     weight: float  # of the stream in the loss
+    names: list[str]  # of the pictures
+    passed_over: list[Problem]  # of pictures that others stand in for
 
     def pin_memory(self) -> StreamBatch:
         """Called by the loader, so that copies to the device need not wait."""
@@ -122,6 +125,8 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             else None,
             batch["sample"],
             stream.weight,
+            batch["name"],
+            [problem for problems in batch.get("passed_over", ()) for problem in problems],
         )
 
     def _is_emptied(self, sample: Sample) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdtrain import checkpoint, denoise, export, loop, report
-from tests.support.worker import environment, flags, losses, snapshot
+from tests.support.worker import environment, flags, losses, scalars, snapshot
 
 
 def finite(folder) -> bool:
@@ -49,6 +49,76 @@ def test_a_loss_that_is_no_number_is_70_and_never_saved(train, monkeypatch, caps
     error = capsys.readouterr().err
     assert error.startswith("loss: is ")
     assert "Traceback" not in error
+
+
+def test_the_pictures_of_a_loss_that_is_no_number_are_named(train, monkeypatch, tmp_path):
+    """In the note, which becomes failure.json: of the first such step, not of the last."""
+    monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
+    count = iter(range(1, 1000))
+    original = denoise.loss_of
+    monkeypatch.setattr(
+        loop, "loss_of", lambda *given: original(*given) * (float("nan") if next(count) >= 3 else 1)
+    )
+    sources = []
+    saw = loop.Incidents.saw
+    monkeypatch.setattr(
+        loop.Incidents, "saw", lambda self, step, *given: sources.append(given[0]) or saw(self, step, *given)
+    )
+    train(code=70, max_train_steps=8, logging_steps=8, train_batch_size=2)
+    names = [name for batch in sources[2] for name in batch.names]
+    wanted = f"first it was nan at step 3, with {names[0]}, {names[1]}"
+    assert len(names) == 2
+    (problem,) = json.loads((tmp_path / "notes/rank-0.json").read_text())["problems"]
+    assert problem["subject"] == "loss" and wanted in problem["found"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_skipped_step_leaves_no_trace_in_the_weights(train, monkeypatch, capsys, accumulation):
+    """A run whose last step is not applied has the weights of one that is a step shorter."""
+    settings = {"gradient_accumulation_steps": accumulation, "use_ema": True, "ema_decay": 0.5}
+    shorter = train("shorter", max_train_steps=2, **settings)
+    spoiled_loss(monkeypatch, 2 * accumulation + 1, lambda loss: loss * float("inf"))
+    output = train(max_train_steps=3, on_nan="skip", **settings)
+    file = "checkpoint/unet/diffusion_pytorch_model.safetensors"
+    weights, wanted = load_file(output / file), load_file(shorter / file)
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    found = json.loads((output / "report.json").read_text())
+    assert found["skipped_steps"] == 1
+    assert found["mean_loss"] == pytest.approx(sum(losses(shorter)) / 2, rel=1e-6)
+    assert "step 3 is not applied: the loss was inf at step 3, with " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plugin", ["torch_ddp", "fsdp"])
+def test_a_step_is_skipped_on_every_rank(train, monkeypatch, plugin):
+    """The loss of one rank only is no number; both end with the same weights, or they would not agree later."""
+    original = denoise.loss_of
+    count = iter(range(1, 1000))
+
+    def spoiled(*given):
+        bad = next(count) == 2 and os.environ["RANK"] == "1"
+        return original(*given) * (float("nan") if bad else 1)
+
+    monkeypatch.setattr(loop, "loss_of", spoiled)
+    output = train(ranks=2, max_train_steps=3, on_nan="skip", plugin=plugin)
+    assert finite(output)
+    assert sorted(scalars(output)["train/loss"]) == [1, 3]
+
+
+def test_skipped_steps_are_counted_over_a_resume(train, monkeypatch):
+    for steps in (2, 4):
+        monkeypatch.undo()
+        spoiled_loss(monkeypatch, 2, lambda loss: loss * float("nan"))
+        output = train(max_train_steps=steps, on_nan="skip")
+    assert json.loads((output / "report.json").read_text())["skipped_steps"] == 2
+
+
+def test_too_many_skipped_steps_are_70(train, monkeypatch, capsys):
+    original = denoise.loss_of
+    monkeypatch.setattr(loop, "loss_of", lambda *given: original(*given) * float("nan"))
+    output = train(code=70, max_train_steps=9, on_nan="skip", max_nan_steps=3)
+    error = capsys.readouterr().err
+    assert "4 steps without one that is a number (max_nan_steps=3)" in error and "Traceback" not in error
+    assert not list((output / "checkpoint").glob("checkpoint-*"))
 
 
 class _BadGradient(torch.autograd.Function):
@@ -227,6 +297,55 @@ def test_a_corrupt_picture_that_is_met_late_is_named(train, copied, capsys):
     train(code=66, train_data_dir=copied, **settings)
     error = capsys.readouterr().err
     assert str(copied / "4.png") in error and "Traceback" not in error
+
+
+def spoil(folder, *numbers):
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(b"broken")
+
+
+@pytest.mark.parametrize(("ranks", "verify"), [(1, "none"), (2, "all")])
+def test_a_bad_picture_is_passed_over_and_reported(train, copied, capfd, ranks, verify):
+    """Its neighbour stands in: the same losses as of a data set where it is that neighbour."""
+    twin = shutil.copytree(copied, copied.with_name("twin"))
+    rows = [json.loads(line) for line in (twin / "metadata.jsonl").read_text().splitlines()]
+    shutil.copy(twin / "5.png", twin / "4.png")
+    rows[4]["text"] = rows[5]["text"]
+    (twin / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spoil(copied, 4)
+    settings = {"max_train_steps": 6, "dataloader_num_workers": 1, "ranks": ranks}
+    wanted = train("twin_output", train_data_dir=twin, **settings)
+    output = train(train_data_dir=copied, bad_samples="skip", verify_images=verify, **settings)
+    assert losses(output) == losses(wanted)
+    assert json.loads((output / "report.json").read_text())["bad_samples"] == [str(copied / "4.png")]
+    assert f"passed over: {copied / '4.png'}: is not a picture" in capfd.readouterr().out
+
+
+def test_a_resumed_run_passes_over_the_same_and_remembers(train, copied, at_step):
+    spoil(copied, 2, 3)
+    settings = {"train_data_dir": copied, "bad_samples": "skip", "verify_images": "none"}
+    undisturbed = train("undisturbed", max_train_steps=12, **settings)
+    train(max_train_steps=7, **settings)
+    output = train(max_train_steps=12, **settings)
+    assert losses(output) == losses(undisturbed)
+    reports = [json.loads((o / "report.json").read_text())["bad_samples"] for o in (output, undisturbed)]
+    assert reports == [[str(copied / "2.png"), str(copied / "3.png")]] * 2
+
+
+@pytest.mark.parametrize("verify", ["none", "all"])
+def test_too_many_bad_pictures_are_66_and_named(train, copied, capsys, verify):
+    spoil(copied, 0, 2, 4)
+    settings = {"bad_samples": "skip", "max_bad_samples": 2, "verify_images": verify}
+    train(code=66, train_data_dir=copied, max_train_steps=12, **settings)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and all(str(copied / f"{n}.png") in error for n in (0, 2, 4))
+
+
+def test_a_data_set_without_a_good_picture_ends(train, copied, capsys):
+    spoil(copied, *range(6))
+    settings = {"bad_samples": "skip", "max_bad_samples": 50, "verify_images": "none"}
+    train(code=66, train_data_dir=copied, **settings)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_note_that_cannot_be_written_does_not_hide_the_error(train, monkeypatch, capsys, tmp_path):

@@ -73,6 +73,7 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
+        ({"cache_latents": "disk", "center_crop": True, "bad_samples": "skip"}, GPU, "bad_samples", 64),
         ({"optimizer": "adamw8bit"}, CPU, "optimizer", 64),
         ({"optimizer": "prodigy"}, GPU, "lr", 64),
         (
@@ -98,6 +99,11 @@ def test_what_does_not_work_is_one_problem(values, topology, subject, code):
     (problem,) = problems(spec(**values), topology)
     assert (problem.subject, problem.code) == (subject, code)
     assert problem.remedy.endswith(".")
+
+
+def test_only_strategies_that_can_leave_out_a_step_skip_one():
+    assert problems(spec(on_nan="skip"), GPU) == []
+    assert "on_nan" in {problem.subject for problem in problems(spec(on_nan="skip", plugin="gemini"), GPU)}
 
 
 @pytest.mark.parametrize("plugin", ["gemini", "low_level_zero", "fsdp"])

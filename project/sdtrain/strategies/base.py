@@ -53,6 +53,9 @@ class Strategy(Protocol):
         """Clips, updates with each group's learning rate × factor, forgets the gradients; returns their norm
         before clipping, []. Collective."""
 
+    def discard(self) -> None:
+        """Forgets the gradients of a step that is not to be taken."""
+
     def masters(self) -> dict[str, torch.Tensor]:
         """This rank's share of the trained weights by name, fp32: the very tensors that the optimiser updates."""
 

@@ -98,6 +98,9 @@ class Fsdp:
         self._optimizer.zero_grad(set_to_none=True)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
+    def discard(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: _local(p) for name, p in self._trained.items()}
 

@@ -70,6 +70,9 @@ class Native:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def discard(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self._trained.items()}
 
