@@ -190,8 +190,15 @@ CLUSTER = [
     wrong(64, "batch_size", "less than or equal to", batch_size="9" * 400, name="a batch beyond all bounds"),
     wrong(64, "torchrun started this", LOCAL_RANK="0", TORCHELASTIC_RUN_ID="x"),
     wrong(69, "no NVIDIA device", device="cuda"),
-    wrong(69, "memory: at least", "of the host for each process", "batch_size=", batch_size="8388608",
-          dataloader_num_workers="0", name="a batch that no memory holds"),
+    wrong(
+        69,
+        "memory: at least",
+        "of the host for each process",
+        "batch_size=",
+        batch_size="8388608",
+        dataloader_num_workers="0",
+        name="a batch that no memory holds",
+    ),
 ]
 MOUNTS = [
     wrong(66, "MODEL_DIR", "does not exist", MODEL_DIR="/nonexistent"),
