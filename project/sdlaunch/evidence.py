@@ -284,9 +284,9 @@ def read_notes(folder: Path) -> tuple[Note, ...]:
     return tuple(found)
 
 
-def oom_kills() -> int:
+def oom_kills(root: Path = Path("/")) -> int:
     """How many processes the kernel has killed for memory in this container, as far as it says."""
-    for path in _counters():
+    for path in _counters(root):
         try:
             counters = dict(line.split() for line in path.read_text().splitlines())
             return int(counters["oom_kill"])
@@ -295,16 +295,16 @@ def oom_kills() -> int:
     return 0
 
 
-def _counters() -> Iterator[Path]:
+def _counters(root: Path) -> Iterator[Path]:
     """Where the kernel counts them: in this process's own group; in a container that group is the root."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         lines = []
     for _, controllers, group in (line.split(":", 2) for line in lines):
         if not controllers:
-            yield Path(f"/sys/fs/cgroup{group}/memory.events")
+            yield root / f"sys/fs/cgroup{group}/memory.events"
         elif controllers == "memory":
-            yield Path(f"/sys/fs/cgroup/memory{group}/memory.oom_control")
-    yield Path("/sys/fs/cgroup/memory.events")
-    yield Path("/sys/fs/cgroup/memory/memory.oom_control")
+            yield root / f"sys/fs/cgroup/memory{group}/memory.oom_control"
+    yield root / "sys/fs/cgroup/memory.events"
+    yield root / "sys/fs/cgroup/memory/memory.oom_control"

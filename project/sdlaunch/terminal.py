@@ -9,7 +9,7 @@ import threading
 from typing import TextIO
 
 _CLEAR_LINE = "\r\x1b[K"
-_LINES = 1000  # that wait to be shown; more are left out
+_LINES = 10_000  # that wait to be shown; more are left out
 
 
 class Terminal:
@@ -31,7 +31,7 @@ class Terminal:
         except queue.Full:
             self._left_out += 1
 
-    def close(self, patience: float = 5.0) -> None:
+    def close(self, patience: float = 2.0) -> None:
         """Waits for the last lines to be shown, but not for a terminal that takes none."""
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=patience)
