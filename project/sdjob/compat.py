@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sdjob.choices import DEVICES
 from sdjob.problem import Problem, hardware, setting
-from sdjob.spec import DEVICES, RunSpec
+from sdjob.spec import RunSpec
 
 _LOW_FOR_PRODIGY = 0.1
 _POLYNOMIAL_END = 1e-7  # where diffusers' polynomial schedule ends

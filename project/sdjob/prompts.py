@@ -25,18 +25,21 @@ _MARKS = 2  # begin and end count as well
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def max_tokens(model: PipelineFolder) -> int:
-    """Tokens that the text encoder sees, begin and end included: 77."""
+def max_tokens(model: PipelineFolder, chunks: int = 1) -> int:
+    """Tokens of a prompt that the text encoder sees, begin and end included: 77, or 2 + 75 for each chunk."""
     config = model.parts["text_encoder"].config
     places = int(config.get("max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"]))
     path = model.parts["tokenizer"].folder / "tokenizer_config.json"
     said = read_json(path).get("model_max_length") if path.is_file() else None
-    return min(places, int(said)) if isinstance(said, int | float) else places
+    length = min(places, int(said)) if isinstance(said, int | float) else places
+    return chunks * (length - _MARKS) + _MARKS
 
 
-def too_long(prompts: Iterable[str], model: PipelineFolder, count: Count | None = None) -> list[str]:
+def too_long(
+    prompts: Iterable[str], model: PipelineFolder, count: Count | None = None, chunks: int = 1
+) -> list[str]:
     """The prompts that are cut. `count`: how they are counted, if any must be (`count_tokens`). Raises JobError."""
-    limit = max_tokens(model)
+    limit = max_tokens(model, chunks)
     doubtful = [prompt for prompt in prompts if not _surely_fits(prompt, limit)]
     if not doubtful:
         return []

@@ -10,9 +10,21 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from sdjob.choices import (
+    CACHING,
+    DEVICES,
+    EXPORTED,
+    PRECISIONS,
+    Attention,
+    Caching,
+    Device,
+    Optimizer,
+    Plugin,
+    Precision,
+    Recipe,
+    Schedule,
+)
 from sdjob.fields import (
-    OFF,
-    ON,
     Amount,
     Count,
     Fraction,
@@ -25,35 +37,6 @@ from sdjob.fields import (
     switch,
     text_list,
 )
-
-Recipe = Literal["dreambooth", "text_to_image"]
-Plugin = Literal["none", "torch_ddp", "torch_ddp_fp16", "low_level_zero", "gemini", "fsdp"]
-Precision = Literal["auto", "no", "fp16", "bf16"]
-Device = Literal["auto", "cuda", "cpu", "mps", "gcu", "npu", "musa", "mlu", "xpu"]
-Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
-_PRECISIONS = any_case(
-    *get_args(Precision),
-    fp16=("16", "float16", "half", "16-mixed"),
-    bf16=("bfloat16", "bf16-mixed"),
-    no=("32", "fp32", "float32", "32-true", "none"),
-)
-Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
-Caching = Literal["no", "memory", "disk"]
-_CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
-_EXPORTED = any_case(
-    "fp32",
-    "fp16",
-    "bf16",
-    fp32=("float32", "float", "32"),
-    fp16=("float16", "half", "16"),
-    bf16=("bfloat16",),
-)
-Schedule = Literal[
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-]
-
-TEXT_ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # that get a LoRA, as in diffusers' scripts
-DEVICES: tuple[str, ...] = get_args(Device)
 
 
 class RunSpec(BaseModel):
@@ -141,7 +124,7 @@ class RunSpec(BaseModel):
         Setting(
             "data",
             "encode each picture once, and keep the moments of its latents: no, memory, disk",
-            values=_CACHING,
+            values=CACHING,
         ),
     ] = "no"
     cache_text_embeddings: Annotated[
@@ -149,7 +132,7 @@ class RunSpec(BaseModel):
         Setting(
             "data",
             "encode each prompt once: no, memory, disk",
-            values=_CACHING,
+            values=CACHING,
             aliases=("cache_text_encoder_outputs",),
         ),
     ] = "no"
@@ -161,6 +144,14 @@ class RunSpec(BaseModel):
     class_prompt: Annotated[str | None, Setting("prompts", "DreamBooth: prompt of the subject's class")] = (
         None
     )
+    max_token_length: Annotated[
+        Annotated[Whole, Field(ge=75, le=225, multiple_of=75)],
+        Setting(
+            "prompts",
+            "tokens of a prompt that count; above 75 it is encoded in chunks of 75, in samples too",
+            unit="75, 150 or 225",
+        ),
+    ] = 75
     with_prior_preservation: Annotated[
         bool, Setting("prompts", "DreamBooth: train on pictures of the class as well, to keep it")
     ] = False
@@ -313,7 +304,7 @@ class RunSpec(BaseModel):
             "strategy",
             "type of the computation; trained weights stay fp32",
             aliases=("precision",),
-            values=_PRECISIONS,
+            values=PRECISIONS,
             core=True,
         ),
     ] = "auto"
@@ -397,7 +388,7 @@ class RunSpec(BaseModel):
     # --- result --------------------------------------------------------------------------------------
     export_dtype: Annotated[
         Literal["fp32", "fp16", "bf16"],
-        Setting("result", "type of the weights in the result", aliases=("save_precision",), values=_EXPORTED),
+        Setting("result", "type of the weights in the result", aliases=("save_precision",), values=EXPORTED),
     ] = "fp32"
     export_single_file: Annotated[
         bool,
@@ -450,6 +441,11 @@ class RunSpec(BaseModel):
     def data_dir(self) -> str | None:
         """The data set of the chosen recipe."""
         return self.instance_data_dir if self.recipe == "dreambooth" else self.train_data_dir
+
+    @property
+    def prompt_chunks(self) -> int:
+        """Stretches of 75 tokens that a prompt is encoded in."""
+        return self.max_token_length // 75
 
     @property
     def lora_scale_alpha(self) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sdjob.choices import TEXT_ENCODER_LAYERS
 from sdjob.pipeline import Part, PipelineFolder
-from sdjob.spec import TEXT_ENCODER_LAYERS, RunSpec
+from sdjob.spec import RunSpec
 
 # What an optimiser keeps of each trained number, in numbers of fp32. Adafactor keeps rows and columns only.
 OPTIMISER_STATE = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0, "prodigy": 4.0}

@@ -31,17 +31,18 @@ def findings(job: Job) -> list[Finding]:
         given.append(("instance_prompt", spec.instance_prompt))
         if spec.with_prior_preservation and spec.class_prompt:
             given.append(("class_prompt", spec.class_prompt))
-    cut = set(_cut((prompt for _, prompt in given), model))
-    limit = prompts.max_tokens(model)
+    chunks = spec.prompt_chunks
+    cut = set(_cut((prompt for _, prompt in given), model, chunks))
+    limit = prompts.max_tokens(model, chunks)
     found: list[Finding] = [
         f"{name}: {_beginning(prompt)} has more than the {limit} tokens that the text encoder sees; the rest is cut"
         for name, prompt in given
         if prompt in cut
     ]
-    return [*found, *(_captions(job.contents.dataset, model) if job.contents.dataset else [])]
+    return [*found, *(_captions(job.contents.dataset, model, chunks) if job.contents.dataset else [])]
 
 
-def _captions(data: DatasetInfo, model: PipelineFolder) -> list[Finding]:
+def _captions(data: DatasetInfo, model: PipelineFolder, chunks: int) -> list[Finding]:
     texts = first_captions(data, SAMPLED_CAPTIONS)
     if not texts:
         return []
@@ -59,10 +60,10 @@ def _captions(data: DatasetInfo, model: PipelineFolder) -> list[Finding]:
         found.append(
             f"DATASET_DIR: {empty:,} of {looked} are empty: their pictures are learned without any words"
         )
-    if cut := _cut(texts, model):
+    if cut := _cut(texts, model, chunks):
         found.append(
-            f"DATASET_DIR: {len(cut):,} of {looked} have more than the {prompts.max_tokens(model)} tokens that the "
-            f"text encoder sees, and are cut, such as {_beginning(cut[0])}"
+            f"DATASET_DIR: {len(cut):,} of {looked} have more than the {prompts.max_tokens(model, chunks)} tokens "
+            f"that the text encoder sees, and are cut, such as {_beginning(cut[0])}"
         )
     return found
 
@@ -71,8 +72,8 @@ def _beginning(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
-def _cut(given: Iterable[str], model: PipelineFolder) -> list[str]:
-    return prompts.too_long(given, model, count_elsewhere)
+def _cut(given: Iterable[str], model: PipelineFolder, chunks: int) -> list[str]:
+    return prompts.too_long(given, model, count_elsewhere, chunks)
 
 
 def count_elsewhere(given: Sequence[str], folder: Path) -> list[int]:

@@ -26,6 +26,7 @@ def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Dra
         how.resolution,
         how.inference_steps,
         how.guidance_scale,
+        how.prompt_chunks,
     ]
     return layout.class_images / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
@@ -46,7 +47,7 @@ def provide(
     """
     if spec.class_data_dir:
         return _given(spec)
-    how = Drawing(spec.resolution, spec.num_inference_steps, spec.guidance_scale, spec.sample_batch_size)
+    how = Drawing.of(spec)
     folder = folder_of(spec, layout, model_identity, how)
     folder.mkdir(parents=True, exist_ok=True)
     world.barrier()  # nobody lists the folder while another already adds to it

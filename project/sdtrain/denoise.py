@@ -11,6 +11,7 @@ from torch import nn
 
 from sdjob.spec import RunSpec
 from sdtrain import objective
+from sdtrain.denoiser import encode
 from sdtrain.models import Parts, tokenize
 from sdtrain.order import Sample, draws
 from sdtrain.streams import StreamBatch
@@ -89,11 +90,10 @@ def _conditioning(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec)
     if encoded := [batch.hidden_states for batch in batches if batch.hidden_states is not None]:
         return torch.cat(encoded).to(parts.device, non_blocking=True)
     prompts = [prompt for batch in batches for prompt in batch.prompts]
-    tokens = tokenize(parts.tokenizer, prompts).to(parts.device)
+    tokens = tokenize(parts.tokenizer, prompts, spec.prompt_chunks).to(parts.device)
     if spec.train_text_encoder:
         return tokens
-    hidden: torch.Tensor = parts.text_encoder(tokens)[0]
-    return hidden
+    return encode(parts.text_encoder, tokens)
 
 
 def draw_timesteps(samples: Sequence[Sample], seed: int, count: int) -> torch.Tensor:

@@ -30,12 +30,18 @@ class Denoiser(nn.Module):
     ) -> torch.Tensor:
         """noise_pred [B, C, h, w] from noisy latents [B, C, h, w] and timesteps [B].
 
-        conditioning: encoder_hidden_states [B, tokens, width], or token ids [B, tokens] where the text
-        encoder is trained.
+        conditioning: encoder_hidden_states [B, tokens, width], or token ids [B, chunks, 77] where the
+        text encoder is trained.
         """
-        hidden = conditioning if self.text_encoder is None else self.text_encoder(conditioning)[0]
+        hidden = conditioning if self.text_encoder is None else encode(self.text_encoder, conditioning)
         noise_pred: torch.Tensor = self.unet(noisy_latents, timesteps, hidden, return_dict=False)[0]
         return noise_pred
+
+
+def encode(text_encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Token ids [B, chunks, 77] → encoder_hidden_states [B, chunks × 77, width], each chunk by itself."""
+    hidden: torch.Tensor = text_encoder(tokens.flatten(0, 1))[0]
+    return hidden.reshape(len(tokens), -1, hidden.shape[-1])
 
 
 def part_of(state: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:

@@ -15,9 +15,9 @@ from typing import Any, get_args
 import torch
 import torch.distributed as dist
 
+from sdjob.choices import Attention
 from sdjob.compat import PLUGINS, PluginFacts
 from sdjob.problem import JobError
-from sdjob.spec import Attention
 from sdtrain import attention, devices
 
 _HEAD = 40  # channels of an attention head of Stable Diffusion 1.x, the size that fewest kernels accept

@@ -18,6 +18,7 @@ from sdjob.spec import RunSpec
 from sdtrain.buckets import Buckets
 from sdtrain.cache import Cache, DiskCache, MemoryCache, fill
 from sdtrain.data import TrainingImages, View
+from sdtrain.denoiser import encode
 from sdtrain.models import Parts, tokenize
 from sdtrain.order import Sample, Size
 from sdtrain.stop import StopRequest
@@ -127,13 +128,13 @@ def cached_prompts(caching: Caching, streams: tuple[Stream, ...]) -> CachedPromp
         prompts.add("")
     every = sorted(prompts)
     identity = _identity(parts.text_encoder, caching.world)
-    tokens = tokenize(parts.tokenizer, every)
+    tokens = tokenize(parts.tokenizer, every, spec.prompt_chunks)
     keys = [_key("prompt", identity, ids.tolist()) for ids in tokens]
 
     def make(places: list[int]) -> Iterator[torch.Tensor]:
         for place in places:
             with torch.no_grad():
-                yield parts.text_encoder(tokens[place][None].to(parts.device))[0][0]
+                yield encode(parts.text_encoder, tokens[place][None].to(parts.device))[0]
 
     caching.fill(cache, "prompts", keys, make)
     return CachedPrompts(dict(zip(every, keys, strict=True)), cache)

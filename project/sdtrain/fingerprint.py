@@ -55,6 +55,7 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
         "lora_rank": trained,
         "train_text_encoder": str(spec.train_text_encoder),
         "optimizer": spec.optimizer,
+        "max_token_length": str(spec.max_token_length),
         "use_ema": str(spec.use_ema),
         "seed": str(spec.seed),
         "aspect_ratio_buckets": str(spec.aspect_ratio_buckets),

@@ -17,9 +17,10 @@ from peft import LoraConfig
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdjob.choices import TEXT_ENCODER_LAYERS
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, setting
-from sdjob.spec import TEXT_ENCODER_LAYERS, RunSpec
+from sdjob.spec import RunSpec
 from sdtrain.denoiser import Denoiser
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -145,19 +146,24 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Token ids, [B, 77], padded; longer prompts are cut at the encoder's length."""
-    tokens: torch.Tensor = tokenizer(
-        prompts,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    return tokens
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) -> torch.Tensor:
+    """Token ids, [B, chunks, 77]: each chunk of 75 tokens with begin and end, padded; what is longer is cut.
+
+    Chunks are how Stable Diffusion WebUI takes prompts that are longer than CLIP sees. Their number is the same
+    for all prompts, whatever else is in a batch.
+    """
+    length = tokenizer.model_max_length
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = []
+    for ids in tokenizer(list(prompts), add_special_tokens=False, truncation=False).input_ids:
+        for start in range(0, chunks * (length - 2), length - 2):
+            row = [begin, *ids[start : start + length - 2], end]
+            rows.append(row + [pad] * (length - len(row)))
+    return torch.tensor(rows).view(-1, chunks, length)
 
 
-def cut_prompts(tokenizer: CLIPTokenizer, prompts: list[str]) -> list[str]:
-    """The prompts that are longer than the text encoder sees (77 tokens, begin and end included)."""
-    lengths = [len(ids) for ids in tokenizer(prompts).input_ids] if prompts else []
-    return [p for p, length in zip(prompts, lengths, strict=True) if length > tokenizer.model_max_length]
+def cut_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) -> list[str]:
+    """The prompts that are longer than what is encoded of them (75 tokens a chunk)."""
+    limit = chunks * (tokenizer.model_max_length - 2)
+    ids = tokenizer(list(prompts), add_special_tokens=False).input_ids if prompts else []
+    return [prompt for prompt, of in zip(prompts, ids, strict=True) if len(of) > limit]

@@ -70,7 +70,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
     _begin(spec, world, layout, start)
     if world.is_main:
-        _warn_of_cut_prompts(parts, streams)
+        _warn_of_cut_prompts(parts, streams, spec.prompt_chunks)
     examples = _examples(Caching(spec, world, layout, parts, stop, start.step if start else 0), streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
         training = _training(spec, world, layout, parts, denoiser, examples, tracking, stop)
@@ -273,14 +273,14 @@ def _groups(spec: RunSpec) -> tuple[ParameterGroup, ...]:
     return unet, ParameterGroup(f"{TEXT_ENCODER}.", spec.text_encoder_lr or spec.learning_rate)
 
 
-def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...]) -> None:
+def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...], chunks: int) -> None:
     """CLIP sees 77 tokens; what a caption says after them is not learned, and diffusers does not say so."""
     for stream in streams:
         prompts = prompts_of(stream, limit=1000)
-        if cut := cut_prompts(parts.tokenizer, prompts):
+        if cut := cut_prompts(parts.tokenizer, prompts, chunks):
             say(
                 f"warning: {len(cut)} of {len(prompts)} {stream.name} prompts are longer than "
-                f"{parts.tokenizer.model_max_length} tokens and are cut, such as {cut[0][:60]!r}"
+                f"{chunks * (parts.tokenizer.model_max_length - 2)} tokens and are cut, such as {cut[0][:60]!r}"
             )
 
 

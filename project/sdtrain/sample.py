@@ -12,7 +12,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from sdtrain.models import Parts
+from sdjob.spec import RunSpec
+from sdtrain.denoiser import encode
+from sdtrain.models import Parts, tokenize
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,17 @@ class Drawing:
     inference_steps: int
     guidance_scale: float
     batch_size: int
+    prompt_chunks: int = 1
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Drawing:
+        return cls(
+            spec.resolution,
+            spec.num_inference_steps,
+            spec.guidance_scale,
+            spec.sample_batch_size,
+            spec.prompt_chunks,
+        )
 
 
 @contextmanager
@@ -53,11 +66,20 @@ def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
+
+    def encoded(texts: list[str]) -> torch.Tensor:
+        return encode(
+            parts.text_encoder, tokenize(parts.tokenizer, texts, how.prompt_chunks).to(parts.device)
+        )
+
     with _evaluating(parts), torch.inference_mode():
         for start in range(0, len(prompts), how.batch_size):
             batch = slice(start, start + how.batch_size)
+            wanted = prompts[batch]
+            # Encoded as in training, so that a long prompt means the same.
             yield from pipeline(
-                prompts[batch],
+                prompt_embeds=encoded(wanted),
+                negative_prompt_embeds=encoded([""] * len(wanted)),
                 height=how.resolution,
                 width=how.resolution,
                 num_inference_steps=how.inference_steps,

@@ -79,6 +79,7 @@ def test_short_prompts_need_no_tokenizer(model, monkeypatch):
 
 def test_long_prompts_are_counted(model):
     assert prompts.too_long(["a " * 75, "a " * 76, "a" * 75, "a" * 76], model) == ["a " * 76, "a" * 76]
+    assert prompts.too_long(["a " * 76, "a " * 150, "a " * 151], model, chunks=2) == ["a " * 151]
 
 
 def test_the_shorter_of_two_limits_counts(model):

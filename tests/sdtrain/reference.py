@@ -73,6 +73,7 @@ def train(
     zero_snr: bool = False,
     empty_prompts: float = 0.0,
     text_encoder_lr: float | None = None,
+    chunks: int = 1,
     optimizer_of: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
 ) -> Result:
     """Losses, norms and final weights of a run."""
@@ -147,13 +148,14 @@ def train(
                         added = noise + input_perturbation * extra
                         timestep = torch.randint(0, 1000, (1,), generator=of("timestep"))
                         emptied = torch.rand((), generator=of("empty_prompt")) < empty_prompts
+                        text = "" if emptied else stream.captions[index]
+                    if chunks == 1:
                         ids = tokenizer(
-                            "" if emptied else stream.captions[index],
-                            padding="max_length",
-                            max_length=77,
-                            return_tensors="pt",
+                            text, padding="max_length", max_length=77, return_tensors="pt"
                         ).input_ids
-                    hidden = text_encoder(ids)[0]
+                        hidden = text_encoder(ids)[0]
+                    else:
+                        hidden = in_chunks(tokenizer, text_encoder, text, chunks)
                     with torch.no_grad():
                         inputs.append((noise_scheduler.add_noise(latents, added, timestep), timestep, hidden))
                         if prediction_type == "epsilon":
@@ -188,3 +190,14 @@ def min_snr(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, gamma: float
     snr = compute_snr(noise_scheduler, timestep)
     least = torch.stack([snr, torch.full_like(snr, gamma)]).min(dim=0).values
     return least / (snr if noise_scheduler.config.prediction_type == "epsilon" else snr + 1)
+
+
+def in_chunks(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, text: str, chunks: int) -> torch.Tensor:
+    """Each stretch of 75 tokens as a prompt of its own, one after the other."""
+    words = tokenizer(text, add_special_tokens=False).input_ids
+    encoded = []
+    for chunk in range(chunks):
+        stretch = words[75 * chunk : 75 * (chunk + 1)]
+        ids = [tokenizer.bos_token_id, *stretch] + [tokenizer.eos_token_id] * (76 - len(stretch))
+        encoded.append(text_encoder(torch.tensor([ids]))[0])
+    return torch.cat(encoded, dim=1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
+from sdjob.choices import DEVICES
 from sdjob.problem import JobError
-from sdjob.spec import DEVICES
 from sdtrain import attention, devices
 
 CPU = torch.device("cpu")

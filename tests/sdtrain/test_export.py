@@ -159,7 +159,7 @@ def test_a_trained_text_encoder_is_in_the_result(model, tmp_path, lora_rank):
         with safe_open(tmp_path / "out/text_encoder/model.safetensors", "pt") as file:
             # As in the files that everybody has: older transformers read no other names.
             assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
-    tokens = models.tokenize(parts.tokenizer, ["a red cross", ""])
+    tokens = models.tokenize(parts.tokenizer, ["a red cross", ""]).flatten(0, 1)
     found, wanted, base = (
         encoder(tokens)[0]
         for encoder in (

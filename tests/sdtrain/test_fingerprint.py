@@ -26,6 +26,7 @@ def facts(**settings) -> dict[str, str]:
         ({"lora_rank": 4}, "lora_rank"),
         ({"train_text_encoder": True}, "train_text_encoder"),
         ({"optimizer": "adafactor"}, "optimizer"),
+        ({"max_token_length": 150}, "max_token_length"),
         ({"aspect_ratio_buckets": True}, "aspect_ratio_buckets"),
         ({"instance_prompt": "a photo of zzz"}, "instance_prompt"),
         ({"with_prior_preservation": True, "class_prompt": "x"}, "with_prior_preservation"),

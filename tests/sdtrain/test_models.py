@@ -80,8 +80,11 @@ def test_layers_that_are_not_there_are_64(eps_model):
 def test_prompts_fill_the_encoder_and_long_ones_are_cut_and_named(eps_model):
     tokenizer = loaded(eps_model).tokenizer
     long, short = "a red cross " * 40, "a red cross"
-    assert models.tokenize(tokenizer, [short, long]).shape == (2, 77)
+    found = models.tokenize(tokenizer, [short, long])
+    wanted = tokenizer([short, long], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(found, wanted[:, None])  # as the pipeline does it
     assert models.cut_prompts(tokenizer, [short, long]) == [long]
+    assert models.cut_prompts(tokenizer, [short, long], chunks=3) == []
     assert models.cut_prompts(tokenizer, []) == []
 
 
@@ -91,4 +94,4 @@ def test_a_tokenizer_that_does_not_know_the_encoders_length(eps_model, tmp_path)
     config = json.loads(path.read_text())
     del config["model_max_length"]
     path.write_text(json.dumps(config))
-    assert models.tokenize(loaded(folder).tokenizer, ["a red cross"]).shape == (1, 77)
+    assert models.tokenize(loaded(folder).tokenizer, ["a red cross"]).shape == (1, 1, 77)

@@ -20,6 +20,7 @@ OPTIMISERS = {
     "prodigy": partial(Prodigy, weight_decay=1e-2, use_bias_correction=True, safeguard_warmup=True),
 }
 PROMPT, CLASS = "a photo of sks cross", "a photo of a cross"
+LONG = " ".join(f"{PROMPT} on a {ground} ground" for ground in ("white", "grey", "black", "beige") * 3)
 
 CASES = {
     "text_to_image": {},
@@ -65,6 +66,14 @@ CASES = {
         "lora_alpha": 4,
         "gradient_checkpointing": True,
     },
+    "long_captions": {"recipe": "dreambooth", "instance_prompt": LONG, "max_token_length": 225},
+    "long_captions_text_encoder": {
+        "recipe": "dreambooth",
+        "instance_prompt": LONG,
+        "max_token_length": 150,
+        "train_text_encoder": True,
+        "train_batch_size": 2,
+    },
     "adafactor": {"optimizer": "adafactor", "max_grad_norm": 0, "train_text_encoder": True},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0, "lora_rank": 2, "train_text_encoder": True},
     "everything": {
@@ -90,8 +99,8 @@ def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_clas
     case = dict(CASES[name])
     model = v_model if case.pop("v", False) else eps_model
     if case.get("recipe") == "dreambooth":
-        streams = [Pictures.read("instance", instance, SIDE, PROMPT)]
-        case["instance_prompt"] = PROMPT
+        case.setdefault("instance_prompt", PROMPT)
+        streams = [Pictures.read("instance", instance, SIDE, case["instance_prompt"])]
     else:
         streams = [Pictures.read("captioned", captioned, SIDE)]
     if "prior_loss_weight" in case:
@@ -120,6 +129,7 @@ def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_clas
         zero_snr=case.get("rescale_betas_zero_snr", False),
         empty_prompts=case.get("proportion_empty_prompts", 0.0),
         text_encoder_lr=case.get("text_encoder_lr", rate) if case.get("train_text_encoder") else None,
+        chunks=case.get("max_token_length", 75) // 75,
         optimizer_of=OPTIMISERS.get(case.get("optimizer")),
     )
     output = train(

@@ -1,7 +1,10 @@
 """Generated pictures: the same for the same prompt and seed, whoever draws them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sdjob.pipeline import find_pipeline
@@ -28,6 +31,30 @@ def test_a_picture_depends_on_prompt_and_seed_alone(parts):
     (alone,) = sample.generate(parts, ["b"], [1], HOW)
     assert distance(alone, second) <= 1  # rounding of a batch of another size
     assert distance(first, second) > 1 < distance(first, third)
+
+
+def test_prompts_mean_what_they_mean_to_the_pipeline(parts):
+    pipeline = StableDiffusionPipeline(
+        parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, parts.sampler, None, None
+    )
+    (wanted,) = pipeline(
+        "a red cross",
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(1),
+    ).images
+    (found,) = sample.generate(parts, ["a red cross"], [1], HOW)
+    assert distance(found, wanted) == 0
+
+
+def test_the_end_of_a_long_prompt_counts_where_it_is_encoded_in_chunks(parts):
+    prompts = [f"{'a red cross ' * 40}{ending}" for ending in ("on a black ground", "on a white ground")]
+    cut = list(sample.generate(parts, prompts, [1, 1], HOW))
+    assert distance(*cut) == 0
+    whole = list(sample.generate(parts, prompts, [1, 1], replace(HOW, prompt_chunks=3)))
+    assert distance(*whole) > 0
 
 
 def test_drawing_leaves_the_network_as_it_was(parts):
