@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also what makes forking ranks safe: no thread pool
 
 # Set by libraries when they are imported, whoever does it first.
-_SET_BY_IMPORTS = ("PYTEST_", "TORCHINDUCTOR_", "TORCH_", "KMP_", "TF_", "TRITON_", "CUDA_MODULE_", "GRPC_")
+_SET_BY_IMPORTS = ("PYTEST_", "TORCHINDUCTOR_", "TORCH_", "KMP_", "TF_", "TRITON_", "CUDA_", "GRPC_")
 
 
 @pytest.fixture(autouse=True)

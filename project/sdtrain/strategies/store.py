@@ -18,7 +18,12 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+)
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
@@ -74,6 +79,12 @@ class _SavePlanner(DefaultSavePlanner):
 
 
 class _LoadPlanner(DefaultLoadPlanner):
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        """Without what the default does before: it takes whatever is no tensor out of the dictionary."""
+        self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
         flat: _Flat = self.state_dict[index.fqn]
         return flat.share
@@ -100,7 +111,7 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
         load_shards(
             _flat(tables, ranges),
             storage_reader=FileSystemReader(folder / SHARDS),
-            planner=_LoadPlanner(),
+            planner=_LoadPlanner(flatten_state_dict=False),
             no_dist=alone,
         )
         return Numbers(**json.loads((folder / NUMBERS).read_text()))

@@ -1,0 +1,200 @@
+"""Strategies on a tiny U-Net, several in one pair of forked processes: what they compute, keep and give back."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sdjob.spec import RunSpec
+from sdtrain import strategies
+from sdtrain.denoiser import Denoiser
+from sdtrain.ema import Ema
+from sdtrain.strategies.base import OptimSpec, ParameterGroup
+from tests.support import colossal
+
+CLIP, STEPS, SAVED = 0.05, 3, 2
+BATCH, ACCUMULATION = 4, 2
+CPU = torch.device("cpu")
+# With so large an epsilon AdamW's update is proportional to the gradient: wrong clipping or scaling shows, and
+# rounding is not blown up where a gradient is nearly zero.
+OPTIM = OptimSpec(
+    (ParameterGroup("", 10.0),), (0.9, 0.99), weight_decay=1e-3, epsilon=1.0, max_grad_norm=CLIP
+)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "torch_ddp": {"plugin": "torch_ddp"},
+    "fsdp": {"plugin": "fsdp"},
+    "fsdp_whole_weights": {"plugin": "fsdp", "reshard_after_forward": False},
+    "fsdp_offload": {"plugin": "fsdp", "cpu_offload": True},
+    "fsdp_bf16": {"plugin": "fsdp", "mixed_precision": "bf16"},
+    "fsdp_fp16": {"plugin": "fsdp", "mixed_precision": "fp16"},
+    "zero1": {"plugin": "low_level_zero"},
+    "zero2": {"plugin": "low_level_zero", "zero_stage": 2},
+    "zero2_offload": {"plugin": "low_level_zero", "zero_stage": 2, "cpu_offload": True},
+    "zero1_bf16": {"plugin": "low_level_zero", "mixed_precision": "bf16"},
+    "zero1_fp16": {"plugin": "low_level_zero", "mixed_precision": "fp16"},
+    "gemini_cuda": {"plugin": "gemini", "mixed_precision": "bf16"},
+    "gemini_cuda_fp16": {"plugin": "gemini", "mixed_precision": "fp16"},
+    "gemini_cpu": {"plugin": "gemini", "mixed_precision": "bf16", "placement": "cpu"},
+    "gemini_cpu_fp16": {"plugin": "gemini", "mixed_precision": "fp16", "placement": "cpu"},
+    "gemini_auto": {"plugin": "gemini", "mixed_precision": "bf16", "placement": "auto"},
+    "gemini_auto_fp16": {"plugin": "gemini", "mixed_precision": "fp16", "placement": "auto"},
+}
+
+
+def spec_of(variant: str, **more: Any) -> RunSpec:
+    settings = {"mixed_precision": "no", "gradient_accumulation_steps": ACCUMULATION, **VARIANTS[variant]}
+    return RunSpec(pretrained_model_name_or_path="/m", output_dir="/o", **{**settings, **more})
+
+
+class Trial:
+    """One strategy around a fresh copy of the U-Net, with an average of its weights."""
+
+    def __init__(self, unet: Path, spec: RunSpec) -> None:
+        from diffusers import UNet2DConditionModel
+
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.unet = UNet2DConditionModel.from_pretrained(unet)
+        self.strategy = strategies.create(spec, CPU, self.world)
+        self.strategy.prepare(Denoiser(self.unet).train(), OPTIM)
+        self.ema = Ema(self.strategy.masters(), decay=0.5)
+
+    def step(self, number: int) -> tuple[float, float]:
+        """Loss, mean over ranks and micro-batches, and gradient norm of one optimiser step."""
+        total = torch.zeros((), dtype=torch.float64)
+        for micro in range(ACCUMULATION):
+            share = slice(self.rank * BATCH // self.world, (self.rank + 1) * BATCH // self.world)
+            latents, timesteps, hidden, noise = (tensor[share] for tensor in batch(number, micro))
+            with self.strategy.accumulate(last=micro == ACCUMULATION - 1):
+                with self.strategy.autocast():
+                    noise_pred = self.strategy.model(latents, timesteps, hidden)
+                loss = (noise_pred.float() - noise).square().mean() / ACCUMULATION
+                self.strategy.backward(loss)
+            total += loss.detach().double()
+        norm = self.strategy.step(1.0)
+        self.ema.update(self.strategy.masters())
+        if self.world > 1:
+            dist.all_reduce(total)
+        return float(total) / self.world, float(norm)
+
+    def whole(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Masters and average, whole, on rank 0."""
+        shares = {"master": self.strategy.masters(), "ema": self.ema.shares}
+        whole = {name: self.strategy.full_state(values) for name, values in shares.items()}
+        # Native weights on a CPU are the weights themselves, and go on changing.
+        return {name: {key: tensor.clone() for key, tensor in state.items()} for name, state in whole.items()}
+
+    def first_moment_norm(self) -> float:
+        """Of AdamW's first moment over all weights: after one step, (1 - beta1) × the norm of the gradient."""
+        shares = self.strategy._tables(None)["exp_avg"].values()
+        square = sum(share.double().square().sum() for share in shares)
+        dist.all_reduce(square)
+        return float(square) ** 0.5
+
+    def drawn(self) -> torch.Tensor:
+        """What the U-Net predicts with the average, called once on rank 1 and three times on rank 0."""
+        latents, timesteps, hidden, _ = batch(99, 0)
+        dtype = next(self.unet.parameters()).dtype
+        with self.strategy.applied(self.ema.shares), torch.inference_mode():
+            for _ in range(1 if self.rank else 3):
+                found = self.unet(latents.to(dtype), timesteps, hidden.to(dtype)).sample
+        return found.float().as_subclass(torch.Tensor)
+
+
+def batch(step: int, micro: int) -> tuple[torch.Tensor, ...]:
+    """Of all ranks: noisy latents in channels_last, as a VAE gives them, timesteps, text, and the noise."""
+    generator = torch.Generator().manual_seed(100 * step + micro)
+    latents = torch.randn(BATCH, 4, 8, 8, generator=generator)
+    return (
+        latents.to(memory_format=torch.channels_last),
+        torch.randint(1000, (BATCH,), generator=generator),
+        torch.randn(BATCH, 16, 32, generator=generator),
+        torch.randn(BATCH, 4, 8, 8, generator=generator),
+    )
+
+
+def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
+    """Trains, saves on the way, and starts again from there with a fresh copy."""
+    first = Trial(unet, spec_of(variant))
+    found: dict[str, Any] = {"start": first.whole()["master"], "steps": []}
+    for number in range(1, SAVED + 1):
+        found["steps"].append(first.step(number))
+        if number == 1 and variant != "torch_ddp":
+            found["moment"] = first.first_moment_norm()
+    if first.rank == 0:
+        (folder / variant).mkdir()
+    dist.barrier()
+    first.strategy.save(folder / variant, first.ema.shares)
+    found["saved"] = first.whole()
+    found["drawn"] = first.drawn()
+    found["steps"].append(first.step(STEPS))
+    found["end"] = first.whole()
+    again = Trial(unet, spec_of(variant))
+    load(again, folder / variant)
+    found["again"] = again.step(STEPS)
+    found["again_end"] = again.whole()
+    return found
+
+
+def load(into: Trial, folder: Path) -> None:
+    into.strategy.load(folder, into.ema.shares)
+    into.ema.resume(updates=SAVED)
+
+
+def converted(unet: Path, folder: Path, variant: str, source: str) -> dict[str, dict[str, torch.Tensor]]:
+    """What a strategy holds that starts from another one's checkpoint, and its next step."""
+    other = Trial(unet, spec_of(variant))
+    load(other, folder / source)
+    return {**other.whole(), "step": other.step(STEPS)}  # type: ignore[dict-item]
+
+
+def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> Any:
+    """What `work` returns on rank 0 of `size` forked processes, each with Colossal-AI's test accelerator."""
+    import sdtrain.strategies.colossal  # noqa: F401  (once, before the forks)
+
+    context = multiprocessing.get_context("fork")
+    store = str(folder / f"store-{work.__name__}-{size}")
+    processes = [context.Process(target=_rank, args=(r, size, store, work, arguments)) for r in range(size)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(300)
+        assert [process.exitcode for process in processes] == [0] * size
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return torch.load(f"{store}-result.pt", weights_only=True)
+
+
+def _rank(rank: int, size: int, store: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        with _group(rank, size, store):
+            colossal.install()
+            result = work(*arguments)
+            if rank == 0:
+                torch.save(result, f"{store}-result.pt")
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+@contextmanager
+def _group(rank: int, size: int, store: str) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
