@@ -14,7 +14,14 @@ from pathlib import Path
 from sdjob.problem import Problem, hardware
 
 # Device nodes of one device each. Other vendors' devices are used when `device` names them.
-_NODES = {"cuda": r"nvidia\d+", "npu": r"davinci\d+", "mlu": r"cambricon_dev\d+"}
+_NODES = {
+    "cuda": r"nvidia\d+",
+    "npu": r"davinci\d+",
+    "mlu": r"cambricon_dev\d+",
+    "gcu": r"gcu\d+",
+    "musa": r"mtgpu\.\d+",
+}
+_AMD_NODE = r"renderD\d+"  # below /dev/dri; usable for computing where /dev/kfd is there too
 
 _QUESTION = """
 import json, torch
@@ -46,31 +53,33 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     """The devices for `device=wanted`, as far as the machine shows them."""
     cores = usable_cores()
     nvidia = _visible(_count(dev, "cuda"), environ)
+    amd = 0 if nvidia else _count_amd(dev)
     other = next((kind for kind in _NODES if kind != "cuda" and _count(dev, kind)), None)
-    if wanted == "auto" and not nvidia and other:
+    if wanted == "auto" and not (nvidia or amd) and other:
         problem = hardware(
             "device",
-            f"auto finds NVIDIA devices only, and this machine has {other} devices",
+            f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices",
             f"Use device={other}, or device=cpu to train on the CPU all the same.",
         )
         why = f"auto: {other} devices not asked for"
         return Devices("cpu", cores, cores, why, memory=host_memory(), problems=(problem,))
-    if wanted == "cpu" or (wanted == "auto" and not nvidia):
+    if wanted == "cpu" or (wanted == "auto" and not (nvidia or amd)):
         why = "" if wanted == "cpu" else "auto: no accelerator found"
         return Devices("cpu", cores, cores, why, memory=host_memory())
     if wanted not in ("auto", "cuda"):
         return Devices(wanted, None, cores, "")
-    why = f"auto: {nvidia} NVIDIA devices" if wanted == "auto" else ""
-    if nvidia:
-        return _asked(nvidia, cores, why)
+    vendor = "NVIDIA" if nvidia else "AMD"
+    why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
+    if nvidia or amd:
+        return _asked(nvidia or amd, vendor, cores, why)
     problem = hardware(
         "device", "cuda, and no NVIDIA device in this machine", "Use device=cpu, or a GPU machine."
     )
     return Devices("cuda", 0, cores, why, problems=(problem,))
 
 
-def _asked(nodes: int, cores: int, why: str) -> Devices:
-    """NVIDIA devices as torch sees them, asked in a process of its own that ends at once."""
+def _asked(nodes: int, vendor: str, cores: int, why: str) -> Devices:
+    """The devices that torch calls cuda, as it sees them, asked in a process of its own that ends at once."""
     try:
         reply = subprocess.run(
             [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=60, check=True
@@ -81,8 +90,9 @@ def _asked(nodes: int, cores: int, why: str) -> Devices:
     if not seen["count"]:
         problem = hardware(
             "device",
-            f"{nodes} NVIDIA devices that PyTorch cannot use",
-            "Install a CUDA build of PyTorch that fits the driver, or train on the CPU with device=cpu.",
+            f"{nodes} {vendor} devices that PyTorch cannot use",
+            f"Install a {'CUDA' if vendor == 'NVIDIA' else 'ROCm'} build of PyTorch that fits the driver, or train "
+            "on the CPU with device=cpu.",
         )
         return Devices("cuda", nodes, cores, why, problems=(problem,))
     return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"] or None)
@@ -93,6 +103,15 @@ def _count(dev: Path, kind: str) -> int:
         return sum(bool(re.fullmatch(_NODES[kind], entry.name)) for entry in dev.iterdir())
     except OSError:
         return 0
+
+
+def _count_amd(dev: Path) -> int:
+    """AMD's devices, which PyTorch calls cuda."""
+    try:
+        nodes = [entry.name for entry in (dev / "dri").iterdir()] if (dev / "kfd").exists() else []
+    except OSError:
+        return 0
+    return sum(bool(re.fullmatch(_AMD_NODE, name)) for name in nodes)
 
 
 def _visible(count: int, environ: Mapping[str, str]) -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from sdjob.compat import PLUGINS
 from sdjob.problem import Problem, hardware
 from sdlaunch.job import Job
 
@@ -31,6 +32,14 @@ def findings(job: Job) -> list[Problem]:
     data = job.contents.dataset
     needed = PACKAGES | (TABLES if data and data.format in _TABLE_FORMATS else {})
     lacking = missing(needed)
+    package = PLUGINS[job.spec.plugin].package
+    if package and job.topology.device in PLUGINS[job.spec.plugin].devices and missing({package: package}):
+        remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."
+        return [*_lacking(lacking, job), hardware("plugin", f"{package} is not installed", remedy)]
+    return _lacking(lacking, job)
+
+
+def _lacking(lacking: list[str], job: Job) -> list[Problem]:
     if job.packages_come:
         lacking = [package for package in lacking if package == "torch"]
     if not lacking:

@@ -59,6 +59,24 @@ def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> s
     return ""
 
 
+def running(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that computes: the one that was asked for, or what PyTorch chooses for the U-Net's heads.
+
+    Such as "flash", or "flash (40, 80), math (160)" where the choice depends on the size of the heads.
+    """
+    if name == "xformers" or name in _BACKENDS:
+        return name
+    names = {int(backend): each for each, backend in _BACKENDS.items()}  # type: ignore[call-overload]
+    sizes: dict[str, list[int]] = {}
+    for size in head_sizes(unet):
+        query = torch.zeros(1, 2, 16, size, device=device, dtype=dtype)
+        choice = names.get(torch._fused_sdp_choice(query, query, query), "math")
+        sizes.setdefault(choice, []).append(size)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    return ", ".join(f"{each} ({', '.join(map(str, heads))})" for each, heads in sizes.items())
+
+
 def head_sizes(unet: nn.Module) -> list[int]:
     """Channels per head of all attention layers, such as 40, 80 and 160 for Stable Diffusion 1.x."""
     return sorted({m.inner_dim // m.heads for m in unet.modules() if isinstance(m, Attention)})

@@ -83,7 +83,9 @@ class Outcome:
     bad_samples: tuple[str, ...] = ()  # pictures that could not be used
 
 
-def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> dict[str, Any]:
+def report(
+    spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome, attention: str
+) -> dict[str, Any]:
     """The report as plain values. Collective, for the largest memory of all ranks."""
     rate = outcome.steps_per_second
     images = rate * shape.global_batch if rate else None
@@ -105,6 +107,7 @@ def report(spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome) -> 
         "num_examples": outcome.num_examples,
         "precision": spec.mixed_precision,
         "attention": spec.attention,
+        "attention_backend": attention,
         "use_ema": spec.use_ema,
         "lora_rank": spec.lora_rank,
         "learning_rate": spec.learning_rate,

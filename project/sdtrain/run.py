@@ -62,6 +62,8 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         zero_snr=spec.rescale_betas_zero_snr,
     )
     attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
+    if world.is_main:
+        _say_attention(spec, world, parts)
     given = RecipeInput(spec, world, layout, parts, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
     denoiser = models.make_trainable(parts, spec)
@@ -108,7 +110,9 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     if spec.validation_prompts:
         validation.draw(training, spec.max_train_steps)
         sheet = validation.before_after(training) if world.is_main else None
-    values = report.report(spec, world, training.shape, outcome)
+    parts = training.parts
+    attends = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
+    values = report.report(spec, world, training.shape, outcome, attends)
     if world.is_main:
         if sheet:
             sheet.save(layout.before_after)
@@ -271,6 +275,14 @@ def _groups(spec: RunSpec) -> tuple[ParameterGroup, ...]:
     if not spec.train_text_encoder:
         return (unet,)
     return unet, ParameterGroup(f"{TEXT_ENCODER}.", spec.text_encoder_lr or spec.learning_rate)
+
+
+def _say_attention(spec: RunSpec, world: World, parts: Parts) -> None:
+    """What computes attention; a device that has to do without a fused kernel is slow, and nothing says so."""
+    runs = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
+    say(f"attention: {spec.attention} asked for, {runs} runs")
+    if spec.attention in ("auto", "sdpa") and "math" in runs and world.kind.name != "cpu":
+        say(f"warning: PyTorch has no fused attention for {parts.dtype} here; mixed_precision=bf16 may help")
 
 
 def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...], chunks: int) -> None:

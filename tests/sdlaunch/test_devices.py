@@ -75,10 +75,26 @@ def test_a_vendors_device_is_taken_as_given(tmp_path):
     assert (found.kind, found.count, found.problems) == ("gcu", None, ())
 
 
-@pytest.mark.parametrize(("node", "kind"), [("davinci0", "npu"), ("cambricon_dev0", "mlu")])
+@pytest.mark.parametrize(
+    ("node", "kind"), [("davinci0", "npu"), ("cambricon_dev0", "mlu"), ("gcu0", "gcu"), ("mtgpu.0", "musa")]
+)
 def test_another_vendors_device_is_not_passed_over_in_silence(tmp_path, node, kind):
     (tmp_path / node).touch()
     (problem,) = devices.find("auto", {}, tmp_path).problems
     assert (problem.code, f"device={kind}" in problem.remedy) == (69, True)
     assert devices.find("cpu", {}, tmp_path).problems == ()
     assert devices.find(kind, {}, tmp_path).kind == kind
+
+
+def test_amd_devices_are_cuda_to_torch_and_counted_where_they_can_compute(tmp_path, torch_says):
+    (tmp_path / "dri").mkdir()
+    for name in ("renderD128", "renderD129", "card0"):
+        (tmp_path / "dri" / name).touch()
+    assert devices.find("auto", {}, tmp_path).kind == "cpu"  # a display, without the compute driver
+    (tmp_path / "kfd").touch()
+    torch_says('{"count": 2, "bf16": true, "memory": 5}')
+    found = devices.find("auto", {}, tmp_path)
+    assert (found.kind, found.count, found.bf16, found.why) == ("cuda", 2, True, "auto: 2 AMD devices")
+    torch_says('{"count": 0, "bf16": false, "memory": 0}')
+    (problem,) = devices.find("auto", {}, tmp_path).problems
+    assert problem.code == 69 and "ROCm" in problem.remedy

@@ -1,5 +1,7 @@
 """Choosing a device, and proving the attention backend on it."""
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from sdjob.choices import DEVICES
 from sdjob.problem import JobError
 from sdtrain import attention, devices
+from tests.support.worker import PROJECT, environment
 
 CPU = torch.device("cpu")
 NETWORK = torch.nn.ModuleList([Attention(80, heads=2, dim_head=40), Attention(320, heads=2, dim_head=160)])
@@ -104,3 +107,43 @@ def test_why_a_device_is_absent(monkeypatch):
     assert devices.why_absent(devices.KINDS["cuda"]) == "this build of PyTorch is for CPUs only"
     monkeypatch.setattr(devices.torch.version, "cuda", "12.8")
     assert devices.why_absent(devices.KINDS["cuda"]) == "PyTorch finds none"
+
+
+def test_what_runs_is_what_was_asked_for_or_what_pytorch_chooses():
+    assert attention.running("math", NETWORK, CPU, torch.float32) == "math"
+    assert attention.running("auto", NETWORK, CPU, torch.float32) in ("flash", "math")
+
+
+def test_a_choice_that_depends_on_the_heads_names_them(monkeypatch):
+    kernels = {40: torch.nn.attention.SDPBackend.FLASH_ATTENTION, 160: torch.nn.attention.SDPBackend.MATH}
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v: int(kernels[q.shape[-1]]))
+    assert attention.running("auto", NETWORK, CPU, torch.float32) == "flash (40), math (160)"
+
+
+def test_a_vendors_package_is_imported_and_its_device_used(tmp_path):
+    """In a process of its own: what registers a device with PyTorch cannot be undone."""
+    (tmp_path / "torch_gcu.py").write_text(
+        "import torch, types\n"
+        "torch.utils.rename_privateuse1_backend('gcu')\n"
+        "current = []\n"
+        "torch._register_device_module('gcu', types.SimpleNamespace(\n"
+        "    is_available=lambda: True, device_count=lambda: 2, set_device=current.append,\n"
+        "    is_bf16_supported=lambda: True, max_memory_allocated=lambda: 12345))\n"
+    )
+    code = (
+        "import torch\n"
+        "from sdtrain import devices\n"
+        "kind = devices.choose('auto')\n"
+        "place = devices.device_of(kind, 1)\n"
+        "print(kind.name, kind.backend, place, torch.gcu.set_device.__self__, devices.has_bf16(kind),\n"
+        "      devices.peak_memory(place))\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(PROJECT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(PYTHONPATH=paths),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "gcu eccl gcu:1 [1] True 12345", done.stderr
