@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -80,20 +79,10 @@ def start() -> int:
         console.show("stopped before training began; start again at any time", sys.stderr)
         return 75
     except ModuleNotFoundError as error:
-        package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
-        print(
-            f"Python package {package}: not installed for {sys.executable}\n"
-            f"    → Install it: {sys.executable} -m pip install {package}",
-            file=sys.stderr,
-        )
+        console.show(console.missing_package(error), sys.stderr)
         return 69
-    except Exception as error:  # a bug of the launcher: said in one line, with its place for a report
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        print(
-            f"launcher: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})\n"
-            "    → This is a bug: please report it with this line and the output of `plan`.",
-            file=sys.stderr,
-        )
+    except Exception as error:
+        console.show(console.bug(error), sys.stderr)
         return 70
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import TextIO
 
 
@@ -27,3 +29,21 @@ def show(text: str, stream: TextIO) -> None:
         print(text, file=stream, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """What to install, for this very Python."""
+    package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
+    return (
+        f"Python package {package}: not installed for {sys.executable}\n"
+        f"    → Install it: {sys.executable} -m pip install {package}"
+    )
+
+
+def bug(error: Exception) -> str:
+    """A fault of the launcher in one line, with its place for a report."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"launcher: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})\n"
+        "    → This is a bug: please report it with this line and the output of `plan`."
+    )

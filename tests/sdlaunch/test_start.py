@@ -1,0 +1,35 @@
+"""The launcher's start, where even its own packages may be missing or broken."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parents[2]
+
+
+def started(folder: Path, module: str, source: str) -> subprocess.CompletedProcess[str]:
+    """The launcher, with a module of that source before the installed one."""
+    (folder / f"{module}.py").write_text(source)
+    environ = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(HOME / "entrypoint.py"), "check"]
+    return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("module", "package"), [("dotenv", "python-dotenv"), ("pydantic", "pydantic")])
+def test_a_missing_package_is_named_as_pip_knows_it(tmp_path, module, package):
+    ended = started(tmp_path, module, f"raise ModuleNotFoundError('No module', name={module!r})")
+    assert ended.returncode == 69
+    assert ended.stderr == (
+        f"Python package {package}: not installed for {sys.executable}\n"
+        f"    → Install it: {sys.executable} -m pip install {package}\n"
+    )
+
+
+def test_a_fault_of_the_launcher_is_one_line_with_its_place(tmp_path):
+    ended = started(tmp_path, "pydantic", "raise RuntimeError('broken')")
+    assert ended.returncode == 70
+    assert ended.stderr.startswith("launcher: RuntimeError: broken (pydantic.py:1)\n    → This is a bug")
+    assert "Traceback" not in ended.stderr
