@@ -293,11 +293,11 @@ class RunSpec(BaseModel):
     ] = 1
     reshard_after_forward: Annotated[
         bool,
-        Setting("strategy", "fsdp: 1 shards the weights too (ZeRO-3); 0 keeps them whole in a step (ZeRO-2)"),
+        Setting("strategy", "fsdp: 1 shards the weights too (ZeRO-3); 0 gathers them once a step (ZeRO-2)"),
     ] = True
-    cpu_offload: Annotated[
-        bool, Setting("strategy", "fsdp, low_level_zero: masters and optimiser stay in host memory")
-    ] = False
+    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimiser in host memory")] = (
+        False
+    )
     mixed_precision: Annotated[
         Precision,
         Setting(
