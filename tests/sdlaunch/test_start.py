@@ -13,9 +13,9 @@ HOME = Path(__file__).resolve().parents[2]
 def started(folder: Path, module: str, source: str) -> subprocess.CompletedProcess[str]:
     """The launcher, with a module of that source before the installed one."""
     (folder / f"{module}.py").write_text(source)
-    environ = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {**os.environ, "PYTHONPATH": str(folder), "ENV_FILE": str(HOME / "env/demo.env")}
     command = [sys.executable, str(HOME / "entrypoint.py"), "check"]
-    return subprocess.run(command, env=environ, capture_output=True, text=True)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, cwd=folder)
 
 
 @pytest.mark.parametrize(("module", "package"), [("dotenv", "python-dotenv"), ("pydantic", "pydantic")])
