@@ -291,13 +291,8 @@ class RunSpec(BaseModel):
         Annotated[Whole, Field(ge=1, le=2)],
         Setting("strategy", "low_level_zero: 1 shards masters and optimiser, 2 the gradients too"),
     ] = 1
-    reshard_after_forward: Annotated[
-        bool,
-        Setting("strategy", "fsdp: 1 shards the weights too (ZeRO-3); 0 gathers them once a step (ZeRO-2)"),
-    ] = True
-    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimiser in host memory")] = (
-        False
-    )
+    reshard_after_forward: Annotated[bool, Setting("strategy", "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")] = True
+    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimiser on the host")] = False
     mixed_precision: Annotated[
         Precision,
         Setting(
