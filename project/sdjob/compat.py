@@ -107,7 +107,13 @@ def without_effect(spec: RunSpec) -> list[str]:
         (spec.bad_samples != "skip", "bad_samples=skip", ("max_bad_samples",)),
         (spec.on_nan != "skip", "on_nan=skip", ("max_nan_steps",)),
         (spec.lora_rank > 0, "lora_rank=0", ("export_single_file",)),
-        (not spec.validation_prompts, "validation_prompts", ("validation_steps", "num_validation_images")),
+        (not spec.validation_prompts, "validation_prompts", ("num_validation_images",)),
+        (not spec.validation_data_dir, "validation_data_dir", ("max_validation_samples",)),
+        (
+            not spec.validation_prompts and not spec.validation_data_dir,
+            "validation_prompts or validation_data_dir",
+            ("validation_steps",),
+        ),
         (
             spec.lr_scheduler != "cosine_with_restarts",
             "lr_scheduler=cosine_with_restarts",

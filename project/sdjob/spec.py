@@ -10,20 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sdjob.choices import (
-    CACHING,
-    DEVICES,
-    EXPORTED,
-    PRECISIONS,
-    Attention,
-    Caching,
-    Device,
-    Optimizer,
-    Plugin,
-    Precision,
-    Recipe,
-    Schedule,
-)
+from sdjob import choices
 from sdjob.fields import (
     Amount,
     Count,
@@ -46,7 +33,7 @@ class RunSpec(BaseModel):
 
     # --- job -----------------------------------------------------------------------------------------
     recipe: Annotated[
-        Recipe, Setting("job", "what is trained: a subject, or captioned pictures", core=True)
+        choices.Recipe, Setting("job", "what is trained: a subject, or captioned pictures", core=True)
     ] = "dreambooth"
     pretrained_model_name_or_path: Annotated[
         Text,
@@ -120,19 +107,19 @@ class RunSpec(BaseModel):
         ),
     ] = None
     cache_latents: Annotated[
-        Caching,
+        choices.Caching,
         Setting(
             "data",
             "encode each picture once, and keep the moments of its latents: no, memory, disk",
-            values=CACHING,
+            values=choices.CACHING,
         ),
     ] = "no"
     cache_text_embeddings: Annotated[
-        Caching,
+        choices.Caching,
         Setting(
             "data",
             "encode each prompt once: no, memory, disk",
-            values=CACHING,
+            values=choices.CACHING,
             aliases=("cache_text_encoder_outputs",),
         ),
     ] = "no"
@@ -201,11 +188,11 @@ class RunSpec(BaseModel):
 
     # --- optimiser -----------------------------------------------------------------------------------
     optimizer: Annotated[
-        Optimizer,
+        choices.Optimizer,
         Setting(
             "optimiser",
             "adamw; adamw8bit (bitsandbytes, less memory); adafactor (still less); prodigy (finds its rate, with lr=1)",
-            values=any_case(*get_args(Optimizer), adamw8bit=("adamw_8bit", "8bit", "adam8bit")),
+            values=any_case(*get_args(choices.Optimizer), adamw8bit=("adamw_8bit", "8bit", "adam8bit")),
             aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
         ),
     ] = "adamw"
@@ -221,9 +208,9 @@ class RunSpec(BaseModel):
             aliases=("text_encoder_learning_rate",),
         ),
     ] = None
-    lr_scheduler: Annotated[Schedule, Setting("optimiser", "shape of the learning rate over the run")] = (
-        "constant"
-    )
+    lr_scheduler: Annotated[
+        choices.Schedule, Setting("optimiser", "shape of the learning rate over the run")
+    ] = "constant"
     lr_num_cycles: Annotated[
         Positive, Setting("optimiser", "cosine_with_restarts: how often it falls over the run")
     ] = 1
@@ -282,7 +269,7 @@ class RunSpec(BaseModel):
     ] = 10
 
     # --- strategy ------------------------------------------------------------------------------------
-    plugin: Annotated[Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
+    plugin: Annotated[choices.Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
     placement: Annotated[
         Literal["cuda", "cpu", "auto"],
         Setting("strategy", "where gemini keeps parameters and optimiser", aliases=("placement_policy",)),
@@ -294,12 +281,12 @@ class RunSpec(BaseModel):
     reshard_after_forward: Annotated[bool, Setting("strategy", "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")] = True
     cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimiser on the host")] = False
     mixed_precision: Annotated[
-        Precision,
+        choices.Precision,
         Setting(
             "strategy",
             "type of the computation; trained weights stay fp32",
             aliases=("precision",),
-            values=PRECISIONS,
+            values=choices.PRECISIONS,
             core=True,
         ),
     ] = "auto"
@@ -307,7 +294,7 @@ class RunSpec(BaseModel):
         bool, Setting("strategy", "recompute activations: less memory, about a quarter more work")
     ] = False
     attention: Annotated[
-        Attention,
+        choices.Attention,
         Setting(
             "strategy",
             "attention backend; auto: PyTorch chooses",
@@ -323,12 +310,12 @@ class RunSpec(BaseModel):
         ),
     ] = "auto"
     device: Annotated[
-        Device,
+        choices.Device,
         Setting(
             "strategy",
             "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)",
             core=True,
-            values=any_case(*DEVICES, cuda=("gpu",)),
+            values=any_case(*choices.DEVICES, cuda=("gpu",)),
         ),
     ] = "auto"
     allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False
@@ -383,13 +370,15 @@ class RunSpec(BaseModel):
     # --- result --------------------------------------------------------------------------------------
     export_dtype: Annotated[
         Literal["fp32", "fp16", "bf16"],
-        Setting("result", "type of the weights in the result", aliases=("save_precision",), values=EXPORTED),
+        Setting(
+            "result",
+            "type of the weights in the result",
+            aliases=("save_precision",),
+            values=choices.EXPORTED,
+        ),
     ] = "fp32"
     export_single_file: Annotated[
-        bool,
-        Setting(
-            "result", "write the pipeline as one file for WebUI and ComfyUI too (webui/model.safetensors)"
-        ),
+        bool, Setting("result", "the pipeline as one file for WebUI too: webui/model.safetensors")
     ] = False
 
     # --- validation ----------------------------------------------------------------------------------
@@ -407,9 +396,16 @@ class RunSpec(BaseModel):
     validation_steps: Annotated[
         Count,
         Setting(
-            "validation", "samples every so many steps; 0: only before and after", unit="optimiser steps"
+            "validation", "validation every so many steps; 0: only before and after", unit="optimiser steps"
         ),
     ] = 0
+    validation_data_dir: Annotated[
+        str | None,
+        Setting("validation", "held-out pictures, captioned like the data set; their loss is a stable curve"),
+    ] = None
+    max_validation_samples: Annotated[
+        Positive, Setting("validation", "held-out pictures to look at, the first of the folder")
+    ] = 256
     num_inference_steps: Annotated[
         Positive, Setting("validation", "denoising steps of a generated picture")
     ] = 25

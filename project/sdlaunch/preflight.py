@@ -224,6 +224,14 @@ def _class_images(job: Job) -> list[Problem]:
     ]
 
 
+def _held_out(job: Job) -> list[Problem]:
+    folder = job.spec.validation_data_dir
+    if folder is None or Path(folder).is_dir():
+        return []
+    remedy = "Correct the path, or unset it: there is then no validation loss."
+    return [bad_input("validation_data_dir", f"{folder} is not a folder", remedy)]
+
+
 def _resume_point(job: Job) -> list[Problem]:
     wanted = job.spec.resume
     if wanted in ("auto", "never"):
@@ -303,5 +311,6 @@ CHECKS: tuple[Check, ...] = (
     Check(texts.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
+    Check(_held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
     Check(_resume_point, "resume", _output),
 )

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from sdjob import trained
-from sdjob.spec import RunSpec
 from sdtrain import attention, devices, host_memory, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
@@ -117,9 +116,9 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
                 watch.go_on()
             if stopping:
                 raise Stopped(step)
-            if _samples_are_due(spec, step):
+            if _validation_is_due(training, step):
                 watch.pause()
-                validation.draw(training, step)
+                validation.validate(training, step)
                 watch.go_on()
     watch.pause()
     return state, Outcome(
@@ -162,10 +161,11 @@ def _reached(
     )
 
 
-def _samples_are_due(spec: RunSpec, step: int) -> bool:
-    """Between the first samples, drawn before training, and the last, drawn when the result is in place."""
-    every = spec.validation_steps
-    return bool(spec.validation_prompts and every) and step % every == 0 and step != spec.max_train_steps
+def _validation_is_due(training: Training, step: int) -> bool:
+    """Between the first validation, before training, and the last, when the result is in place."""
+    every, last = training.spec.validation_steps, training.spec.max_train_steps
+    wanted = training.spec.validation_prompts or training.held_out
+    return bool(wanted and every) and step % every == 0 and step != last
 
 
 def save(training: Training, saver: Saver, state: TrainState, *, beside: bool) -> None:

@@ -20,6 +20,7 @@ from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
 from sdtrain.encodings import Caching, cached_latents, cached_prompts
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
+from sdtrain.held_out import open_held_out
 from sdtrain.loop import train_steps
 from sdtrain.models import Parts, cut_prompts
 from sdtrain.order import BatchShape
@@ -52,6 +53,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
             )
         return
     images = open_images(spec, world, info)
+    held_out = open_held_out(spec, world)
     parts = models.load(
         folder,
         spec.mixed_precision,
@@ -76,6 +78,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     examples = _examples(Caching(spec, world, layout, parts, stop, start.step if start else 0), streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
         training = _training(spec, world, layout, parts, denoiser, examples, tracking, stop)
+        training = replace(training, held_out=held_out)
         _train(training, folder, start, facts)
 
 
@@ -92,8 +95,8 @@ def _train(
         training.strategy.load(start.path, training.ema.shares if training.ema else None)
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
-    elif spec.validation_prompts:
-        validation.draw(training, 0)
+    else:
+        validation.validate(training, 0)
     if world.is_main:
         say(_arithmetic(training, state))
     _, outcome = train_steps(training, state)
@@ -106,13 +109,11 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     weights = training.strategy.full_state(training.best)
     if world.is_main:
         export.export(layout.checkpoint, folder, training.parts, weights, spec)
-    sheet = None
-    if spec.validation_prompts:
-        validation.draw(training, spec.max_train_steps)
-        sheet = validation.before_after(training) if world.is_main else None
+    loss = validation.validate(training, spec.max_train_steps)
+    sheet = validation.before_after(training) if spec.validation_prompts and world.is_main else None
     parts = training.parts
     attends = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
-    values = report.report(spec, world, training.shape, outcome, attends)
+    values = report.report(spec, world, training.shape, outcome, attends) | {"validation_loss": loss}
     if world.is_main:
         if sheet:
             sheet.save(layout.before_after)

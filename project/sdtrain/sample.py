@@ -39,7 +39,7 @@ class Drawing:
 
 
 @contextmanager
-def _evaluating(parts: Parts) -> Iterator[None]:
+def evaluating(parts: Parts) -> Iterator[None]:
     """What is trained in evaluation mode, its forward pass in the type of the run."""
     modes = [(part, part.training) for part in (parts.unet, parts.text_encoder)]
     for part, _ in modes:
@@ -72,7 +72,7 @@ def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -
             parts.text_encoder, tokenize(parts.tokenizer, texts, how.prompt_chunks).to(parts.device)
         )
 
-    with _evaluating(parts), torch.inference_mode():
+    with evaluating(parts), torch.inference_mode():
         for start in range(0, len(prompts), how.batch_size):
             batch = slice(start, start + how.batch_size)
             wanted = prompts[batch]

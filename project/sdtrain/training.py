@@ -10,6 +10,7 @@ import torch
 
 from sdjob.output import OutputLayout
 from sdjob.spec import RunSpec
+from sdtrain.data import TrainingImages
 from sdtrain.ema import Ema
 from sdtrain.models import Parts
 from sdtrain.order import BatchShape
@@ -18,6 +19,15 @@ from sdtrain.strategies.base import Strategy
 from sdtrain.streams import StreamSet
 from sdtrain.tracking import Tracker
 from sdtrain.world import World
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pictures that are not trained on; the first `count` of them are looked at. `prompt`: None: their captions."""
+
+    images: TrainingImages
+    count: int
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Training:
     ema: Ema | None
     tracker: Tracker
     stop: StopRequest
+    held_out: HeldOut | None = None
 
     @property
     def num_examples(self) -> int:

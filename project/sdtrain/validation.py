@@ -1,4 +1,4 @@
-"""Validation samples: the same prompts and seeds before, during and after training."""
+"""Validation: samples of the same prompts and seeds, and the loss on held-out pictures, before, during and after."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from pathlib import Path
 from PIL import Image
 
 from sdjob.output import OutputLayout
-from sdtrain import sample
+from sdtrain import held_out, sample
 from sdtrain.progress import say
 from sdtrain.training import Training
 
 
 def folder_of(layout: OutputLayout, step: int) -> Path:
     return layout.samples / f"step-{step:06d}"
+
+
+def validate(training: Training, step: int) -> float | None:
+    """Samples and held-out loss after a step, as far as they were asked for; returns the loss. Collective."""
+    if training.spec.validation_prompts:
+        draw(training, step)
+    if training.held_out is None:
+        return None
+    loss = held_out.loss(training, training.held_out)
+    training.tracker.scalars({"validation/loss": loss}, step)
+    if training.world.is_main:
+        say(f"validation loss {loss:.4f} after step {step}")
+    return loss
 
 
 def draw(training: Training, step: int) -> None:

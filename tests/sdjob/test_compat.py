@@ -137,7 +137,7 @@ def test_one_process_needs_no_strategy():
         ({"lr_power": 2.0}, "lr_power: no effect without lr_scheduler=polynomial"),
         ({"optimizer": "adafactor", "adam_beta1": 0.5}, "adam_beta1: no effect without an optimizer of Adam"),
         ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
-        ({"validation_steps": 5}, "validation_steps: no effect without validation_prompts"),
+        ({"validation_steps": 5}, "validation_steps: no effect without validation_prompts or validation_data_dir"),
         ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
     ],
 )
