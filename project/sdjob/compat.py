@@ -126,6 +126,11 @@ def without_effect(spec: RunSpec) -> list[str]:
             ("adam_beta1", "adam_beta2", "adam_epsilon"),
         ),
         (not spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),
+        (
+            spec.concepts_list is not None,
+            "leaving concepts_list empty",
+            ("instance_prompt", "class_prompt", "class_data_dir"),
+        ),
         (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
         (not spec.timed_step, "timed_step", ("reference_loss",)),
     )
@@ -252,7 +257,16 @@ def _recipe(spec: RunSpec) -> list[Problem]:
                 "Prior preservation belongs to recipe=dreambooth: remove one of them.",
             )
         )
-    if spec.recipe == "dreambooth" and spec.with_prior_preservation and not spec.class_prompt:
+    if spec.recipe != "dreambooth" and spec.concepts_list:
+        found.append(
+            setting(
+                "concepts_list",
+                f"given with recipe={spec.recipe}",
+                "Subjects belong to recipe=dreambooth: remove one of them.",
+            )
+        )
+    has_class = spec.class_prompt or spec.concepts_list  # which is read and checked when there is one
+    if spec.recipe == "dreambooth" and spec.with_prior_preservation and not has_class:
         found.append(
             setting(
                 "class_prompt",

@@ -56,6 +56,10 @@ class RunSpec(BaseModel):
     train_data_dir: Annotated[
         str | None, Setting("data", "text-to-image: the captioned data set", flag_only=True)
     ] = None
+    concepts_list: Annotated[
+        Text | None,
+        Setting("data", "DreamBooth: YAML file with a list of subjects, in place of DATASET_DIR and prompts"),
+    ] = None
     class_data_dir: Annotated[
         str | None,
         Setting("data", "pictures of the class, read only; empty: generated under the output folder"),

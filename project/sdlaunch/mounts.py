@@ -65,7 +65,7 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collect
         return find_pipeline(mounts.model, options.model_name, allow_pickle=spec.allow_pickle)
 
     def dataset() -> DatasetInfo | None:
-        if "dataset_name" in awaited:
+        if "dataset_name" in awaited or spec.concepts_list:
             return None
         _usable_mount("DATASET_DIR", mounts.dataset, "the data set", options.dataset_name)
         return find_dataset(

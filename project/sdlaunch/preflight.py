@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob import compat, fit
-from sdjob.dataset import verify_sample
+from sdjob.concepts import concepts_of
+from sdjob.dataset import find_dataset, verify_sample
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
@@ -211,9 +212,37 @@ def _images(job: Job) -> list[Problem]:
     return [] if job.spec.bad_samples == "skip" and len(bad) < SAMPLED_IMAGES else bad
 
 
+def _concepts(job: Job) -> list[Problem]:
+    """Every subject of a list: its entry, its pictures, and those of its class where they are given."""
+    spec = job.spec
+    if not spec.concepts_list:
+        return []
+    problems: list[Problem] = []
+    for concept in concepts_of(spec):
+        folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
+        for folder in folders if spec.with_prior_preservation else folders[:1]:
+            try:
+                info = find_dataset(
+                    Path(folder),
+                    None,
+                    captions=False,
+                    image_column=spec.image_column,
+                    caption_column=spec.caption_column,
+                )
+                problems += verify_sample(info, SAMPLED_IMAGES) if spec.verify_images != "none" else []
+            except JobError as error:
+                problems += error.problems
+    return problems
+
+
 def _class_images(job: Job) -> list[Problem]:
     folder = job.spec.class_data_dir
-    if not job.spec.with_prior_preservation or folder is None or Path(folder).is_dir():
+    if (
+        job.spec.concepts_list
+        or not job.spec.with_prior_preservation
+        or folder is None
+        or Path(folder).is_dir()
+    ):
         return []
     return [
         bad_input(
@@ -310,6 +339,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
     Check(texts.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
+    Check(_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(_held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
     Check(_resume_point, "resume", _output),

@@ -59,10 +59,22 @@ def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noi
         timesteps=timesteps,
         conditioning=_conditioning(parts, batches, spec),
         wanted=objective.target(kind, schedule, latents, noise, timesteps),
-        weights=weights,
+        weights=_weights(batches, weights),
         sizes=tuple(len(batch.samples) for batch in batches),
         stream_weights=tuple(batch.weight for batch in batches),
     )
+
+
+def _weights(batches: tuple[StreamBatch, ...], of_timesteps: torch.Tensor | None) -> torch.Tensor | None:
+    """Of each sample's error, [B]: that of its picture times that of its timestep; None: all count alike."""
+    if all(batch.picture_weights is None for batch in batches):
+        return of_timesteps
+    given = [
+        batch.picture_weights if batch.picture_weights is not None else torch.ones(len(batch.samples))
+        for batch in batches
+    ]
+    weights = torch.cat(given)
+    return weights if of_timesteps is None else weights.to(of_timesteps.device) * of_timesteps
 
 
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
@@ -70,7 +82,7 @@ def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
     errors = objective.squared_error(noise_pred, batch.wanted)
     if batch.weights is not None:
-        errors = errors * batch.weights
+        errors = errors * batch.weights.to(errors.device)
     by_stream = torch.split(errors, list(batch.sizes))
     return objective.weighted_loss(list(by_stream), list(batch.stream_weights))
 

@@ -27,7 +27,7 @@ def open_held_out(spec: RunSpec, world: World) -> HeldOut | None:
         return None
     recipe = RECIPES[spec.recipe]
     info = find(spec, spec.validation_data_dir, captions=recipe.captions)
-    images = replace(open_images(spec, world, info), center_crop=True, random_flip=False)
+    images = replace(open_images(spec, world, [info]), center_crop=True, random_flip=False)
     count = min(len(images), spec.max_validation_samples)
     return HeldOut(images, count, None if recipe.captions else spec.instance_prompt)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdjob import argv, compat, fit, length
+from sdjob.concepts import Concept, concepts_of
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
@@ -41,10 +42,12 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     layout = OutputLayout(Path(spec.output_dir))
     if spec.resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
-    folder, info = _inputs(spec)
-    spec = _resolved(spec, world, folder, info)
+    folder, concepts, infos = _inputs(spec)
+    spec = _resolved(spec, world, folder, sum(info.num_examples for info in infos))
     identity = model_identity(folder)
-    facts = fingerprint(spec, identity, data_identity(info), _class_identity(spec))
+    facts = fingerprint(spec, identity, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
+    if spec.concepts_list:
+        facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
     start = _resume_point(spec, world, layout, facts)
     if start and _is_finished(spec, world, layout, start):
         if world.is_main:
@@ -52,7 +55,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
                 f"already finished: {start.step} steps of {spec.max_train_steps}, result in {layout.checkpoint}"
             )
         return
-    images = open_images(spec, world, info)
+    images = open_images(spec, world, infos, _prompts(spec, concepts))
     held_out = open_held_out(spec, world)
     parts = models.load(
         folder,
@@ -66,7 +69,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
     if world.is_main:
         _say_attention(spec, world, parts)
-    given = RecipeInput(spec, world, layout, parts, images, identity, stop)
+    given = RecipeInput(spec, world, layout, parts, infos, images, identity, stop)
     streams = RECIPES[spec.recipe].streams(given)
     denoiser = models.make_trainable(parts, spec)
     if world.any(bool(stop)):
@@ -125,43 +128,57 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
         say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
 
-def _inputs(spec: RunSpec) -> tuple[PipelineFolder, DatasetInfo]:
-    """Model and data set, recognised; raises JobError with everything that is wrong with either."""
+def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[DatasetInfo, ...]]:
+    """Model, subjects and their data sets, recognised; raises JobError with everything that is wrong with any."""
     problems: list[Problem] = []
     folder: PipelineFolder | None = None
-    info: DatasetInfo | None = None
+    concepts: tuple[Concept, ...] = ()
+    infos: list[DatasetInfo] = []
     try:
         folder = find_pipeline(Path(spec.pretrained_model_name_or_path), None, allow_pickle=spec.allow_pickle)
         problems += fit.problems(folder)
     except JobError as error:
         problems += error.problems
-    if spec.data_dir is None:
-        flag = "instance_data_dir" if spec.recipe == "dreambooth" else "train_data_dir"
-        problems.append(setting(flag, "not given", f"Name the folder of the pictures with --{flag}."))
-    else:
-        try:
-            info = find(spec, spec.data_dir, captions=RECIPES[spec.recipe].captions)
-        except JobError as error:
-            problems += error.problems
-    if problems or folder is None or info is None:
+    try:
+        concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
+        if spec.recipe == "dreambooth":
+            infos = [_data_set(spec, concept.instance_data_dir) for concept in concepts]
+        else:
+            infos = [_data_set(spec, spec.train_data_dir)]
+    except JobError as error:
+        problems += error.problems
+    if problems or folder is None:
         raise JobError(problems)
-    return folder, info
+    return folder, concepts, tuple(infos)
 
 
-def _class_identity(spec: RunSpec) -> str:
-    """Which pictures of the class are given; "": they are generated, or there are none. Raises JobError (66)."""
-    if not spec.with_prior_preservation or not spec.class_data_dir:
+def _data_set(spec: RunSpec, path: str | None) -> DatasetInfo:
+    if path is None:
+        remedy = "Name the folder of the pictures with --train_data_dir."
+        raise JobError(setting("train_data_dir", "not given", remedy))
+    return find(spec, path, captions=RECIPES[spec.recipe].captions)
+
+
+def _prompts(spec: RunSpec, concepts: tuple[Concept, ...]) -> tuple[str, ...]:
+    """The prompt of each subject's pictures, where there is a list of subjects."""
+    return tuple(concept.instance_prompt for concept in concepts) if spec.concepts_list else ()
+
+
+def _class_identity(spec: RunSpec, concepts: tuple[Concept, ...]) -> str:
+    """Which pictures of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
+    given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
+    if not spec.with_prior_preservation:
         return ""
-    return data_identity(find(spec, spec.class_data_dir, captions=False))
+    return "+".join(data_identity(find(spec, folder, captions=False)) for folder in given)
 
 
-def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, info: DatasetInfo) -> RunSpec:
+def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples: int) -> RunSpec:
     """The spec with `auto` and epochs turned into values; raises JobError if it cannot run here."""
     bf16 = None if world.kind.name == "cpu" else devices.has_bf16(world.kind)
     topology = compat.Topology(world.kind.name, world.size, bf16)
     steps = spec.max_train_steps
     if spec.num_train_epochs and "max_train_steps" not in spec.model_fields_set:
-        steps = length.steps_of(spec.num_train_epochs, spec, info.num_examples, world.size)
+        steps = length.steps_of(spec.num_train_epochs, spec, num_examples, world.size)
     changes = {"device": world.kind.name, "max_train_steps": steps}
     spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})
     if problems := [*compat.problems(spec, topology), *compat.model_problems(spec, folder.prediction_type)]:

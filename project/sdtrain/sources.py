@@ -130,6 +130,44 @@ class TableSource:
         return self.rows[index][column][0].as_py()
 
 
+@dataclass(frozen=True)
+class JoinedSource:
+    """Several sources one after the other, every picture of one with the same caption."""
+
+    sources: tuple[ImageSource, ...]
+    captions: tuple[str, ...]  # one for each source
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def image(self, index: int) -> Image:
+        source, index = self._at(index)
+        return self.sources[source].image(index)
+
+    def caption(self, index: int) -> str | None:
+        return self.captions[self._at(index)[0]]
+
+    def name(self, index: int) -> str:
+        source, index = self._at(index)
+        return self.sources[source].name(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        source, index = self._at(index)
+        return self.sources[source].size(index)
+
+    def digest(self, index: int) -> str:
+        source, index = self._at(index)
+        return self.sources[source].digest(index)
+
+    def _at(self, index: int) -> tuple[int, int]:
+        """(source, index within it)"""
+        for place, source in enumerate(self.sources):
+            if index < len(source):
+                return place, index
+            index -= len(source)
+        raise IndexError(index)
+
+
 def _digest(picture: Path | bytes) -> str:
     try:
         content = picture if isinstance(picture, bytes) else picture.read_bytes()

@@ -46,6 +46,7 @@ class Stream:
     images: Examples
     prompt: str | None
     weight: float = 1.0
+    picture_weights: tuple[float, ...] = ()  # of each picture's error, by index; empty: all count alike
 
 
 def prompts_of(stream: Stream, limit: int | None = None) -> list[str]:
@@ -67,6 +68,7 @@ class StreamBatch:
     weight: float  # of the stream in the loss
     names: list[str]  # of the pictures
     passed_over: list[Problem]  # of pictures that others stand in for
+    picture_weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
 
     def pin_memory(self) -> StreamBatch:
         """Called by the loader, so that copies to the device need not wait."""
@@ -75,6 +77,7 @@ class StreamBatch:
             pixel_values=_pinned(self.pixel_values),
             moments=_pinned(self.moments),
             hidden_states=_pinned(self.hidden_states),
+            picture_weights=_pinned(self.picture_weights),
         )
 
 
@@ -90,9 +93,8 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
     seed: int
     proportion_empty_prompts: float = 0.0
     encodings: PromptEncodings | None = None
-    buckets: Buckets | None = (
-        None  # of the first stream; the pictures of the others are cropped to the same sizes
-    )
+    # Of the first stream; the pictures of the others are cropped to the same sizes.
+    buckets: Buckets | None = None
 
     def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
         samples = self.samples(place)
@@ -127,6 +129,9 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             stream.weight,
             batch["name"],
             [problem for problems in batch.get("passed_over", ()) for problem in problems],
+            torch.tensor([stream.picture_weights[sample.index] for sample in batch["sample"]])
+            if stream.picture_weights
+            else None,
         )
 
     def _is_emptied(self, sample: Sample) -> bool:

@@ -1,5 +1,6 @@
 """Caches change the time of a step and nothing else; and they notice what has changed."""
 
+import json
 import re
 import shutil
 
@@ -75,14 +76,17 @@ def test_a_changed_picture_or_caption_is_noticed_and_the_rest_is_used_again(
     assert losses(changed) == losses(plain)
 
 
-def test_another_resolution_or_type_has_entries_of_its_own(train, v_model, tmp_path, capsys):
+def test_another_resolution_or_type_has_entries_of_its_own(train, eps_model, tmp_path, capsys):
     settings = {**CROPPED, **BOTH, "cache_dir": tmp_path / "cache", "max_train_steps": 1}
+    other_unet = shutil.copytree(eps_model, tmp_path / "model")
+    config = other_unet / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 8}))
     train("first", **settings)
     capsys.readouterr()
     for name, change, wanted in (
         ("resolution", {"resolution": 40}, [6, 0]),
         ("precision", {"mixed_precision": "bf16"}, [6, 6]),
-        ("same VAE and text encoder", {"pretrained_model_name_or_path": v_model}, [0, 0]),
+        ("same VAE and text encoder", {"pretrained_model_name_or_path": other_unet}, [0, 0]),
     ):
         train(name, **{**settings, **change})
         assert made(capsys) == wanted, name

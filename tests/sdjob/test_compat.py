@@ -72,6 +72,7 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ),
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
+        ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
         ({"cache_latents": "disk", "center_crop": True, "bad_samples": "skip"}, GPU, "bad_samples", 64),
         ({"optimizer": "adamw8bit"}, CPU, "optimizer", 64),
@@ -133,11 +134,18 @@ def test_one_process_needs_no_strategy():
         ({"lora_alpha": 4.0}, "lora_alpha: no effect without lora_rank"),
         ({"ema_decay": 0.5}, "ema_decay: no effect without use_ema=1"),
         ({"bucket_reso_steps": 8}, "bucket_reso_steps: no effect without aspect_ratio_buckets=1"),
+        (
+            {"concepts_list": "x", "class_prompt": "y", "with_prior_preservation": True},
+            "class_prompt: no effect without leaving concepts_list",
+        ),
         ({"lr_num_cycles": 3}, "lr_num_cycles: no effect without lr_scheduler=cosine_with_restarts"),
         ({"lr_power": 2.0}, "lr_power: no effect without lr_scheduler=polynomial"),
         ({"optimizer": "adafactor", "adam_beta1": 0.5}, "adam_beta1: no effect without an optimizer of Adam"),
         ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
-        ({"validation_steps": 5}, "validation_steps: no effect without validation_prompts or validation_data_dir"),
+        (
+            {"validation_steps": 5},
+            "validation_steps: no effect without validation_prompts or validation_data_dir",
+        ),
         ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
     ],
 )

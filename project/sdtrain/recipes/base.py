@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.dataset import DatasetInfo, find_dataset
 from sdjob.output import OutputLayout
-from sdjob.problem import JobError
 from sdjob.spec import RunSpec
 from sdtrain.data import TrainingImages, verify
 from sdtrain.models import Parts
-from sdtrain.progress import say
-from sdtrain.sources import open_source
+from sdtrain.sources import JoinedSource, open_source
 from sdtrain.stop import StopRequest
 from sdtrain.streams import Stream
 from sdtrain.world import World
@@ -27,7 +25,8 @@ class RecipeInput:
     world: World
     layout: OutputLayout
     parts: Parts
-    images: TrainingImages  # of the run's data set
+    infos: tuple[DatasetInfo, ...]  # the run's data sets: one, or one for each subject
+    images: TrainingImages  # of all of them
     model_identity: str
     stop: StopRequest
 
@@ -51,24 +50,24 @@ def find(spec: RunSpec, folder: str | Path, *, captions: bool) -> DatasetInfo:
     )
 
 
-def open_images(spec: RunSpec, world: World, info: DatasetInfo) -> TrainingImages:
-    """The pictures of a data set, looked at before anything is trained. Collective; raises JobError (66)."""
-    with world.main_first():
-        source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
-    shares = world.gather(verify(source, spec.verify_images, world.rank, world.size))
-    bad = [problem for share in shares for problem in share]
-    allowed = spec.max_bad_samples if spec.bad_samples == "skip" else 0
-    if len(bad) > allowed:
-        raise JobError(bad)
-    if world.is_main:
-        for problem in bad:
-            say(f"will be passed over: {problem.subject}: {problem.found}")
+def open_images(
+    spec: RunSpec, world: World, infos: Sequence[DatasetInfo], prompts: Sequence[str] = ()
+) -> TrainingImages:
+    """The pictures of data sets, looked at before anything is trained. Collective; raises JobError (66).
+
+    Several are joined; then each has a prompt that is the caption of its pictures.
+    """
+    sources = []
+    for info in infos:
+        with world.main_first():
+            source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
+        world.agree(verify(source, spec.verify_images, world.rank, world.size))
+        sources.append(source)
     return TrainingImages(
-        source,
+        JoinedSource(tuple(sources), tuple(prompts)) if prompts else sources[0],
         resolution=spec.resolution,
         center_crop=spec.center_crop,
         random_flip=spec.random_flip,
         interpolation=spec.image_interpolation_mode,
         seed=spec.seed,
-        max_bad_samples=allowed,
     )

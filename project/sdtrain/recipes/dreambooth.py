@@ -1,4 +1,4 @@
-"""DreamBooth: a few pictures of one subject, optionally with pictures of its class.
+"""DreamBooth: a few pictures of one subject or of several, optionally with pictures of their classes.
 
 Ruiz et al. 2022, arXiv:2208.12242.
 """
@@ -6,25 +6,52 @@ Ruiz et al. 2022, arXiv:2208.12242.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from sdjob.concepts import Concept, concepts_of
+from sdjob.dataset import DatasetInfo
 from sdtrain import class_images
 from sdtrain.recipes.base import Recipe, RecipeInput, find, open_images
 from sdtrain.streams import Stream
 
 
 def _streams(given: RecipeInput) -> tuple[Stream, ...]:
+    """One stream with the pictures of all subjects, and one with those of all classes."""
     spec = given.spec
-    instance = Stream("instance", given.images, spec.instance_prompt)
+    concepts = concepts_of(spec)
+    several = spec.concepts_list is not None  # then each picture has the prompt of its subject
+    weights = tuple(
+        concept.weight
+        for concept, info in zip(concepts, given.infos, strict=True)
+        for _ in range(info.num_examples)
+    )
+    instance = Stream(
+        "instance",
+        given.images,
+        None if several else spec.instance_prompt,
+        picture_weights=weights if len(set(weights)) > 1 else (),
+    )
     if not spec.with_prior_preservation:
         return (instance,)
+    classes = {(concept.class_prompt or "", concept.class_data_dir): concept for concept in concepts}
+    of_classes = [_class_pictures(given, concept) for concept in classes.values()]
+    images = open_images(spec, given.world, of_classes, [prompt for prompt, _ in classes] if several else ())
+    prompt = None if several else spec.class_prompt
+    return instance, Stream("class", images, prompt, spec.prior_loss_weight)
+
+
+def _class_pictures(given: RecipeInput, concept: Concept) -> DatasetInfo:
+    """The pictures of one class: those that are given, or generated ones. Collective."""
+    spec = given.spec.model_copy(
+        update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
+    )
     folder = class_images.provide(
         spec, given.world, given.layout, given.parts, given.model_identity, given.stop
     )
-    info = find(spec, folder, captions=False)
+    info = find(spec, Path(folder), captions=False)
     if info.format == "folder":  # may hold more, from a run that asked for more
-        info = replace(info, files=info.files[: spec.num_class_images], num_examples=spec.num_class_images)
-    images = open_images(spec, given.world, info)
-    return instance, Stream("class", images, spec.class_prompt, spec.prior_loss_weight)
+        return replace(info, files=info.files[: spec.num_class_images], num_examples=spec.num_class_images)
+    return info
 
 
 DREAMBOOTH = Recipe(captions=False, streams=_streams)
