@@ -264,7 +264,7 @@ def _indexed_job(task: Task) -> list[dict[str, Any]]:
 
 
 def _trainjob(task: Task) -> list[dict[str, Any]]:
-    """Kubeflow Trainer v2; its runtime sets the variables of the nodes."""
+    """Kubeflow Trainer, from 2.3 on (`runtimePatches`); its runtime sets the variables of the nodes."""
     volumes, mounts = _volumes(task)
     limits = _gpu_limits(task)
     trainer = {
@@ -275,15 +275,17 @@ def _trainjob(task: Task) -> list[dict[str, Any]]:
         "env": _env({name: value for name, value in task.env.items() if name != "NPROC_PER_NODE"}),
         **({"resourcesPerNode": limits["resources"]} if limits else {}),
     }
-    override = {
-        "targetJobs": [{"name": "node"}],
-        "spec": {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]},
+    pod = {
+        "terminationGracePeriodSeconds": task.grace,
+        "containers": [{"name": "node", "volumeMounts": mounts}],
+        "volumes": volumes,
     }
-    spec = {
-        "runtimeRef": {"name": "torch-distributed"},
-        "trainer": trainer,
-        "podTemplateOverrides": [override],
+    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    patch = {
+        "manager": NAME,
+        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
     }
+    spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer, "runtimePatches": [patch]}
     head = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": NAME}}
     return [{**head, "spec": spec}]
 

@@ -140,7 +140,7 @@ class LaunchOptions(BaseModel):
     ] = 60.0
 
     # --- emit ----------------------------------------------------------------------------------------
-    image: Annotated[Text, Setting("emit", "container image that the emitted job uses")] = "sdjob:cuda"
+    image: Annotated[Text, Setting("emit", "container image that the emitted job uses")] = "sd-finetune:cuda"
     shm_size: Annotated[
         Annotated[str, Field(pattern=r"^[1-9][0-9]*[mg]$")],
         Setting("emit", "shared memory of the emitted job, such as 8g"),

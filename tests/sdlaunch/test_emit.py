@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -63,7 +64,7 @@ def test_docker(tmp_path):
         *("--mount", f"type=bind,source={HOME},target=/mnt/project,readonly"),
         *("--mount", "type=bind,source=/out$put,target=/output"),
         *(word for name, value in sorted(ENV.items()) for word in ("--env", f"{name}={value}")),
-        *("sdjob:cuda", "bash", "/mnt/project/train.sh"),
+        *("sd-finetune:cuda", "bash", "/mnt/project/train.sh"),
     ]
 
 
@@ -101,7 +102,7 @@ def test_compose():
     ]
     device = {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
     assert service == {
-        "image": "sdjob:cuda",
+        "image": "sd-finetune:cuda",
         "command": ["bash", "/mnt/project/train.sh"],
         "shm_size": "8g",
         "stop_grace_period": "35s",
@@ -119,13 +120,16 @@ def test_kubernetes_trainjob():
     trainer = job["spec"]["trainer"]
     assert literal(trainer.pop("env")) == {"instance_prompt": AWKWARD, "lr": "1e-4"}
     assert trainer == {
-        "image": "sdjob:cuda",
+        "image": "sd-finetune:cuda",
         "command": ["bash", "/mnt/project/train.sh"],
         "numNodes": 2,
         "numProcPerNode": 2,
         "resourcesPerNode": {"limits": {"nvidia.com/gpu": 2}},
     }
-    pod = job["spec"]["podTemplateOverrides"][0]["spec"]
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert (node["name"], pod["terminationGracePeriodSeconds"]) == ("node", 35)
     assert pod["volumes"][0] == {"name": "model", "hostPath": {"path": "/a b/model"}}
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
     assert pod["volumes"][-1] == shm
@@ -179,7 +183,7 @@ def test_skypilot():
     assert yaml.safe_load(emit("skypilot", **SETTINGS, **NODES)) == {
         "name": "sdjob",
         "num_nodes": 2,
-        "resources": {"image_id": "docker:sdjob:cuda", "accelerators": "A100:2"},
+        "resources": {"image_id": "docker:sd-finetune:cuda", "accelerators": "A100:2"},
         "envs": ENV,
         "file_mounts": {"/mnt/model": "/a b/model", "/mnt/dataset": "/data,set", "/mnt/project": str(HOME)},
         "run": "bash /mnt/project/train.sh",
@@ -234,3 +238,29 @@ def test_wrong_settings_are_refused():
 def test_secrets_stay_where_they_are():
     text = emit("docker", **MOUNTS, MY_TOKEN="hf_abcdefgh", instance_prompt="hf_abcdefgh")
     assert "hf_abcdefgh" not in text
+
+
+@pytest.mark.parametrize("variables", [SETTINGS, SETTINGS | NODES, {**MOUNTS, "device": "cpu"}])
+def test_the_indexed_job_is_valid_for_kubernetes(variables):
+    """Against the OpenAPI schema of this Kubernetes version, where an unknown field is an error."""
+    documents = list(yaml.safe_load_all(emit("kubernetes", "--kind=job", **variables)))
+    for document in documents:
+        kubernetes_validate.validate(document, "1.33", strict=True)
+    documents[-1]["spec"]["template"]["spec"]["subdomane"] = "x"
+    with pytest.raises(kubernetes_validate.ValidationError, match="subdomane"):
+        kubernetes_validate.validate(documents[-1], "1.33", strict=True)
+
+
+@pytest.mark.parametrize("variables", [SETTINGS, SETTINGS | NODES, {**MOUNTS, "device": "cpu"}])
+def test_the_compose_file_is_valid(variables, tmp_path):
+    def complaints(text: str) -> str:
+        file = tmp_path / "compose.yaml"
+        file.write_text(text)
+        checker = Path(sys.executable).with_name("check-jsonschema")
+        command = [checker, "--builtin-schema", "vendor.compose-spec", file]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return "" if done.returncode == 0 else done.stdout
+
+    text = emit("compose", **variables)
+    assert complaints(text) == ""
+    assert "stop_grace_periodd" in complaints(text.replace("stop_grace_period", "stop_grace_periodd"))
