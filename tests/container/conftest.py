@@ -187,6 +187,8 @@ def nodes(engine: Engine) -> Iterator[tuple[Place, Place]]:
         return
     names, ends = (f"{tag}a", f"{tag}b"), (f"v{os.getpid()}a", f"v{os.getpid()}b")
     addresses = ("10.231.7.2", "10.231.7.3")
+    # Nodes tell each other their names; there is no name server here.
+    known = [f"--add-host={name}:{address}" for name, address in zip(names, addresses, strict=True)]
     try:
         for name in names:
             _ip("netns", "add", name)
@@ -197,7 +199,7 @@ def nodes(engine: Engine) -> Iterator[tuple[Place, Place]]:
             _ip("-n", name, "link", "set", end, "up")
             _ip("-n", name, "link", "set", "lo", "up")
         first, second = (
-            Place((f"--network=ns:/run/netns/{name}",), address)
+            Place((f"--network=ns:/run/netns/{name}", f"--hostname={name}", *known), address)
             for name, address in zip(names, addresses, strict=True)
         )
         yield first, second

@@ -21,7 +21,7 @@ import torch
 from sdjob.problem import JobError, hardware
 
 # Sets on which the tests of the strategies pass.
-PROVEN = (("0.5.0", "2.13.0"),)  # colossalai, torch
+PROVEN = (("0.5.0", "2.13.0"), ("0.5.0", "2.10.0"))  # colossalai, torch
 
 _UNUSED = {
     "bitsandbytes": ("bitsandbytes.optim", "bitsandbytes.optim.optimizer"),
