@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from sdtrain import loop
 from tests.support.worker import losses, scalars, snapshot
 
 DREAMBOOTH = {"recipe": "dreambooth", "instance_prompt": "a photo of sks cross"}
@@ -110,6 +111,33 @@ def test_bf16_trains_fp32_masters(train, lora_rank):
     # In bf16 a step of this size would be lost on most weights.
     moved = [weight for weight in weights.values() if not torch.equal(weight, weight.bfloat16().float())]
     assert len(moved) > 0.9 * len(weights)
+
+
+def test_a_step_never_waits_for_the_device(train, monkeypatch):
+    """Nothing of a step, once its pictures are there, reads a number from a tensor: on a GPU that would wait."""
+    step = loop.optimiser_step
+    settings = {"gradient_accumulation_steps": 2, "use_ema": True, "snr_gamma": 5.0, "noise_offset": 0.1}
+    steps = []
+
+    def watched(training, batches, *more):
+        ready = [next(batches) for _ in range(training.shape.accumulation)]
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
+                patch.setattr(torch.Tensor, name, waits)
+            steps.append(step(training, iter(ready), *more))
+        return steps[-1]
+
+    def waits(*_, **__):
+        raise AssertionError("a number is read from a tensor in the middle of a step")
+
+    monkeypatch.setattr(loop, "optimiser_step", watched)
+    train(**settings)
+    assert len(steps) == 3
+
+
+def test_long_captions_are_named_before_training(train, capsys):
+    train(recipe="dreambooth", instance_prompt="a red cross on a white ground " * 20, max_train_steps=1)
+    assert "1 of 1 instance prompts are longer than 75 tokens and are cut" in capsys.readouterr().out
 
 
 def test_the_learning_rate_is_that_of_the_schedule(train):

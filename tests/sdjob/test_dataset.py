@@ -1,5 +1,6 @@
 """A data set is recognised, counted and sampled, or refused with everything that is wrong with it."""
 
+import contextlib
 import csv
 import io
 import json
@@ -86,6 +87,21 @@ def test_folder_ignores_stray_files(tmp_path):
     assert (info.format, info.num_examples, info.caption_column) == ("folder", 4, None)
     assert [path.name for path in info.files] == ["a.png", "b ü.JPG", "c.Webp", "d.tiff"]
     assert info.files[0] == tmp_path / "a.png" and info.files[-1].name == "d.tiff"
+
+
+def test_pictures_come_by_name_in_whatever_order_they_are_listed(tmp_path, monkeypatch):
+    """Ranks that list a folder in different orders would train on other pictures than they agreed on."""
+    for name in "bca":
+        picture(tmp_path / f"{name}.png")
+    scan = os.scandir
+
+    @contextlib.contextmanager
+    def backwards(path):
+        with scan(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    assert [path.name for path in find(tmp_path, captions=False).files] == ["a.png", "b.png", "c.png"]
 
 
 def test_bare_pictures_have_no_captions(tmp_path):

@@ -25,10 +25,16 @@ def dtypes(module) -> set[torch.dtype]:
     return {weight.dtype for weight in module.parameters()}
 
 
-def test_trained_weights_are_fp32_and_frozen_parts_have_the_type_of_the_run(eps_model):
-    parts = loaded(eps_model, "bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_trained_weights_are_fp32_and_frozen_parts_have_the_type_of_the_run(eps_model, precision):
+    parts = loaded(eps_model, precision)
     assert dtypes(parts.unet) == {torch.float32}
-    assert dtypes(parts.vae) == dtypes(parts.text_encoder) == {torch.bfloat16}
+    assert dtypes(parts.vae) == dtypes(parts.text_encoder) == {models.DTYPES[precision]}
+    source = find_pipeline(eps_model, None, allow_pickle=False)
+    both = models.load(source, precision, torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
+    trained = models.trainable(models.make_trainable(both, spec(train_text_encoder=True)))
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    assert {name.split(".")[0] for name in trained} == {"unet", "text_encoder"}
 
 
 def test_a_lora_is_fp32_on_a_base_of_the_type_of_the_run(eps_model):
