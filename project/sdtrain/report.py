@@ -133,7 +133,7 @@ def report(
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "diffusers", "transformers", "peft", "datasets", "safetensors"):
+    for name in ("torch", "diffusers", "transformers", "peft", "datasets", "safetensors", "colossalai"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2] / "project"
@@ -44,20 +44,22 @@ def in_process(**settings) -> int:
     return main(flags(**settings))
 
 
-def in_ranks(size: int, **settings) -> list[int]:
-    """Exit codes of a run in `size` forked processes, which need no time for imports."""
-    with forked(size, **settings) as processes:
+def in_ranks(size: int, before: Callable[[], None] | None = None, **settings) -> list[int]:
+    """Exit codes of a run in `size` forked processes, which need no time for imports; each calls `before` first."""
+    with forked(size, before, **settings) as processes:
         for process in processes:
             process.join(120)
         return [process.exitcode if process.exitcode is not None else -1 for process in processes]
 
 
 @contextlib.contextmanager
-def forked(size: int, **settings) -> Iterator[list[multiprocessing.Process]]:
+def forked(
+    size: int, before: Callable[[], None] | None = None, **settings
+) -> Iterator[list[multiprocessing.Process]]:
     """The ranks of a run as forked processes, of which nothing is left when the block ends."""
     context = multiprocessing.get_context("fork")
     port = _free_port()
-    processes = [context.Process(target=_rank, args=(r, size, port, settings)) for r in range(size)]
+    processes = [context.Process(target=_rank, args=(r, size, port, before, settings)) for r in range(size)]
     for process in processes:
         process.start()
     try:
@@ -68,9 +70,11 @@ def forked(size: int, **settings) -> Iterator[list[multiprocessing.Process]]:
             process.join()
 
 
-def _rank(rank: int, size: int, port: int, settings: dict) -> None:
+def _rank(rank: int, size: int, port: int, before: Callable[[], None] | None, settings: dict) -> None:
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
+    if before:
+        before()
     code = in_process(**settings)
     sys.stdout.flush()
     os._exit(code)

@@ -90,6 +90,9 @@ class LowLevelZero:
     def step(self, factor: float) -> torch.Tensor:
         return _step(self._optimizer, factor, self._device)
 
+    def discard(self) -> None:
+        self._optimizer.zero_grad()
+
     def masters(self) -> dict[str, torch.Tensor]:
         return _cut(self._masters, self._ranges)
 
@@ -205,7 +208,20 @@ class Gemini:
         self._booster.backward(loss, self._optimizer)
 
     def step(self, factor: float) -> torch.Tensor:
-        return _step(self._optimizer, factor, self._device)
+        norm = _step(self._optimizer, factor, self._device)
+        self._forget()
+        return norm
+
+    def discard(self) -> None:
+        self._optimizer._clear_global_norm()
+        self._optimizer.zero_grad()
+        self._refresh()  # without accumulation, the gradients lie where the weights were
+        self._forget()
+
+    def _forget(self) -> None:
+        """After an fp16 overflow Gemini would go on adding to the gradients that overflowed, for ever."""
+        model: Any = self.model
+        model.chunk_manager.accumulating_grads = False
 
     def masters(self) -> dict[str, torch.Tensor]:
         """Asked for anew whenever they are needed: Gemini moves chunks between devices."""

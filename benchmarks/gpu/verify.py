@@ -1,0 +1,252 @@
+"""What `verify.sh` runs: every strategy × precision against fp32 on the CPU, attention kernels, the speed table.
+
+Each case trains a tiny pipeline for 3 steps, is started again to reach 6, and exports. Its losses are compared with
+those of one CPU process in fp32: relative tolerance 1e-4 in fp32, 1e-2 in fp16, 3e-2 in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+import sdtrain.loop
+import sdtrain.run  # noqa: F401  (before the forks)
+from sddemo.tiny import make_tiny_pipeline
+from sddemo.world import caption, draw, scenes
+from sdjob import compat
+from sdjob.spec import RunSpec
+from sdtrain import attention, report
+from tests.support.worker import in_ranks
+
+TOLERANCE = {"no": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
+STEPS, BATCH = 6, 4
+EXTRAS: dict[str, tuple[dict[str, Any], ...]] = {
+    "fsdp": ({"reshard_after_forward": False}, {"cpu_offload": True}),
+    "low_level_zero": ({"zero_stage": 2}, {"cpu_offload": True}),
+    "gemini": ({"placement": "cpu"}, {"placement": "auto"}),
+}
+# Channels of a head: Stable Diffusion 1.x and 2.x.
+HEADS = (40, 64, 80, 160)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="fewer cases and a table of two strategies")
+    asked = parser.parse_args()
+    begin = time.perf_counter()
+    kind = _device()
+    processes = 1 if kind == "cpu" else torch.cuda.device_count()
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = _inputs(Path(folder))
+        reference = _trained(Path(folder) / "reference", inputs, 1, {"plugin": "none", "device": "cpu"})
+        rows = [
+            _case(Path(folder), inputs, reference, case, processes, kind)
+            for case in _cases(kind, asked.quick)
+        ]
+    found = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "device": kind,
+        "processes": processes,
+        "versions": report.versions(),
+        "cases": rows,
+        "attention": _attention(kind),
+        "table": _table(asked.output, kind, quick=asked.quick),
+    }
+    found["device_name"] = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} CPU cores"
+    found["minutes"] = round((time.perf_counter() - begin) / 60, 1)
+    asked.output.mkdir(parents=True, exist_ok=True)
+    stem = asked.output / f"{found['date']}-verify-{kind}"
+    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(_page(found))
+    print(f"saved {stem}.md and .json")
+    return int(any(row["outcome"] == "wrong" for row in rows))
+
+
+def _device() -> str:
+    """Asked in a process of its own: this one forks, and must not begin to use a GPU."""
+    code = "import torch; print(torch.cuda.is_available())"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return "cuda" if asked.stdout.strip() == "True" else "cpu"
+
+
+def _inputs(folder: Path) -> dict[str, Any]:
+    data = folder / "data"
+    data.mkdir()
+    rows = []
+    for number, scene in enumerate(scenes(8, seed=0)):
+        draw(scene).save(data / f"{number}.png")
+        rows.append(json.dumps({"file_name": f"{number}.png", "text": caption(scene)}))
+    (data / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    return {"pretrained_model_name_or_path": make_tiny_pipeline(folder / "model"), "train_data_dir": data}
+
+
+def _cases(kind: str, quick: bool) -> list[dict[str, Any]]:
+    found = []
+    for plugin, facts in compat.PLUGINS.items():
+        for precision in facts.precisions:
+            for extra in ({}, *(() if quick else EXTRAS.get(plugin, ()))):
+                found.append({"plugin": plugin, "mixed_precision": precision, "device": kind, **extra})
+    return found
+
+
+def _case(
+    folder: Path,
+    inputs: dict[str, Any],
+    reference: dict[str, Any],
+    case: dict[str, Any],
+    processes: int,
+    kind: str,
+) -> dict[str, Any]:
+    """Trains, resumes and exports one case, and compares it."""
+    name = " ".join(
+        str(value) if key in ("plugin", "mixed_precision") else f"{key}={value}"
+        for key, value in case.items()
+        if key != "device"
+    )
+    print(name, flush=True)
+    row: dict[str, Any] = {"case": name}
+    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **case)
+    size = 1 if case["plugin"] == "none" else processes
+    if problems := compat.problems(spec, compat.Topology(kind, size, None if kind == "cpu" else True)):
+        return {**row, "outcome": "refused", "why": str(problems[0])}
+    output = folder / name.replace(" ", "-").replace("=", "-")
+    try:
+        _trained(output, inputs, size, {**case, "max_train_steps": STEPS // 2})
+        found = _trained(output, inputs, size, case)
+        _check_export(output, inputs)
+    except RuntimeError as error:
+        return {**row, "outcome": "wrong", "why": str(error)}
+    off = max(abs(found[key] / reference[key] - 1) for key in ("mean_loss", "final_loss"))
+    right = off <= TOLERANCE[case["mixed_precision"]] and found["resumed_from_step"] == STEPS // 2
+    return {
+        **row,
+        "outcome": "right" if right else "wrong",
+        "loss_off": off,
+        "tolerance": TOLERANCE[case["mixed_precision"]],
+        "peak_memory_bytes": found["peak_memory_bytes"],
+    }
+
+
+def _trained(output: Path, inputs: dict[str, Any], size: int, case: dict[str, Any]) -> dict[str, Any]:
+    settings = {
+        "resolution": 32,
+        "train_batch_size": BATCH // size,
+        "use_ema": True,
+        "max_train_steps": STEPS,
+    }
+    codes = in_ranks(size, **inputs, output_dir=output, **{**settings, **case})
+    if codes != [0] * size:
+        raise RuntimeError(f"exit codes {codes}")
+    values: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return values
+
+
+def _check_export(output: Path, inputs: dict[str, Any]) -> None:
+    file = "unet/diffusion_pytorch_model.safetensors"
+    with (
+        safe_open(output / "checkpoint" / file, "pt") as found,
+        safe_open(inputs["pretrained_model_name_or_path"] / file, "pt") as source,
+    ):
+        if set(found.keys()) != set(source.keys()):
+            raise RuntimeError("the exported U-Net has other weights than its source")
+
+
+def _attention(kind: str) -> list[dict[str, Any]]:
+    """How far each backend is from math in fp32, in a process that may use the GPU; what cannot run says why."""
+    code = "import json; from benchmarks.gpu import verify; print(json.dumps(verify.attention_rows({!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(kind)], capture_output=True, text=True, check=True
+    )
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def attention_rows(kind: str) -> list[dict[str, Any]]:
+    device = torch.device(kind)
+    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    rows = []
+    for size in HEADS:
+        generator = torch.Generator().manual_seed(size)
+        q, k, v = (torch.randn(2, 8, 256, size, generator=generator).to(device, dtype) for _ in range(3))
+        with attention.chosen("math"):
+            wanted = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+        for name in ("flash", "cudnn", "efficient", "xformers"):
+            row: dict[str, Any] = {
+                "backend": name,
+                "head": size,
+                "why_not": attention.failure(name, size, device, dtype),
+            }
+            if not row["why_not"]:
+                if name == "xformers":
+                    from xformers.ops import memory_efficient_attention
+
+                    found = memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(
+                        1, 2
+                    )
+                else:
+                    with attention.chosen(name):
+                        found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+                row["off"] = float((found.float() - wanted).norm() / wanted.norm())
+            rows.append(row)
+    return rows
+
+
+def _table(output: Path, kind: str, *, quick: bool) -> str:
+    """The performance table: at the size of SD 1.4 on a GPU, of the tiny model in a dry run."""
+    small = ["--model", "tiny", "--batch_sizes", "2", "--steps", "4", "--skip_steps", "1"]
+    large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "15", "--skip_steps", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "sdtrain.benchmark",
+        *(large if kind == "cuda" else small),
+        "--output",
+        str(output),
+    ]
+    done = subprocess.run(
+        [*command, *(("--plugins", "torch_ddp,fsdp") if quick else ())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "\n".join(line for line in done.stdout.splitlines() if line.startswith("|"))
+
+
+def _page(found: dict[str, Any]) -> str:
+    lines = [
+        f"# Strategies on {found['device_name']}, {found['date']}",
+        "",
+        f"{found['processes']} process(es), {found['minutes']} minutes; "
+        + ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "",
+        "| case | outcome | loss off | tolerance | peak memory (GiB) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["cases"]:
+        figures = (
+            f"{row['loss_off']:.1e} | {row['tolerance']:.0e} | {row['peak_memory_bytes'] / 2**30:.2f}"
+            if "loss_off" in row
+            else f"{row['why'].splitlines()[0]} | – | –"
+        )
+        lines.append(f"| {row['case']} | {row['outcome']} | {figures} |")
+    lines += ["", "| attention | head | off from math in fp32 |", "|---|---|---|"]
+    for row in found["attention"]:
+        shown = f"{row['off']:.1e}" if "off" in row else row["why_not"].splitlines()[0][:80]
+        lines.append(f"| {row['backend']} | {row['head']} | {shown} |")
+    return "\n".join([*lines, "", found["table"], ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

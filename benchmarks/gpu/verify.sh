@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Proves the strategies on the devices of this machine in one call: losses, resuming, exports, attention, speed, memory.
+# Needs no network. Without a GPU it is a dry run on the CPU. Results: benchmarks/results/ (RESULTS moves them).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PYTHONPATH="project:." PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error OMP_NUM_THREADS=1
+python=${PYTHON:-.venv/bin/python}
+[ -x "$python" ] || python=python3
+exec "$python" benchmarks/gpu/verify.py --output "${RESULTS:-benchmarks/results}" "$@"

@@ -1,0 +1,103 @@
+"""`python -m sdtrain.measure MODEL RESULT FLAGS…`: the speed and memory of one way to train, in this process group.
+
+What `sdtrain.benchmark` starts anew for each of its rows. RESULT receives one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdjob import argv, compat
+from sdjob.problem import ExitCode, JobError
+from sdjob.spec import RunSpec
+from sdtrain import attention, devices, failures, models, strategies, synthetic
+from sdtrain.denoise import loss_of, noised
+from sdtrain.ema import Ema
+from sdtrain.strategies.base import OptimSpec, ParameterGroup
+from sdtrain.world import World, join
+
+
+def main(arguments: list[str]) -> int:
+    model, result, *flags = arguments
+    spec = argv.parse(flags)
+    row: dict[str, Any]
+    try:
+        with join(spec.device, group_of_one=compat.PLUGINS[spec.plugin].module != "native") as world:
+            row = measured(spec, world, model)
+    except JobError as error:
+        row = {"problem": str(error.problems[0]), "code": error.code}
+    except Exception as error:
+        problem = failures.problem_of(error)
+        row = {"problem": str(problem or repr(error)), "code": problem.code if problem else 70}
+    if int(os.environ.get("RANK", 0)) == 0 or "problem" in row:
+        Path(result).write_text(json.dumps(row) + "\n")
+    return int(row.get("code", ExitCode.FINISHED))
+
+
+def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
+    """images/s per device = global batch / time per step / devices, without the first steps. Collective."""
+    bf16 = None if world.kind.name == "cpu" else devices.has_bf16(world.kind)
+    topology = compat.Topology(world.kind.name, world.size, bf16)
+    precision = compat.resolve_precision(spec, topology)
+    spec = spec.model_copy(update={"mixed_precision": precision, "device": world.kind.name})
+    if problems := compat.problems(spec, topology):
+        raise JobError(problems)
+    parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)
+    attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
+    strategy = strategies.create(spec, world.device, world.size)
+    strategy.prepare(models.make_trainable(parts, spec), _optim(spec))
+    ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
+    batches = synthetic.batches(spec.train_batch_size, spec.resolution, world.rank)
+    accumulation = spec.gradient_accumulation_steps
+    losses: list[torch.Tensor] = []
+    begin = time.perf_counter()
+    for step in range(spec.max_train_steps):
+        if step == spec.skip_steps:
+            devices.synchronize(world.device)
+            begin = time.perf_counter()
+        for micro in range(accumulation):
+            batch = noised(parts, next(batches), spec)
+            with strategy.accumulate(micro == accumulation - 1), attention.chosen(spec.attention):
+                with strategy.autocast():
+                    loss = loss_of(strategy.model, batch)
+                strategy.backward(loss / accumulation)
+        strategy.step(1.0)
+        if ema:
+            ema.update(strategy.masters())
+        losses.append(loss.detach())
+    devices.synchronize(world.device)
+    seconds = (time.perf_counter() - begin) / (spec.max_train_steps - spec.skip_steps)
+    final = float(world.mean(losses[-1]))
+    if not math.isfinite(final):
+        raise ValueError(f"the loss is {final} after {spec.max_train_steps} steps")
+    return {
+        "devices": world.size,
+        "precision": precision,
+        "seconds_per_step": max(world.gather(seconds)),
+        "images_per_second": spec.train_batch_size * accumulation / max(world.gather(seconds)),
+        "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
+        "final_loss": final,
+        "attention": attention.running(spec.attention, parts.unet, world.device, parts.dtype),
+    }
+
+
+def _optim(spec: RunSpec) -> OptimSpec:
+    return OptimSpec(
+        groups=(ParameterGroup("", spec.learning_rate),),
+        betas=(spec.adam_beta1, spec.adam_beta2),
+        weight_decay=spec.adam_weight_decay,
+        epsilon=spec.adam_epsilon,
+        max_grad_norm=spec.max_grad_norm,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

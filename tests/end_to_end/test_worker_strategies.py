@@ -1,0 +1,50 @@
+"""Whole runs under strategies that shard: the tutorial's own command, and going on under another strategy."""
+
+import json
+
+from safetensors.torch import load_file
+
+from tests.support import colossal, worker
+from tests.support.worker import losses
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+# As in the tutorial of Colossal-AI's text-to-image example.
+TUTORIAL = {
+    "plugin": "gemini",
+    "placement": "cuda",
+    "mixed_precision": "fp16",
+    "use_ema": True,
+    "ema_decay": 0.5,
+    "gradient_accumulation_steps": 4,
+    "gradient_checkpointing": True,
+    "device": "cuda",
+}
+PICTURES = {"validation_prompts": ["a cross", "a circle", "a square"], "num_validation_images": 1}
+
+
+def test_the_tutorials_command_and_going_on_under_another_strategy(inputs, tmp_path, eps_model):
+    import sdtrain.run
+    import sdtrain.strategies.colossal  # noqa: F401  (once, before the forks)
+
+    given = {**inputs, "output_dir": tmp_path / "output", "learning_rate": 1e-4}
+    codes = worker.in_ranks(2, colossal.install, **given, **TUTORIAL, **PICTURES, max_train_steps=2)
+    assert codes == [0, 0]
+    output = tmp_path / "output"
+    found, source = load_file(output / "checkpoint" / UNET), load_file(eps_model / UNET)
+    assert {name: (t.shape, t.dtype) for name, t in found.items()} == {
+        name: (t.shape, t.dtype) for name, t in source.items()
+    }
+    assert any((found[name] != source[name]).any() for name in found)
+    # Three pictures over two ranks, before and after: no rank waits for another's forward pass.
+    assert len(list((output / "samples").glob("step-*/prompt*.png"))) == 6
+    assert (output / "checkpoint/checkpoint-000002/shards").is_dir()
+    report = json.loads((output / "report.json").read_text())
+    assert (report["plugin"], report["world_size"], report["global_batch_size"]) == ("gemini", 2, 8)
+    assert report["attention_backend"] in ("flash", "math")
+
+    # Without an accelerator, under FSDP, on one process: the same course goes on from step 2.
+    other = {**TUTORIAL, "plugin": "fsdp", "mixed_precision": "no", "device": "cpu", "train_batch_size": 2}
+    assert worker.in_ranks(1, **given, **other, max_train_steps=3) == [0]
+    report = json.loads((output / "report.json").read_text())
+    assert (report["plugin"], report["resumed_from_step"], report["steps"]) == ("fsdp", 2, 3)
+    assert len(losses(output)) == 3
