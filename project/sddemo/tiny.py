@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sddemo.tokenizer import MODEL_MAX_LENGTH, new_tokenizer, save_tokenizer
 
@@ -55,6 +61,55 @@ def make_tiny_pipeline(
         unet.to(dtype),
         scheduler(prediction_type),
     )
+
+
+def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
+    """Writes a random Stable Diffusion XL pipeline: two text encoders of different widths, sizes as conditions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(
+            block_out_channels=(4, 4, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=64,
+            scaling_factor=0.7,
+        )
+        tokenizer = new_tokenizer()
+        pooled, time_embedding = 24, 8
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            cross_attention_dim=32 + 16,
+            norm_num_groups=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_embedding,
+            projection_class_embeddings_input_dim=pooled + 6 * time_embedding,
+        )
+        second = text_config(tokenizer, hidden=16, layers=3, heads=2)
+        second.projection_dim = pooled
+        pipeline = StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=CLIPTextModel(text_config(tokenizer, hidden=32, layers=2, heads=2)),
+            text_encoder_2=CLIPTextModelWithProjection(second),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=unet,
+            scheduler=scheduler("epsilon"),
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder)
+    for name in ("tokenizer", "tokenizer_2"):
+        save_tokenizer(tokenizer, Path(folder) / name)
+    return Path(folder)
 
 
 def text_config(tokenizer: CLIPTokenizer, hidden: int, layers: int, heads: int) -> CLIPTextConfig:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdjob.choices import DEVICES
+from sdjob.pipeline import XL, PipelineFolder
 from sdjob.problem import Problem, hardware, setting
 from sdjob.spec import RunSpec
 
@@ -143,17 +144,34 @@ def without_effect(spec: RunSpec) -> list[str]:
     return found
 
 
-def model_problems(spec: RunSpec, prediction_type: str) -> list[Problem]:
-    """Every reason why this spec cannot run with a model that predicts that."""
-    if not spec.rescale_betas_zero_snr or prediction_type == "v_prediction":
-        return []
+def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
+    """Every reason why this spec cannot run with that model."""
+    found = _of_xl(spec) if model.class_name == XL else []
+    if not spec.rescale_betas_zero_snr or model.prediction_type == "v_prediction":
+        return found
     return [
+        *found,
         setting(
             "rescale_betas_zero_snr",
-            f"on, with a model that predicts {prediction_type}",
+            f"on, with a model that predicts {model.prediction_type}",
             "Where only noise is left, a model that predicts the noise learns nothing: "
             "leave it off, or use a model of v-prediction.",
-        )
+        ),
+    ]
+
+
+def _of_xl(spec: RunSpec) -> list[Problem]:
+    """What Stable Diffusion XL is not trained with here."""
+    unfit = (
+        ("train_text_encoder", spec.train_text_encoder, "leave its two text encoders as they are"),
+        ("cache_text_embeddings", spec.cache_text_embeddings != "no", "use cache_text_embeddings=no"),
+        ("max_token_length", spec.prompt_chunks > 1, "leave it at 75"),
+        ("export_single_file", spec.export_single_file, "load the result as a folder"),
+    )
+    return [
+        setting(name, "with a model of Stable Diffusion XL", f"That is not part of this version: {remedy}.")
+        for name, chosen, remedy in unfit
+        if chosen
     ]
 
 

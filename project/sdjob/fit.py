@@ -102,14 +102,19 @@ def _against_config(part: Part, name: str) -> Iterator[Problem]:
 def _between_parts(model: PipelineFolder) -> Iterator[Problem]:
     """What one part hands to the next: latents to the U-Net, hidden states to its attention, token ids."""
     unet, vae, text = (model.parts[name].config for name in ("unet", "vae", "text_encoder"))
+    texts = [name for name in ("text_encoder", "text_encoder_2") if name in model.parts]
+    widths = [
+        model.parts[name].config.get("hidden_size", shapes.TEXT_DEFAULTS["hidden_size"]) for name in texts
+    ]
+    width = sum(widths) if all(isinstance(one, int) for one in widths) else widths[0]  # side by side
     pairs = (
         ("in_channels", unet.get("in_channels", 4), "vae", "latent_channels", vae.get("latent_channels", 4)),
         (
             "cross_attention_dim",
             unet.get("cross_attention_dim", 1280),
-            "text_encoder",
+            " and ".join(texts),
             "hidden_size",
-            text.get("hidden_size", shapes.TEXT_DEFAULTS["hidden_size"]),
+            width,
         ),
     )
     for key, have, other, other_key, want in pairs:

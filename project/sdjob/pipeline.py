@@ -22,11 +22,12 @@ from sdjob.problem import JobError, Problem, bad_input
 from sdjob.weights import Tensor, find_weights
 
 SUPPORTED = "StableDiffusionPipeline"
+XL = "StableDiffusionXLPipeline"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
 _MAX_TIMESTEPS = 100_000
 _WHOLE = "copy the whole pipeline folder again (save_pretrained writes all of it)"
-_TRAINABLE = f"use a {SUPPORTED} of Stable Diffusion 1.x or 2.x, in the layout of diffusers"
+_TRAINABLE = "use Stable Diffusion 1.x or 2.x, or the base of XL, in the layout of diffusers"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ PARTS: Mapping[str, PartKind] = {
     "text_encoder": PartKind(("CLIPTextModel",), "config.json", ("model", "pytorch_model")),
     "tokenizer": PartKind(("CLIPTokenizer", "CLIPTokenizerFast")),
     "scheduler": PartKind((), "scheduler_config.json"),
+}
+_PARTS_OF: Mapping[str, Mapping[str, PartKind]] = {
+    SUPPORTED: PARTS,
+    XL: {
+        **PARTS,
+        "text_encoder_2": PartKind(
+            ("CLIPTextModelWithProjection",), "config.json", ("model", "pytorch_model")
+        ),
+        "tokenizer_2": PARTS["tokenizer"],
+    },
 }
 
 
@@ -78,13 +89,13 @@ def find_pipeline(root: Path, name: str | None, *, allow_pickle: bool) -> Pipeli
     folder = _locate(below(root, name, "model_name"))
     index = read_json(folder / "model_index.json")
     class_name = str(index.get("_class_name", "pipeline of no named class"))
-    if class_name != SUPPORTED:
+    if class_name not in _PARTS_OF:
         raise JobError(
             bad_input(shown(folder), f"is a {class_name}, which this version does not train", _TRAINABLE)
         )
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
-    for part, kind in PARTS.items():
+    for part, kind in _PARTS_OF[class_name].items():
         try:
             parts[part] = _read_part(folder / part, _class_of(index, part), kind, allow_pickle)
         except JobError as error:

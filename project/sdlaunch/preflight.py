@@ -59,7 +59,7 @@ def _outcome(
 
 def _combination(job: Job) -> list[Problem]:
     model = job.contents.model
-    of_model = compat.model_problems(job.spec, model.prediction_type) if model else []
+    of_model = compat.model_problems(job.spec, model) if model else []
     return [*compat.problems(job.spec, job.topology), *of_model]
 
 

@@ -10,9 +10,10 @@ from sdjob.dataset import find_dataset
 from sdjob.output import OutputLayout
 from sdjob.problem import JobError, bad_input
 from sdjob.spec import RunSpec
+from sdtrain.architectures.base import Drawing
 from sdtrain.models import Parts
 from sdtrain.progress import Progress
-from sdtrain.sample import Drawing, generate
+from sdtrain.sample import drawing, generate
 from sdtrain.stop import Stopped, StopRequest
 from sdtrain.world import World
 
@@ -47,7 +48,7 @@ def provide(
     """
     if spec.class_data_dir:
         return _given(spec)
-    how = Drawing.of(spec)
+    how = drawing(spec)
     folder = folder_of(spec, layout, model_identity, how)
     folder.mkdir(parents=True, exist_ok=True)
     world.barrier()  # nobody lists the folder while another already adds to it

@@ -123,6 +123,15 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         with self._named(index):
             return self.source.size(index)
 
+    def time_ids(self, sample: Sample) -> torch.Tensor:
+        """What SDXL is told of a sample's sizes, [6]: height and width of the original, top and left of the crop
+        in the resized and mirrored picture, height and width of what is seen."""
+        view, original = self.view(sample), self.size(sample.index)
+        crop = None if self.center_crop else draws(self.seed, sample, "crop")
+        (width, _), left, top = crop_of(original, view.size, crop)
+        left = width - view.size[0] - left if view.flip else left
+        return torch.tensor([*original[::-1], top, left, *view.size[::-1]])
+
     def digest(self, index: int) -> str:
         """A hash of the picture as it is stored."""
         with self._named(index):
@@ -145,14 +154,19 @@ def cropped(image: Image, size: Size, place: torch.Generator | None, interpolati
 
     Only what the crop keeps is resized: `box` is the crop in the pixels of the original.
     """
-    wide, high = size
-    width, height = wide, wide * image.height // image.width
-    if height < high:
-        width, height = high * image.width // image.height, high
-    left, top = _offset(width - wide, place), _offset(height - high, place)
+    (width, height), left, top = crop_of(image.size, size, place)
     scale_x, scale_y = image.width / width, image.height / height
-    box = (left * scale_x, top * scale_y, (left + wide) * scale_x, (top + high) * scale_y)
+    box = (left * scale_x, top * scale_y, (left + size[0]) * scale_x, (top + size[1]) * scale_y)
     return image.resize(size, Resampling[interpolation.upper()], box=box)
+
+
+def crop_of(original: Size, size: Size, place: torch.Generator | None) -> tuple[Size, int, int]:
+    """The size that a picture is resized to, just to cover a size, and where in it the crop begins: left, top."""
+    wide, high = size
+    width, height = wide, wide * original[1] // original[0]
+    if height < high:
+        width, height = high * original[0] // original[1], high
+    return (width, height), _offset(width - wide, place), _offset(height - high, place)
 
 
 def _offset(free: int, place: torch.Generator | None) -> int:

@@ -10,8 +10,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from sdjob.spec import RunSpec
-from sdtrain import objective
-from sdtrain.denoiser import encode
+from sdtrain import architectures, objective
+from sdtrain.architectures.base import Added
 from sdtrain.models import Parts, tokenize
 from sdtrain.order import Sample, draws
 from sdtrain.streams import StreamBatch
@@ -24,6 +24,7 @@ class Noised:
     noisy_latents: torch.Tensor  # [B, C, h, w], fp32
     timesteps: torch.Tensor  # [B]
     conditioning: torch.Tensor  # what `Denoiser` takes: encoder_hidden_states, or token ids
+    added: Added  # to the embedding of the timesteps
     wanted: torch.Tensor  # what the network has to predict, [B, C, h, w]
     weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
     sizes: tuple[int, ...]  # samples of each stream
@@ -54,10 +55,12 @@ def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noi
     if spec.snr_gamma is not None:
         snr = objective.signal_to_noise(schedule, timesteps)
         weights = objective.min_snr_weights(kind, snr, spec.snr_gamma)
+    conditioning, conditions_added = _conditioning(parts, batches, spec)
     return Noised(
         noisy_latents=schedule.add_noise(latents, added, timesteps),
         timesteps=timesteps,
-        conditioning=_conditioning(parts, batches, spec),
+        conditioning=conditioning,
+        added=conditions_added,
         wanted=objective.target(kind, schedule, latents, noise, timesteps),
         weights=_weights(batches, weights),
         sizes=tuple(len(batch.samples) for batch in batches),
@@ -79,7 +82,7 @@ def _weights(batches: tuple[StreamBatch, ...], of_timesteps: torch.Tensor | None
 
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
-    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
+    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning, batch.added)
     errors = objective.squared_error(noise_pred, batch.wanted)
     if batch.weights is not None:
         errors = errors * batch.weights.to(errors.device)
@@ -92,20 +95,23 @@ def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussi
     if moments := [batch.moments for batch in batches if batch.moments is not None]:
         return DiagonalGaussianDistribution(torch.cat(moments).to(parts.device, non_blocking=True))
     pixel_values = torch.cat([batch.pixel_values for batch in batches if batch.pixel_values is not None])
-    encoded = parts.vae.encode(pixel_values.to(parts.device, parts.dtype, non_blocking=True))
+    encoded = parts.vae.encode(pixel_values.to(parts.device, parts.vae.dtype, non_blocking=True))
     posterior: DiagonalGaussianDistribution = encoded.latent_dist
     return posterior
 
 
-def _conditioning(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> torch.Tensor:
+def _conditioning(
+    parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec
+) -> tuple[torch.Tensor, Added]:
     """What `Denoiser` takes: encoder_hidden_states [B, tokens, width]; token ids if they train the encoder."""
     if encoded := [batch.hidden_states for batch in batches if batch.hidden_states is not None]:
-        return torch.cat(encoded).to(parts.device, non_blocking=True)
+        return torch.cat(encoded).to(parts.device, non_blocking=True), None
     prompts = [prompt for batch in batches for prompt in batch.prompts]
-    tokens = tokenize(parts.tokenizer, prompts, spec.prompt_chunks).to(parts.device)
     if spec.train_text_encoder:
-        return tokens
-    return encode(parts.text_encoder, tokens)
+        return tokenize(parts.tokenizer, prompts, spec.prompt_chunks).to(parts.device), None
+    time_ids = [batch.time_ids for batch in batches if batch.time_ids is not None]
+    sizes = torch.cat(time_ids) if time_ids else None
+    return architectures.of(parts).condition(parts, prompts, spec.prompt_chunks, sizes)
 
 
 def draw_timesteps(samples: Sequence[Sample], seed: int, count: int) -> torch.Tensor:

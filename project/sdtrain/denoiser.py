@@ -26,15 +26,21 @@ class Denoiser(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(
-        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: torch.Tensor,
+        added: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """noise_pred [B, C, h, w] from noisy latents [B, C, h, w] and timesteps [B].
 
         conditioning: encoder_hidden_states [B, tokens, width], or token ids [B, chunks, 77] where the
-        text encoder is trained.
+        text encoder is trained. added: what is added to the embedding of the timesteps, where that is conditioned.
         """
         hidden = conditioning if self.text_encoder is None else encode(self.text_encoder, conditioning)
-        noise_pred: torch.Tensor = self.unet(noisy_latents, timesteps, hidden, return_dict=False)[0]
+        noise_pred: torch.Tensor = self.unet(
+            noisy_latents, timesteps, hidden, added_cond_kwargs=added, return_dict=False
+        )[0]
         return noise_pred
 
 

@@ -74,6 +74,9 @@ class CachedImages(Dataset[dict[str, Any]]):
     def size(self, index: int) -> Size:
         return self.images.size(index)
 
+    def time_ids(self, sample: Sample) -> torch.Tensor:
+        return self.images.time_ids(sample)
+
 
 @dataclass(frozen=True)
 class CachedPrompts:
@@ -164,7 +167,7 @@ def _moments(
     )
     for pixel_values in loader:
         with torch.no_grad():
-            posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.dtype)).latent_dist
+            posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.vae.dtype)).latent_dist
         yield posterior.parameters[0]
 
 

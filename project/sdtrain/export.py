@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sdjob.pipeline import PipelineFolder
 from sdjob.spec import RunSpec
-from sdtrain import webui
+from sdtrain import architectures, webui
 from sdtrain.checkpoint import sync_tree
 from sdtrain.denoiser import TEXT_ENCODER, UNET, part_of
 from sdtrain.models import Parts
@@ -87,7 +86,7 @@ def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> N
     for part, weights in layers.items():
         given[f"{part}_lora_layers"] = weights
         given[f"{part}_lora_adapter_metadata"] = configs[part].to_dict()
-    StableDiffusionPipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
+    architectures.of(parts).pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
     kohya: dict[str, torch.Tensor] = {}
     for part, weights in layers.items():
         kohya |= webui.kohya_lora(part, weights, configs[part].lora_alpha)

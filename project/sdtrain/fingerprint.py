@@ -16,7 +16,8 @@ _EDGE = 1 << 20
 def model_identity(folder: PipelineFolder) -> str:
     """A hash of the U-Net's and VAE's configuration, and of size, head and tail of each weight file."""
     digest = hashlib.sha256()
-    for name in ("unet", "vae", "text_encoder", "scheduler"):
+    further = [name for name in ("text_encoder_2",) if name in folder.parts]
+    for name in ("unet", "vae", "text_encoder", "scheduler", *further):
         for path in sorted((folder.path / name).glob("*config.json")):
             digest.update(path.read_bytes())
         for path in folder.parts[name].weights:

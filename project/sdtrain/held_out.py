@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from sdjob.spec import RunSpec
-from sdtrain import attention, objective
-from sdtrain.denoiser import Denoiser, encode
+from sdtrain import architectures, attention, objective
+from sdtrain.denoiser import Denoiser
 from sdtrain.models import tokenize
 from sdtrain.order import Sample, generator
 from sdtrain.recipes import RECIPES
@@ -57,8 +57,10 @@ def _error(training: Training, denoiser: Denoiser, held_out: HeldOut, index: int
     parts, spec = training.parts, training.spec
     schedule = parts.noise_schedule
     example = held_out.images[Sample(0, index, index, "held out")]
-    pixel_values = example["pixel_values"][None].to(parts.device, parts.dtype)
-    latents = parts.vae.encode(pixel_values).latent_dist.mean.float() * float(parts.vae.config.scaling_factor)
+    pixel_values = example["pixel_values"][None].to(parts.device, parts.vae.dtype)
+    with torch.autocast(parts.device.type, enabled=False):  # the VAE computes in its own type
+        mean = parts.vae.encode(pixel_values).latent_dist.mean
+    latents = mean.float() * float(parts.vae.config.scaling_factor)
     latents = latents.expand(_TIMESTEPS, *latents.shape[1:])
     noise = torch.randn(latents.shape, generator=generator(spec.seed, 0, index, "noise/held out"))
     noise = noise.to(parts.device)
@@ -66,9 +68,15 @@ def _error(training: Training, denoiser: Denoiser, held_out: HeldOut, index: int
     timesteps = torch.tensor([(2 * k + 1) * count // (2 * _TIMESTEPS) for k in range(_TIMESTEPS)])
     timesteps = timesteps.to(parts.device)
     prompt = held_out.prompt if held_out.prompt is not None else example["caption"]
-    tokens = tokenize(parts.tokenizer, [prompt] * _TIMESTEPS, spec.prompt_chunks).to(parts.device)
-    conditioning = tokens if denoiser.text_encoder is not None else encode(parts.text_encoder, tokens)
-    noise_pred = denoiser(schedule.add_noise(latents, noise, timesteps), timesteps, conditioning)
+    prompts = [prompt] * _TIMESTEPS
+    added = None
+    if denoiser.text_encoder is not None:
+        conditioning = tokenize(parts.tokenizer, prompts, spec.prompt_chunks).to(parts.device)
+    else:
+        time_ids = held_out.images.time_ids(example["sample"]).expand(_TIMESTEPS, -1)
+        architecture = architectures.of(parts)
+        conditioning, added = architecture.condition(parts, prompts, spec.prompt_chunks, time_ids)
+    noise_pred = denoiser(schedule.add_noise(latents, noise, timesteps), timesteps, conditioning, added)
     kind = schedule.config.prediction_type
     wanted = objective.target(kind, schedule, latents, noise, timesteps)
     return float(objective.squared_error(noise_pred, wanted).mean())

@@ -15,10 +15,10 @@ import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdjob.choices import TEXT_ENCODER_LAYERS
-from sdjob.pipeline import PipelineFolder
+from sdjob.pipeline import XL, PipelineFolder
 from sdjob.problem import JobError, setting
 from sdjob.spec import RunSpec
 from sdtrain.denoiser import Denoiser
@@ -28,8 +28,9 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Parts:
-    """A pipeline in memory. What is trained is fp32; the frozen parts have `dtype`."""
+    """A pipeline in memory. What is trained is fp32; the frozen parts have `dtype`, but for the VAE of SDXL."""
 
+    class_name: str  # of diffusers' pipeline
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -38,6 +39,9 @@ class Parts:
     sampler: Any  # the pipeline's own scheduler, for generating pictures
     dtype: torch.dtype
     device: torch.device
+    text_encoder_2: CLIPTextModelWithProjection | None = None  # of SDXL
+    tokenizer_2: CLIPTokenizer | None = None
+    zeros_for_empty_prompt: bool = False  # how SDXL draws without a negative prompt
 
 
 def load(
@@ -71,21 +75,36 @@ def load(
 
     trained = dtype if lora else torch.float32
     text_encoder = part(CLIPTextModel, "text_encoder", trained if train_text_encoder else dtype)
-    tokenizer = CLIPTokenizer.from_pretrained(folder.path, subfolder="tokenizer", local_files_only=True)
-    # Without a configuration of its own, a tokenizer takes any length; the encoder does not.
-    length = text_encoder.config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    xl = folder.class_name == XL
+    text_encoder_2 = part(CLIPTextModelWithProjection, "text_encoder_2", dtype) if xl else None
     rescaled = {"rescale_betas_zero_snr": True} if zero_snr else {}
     return Parts(
+        class_name=folder.class_name,
         unet=part(UNet2DConditionModel, "unet", trained),
-        vae=part(AutoencoderKL, "vae", dtype),
+        vae=part(AutoencoderKL, "vae", torch.float32 if xl else dtype),  # in fp16, SDXL's gives NaN
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(folder.path, "tokenizer", text_encoder),
         noise_schedule=DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler", **rescaled),
         sampler=_sampler(folder.path / "scheduler", zero_snr=zero_snr),
         dtype=dtype,
         device=device,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=_tokenizer(folder.path, "tokenizer_2", text_encoder_2) if text_encoder_2 else None,
+        zeros_for_empty_prompt=bool(_index(folder.path).get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    return values
+
+
+def _tokenizer(folder: Path, name: str, encoder: Any) -> CLIPTokenizer:
+    """Without a configuration of its own, a tokenizer takes any length; the encoder does not."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=name, local_files_only=True)
+    length = encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    return tokenizer
 
 
 def _sampler(folder: Path, *, zero_snr: bool) -> Any:

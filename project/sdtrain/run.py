@@ -14,7 +14,19 @@ from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
-from sdtrain import attention, card, checkpoint, devices, export, models, page, report, strategies, validation
+from sdtrain import (
+    architectures,
+    attention,
+    card,
+    checkpoint,
+    devices,
+    export,
+    models,
+    page,
+    report,
+    strategies,
+    validation,
+)
 from sdtrain.buckets import Buckets, bucketed
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
@@ -181,7 +193,7 @@ def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples:
         steps = length.steps_of(spec.num_train_epochs, spec, num_examples, world.size)
     changes = {"device": world.kind.name, "max_train_steps": steps}
     spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})
-    if problems := [*compat.problems(spec, topology), *compat.model_problems(spec, folder.prediction_type)]:
+    if problems := [*compat.problems(spec, topology), *compat.model_problems(spec, folder)]:
         raise JobError(problems)
     return spec
 
@@ -247,7 +259,10 @@ def _examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet:
     encodings = cached_prompts(caching, streams) if spec.cache_text_embeddings != "no" else None
     if spec.cache_latents != "no":
         streams = cached_latents(caching, streams, buckets)
-    return StreamSet(streams, spec.seed, spec.proportion_empty_prompts, encodings, buckets)
+    takes_sizes = architectures.of(caching.parts).takes_sizes
+    return StreamSet(
+        streams, spec.seed, spec.proportion_empty_prompts, encodings, buckets, takes_sizes=takes_sizes
+    )
 
 
 def _buckets(spec: RunSpec, world: World, stream: Stream) -> Buckets:

@@ -5,37 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from sdjob.spec import RunSpec
-from sdtrain.denoiser import encode
-from sdtrain.models import Parts, tokenize
+from sdtrain import architectures
+from sdtrain.architectures.base import Drawing
+from sdtrain.models import Parts
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How pictures are generated."""
-
-    resolution: int
-    inference_steps: int
-    guidance_scale: float
-    batch_size: int
-    prompt_chunks: int = 1
-
-    @classmethod
-    def of(cls, spec: RunSpec) -> Drawing:
-        return cls(
-            spec.resolution,
-            spec.num_inference_steps,
-            spec.guidance_scale,
-            spec.sample_batch_size,
-            spec.prompt_chunks,
-        )
+def drawing(spec: RunSpec) -> Drawing:
+    """How the pictures of a run are generated."""
+    return Drawing(
+        spec.resolution,
+        spec.num_inference_steps,
+        spec.guidance_scale,
+        spec.sample_batch_size,
+        spec.prompt_chunks,
+    )
 
 
 @contextmanager
@@ -55,37 +44,11 @@ def evaluating(parts: Parts) -> Iterator[None]:
 
 def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -> Iterator[Image.Image]:
     """One picture per prompt and seed, in their order; a picture does not depend on its batch."""
-    pipeline = StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=parts.sampler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-
-    def encoded(texts: list[str]) -> torch.Tensor:
-        return encode(
-            parts.text_encoder, tokenize(parts.tokenizer, texts, how.prompt_chunks).to(parts.device)
-        )
-
+    architecture = architectures.of(parts)
     with evaluating(parts), torch.inference_mode():
         for start in range(0, len(prompts), how.batch_size):
             batch = slice(start, start + how.batch_size)
-            wanted = prompts[batch]
-            # Encoded as in training, so that a long prompt means the same.
-            yield from pipeline(
-                prompt_embeds=encoded(wanted),
-                negative_prompt_embeds=encoded([""] * len(wanted)),
-                height=how.resolution,
-                width=how.resolution,
-                num_inference_steps=how.inference_steps,
-                guidance_scale=how.guidance_scale,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
-            ).images
+            yield from architecture.draw(parts, prompts[batch], seeds[batch], how)
 
 
 def picture_name(prompt: int, image: int) -> str:

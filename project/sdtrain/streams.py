@@ -31,6 +31,8 @@ class Examples(Protocol):
 
     def size(self, index: int) -> Size: ...
 
+    def time_ids(self, sample: Sample) -> torch.Tensor: ...
+
 
 class PromptEncodings(Protocol):
     """encoder_hidden_states [tokens, width] of every prompt of the run."""
@@ -69,6 +71,7 @@ class StreamBatch:
     names: list[str]  # of the pictures
     passed_over: list[Problem]  # of pictures that others stand in for
     picture_weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
+    time_ids: torch.Tensor | None = None  # sizes and crops, [B, 6], where the network is told them
 
     def pin_memory(self) -> StreamBatch:
         """Called by the loader, so that copies to the device need not wait."""
@@ -78,6 +81,7 @@ class StreamBatch:
             moments=_pinned(self.moments),
             hidden_states=_pinned(self.hidden_states),
             picture_weights=_pinned(self.picture_weights),
+            time_ids=_pinned(self.time_ids),
         )
 
 
@@ -95,6 +99,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
     encodings: PromptEncodings | None = None
     # Of the first stream; the pictures of the others are cropped to the same sizes.
     buckets: Buckets | None = None
+    takes_sizes: bool = False  # whether the network is told sizes and crops
 
     def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
         samples = self.samples(place)
@@ -132,7 +137,13 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             torch.tensor([stream.picture_weights[sample.index] for sample in batch["sample"]])
             if stream.picture_weights
             else None,
+            self._time_ids(stream, batch["sample"]),
         )
+
+    def _time_ids(self, stream: Stream, samples: list[Sample]) -> torch.Tensor | None:
+        if not self.takes_sizes:
+            return None
+        return torch.stack([stream.images.time_ids(sample) for sample in samples])
 
     def _is_emptied(self, sample: Sample) -> bool:
         """Whether the network sees the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""

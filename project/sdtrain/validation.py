@@ -33,7 +33,7 @@ def draw(training: Training, step: int) -> None:
     """Writes the samples of a step, shared out over the ranks, and shows them in TensorBoard. Collective."""
     spec, world = training.spec, training.world
     folder = folder_of(training.layout, step)
-    how = sample.Drawing.of(spec)
+    how = sample.drawing(spec)
     share = slice(world.rank, None, world.size)
     with training.averaged():
         sample.draw_samples(

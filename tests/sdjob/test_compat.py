@@ -1,11 +1,18 @@
 """Which settings work together, and where."""
 
+from pathlib import Path
+
 import pytest
 
 from sdjob.compat import Topology, model_problems, problems, resolve_precision, without_effect
+from sdjob.pipeline import SUPPORTED, XL, PipelineFolder
 from sdjob.spec import RunSpec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
+
+
+def model(prediction_type, class_name=SUPPORTED):
+    return PipelineFolder(Path("/m"), class_name, prediction_type, {})
 
 
 def spec(**values):
@@ -168,7 +175,22 @@ def test_fast_attention_needs_half_precision_on_a_gpu(attention):
 
 
 def test_zero_terminal_snr_needs_v_prediction():
-    (problem,) = model_problems(spec(rescale_betas_zero_snr=True), "epsilon")
+    (problem,) = model_problems(spec(rescale_betas_zero_snr=True), model("epsilon"))
     assert (problem.code, problem.subject) == (64, "rescale_betas_zero_snr")
-    assert model_problems(spec(rescale_betas_zero_snr=True), "v_prediction") == []
-    assert model_problems(spec(snr_gamma=5.0), "epsilon") == []
+    assert model_problems(spec(rescale_betas_zero_snr=True), model("v_prediction")) == []
+    assert model_problems(spec(snr_gamma=5.0), model("epsilon")) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train_text_encoder": True},
+        {"cache_text_embeddings": "memory"},
+        {"max_token_length": 150},
+        {"export_single_file": True},
+    ],
+)
+def test_what_is_not_done_with_stable_diffusion_xl(values):
+    assert model_problems(spec(), model("epsilon", XL)) == []
+    (problem,) = model_problems(spec(**values), model("epsilon", XL))
+    assert problem.subject in values and problem.code == 64

@@ -125,7 +125,7 @@ def test_neighbours_do_not_matter(tmp_path, pipeline):
 
 
 @pytest.mark.parametrize(
-    "name", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", "FluxPipeline", "LDM"]
+    "name", ["StableDiffusionXLImg2ImgPipeline", "StableDiffusionInpaintPipeline", "FluxPipeline", "LDM"]
 )
 def test_other_pipelines_are_named(pipeline, name):
     write(pipeline / "model_index.json", {"_class_name": name, **CLASSES})
