@@ -83,9 +83,9 @@ def render(diagnosis: Diagnosis) -> str:
             _answers(f"Attention, tried on {found['device']}", found["attention"]),
             _answers("Plugins", found["plugins"]),
         ]
-    differing = found["not as proven"]
-    alike = f"Versions: {len(found['versions']) - len(differing)} of {len(found['versions'])} as proven"
-    sections.append(_rows(alike, differing.items()))
+    versions, differing = found["versions"], found["not as proven"]
+    alike = sum(version is not None and name not in differing for name, version in versions.items())
+    sections.append(_rows(f"Versions: {alike} of {len(versions)} as proven", differing.items()))
     problems = diagnosis.problems
     sections.append(
         show.problems(problems) if problems else "no problems: jobs can run on " + found["device"]

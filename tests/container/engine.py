@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +45,7 @@ class Engine:
         return subprocess.run(
             [self.program, *arguments],
             env=dict(os.environ) | dict(self.env),
+            cwd=CACHE,  # podman leaves a file where it was started, when a container runs out of memory
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -60,17 +59,29 @@ class Engine:
 @functools.cache
 def find() -> Engine | str:
     """An engine that answers, or why there is none."""
+    CACHE.mkdir(parents=True, exist_ok=True)
     reasons = []
     for program in ("podman", "docker"):
         if not shutil.which(program):
             reasons.append(f"no {program}")
             continue
         engine = Engine(program, _podman_settings() if program == "podman" else ())
-        answer = engine.run("info")
-        if answer.returncode == 0:
+        if not (reason := _defect(engine)):
             return engine
-        reasons.append(f"{program}: {(answer.stderr.strip().splitlines() or ['does not answer'])[-1]}")
+        reasons.append(f"{program}: {reason}")
     return "; ".join(reasons)
+
+
+def _defect(engine: Engine) -> str:
+    """Why this engine cannot run containers here; empty: it has run one."""
+    answer = engine.run("info")
+    if answer.returncode == 0:
+        try:
+            answer = engine.run("run", "--rm", "--network=none", base_image(engine), "true")
+        except FileNotFoundError as error:
+            return f"no base image: {error.filename} is not installed, and CONTAINER_TEST_BASE_IMAGE not set"
+    said = answer.stderr.strip().splitlines() or [f"ended with {answer.returncode}"]
+    return said[-1] if answer.returncode else ""
 
 
 def _podman_settings() -> tuple[tuple[str, str], ...]:
@@ -82,7 +93,6 @@ def _podman_settings() -> tuple[tuple[str, str], ...]:
     lines += ['cgroup_manager = "cgroupfs"', 'events_logger = "file"']
     if shutil.which("runc"):
         lines.append('runtime = "runc"')
-    CACHE.mkdir(parents=True, exist_ok=True)
     settings = CACHE / "containers.conf"
     settings.write_text("\n".join(lines) + "\n")
     return (("CONTAINERS_CONF", str(settings)),)
@@ -151,7 +161,6 @@ def base_image(engine: Engine) -> str:
     sources = apt_sources()
     name = f"localhost/debian-{RELEASE}:{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
     if not engine.has(name):
-        CACHE.mkdir(parents=True, exist_ok=True)
         root, archive = CACHE / "base", CACHE / "base.tar"
         shutil.rmtree(root, ignore_errors=True)
         environment = dict(os.environ) | proxies()
@@ -193,18 +202,3 @@ def proxies() -> dict[str, str]:
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     found = re.search(r"proxy='(http.*)'", said)
     return {"http_proxy": found.group(1)} if found else {}
-
-
-def exposed(engine: Engine, image: str) -> bytes:
-    """Everything that the image says about itself: configuration and the history of its layers."""
-    return (engine.call("image", "inspect", image) + engine.call("history", "--no-trunc", image)).encode()
-
-
-def labels_of(engine: Engine, image: str) -> dict[str, str]:
-    config: dict[str, dict[str, str]] = json.loads(engine.call("image", "inspect", image))[0]["Config"]
-    return config["Labels"]
-
-
-def volumes(pairs: Iterable[tuple[Path, str]]) -> Sequence[str]:
-    """--volume arguments: every mount read only but /output."""
-    return [f"--volume={path}:{place}{'' if place == '/output' else ':ro'}" for path, place in pairs]
