@@ -5,12 +5,16 @@ Both come from the schema; a test fails while what is on disk differs from what 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from pydantic import BaseModel
 
+from sdjob import compat
+from sdjob.choices import DEVICES, Recipe
 from sdjob.fields import settings_of
 from sdjob.spec import RunSpec
 from sdlaunch import names
@@ -24,6 +28,8 @@ def generated(home: Path = HOME) -> Iterator[tuple[Path, str]]:
     """Every file that is generated in part, and what it should hold."""
     layout = home / "mount_layout.md"
     yield layout, with_tables(layout.read_text(encoding="utf-8"))
+    strategies = home / "docs" / "strategies.md"
+    yield strategies, with_compatibility(strategies.read_text(encoding="utf-8"))
     for preset in sorted((home / "env").glob("*.env")):
         yield preset, with_comments(preset.read_text(encoding="utf-8"))
 
@@ -52,6 +58,55 @@ def _table(group: str) -> str:
                     f"| `{name}` | {meaning} | {'–' if default == '-' else f'`{default}`'} | {also or '–'} |"
                 )
     return "\n".join(rows) + "\n"
+
+
+_PROOF = "tests/sdtrain/test_strategies.py"
+
+
+def with_compatibility(text: str) -> str:
+    """The text with the table of plugin × precision × device, as `sdjob.compat` judges them."""
+    return re.sub(
+        r"(<!-- compatibility -->\n).*?(<!-- end -->)",
+        lambda match: match[1] + _compatibility() + match[2],
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _compatibility() -> str:
+    kinds = [name for name in DEVICES if name != "auto"]
+    lines = [
+        f"| plugin | precision | {' | '.join(kinds)} | tests |",
+        "|---" * (len(kinds) + 3) + "|",
+    ]
+    for plugin in compat.PLUGINS:
+        for precision in ("no", "bf16", "fp16"):
+            cells = [_works(plugin, precision, kind) for kind in kinds]
+            if set(cells) != {"–"}:
+                proof = f"`{_PROOF}`" if {"tested", "stand-in"} & set(cells) else "–"
+                lines.append(f"| `{plugin}` | {precision} | {' | '.join(cells)} | {proof} |")
+    return "\n".join(lines) + "\n"
+
+
+def _works(plugin: str, precision: str, device: str) -> str:
+    """With either recipe, with and without EMA and LoRA, which makes no difference to any plugin."""
+    topology = compat.Topology(device, 1 if plugin == "none" else 2, bf16=True)
+    for recipe in get_args(Recipe):
+        for use_ema, lora_rank in itertools.product((False, True), (0, 4)):
+            spec = RunSpec(
+                pretrained_model_name_or_path="-",
+                output_dir="-",
+                recipe=recipe,
+                plugin=plugin,  # type: ignore[arg-type]
+                mixed_precision=precision,  # type: ignore[arg-type]
+                use_ema=use_ema,
+                lora_rank=lora_rank,
+            )
+            if compat.problems(spec, topology):
+                return "–"
+    if compat.PLUGINS[plugin].package and device == "cuda":
+        return "stand-in"
+    return "tested" if device == "cpu" else "accepted"
 
 
 def with_comments(text: str) -> str:

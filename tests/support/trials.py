@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig
 
 from sdjob.spec import RunSpec
 from sdtrain import strategies
 from sdtrain.denoiser import Denoiser
 from sdtrain.ema import Ema
+from sdtrain.models import DTYPES
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from tests.support import colossal
 
@@ -32,6 +34,8 @@ OPTIM = OptimSpec(
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "torch_ddp": {"plugin": "torch_ddp"},
+    "torch_ddp_bf16": {"plugin": "torch_ddp", "mixed_precision": "bf16"},
+    "torch_ddp_fp16": {"plugin": "torch_ddp_fp16", "mixed_precision": "fp16"},
     "fsdp": {"plugin": "fsdp"},
     "fsdp_whole_weights": {"plugin": "fsdp", "reshard_after_forward": False},
     "fsdp_offload": {"plugin": "fsdp", "cpu_offload": True},
@@ -48,6 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gemini_cpu_fp16": {"plugin": "gemini", "mixed_precision": "fp16", "placement": "cpu"},
     "gemini_auto": {"plugin": "gemini", "mixed_precision": "bf16", "placement": "auto"},
     "gemini_auto_fp16": {"plugin": "gemini", "mixed_precision": "fp16", "placement": "auto"},
+    "fsdp_lora": {"plugin": "fsdp", "mixed_precision": "bf16", "lora_rank": 2},
+    "zero1_lora": {"plugin": "low_level_zero", "mixed_precision": "no", "lora_rank": 2},
+    "gemini_lora": {"plugin": "gemini", "mixed_precision": "bf16", "lora_rank": 2},
 }
 
 
@@ -65,6 +72,8 @@ class Trial:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.unet = UNet2DConditionModel.from_pretrained(unet)
+        if spec.lora_rank:
+            _add_lora(self.unet, spec)
         self.strategy = strategies.create(spec, CPU, self.world)
         self.strategy.prepare(Denoiser(self.unet).train(), OPTIM)
         self.ema = Ema(self.strategy.masters(), decay=0.5)
@@ -111,6 +120,18 @@ class Trial:
         return found.float().as_subclass(torch.Tensor)
 
 
+def _add_lora(unet: Any, spec: RunSpec) -> None:
+    """As models.make_trainable does: the base in the type of the computation, the adapter in fp32."""
+    unet.to(DTYPES[spec.mixed_precision]).requires_grad_(False)
+    torch.manual_seed(0)
+    unet.add_adapter(
+        LoraConfig(spec.lora_rank, init_lora_weights="gaussian", target_modules=["to_q", "to_v"])
+    )
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def batch(step: int, micro: int) -> tuple[torch.Tensor, ...]:
     """Of all ranks: noisy latents in channels_last, as a VAE gives them, timesteps, text, and the noise."""
     generator = torch.Generator().manual_seed(100 * step + micro)
@@ -129,7 +150,7 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
     found: dict[str, Any] = {"start": first.whole()["master"], "steps": []}
     for number in range(1, SAVED + 1):
         found["steps"].append(first.step(number))
-        if number == 1 and variant != "torch_ddp":
+        if number == 1 and hasattr(first.strategy, "_tables"):
             found["moment"] = first.first_moment_norm()
     if first.rank == 0:
         (folder / variant).mkdir()
@@ -149,6 +170,29 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
 def load(into: Trial, folder: Path) -> None:
     into.strategy.load(folder, into.ema.shares)
     into.ema.resume(updates=SAVED)
+
+
+def overflowing(unet: Path, variant: str) -> list[tuple[float, float]]:
+    """Steps that begin with a loss scale far too large for fp16, until one is taken."""
+    tried = Trial(unet, spec_of(variant))
+    for name in ("mixed_precision_mixin", "mix_precision_mixin"):
+        if mixin := getattr(tried.strategy._optimizer, name, None):
+            mixin.grad_scaler._scale.fill_(2.0**19)
+    return [tried.step(number) for number in range(1, 9)]
+
+
+def discarding(unet: Path, variant: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The first step of a trial that has discarded another one before, and of one that has not."""
+    found = []
+    for discards in (True, False):
+        tried = Trial(unet, spec_of(variant))
+        if discards:
+            take, tried.strategy.step = tried.strategy.step, lambda factor: torch.zeros(())
+            tried.step(7)
+            tried.strategy.step = take
+            tried.strategy.discard()
+        found.append(tried.step(1))
+    return found[0], found[1]
 
 
 def converted(unet: Path, folder: Path, variant: str, source: str) -> dict[str, dict[str, torch.Tensor]]:
