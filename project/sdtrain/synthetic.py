@@ -77,6 +77,7 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
     )
     return Parts(
+        class_name="StableDiffusionPipeline",
         unet=made(lambda: UNet2DConditionModel(**_UNETS[model]), dtype if lora else torch.float32),
         vae=made(lambda: AutoencoderKL(**(_TINY_VAE if model == "tiny" else _VAE)), dtype),
         text_encoder=made(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODERS[model])), dtype),
