@@ -122,6 +122,25 @@ def test_lora_resumes_exactly(train, at_step):
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
+def test_a_run_with_caches_and_a_changed_objective_resumes_exactly(train, at_step):
+    settings = {
+        **SETTINGS,
+        "center_crop": True,
+        "cache_latents": "disk",
+        "cache_text_embeddings": "memory",
+        "snr_gamma": 5.0,
+        "noise_offset": 0.1,
+        "input_perturbation": 0.1,
+        "proportion_empty_prompts": 0.3,
+        "max_token_length": 150,
+    }
+    undisturbed = train("undisturbed", **settings)
+    at_step(3, terminate)
+    train(code=75, **settings)
+    at_step(0)
+    assert losses(train(**settings)) == losses(undisturbed)
+
+
 @pytest.mark.parametrize(("optimizer", "rate"), [("adafactor", 1e-3), ("prodigy", 1.0)])
 def test_other_optimisers_resume_exactly(train, at_step, optimizer, rate):
     """What Prodigy has learnt of the rate is no setting: it must not begin again."""

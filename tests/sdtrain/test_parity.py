@@ -1,6 +1,6 @@
 """The worker against the reference: the same losses, gradient norms and weights, in fp32.
 
-Tolerances over ten steps: losses 1e-5, gradient norms 1e-4 relative; weights as `assert_same_weights` says.
+Tolerances over one step and over ten: losses 1e-5, gradient norms 1e-4 relative; weights as `assert_same_weights` says.
 """
 
 from functools import partial
@@ -94,8 +94,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_class):
+ONE_STEP = ("batch", "lora_prior", "text_encoder", "everything")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [*((name, 10) for name in CASES), *((name, 1) for name in ONE_STEP)]
+)
+def test_steps(name, steps, train, eps_model, v_model, captioned, instance, of_class):
     case = dict(CASES[name])
     model = v_model if case.pop("v", False) else eps_model
     if case.get("recipe") == "dreambooth":
@@ -107,7 +112,6 @@ def test_ten_steps(name, train, eps_model, v_model, captioned, instance, of_clas
         streams.append(Pictures.read("class", of_class, SIDE, CLASS, case["prior_loss_weight"]))
         case |= {"with_prior_preservation": True, "class_prompt": CLASS, "class_data_dir": of_class}
         case["num_class_images"] = len(streams[1].pixels)
-    steps = 10
     rank = case.get("lora_rank", 0)
     rate = case.pop("learning_rate", LR)
     wanted = reference.train(
