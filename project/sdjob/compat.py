@@ -341,6 +341,15 @@ def _caches(spec: RunSpec) -> list[Problem]:
                 "set center_crop=1, or leave cache_latents=no.",
             )
         )
+    if spec.bad_samples == "skip" and (spec.cache_latents != "no" or spec.aspect_ratio_buckets):
+        found.append(
+            setting(
+                "bad_samples",
+                "skip, with cache_latents or aspect_ratio_buckets",
+                "These read every picture before training, and name those that cannot be used: "
+                "take them out, and leave bad_samples=stop.",
+            )
+        )
     if spec.cache_text_embeddings != "no" and spec.train_text_encoder:
         found.append(
             setting(
