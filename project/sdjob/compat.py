@@ -341,13 +341,12 @@ def _caches(spec: RunSpec) -> list[Problem]:
                 "set center_crop=1, or leave cache_latents=no.",
             )
         )
-    if spec.bad_samples == "skip" and (spec.cache_latents != "no" or spec.aspect_ratio_buckets):
+    if spec.bad_samples == "skip" and spec.aspect_ratio_buckets:
         found.append(
             setting(
                 "bad_samples",
-                "skip, with cache_latents or aspect_ratio_buckets",
-                "These read every picture before training, and name those that cannot be used: "
-                "take them out, and leave bad_samples=stop.",
+                "skip, with aspect_ratio_buckets",
+                "The shape of every picture is read before training: take bad ones out, or leave the buckets.",
             )
         )
     if spec.cache_text_embeddings != "no" and spec.train_text_encoder:
