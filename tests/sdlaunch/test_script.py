@@ -158,7 +158,8 @@ def test_a_run_is_supervised_and_its_code_is_the_documented_one(place, echo, tmp
     done = launch(**place, script=str(echo), script_args="{model}", NPROC_PER_NODE="2")
     assert done.returncode == code, done.stdout + done.stderr
     log = (tmp_path / "output" / "logs" / "node-0.log").read_text()
-    assert all(
-        f"[rank {rank}] {json.dumps([str(tmp_path / 'model' / 'tiny')])} {rank}" in log for rank in (0, 1)
-    )
+    words = json.dumps([str(tmp_path / "model" / "tiny")])
+    said = [f"[rank {rank}] {words} {rank}" in log for rank in (0, 1)]
+    # A rank that fails may end before the other one has come to say anything.
+    assert all(said) if code == 0 else any(said)
     assert (tmp_path / "output" / "failure.json").exists() == (code != 0)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from sdjob.dataset import DatasetInfo, find_dataset
 from sdjob.output import OutputLayout
+from sdjob.problem import JobError
 from sdjob.spec import RunSpec
 from sdtrain.data import TrainingImages, verify
 from sdtrain.models import Parts
+from sdtrain.progress import say
 from sdtrain.sources import JoinedSource, open_source
 from sdtrain.stop import StopRequest
 from sdtrain.streams import Stream
@@ -57,12 +59,19 @@ def open_images(
 
     Several are joined; then each has a prompt that is the caption of its pictures.
     """
-    sources = []
+    sources, bad = [], []
     for info in infos:
         with world.main_first():
             source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
-        world.agree(verify(source, spec.verify_images, world.rank, world.size))
+        shares = world.gather(verify(source, spec.verify_images, world.rank, world.size))
+        bad += [problem for share in shares for problem in share]
         sources.append(source)
+    allowed = spec.max_bad_samples if spec.bad_samples == "skip" else 0
+    if len(bad) > allowed:
+        raise JobError(bad)
+    if world.is_main:
+        for problem in bad:
+            say(f"will be passed over: {problem.subject}: {problem.found}")
     return TrainingImages(
         JoinedSource(tuple(sources), tuple(prompts)) if prompts else sources[0],
         resolution=spec.resolution,
@@ -70,4 +79,5 @@ def open_images(
         random_flip=spec.random_flip,
         interpolation=spec.image_interpolation_mode,
         seed=spec.seed,
+        max_bad_samples=allowed,
     )
