@@ -15,6 +15,7 @@ SHORT = {
     "num_train_step": "6",
     "logging_steps": "1",
     "dataloader_num_workers": "1",
+    "OMP_NUM_THREADS": "1",  # as torchrun has it for several processes; two nodes share these cores as well
 }
 AWKWARD = """a "sks" circle's $(touch /output/pwned) `touch /output/pwned`; touch /output/pwned"""
 
