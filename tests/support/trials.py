@@ -213,7 +213,7 @@ def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, folder: Path)
         process.start()
     try:
         for process in processes:
-            process.join(300)
+            process.join(900)
         assert [process.exitcode for process in processes] == [0] * size
     finally:
         for process in processes:

@@ -191,7 +191,7 @@ class Gemini:
 
     def _range(self, shape: torch.Size, number: int) -> Range:
         _, offset, length = self._optimizer.get_offsets(number)
-        return Range(shape, offset, length) if length > 0 else Range(shape, 0, 0)
+        return Range(shape, int(offset), int(length)) if length > 0 else Range(shape, 0, 0)
 
     def _fake(self, name: str) -> nn.Parameter:
         """The parameter that Gemini shows to the optimiser: this rank's part of the real one."""

@@ -8,6 +8,7 @@ range of a flat tensor it holds, so any number of ranks, however they divide the
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,42 @@ class _LoadPlanner(DefaultLoadPlanner):
         return flat.share
 
 
+class _Plain(pickle.Unpickler):
+    """Of what a pickle may name, only what the description of shards is made of: no code runs."""
+
+    _NAMES = frozenset(
+        {
+            ("pathlib", "PosixPath"),
+            ("torch", "Size"),
+            ("torch", "float32"),
+            ("torch.serialization", "_get_layout"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            *(
+                ("torch.distributed.checkpoint.metadata", name)
+                for name in (
+                    *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+                    *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+                )
+            ),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._NAMES:
+            raise pickle.UnpicklingError(f"a checkpoint has no business with {module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """As the default, which would load any pickle."""
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata: Metadata = _Plain(file).load()
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
 def is_sharded(folder: Path) -> bool:
     return (folder / SHARDS).is_dir()
 
@@ -110,7 +147,7 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
         alone = not dist.is_initialized()
         load_shards(
             _flat(tables, ranges),
-            storage_reader=FileSystemReader(folder / SHARDS),
+            storage_reader=_Reader(folder / SHARDS),
             planner=_LoadPlanner(flatten_state_dict=False),
             no_dist=alone,
         )
