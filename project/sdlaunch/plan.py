@@ -159,7 +159,7 @@ def _prepared(
     idle = () if own else compat.without_effect(spec)
     return JobPlan(
         settings=table,
-        mounts=_mount_table(place, contents, own, problems),
+        mounts=_mount_table(spec, place, contents, own, problems),
         arithmetic=_arithmetic(job),
         launch=command.build(spec, where.cluster, host, passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
@@ -305,7 +305,7 @@ def _table(
 
 
 def _mount_table(
-    place: Mounts, contents: Contents, own: Script | None, problems: Collection[Problem]
+    spec: RunSpec, place: Mounts, contents: Contents, own: Script | None, problems: Collection[Problem]
 ) -> dict[str, dict[str, str]]:
     wrong = {problem.subject for problem in problems}
     model, data = contents.model, contents.dataset
@@ -320,7 +320,11 @@ def _mount_table(
         "DATASET_DIR": {
             "path": str(place.dataset),
             "uses": str(contents.dataset_path),
-            "found": f"{data.num_examples} pictures, {data.format}" if data else "nothing usable",
+            "found": f"{data.num_examples} pictures, {data.format}"
+            if data
+            else f"not looked for: {spec.concepts_list} names folders"
+            if spec.concepts_list
+            else "nothing usable",
         },
         "PROJECT_DIR": {
             "path": str(place.project),
