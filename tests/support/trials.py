@@ -125,7 +125,7 @@ def _add_lora(unet: Any, spec: RunSpec) -> None:
     unet.to(DTYPES[spec.mixed_precision]).requires_grad_(False)
     torch.manual_seed(0)
     unet.add_adapter(
-        LoraConfig(spec.lora_rank, init_lora_weights="gaussian", target_modules=["to_q", "to_v"])
+        LoraConfig(r=spec.lora_rank, init_lora_weights="gaussian", target_modules=["to_q", "to_v"])
     )
     for parameter in unet.parameters():
         if parameter.requires_grad:
