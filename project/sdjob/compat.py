@@ -26,7 +26,6 @@ class PluginFacts:
     precisions: tuple[str, ...] = ("no", "bf16", "fp16")
     settings: tuple[str, ...] = ()  # those that no other plugin knows
     package: str = ""  # what has to be installed besides torch
-    skips_steps: bool = True  # can forget the gradients of a step
 
 
 PLUGINS: dict[str, PluginFacts] = {
@@ -43,7 +42,6 @@ PLUGINS: dict[str, PluginFacts] = {
         _COLOSSAL_DEVICES,
         settings=("zero_stage", "cpu_offload"),
         package="colossalai",
-        skips_steps=False,
     ),
     "gemini": PluginFacts(
         "colossal",
@@ -51,7 +49,6 @@ PLUGINS: dict[str, PluginFacts] = {
         precisions=("bf16", "fp16"),
         settings=("placement",),
         package="colossalai",
-        skips_steps=False,
     ),
 }
 _OF_PLUGINS = tuple(dict.fromkeys(name for facts in PLUGINS.values() for name in facts.settings))
@@ -89,7 +86,6 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
         _recipe(spec),
         _numbers(spec),
         _caches(spec),
-        _skipping(spec),
         _optimizer(spec, topology),
     )
     return [problem for found in checks for problem in found]
@@ -358,14 +354,6 @@ def _caches(spec: RunSpec) -> list[Problem]:
             )
         )
     return found
-
-
-def _skipping(spec: RunSpec) -> list[Problem]:
-    if spec.on_nan != "skip" or PLUGINS[spec.plugin].skips_steps:
-        return []
-    able = ", ".join(name for name, facts in PLUGINS.items() if facts.skips_steps)
-    remedy = f"That plugin cannot undo half a step: use on_nan=stop, or one of: {able}."
-    return [setting("on_nan", f"skip, with plugin={spec.plugin}", remedy)]
 
 
 def _numbers(spec: RunSpec) -> list[Problem]:

@@ -110,11 +110,6 @@ def test_what_does_not_work_is_one_problem(values, topology, subject, code):
     assert problem.remedy.endswith(".")
 
 
-def test_only_strategies_that_can_leave_out_a_step_skip_one():
-    assert problems(spec(on_nan="skip"), GPU) == []
-    assert "on_nan" in {problem.subject for problem in problems(spec(on_nan="skip", plugin="gemini"), GPU)}
-
-
 @pytest.mark.parametrize("plugin", ["gemini", "low_level_zero", "fsdp"])
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "prodigy"])
 def test_strategies_that_shard_have_adamw_only(plugin, optimizer):
