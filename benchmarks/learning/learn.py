@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", help=f"of: {'; '.join(RUNS)}")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--samples", type=int, default=32)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     prepare(arguments.folder)
     for name in arguments.runs or RUNS:
         output = arguments.folder / f"{name.replace(' ', '_')}-{arguments.seed}"

@@ -94,12 +94,14 @@ CASES = {
 }
 
 
-ONE_STEP = ("batch", "lora_prior", "text_encoder", "everything")
+# What others of them cover too, on the way to the same lines.
+LONG_FORMS = ("min_snr", "min_snr_v", "text_encoder_same_rate", "long_captions", "lora_ema", "dreambooth_v")
+STEPS = [pytest.param(name, 10, marks=[pytest.mark.long] if name in LONG_FORMS else []) for name in CASES] + [
+    pytest.param(name, 1) for name in ("text_encoder", "everything")
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [*((name, 10) for name in CASES), *((name, 1) for name in ONE_STEP)]
-)
+@pytest.mark.parametrize(("name", "steps"), STEPS)
 def test_steps(name, steps, train, eps_model, v_model, captioned, instance, of_class):
     case = dict(CASES[name])
     model = v_model if case.pop("v", False) else eps_model
