@@ -126,7 +126,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(found, alone, variant
 def test_masters_begin_as_the_exact_weights_and_clipping_clips(found, alone, variant):
     if "lora" not in variant:  # an adapter beside a bf16 base is drawn in bf16
         same(found[variant]["start"], alone(variant)["start"])
-    assert found[variant]["steps"][0][1] > 3 * CLIP
+    assert found[variant]["steps"][0][1] > 2 * CLIP
     assert found[variant]["moment"] == pytest.approx(0.1 * CLIP, rel=tolerance(variant))
 
 
