@@ -22,7 +22,7 @@ from tests.sdlaunch.place import clean_environment, make_place  # noqa: E402
 
 RUNS = 9
 FILES = 1_000_000
-DRIVER = HOME / "tests" / "sdlaunch" / "driver.py"
+DRIVER = HOME / "tests" / "support" / "driver.py"
 
 
 def seconds(argv: list[str], environ: dict[str, str]) -> float:
