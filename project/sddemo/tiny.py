@@ -32,16 +32,7 @@ def make_tiny_pipeline(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = AutoencoderKL(
-            block_out_channels=(4, 4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=2,
-            sample_size=64,
-            scaling_factor=1.0,
-        )
+        vae = _vae(scaling_factor=1.0)
         unet = UNet2DConditionModel(
             sample_size=16,
             block_out_channels=(8, 16),
@@ -63,20 +54,25 @@ def make_tiny_pipeline(
     )
 
 
+def _vae(scaling_factor: float) -> AutoencoderKL:
+    """A random VAE of factor 4."""
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=64,
+        scaling_factor=scaling_factor,
+    )
+
+
 def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
     """Writes a random Stable Diffusion XL pipeline: two text encoders of different widths, sizes as conditions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = AutoencoderKL(
-            block_out_channels=(4, 4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=2,
-            sample_size=64,
-            scaling_factor=0.7,
-        )
+        vae = _vae(scaling_factor=0.7)
         tokenizer = new_tokenizer()
         pooled, time_embedding = 24, 8
         unet = UNet2DConditionModel(
