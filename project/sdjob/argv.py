@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from sdjob import presets
 from sdjob.fields import setting_of
 from sdjob.problem import JobError, Problem, setting
 from sdjob.spec import RunSpec
@@ -37,12 +38,12 @@ def render(spec: RunSpec) -> tuple[str, ...]:
 
 
 def parse(argv: Sequence[str]) -> RunSpec:
-    """The spec that these flags say; raises JobError with every problem found."""
+    """The spec that these flags say, with the presets of its kind; raises JobError with every problem found."""
     parser = _Parser(prog="python -m sdtrain", allow_abbrev=False, description="Fine-tune Stable Diffusion.")
     for name, info in RunSpec.model_fields.items():
         _add_flag(parser, name, info)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    return validate(given)
+    return presets.completed(validate(given))[0]
 
 
 def validate(values: dict[str, Any]) -> RunSpec:

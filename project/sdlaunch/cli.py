@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sdjob import presets
 from sdjob.fields import settings_of
 from sdjob.problem import Problem, setting
 from sdjob.spec import RunSpec
@@ -139,7 +140,8 @@ def _help_line(model: type[BaseModel], field: str) -> str:
     first, others = about.name or field, names.other_names(model, field)
     unit = f" ({about.unit})" if about.unit else ""
     also = f"; also {', '.join(others)}" if others else ""
-    return f"  {first:<28} {about.help}{unit} [{default_of(model, field)}{also}]"
+    own = (f"; {each.value:g} with {each.when}" for each in presets.PRESETS if each.field == field)
+    return f"  {first:<28} {about.help}{unit} [{default_of(model, field)}{''.join(own)}{also}]"
 
 
 def default_of(model: type[BaseModel], field: str) -> str:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel
 
-from sdjob import compat
+from sdjob import compat, presets
 from sdjob.choices import DEVICES, Recipe
 from sdjob.fields import settings_of
 from sdjob.spec import RunSpec
-from sdlaunch import names
+from sdlaunch import names, settings
 from sdlaunch.cli import default_of
 from sdlaunch.options import LaunchOptions
 
@@ -35,10 +35,16 @@ def generated(home: Path = HOME) -> Iterator[tuple[Path, str]]:
 
 
 def with_tables(text: str) -> str:
-    """The text with every `<!-- settings: group -->` … `<!-- end -->` filled with that group's table."""
+    """The text with the table of each group of settings between its marks, and with that of the presets."""
+    text = _filled(text, "presets", lambda _: _presets())
+    return _filled(text, r"settings: ([\w ]+)", lambda match: _table(match[2]))
+
+
+def _filled(text: str, mark: str, fill: Callable[[re.Match[str]], str]) -> str:
+    """The text with something else between `<!-- mark -->` and `<!-- end -->`."""
     return re.sub(
-        r"(<!-- settings: ([\w ]+) -->\n).*?(<!-- end -->)",
-        lambda match: match[1] + _table(match[2]) + match[3],
+        rf"(<!-- {mark} -->\n).*?<!-- end -->",
+        lambda match: f"{match[1]}{fill(match)}<!-- end -->",
         text,
         flags=re.DOTALL,
     )
@@ -60,17 +66,18 @@ def _table(group: str) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _presets() -> str:
+    shown = settings.shown_names(RunSpec)
+    rows = [f"| `{shown[each.field]}` | `{each.value:g}` | {each.when} |" for each in presets.PRESETS]
+    return "\n".join(["| name | preset | of runs with |", "|---|---|---|", *rows]) + "\n"
+
+
 _PROOF = "tests/sdtrain/test_strategies.py"
 
 
 def with_compatibility(text: str) -> str:
     """The text with the table of plugin × precision × device, as `sdjob.compat` judges them."""
-    return re.sub(
-        r"(<!-- compatibility -->\n).*?(<!-- end -->)",
-        lambda match: match[1] + _compatibility() + match[2],
-        text,
-        flags=re.DOTALL,
-    )
+    return _filled(text, "compatibility", lambda _: _compatibility())
 
 
 def _compatibility() -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sdjob import presets
 from sdjob.argv import problems_of
 from sdjob.fields import settings_of
 from sdjob.problem import Problem, setting
@@ -34,9 +35,12 @@ class Settings:
     passed_on: Mapping[str, str]  # variables of the env file that are not settings: for the workers
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
+    presets: Mapping[str, str]  # by the same name: for which runs this value is the preset
 
     def source(self, shown: str) -> str:
-        return self.given[shown].where if shown in self.given else "default"
+        if shown in self.given:
+            return self.given[shown].where
+        return f"preset: {self.presets[shown]}" if shown in self.presets else "default"
 
 
 @dataclass
@@ -51,7 +55,7 @@ class _Found:
 
 
 def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settings:
-    """Reads every source, strongest first: command line, environment, env file, YAML file, default."""
+    """Reads every source, strongest first: command line, environment, env file, YAML file, preset, default."""
     found = _Found({}, [], [], [], {})
     _take(found, sources.from_command_line(flags), _unknown_flag, any_case=True)
     _take(found, sources.from_environment(environ), _unknown_variable)
@@ -66,6 +70,8 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
         _take(found, reading.given, _unknown_in_yaml, any_case=True)
     options, wrong_options = _validated(LaunchOptions, found.winners, {})
     spec, wrong_settings = _validated(RunSpec, found.winners, _FROM_MOUNTS)
+    spec, preset = presets.completed(spec)
+    shown = shown_names(RunSpec)
     problems = [*found.problems, *wrong_options, *wrong_settings]
     if options.strict_env:
         problems += found.doubts
@@ -74,10 +80,11 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
     return Settings(
         spec,
         options,
-        {shown: given for shown, (_, given) in found.winners.items()},
+        {name: given for name, (_, given) in found.winners.items()},
         found.passed_on,
         tuple(sorted(set(problems))),
         tuple(found.warnings),
+        {shown[field]: when for field, when in preset.items()},
     )
 
 

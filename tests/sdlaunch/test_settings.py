@@ -70,6 +70,13 @@ def test_each_source_goes_before_the_next(tmp_path):
     ]
 
 
+def test_a_preset_is_weaker_than_every_source_and_says_what_it_is():
+    found = read({"lora_rank": "8"})
+    assert (found.spec.learning_rate, found.source("lr")) == (1e-4, "preset: lora_rank above 0")
+    found = read({"lora_rank": "8", "lr": "5e-6"})
+    assert (found.spec.learning_rate, found.source("lr")) == (5e-6, "environment: lr")
+
+
 @pytest.mark.parametrize("name", ["lr", "LR", "Lr", "learning_rate", "LEARNING_RATE"])
 def test_lower_case_names_are_read_in_any_case(name):
     assert read({name: "1e-3"}).spec.learning_rate == 1e-3
