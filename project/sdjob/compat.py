@@ -27,6 +27,12 @@ class PluginFacts:
     settings: tuple[str, ...] = ()  # those that no other plugin knows
     package: str = ""  # what has to be installed besides torch
 
+    @property
+    def shards(self) -> bool:
+        """Whether each process holds a share, and computes with weights in the type of the run. The others hold
+        all of it in fp32, and autocast chooses the type of each operation."""
+        return self.module != "native"
+
 
 PLUGINS: dict[str, PluginFacts] = {
     "none": PluginFacts("native"),
@@ -55,12 +61,28 @@ _OF_PLUGINS = tuple(dict.fromkeys(name for facts in PLUGINS.values() for name in
 
 
 @dataclass(frozen=True)
+class DeviceFacts:
+    """What a kind of device computes in besides fp32, as far as that does not depend on the very device."""
+
+    precisions: tuple[str, ...] = ("bf16", "fp16")
+    auto_mixes: bool = True  # whether mixed_precision=auto takes one of them where it can
+
+
+DEVICE_FACTS: dict[str, DeviceFacts] = {
+    **dict.fromkeys(_ANY_DEVICE, DeviceFacts()),
+    "cpu": DeviceFacts(("bf16",), auto_mixes=False),  # fp16 runs, slower than fp32; bf16 is fast on few
+    "mps": DeviceFacts(auto_mixes=False),  # bf16 from macOS 14 on, and emulated by the older chips
+}
+
+
+@dataclass(frozen=True)
 class Topology:
     """Where a job runs: the kind of device, and the number of processes over all nodes."""
 
     device: str  # cuda, cpu, …; never "auto"
     world_size: int
-    bf16: bool | None = None  # whether the device computes in bf16; None: not known yet
+    bf16: bool | None = None  # whether this very device computes in it at speed; None: not known yet
+    fp16: bool | None = None
 
 
 def resolve_precision(spec: RunSpec, topology: Topology) -> str:
@@ -69,13 +91,13 @@ def resolve_precision(spec: RunSpec, topology: Topology) -> str:
         return "fp16"
     if spec.mixed_precision != "auto":
         return spec.mixed_precision
-    if topology.device == "cpu":
+    if not DEVICE_FACTS[topology.device].auto_mixes:
         return "no"
     if topology.bf16 is None:
         return "auto"
     if topology.bf16:
         return "bf16"
-    return "fp16" if spec.plugin in ("low_level_zero", "gemini") else "no"
+    return "fp16" if PLUGINS[spec.plugin].package and topology.fp16 is not False else "no"
 
 
 def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
@@ -220,6 +242,12 @@ def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
                 f"Leave {name}={_shown(RunSpec.model_fields[name].default)}, or use a plugin that knows it: "
                 f"{', '.join(plugin for plugin in PLUGINS if name in PLUGINS[plugin].settings)}.",
             )
+    if topology.device == "mps" and topology.world_size > 1:
+        yield hardware(
+            "NPROC_PER_NODE",
+            f"{topology.world_size} processes on device=mps",
+            "PyTorch has no collectives for it: use NPROC_PER_NODE=1.",
+        )
     if spec.plugin == "gemini" and spec.placement == "auto" and topology.device == "npu":
         yield setting("placement", "auto on npu", "Gemini decides on cuda only: use placement=cuda or cpu.")
 
@@ -247,18 +275,25 @@ def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
                 f"Use mixed_precision={' or '.join(facts.precisions)}, or plugin=fsdp.",
             )
         ]
-    if topology.device == "cpu" and precision == "fp16":
-        cause = "plugin=torch_ddp_fp16" if spec.plugin == "torch_ddp_fp16" else "mixed_precision=fp16"
-        return [
-            setting(
-                "mixed_precision",
-                f"{cause} on a CPU",
-                "A CPU has no fast fp16: use plugin=torch_ddp with mixed_precision=no (or bf16).",
-            )
-        ]
-    if topology.bf16 is False and spec.mixed_precision == "bf16":
-        return [setting("mixed_precision", "bf16 on a device without it", "Use mixed_precision=fp16 or no.")]
-    return []
+    if precision == "auto" or _computes_in(topology, precision):
+        return []
+    fits = [other for other in facts.precisions if _computes_in(topology, other)]
+    cause = f"mixed_precision={precision}" if fits else f"plugin={spec.plugin}"
+    if not fits:
+        others = PLUGINS["torch_ddp"].precisions
+        fits = [f"{other} with plugin=torch_ddp" for other in others if _computes_in(topology, other)]
+    kind = (
+        "CPU, which has no fast fp16" if topology.device == "cpu" else f"{topology.device} device without it"
+    )
+    return [setting("mixed_precision", f"{cause} on a {kind}", f"Use mixed_precision={' or '.join(fits)}.")]
+
+
+def _computes_in(topology: Topology, precision: str) -> bool:
+    """As far as is known."""
+    if precision == "no":
+        return True
+    known = topology.bf16 if precision == "bf16" else topology.fp16
+    return precision in DEVICE_FACTS[topology.device].precisions and known is not False
 
 
 def _recipe(spec: RunSpec) -> list[Problem]:
@@ -294,7 +329,7 @@ def _recipe(spec: RunSpec) -> list[Problem]:
 def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
     """Strategies that shard have an Adam of their own, or shards whose statistics are not those of a tensor."""
     found = []
-    if spec.optimizer != "adamw" and PLUGINS[spec.plugin].module != "native":
+    if spec.optimizer != "adamw" and PLUGINS[spec.plugin].shards:
         found.append(
             setting(
                 "optimizer",

@@ -25,7 +25,6 @@ from sdjob.spec import RunSpec
 from sdjob.weights import Tensor
 
 _FP32, _HALF = 4, 2
-_AUTOCAST = ("none", "torch_ddp", "torch_ddp_fp16")  # the others compute with half-precision weights
 _HEADROOM = 0.9  # share of the memory that a setting may need to be recommended
 _LAYER = re.compile(
     r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<number>\d+))?\.(?:"
@@ -154,7 +153,8 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     pictures = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     number = _width(spec, topology)
     # Autocast computes norms in fp32, but for a CPU's.
-    norm = _FP32 if spec.plugin in _AUTOCAST and topology.device != "cpu" else number
+    shards = compat.PLUGINS[spec.plugin].shards
+    norm = number if shards or topology.device == "cpu" else _FP32
     layers = list(_layers(model.parts["unet"].tensors, spec.resolution // fit.latent_factor(model)))
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
@@ -203,8 +203,8 @@ def _changes(spec: RunSpec) -> Iterator[dict[str, Any]]:
         yield checkpointing
     yield from smaller
     yield from ({**checkpointing, **batch} for batch in smaller)
-    if spec.plugin in _AUTOCAST:
-        yield from ({"plugin": plugin} for plugin in ("low_level_zero", "fsdp", "gemini"))
+    if not compat.PLUGINS[spec.plugin].shards:
+        yield from ({"plugin": plugin} for plugin, facts in compat.PLUGINS.items() if facts.shards)
     if spec.mixed_precision == "no":
         yield {"mixed_precision": "bf16"}
     least = {**checkpointing, **(smaller[-1] if smaller else {})}

@@ -49,8 +49,7 @@ def _train(spec: RunSpec) -> None:
     from sdtrain.run import run
     from sdtrain.world import join
 
-    shards = PLUGINS[spec.plugin].module != "native"
-    with stop.watch() as request, join(spec.device, group_of_one=shards) as world:
+    with stop.watch() as request, join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
         if world.any(

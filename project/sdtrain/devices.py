@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import resource
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sdjob.compat import Topology
 from sdjob.problem import JobError, hardware
 
 
@@ -83,14 +85,32 @@ def device_of(kind: DeviceKind, local_rank: int) -> torch.device:
     return torch.device(kind.torch_type, local_rank)
 
 
+def topology(kind: DeviceKind, world_size: int) -> Topology:
+    """Where a run is, with what its devices compute in."""
+    if kind.name == "cpu":  # in bf16 too for whoever asks for it, at whatever speed
+        return Topology(kind.name, world_size)
+    return Topology(kind.name, world_size, has_bf16(kind), autocasts(kind, torch.float16))
+
+
 def has_bf16(kind: DeviceKind) -> bool:
-    """Whether the device computes in bf16 at speed; unknown vendors are taken at their runtime's word."""
+    """Whether the device computes in bf16 at speed."""
     if kind.name == "cpu":
         return False
     if kind.name == "cuda":  # older ones say yes too, and emulate it
         return bool(kind.runtime.get_device_capability() >= (8, 0) or torch.version.hip)
     supported: Callable[[], bool] | None = getattr(kind.runtime, "is_bf16_supported", None)
-    return bool(supported and supported())
+    return autocasts(kind, torch.bfloat16) and (supported is None or bool(supported()))
+
+
+def autocasts(kind: DeviceKind, dtype: torch.dtype) -> bool:
+    """Whether autocast computes in a type there: PyTorch knows, or asks the vendor's package."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns, and goes on in fp32
+        try:
+            with torch.autocast(kind.torch_type, dtype):
+                return bool(torch.is_autocast_enabled(kind.torch_type))
+        except (AssertionError, RuntimeError):
+            return False
 
 
 def synchronize(device: torch.device) -> None:

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     spec = argv.parse(flags)
     row: dict[str, Any]
     try:
-        with join(spec.device, group_of_one=compat.PLUGINS[spec.plugin].module != "native") as world:
+        with join(spec.device, group_of_one=compat.PLUGINS[spec.plugin].shards) as world:
             row = measured(spec, world, model)
     except JobError as error:
         row = {"problem": str(error.problems[0]), "code": error.code}
@@ -44,8 +44,7 @@ def main(arguments: list[str]) -> int:
 
 def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     """images/s per device = global batch / time per step / devices, without the first steps. Collective."""
-    bf16 = None if world.kind.name == "cpu" else devices.has_bf16(world.kind)
-    topology = compat.Topology(world.kind.name, world.size, bf16)
+    topology = devices.topology(world.kind, world.size)
     precision = compat.resolve_precision(spec, topology)
     spec = spec.model_copy(update={"mixed_precision": precision, "device": world.kind.name})
     if problems := compat.problems(spec, topology):

@@ -186,8 +186,7 @@ def _class_identity(spec: RunSpec, concepts: tuple[Concept, ...]) -> str:
 
 def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples: int) -> RunSpec:
     """The spec with `auto` and epochs turned into values; raises JobError if it cannot run here."""
-    bf16 = None if world.kind.name == "cpu" else devices.has_bf16(world.kind)
-    topology = compat.Topology(world.kind.name, world.size, bf16)
+    topology = devices.topology(world.kind, world.size)
     steps = spec.max_train_steps
     if spec.num_train_epochs and "max_train_steps" not in spec.model_fields_set:
         steps = length.steps_of(spec.num_train_epochs, spec, num_examples, world.size)

@@ -30,6 +30,8 @@ def spec(**values):
         ({"plugin": "gemini"}, OLD_GPU, "fp16"),
         ({"plugin": "low_level_zero"}, OLD_GPU, "fp16"),
         ({"plugin": "torch_ddp_fp16"}, GPU, "fp16"),
+        ({"plugin": "low_level_zero"}, Topology("npu", 8, bf16=False, fp16=False), "no"),
+        ({}, Topology("mps", 1, bf16=True, fp16=True), "no"),
         ({"mixed_precision": "bf16"}, CPU, "bf16"),
         ({"mixed_precision": "no"}, GPU, "no"),
     ],
@@ -57,6 +59,10 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ({"reshard_after_forward": False}, GPU, "reshard_after_forward", 64),
         ({"plugin": "fsdp", "placement": "auto"}, GPU, "placement", 64),
         ({"plugin": "fsdp", "mixed_precision": "fp16"}, CPU, "mixed_precision", 64),
+        ({"mixed_precision": "bf16"}, Topology("mps", 1, bf16=False), "mixed_precision", 64),
+        ({"mixed_precision": "fp16"}, Topology("mlu", 8, fp16=False), "mixed_precision", 64),
+        ({"plugin": "torch_ddp_fp16"}, Topology("mlu", 8, fp16=False), "mixed_precision", 64),
+        ({}, Topology("mps", 2), "NPROC_PER_NODE", 69),
         ({"plugin": "none"}, GPU, "plugin", 64),
         ({"placement": "cpu"}, GPU, "placement", 64),
         ({"attention": "xformers"}, CPU, "attention", 64),
@@ -108,6 +114,15 @@ def test_what_does_not_work_is_one_problem(values, topology, subject, code):
     (problem,) = problems(spec(**values), topology)
     assert (problem.subject, problem.code) == (subject, code)
     assert problem.remedy.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("device", "computes_in"),
+    [("cpu", "no or bf16"), ("npu", "no or bf16"), ("mps", "no or bf16")],
+)
+def test_what_a_device_computes_in_is_the_remedy(device, computes_in):
+    (problem,) = problems(spec(mixed_precision="fp16"), Topology(device, 1, fp16=False))
+    assert problem.remedy == f"Use mixed_precision={computes_in}."
 
 
 @pytest.mark.parametrize("plugin", ["gemini", "low_level_zero", "fsdp"])

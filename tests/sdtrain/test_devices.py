@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from sdjob.choices import DEVICES
+from sdjob.compat import DEVICE_FACTS, Topology
 from sdjob.problem import JobError
 from sdtrain import attention, devices
 from tests.support.worker import PROJECT, environment
@@ -32,7 +33,7 @@ def test_auto_takes_the_first_that_is_there(monkeypatch):
 
 
 def test_the_table_has_every_device_that_can_be_set():
-    assert {"auto", *devices.KINDS} == set(DEVICES)
+    assert {"auto", *devices.KINDS} == {"auto", *DEVICE_FACTS} == set(DEVICES)
 
 
 @pytest.mark.parametrize("name", ["abacus", "npu", "cuda"])
@@ -67,6 +68,7 @@ def test_each_process_needs_a_device_of_its_own(monkeypatch):
 def test_a_cpu_is_shared_and_has_no_fast_bf16():
     assert devices.device_of(devices.KINDS["cpu"], 5) == CPU
     assert devices.has_bf16(devices.KINDS["cpu"]) is False
+    assert devices.topology(devices.KINDS["cpu"], 2) == Topology("cpu", 2)
     assert devices.peak_memory(CPU) > 2**26
 
 
@@ -78,6 +80,21 @@ def test_attention_that_runs(name):
     with attention.chosen(name):
         found = torch.nn.functional.scaled_dot_product_attention(query, query, query)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_is_asked_what_it_computes_in():
+    cpu, absent = devices.KINDS["cpu"], devices.KINDS["cuda"]
+    types = (torch.bfloat16, torch.float16, torch.float64)
+    assert [devices.autocasts(cpu, dtype) for dtype in types] == [True, True, False]
+    assert not devices.autocasts(absent, torch.bfloat16)
+
+
+def test_bf16_counts_where_the_device_is_made_for_it(monkeypatch):
+    """PyTorch's own is_bf16_supported says yes of a V100 too."""
+    for capability, made_for_it in (((7, 0), False), ((8, 0), True), ((9, 0), True)):
+        runtime = SimpleNamespace(get_device_capability=lambda found=capability: found)
+        monkeypatch.setattr(torch, "cuda", runtime)
+        assert devices.has_bf16(devices.KINDS["cuda"]) is made_for_it
 
 
 def test_attention_is_proven_at_every_head_size_of_the_unet():
@@ -120,7 +137,10 @@ def test_a_choice_that_depends_on_the_heads_names_them(monkeypatch):
     assert attention.running("auto", NETWORK, CPU, torch.float32) == "flash (40), math (160)"
 
 
-def test_a_vendors_package_is_imported_and_its_device_used(tmp_path):
+@pytest.mark.parametrize(
+    ("types", "bf16"), [("torch.bfloat16, torch.float16", True), ("torch.float16", False)]
+)
+def test_a_vendors_package_is_imported_and_its_device_used(tmp_path, types, bf16):
     """In a process of its own: what registers a device with PyTorch cannot be undone."""
     (tmp_path / "torch_gcu.py").write_text(
         "import torch, types\n"
@@ -128,14 +148,14 @@ def test_a_vendors_package_is_imported_and_its_device_used(tmp_path):
         "current = []\n"
         "torch._register_device_module('gcu', types.SimpleNamespace(\n"
         "    is_available=lambda: True, device_count=lambda: 2, set_device=current.append,\n"
-        "    is_bf16_supported=lambda: True, max_memory_allocated=lambda: 12345))\n"
+        f"    get_amp_supported_dtype=lambda: [{types}], max_memory_allocated=lambda: 12345))\n"
     )
     code = (
         "import torch\n"
         "from sdtrain import devices\n"
         "kind = devices.choose('auto')\n"
         "place = devices.device_of(kind, 1)\n"
-        "print(kind.name, kind.backend, place, torch.gcu.set_device.__self__, devices.has_bf16(kind),\n"
+        "print(kind.name, kind.backend, place, torch.gcu.set_device.__self__, devices.topology(kind, 2),\n"
         "      devices.peak_memory(place))\n"
     )
     paths = os.pathsep.join([str(tmp_path), str(PROJECT)])
@@ -146,4 +166,5 @@ def test_a_vendors_package_is_imported_and_its_device_used(tmp_path):
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == "gcu eccl gcu:1 [1] True 12345", done.stderr
+    where = Topology("gcu", 2, bf16=bf16, fp16=True)
+    assert done.stdout.strip() == f"gcu eccl gcu:1 [1] {where} 12345", done.stderr
