@@ -1,49 +1,104 @@
-"""report.html: the report as a page, with the loss curve and the pictures, in one file without scripts."""
+"""report.html: the report as a page, with the loss curves and the pictures, in one file without scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+Points = Sequence[tuple[int, float]]  # (step, loss)
+
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+:root { color-scheme: light dark; --dim: #888; --line: #8884; --train: #06c; --held-out: #d60 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 } .about, dt, td:first-child, text { color: var(--dim); fill: var(--dim) }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; padding: 1rem 0; align-items: end }
+dt { font-size: 13px } dd { margin: 0; font-size: 1.5rem }
 table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top }
-td:first-child { color: #777 } img { max-width: 100%; image-rendering: pixelated } svg { width: 100%; height: auto }
+img { max-width: 100% } svg { width: 100%; height: auto }
 """
-_WIDTH, _HEIGHT, _MARGIN = 800, 220, 40
+_WIDTH, _HEIGHT, _LEFT, _MARGIN = 800, 260, 50, 25
 
 
-def losses(tensorboard: Path) -> list[tuple[int, float]]:
-    """(step, loss) of the whole run, earlier parts of a resumed one included, from the event files."""
+@dataclass(frozen=True)
+class Curves:
+    """The losses of the whole run, earlier parts of a resumed one included."""
+
+    training: Points
+    held_out: Points = ()
+
+
+def curves(tensorboard: Path) -> Curves:
+    """What the event files hold."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tensorboard), size_guidance={"scalars": 2000})
     events.Reload()
-    if "train/loss" not in events.Tags()["scalars"]:
-        return []
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+    known = events.Tags()["scalars"]
+
+    def points(tag: str) -> Points:
+        return [(event.step, event.value) for event in events.Scalars(tag)] if tag in known else []
+
+    return Curves(points("train/loss"), points("validation/loss"))
 
 
-def render(report: dict[str, Any], curve: Sequence[tuple[int, float]], grid: str | None) -> str:
+def render(report: dict[str, Any], losses: Curves, grid: str | None) -> str:
     """The page; `grid` is the path of the before/after picture, relative to the page."""
+    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _tiles(report))
     rows = "\n".join(
         f"<tr><td>{escape(key)}</td><td>{escape(_shown(value))}</td></tr>" for key, value in report.items()
     )
     picture = f'<h2>Before and after</h2><p><img src="{escape(grid)}" alt="samples"></p>' if grid else ""
+    title = escape(_title(report))
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Training report</title><style>{_STYLE}</style>
-<h1>{escape(str(report["recipe"]))}: {report["steps"]} steps</h1>
+<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>
+<h1>{title}</h1>
+<p class="about">{escape(_about(report))}</p>
+<dl>{tiles}</dl>
 {picture}
 <h2>Loss</h2>
-{_svg(curve)}
-<h2>Figures</h2>
+{_chart(losses)}
+<details><summary>All figures</summary>
 <table>
 {rows}
-</table>
+</table></details>
 </html>
 """
+
+
+def _title(report: dict[str, Any]) -> str:
+    recipe = {"dreambooth": "DreamBooth", "text_to_image": "Text to image"}[report["recipe"]]
+    lora = f", LoRA of rank {report['lora_rank']}" if report["lora_rank"] else ""
+    return f"{recipe}{lora}: {report['steps']:,} steps"
+
+
+def _about(report: dict[str, Any]) -> str:
+    """What ran where: the sums that a reader would otherwise have to look up."""
+    return (
+        f"{report['pretrained_model_name_or_path']}, {report['num_examples']:,} pictures at "
+        f"{report['resolution']} pixels, {report['global_batch_size']} a step; {report['world_size']} × "
+        f"{report['device_name']}, {report['plugin']}, precision {report['precision']}"
+    )
+
+
+def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What people look for first; what was not measured is left out."""
+    if rate := report["images_per_second"]:
+        yield "pictures a second", f"{rate:.3g}"
+    yield "time of this start", _duration(report["seconds"])
+    yield "device hours", f"{report['seconds'] * report['world_size'] / 3600:.3g}"
+    if peak := report["peak_memory_bytes"]:
+        yield "peak memory a process", f"{peak / 1e9:.3g} GB"
+    yield "mean loss", f"{report['mean_loss']:.4g}"
+    if report["validation_loss"] is not None:
+        yield "held-out loss", f"{report['validation_loss']:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _shown(value: Any) -> str:
@@ -52,28 +107,56 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
-def _svg(curve: Sequence[tuple[int, float]]) -> str:
-    """The losses as dots and their running mean as a line: single losses of diffusion say little."""
-    if len(curve) < 2:
+def _chart(losses: Curves) -> str:
+    """The losses as dots and their running mean as a line: single losses of diffusion say little. Those of the
+    held-out pictures, at fixed timesteps, are a curve by themselves."""
+    if len(losses.training) < 2:
         return "<p>Too few logged steps for a curve.</p>"
-    smooth = _running_mean([loss for _, loss in curve])
-    first, last = curve[0][0], curve[-1][0]
-    low, high = min(loss for _, loss in curve), max(loss for _, loss in curve)
+    steps = [step for step, _ in losses.training]
+    mean = list(zip(steps, _running_mean([loss for _, loss in losses.training]), strict=True))
+    every = (*losses.training, *losses.held_out)
+    first, last = min(step for step, _ in every), max(step for step, _ in every)
+    low, high = min(loss for _, loss in every), max(loss for _, loss in every)
 
-    def place(step: int, loss: float) -> tuple[float, float]:
-        x = _MARGIN + (step - first) / max(1, last - first) * (_WIDTH - 2 * _MARGIN)
-        y = _MARGIN + (high - loss) / ((high - low) or 1) * (_HEIGHT - 2 * _MARGIN)
+    def place(point: tuple[int, float]) -> tuple[float, float]:
+        x = _LEFT + (point[0] - first) / max(1, last - first) * (_WIDTH - _LEFT - _MARGIN)
+        y = _MARGIN + (high - point[1]) / ((high - low) or 1) * (_HEIGHT - 2 * _MARGIN)
         return round(x, 1), round(y, 1)
 
-    dots = "".join('<circle cx="{}" cy="{}" r="1.5" fill="#bbb"/>'.format(*place(*point)) for point in curve)
-    steps = [step for step, _ in curve]
-    line = " ".join("{},{}".format(*place(step, loss)) for step, loss in zip(steps, smooth, strict=True))
-    return f"""<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="11" fill="#777">
-{dots}<polyline points="{line}" fill="none" stroke="#06c" stroke-width="1.5"/>
-<text x="2" y="{_MARGIN}">{high:.4g}</text><text x="2" y="{_HEIGHT - _MARGIN}">{low:.4g}</text>
-<text x="{_MARGIN}" y="{_HEIGHT - 12}">step {first}</text>
-<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - 12}" text-anchor="end">step {last}</text>
+    def line(points: Points, colour: str) -> str:
+        path = " ".join("{},{}".format(*place(point)) for point in points)
+        return f'<polyline points="{path}" fill="none" stroke="var(--{colour})" stroke-width="1.5"/>'
+
+    dots = "".join('<circle cx="{}" cy="{}" r="1.5"/>'.format(*place(point)) for point in losses.training)
+    levels = "".join(_level(place((first, loss))[1], loss) for loss in _levels(low, high))
+    legend = [_legend(0, "train", "training, running mean")]
+    if losses.held_out:
+        legend.append(_legend(1, "held-out", "held-out pictures"))
+    return f"""<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="11">
+{levels}<g fill="var(--train)" opacity=".35">{dots}</g>{line(mean, "train")}{line(losses.held_out, "held-out")}
+<text x="{_LEFT}" y="{_HEIGHT - 6}">step {first}</text>
+<text x="{_WIDTH - _MARGIN}" y="{_HEIGHT - 6}" text-anchor="end">step {last}</text>{"".join(legend)}
 </svg>"""
+
+
+def _levels(low: float, high: float) -> list[float]:
+    """Where the lines across the chart lie: at the ends, and between them."""
+    return [low + (high - low) * quarter / 4 for quarter in range(5)] if high > low else [low]
+
+
+def _level(y: float, loss: float) -> str:
+    return (
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _MARGIN}" y1="{y}" y2="{y}" stroke="var(--line)"/>'
+        f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{loss:.3g}</text>'
+    )
+
+
+def _legend(place: int, colour: str, words: str) -> str:
+    x = _WIDTH / 2 - 140 + 170 * place
+    return (
+        f'<rect x="{x}" y="{_HEIGHT - 13}" width="12" height="3" fill="var(--{colour})"/>'
+        f'<text x="{x + 18}" y="{_HEIGHT - 6}">{words}</text>'
+    )
 
 
 def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:

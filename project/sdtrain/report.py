@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from sdjob.spec import RunSpec
@@ -86,7 +87,10 @@ class Outcome:
 def report(
     spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome, attention: str
 ) -> dict[str, Any]:
-    """The report as plain values. Collective, for the largest memory of all ranks."""
+    """The report as plain values. Collective, for the largest memory of all ranks.
+
+    seconds: from the start of this process to now, as a platform counts them; earlier starts are not in them.
+    """
     rate = outcome.steps_per_second
     images = rate * shape.global_batch if rate else None
     return {
@@ -117,6 +121,7 @@ def report(
         "steps": outcome.last_step,
         "resumed_from_step": outcome.first_step,
         "skip_steps": outcome.skip_steps,
+        "seconds": round(time.time() - psutil.Process().create_time(), 1),
         "steps_per_second": rate,
         "images_per_second": images,
         "images_per_second_per_device": images / world.size if images else None,

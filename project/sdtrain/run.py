@@ -136,7 +136,7 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
         (layout.checkpoint / card.FILE).write_text(card.render(spec, values, samples=sheet is not None))
         report.write(layout.report, values)
         picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
-        layout.page.write_text(page.render(values, page.losses(layout.tensorboard), picture))
+        layout.page.write_text(page.render(values, page.curves(layout.tensorboard), picture))
         say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
 

@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 import pytest
 
 from sdtrain import page
+from sdtrain.page import Curves
+from sdtrain.tracking import tracker
 
 
 class Seen(HTMLParser):
@@ -20,26 +22,71 @@ class Seen(HTMLParser):
         self.data.append(data.strip())
 
 
-REPORT = {"recipe": "dreambooth", "steps": 7, "final_loss": 0.123456789, "rate": None, "versions": {"a": "1"}}
+REPORT = {
+    "pretrained_model_name_or_path": "/mnt/model/sd",
+    "recipe": "dreambooth",
+    "lora_rank": 0,
+    "plugin": "torch_ddp",
+    "precision": "bf16",
+    "resolution": 512,
+    "device_name": "cpu",
+    "world_size": 8,
+    "global_batch_size": 16,
+    "num_examples": 1200,
+    "steps": 1007,
+    "seconds": 3725.4,
+    "images_per_second": 128.44,
+    "peak_memory_bytes": 20_500_000_000,
+    "final_loss": 0.123456789,
+    "mean_loss": 0.25,
+    "validation_loss": None,
+    "versions": {"a": "1"},
+}
+TRAINING = [(1, 3.0), (2, 1.0), (3, 2.0)]
 
 
-def test_figures_curve_and_picture():
-    seen = Seen(page.render(REPORT, [(1, 3.0), (2, 1.0), (3, 2.0)], "samples/before_after.png"))
-    assert "dreambooth: 7 steps" in seen.data
-    assert {"0.123457", "–", "a 1", "step 1", "step 3"} <= set(seen.data)
+def test_what_people_look_for_first():
+    seen = Seen(page.render(REPORT, Curves(TRAINING), None))
+    assert "DreamBooth: 1,007 steps" in seen.data
+    assert (
+        "/mnt/model/sd, 1,200 pictures at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16"
+        in seen.data
+    )
+    tiles = {"128", "1:02:05", "8.28", "20.5 GB", "0.25"}
+    assert tiles <= set(seen.data)
+    assert "held-out loss" not in seen.data
+    measured = {**REPORT, "validation_loss": 0.125, "images_per_second": None, "lora_rank": 8}
+    seen = Seen(page.render(measured, Curves(TRAINING), None))
+    assert {"held-out loss", "0.125", "DreamBooth, LoRA of rank 8: 1,007 steps"} <= set(seen.data)
+    assert "pictures a second" not in seen.data
+
+
+def test_all_figures_curves_and_picture():
+    seen = Seen(page.render(REPORT, Curves(TRAINING, [(0, 2.0), (3, 1.5)]), "samples/before_after.png"))
+    assert {"0.123457", "–", "a 1", "step 0", "step 3", "held-out pictures"} <= set(seen.data)
     assert [tag for tag, _ in seen.tags].count("circle") == 3
+    lines = [about["points"].split() for tag, about in seen.tags if tag == "polyline"]
+    assert [len(line) for line in lines] == [3, 2]
     assert ("img", {"src": "samples/before_after.png", "alt": "samples"}) in seen.tags
 
 
-@pytest.mark.parametrize("curve", [[], [(1, 2.0)], [(1, 2.0), (2, 2.0)]])
-def test_any_curve(curve):
-    text = page.render(REPORT, curve, None)
-    assert ("Too few" in text) == (len(curve) < 2)
+def test_the_curves_are_those_of_the_events(tmp_path):
+    with tracker(tmp_path, 0, writing=True) as tracking:
+        for step in (1, 2):
+            tracking.scalars({"train/loss": step / 4, "train/learning_rate": 1.0}, step)
+        tracking.scalars({"validation/loss": 0.5}, 2)
+    assert page.curves(tmp_path) == Curves([(1, 0.25), (2, 0.5)], [(2, 0.5)])
+
+
+@pytest.mark.parametrize("points", [[], [(1, 2.0)], [(1, 2.0), (2, 2.0)]])
+def test_any_curve(points):
+    text = page.render(REPORT, Curves(points), None)
+    assert ("Too few" in text) == (len(points) < 2)
     assert "<img" not in text
 
 
 def test_what_users_typed_does_not_run():
-    text = page.render({**REPORT, "model": "<script>alert(1)</script>"}, [], '"><script>')
+    text = page.render({**REPORT, "plugin": "<script>alert(1)</script>"}, Curves([]), '"><script>')
     assert "script" not in {tag for tag, _ in Seen(text).tags}
 
 
