@@ -355,14 +355,6 @@ def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
 
 def _caches(spec: RunSpec) -> list[Problem]:
     found = []
-    if spec.cache_latents != "no" and spec.bad_samples == "skip":
-        found.append(
-            setting(
-                "bad_samples",
-                f"skip, with cache_latents={spec.cache_latents}",
-                "A cache is made of every picture before training: take bad ones out, or leave cache_latents=no.",
-            )
-        )
     if spec.cache_latents != "no" and not spec.center_crop:
         found.append(
             setting(
@@ -370,14 +362,6 @@ def _caches(spec: RunSpec) -> list[Problem]:
                 f"{spec.cache_latents}, with random crops",
                 "Latents are kept of one crop, so crops could not be random: "
                 "set center_crop=1, or leave cache_latents=no.",
-            )
-        )
-    if spec.bad_samples == "skip" and spec.aspect_ratio_buckets:
-        found.append(
-            setting(
-                "bad_samples",
-                "skip, with aspect_ratio_buckets",
-                "The shape of every picture is read before training: take bad ones out, or leave the buckets.",
             )
         )
     if spec.cache_text_embeddings != "no" and spec.train_text_encoder:

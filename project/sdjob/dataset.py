@@ -280,10 +280,12 @@ def verify_sample(info: DatasetInfo, limit: int) -> list[Problem]:
     """Decodes up to `limit` examples, evenly spread, and names each that cannot be."""
     rows = spread(info.num_examples, limit)
     if info.format in ("folder", "metadata"):
-        return undecodable(rows, lambda row: shown(info.files[row]), lambda row: decode(info.files[row]))
+        bad = undecodable(rows, lambda row: shown(info.files[row]), lambda row: decode(info.files[row]))
+        return sorted(bad.values())
     table = table_of(info)
     try:
         values = read_values(table, info.image_column, rows)
     except JobError as error:
         return list(error.problems)
-    return undecodable(list(values), table.row_name, lambda row: decode(source_of(values[row], info.path)))
+    bad = undecodable(list(values), table.row_name, lambda row: decode(source_of(values[row], info.path)))
+    return sorted(bad.values())

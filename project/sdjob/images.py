@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sdjob.folders import LFS_POINTER, reason_of
 from sdjob.problem import Problem, bad_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 
+_PNG_END = 1 << 17  # bytes at the end of a file; what cameras write of EXIF and XMP has half as much each
 _TURNED = (5, 6, 7, 8)  # EXIF orientations by a quarter
 
 
@@ -40,23 +42,24 @@ def image_problem(name: str, error: ImageError) -> Problem:
 
 def undecodable(
     indices: Sequence[int], name: Callable[[int], str], image: Callable[[int], Image]
-) -> list[Problem]:
-    """The problems of the pictures that cannot be decoded, all tried in threads (Pillow frees the GIL)."""
+) -> dict[int, Problem]:
+    """The pictures that cannot be decoded, and why; all are tried in threads (Pillow frees the GIL)."""
     from concurrent.futures import ThreadPoolExecutor
 
     threads = min(8, os.cpu_count() or 1)
 
-    def share(first: int) -> list[Problem]:
-        problems = []
+    def share(first: int) -> dict[int, Problem]:
+        problems = {}
         for index in indices[first::threads]:
             try:
                 image(index)
             except ImageError as error:
-                problems.append(image_problem(name(index), error))
+                problems[index] = image_problem(name(index), error)
         return problems
 
     with ThreadPoolExecutor(threads) as pool:
-        return sorted(problem for problems in pool.map(share, range(threads)) for problem in problems)
+        found = {index: bad for share in pool.map(share, range(threads)) for index, bad in share.items()}
+    return {index: found[index] for index in sorted(found)}
 
 
 def source_of(value: Any, folder: Path) -> Path | bytes:
@@ -85,18 +88,41 @@ def decode(source: Path | bytes) -> Image:
 
 
 def size_of(source: Path | bytes) -> tuple[int, int]:
-    """Width and height as `decode` gives them, from the header alone. Raises ImageError."""
-    from PIL import ExifTags, Image
+    """Width and height as `decode` gives them, from the header and the end alone. Raises ImageError."""
+    from PIL import Image
 
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
             width, height = opened.size
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            turned = _orientation(opened) in _TURNED
     except MemoryError:  # says nothing about the picture
         raise
     except Exception as error:
         raise ImageError(_reason(source, error)) from error
     return (height, width) if turned else (width, height)
+
+
+def _orientation(opened: ImageFile) -> int:
+    """By EXIF or XMP. In a PNG these may come after the pixels, so Pillow would decode it all; only where the end of
+    the file holds them is it asked to."""
+    from PIL import ExifTags, Image
+
+    exif = (
+        opened.getexif() if opened.format != "PNG" or _tells_more(opened.fp) else Image.Image.getexif(opened)
+    )
+    return int(exif.get(ExifTags.Base.Orientation, 1))
+
+
+def _tells_more(png: IO[bytes] | None) -> bool:
+    """Whether there is something about the picture at the end of its file. Stays where it is in it."""
+    if png is None:
+        return True
+    place = png.tell()
+    png.seek(0, os.SEEK_END)
+    png.seek(max(place, png.tell() - _PNG_END))
+    end = png.read()
+    png.seek(place)
+    return any(mark in end for mark in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
 
 
 def _to_rgb(image: Image) -> Image:

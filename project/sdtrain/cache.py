@@ -95,15 +95,17 @@ def fill(
     cache: Cache,
     title: str,
     keys: Sequence[str],
-    make: Callable[[list[int]], Iterator[torch.Tensor]],
+    make: Callable[[list[int]], Iterator[torch.Tensor | Problem]],
     world: World,
     stop: StopRequest,
     step: int,
-) -> None:
-    """Has an entry for every key. Collective. Raises JobError with the problems of all ranks, and Stopped.
+) -> dict[str, Problem]:
+    """Has an entry for every key, but for those that are returned. Collective. Raises JobError with the problems of
+    all ranks, and Stopped.
 
-    `make` yields the tensors for some places of `keys`, in their order; each place is made by one rank, on its
-    own, so that an entry does not depend on who made it. What is made before a stop at `step` is kept.
+    `make` yields the tensors for some places of `keys`, in their order, or why there can be none; each place is made
+    by one rank, on its own, so that an entry does not depend on who made it. What is made before a stop at `step` is
+    kept.
     """
     first_places = {key: place for place, key in reversed(list(enumerate(keys)))}
     every = sorted(first_places.values())
@@ -113,13 +115,18 @@ def fill(
         say(f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made")
     mine = missing[world.rank :: world.size]
     made = make(mine)
+    failed: dict[str, Problem] = {}
     with Progress(title, len(missing), shown=world.is_main) as progress:
         for start in range(0, -(-len(missing) // world.size), _ROUND):
             entries: dict[str, torch.Tensor] = {}
             problems: list[Problem] = []
             try:
                 for done, place in enumerate(mine[start : start + _ROUND], start + 1):
-                    entries[keys[place]] = next(made).cpu()
+                    one = next(made)
+                    if isinstance(one, Problem):
+                        failed[keys[place]] = one
+                    else:
+                        entries[keys[place]] = one.cpu()
                     progress.show(min(done * world.size, len(missing)))
                 cache.add(entries)
             except Exception as error:
@@ -128,9 +135,10 @@ def fill(
             cache.exchange(entries, world)
             if world.any(bool(stop)):
                 raise Stopped(step)
-    world.agree(
-        _unshared(cache, [keys[place] for place in missing[(world.rank + 1) % world.size :: world.size]])
-    )
+    failed = {key: problem for share in world.gather(failed) for key, problem in share.items()}
+    of_another = [keys[place] for place in missing[(world.rank + 1) % world.size :: world.size]]
+    world.agree(_unshared(cache, [key for key in of_another if key not in failed]))
+    return failed
 
 
 def _problems_of(error: Exception) -> list[Problem]:

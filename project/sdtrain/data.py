@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from sdtrain.sources import ImageSource
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 _SAMPLED = 64
+_NAMED = 8
 
 
 class PictureError(JobError):
@@ -29,6 +30,13 @@ class PictureError(JobError):
 
     def __init__(self, problems: Problem | Sequence[Problem] | str) -> None:
         super().__init__(_problem_in(problems) if isinstance(problems, str) else problems)
+
+
+def too_many(names: Sequence[str], allowed: int) -> Problem:
+    """That more pictures than allowed cannot be used."""
+    found = f"{len(names)} pictures cannot be used (max_bad_samples={allowed}): {', '.join(names[:_NAMED])}"
+    remedy = "Replace them, take them out of the data set, or allow more with max_bad_samples."
+    return bad_input("data set", found, remedy)
 
 
 def _problem_in(text: str) -> Problem:
@@ -57,26 +65,53 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     random_flip: bool
     interpolation: Interpolation
     seed: int
-    max_bad_samples: int = 0  # pictures in a row that the next one of the data set may stand in for
+    max_bad_samples: int = 0  # pictures that the next one of the data set may stand in for
+    bad: Mapping[int, Problem] = field(default_factory=dict)  # known not to be usable, by index
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`, `passed_over`.
+        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`, `passed_over`."""
+        return self.first_usable(sample, self._example)
+
+    def first_usable(self, sample: Sample, example: Callable[[Sample], dict[str, Any]]) -> dict[str, Any]:
+        """The example of a sample, or of the picture that stands in for its own; and `passed_over`.
 
         A picture that cannot be used is replaced by the next one of the data set that can: by its place in
-        the data set alone, so the same on every rank and after a resume.
+        the data set alone, so the same on every rank, after a resume, and whether it is read or cached.
         """
         passed_over: list[Problem] = []
         while True:
             index = (sample.index + len(passed_over)) % len(self)
             try:
-                return {**self._example(replace(sample, index=index)), "passed_over": passed_over}
+                if index in self.bad:
+                    raise PictureError(self.bad[index])
+                return {**example(replace(sample, index=index)), "passed_over": passed_over}
             except PictureError as error:
-                if len(passed_over) >= min(self.max_bad_samples, len(self) - 1):
+                if len(passed_over) >= self._replaceable:
                     raise
                 passed_over += error.problems[:1]
+
+    @property
+    def _replaceable(self) -> int:
+        """Pictures that others can stand in for."""
+        return min(self.max_bad_samples, len(self) - 1)
+
+    def without(self, bad: Mapping[int, Problem]) -> TrainingImages:
+        """The same, with more pictures known not to be usable. Raises JobError (66) where these are too many."""
+        known = {**self.bad, **bad}
+        if len(known) > self._replaceable:
+            names = sorted(problem.subject for problem in known.values())
+            summary = [too_many(names, self.max_bad_samples)] if 0 < self.max_bad_samples < len(known) else []
+            raise JobError([*known.values(), *summary])
+        return replace(self, bad=known) if bad else self
+
+    def stand_in(self, index: int) -> int:
+        """The picture itself, or the next that is not known to be bad."""
+        while index in self.bad:
+            index = (index + 1) % len(self)
+        return index
 
     def _example(self, sample: Sample) -> dict[str, Any]:
         crop = None if self.center_crop else draws(self.seed, sample, "crop")
@@ -88,11 +123,11 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return View(sample.index, sample.size or self.square, bool(flip))
 
     def views(self, sizes: Callable[[int], Sequence[Size]] | None = None) -> Iterator[View]:
-        """Every view that a sample can have; `sizes`: of each picture, by index."""
+        """Every view that a sample can have, some twice where a picture stands in; `sizes`: of each, by index."""
         for index in range(len(self)):
             for size in sizes(index) if sizes else (self.square,):
                 for flip in (False, True) if self.random_flip else (False,):
-                    yield View(index, size, flip)
+                    yield View(self.stand_in(index), size, flip)
 
     @property
     def square(self) -> Size:
@@ -117,6 +152,16 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         """The caption of a picture, or "" where the data set was opened without captions."""
         with self._named(index):
             return self.source.caption(index) or ""
+
+    def captions(self, limit: int) -> Iterator[str]:
+        """Those of the first `limit` pictures, but for pictures that others stand in for."""
+        for index in range(len(self))[:limit]:
+            try:
+                if index not in self.bad:
+                    yield self.caption(index)
+            except PictureError:
+                if not self.max_bad_samples:
+                    raise
 
     def size(self, index: int) -> Size:
         """Of the picture as it is stored, upright."""
@@ -188,9 +233,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def verify(
     source: ImageSource, mode: Literal["sample", "all", "none"], rank: int, world_size: int
-) -> list[Problem]:
-    """The pictures of this rank's share that cannot be decoded; "sample": 64 in all, evenly spread."""
+) -> dict[int, Problem]:
+    """The pictures of this rank's share that cannot be decoded, and why; "sample": 64 in all, evenly spread."""
     if mode == "none":
-        return []
+        return {}
     indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))
     return undecodable(indices[rank::world_size], source.name, source.image)

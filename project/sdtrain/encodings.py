@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from sdjob.output import OutputLayout
+from sdjob.problem import Problem
 from sdjob.spec import RunSpec
 from sdtrain.buckets import Buckets
 from sdtrain.cache import Cache, DiskCache, MemoryCache, fill
-from sdtrain.data import TrainingImages, View
+from sdtrain.data import PictureError, TrainingImages, View
 from sdtrain.denoiser import encode
 from sdtrain.models import Parts, tokenize
-from sdtrain.order import Sample, Size
+from sdtrain.order import Sample
 from sdtrain.stop import StopRequest
-from sdtrain.streams import Stream, ended_by_parent_only, prompts_of
+from sdtrain.streams import Stream, ended_by_parent_only
+from sdtrain.survey import say_passed_over, survey
 from sdtrain.world import World
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,24 @@ class Caching:
         cache: Cache,
         title: str,
         keys: Sequence[str],
-        make: Callable[[list[int]], Iterator[torch.Tensor]],
-    ) -> None:
-        fill(cache, title, keys, make, self.world, self.stop, self.step)
+        make: Callable[[list[int]], Iterator[torch.Tensor | Problem]],
+    ) -> dict[str, Problem]:
+        return fill(cache, title, keys, make, self.world, self.stop, self.step)
+
+    def survey(
+        self, stream: Stream, title: str, look: Callable[[TrainingImages, int], Value]
+    ) -> tuple[list[Value | None], Stream]:
+        """What is found at each picture of a stream, and the stream with those known that cannot be used. Collective.
+        Raises JobError (66), Stopped."""
+        found, images = survey(
+            pictures_of(stream),
+            f"{title} of the {stream.name} pictures",
+            look,
+            self.world,
+            self.stop,
+            self.step,
+        )
+        return found, replace(stream, images=images)
 
 
 @dataclass(frozen=True)
@@ -64,18 +83,22 @@ class CachedImages(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`moments` [2C, h, w] (mean, logvar), `caption`, `name`, `sample`."""
+        """`moments` [2C, h, w] (mean, logvar), `caption`, `name`, `sample`, `passed_over`."""
+        return self.images.first_usable(sample, self._example)
+
+    def _example(self, sample: Sample) -> dict[str, Any]:
         moments = self.cache[self.keys[self.images.view(sample)]]
         return {"moments": moments, **self.images.about(sample)}
 
-    def caption(self, index: int) -> str:
-        return self.images.caption(index)
-
-    def size(self, index: int) -> Size:
-        return self.images.size(index)
+    def captions(self, limit: int) -> Iterator[str]:
+        return self.images.captions(limit)
 
     def time_ids(self, sample: Sample) -> torch.Tensor:
         return self.images.time_ids(sample)
+
+    @property
+    def bad(self) -> Mapping[int, Problem]:
+        return self.images.bad
 
 
 @dataclass(frozen=True)
@@ -97,38 +120,66 @@ def cached_latents(
 
     The key of an entry is all that it depends on: the picture's bytes, how it is resized, cropped and mirrored,
     and the VAE. An edited picture, another VAE or another resolution is therefore another entry.
+
+    A picture that cannot be used has none; where another one stands in for it, that one has an entry of its size too.
     """
     spec = caching.spec
     cache = caching.cache(spec.cache_latents, "latents")
     about = [_identity(caching.parts.vae, caching.world), spec.image_interpolation_mode, "centre crop"]
     cached = []
-    for number, stream in enumerate(streams):
-        images = stream.images
-        assert isinstance(images, TrainingImages)
-        digests = caching.world.shared_out(images.digest, len(images))
+    for number, given in enumerate(streams):
+        digests, stream = caching.survey(given, "hashes", TrainingImages.digest)
+        images = pictures_of(stream)
         sizes = None if buckets is None else buckets.of if number == 0 else buckets.every
-        views = list(images.views(sizes))
-        keys = [_key("latents", *about, digests[view.index], *view.size, view.flip) for view in views]
+        keys: dict[View, str] = {}
+        while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
+            new = [_key("latents", *about, digests[view.index], *view.size, view.flip) for view in views]
 
-        def make(
-            places: list[int], views: list[View] = views, images: TrainingImages = images
-        ) -> Iterator[torch.Tensor]:
-            return _moments(caching.parts, images, [views[place] for place in places], spec)
+            def make(
+                places: list[int], views: list[View] = views, images: TrainingImages = images
+            ) -> Iterator[torch.Tensor | Problem]:
+                return _moments(caching.parts, images, [views[place] for place in places], spec)
 
-        caching.fill(cache, f"latents of the {stream.name} pictures", keys, make)
-        cached.append(
-            replace(stream, images=CachedImages(images, dict(zip(views, keys, strict=True)), cache))
-        )
+            failed = caching.fill(cache, f"latents of the {stream.name} pictures", new, make)
+            bad = {
+                view.index: replace(failed[key], subject=images.source.name(view.index))
+                for view, key in zip(views, new, strict=True)
+                if key in failed  # of two pictures with the same bytes only one was tried
+            }
+            keys |= zip(views, new, strict=True)
+            if not bad:
+                break
+            images = images.without(bad)
+            say_passed_over(bad, caching.world)
+        cached.append(replace(stream, images=CachedImages(images, keys, cache)))
     return tuple(cached)
 
 
-def cached_prompts(caching: Caching, streams: tuple[Stream, ...]) -> CachedPrompts:
-    """The encodings of every prompt that the streams can give. Collective."""
+def every_prompt(caching: Caching, streams: tuple[Stream, ...]) -> tuple[set[str], tuple[Stream, ...]]:
+    """All prompts that the streams can give, and the streams with the pictures known whose captions cannot be read.
+    Collective. Raises JobError (66), Stopped."""
+    prompts = {""} if caching.spec.proportion_empty_prompts else set()
+    looked_through = []
+    for given in streams:
+        if given.prompt is not None:
+            prompts.add(given.prompt)
+            looked_through.append(given)
+            continue
+        captions, stream = caching.survey(given, "captions", TrainingImages.caption)
+        prompts |= {caption for caption in captions if caption is not None}
+        looked_through.append(stream)
+    return prompts, tuple(looked_through)
+
+
+def pictures_of(stream: Stream) -> TrainingImages:
+    assert isinstance(stream.images, TrainingImages)
+    return stream.images
+
+
+def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
+    """The encodings of these prompts. Collective."""
     parts, spec = caching.parts, caching.spec
     cache = caching.cache(spec.cache_text_embeddings, "prompts")
-    prompts = {prompt for stream in streams for prompt in prompts_of(stream)}
-    if spec.proportion_empty_prompts:
-        prompts.add("")
     every = sorted(prompts)
     identity = _identity(parts.text_encoder, caching.world)
     tokens = tokenize(parts.tokenizer, every, spec.prompt_chunks)
@@ -144,8 +195,8 @@ def cached_prompts(caching: Caching, streams: tuple[Stream, ...]) -> CachedPromp
 
 
 @dataclass(frozen=True)
-class _Views(Dataset[torch.Tensor]):
-    """Pixels of views, to be loaded by other processes."""
+class _Views(Dataset[torch.Tensor | Problem]):
+    """Pixels of views, to be loaded by other processes; or, where others may stand in, why there are none."""
 
     images: TrainingImages
     views: list[View]
@@ -153,19 +204,30 @@ class _Views(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, place: int) -> torch.Tensor:
-        return self.images.pixels(self.views[place])
+    def __getitem__(self, place: int) -> torch.Tensor | Problem:
+        try:
+            return self.images.pixels(self.views[place])
+        except PictureError as error:
+            if not self.images.max_bad_samples:
+                raise
+            return error.problems[0]
 
 
 def _moments(
     parts: Parts, images: TrainingImages, views: list[View], spec: RunSpec
-) -> Iterator[torch.Tensor]:
+) -> Iterator[torch.Tensor | Problem]:
     """Mean and logvar of the VAE's posterior, [2C, h, w], one picture at a time: the same on any number of ranks."""
     workers = min(spec.dataloader_num_workers, len(views))
-    loader: DataLoader[torch.Tensor] = DataLoader(
+    loader: DataLoader[torch.Tensor | Problem] = DataLoader(
         _Views(images, views), batch_size=None, num_workers=workers, worker_init_fn=ended_by_parent_only
     )
-    for pixel_values in loader:
+    bad: dict[int, Problem] = {}
+    for view, pixel_values in zip(views, loader, strict=True):
+        if isinstance(pixel_values, Problem):
+            bad[view.index] = pixel_values
+            images.without(bad)  # raises at once where they are too many
+            yield pixel_values
+            continue
         with torch.no_grad():
             posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.vae.dtype)).latent_dist
         yield posterior.parameters[0]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdjob.problem import ExitCode, JobError, Problem, bad_input
+from sdjob.problem import ExitCode, JobError, Problem
 from sdjob.spec import RunSpec
+from sdtrain.data import too_many
 from sdtrain.progress import say
 from sdtrain.streams import StreamBatch
 from sdtrain.world import World
@@ -91,12 +92,7 @@ class Incidents:
         self.bad_samples = tuple(sorted({*self.bad_samples, *met}))
         self._met.clear()
         if len(self.bad_samples) > self._spec.max_bad_samples:
-            found = (
-                f"{len(self.bad_samples)} pictures cannot be used (max_bad_samples="
-                f"{self._spec.max_bad_samples}): {', '.join(self.bad_samples[:_NAMED])}"
-            )
-            remedy = "Replace them, take them out of the data set, or allow more with max_bad_samples."
-            raise JobError([*met.values(), bad_input("data set", found, remedy)])
+            raise JobError([*met.values(), too_many(self.bad_samples, self._spec.max_bad_samples)])
 
     def _culprits(self) -> str:
         """ "was nan at step 3, with a.png, b.png": the first loss that is none. Collective."""

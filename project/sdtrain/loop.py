@@ -76,7 +76,8 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     first, last = state.step, spec.max_train_steps
     watch = Stopwatch(world.device, max(0, min(spec.skip_steps, last - first - 1)))
     factor = schedule(spec)
-    incidents = Incidents(spec, world, state.skipped_steps, state.bad_samples)
+    bad_samples = {*state.bad_samples, *training.examples.bad_samples}
+    incidents = Incidents(spec, world, state.skipped_steps, sorted(bad_samples))
     batches = loader(
         training.examples,
         training.shape,

@@ -29,9 +29,10 @@ from sdtrain import (
 )
 from sdtrain.buckets import Buckets, bucketed
 from sdtrain.checkpoint import TrainState
+from sdtrain.data import TrainingImages
 from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
-from sdtrain.encodings import Caching, cached_latents, cached_prompts
+from sdtrain.encodings import Caching, cached_latents, cached_prompts, every_prompt
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 from sdtrain.held_out import open_held_out
 from sdtrain.loop import train_steps
@@ -44,6 +45,7 @@ from sdtrain.report import Outcome
 from sdtrain.stop import Stopped, StopRequest
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.streams import Stream, StreamSet, prompts_of
+from sdtrain.survey import filled
 from sdtrain.tracking import Tracker, tracker
 from sdtrain.training import Training
 from sdtrain.world import World
@@ -254,8 +256,14 @@ def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder 
 def _examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet:
     """What is trained on, with the caches that were asked for. Collective. Raises JobError, Stopped."""
     spec = caching.spec
-    buckets = _buckets(spec, caching.world, streams[0]) if spec.aspect_ratio_buckets else None
-    encodings = cached_prompts(caching, streams) if spec.cache_text_embeddings != "no" else None
+    buckets, encodings = None, None
+    if spec.aspect_ratio_buckets:
+        buckets, first = _buckets(caching, streams[0])
+        streams = (first, *streams[1:])
+    skips = spec.bad_samples == "skip" and spec.cache_latents != "no"
+    if spec.cache_text_embeddings != "no" or skips:
+        prompts, streams = every_prompt(caching, streams)
+        encodings = cached_prompts(caching, prompts) if spec.cache_text_embeddings != "no" else None
     if spec.cache_latents != "no":
         streams = cached_latents(caching, streams, buckets)
     takes_sizes = architectures.of(caching.parts).takes_sizes
@@ -264,14 +272,17 @@ def _examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet:
     )
 
 
-def _buckets(spec: RunSpec, world: World, stream: Stream) -> Buckets:
-    """The pictures of a stream by their shape. Collective. Raises JobError (66)."""
-    sizes = world.shared_out(stream.images.size, len(stream.images))
+def _buckets(caching: Caching, stream: Stream) -> tuple[Buckets, Stream]:
+    """The pictures of a stream by their shape, and the stream with those known whose shape cannot be read: they have
+    that of the next one. Collective. Raises JobError (66), Stopped."""
+    spec, world = caching.spec, caching.world
+    found, stream = caching.survey(stream, "sizes", TrainingImages.size)
+    sizes = filled(found)
     batch = length.global_batch(spec, world.size)
     buckets = bucketed(sizes, spec.resolution, spec.bucket_reso_steps, spec.seed, stream.name, batch)
     if world.is_main:
         say(f"buckets: {buckets}")
-    return buckets
+    return buckets, stream
 
 
 def _training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdjob.problem import Problem
 from sdtrain.buckets import Buckets
 from sdtrain.data import collate
-from sdtrain.order import BatchShape, Sample, Size, draws, micro_batches, sample_at
+from sdtrain.order import BatchShape, Sample, draws, micro_batches, sample_at
 
 
 class Examples(Protocol):
@@ -27,11 +27,14 @@ class Examples(Protocol):
         """`pixel_values` [3, H, W] in [-1, 1], or `moments` of its latents [2C, h, w]; `caption`, `name`, `sample`."""
         ...
 
-    def caption(self, index: int) -> str: ...
-
-    def size(self, index: int) -> Size: ...
+    def captions(self, limit: int) -> Iterator[str]: ...
 
     def time_ids(self, sample: Sample) -> torch.Tensor: ...
+
+    @property
+    def bad(self) -> Mapping[int, Problem]:
+        """The pictures that are known not to be usable, and why; others stand in for them."""
+        ...
 
 
 class PromptEncodings(Protocol):
@@ -51,11 +54,9 @@ class Stream:
     picture_weights: tuple[float, ...] = ()  # of each picture's error, by index; empty: all count alike
 
 
-def prompts_of(stream: Stream, limit: int | None = None) -> list[str]:
+def prompts_of(stream: Stream, limit: int) -> list[str]:
     """The prompt of a stream, or the first `limit` captions."""
-    if stream.prompt is not None:
-        return [stream.prompt]
-    return [stream.images.caption(index) for index in range(len(stream.images))[:limit]]
+    return list(stream.images.captions(limit)) if stream.prompt is None else [stream.prompt]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
     def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
         samples = self.samples(place)
         return tuple(stream.images[sample] for stream, sample in zip(self.streams, samples, strict=True))
+
+    @property
+    def bad_samples(self) -> tuple[str, ...]:
+        """Names of the pictures that were found not to be usable before training."""
+        return tuple(problem.subject for stream in self.streams for problem in stream.images.bad.values())
 
     def samples(self, place: int) -> tuple[Sample, ...]:
         """The sample of each stream at a place."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,6 @@ from sdjob.problem import JobError, Problem
 from sdtrain import devices
 
 # Long enough for rank 0 to convert a large data set while the others wait.
-Value = TypeVar("Value")
 _TIMEOUT = timedelta(hours=2)
 
 
@@ -67,21 +66,6 @@ class World:
         found = [problem for share in self.gather(problems) for problem in share]
         if found:
             raise JobError(found)
-
-    def shared_out(self, work: Callable[[int], Value], count: int) -> list[Value]:
-        """What `work` gives for 0, 1, … count - 1; each rank does its share, and raises nothing on the others.
-
-        Raises JobError with the problems of all."""
-        mine: list[Value] = []
-        problems: list[Problem] = []
-        for index in range(self.rank, count, self.size):
-            try:
-                mine.append(work(index))
-            except JobError as error:
-                problems += error.problems
-        self.agree(problems)
-        shares = self.gather(mine)
-        return [shares[index % self.size][index // self.size] for index in range(count)]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

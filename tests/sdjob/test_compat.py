@@ -85,10 +85,8 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ),
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
-        ({"aspect_ratio_buckets": True, "bad_samples": "skip"}, GPU, "bad_samples", 64),
         ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
-        ({"cache_latents": "disk", "center_crop": True, "bad_samples": "skip"}, GPU, "bad_samples", 64),
         ({"optimizer": "adamw8bit"}, CPU, "optimizer", 64),
         ({"optimizer": "prodigy"}, GPU, "lr", 64),
         (

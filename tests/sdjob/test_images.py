@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 
 from sdjob import images
 from sdjob.images import ImageError, decode, source_of
@@ -198,7 +198,43 @@ def test_undecodable_names_every_bad_picture():
         return decode(b"" if index in (3, 17) else encoded(Image.new("RGB", (2, 2))))
 
     problems = images.undecodable(range(20), lambda index: f"row {index}", image)
-    assert [(problem.subject, problem.code) for problem in problems] == [("row 17", 66), ("row 3", 66)]
+    found = {index: (problem.subject, problem.code) for index, problem in problems.items()}
+    assert found == {3: ("row 3", 66), 17: ("row 17", 66)}
+
+
+# --- sizes -------------------------------------------------------------------------------------------
+
+
+def with_late_exif(png: bytes, exif: Image.Exif) -> bytes:
+    """A PNG whose EXIF comes after its pixels, as some programs write it."""
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return png[:-12] + chunk + png[-12:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "late PNG"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_size_is_that_of_the_upright_picture(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if kind == "late PNG":
+        data = with_late_exif(encoded(noise((40, 20)), "PNG"), exif)
+    else:
+        data = encoded(noise((40, 20)), kind, exif=exif)
+    (tmp_path / "a").write_bytes(data)
+    assert images.size_of(data) == images.size_of(tmp_path / "a") == decode(data).size
+    assert images.size_of(data) == ((40, 20) if orientation in (1, 3) else (20, 40))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_size_costs_no_decoding(kind, monkeypatch):
+    data = encoded(noise((2000, 500)), kind)
+
+    def load(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert images.size_of(data) == (2000, 500)
 
 
 def test_names_of_pictures():

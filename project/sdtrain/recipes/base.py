@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sdjob.dataset import DatasetInfo, find_dataset
 from sdjob.output import OutputLayout
-from sdjob.problem import JobError
+from sdjob.problem import Problem
 from sdjob.spec import RunSpec
 from sdtrain.data import TrainingImages, verify
 from sdtrain.models import Parts
-from sdtrain.progress import say
-from sdtrain.sources import JoinedSource, open_source
+from sdtrain.sources import ImageSource, JoinedSource, open_source
 from sdtrain.stop import StopRequest
 from sdtrain.streams import Stream
+from sdtrain.survey import say_passed_over
 from sdtrain.world import World
 
 
@@ -59,25 +59,23 @@ def open_images(
 
     Several are joined; then each has a prompt that is the caption of its pictures.
     """
-    sources, bad = [], []
+    sources: list[ImageSource] = []
+    bad: dict[int, Problem] = {}
     for info in infos:
         with world.main_first():
             source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
-        shares = world.gather(verify(source, spec.verify_images, world.rank, world.size))
-        bad += [problem for share in shares for problem in share]
+        first = sum(map(len, sources))
+        for share in world.gather(verify(source, spec.verify_images, world.rank, world.size)):
+            bad |= {first + index: problem for index, problem in share.items()}
         sources.append(source)
-    allowed = spec.max_bad_samples if spec.bad_samples == "skip" else 0
-    if len(bad) > allowed:
-        raise JobError(bad)
-    if world.is_main:
-        for problem in bad:
-            say(f"will be passed over: {problem.subject}: {problem.found}")
-    return TrainingImages(
+    images = TrainingImages(
         JoinedSource(tuple(sources), tuple(prompts)) if prompts else sources[0],
         resolution=spec.resolution,
         center_crop=spec.center_crop,
         random_flip=spec.random_flip,
         interpolation=spec.image_interpolation_mode,
         seed=spec.seed,
-        max_bad_samples=allowed,
-    )
+        max_bad_samples=spec.max_bad_samples if spec.bad_samples == "skip" else 0,
+    ).without(bad)
+    say_passed_over(bad, world)
+    return images
