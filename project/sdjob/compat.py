@@ -118,6 +118,7 @@ _OF_PRIOR = ("class_prompt", "prior_loss_weight", "num_class_images", "class_dat
 
 def without_effect(spec: RunSpec) -> list[str]:
     """A sentence for each group of settings that were changed from their default and do nothing in this run."""
+    holds_out = spec.validation_data_dir or spec.validation_split
     unused = (
         (not spec.with_prior_preservation, "with_prior_preservation=1", _OF_PRIOR),
         (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
@@ -127,10 +128,10 @@ def without_effect(spec: RunSpec) -> list[str]:
         (spec.on_nan != "skip", "on_nan=skip", ("max_nan_steps",)),
         (spec.lora_rank > 0, "lora_rank=0", ("export_single_file",)),
         (not spec.validation_prompts, "validation_prompts", ("num_validation_images",)),
-        (not spec.validation_data_dir, "validation_data_dir", ("max_validation_samples",)),
+        (not holds_out, "validation_data_dir or validation_split", ("max_validation_samples",)),
         (
-            not spec.validation_prompts and not spec.validation_data_dir,
-            "validation_prompts or validation_data_dir",
+            not spec.validation_prompts and not holds_out,
+            "validation_prompts, validation_data_dir or validation_split",
             ("validation_steps",),
         ),
         (
@@ -377,6 +378,14 @@ def _caches(spec: RunSpec) -> list[Problem]:
 
 def _numbers(spec: RunSpec) -> list[Problem]:
     found = []
+    if spec.validation_split and spec.validation_data_dir:
+        found.append(
+            setting(
+                "validation_split",
+                f"{spec.validation_split:g} with validation_data_dir={spec.validation_data_dir}",
+                "The held-out pictures are those of the folder or a share of the data set: remove one of them.",
+            )
+        )
     if spec.aspect_ratio_buckets and spec.resolution % spec.bucket_reso_steps:
         found.append(
             setting(

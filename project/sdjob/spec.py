@@ -407,8 +407,13 @@ class RunSpec(BaseModel):
         str | None,
         Setting("validation", "held-out pictures, captioned like the data set; their loss is a stable curve"),
     ] = None
+    validation_split: Annotated[
+        Fraction,
+        Setting("validation", "share of the data set that is held out instead, such as 0.1; 0: nothing"),
+    ] = 0.0
     max_validation_samples: Annotated[
-        Positive, Setting("validation", "held-out pictures to look at, the first of the folder")
+        Positive,
+        Setting("validation", "held-out pictures to look at: the first of the folder, or some of the share"),
     ] = 256
     num_inference_steps: Annotated[
         Positive, Setting("validation", "denoising steps of a generated picture")

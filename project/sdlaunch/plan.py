@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob import compat, length
+from sdjob import compat, length, split
 from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
@@ -218,7 +218,7 @@ def _completed(
         sources["mixed_precision"] = f"auto: {found.kind} with plugin={spec.plugin}"
     epochs = spec.num_train_epochs
     if epochs and contents.dataset and "num_train_step" not in read.given:
-        examples = contents.dataset.num_examples
+        examples = split.trained_on(spec, contents.dataset.num_examples)
         values["max_train_steps"] = length.steps_of(epochs, spec, examples, where.world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} pictures"
     return spec.model_copy(update=values), sources
@@ -355,7 +355,13 @@ def _arithmetic(job: Job) -> tuple[str, ...]:
         f"{job.cluster.world_size} processes = {total} pictures a step"
     ]
     if job.contents.dataset:
-        examples = job.contents.dataset.num_examples
+        pictures = job.contents.dataset.num_examples
+        examples = split.trained_on(spec, pictures)
+        if held_out := split.held_out(spec, pictures):
+            lines.append(
+                f"validation: {held_out} of {pictures} pictures held out, "
+                f"{min(held_out, spec.max_validation_samples)} of them looked at"
+            )
         lines.append(
             f"length: {examples} pictures / {total} = {examples / total:.4g} steps an epoch; "
             f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"

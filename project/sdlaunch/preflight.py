@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob import compat, fit
+from sdjob import compat, fit, split
 from sdjob.concepts import concepts_of
 from sdjob.dataset import find_dataset, verify_sample
 from sdjob.output import OutputLayout, step_folders
@@ -229,6 +229,7 @@ def _concepts(job: Job) -> list[Problem]:
                     image_column=spec.image_column,
                     caption_column=spec.caption_column,
                 )
+                problems += split.problems(spec, info) if folder == concept.instance_data_dir else []
                 problems += verify_sample(info, SAMPLED_IMAGES) if spec.verify_images != "none" else []
             except JobError as error:
                 problems += error.problems
@@ -254,7 +255,9 @@ def _class_images(job: Job) -> list[Problem]:
 
 
 def _held_out(job: Job) -> list[Problem]:
-    folder = job.spec.validation_data_dir
+    data, folder = job.contents.dataset, job.spec.validation_data_dir
+    if data and job.spec.validation_split:
+        return split.problems(job.spec, data)
     if folder is None or Path(folder).is_dir():
         return []
     remedy = "Correct the path, or unset it: there is then no validation loss."

@@ -14,7 +14,7 @@ from sdjob.dataset import spread
 from sdjob.images import ImageError, image_problem, undecodable
 from sdjob.problem import JobError, Problem, bad_input
 from sdtrain.order import Sample, Size, draws
-from sdtrain.sources import ImageSource
+from sdtrain.sources import ImageSource, PartialSource
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 _SAMPLED = 64
@@ -106,6 +106,11 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
             summary = [too_many(names, self.max_bad_samples)] if 0 < self.max_bad_samples < len(known) else []
             raise JobError([*known.values(), *summary])
         return replace(self, bad=known) if bad else self
+
+    def only(self, indices: Sequence[int]) -> TrainingImages:
+        """Some of the pictures, for which none of the others stands in."""
+        bad = {place: self.bad[index] for place, index in enumerate(indices) if index in self.bad}
+        return replace(self, source=PartialSource(self.source, tuple(indices)), bad={}).without(bad)
 
     def stand_in(self, index: int) -> int:
         """The picture itself, or the next that is not known to be bad."""

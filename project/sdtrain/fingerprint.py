@@ -62,6 +62,8 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
         "aspect_ratio_buckets": str(spec.aspect_ratio_buckets),
         "rescale_betas_zero_snr": str(spec.rescale_betas_zero_snr),
     }
+    if spec.validation_split:
+        facts["validation_split"] = f"{spec.validation_split:g}"
     if spec.recipe == "dreambooth":
         facts["instance_prompt"] = repr(spec.instance_prompt)
         prior = (

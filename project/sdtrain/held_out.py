@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from sdjob import split
 from sdjob.spec import RunSpec
 from sdtrain import architectures, attention, objective
+from sdtrain.data import TrainingImages
 from sdtrain.denoiser import Denoiser
 from sdtrain.models import tokenize
-from sdtrain.order import Sample, generator
+from sdtrain.order import Sample, generator, permutation
+from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import find, open_images
 from sdtrain.sample import evaluating
@@ -21,15 +25,46 @@ from sdtrain.world import World
 _TIMESTEPS = 4  # of each picture, evenly over the schedule: the loss of one says little of another's
 
 
-def open_held_out(spec: RunSpec, world: World) -> HeldOut | None:
-    """The held-out pictures, looked at. Collective. Raises JobError (66)."""
-    if not spec.validation_data_dir:
-        return None
+def held_apart(
+    spec: RunSpec, world: World, images: TrainingImages, counts: Sequence[int]
+) -> tuple[TrainingImages, HeldOut | None]:
+    """The pictures to train on, and those that are held out: of a folder, looked at, or a share of the data sets.
+    Collective. Raises JobError (66).
+
+    `counts`: pictures of each data set of `images`.
+    """
     recipe = RECIPES[spec.recipe]
+    prompt = None if recipe.captions else spec.instance_prompt
+    if spec.validation_split:
+        kept, held = divided(spec, counts)
+        if world.is_main:
+            say(f"{len(held)} of {len(images)} pictures are held out")
+        # Each picture of several subjects has the prompt of its own.
+        return images.only(kept), _held_out(spec, images.only(held), None if spec.concepts_list else prompt)
+    if not spec.validation_data_dir:
+        return images, None
     info = find(spec, spec.validation_data_dir, captions=recipe.captions)
-    images = replace(open_images(spec, world, [info]), center_crop=True, random_flip=False)
-    count = min(len(images), spec.max_validation_samples)
-    return HeldOut(images, count, None if recipe.captions else spec.instance_prompt)
+    return images, _held_out(spec, open_images(spec, world, [info]), prompt)
+
+
+def divided(spec: RunSpec, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Indices of the pictures to train on and of those held out, of data sets one after the other.
+
+    A share of each data set, whatever is in it, by the seed alone. The held-out ones take turns among the data sets,
+    so that the first of them are of all.
+    """
+    held: list[tuple[int, int, int]] = []
+    for number, count in enumerate(counts):
+        order = permutation(spec.seed, 0, count, f"held out/{number}")[: split.held_out(spec, count)]
+        first = sum(counts[:number])
+        held += [(turn, number, first + index) for turn, index in enumerate(order.tolist())]
+    chosen = {index for _, _, index in held}
+    return [index for index in range(sum(counts)) if index not in chosen], [i for _, _, i in sorted(held)]
+
+
+def _held_out(spec: RunSpec, images: TrainingImages, prompt: str | None) -> HeldOut:
+    images = replace(images, center_crop=True, random_flip=False)
+    return HeldOut(images, min(len(images), spec.max_validation_samples), prompt)
 
 
 def loss(training: Training, held_out: HeldOut) -> float:

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from sdjob import argv, compat, fit, length
+from sdjob import argv, compat, fit, length, split
 from sdjob.concepts import Concept, concepts_of
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
@@ -34,7 +34,7 @@ from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
 from sdtrain.ema import Ema
 from sdtrain.encodings import Caching, cached_latents, cached_prompts, every_prompt
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
-from sdtrain.held_out import open_held_out
+from sdtrain.held_out import held_apart
 from sdtrain.loop import train_steps
 from sdtrain.models import Parts, cut_prompts
 from sdtrain.order import BatchShape
@@ -57,7 +57,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     if spec.resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, concepts, infos = _inputs(spec)
-    spec = _resolved(spec, world, folder, sum(info.num_examples for info in infos))
+    spec = _resolved(spec, world, folder, sum(split.trained_on(spec, info.num_examples) for info in infos))
     identity = model_identity(folder)
     facts = fingerprint(spec, identity, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
     if spec.concepts_list:
@@ -70,7 +70,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
             )
         return
     images = open_images(spec, world, infos, _prompts(spec, concepts))
-    held_out = open_held_out(spec, world)
+    images, held_out = held_apart(spec, world, images, [info.num_examples for info in infos])
     parts = models.load(
         folder,
         spec.mixed_precision,
@@ -130,7 +130,10 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     sheet = validation.before_after(training) if spec.validation_prompts and world.is_main else None
     parts = training.parts
     attends = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
-    values = report.report(spec, world, training.shape, outcome, attends) | {"validation_loss": loss}
+    values = report.report(spec, world, training.shape, outcome, attends) | {
+        "validation_loss": loss,
+        "held_out_examples": len(training.held_out.images) if training.held_out else 0,
+    }
     if world.is_main:
         if sheet:
             sheet.save(layout.before_after)
@@ -159,6 +162,7 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[D
             infos = [_data_set(spec, concept.instance_data_dir) for concept in concepts]
         else:
             infos = [_data_set(spec, spec.train_data_dir)]
+        problems += [problem for info in infos for problem in split.problems(spec, info)]
     except JobError as error:
         problems += error.problems
     if problems or folder is None:

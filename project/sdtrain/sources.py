@@ -168,6 +168,32 @@ class JoinedSource:
         raise IndexError(index)
 
 
+@dataclass(frozen=True)
+class PartialSource:
+    """Some of the pictures of a source."""
+
+    source: ImageSource
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Image:
+        return self.source.image(self.indices[index])
+
+    def caption(self, index: int) -> str | None:
+        return self.source.caption(self.indices[index])
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.source.size(self.indices[index])
+
+    def digest(self, index: int) -> str:
+        return self.source.digest(self.indices[index])
+
+
 def _digest(picture: Path | bytes) -> str:
     try:
         content = picture if isinstance(picture, bytes) else picture.read_bytes()

@@ -9,6 +9,8 @@ from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sddemo.world import caption, draw, scenes
+from sdjob.spec import RunSpec
+from sdtrain.held_out import divided
 from sdtrain.order import generator
 from tests.sdtrain.reference import Pictures
 from tests.support.worker import losses, scalars
@@ -85,3 +87,76 @@ def test_a_subject_is_measured_under_its_prompt_and_only_as_many_as_asked(train,
 def test_held_out_pictures_that_are_not_there_are_66(train, tmp_path, capsys):
     train(code=66, validation_data_dir=tmp_path / "nothing")
     assert "nothing" in capsys.readouterr().err
+
+
+def folder_of(pictures, numbers, folder):
+    """Some of the captioned drawings, renumbered."""
+    rows = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text().splitlines()]
+    folder.mkdir()
+    lines = []
+    for place, number in enumerate(numbers):
+        (folder / f"{place}.png").write_bytes((pictures / f"{number}.png").read_bytes())
+        lines.append(json.dumps({**rows[number], "file_name": f"{place}.png"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_share_of_the_data_set_is_as_good_as_a_folder_of_its_own(train, captioned, tmp_path, capfd):
+    """And the rest as a data set of its own, on two processes too."""
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.3)
+    kept, held = divided(spec, [6])
+    data, unseen = (
+        folder_of(captioned, of, tmp_path / name) for of, name in ((kept, "kept"), (held, "held"))
+    )
+    settings = {"max_train_steps": 6, "validation_steps": 3, "center_crop": True}
+    wanted = train("two", train_data_dir=data, validation_data_dir=unseen, train_batch_size=2, **settings)
+    output = train("share", ranks=2, validation_split=0.3, cache_latents="memory", **settings)
+    assert "2 of 6 pictures are held out" in capfd.readouterr().out
+    assert losses(output) == pytest.approx(losses(wanted), rel=1e-5)
+    found, there = (scalars(folder)["validation/loss"] for folder in (output, wanted))
+    assert sorted(found) == [0, 3, 6] and found == pytest.approx(there, rel=1e-5)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["num_examples"], report["held_out_examples"]) == (4, 2)
+    # A run goes on only with the same share.
+    train("share", code=64, validation_split=0.4, **{**settings, "max_train_steps": 7})
+    assert "validation_split" in capfd.readouterr().err
+
+
+def test_each_subject_has_its_share(train, instance, of_class, tmp_path):
+    concepts = [
+        {"instance_data_dir": str(instance), "instance_prompt": "a photo of sks cross"},
+        {"instance_data_dir": str(of_class), "instance_prompt": "a photo of zwx", "weight": 0.5},
+    ]
+    (tmp_path / "concepts.yaml").write_text(json.dumps(concepts))
+    settings = {"recipe": "dreambooth", "concepts_list": tmp_path / "concepts.yaml"}
+    output = train(validation_split=0.25, num_train_epochs=2, max_train_steps=None, **settings)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["num_examples"], report["held_out_examples"], report["steps"]) == (5, 2, 10)
+    held = divided(
+        RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.25), [3, 4]
+    )
+    drawings = [
+        Pictures.read("unseen", folder, 32, c["instance_prompt"])
+        for folder, c in zip((instance, of_class), concepts, strict=True)
+    ]
+    pixels = [picture for of in drawings for picture in of.pixels]
+    captions = [text for of in drawings for text in of.captions]
+    unseen = Pictures("unseen", [pixels[i] for i in held[1]], [captions[i] for i in held[1]])
+    assert scalars(output)["validation/loss"][0] == pytest.approx(
+        reference(report["pretrained_model_name_or_path"], unseen, seed=7), rel=1e-5
+    )
+
+
+def test_what_is_held_out_is_a_function_of_the_seed_and_of_each_data_set():
+    def held(counts, **values):
+        spec = RunSpec(
+            pretrained_model_name_or_path="m", output_dir="o", **{"validation_split": 0.2, **values}
+        )
+        kept, held = divided(spec, counts)
+        assert sorted([*kept, *held]) == list(range(sum(counts))) and kept == sorted(kept)
+        return held
+
+    first = held([100, 10])
+    assert first == held([100, 10]) != held([100, 10], seed=1)
+    assert [index >= 100 for index in first] == [False, True, False, True] + [False] * 18  # in turns
+    assert sorted(held([100])) == sorted(index for index in first if index < 100)

@@ -87,6 +87,7 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
         ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
+        ({"validation_split": 0.1, "validation_data_dir": "x"}, GPU, "validation_split", 64),
         ({"optimizer": "adamw8bit"}, CPU, "optimizer", 64),
         ({"optimizer": "prodigy"}, GPU, "lr", 64),
         (
@@ -160,7 +161,7 @@ def test_one_process_needs_no_strategy():
         ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
         (
             {"validation_steps": 5},
-            "validation_steps: no effect without validation_prompts or validation_data_dir",
+            "validation_steps: no effect without validation_prompts, validation_data_dir or validation_split",
         ),
         ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
     ],

@@ -470,6 +470,16 @@ def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
     assert "2 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
 
 
+def test_a_share_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
+    job = prepare(place, validation_split="0.4", epoch="3", max_validation_samples="1")
+    assert job.problems == ()
+    assert job.arithmetic[1] == "validation: 2 of 5 pictures held out, 1 of them looked at"
+    assert job.arithmetic[2].startswith("length: 3 pictures / 1 = 3 steps an epoch; 9 steps = 3 epochs")
+    for number in range(1, 5):
+        (tmp_path / f"dataset/pictures/{number}.png").unlink()
+    assert found(prepare(place, validation_split="0.4")) == [(f"{tmp_path}/dataset/pictures", 66)]
+
+
 def test_secrets_are_not_in_the_plan(place, tmp_path):
     env = tmp_path / "job.env"
     env.write_text("HF_TOKEN=hf_abcdefgh123\nMY_URL=https://me:pa55word@host/x\n")

@@ -28,7 +28,7 @@ class RecipeInput:
     layout: OutputLayout
     parts: Parts
     infos: tuple[DatasetInfo, ...]  # the run's data sets: one, or one for each subject
-    images: TrainingImages  # of all of them
+    images: TrainingImages  # of all of them, without those held out
     model_identity: str
     stop: StopRequest
 

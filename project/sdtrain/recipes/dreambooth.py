@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sdjob import split
 from sdjob.concepts import Concept, concepts_of
 from sdjob.dataset import DatasetInfo
 from sdtrain import class_images
@@ -23,7 +24,7 @@ def _streams(given: RecipeInput) -> tuple[Stream, ...]:
     weights = tuple(
         concept.weight
         for concept, info in zip(concepts, given.infos, strict=True)
-        for _ in range(info.num_examples)
+        for _ in range(split.trained_on(spec, info.num_examples))
     )
     instance = Stream(
         "instance",
