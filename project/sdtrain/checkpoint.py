@@ -13,6 +13,7 @@ from pathlib import Path
 from sdjob.output import OutputLayout, StepFolder, defect_of, step_folders, write_manifest
 from sdjob.problem import JobError, output_problem, setting
 from sdtrain.failures import is_write_failure
+from sdtrain.order import Past, Stretch
 from sdtrain.progress import say
 from sdtrain.world import World
 
@@ -31,6 +32,7 @@ class TrainState:
     fingerprint: dict[str, str]
     skipped_steps: int = 0  # whose loss was no number
     bad_samples: tuple[str, ...] = ()  # pictures that could not be used
+    past: Past = ()  # the sizes of its steps: what they took of each bucket follows from them
     origin: str = ""  # the checkpoint that `resume` named when this course began; empty: none
 
 
@@ -143,7 +145,10 @@ def read_state(folder: Path) -> TrainState:
         raise JobError(
             setting("resume", f"{folder} has format {found}, this version reads {_FORMAT}", remedy)
         )
-    return TrainState(**{**values, "bad_samples": tuple(values.get("bad_samples", ()))})
+    past = tuple(Stretch(**stretch) for stretch in values.pop("past", ()))
+    if not past and values["step"]:  # written before it was kept: all steps were taken alike
+        past = (Stretch(values["step"], values["place"] // values["step"]),)
+    return TrainState(**{**values, "past": past, "bad_samples": tuple(values.get("bad_samples", ()))})
 
 
 def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Path) -> None:

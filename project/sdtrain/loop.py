@@ -13,6 +13,7 @@ from sdtrain import attention, devices, host_memory, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
 from sdtrain.incidents import Incidents
+from sdtrain.order import prolonged
 from sdtrain.progress import Progress, say
 from sdtrain.report import Outcome, Stopwatch, TimedStep
 from sdtrain.saving import Saver
@@ -79,7 +80,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     bad_samples = {*state.bad_samples, *training.examples.bad_samples}
     incidents = Incidents(spec, world, state.skipped_steps, sorted(bad_samples))
     batches = loader(
-        training.examples,
+        training.examples.after(state.past),
         training.shape,
         world.rank,
         state.place,
@@ -155,6 +156,7 @@ def _reached(
         state,
         step=step,
         place=place,
+        past=prolonged(state.past, step - state.step, training.shape.global_batch),
         loss=last,
         loss_sum=state.loss_sum + total,
         skipped_steps=incidents.skipped_steps,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdjob.problem import Problem
 from sdtrain.buckets import Buckets
 from sdtrain.data import collate
-from sdtrain.order import BatchShape, Sample, draws, micro_batches, sample_at
+from sdtrain.order import BatchShape, Past, Sample, draws, micro_batches, sample_at
 
 
 class Examples(Protocol):
@@ -106,6 +106,10 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         samples = self.samples(place)
         return tuple(stream.images[sample] for stream, sample in zip(self.streams, samples, strict=True))
 
+    def after(self, past: Past) -> StreamSet:
+        """The same for a run that has such a past."""
+        return replace(self, buckets=replace(self.buckets, past=past)) if self.buckets else self
+
     @property
     def bad_samples(self) -> tuple[str, ...]:
         """Names of the pictures that were found not to be usable before training."""
@@ -187,8 +191,6 @@ def loader(
     pin_memory: bool,
 ) -> Iterator[tuple[StreamBatch, ...]]:
     """This rank's micro-batches from `first_place` on, `accumulation` of them per optimiser step."""
-    if examples.buckets:
-        first_place = examples.buckets.aligned(first_place)
     batches: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=micro_batches(shape, rank, first_place, steps),

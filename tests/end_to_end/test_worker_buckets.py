@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -44,8 +45,13 @@ def test_buckets(train, at_step, shapes, capfd):
     train("stopped", code=75, train_batch_size=2, **settings)
     at_step(0)
     assert losses(train("stopped", train_batch_size=2, **settings)) == losses(alone)
-    # Another batch size goes on with whole steps: a batch never has two shapes.
-    train("stopped", train_batch_size=3, **{**settings, "max_train_steps": 8})
+    # Another batch size goes on where each bucket was, and so does the next start, in the middle of it.
+    wider = {**settings, "train_batch_size": 3, "max_train_steps": 9}
+    undisturbed = losses(train("stopped", **wider))
+    shutil.rmtree(alone / "checkpoint")
+    shutil.copytree(both / "checkpoint/checkpoint-000005", alone / "checkpoint/checkpoint-000005")
+    train("alone", **{**wider, "max_train_steps": 7})
+    assert losses(train("alone", **wider)) == pytest.approx(undisturbed, rel=1e-5)
 
 
 def test_pictures_of_the_class_take_the_shape_of_their_batch(train, shapes):

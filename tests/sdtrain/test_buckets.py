@@ -1,12 +1,15 @@
 """Buckets: every batch of one shape, every picture as often as the others, on any number of processes."""
 
 from collections import Counter
+from dataclasses import replace
+from itertools import count, islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdtrain.buckets import bucketed, nearest, sizes_of, turn_of
+from sdtrain.order import Stretch, prolonged
 
 PHOTOS = [(400, 300)] * 7 + [(300, 400)] * 4 + [(512, 512)] * 2 + [(1000, 300)]
 
@@ -70,6 +73,26 @@ def test_seed_and_epoch_decide_the_order():
     assert one[: len(PHOTOS)] != one[len(PHOTOS) :]
 
 
-def test_another_batch_size_begins_with_a_whole_step():
-    buckets = bucketed(PHOTOS, 64, 8, seed=3, stream="captioned", global_batch=4)
-    assert [buckets.aligned(place) for place in (0, 3, 4, 9)] == [0, 4, 4, 12]
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=4))
+def test_after_a_change_of_the_batch_no_picture_is_missed_and_none_comes_again(stretches):
+    """Each bucket goes on with the very next of its samples, and each step still has one shape."""
+    seen, past, place = [], (), 0
+    for steps, batch in stretches:
+        buckets = replace(bucketed(PHOTOS, 64, 8, 3, "captioned", batch), past=past)
+        for _ in range(steps):
+            samples = [buckets.sample_at(place + within) for within in range(batch)]
+            assert len({sample.size for sample in samples}) == 1
+            seen += samples
+            place += batch
+        past = prolonged(past, steps, batch)
+    alone = bucketed(PHOTOS, 64, 8, seed=3, stream="captioned", global_batch=1)
+    for number, size in enumerate(alone.sizes):
+        mine = [sample for sample in seen if sample.size == size]
+        endless = (sample for sample in map(alone.sample_at, count()) if sample.size == size)
+        assert mine == list(islice(endless, len(mine))), number
+
+
+def test_the_past_of_a_run_that_goes_on_alike_is_one_stretch():
+    past = prolonged(prolonged(prolonged((), 3, 4), 2, 4), 5, 8)
+    assert past == (Stretch(5, 4), Stretch(5, 8))

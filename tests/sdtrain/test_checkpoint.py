@@ -15,6 +15,7 @@ from sdjob.output import MANIFEST, OutputLayout
 from sdjob.problem import JobError
 from sdtrain import checkpoint
 from sdtrain.checkpoint import TrainState
+from sdtrain.order import Stretch
 from tests.support.worker import Killed, alone, snapshot
 
 FACTS = {"seed": "7", "recipe": "dreambooth"}
@@ -26,7 +27,8 @@ def layout(tmp_path):
 
 
 def state(step: int) -> TrainState:
-    return TrainState(step=step, place=10 * step, loss=0.5, loss_sum=0.5 * step, fingerprint=FACTS)
+    past = (Stretch(step, 10),)
+    return TrainState(step, place=10 * step, loss=0.5, loss_sum=0.5 * step, fingerprint=FACTS, past=past)
 
 
 def save(layout, step, *, limit=None, write=None) -> Path:
@@ -74,6 +76,14 @@ def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
         checkpoint.read_state(folder)
     assert caught.value.code == 64
     assert "format 99, this version reads 2" in str(caught.value)
+
+
+def test_of_a_checkpoint_without_a_past_all_steps_were_alike(layout):
+    path = save(layout, 3) / "state.json"
+    values = json.loads(path.read_text())
+    del values["past"]
+    path.write_text(json.dumps(values))
+    assert checkpoint.read_state(path.parent) == state(3)
 
 
 def test_saves_what_is_needed_to_go_on(layout):
