@@ -10,8 +10,8 @@ if [ -n "$(ls /wheels)" ]; then
 fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_PROGRESS_BAR=off
 for file in "$@"; do
-    # The CPU build of torch is in PyTorch's own index only.
-    [ "$file" = requirements-torch.txt ] && index=https://download.pytorch.org/whl/cpu || index=
+    # The CPU build of torch is in PyTorch's own index, and its mirrors, only.
+    [ "$file" = requirements-torch.txt ] && index="${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}" || index=
     "$python" -m pip install --no-cache-dir --no-compile --no-deps --require-hashes \
         ${index:+"--extra-index-url=$index"} --requirement "$file"
 done

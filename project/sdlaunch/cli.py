@@ -140,8 +140,13 @@ def _help_line(model: type[BaseModel], field: str) -> str:
     first, others = about.name or field, names.other_names(model, field)
     unit = f" ({about.unit})" if about.unit else ""
     also = f"; also {', '.join(others)}" if others else ""
+    return f"  {first:<28} {about.help}{unit} [{defaults_of(model, field)}{also}]"
+
+
+def defaults_of(model: type[BaseModel], field: str) -> str:
+    """A default, and the presets of some runs, as users would type them."""
     own = (f"; {each.value:g} with {each.when}" for each in presets.PRESETS if each.field == field)
-    return f"  {first:<28} {about.help}{unit} [{default_of(model, field)}{''.join(own)}{also}]"
+    return default_of(model, field) + "".join(own)
 
 
 def default_of(model: type[BaseModel], field: str) -> str:

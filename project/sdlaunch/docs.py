@@ -18,7 +18,7 @@ from sdjob.choices import DEVICES, Recipe
 from sdjob.fields import settings_of
 from sdjob.spec import RunSpec
 from sdlaunch import names, settings
-from sdlaunch.cli import default_of
+from sdlaunch.cli import default_of, defaults_of
 from sdlaunch.options import LaunchOptions
 
 HOME = Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def _help(name: str) -> str:
         return "passed on to the workers"
     about = settings_of(target.model)[target.field]
     unit = f" ({about.unit})" if about.unit else ""
-    return f"{about.help}{unit} [{default_of(target.model, target.field)}]"
+    return f"{about.help}{unit} [{defaults_of(target.model, target.field)}]"
 
 
 if __name__ == "__main__":

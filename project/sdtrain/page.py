@@ -14,8 +14,8 @@ _STYLE = """
 :root { color-scheme: light dark; --dim: #888; --line: #8884; --train: #06c; --held-out: #d60 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { margin-bottom: 0 } .about, dt, td:first-child, text { color: var(--dim); fill: var(--dim) }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; padding: 1rem 0; align-items: end }
-dt { font-size: 13px } dd { margin: 0; font-size: 1.5rem }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; padding: 1rem 0 }
+dl { align-items: end } dt { font-size: 13px } dd { margin: 0; font-size: 1.5rem }
 table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top }
 img { max-width: 100% } svg { width: 100%; height: auto }
 """

@@ -38,7 +38,8 @@ def test_a_table_follows_the_schema():
 def test_comments_follow_the_schema():
     text = docs.with_comments("# head\n# more\n\n# old\nlr=1\n# old\n# old\nNCCL_DEBUG=INFO\n")
     assert text == (
-        "# head\n# more\n\n# learning rate after warm-up, not scaled by anything [5e-06]\nlr=1\n\n"
+        "# head\n# more\n\n# learning rate after warm-up, not scaled by anything [5e-06; 1 with optimizer=prodigy; "
+        "0.0001 with lora_rank above 0; 1e-05 with recipe=text_to_image]\nlr=1\n\n"
         "# passed on to the workers\nNCCL_DEBUG=INFO\n"
     )
 
@@ -61,6 +62,8 @@ def test_there_are_presets():
         "text_to_image_benchmark",
         "text_to_image_lora",
         "text_to_image_lora_768",
+        "text_to_image_xl_lora",
+        "dreambooth_lora",
     }
 
 
