@@ -17,6 +17,10 @@ PRECISIONS = any_case(
     bf16=("bfloat16", "bf16-mixed"),
     no=("32", "fp32", "float32", "32-true", "none"),
 )
+Prediction = Literal["auto", "epsilon", "v_prediction"]
+PREDICTIONS = any_case(
+    *get_args(Prediction), epsilon=("eps",), v_prediction=("v", "v-prediction", "v_pred", "vpred")
+)
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 Caching = Literal["no", "memory", "disk"]
 CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)

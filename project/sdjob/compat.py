@@ -165,7 +165,7 @@ def without_effect(spec: RunSpec) -> list[str]:
 
 def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
     """Every reason why this spec cannot run with that model."""
-    found = _of_xl(spec) if model.class_name == XL else []
+    found = [*(_of_xl(spec) if model.class_name == XL else []), *_of_folder(spec, model)]
     if not spec.rescale_betas_zero_snr or model.prediction_type == "v_prediction":
         return found
     return [
@@ -179,13 +179,34 @@ def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
     ]
 
 
+def _of_folder(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
+    """Settings that tell what one file does not say; a folder says it itself."""
+    found = []
+    if not model.single and spec.prediction_type not in ("auto", model.prediction_type):
+        found.append(
+            setting(
+                "prediction_type",
+                f"{spec.prediction_type}, with a folder whose scheduler says {model.prediction_type}",
+                "Leave it at auto; if the folder is wrong, mend its scheduler/scheduler_config.json.",
+            )
+        )
+    if not model.single and spec.single_file_config:
+        found.append(
+            setting(
+                "single_file_config",
+                f"{spec.single_file_config}, with a model that is a folder",
+                "Unset it: the folder has its own configurations.",
+            )
+        )
+    return found
+
+
 def _of_xl(spec: RunSpec) -> list[Problem]:
     """What Stable Diffusion XL is not trained with here."""
     unfit = (
         ("train_text_encoder", spec.train_text_encoder, "leave its two text encoders as they are"),
         ("cache_text_embeddings", spec.cache_text_embeddings != "no", "use cache_text_embeddings=no"),
         ("max_token_length", spec.prompt_chunks > 1, "leave it at 75"),
-        ("export_single_file", spec.export_single_file, "load the result as a folder"),
     )
     return [
         setting(name, "with a model of Stable Diffusion XL", f"That is not part of this version: {remedy}.")

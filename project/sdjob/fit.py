@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,15 +17,9 @@ _EXPECTED: Mapping[str, Callable[[Config], dict[str, Expected] | None]] = {
     "unet": shapes.unet,
     "vae": shapes.vae,
     "text_encoder": shapes.text_encoder,
+    "text_encoder_2": shapes.text_encoder_2,
 }
-# Names in older files, as diffusers and transformers read them; buffers are no weights.
-_OLD_NAMES = (
-    (re.compile(r"^text_model\."), ""),
-    (re.compile(r"(mid_block\.attentions\.0\.)query\."), r"\1to_q."),
-    (re.compile(r"(mid_block\.attentions\.0\.)key\."), r"\1to_k."),
-    (re.compile(r"(mid_block\.attentions\.0\.)value\."), r"\1to_v."),
-    (re.compile(r"(mid_block\.attentions\.0\.)proj_attn\."), r"\1to_out.0."),
-)
+# Buffers are no weights.
 _BUFFERS = ("embeddings.position_ids",)
 _ONE_MODEL = (
     "copy config.json and weights of one and the same model into this folder (save_pretrained writes both)"
@@ -36,14 +29,14 @@ _MATCHING = "take all parts of the pipeline from one model"
 
 def problems(model: PipelineFolder) -> list[Problem]:
     """Every tensor that is missing or has another shape than its config says, and parts that do not match."""
-    found = [problem for name in _EXPECTED for problem in _against_config(model.parts[name], name)]
+    found = [problem for name in _known(model) for problem in _against_config(model.parts[name], name)]
     return [*found, *_between_parts(model)]
 
 
 def surplus(model: PipelineFolder) -> list[str]:
     """A sentence for each part with tensors that its config does not know: they are ignored when it is loaded."""
     sentences = []
-    for name in _EXPECTED:
+    for name in _known(model):
         part = model.parts[name]
         expected = _expected(part, name)
         unknown = sorted(_tensors(part).keys() - expected.keys()) if expected else []
@@ -55,6 +48,10 @@ def surplus(model: PipelineFolder) -> list[str]:
     return sentences
 
 
+def _known(model: PipelineFolder) -> list[str]:
+    return [name for name in _EXPECTED if name in model.parts]
+
+
 def _expected(part: Part, name: str) -> dict[str, Expected]:
     """Empty where nothing can be said: of pickles, and of layouts that are not known."""
     return (_EXPECTED[name](part.config) or {}) if part.tensors else {}
@@ -62,13 +59,11 @@ def _expected(part: Part, name: str) -> dict[str, Expected]:
 
 def _tensors(part: Part) -> dict[str, Tensor]:
     """The tensors of a part by the names of today."""
-    return {new: tensor for name, tensor in part.tensors.items() if (new := _renamed(name)) not in _BUFFERS}
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _OLD_NAMES:
-        name = pattern.sub(replacement, name)
-    return name
+    return {
+        new: tensor
+        for name, tensor in part.tensors.items()
+        if (new := shapes.todays_name(name)) not in _BUFFERS
+    }
 
 
 def _against_config(part: Part, name: str) -> Iterator[Problem]:

@@ -68,17 +68,21 @@ def open_listing(path: Path) -> Listing:
     return listing
 
 
-def below(root: Path, name: str | None, setting: str) -> Path:
-    """The place that a user means: the mount itself, a folder below it, or an absolute path."""
+def below(root: Path, name: str | None, setting: str, suffixes: tuple[str, ...] = ()) -> Path:
+    """The place that a user means: the mount itself, a folder below it, or an absolute path.
+
+    `suffixes`: of the files that can be meant as well."""
     path = root / name if name else root  # an absolute name replaces the root
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         if not name:
             raise JobError(unreadable(path, error)) from error
-        there = few(open_listing(root).folders) or "no folders"
+        listing = open_listing(root)
+        files = [name for name in listing.files if suffixes and name.endswith(suffixes)]
+        there = few([*listing.folders, *files]) or "no folders"
         found = f"does not exist; {shown(root)} holds {there}"
-        remedy = f"set {setting} to a folder below {shown(root)}, or to an absolute path"
+        remedy = f"set {setting} to a folder {'or file ' if files else ''}below {shown(root)}, or to an absolute path"
         raise JobError(bad_input(shown(path), found, remedy)) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise JobError(unreadable(path, error)) from error

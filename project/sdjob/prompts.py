@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjob import vocabulary
 from sdjob.folders import read_file, read_json, shown
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, bad_input
@@ -19,7 +20,6 @@ from sdjob.shapes import TEXT_DEFAULTS
 
 Count = Callable[[Sequence[str], Path], list[int]]
 
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _MARKS = 2  # begin and end count as well
 # OpenAI's CLIP, simple_tokenizer.py: contractions, words, single digits, runs of anything else.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -55,9 +55,12 @@ def _surely_fits(prompt: str, limit: int) -> bool:
 
 
 def count_tokens(prompts: Sequence[str], folder: Path) -> list[int]:
-    """Tokens of each prompt, begin and end included, by the tokenizer in a folder. Raises JobError."""
+    """Tokens of each prompt, begin and end included, by the tokenizer in a folder. Raises JobError.
+
+    `vocabulary.FOLDER` stands for CLIP's own.
+    """
     try:
-        tokenizer = _clip(folder) if (folder / "vocab.json").is_file() else _stored(folder / "tokenizer.json")
+        tokenizer = _tokenizer(folder)
         # One by one: in batches it starts threads, and warns of every process that is started afterwards.
         texts = [prompt.encode(errors="replace").decode() for prompt in prompts]  # bytes that were no UTF-8
         return [len(tokenizer.encode(text, add_special_tokens=False).ids) + _MARKS for text in texts]
@@ -70,15 +73,26 @@ def count_tokens(prompts: Sequence[str], folder: Path) -> list[int]:
         ) from error
 
 
-def _clip(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> Any:
+    if folder == vocabulary.FOLDER:
+        merges = vocabulary.merges()
+        return _clip(vocabulary.vocab(merges), merges)
+    if not (folder / "vocab.json").is_file():
+        return _stored(folder / "tokenizer.json")
+    lines = read_file(folder / "merges.txt").decode().split("\n")
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    return _clip(read_json(folder / "vocab.json"), merges)
+
+
+def _clip(vocab: Mapping[str, int], lines: Iterable[str]) -> Any:
     """CLIP's byte-pair encoding of lower-case text, as transformers' CLIPTokenizer builds it."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    lines = read_file(folder / "merges.txt").decode().split("\n")
-    pairs = (line.split() for line in lines if line.strip() and not line.startswith("#version"))
+    pairs = (line.split() for line in lines)
     merges = [(left, right) for left, right in pairs]
-    vocab = read_json(folder / "vocab.json")
-    bpe = models.BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_END)
+    bpe = models.BPE(
+        vocab, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=vocabulary.END
+    )
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -87,7 +101,7 @@ def _clip(folder: Path) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.add_special_tokens([_BEGIN, _END])
+    tokenizer.add_special_tokens([vocabulary.BEGIN, vocabulary.END])
     return tokenizer
 
 

@@ -1,11 +1,12 @@
 """The tensors that each part of a pipeline must have, computed from its config: names and shapes, no torch.
 
 The layouts are those of diffusers' UNet2DConditionModel and AutoencoderKL and of transformers' CLIPTextModel, as
-Stable Diffusion 1.x and 2.x use them. A config that asks for anything else gives None: then nothing can be said.
+Stable Diffusion 1.x, 2.x and XL use them. A config that asks for anything else gives None: then nothing can be said.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,23 @@ _WIDTHS = "block_out_channels"
 
 class _Unknown(Exception):
     """A config beyond the layouts that are known here."""
+
+
+# Names in older files, as diffusers and transformers read them.
+_OLD_NAMES = (
+    (re.compile(r"^text_model\."), ""),
+    (re.compile(r"(mid_block\.attentions\.0\.)query\."), r"\1to_q."),
+    (re.compile(r"(mid_block\.attentions\.0\.)key\."), r"\1to_k."),
+    (re.compile(r"(mid_block\.attentions\.0\.)value\."), r"\1to_v."),
+    (re.compile(r"(mid_block\.attentions\.0\.)proj_attn\."), r"\1to_out.0."),
+)
+
+
+def todays_name(name: str) -> str:
+    """The name of a tensor as the functions below give it."""
+    for pattern, replacement in _OLD_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 # --- layers ------------------------------------------------------------------------------------------
@@ -93,6 +111,7 @@ _UNET_DEFAULTS: Config = {
     "cross_attention_dim": 1280,
     "transformer_layers_per_block": 1,
     "use_linear_projection": False,
+    "addition_embed_type": None,
 }
 # What else a config may say, with the one value that leaves the layout as it is here.
 _UNET_PLAIN: Config = {
@@ -109,7 +128,6 @@ _UNET_ABSENT = (
     "timestep_post_act",
     "class_embed_type",
     "num_class_embeds",
-    "addition_embed_type",
     "encoder_hid_dim",
     "encoder_hid_dim_type",
     "cross_attention_norm",
@@ -130,26 +148,32 @@ def _unet(config: Config) -> Tensors:
     widths = _whole_numbers(config["block_out_channels"])
     down, up = _types(config, "down_block_types", len(widths)), _types(config, "up_block_types", len(widths))
     layers, time = _whole(config["layers_per_block"]), 4 * widths[0]
-    depth = _whole(config["transformer_layers_per_block"])
+    depths = _for_each(config["transformer_layers_per_block"], len(widths))
     context, linear = _whole(config["cross_attention_dim"]), bool(config["use_linear_projection"])
 
-    def attention(name: str, width: int) -> Tensors:
-        return _transformer(name, width, context, depth=depth, linear=linear)
+    def attention(name: str, level: int) -> Tensors:
+        return _transformer(name, widths[level], context, depth=depths[level], linear=linear)
 
     yield from _conv("conv_in", widths[0], _whole(config["in_channels"]), "in_channels")
     yield from _linear("time_embedding.linear_1", time, widths[0], _WIDTHS)
     yield from _linear("time_embedding.linear_2", time, time, _WIDTHS)
+    if config["addition_embed_type"] is not None:
+        key = "projection_class_embeddings_input_dim"
+        if config["addition_embed_type"] != "text_time":
+            raise _Unknown
+        yield from _linear("add_embedding.linear_1", time, _whole(config.get(key)), key)
+        yield from _linear("add_embedding.linear_2", time, time, _WIDTHS)
     for number, (width, inputs) in enumerate(zip(widths, (widths[0], *widths), strict=False)):
         block = f"down_blocks.{number}"
         for layer in range(layers):
             yield from _resnet(f"{block}.resnets.{layer}", width if layer else inputs, width, time)
             if down[number] == "CrossAttnDownBlock2D":
-                yield from attention(f"{block}.attentions.{layer}", width)
+                yield from attention(f"{block}.attentions.{layer}", number)
         if number < len(widths) - 1:
             yield from _conv(f"{block}.downsamplers.0.conv", width, width, _WIDTHS)
     for layer in range(2):
         yield from _resnet(f"mid_block.resnets.{layer}", widths[-1], widths[-1], time)
-    yield from attention("mid_block.attentions.0", widths[-1])
+    yield from attention("mid_block.attentions.0", len(widths) - 1)
     rising = widths[::-1]
     for number, width in enumerate(rising):
         block = f"up_blocks.{number}"
@@ -158,7 +182,7 @@ def _unet(config: Config) -> Tensors:
             inputs = (width if layer else before) + (skipped if layer == layers else width)
             yield from _resnet(f"{block}.resnets.{layer}", inputs, width, time)
             if up[number] == "CrossAttnUpBlock2D":
-                yield from attention(f"{block}.attentions.{layer}", width)
+                yield from attention(f"{block}.attentions.{layer}", len(widths) - 1 - number)
         if number < len(rising) - 1:
             yield from _conv(f"{block}.upsamplers.0.conv", width, width, _WIDTHS)
     yield from _norm("conv_norm_out", widths[0], _WIDTHS)
@@ -238,6 +262,15 @@ def text_encoder(config: Config) -> dict[str, Expected] | None:
     return _collected(lambda: _text_encoder(_plain(config, TEXT_DEFAULTS, {}, ())))
 
 
+def text_encoder_2(config: Config) -> dict[str, Expected] | None:
+    """The same of the second text encoder of XL, which has a projection."""
+    expected = text_encoder(config)
+    width, inputs = config.get("projection_dim", 512), config.get("hidden_size", TEXT_DEFAULTS["hidden_size"])
+    if expected is None or not isinstance(width, int):
+        return None
+    return {**expected, "text_projection.weight": Expected((width, inputs), "projection_dim")}
+
+
 def _text_encoder(config: Config) -> Tensors:
     width, key = _whole(config["hidden_size"]), "hidden_size"
     inner = _whole(config["intermediate_size"])
@@ -291,6 +324,14 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _Unknown
     return value
+
+
+def _for_each(value: Any, count: int) -> list[int]:
+    """A number, or a list with one for each width."""
+    numbers = _whole_numbers(value) if isinstance(value, list | tuple) else [_whole(value)] * count
+    if len(numbers) != count:
+        raise _Unknown
+    return numbers
 
 
 def _whole_numbers(value: Any) -> list[int]:

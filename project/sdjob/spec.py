@@ -37,7 +37,12 @@ class RunSpec(BaseModel):
     ] = "dreambooth"
     pretrained_model_name_or_path: Annotated[
         Text,
-        Setting("job", "folder of the diffusers pipeline to start from", flag_only=True, core=True),
+        Setting(
+            "job",
+            "folder of the diffusers pipeline to start from, or a model in one file",
+            flag_only=True,
+            core=True,
+        ),
     ]
     output_dir: Annotated[
         Text, Setting("job", "folder that receives everything that the run writes", flag_only=True, core=True)
@@ -48,6 +53,23 @@ class RunSpec(BaseModel):
     ] = 42
 
     train_text_encoder: Annotated[bool, Setting("job", "train the text encoder as well")] = False
+    prediction_type: Annotated[
+        choices.Prediction,
+        Setting(
+            "job",
+            "what a model in one file predicts; auto: what the file says, or is made for",
+            aliases=(switch("v_parameterization", on="v_prediction", off="epsilon"),),
+            values=choices.PREDICTIONS,
+        ),
+    ] = "auto"
+    single_file_config: Annotated[
+        Text | None,
+        Setting(
+            "job",
+            "of a model in one file: diffusers folder that gives configurations, tokenizer and scheduler "
+            "(no weights needed); empty: those of its kind",
+        ),
+    ] = None
 
     # --- data ----------------------------------------------------------------------------------------
     instance_data_dir: Annotated[

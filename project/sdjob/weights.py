@@ -14,7 +14,7 @@ from sdjob.folders import few, list_folder, read_file, read_json, shown, unreada
 from sdjob.problem import JobError, Problem, bad_input
 
 _MAX_HEADER = 100_000_000  # the format's own limit
-_ITEM_SIZE = {
+ITEM_SIZE = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
     **dict.fromkeys(("I32", "U32", "F32"), 4),
@@ -124,8 +124,22 @@ class _BrokenError(Exception):
     """What is wrong with a safetensors file."""
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself; offsets of tensors count from `begin`, in bytes."""
+
+    tensors: Mapping[str, Any]  # name → {dtype, shape, data_offsets}
+    metadata: Mapping[str, str]
+    begin: int
+
+
 def read_header(path: Path) -> dict[str, Any]:
-    """Tensor → {dtype, shape, data_offsets} of a safetensors file, proven whole. Raises JobError.
+    """Tensor → {dtype, shape, data_offsets} of a safetensors file, proven whole. Raises JobError."""
+    return dict(whole_header(path).tensors)
+
+
+def whole_header(path: Path) -> Header:
+    """The header of a safetensors file, proven whole. Raises JobError.
 
     The layout: 8 bytes with the header's length (little endian), the header (JSON), the tensors' bytes.
     Whole means: the tensors follow each other without a gap, and the file ends where the last one does.
@@ -137,13 +151,13 @@ def read_header(path: Path) -> dict[str, Any]:
             raise _BrokenError(_no_header(size, length))
         with path.open("rb") as file:
             file.seek(8)
-            tensors = _parsed(file.read(length))
+            tensors, metadata = _parsed(file.read(length))
         _check_extent(tensors, size - 8 - length, size)
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     except _BrokenError as error:
         raise JobError(bad_input(shown(path), str(error), _AGAIN)) from error
-    return tensors
+    return Header(tensors, metadata, 8 + length)
 
 
 def _no_header(size: int, length: int) -> str:
@@ -152,19 +166,19 @@ def _no_header(size: int, length: int) -> str:
     return f"is no safetensors file ({size:,} bytes without a header)"
 
 
-def _parsed(header: bytes) -> dict[str, Any]:
-    """The header as JSON, each tensor as large as its type and shape say."""
+def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of the header, each tensor as large as its type and shape say."""
     try:
         tensors = json.loads(header)
-        tensors.pop("__metadata__", None)
+        metadata = tensors.pop("__metadata__", None) or {}
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]
-            item_size = _ITEM_SIZE.get(tensor["dtype"])
+            item_size = ITEM_SIZE.get(tensor["dtype"])
             if item_size is not None and end - begin != item_size * math.prod(tensor["shape"]):
                 raise _BrokenError(f"has a damaged header: {name} does not have the bytes of its shape")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _BrokenError("has a damaged header") from error
-    return dict(tensors)
+    return dict(tensors), dict(metadata)
 
 
 def _check_extent(tensors: dict[str, Any], data_bytes: int, size: int) -> None:

@@ -62,7 +62,13 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collect
         if "model_name" in awaited:
             return None
         _usable_mount("MODEL_DIR", mounts.model, "the model", options.model_name)
-        return find_pipeline(mounts.model, options.model_name, allow_pickle=spec.allow_pickle)
+        return find_pipeline(
+            mounts.model,
+            options.model_name,
+            allow_pickle=spec.allow_pickle,
+            prediction_type=spec.prediction_type,
+            single_file_config=spec.single_file_config,
+        )
 
     def dataset() -> DatasetInfo | None:
         if "dataset_name" in awaited or spec.concepts_list:
@@ -139,7 +145,8 @@ def _attempt(find: Callable[[], Found]) -> tuple[Found | None, tuple[Problem, ..
 
 
 def _usable_mount(variable: str, path: Path, holds: str, name: str | None) -> None:
-    """Raises JobError unless the folder is there, readable and not empty; an absolute name needs no mount."""
+    """Raises JobError unless the folder is there, readable and not empty; an absolute name needs no mount, and a
+    model may be a file."""
     if name and Path(name).is_absolute():
         return
     remedy = f"Mount {holds} there, or set {variable} to the folder that holds it."
@@ -150,6 +157,8 @@ def _usable_mount(variable: str, path: Path, holds: str, name: str | None) -> No
     except FileNotFoundError:
         raise JobError(bad_input(variable, f"{path} does not exist", remedy)) from None
     except NotADirectoryError:
+        if variable == "MODEL_DIR" and not name:  # a model in one file
+            return
         raise JobError(bad_input(variable, f"{path} is a file, not a folder", remedy)) from None
     except PermissionError:
         found = f"{path} cannot be read by user {os.getuid()}"

@@ -313,9 +313,7 @@ def _mount_table(
         "MODEL_DIR": {
             "path": str(place.model),
             "uses": str(contents.model_path),
-            "found": f"{model.class_name}, {model.prediction_type}, {_bytes_of(model)}"
-            if model
-            else "nothing usable",
+            "found": _about(model) if model else "nothing usable",
         },
         "DATASET_DIR": {
             "path": str(place.dataset),
@@ -343,8 +341,10 @@ def _access(path: Path) -> str:
     return "can be written, never is" if os.access(path, os.W_OK) else "read only"
 
 
-def _bytes_of(model: PipelineFolder) -> str:
-    return preflight.in_units(sum(part.num_bytes for part in model.parts.values()))
+def _about(model: PipelineFolder) -> str:
+    what = f"{model.single.blueprint.kind} in one file" if model.single else model.class_name
+    size = preflight.in_units(sum(part.num_bytes for part in model.parts.values()))
+    return f"{what}, {model.prediction_type}, {size}"
 
 
 def _arithmetic(job: Job) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from sdjob.concepts import concepts_of
 from sdjob.dataset import find_dataset, verify_sample
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
+from sdjob.single_file import converted_folder
 from sdjob.spec import RunSpec
 from sdlaunch import limits, packages, room, space, texts
 from sdlaunch.bounded import NoAnswer, Task, no_answer
@@ -173,24 +174,44 @@ def _free_at(path: Path) -> tuple[Path, int]:
 
 
 def _free_space(job: Job) -> list[Problem]:
-    """Room on the volume itself for the checkpoints to come, and for the result."""
+    """Room on the volume itself for the checkpoints to come, and for the result; and for a converted model."""
     size = space.sizes(job.spec, job.contents.model) if job.contents.model else None
     if size is None:
         return []
     more = space.more_at_once(job.spec, step_folders(OutputLayout(job.mounts.output)))
     needed = size.checkpoint * more + size.result
-    existing, free = _free_at(job.mounts.output)
-    if free >= needed:
-        return []
-    return [
-        output_problem(
-            "OUTPUT_DIR",
-            f"{in_units(free)} free at {existing}, {in_units(needed)} needed: "
-            f"{more} checkpoints of {in_units(size.checkpoint)}, and the result of {in_units(size.result)}",
-            "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
-            "(checkpointing_steps).",
-        )
-    ]
+    what = f"{more} checkpoints of {in_units(size.checkpoint)}, and the result of {in_units(size.result)}"
+    remedy = (
+        "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
+        "(checkpointing_steps)."
+    )
+    wanted = [("OUTPUT_DIR", job.mounts.output, needed, what, remedy)]
+    if not job.has_script and (copy := _copy(job)):
+        folder, copied = copy
+        if job.spec.cache_dir:
+            what = "the model as a folder, which is made of the one file"
+            wanted.append(
+                ("cache_dir", folder, copied, what, "Set cache_dir to a folder on a larger volume.")
+            )
+        else:
+            what += f", and the model as a folder, which is made of the one file, of {in_units(copied)}"
+            wanted = [("OUTPUT_DIR", job.mounts.output, needed + copied, what, remedy)]
+    found = []
+    for subject, path, need, what, remedy in wanted:
+        existing, free = _free_at(path)
+        if free < need:
+            lack = f"{in_units(free)} free at {existing}, {in_units(need)} needed: {what}"
+            found.append(output_problem(subject, lack, remedy))
+    return found
+
+
+def _copy(job: Job) -> tuple[Path, int] | None:
+    """Where a single file is converted to, and the bytes of that; None: there is nothing to convert any more."""
+    model = job.contents.model
+    if model is None or model.single is None:
+        return None
+    folder = converted_folder(model.single, job.spec.cache_dir, job.mounts.output)
+    return None if folder.is_dir() else (folder, sum(part.num_bytes for part in model.parts.values()))
 
 
 def _model(job: Job) -> list[Finding]:
@@ -199,7 +220,8 @@ def _model(job: Job) -> list[Finding]:
     if model is None:
         return []
     misfits = fit.problems(model)
-    doubts = [*fit.surplus(model), *fit.too_small(model, job.spec.resolution)]
+    notes = model.single.notes if model.single else ()
+    doubts = [*notes, *fit.surplus(model), *fit.too_small(model, job.spec.resolution)]
     if job.has_script:
         doubts += [f"{problem.subject}: {problem.found}; left to the script" for problem in misfits]
     return [*([] if job.has_script else misfits), *doubts]

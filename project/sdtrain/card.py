@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.fields import settings_of
+from sdjob.single_file import SUFFIXES
 from sdjob.spec import RunSpec
 from sdtrain.export import LORA_FILE, WEBUI_LORA, WEBUI_MODEL
 
@@ -15,19 +16,24 @@ FILE = "README.md"
 SAMPLES = "samples.png"
 
 # Places on the machine of the training are of no use elsewhere, and nobody else's business.
-_PRIVATE = "pretrained_model_name_or_path"
+_PRIVATE = ("pretrained_model_name_or_path", "single_file_config")
 _WITHOUT_TRACE = ("checkpoints", "logging")  # groups of settings that make no difference to the result
 
 
-def render(spec: RunSpec, report: Mapping[str, Any], *, samples: bool) -> str:
-    """The card as Markdown with the front matter that model hubs read; holds no path of this machine."""
+def render(
+    spec: RunSpec, report: Mapping[str, Any], *, samples: bool, class_name: str = "DiffusionPipeline"
+) -> str:
+    """The card as Markdown with the front matter that model hubs read; holds no path of this machine.
+
+    `class_name`: of the pipeline; only it can read a model in one file.
+    """
     base = Path(spec.pretrained_model_name_or_path).name
     sections = [
         _front_matter(spec, base),
         f"# {_title(spec, base)}",
         _summary(spec, report, base),
         f"![samples]({SAMPLES})" if samples else "",
-        f"## How to load it\n\n```python\n{_usage(spec, base)}\n```",
+        f"## How to load it\n\n```python\n{_usage(spec, base, class_name)}\n```",
         _for_others(spec),
         f"## Settings\n\nThose that differ from their defaults.\n\n```yaml\n{_settings(spec)}\n```",
         f"## Versions\n\n{', '.join(f'{name} {version}' for name, version in report['versions'].items())}",
@@ -66,21 +72,23 @@ def _summary(spec: RunSpec, report: Mapping[str, Any], base: str) -> str:
     )
 
 
-def _usage(spec: RunSpec, base: str) -> str:
+def _usage(spec: RunSpec, base: str, class_name: str) -> str:
+    one_file = spec.lora_rank > 0 and base.endswith(SUFFIXES)
+    kind, loader = (class_name, "from_single_file") if one_file else ("DiffusionPipeline", "from_pretrained")
     prompts = [
         *spec.validation_prompts[:1],
         spec.instance_prompt if spec.recipe == "dreambooth" else "a prompt",
     ]
     load = (
         [
-            f"pipeline = DiffusionPipeline.from_pretrained({_text(base)})",
+            f"pipeline = {kind}.{loader}({_text(base)})",
             f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{LORA_FILE}")',
         ]
         if spec.lora_rank
         else ['pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")']
     )
     draw = [f"image = pipeline({_text(prompts[0])}).images[0]", 'image.save("picture.png")']
-    return "\n".join(["from diffusers import DiffusionPipeline", "", *load, *draw])
+    return "\n".join([f"from diffusers import {kind}", "", *load, *draw])
 
 
 def _for_others(spec: RunSpec) -> str:
@@ -96,7 +104,7 @@ def _settings(spec: RunSpec) -> str:
     lines = []
     for name, about in settings_of(RunSpec).items():
         value = getattr(spec, name)
-        private = name == _PRIVATE or name.endswith("_dir")
+        private = name in _PRIVATE or name.endswith("_dir")
         if value == fields[name].default or private or about.group in _WITHOUT_TRACE:
             continue
         lines.append(f"{about.name or name}: {_text(list(value) if isinstance(value, tuple) else value)}")

@@ -12,7 +12,7 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from sdjob.pipeline import PipelineFolder
+from sdjob.pipeline import XL, PipelineFolder
 from sdjob.spec import RunSpec
 from sdtrain import architectures, webui
 from sdtrain.checkpoint import sync_tree
@@ -57,7 +57,7 @@ def export(
             for file in temporary.glob("*/*.safetensors"):
                 _save(file, _cast(load_file(file), dtype))
         if spec.export_single_file:
-            _write_single_file(temporary)
+            _write_single_file(temporary, f"Fine-tuned {Path(spec.pretrained_model_name_or_path).stem}")
     sync_tree(temporary)
     _put_in_place(temporary, folder)
 
@@ -66,9 +66,10 @@ def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, tor
     return {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
 
 
-def _save(file: Path, weights: dict[str, torch.Tensor]) -> None:
+def _save(file: Path, weights: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
     file.parent.mkdir(exist_ok=True)
-    save_file({name: w.contiguous() for name, w in weights.items()}, file, metadata={"format": "pt"})
+    metadata = {"format": "pt", **(about or {})}
+    save_file({name: w.contiguous() for name, w in weights.items()}, file, metadata=metadata)
 
 
 def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> None:
@@ -93,27 +94,25 @@ def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> N
     _save(folder / WEBUI_LORA, kohya)
 
 
-def _write_single_file(folder: Path) -> None:
+def _write_single_file(folder: Path, title: str) -> None:
     """All parts of the exported pipeline in one file, by the names of the original Stable Diffusion."""
+    xl = json.loads((folder / INDEX_FILE).read_text())["_class_name"] == XL
+    scheduler = json.loads((folder / "scheduler" / _SCHEDULER_FILE).read_text())
+    configs = {"scheduler": scheduler}
+    everything = webui.marks(scheduler)
+    for part in (UNET, "vae", TEXT_ENCODER, *(["text_encoder_2"] if xl else [])):
+        configs[part] = json.loads((folder / part / "config.json").read_text())
+        everything |= webui.original(part, configs[part], _weights_in(folder / part), xl=xl)
+    _save(folder / WEBUI_MODEL, everything, webui.about_model(configs, title, xl=xl))
 
-    def read(part: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        weights: dict[str, torch.Tensor] = {}
-        for file in (folder / part).glob("*.safetensors"):
-            weights |= load_file(file)
-        for file in () if weights else (folder / part).glob("*.bin"):
-            weights |= torch.load(file, map_location="cpu", weights_only=True)
-        return weights, json.loads((folder / part / "config.json").read_text())
 
-    unet, about_unet = read(UNET)
-    vae, about_vae = read("vae")
-    text, about_text = read(TEXT_ENCODER)
-    original_text = webui.original_open_clip if about_text["hidden_act"] == "gelu" else webui.original_clip
-    everything = {
-        **webui.original_unet(unet, about_unet["layers_per_block"]),
-        **webui.original_vae(vae, len(about_vae["block_out_channels"])),
-        **original_text(text),
-    }
-    _save(folder / WEBUI_MODEL, everything)
+def _weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        weights |= load_file(file)
+    for file in () if weights else folder.glob("*.bin"):
+        weights |= torch.load(file, map_location="cpu", weights_only=True)
+    return weights
 
 
 def _adapter(part: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from sdtrain import (
     attention,
     card,
     checkpoint,
+    conversion,
     devices,
     export,
     models,
@@ -58,6 +59,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, concepts, infos = _inputs(spec)
     spec = _resolved(spec, world, folder, sum(split.trained_on(spec, info.num_examples) for info in infos))
+    folder = conversion.as_folder(folder, spec, world, stop)
     identity = model_identity(folder)
     facts = fingerprint(spec, identity, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
     if spec.concepts_list:
@@ -138,7 +140,8 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
         if sheet:
             sheet.save(layout.before_after)
             sheet.save(layout.checkpoint / card.SAMPLES)
-        (layout.checkpoint / card.FILE).write_text(card.render(spec, values, samples=sheet is not None))
+        about = card.render(spec, values, samples=sheet is not None, class_name=parts.class_name)
+        (layout.checkpoint / card.FILE).write_text(about)
         report.write(layout.report, values)
         picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
         layout.page.write_text(page.render(values, page.curves(layout.tensorboard), picture))
@@ -152,7 +155,13 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[D
     concepts: tuple[Concept, ...] = ()
     infos: list[DatasetInfo] = []
     try:
-        folder = find_pipeline(Path(spec.pretrained_model_name_or_path), None, allow_pickle=spec.allow_pickle)
+        folder = find_pipeline(
+            Path(spec.pretrained_model_name_or_path),
+            None,
+            allow_pickle=spec.allow_pickle,
+            prediction_type=spec.prediction_type,
+            single_file_config=spec.single_file_config,
+        )
         problems += fit.problems(folder)
     except JobError as error:
         problems += error.problems
