@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _tokenizer(folder: Path) -> Any:
     return _clip(read_json(folder / "vocab.json"), merges)
 
 
-def _clip(vocab: Mapping[str, int], lines: Iterable[str]) -> Any:
+def _clip(vocab: dict[str, int], lines: Iterable[str]) -> Any:
     """CLIP's byte-pair encoding of lower-case text, as transformers' CLIPTokenizer builds it."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 

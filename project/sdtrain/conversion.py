@@ -86,9 +86,7 @@ def _made(single: SingleFile, folder: Path, world: World, stop: StopRequest) -> 
 
 def _write(single: SingleFile, folder: Path, *, shown: bool, stopped: Callable[[], bool]) -> bool:
     """All files of the folder; false: stopped before the end."""
-    for name, content in (*single.blueprint.files.items(), *_vocabularies(single)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
+    write_texts(single, folder)
     done, total = 0, sum(piece.stored.size for part in single.weights.values() for piece in part.values())
     with (
         single.path.open("rb") as source,
@@ -102,6 +100,13 @@ def _write(single: SingleFile, folder: Path, *, shown: bool, stopped: Callable[[
                     if stopped():
                         return False
     return True
+
+
+def write_texts(single: SingleFile, folder: Path) -> None:
+    """Everything but the weights: configurations and tokenizers."""
+    for name, content in (*single.blueprint.files.items(), *_vocabularies(single)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def _progress(total: int, shown: bool) -> Progress:

@@ -197,10 +197,22 @@ def test_zero_terminal_snr_needs_v_prediction():
         {"train_text_encoder": True},
         {"cache_text_embeddings": "memory"},
         {"max_token_length": 150},
-        {"export_single_file": True},
     ],
 )
 def test_what_is_not_done_with_stable_diffusion_xl(values):
     assert model_problems(spec(), model("epsilon", XL)) == []
     (problem,) = model_problems(spec(**values), model("epsilon", XL))
     assert problem.subject in values and problem.code == 64
+
+
+@pytest.mark.parametrize(
+    ("values", "subject"),
+    [
+        ({"prediction_type": "v_prediction"}, "prediction_type"),
+        ({"single_file_config": "/somewhere"}, "single_file_config"),
+    ],
+)
+def test_a_folder_says_itself_what_a_single_file_must_be_told(values, subject):
+    (problem,) = model_problems(spec(**values), model("epsilon"))
+    assert (problem.code, problem.subject) == (64, subject)
+    assert model_problems(spec(prediction_type="epsilon"), model("epsilon")) == []

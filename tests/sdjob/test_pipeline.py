@@ -113,7 +113,7 @@ def test_wrong_names_and_mounts(tmp_path, pipeline):
     (tmp_path / "empty").mkdir()
     assert "holds nothing" in only(tmp_path / "empty").found
     write(tmp_path / "photos/a.jpg", "x")
-    assert "no diffusers pipeline" in only(tmp_path / "photos").found
+    assert "no model (a folder with model_index.json, or one .safetensors" in only(tmp_path / "photos").found
     assert "1 .jpg" in only(tmp_path / "photos").found
 
 
@@ -145,14 +145,6 @@ def test_other_classes_and_targets_are_named(pipeline):
     found = sorted(problem.found for problem in problems(pipeline))
     assert len(found) == 2
     assert "AutoencoderTiny" in found[0] and "'sample'" in found[1]
-
-
-def test_single_file_checkpoints_get_the_conversion(tmp_path):
-    write(tmp_path / "v1-5-pruned.safetensors", safetensors(a=1))
-    for name in (None, "v1-5-pruned.safetensors"):
-        problem = only(tmp_path, name)
-        assert problem.subject.endswith("v1-5-pruned.safetensors")
-        assert "single-file" in problem.found and "from_single_file" in problem.remedy
 
 
 def test_everything_missing_is_reported_at_once(pipeline):

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdjob import shapes
+from sdjob import kinds, shapes
 
 SD_1 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 SD_2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+SD_XL = kinds.SD_XL.parts["unet"]
 SMALL = {
     "block_out_channels": [8, 16],
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
@@ -37,6 +38,7 @@ SMALL_VAE = {
     "up_block_types": ["UpDecoderBlock2D"] * 2,
 }
 TEXT_1 = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+TEXT_XL = kinds.SD_XL.parts["text_encoder_2"]
 TEXT_2 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 
 
@@ -52,21 +54,28 @@ def _text(config):
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
+def _projected(config):
+    return CLIPTextModelWithProjection(CLIPTextConfig(**config))
+
+
 @pytest.mark.parametrize(
     ("make", "shapes_of", "config", "numbers"),
     [
         (_unet, shapes.unet, SD_1, 859_520_964),
         (_unet, shapes.unet, SD_2, 865_910_724),
+        (_unet, shapes.unet, SD_XL, 2_567_463_684),
         (_unet, shapes.unet, SMALL, None),
         (_vae, shapes.vae, VAE, 83_653_863),
         (_vae, shapes.vae, SMALL_VAE, None),
         (_text, shapes.text_encoder, TEXT_1, 123_060_480),
         (_text, shapes.text_encoder, TEXT_2, 340_387_840),
+        (_projected, shapes.text_encoder_2, TEXT_XL, 694_659_840),
     ],
 )
 def test_names_and_shapes(make, shapes_of, config, numbers):
     with torch.device("meta"):
-        real = {name: tuple(tensor.shape) for name, tensor in make(config).state_dict().items()}
+        tensors = make(config).state_dict()
+    real = {shapes.todays_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
     ours = {name: tensor.shape for name, tensor in shapes_of(config).items()}
     assert ours == real
     if numbers:
