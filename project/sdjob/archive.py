@@ -87,6 +87,13 @@ def open_archive(path: Path, *, allow_pickle: bool) -> Archive:
     return Archive(path, _of_zip(path))
 
 
+def looks_like_archive(path: Path) -> bool:
+    """By the first bytes; a mounted file may have any name. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start.startswith((_ZIP, *_PICKLES)) or start[8:] == b"{"
+
+
 # --- archives of torch.save --------------------------------------------------------------------------
 
 

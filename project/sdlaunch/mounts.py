@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from sdjob.archive import looks_like_archive
 from sdjob.dataset import DatasetInfo, find_dataset
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, bad_input
+from sdjob.single_file import SUFFIXES
 from sdjob.spec import RunSpec
 from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.options import LaunchOptions
@@ -157,7 +159,7 @@ def _usable_mount(variable: str, path: Path, holds: str, name: str | None) -> No
     except FileNotFoundError:
         raise JobError(bad_input(variable, f"{path} does not exist", remedy)) from None
     except NotADirectoryError:
-        if variable == "MODEL_DIR" and not name:  # a model in one file
+        if variable == "MODEL_DIR" and not name and _is_model(path):
             return
         raise JobError(bad_input(variable, f"{path} is a file, not a folder", remedy)) from None
     except PermissionError:
@@ -166,6 +168,11 @@ def _usable_mount(variable: str, path: Path, holds: str, name: str | None) -> No
         raise JobError(bad_input(variable, found, remedy)) from None
     if empty:
         raise JobError(bad_input(variable, f"{path} is empty", remedy))
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a file may be a model, however broken."""
+    return path.name.endswith(SUFFIXES) or looks_like_archive(path)
 
 
 def _absolute(path: str) -> Path:

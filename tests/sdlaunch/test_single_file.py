@@ -34,11 +34,16 @@ def test_the_plan_of_a_file(place, one_file):
     assert any("1 tensors of an average of the weights (model_ema.…) are ignored" in w for w in job.warnings)
 
 
-@pytest.mark.parametrize("variables", [{"MODEL_DIR": "{file}"}, {"model_name": "dreamy.safetensors"}])
+@pytest.mark.parametrize(
+    "variables", [{"MODEL_DIR": "{file}"}, {"MODEL_DIR": "{link}"}, {"model_name": "dreamy.safetensors"}]
+)
 def test_the_file_may_be_named(place, one_file, variables):
-    named = {name: value.format(file=one_file) for name, value in variables.items()}
+    link = one_file.parent / "mounted"
+    link.symlink_to(one_file)
+    named = {name: value.format(file=one_file, link=link) for name, value in variables.items()}
     job = prepare({**place, **named}, **small())
-    assert job.mounts["MODEL_DIR"]["uses"] == str(one_file)
+    assert job.mounts["MODEL_DIR"]["uses"] == str(link if "{link}" in variables.values() else one_file)
+    assert job.mounts["MODEL_DIR"]["found"].startswith("Stable Diffusion 1.x in one file")
 
 
 def test_its_exit_codes(place, one_file, tmp_path):
