@@ -169,17 +169,16 @@ def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Pat
 def move_aside(layout: OutputLayout, start: StepFolder | None) -> Path | None:
     """Keeps what an earlier course of training left, when another begins in the same place.
 
-    Without a start, everything that training writes; with one, the result and the later checkpoints.
+    Without a start, everything that training writes, also where the earlier run died before its first checkpoint;
+    with one, the result and the later checkpoints.
     Returns where it is kept now; None: there was nothing.
     """
-    items = [path for path in layout.checkpoint.glob("*") if not path.name.startswith(".")]
     if start is None:
-        items = [layout.checkpoint] if items else []
-        others = (layout.tensorboard, layout.samples, layout.report, layout.page)
-        items += [path for path in others if path.exists() and items]
+        places = (layout.checkpoint, layout.tensorboard, layout.samples, layout.report, layout.page)
+        items = [path for path in places if _holds_something(path)]
     else:
         kept = {folder.path for folder in step_folders(layout) if folder.step <= start.step}
-        items = [path for path in items if path not in kept]
+        items = [path for path in _visible(layout.checkpoint) if path not in kept]
     if not items:
         return None
     number = 1
@@ -190,6 +189,15 @@ def move_aside(layout: OutputLayout, start: StepFolder | None) -> Path | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
     return aside
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, without what a save that was cut short left there."""
+    return [path for path in folder.glob("*") if not path.name.startswith(".")]
+
+
+def _holds_something(path: Path) -> bool:
+    return bool(_visible(path)) if path.is_dir() else path.exists()
 
 
 def sync_tree(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -35,13 +37,26 @@ def curves(tensorboard: Path) -> Curves:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tensorboard), size_guidance={"scalars": 2000})
-    events.Reload()
+    with _quiet("tensorboard"):  # of steps that a resumed run took again; the last word on each counts
+        events.Reload()
     known = events.Tags()["scalars"]
 
     def points(tag: str) -> Points:
         return [(event.step, event.value) for event in events.Scalars(tag)] if tag in known else []
 
     return Curves(points("train/loss"), points("validation/loss"))
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Inside, a library logs nothing but errors."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def render(report: dict[str, Any], losses: Curves, grid: str | None) -> str:

@@ -230,6 +230,18 @@ def test_move_aside_loses_nothing(layout):
     assert checkpoint.move_aside(layout, None) is None  # an empty folder is no earlier run
 
 
+def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
+    layout.tensorboard.mkdir(parents=True)
+    assert checkpoint.move_aside(layout, None) is None
+    (layout.tensorboard / "events").write_text("of the earlier run")
+    (layout.checkpoint / ".checkpoint-000001.tmp").mkdir(parents=True)
+    layout.samples.mkdir()
+    layout.page.write_text("page")
+    assert checkpoint.move_aside(layout, None) == layout.root / "earlier-1"
+    assert list(snapshot(layout.root)) == ["earlier-1/report.html", "earlier-1/tensorboard/events"]
+    assert not layout.tensorboard.exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a file system of 256 KiB."""

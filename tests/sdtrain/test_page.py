@@ -78,6 +78,15 @@ def test_the_curves_are_those_of_the_events(tmp_path):
     assert page.curves(tmp_path) == Curves([(1, 0.25), (2, 0.5)], [(2, 0.5)])
 
 
+def test_steps_that_were_taken_again_have_the_last_loss_and_nothing_is_logged(tmp_path, caplog):
+    for first, loss in ((0, 1.0), (1, 2.0)):
+        with tracker(tmp_path, first, writing=True) as tracking:
+            for step in (first + 1, first + 2):
+                tracking.scalars({"train/loss": loss}, step)
+    assert page.curves(tmp_path).training == [(1, 1.0), (2, 2.0), (3, 2.0)]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("points", [[], [(1, 2.0)], [(1, 2.0), (2, 2.0)]])
 def test_any_curve(points):
     text = page.render(REPORT, Curves(points), None)
