@@ -6,7 +6,7 @@ import pytest
 
 from tests.sdtrain import reference
 from tests.sdtrain.reference import Pictures
-from tests.support.worker import DEFAULTS, losses, snapshot
+from tests.support.worker import DEFAULTS, losses, scalars, snapshot
 
 PROMPTS = ("a photo of sks cross", "a drawing of zwx")
 
@@ -41,6 +41,30 @@ def test_two_subjects(train, concepts, eps_model, instance, captioned):
     both = {"ranks": 2, "cache_latents": "memory", "cache_text_embeddings": "memory"}
     shared = train("shared", **settings, **both, concepts_list=weighted)
     assert losses(shared)[0] < losses(alone)[0]
+
+
+def test_two_processes_with_classes(train, concepts, of_class):
+    """Each picture keeps its prompt and weight whichever process has it; one class is generated, the other given."""
+    file = concepts(
+        {"class_prompt": "a cross", "weight": 0.5},
+        {"class_prompt": "a shape", "class_data_dir": str(of_class)},
+    )
+    settings = {
+        "recipe": "dreambooth",
+        "concepts_list": file,
+        "with_prior_preservation": True,
+        "num_class_images": 3,
+        "prior_loss_weight": 0.7,
+        "sample_batch_size": 2,
+        "proportion_empty_prompts": 0.3,
+        "max_train_steps": 5,
+    }
+    alone = train("alone", train_batch_size=4, **settings)
+    both = train("both", ranks=2, gradient_accumulation_steps=2, **settings)
+    assert snapshot(both / "class_images") == snapshot(alone / "class_images")
+    assert losses(both) == pytest.approx(losses(alone), rel=1e-5)
+    norms, others = (scalars(output)["train/grad_norm"] for output in (alone, both))
+    assert others == pytest.approx(norms, rel=1e-4)
 
 
 def test_each_class_has_pictures_of_its_own(train, concepts, of_class, capsys):
