@@ -359,8 +359,6 @@ def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
                 "That plugin updates shards with AdamW: use optimizer=adamw, or plugin=torch_ddp.",
             )
         )
-    if spec.optimizer == "adamw8bit" and topology.device == "cpu":
-        found.append(setting("optimizer", "adamw8bit on a CPU", "Use optimizer=adamw or adafactor there."))
     if spec.optimizer == "prodigy":
         rates = {"lr": spec.learning_rate, "text_encoder_lr": spec.text_encoder_lr or spec.learning_rate}
         found += [

@@ -88,7 +88,6 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
         ({"validation_split": 0.1, "validation_data_dir": "x"}, GPU, "validation_split", 64),
-        ({"optimizer": "adamw8bit"}, CPU, "optimizer", 64),
         ({"optimizer": "prodigy"}, GPU, "lr", 64),
         (
             {
