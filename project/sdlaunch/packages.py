@@ -23,6 +23,7 @@ PACKAGES = {
     "peft": "peft",
     "tokenizers": "tokenizers",
 }
+OPTIMIZERS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # imported under the same names
 TABLES = {"datasets": "datasets", "pyarrow": "pyarrow"}
 _TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
 
@@ -32,11 +33,16 @@ def findings(job: Job) -> list[Problem]:
     data = job.contents.dataset
     needed = PACKAGES | (TABLES if data and data.format in _TABLE_FORMATS else {})
     lacking = missing(needed)
+    found = _lacking(lacking, job)
+    of_optimizer = OPTIMIZERS.get(job.spec.optimizer)
+    if of_optimizer and not (job.has_script or job.packages_come) and missing({of_optimizer: ""}):
+        remedy = f"Install: {sys.executable} -m pip install {of_optimizer}; or use optimizer=adamw."
+        found.append(hardware("optimizer", f"{of_optimizer} is not installed", remedy))
     package = PLUGINS[job.spec.plugin].package
     if package and job.topology.device in PLUGINS[job.spec.plugin].devices and missing({package: package}):
         remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."
-        return [*_lacking(lacking, job), hardware("plugin", f"{package} is not installed", remedy)]
-    return _lacking(lacking, job)
+        found.append(hardware("plugin", f"{package} is not installed", remedy))
+    return found
 
 
 def _lacking(lacking: list[str], job: Job) -> list[Problem]:

@@ -268,6 +268,19 @@ def test_too_many_processes_for_the_devices(place, monkeypatch):
     assert prepare(place).settings["mixed_precision"].value == "bf16"
 
 
+@pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_the_package_of_an_optimiser_is_asked_for_before_the_job_starts(
+    place, monkeypatch, optimizer, package
+):
+    there = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: there("json" if name == package else name))
+    assert prepare(place, optimizer=optimizer).problems == ()
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else there(name))
+    (problem,) = prepare(place, optimizer=optimizer).problems
+    assert (problem.subject, problem.code) == ("optimizer", 69)
+    assert f"pip install {package}" in problem.remedy
+
+
 def test_missing_packages_are_a_problem_with_the_command_that_mends_it(place, monkeypatch):
     monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
     (problem,) = prepare(place).problems
