@@ -38,7 +38,7 @@ def start(job: JobPlan) -> str:
         f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
         for name, about in job.mounts.items()
     ]
-    lines = [line for line in (*uses, *job.arithmetic, _warnings(job.warnings).strip()) if line]
+    lines = [*uses, *job.arithmetic, *(f"warning: {warning}" for warning in job.warnings)]
     return redact("\n".join(lines), job.secrets)
 
 

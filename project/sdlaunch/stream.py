@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import IO, TextIO
+from typing import IO
 
+from sdlaunch.node_log import NodeLog
 from sdlaunch.redact import redact
 from sdlaunch.terminal import Terminal
 
@@ -20,21 +19,20 @@ _TAIL = 200
 class Stream:
     """Distributes lines. What torchrun itself says (tables, tracebacks) goes to the log only."""
 
-    def __init__(self, log: TextIO, terminal: Terminal, secrets: tuple[str, ...]) -> None:
+    def __init__(self, log: NodeLog, terminal: Terminal, secrets: tuple[str, ...]) -> None:
         self.quiet = False  # workers' lines go to the log only
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self._log = log
         self._terminal = terminal
         self._secrets = secrets
         self._in_traceback: set[str] = set()  # ranks
-        self._lock = threading.Lock()  # the pump and the launcher both write
 
     def pump(self, lines: Iterable[bytes]) -> None:
         """Passes on every line until the stream ends."""
         for raw in lines:
             line = redact(raw.decode("utf-8", "replace").rstrip("\r\n"), self._secrets)
             self.tail.append(line)
-            self._note(line)
+            self._log.note(line)
             match = _PREFIX.match(line)
             if match and not self.quiet:
                 text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
@@ -52,12 +50,8 @@ class Stream:
     def say(self, text: str) -> None:
         """A line of the launcher's own, for terminal and log."""
         text = redact(text, self._secrets)
-        self._note(text)
+        self._log.note(text)
         self._show(text)
-
-    def _note(self, text: str) -> None:
-        with self._lock, contextlib.suppress(OSError):  # a full disk ends the log, not the supervision
-            print(text, file=self._log, flush=True)
 
     def _show(self, text: str) -> None:
         self._terminal.show(text, progress=_PROGRESS.match(text) is not None)

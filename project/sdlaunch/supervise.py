@@ -12,13 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 from sdjob.output import OutputLayout
 from sdjob.problem import ExitCode, JobError, Problem, output_problem
-from sdlaunch import command, evidence, failure, hang, lock, processes, records
+from sdlaunch import command, evidence, failure, hang, lock, processes, records, show
 from sdlaunch.evidence import Ending, Verdict
 from sdlaunch.hang import Hang
+from sdlaunch.node_log import NodeLog
 from sdlaunch.plan import JobPlan
 from sdlaunch.stream import Stream, lines_of
 from sdlaunch.terminal import Terminal
@@ -75,7 +75,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
         return _watched(plan, environ, layout, Stream(log, terminal, plan.secrets), lock_descriptor)
 
 
-def _prepared(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> TextIO:
+def _prepared(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> NodeLog:
     """Puts the output folder in order for this run; gives the log of this node. Raises OSError."""
     node = plan.cluster.node_rank
     failure.clear(layout, plan.cluster)
@@ -83,7 +83,9 @@ def _prepared(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -
         records.write_all(plan, layout, environ)
     _fresh(command.notes_dir(layout, node), command.stop_file(layout, node))
     layout.logs.mkdir(parents=True, exist_ok=True)
-    return _log(layout, node).open("a", encoding="utf-8", errors="backslashreplace")
+    log = NodeLog(_log(layout, node))
+    log.begin(f"start of node {node} of {plan.cluster.nodes}", show.start(plan))
+    return log
 
 
 def _watched(

@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", 
 @pytest.fixture
 def run(tmp_path, place):
     return lambda script, **options: supervised(tmp_path, place, script, **options)
+
+
+def noted(ended) -> list[str]:
+    """The log of the node without its times."""
+    return [line.partition(" ")[2] for line in ended.log.splitlines()]
 
 
 def alive(pid: int) -> bool:
@@ -211,7 +217,7 @@ say('[rank 0] to[rank 0] rn')
     ended = run(script)
     text = ended.end(0)
     assert text.splitlines() == ["first", "[rank 1] second", "torn"]
-    assert ended.log.splitlines()[:4] == [
+    assert noted(ended)[-5:-1] == [
         "[rank 0] first",
         "[rank 1] second",
         "W1121 torchrun talks",
@@ -229,14 +235,27 @@ def test_a_traceback_of_a_worker_is_for_the_log(run):
     ]
     ended = run(f"for line in {lines!r}: say('[rank 1] ' + line)\nsay('[rank 0] on')\nsay('[rank 1] on')")
     assert ended.end(0).splitlines() == ["[rank 1] OSError: gone", "on", "[rank 1] on"]
-    assert ended.log.splitlines() == [*(f"[rank 1] {line}" for line in lines), "[rank 0] on", "[rank 1] on"]
+    assert noted(ended)[-7:] == [*(f"[rank 1] {line}" for line in lines), "[rank 0] on", "[rank 1] on"]
 
 
 def test_a_second_run_keeps_the_log_of_the_first(run):
     run("say('[rank 0] one')").end(0)
     again = run("say('[rank 0] two')")
     again.end(0)
-    assert again.log == "[rank 0] one\n[rank 0] two\n"
+    lines = noted(again)
+    second = lines.index("==== start of node 0 of 1 ====", 1)
+    assert (lines[0], lines[second - 1], lines[-1]) == (lines[second], "[rank 0] one", "[rank 0] two")
+    begun = [line.partition(":")[0] for line in lines[second + 1 : -1]]
+    assert {"model", "dataset", "batch", "length"} <= set(begun)
+
+
+def test_every_line_of_the_log_has_its_time(run):
+    ended = run("say('[rank 0] one'); note(0, 70, error='a b'); sys.exit(1)")
+    before = time.time()
+    ended.end(70)
+    times = [datetime.strptime(line.split(" ")[0], "%Y-%m-%dT%H:%M:%S%z") for line in ended.log.splitlines()]
+    assert len(times) > 8  # the verdict of several lines among them
+    assert all(before - 60 < each.timestamp() < before + 60 for each in times)
 
 
 def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
