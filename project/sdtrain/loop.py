@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from sdjob import trained
+from sdjob import compat, trained
 from sdtrain import attention, devices, host_memory, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
@@ -176,26 +175,25 @@ def save(training: Training, saver: Saver, state: TrainState, *, beside: bool) -
     # Before the checkpoint: whoever is killed after it has lost no figure of the steps that are not repeated.
     training.tracker.flush()
     average = training.ema.shares if training.ema else None
-    snapshot = training.strategy.snapshot(average) if beside and _has_room_to_copy(training) else None
-
-    def write(folder: Path) -> None:
-        if snapshot:
-            snapshot(folder)
-        else:
-            training.strategy.save(folder, average)
-
-    (saver.save_beside if snapshot else saver.save)(state, write)
+    if beside and _has_room_to_copy(training):
+        saver.save_beside(state, training.strategy.snapshot(average))
+    else:
+        saver.save(state, lambda folder: training.strategy.save(folder, average))
 
 
 def _has_room_to_copy(training: Training) -> bool:
-    """Whether the host's memory holds a copy of what a checkpoint holds, and of the weights once more. Collective."""
+    """Whether every host has memory for copies of what its ranks save, and of the weights once more. Collective."""
+    spec, world = training.spec, training.world
     weights = sum(master.numel() * master.element_size() for master in training.strategy.masters().values())
-    copies = 2 + trained.OPTIMISER_STATE[training.spec.optimizer] + (1 if training.ema else 0)
-    needed = copies * weights
-    short = training.world.is_main and host_memory.available() < needed
+    copies = 2 + trained.OPTIMISER_STATE[spec.optimizer] + (1 if training.ema else 0)
+    saves = world.is_main or compat.PLUGINS[spec.plugin].shards
+    host = world.rank - world.local_rank  # by its first rank
+    asked = world.gather((host, copies * weights if saves else 0))
+    needed = sum(size for where, size in asked if where == host)
+    short = world.local_rank == 0 and host_memory.available() < needed
     if short:
         say(f"the host's memory has no room for a copy of {needed / 1e9:.1f} GB: saving without one")
-    return not training.world.any(short)
+    return not world.any(short)
 
 
 def _log(

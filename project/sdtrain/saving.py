@@ -24,7 +24,7 @@ class Saver:
         self._layout, self._world, self._limit = layout, world, limit
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._begun: Path | None = None  # the folder that is being written, on every rank
-        self._writing: Future[None] | None = None  # who writes it, on the first rank
+        self._writing: Future[None] | None = None  # who writes this rank's part of it
 
     def __enter__(self) -> Saver:
         return self
@@ -49,18 +49,18 @@ class Saver:
     def save_beside(self, state: TrainState, write: Callable[[Path], None]) -> None:
         """The same, while the run goes on. Collective. Raises JobError (73), of the save before too.
 
-        `write` is called on the first rank only, in another thread: it calls nothing collective, and what
-        it writes must not change any more.
+        `write` is called on every rank, in another thread: it calls nothing that is collective for the run
+        itself, and what it writes must not change any more. On the first rank it returns when all have written.
         """
         self._wait()
         self._begun = checkpoint.begin(self._layout, state.step, self._world)
-        if self._world.is_main:
-            self._writing = self._thread.submit(self._write, self._begun, state, write)
+        self._writing = self._thread.submit(self._write, self._begun, state, write)
 
     def _write(self, folder: Path, state: TrainState, write: Callable[[Path], None]) -> None:
         write(folder)
-        checkpoint.complete(self._layout, state, folder, self._limit)
-        say(f"saved {self._layout.step_folder(state.step)}")
+        if self._world.is_main:
+            checkpoint.complete(self._layout, state, folder, self._limit)
+            say(f"saved {self._layout.step_folder(state.step)}")
 
     def _wait(self) -> None:
         """For the save under way, if there is one. Collective."""

@@ -141,6 +141,13 @@ def test_a_resumed_run_is_the_same_to_the_bit(found, variant):
         )
 
 
+@pytest.mark.parametrize("variant", marked(VARIANTS))
+def test_what_is_written_beside_the_steps_is_what_would_have_been_written_before_them(found, variant):
+    before, beside = found[variant]["written"].values()
+    assert before == beside
+    assert before.keys() & {"optimizer.pt", "numbers.json"}
+
+
 @pytest.mark.parametrize("variant", marked(v for v in VARIANTS if "lora_rank" not in VARIANTS[v]))
 def test_pictures_are_drawn_with_the_average_by_unequal_numbers_of_calls(found, eps_model, variant):
     from diffusers import UNet2DConditionModel

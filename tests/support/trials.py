@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sdtrain.ema import Ema
 from sdtrain.models import DTYPES
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from tests.support import colossal
+from tests.support.worker import snapshot
 
 CLIP, STEPS, SAVED = 0.05, 3, 2
 BATCH, ACCUMULATION = 4, 2
@@ -154,17 +156,29 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
             found["moment"] = first.first_moment_norm()
     if first.rank == 0:
         (folder / variant).mkdir()
+        (folder / f"{variant}_beside").mkdir()
     dist.barrier()
     first.strategy.save(folder / variant, first.ema.shares)
     found["saved"] = first.whole()
-    found["drawn"] = first.drawn()
-    found["steps"].append(first.step(STEPS))
-    found["end"] = first.whole()
+    write = first.strategy.snapshot(first.ema.shares)
+    with ThreadPoolExecutor(1) as thread:  # beside everything that follows
+        beside = thread.submit(write, folder / f"{variant}_beside")
+        found["drawn"] = first.drawn()
+        found["steps"].append(first.step(STEPS))
+        found["end"] = first.whole()
+        beside.result()
+    dist.barrier()
+    found["written"] = {name: data_of(folder / name) for name in (variant, f"{variant}_beside")}
     again = Trial(unet, spec_of(variant))
     load(again, folder / variant)
     found["again"] = again.step(STEPS)
     found["again_end"] = again.whole()
     return found
+
+
+def data_of(folder: Path) -> dict[str, str]:
+    """Every file with its hash, but for the description of the shards, in which each save has a name of its own."""
+    return {name: of for name, of in snapshot(folder).items() if not name.endswith(".metadata")}
 
 
 def load(into: Trial, folder: Path) -> None:

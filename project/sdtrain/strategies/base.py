@@ -69,9 +69,9 @@ class Strategy(Protocol):
     def save(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
         """Writes weights, optimiser and the average's shares for `load`. Collective."""
 
-    def snapshot(self, ema: Mapping[str, torch.Tensor] | None) -> Callable[[Path], None] | None:
-        """What `save` would write now, copied to the host: to be called with a folder, by the first rank alone,
-        in any thread. None: this strategy can only `save`. Collective."""
+    def snapshot(self, ema: Mapping[str, torch.Tensor] | None) -> Callable[[Path], None]:
+        """What `save` would write now, copied to the host: to be called with a folder by every rank, in a thread
+        beside the steps; such threads may wait for one another, and for nothing else. Collective."""
 
     def load(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
         """Takes back what any strategy saved, on any number of ranks; overwrites the shares of `ema`. Collective."""

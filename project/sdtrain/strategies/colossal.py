@@ -7,7 +7,7 @@ are divided among the ranks; masters, moments and average are what checkpoints h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class LowLevelZero:
         self._working = trained
         self._masters = {name: self._optimizer.working_to_master_param[id(p)] for name, p in trained.items()}
         self._ranges = {name: self._range(p.shape, self._masters[name]) for name, p in trained.items()}
+        self._savers = store.group_of_savers()
         for master in self._masters.values():
             self._optimizer.optim.state[master] = {
                 "step": torch.zeros((), device=master.device),
@@ -110,13 +111,15 @@ class LowLevelZero:
             dist.all_gather_into_tensor(target, self._masters[name].to(target.device, target.dtype))
 
     def save(self, folder: Path, ema: Shares | None) -> None:
+        store.save(folder, self._tables(ema), self._ranges, self._numbers())
+
+    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
+        return store.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
+
+    def _numbers(self) -> store.Numbers:
         states = self._optimizer.optim.state
         updates = int(states[next(iter(self._masters.values()))]["step"])
-        numbers = store.Numbers(updates, _scale_of(self._optimizer.mixed_precision_mixin))
-        store.save(folder, self._tables(ema), self._ranges, numbers)
-
-    def snapshot(self, ema: Shares | None) -> None:
-        return None  # all ranks write
+        return store.Numbers(updates, _scale_of(self._optimizer.mixed_precision_mixin))
 
     def load(self, folder: Path, ema: Shares | None) -> None:
         numbers = store.load(folder, self._tables(ema), self._ranges)
@@ -182,6 +185,7 @@ class Gemini:
         names = {id(p): name for name, p in trained.items()}
         self._ids = {names[id(p)]: number for number, p in self._optimizer.id_to_real_params.items()}
         self._ranges = {name: self._range(trained[name].shape, number) for name, number in self._ids.items()}
+        self._savers = store.group_of_savers()
         for name, master in self.masters().items():
             if self._ranges[name].length:
                 state = {moment: torch.zeros_like(master) for moment in store.MOMENTS}
@@ -256,12 +260,14 @@ class Gemini:
             chunk.optim_update()
 
     def save(self, folder: Path, ema: Shares | None) -> None:
-        steps = [state["step"] for state in self._optimizer.optim.state.values()]
-        numbers = store.Numbers(max(steps, default=0), _scale_of(self._optimizer.mix_precision_mixin))
-        store.save(folder, self._tables(ema), self._ranges, numbers)
+        store.save(folder, self._tables(ema), self._ranges, self._numbers())
 
-    def snapshot(self, ema: Shares | None) -> None:
-        return None  # all ranks write
+    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
+        return store.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
+
+    def _numbers(self) -> store.Numbers:
+        steps = [state["step"] for state in self._optimizer.optim.state.values()]
+        return store.Numbers(max(steps, default=0), _scale_of(self._optimizer.mix_precision_mixin))
 
     def load(self, folder: Path, ema: Shares | None) -> None:
         numbers = store.load(folder, self._tables(ema), self._ranges)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Fsdp:
         self.model = model
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._ranges = {name: _range(p) for name, p in self._trained.items()}
+        self._savers = store.group_of_savers()
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._optimizer = optimisers.build(optim, grouped(self._trained, optim))
         for p in self._trained.values():
@@ -121,13 +122,14 @@ class Fsdp:
                     module.set_reshard_after_forward(self._reshard, recurse=False)
 
     def save(self, folder: Path, ema: Shares | None) -> None:
-        step = next(iter(self._optimizer.state.values()))["step"]
-        store.save(
-            folder, self._tables(ema), self._ranges, store.Numbers(int(step), self._scaler.state_dict())
-        )
+        store.save(folder, self._tables(ema), self._ranges, self._numbers())
 
-    def snapshot(self, ema: Shares | None) -> None:
-        return None  # all ranks write
+    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
+        return store.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
+
+    def _numbers(self) -> store.Numbers:
+        step = next(iter(self._optimizer.state.values()))["step"]
+        return store.Numbers(int(step), self._scaler.state_dict())
 
     def load(self, folder: Path, ema: Shares | None) -> None:
         numbers = store.load(folder, self._tables(ema), self._ranges)

@@ -88,7 +88,7 @@ class Native:
 
     def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
         # The other ranks hold the same, and would take the memory of the host as many times.
-        return partial(_write, _copied(self._state(ema)) if self._rank == 0 else {})
+        return partial(_write, _copied(self._state(ema))) if self._rank == 0 else lambda folder: None
 
     def _state(self, ema: Shares | None) -> dict[str, Any]:
         return {

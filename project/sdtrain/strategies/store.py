@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from sdtrain.strategies.shares import Range, Shares
 SHARDS, NUMBERS = "shards", "numbers.json"
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
+_PATIENCE = timedelta(hours=2)  # with a rank whose disk is slower
 
 Tables = Mapping[str, Shares]  # "master", "exp_avg", "exp_avg_sq", "ema" → shares by name
 
@@ -131,14 +134,38 @@ def is_sharded(folder: Path) -> bool:
     return (folder / SHARDS).is_dir()
 
 
-def save(folder: Path, tables: Tables, ranges: Mapping[str, Range], numbers: Numbers) -> None:
-    """Writes the sharded form; each rank its own file. Collective."""
-    save_shards(
-        _flat(tables, ranges), storage_writer=FileSystemWriter(folder / SHARDS), planner=_SavePlanner()
-    )
+def save(
+    folder: Path,
+    tables: Tables,
+    ranges: Mapping[str, Range],
+    numbers: Numbers,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Writes the sharded form; each rank its own file. Collective in the group; None: that of the training."""
+    # What is read ahead is read by a stream of the thread's device, which beside the steps is not the rank's own.
+    writer = FileSystemWriter(folder / SHARDS, per_thread_copy_ahead=0)
+    save_shards(_flat(tables, ranges), storage_writer=writer, planner=_SavePlanner(), process_group=group)
     if dist.get_rank() == 0:
         values = {"updates": numbers.updates, "scaler": dict(numbers.scaler)}
         (folder / NUMBERS).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def group_of_savers() -> dist.ProcessGroup:
+    """A group for threads that save beside the steps, whose collectives must not mix with those of the steps.
+    Collective."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return group
+
+
+def snapshot(
+    tables: Tables, ranges: Mapping[str, Range], numbers: Numbers, group: dist.ProcessGroup
+) -> Callable[[Path], None]:
+    """`save` of what the tables hold now, from copies on the host."""
+    kept = {
+        table: {name: share.detach().to("cpu", copy=True) for name, share in shares.items()}
+        for table, shares in tables.items()
+    }
+    return partial(save, tables=kept, ranges=ranges, numbers=numbers, group=group)
 
 
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
