@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from sdjob.output import OutputLayout, step_folders
 from sdtrain import checkpoint
+from sdtrain.strategies import fsdp  # noqa: F401  (once, before the forks)
 from tests.support.worker import forked, losses
 
 SETTINGS = {
@@ -62,9 +63,16 @@ def kill(processes, moments: random.Random) -> bool:
     return alive and -signal.SIGKILL in [process.exitcode for process in processes]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
-def test_two_processes_killed_at_random_moments(train, inputs, tmp_path, capfd, kills):
-    settings = {**SETTINGS, "max_train_steps": 3 * kills}
+@pytest.mark.parametrize(
+    ("plugin", "kills"),
+    [
+        ("torch_ddp", 4),
+        pytest.param("torch_ddp", 50, marks=pytest.mark.long),
+        pytest.param("fsdp", 12, marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_killed_at_random_moments(train, inputs, tmp_path, capfd, plugin, kills):
+    settings = {**SETTINGS, "plugin": plugin, "max_train_steps": 3 * kills}
     undisturbed = train("undisturbed", ranks=2, **settings, checkpointing_steps=10**6)
     output = tmp_path / "killed"
     layout = OutputLayout(output)

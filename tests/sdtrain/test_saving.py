@@ -3,15 +3,18 @@
 import errno
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sdjob.output import OutputLayout
 from sdjob.problem import JobError
+from sdjob.spec import RunSpec
 from sdtrain import checkpoint, host_memory, loop
 from sdtrain.checkpoint import TrainState
 from sdtrain.saving import Saver
-from sdtrain.strategies import native
+from sdtrain.strategies import fsdp, native, store
 from tests.support.worker import alone, snapshot
 
 PATIENCE = 30
@@ -97,23 +100,39 @@ def test_another_failure_is_not_taken_for_a_full_disk(saver):
         saver.save(state(2), write)
 
 
-def test_it_holds_the_weights_of_its_step(train, monkeypatch):
+WRITTEN = {
+    ("none", 1): (native, "_write", ("model.safetensors", "ema.safetensors", "state.json")),
+    ("fsdp", 1): (
+        fsdp.store,
+        "save",
+        ("shards/__0_0.distcp", "numbers.json", "state.json"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("plugin", "ranks"), WRITTEN)
+def test_it_holds_the_weights_of_its_step(train, monkeypatch, capfd, plugin, ranks):
     """However late it is written."""
-    settings = {"checkpointing_steps": 2, "max_train_steps": 6, "use_ema": True, "ema_decay": 0.5}
+    module, function, files = WRITTEN[plugin, ranks]
+    settings = {"plugin": plugin, "ranks": ranks, "use_ema": True, "ema_decay": 0.5}
+    settings |= {"checkpointing_steps": 2, "max_train_steps": 3}
     at_once = train("at_once", background_save=False, **settings)
-    written = native._write
+    written = getattr(module, function)
 
-    def late(state, folder):
+    def late(*args, **given):
         threading.Event().wait(0.3)  # some steps
-        written(state, folder)
+        print(threading.current_thread().name, flush=True)
+        written(*args, **given)
 
-    monkeypatch.setattr(native, "_write", late)
+    monkeypatch.setattr(module, function, late)
+    capfd.readouterr()
     beside = train("beside", **settings)
-    for step in (2, 4, 6):
+    assert capfd.readouterr().out.count("checkpoint_0") == ranks
+    for step in (2, 3):
         found, wanted = (
             snapshot(output / f"checkpoint/checkpoint-{step:06d}") for output in (beside, at_once)
         )
-        for name in ("model.safetensors", "ema.safetensors", "state.json"):
+        for name in files:
             assert found[name] == wanted[name], (step, name)
 
 
@@ -126,6 +145,46 @@ def test_a_disk_that_gets_full_beside_the_steps_ends_both_ranks_soon(train, monk
     monkeypatch.setattr(native, "_write", fail_at_the_second)
     output = train(ranks=2, code=73, checkpointing_steps=1, max_train_steps=100)
     assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000001"]
+
+
+def test_a_share_that_finds_the_disk_full_ends_both_ranks_too(train, monkeypatch):
+    class Full(store.FileSystemWriter):
+        def write_data(self, *args):
+            if torch.distributed.get_rank() == 1 and "000002" in str(self.path):
+                full(self.path)
+            return super().write_data(*args)
+
+    monkeypatch.setattr(store, "FileSystemWriter", Full)
+    output = train(plugin="fsdp", ranks=2, code=73, checkpointing_steps=1, max_train_steps=100)
+    assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000001"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "rank", "enough"),
+    [("torch_ddp", 0, 400), ("torch_ddp", 2, 0), ("fsdp", 0, 800), ("fsdp", 2, 400)],
+)
+def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, rank, enough):
+    """Ranks 0 and 1 on one host, 2 on another; each holds 25 numbers, with two moments, and all once more."""
+    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", plugin=plugin)
+    strategy = SimpleNamespace(masters=lambda: {"weight": torch.zeros(25)})
+
+    def has_room(available):
+        monkeypatch.setattr(host_memory, "available", lambda: available)
+        asked = [(0, 400), (0, 400 if plugin == "fsdp" else 0), (2, 400 if plugin == "fsdp" else 0)]
+        mine = []
+        world = SimpleNamespace(
+            rank=rank,
+            local_rank=0,
+            is_main=rank == 0,
+            gather=lambda value: mine.append(value) or asked,
+            any=lambda flag: flag,
+        )
+        found = loop._has_room_to_copy(SimpleNamespace(spec=spec, world=world, strategy=strategy, ema=None))
+        assert mine == [asked[rank]]
+        return found
+
+    assert has_room(enough)
+    assert not has_room(enough - 1)
 
 
 def test_without_memory_for_a_copy_it_is_written_at_once(train, monkeypatch, capsys):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
@@ -144,10 +146,21 @@ def save(
     """Writes the sharded form; each rank its own file. Collective in the group; None: that of the training."""
     # What is read ahead is read by a stream of the thread's device, which beside the steps is not the rank's own.
     writer = FileSystemWriter(folder / SHARDS, per_thread_copy_ahead=0)
-    save_shards(_flat(tables, ranges), storage_writer=writer, planner=_SavePlanner(), process_group=group)
+    with _failures():
+        save_shards(_flat(tables, ranges), storage_writer=writer, planner=_SavePlanner(), process_group=group)
     if dist.get_rank() == 0:
         values = {"updates": numbers.updates, "scaler": dict(numbers.scaler)}
         (folder / NUMBERS).write_text(json.dumps(values, indent=1) + "\n")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What failed on any rank is raised on each, as itself: torch wraps it into what is no Exception."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        error, _ = next(iter(wrapped.failures.values()))
+        raise (error if isinstance(error, Exception) else RuntimeError(str(wrapped))) from None
 
 
 def group_of_savers() -> dist.ProcessGroup:
@@ -172,12 +185,13 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     """Fills the tables with this rank's ranges, from either form; a table that is not there is an error."""
     if is_sharded(folder):
         alone = not dist.is_initialized()
-        load_shards(
-            _flat(tables, ranges),
-            storage_reader=_Reader(folder / SHARDS),
-            planner=_LoadPlanner(flatten_state_dict=False),
-            no_dist=alone,
-        )
+        with _failures():
+            load_shards(
+                _flat(tables, ranges),
+                storage_reader=_Reader(folder / SHARDS),
+                planner=_LoadPlanner(flatten_state_dict=False),
+                no_dist=alone,
+            )
         return Numbers(**json.loads((folder / NUMBERS).read_text()))
     _fill_from_file(folder / MODEL, tables["master"], ranges)
     if "ema" in tables:
