@@ -95,7 +95,8 @@ def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussi
     if moments := [batch.moments for batch in batches if batch.moments is not None]:
         return DiagonalGaussianDistribution(torch.cat(moments).to(parts.device, non_blocking=True))
     pixel_values = torch.cat([batch.pixel_values for batch in batches if batch.pixel_values is not None])
-    encoded = parts.vae.encode(pixel_values.to(parts.device, parts.vae.dtype, non_blocking=True))
+    dtype = next(parts.vae.parameters()).dtype  # `vae.dtype` walks through every module, in every step
+    encoded = parts.vae.encode(pixel_values.to(parts.device, dtype, non_blocking=True))
     posterior: DiagonalGaussianDistribution = encoded.latent_dist
     return posterior
 
