@@ -34,7 +34,7 @@ from sddemo.materialise import PIPELINE
 from sddemo.world import caption, draw, scenes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table import Case, Run, measured, rendered
+from table import Case, Run, figures, measured, rendered
 
 HOME = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
@@ -95,14 +95,16 @@ def main() -> int:
                 for way in (PEER, OURS, CACHED):
                     run = _run(case, way, asked, world)
                     runs.setdefault((case, way), []).append(run)
-                    print(case, way, run, flush=True)
+                    print(case, way, figures([run]), flush=True)
                 _save(stem, {**about, "load at the end": _load()}, runs)
     return 0
 
 
 def _cases(asked: argparse.Namespace) -> Iterator[Case]:
-    for values in itertools.product(asked.processes, asked.resolutions, asked.batches, asked.recipes):
-        processes, resolution, batch, recipe = values
+    """The small ones first, so that a run that is cut short has measured something of everything."""
+    sizes = itertools.product(asked.processes, asked.resolutions, asked.batches)
+    by_work = sorted(sizes, key=lambda size: size[0] * size[1] ** 2 * size[2])
+    for (processes, resolution, batch), recipe in itertools.product(by_work, asked.recipes):
         yield Case(recipe, resolution, batch, processes, RECIPES[recipe].streams * batch * processes)
 
 
