@@ -28,10 +28,9 @@ class Ema:
             self._shares[name] = self._shares[name].to(weight.device)
         self._updates += 1
         factor = min(self._decay, self._updates / (9 + self._updates)) if self._updates > 1 else 0.0
-        if weights:
-            # In one pass and without a copy of the weights, which EMAModel needs for their difference.
-            average = get_ema_multi_avg_fn(factor)  # type: ignore[no-untyped-call]
-            average(list(self._shares.values()), weights, self._updates)
+        # In one pass and without a copy of the weights, which EMAModel needs for their difference.
+        average = get_ema_multi_avg_fn(factor)  # type: ignore[no-untyped-call]
+        average(list(self._shares.values()), weights, self._updates)
 
     @property
     def shares(self) -> dict[str, torch.Tensor]:
