@@ -15,6 +15,6 @@ if [ -z "$python" ]; then
     exit 69
 fi
 
-# The project may be mounted read only: no __pycache__ there.
-export PYTHONDONTWRITEBYTECODE=1
+# The project may be mounted read only: no __pycache__ there. Prompts are UTF-8 whatever the image's locale is.
+export PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1
 exec "$python" "$home/entrypoint.py" "$@"

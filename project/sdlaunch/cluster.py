@@ -36,6 +36,7 @@ class Said:
 
     value: str
     variable: str
+    derived: bool = False  # from a list of hosts: a guess at the network, which any stated address overrides
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,14 @@ def _say(environ: Environ, *variables: str) -> Said | None:
     return next((Said(environ[name], name) for name in variables if environ.get(name)), None)
 
 
+def _say_some(environ: Environ, variable: str) -> Said | None:
+    """A number of devices; 0, on a machine without any, says nothing of processes."""
+    return _say(environ, variable) if environ.get(variable) != "0" else None
+
+
 def _torchrun_input(environ: Environ) -> Claim:
     """PET_*: Kubeflow's trainers, and whoever configures torchrun through its environment."""
-    endpoint = _say(environ, "PET_RDZV_ENDPOINT")
-    host, _, port = endpoint.value.partition(":") if endpoint else ("", "", "")
+    host, port = _host_and_port(environ.get("PET_RDZV_ENDPOINT", ""))
     return Claim(
         _say(environ, "PET_NNODES"),
         _say(environ, "PET_NODE_RANK"),
@@ -79,9 +84,20 @@ def _torchrun_input(environ: Environ) -> Claim:
     )
 
 
+def _host_and_port(endpoint: str) -> tuple[str, str]:
+    """`host:port`, `host`, `[fd00::1]:port` or `fd00::1`; "" for what is not there."""
+    if endpoint.startswith("["):
+        host, _, rest = endpoint[1:].partition("]")
+        return host, rest.removeprefix(":")
+    if endpoint.count(":") > 1:
+        return endpoint, ""
+    host, _, port = endpoint.partition(":")
+    return host, port
+
+
 def _nodes_as_world(environ: Environ) -> Claim:
     """PAI-DLC, Volcano, early PyTorchJob: WORLD_SIZE and RANK count nodes, not processes."""
-    if "PET_NNODES" in environ or "LOCAL_RANK" in environ or "MASTER_ADDR" not in environ:
+    if environ.get("PET_NNODES") or "LOCAL_RANK" in environ or "MASTER_ADDR" not in environ:
         return Claim()
     return Claim(
         _say(environ, "WORLD_SIZE"),
@@ -99,9 +115,9 @@ def _sagemaker(environ: Environ) -> Claim:
         Said(str(hosts.index(current)), "SM_CURRENT_HOST")
         if current in hosts
         else _say(environ, "SM_CURRENT_HOST_RANK"),
-        _say(environ, "SM_MASTER_ADDR") or (Said(hosts[0], "SM_HOSTS") if hosts else None),
+        _say(environ, "SM_MASTER_ADDR") or (Said(hosts[0], "SM_HOSTS", derived=True) if hosts else None),
         _say(environ, "SM_MASTER_PORT"),
-        _say(environ, "SM_NUM_GPUS") if environ.get("SM_NUM_GPUS") != "0" else None,
+        _say_some(environ, "SM_NUM_GPUS"),
     )
 
 
@@ -122,14 +138,14 @@ def _slurm(environ: Environ) -> Claim:
     return Claim(
         nodes,
         _say(environ, "SLURM_NODEID"),
-        Said(first, "SLURM_JOB_NODELIST") if first else None,
+        Said(first, "SLURM_JOB_NODELIST", derived=True) if first else None,
     )
 
 
 def _first_slurm_host(nodelist: str) -> str:
-    """`gpu[003-004,7],x1` → gpu003."""
-    match = re.match(r"([^\[,\s]+)(?:\[(\d+)[^\]]*\])?", nodelist)
-    return f"{match[1]}{match[2] or ''}" if match else ""
+    """`gpu[003-004,7],x1` → gpu003; `rack[1-2]n[1-4]-ib` → rack1n1-ib."""
+    first = re.match(r"(?:[^\[,\s]|\[[^\]]*\])*", nodelist)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0]) if first else ""
 
 
 def _volcengine(environ: Environ) -> Claim:
@@ -138,7 +154,7 @@ def _volcengine(environ: Environ) -> Claim:
         _say(environ, "MLP_ROLE_INDEX"),
         _say(environ, "MLP_WORKER_0_HOST"),
         _say(environ, "MLP_WORKER_0_PORT"),
-        _say(environ, "MLP_WORKER_GPU"),
+        _say_some(environ, "MLP_WORKER_GPU"),
     )
 
 
@@ -147,11 +163,9 @@ def _skypilot(environ: Environ) -> Claim:
     return Claim(
         _say(environ, "SKYPILOT_NUM_NODES"),
         _say(environ, "SKYPILOT_NODE_RANK"),
-        Said(addresses[0], "SKYPILOT_NODE_IPS") if addresses else None,
+        Said(addresses[0], "SKYPILOT_NODE_IPS", derived=True) if addresses else None,
         None,
-        _say(environ, "SKYPILOT_NUM_GPUS_PER_NODE")
-        if environ.get("SKYPILOT_NUM_GPUS_PER_NODE") != "0"
-        else None,
+        _say_some(environ, "SKYPILOT_NUM_GPUS_PER_NODE"),
     )
 
 
@@ -161,7 +175,7 @@ def _dstack(environ: Environ) -> Claim:
         _say(environ, "DSTACK_NODE_RANK"),
         _say(environ, "DSTACK_MASTER_NODE_IP"),
         None,
-        _say(environ, "DSTACK_GPUS_PER_NODE") if environ.get("DSTACK_GPUS_PER_NODE") != "0" else None,
+        _say_some(environ, "DSTACK_GPUS_PER_NODE"),
     )
 
 
@@ -290,6 +304,7 @@ def _contradictions(claims: list[Claim]) -> list[Problem]:
     found = []
     for quantity in ("nodes", "node_rank", "address"):
         said = [value for claim in claims if (value := getattr(claim, quantity)) is not None]
+        said = [value for value in said if not value.derived] or said
         for other in said[1:]:
             if other.value != said[0].value:
                 found.append(

@@ -150,6 +150,7 @@ def _environment(
         "PYTHONPATH": f"{code}:{path}" if path else code,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": LINE_PREFIX,
         "SDJOB_STOP_FILE": str(stop_file(layout, cluster.node_rank)),

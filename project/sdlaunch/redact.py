@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 
 HIDDEN = "[redacted]"
 _SECRET_NAME = re.compile(
-    r"token(?!izer)|secret|passw|credential|api_?key|access_?key|private_?key|(^|_)keys?(_|$)", re.IGNORECASE
+    r"token(?!izer)|secret|passw|credential|connection_?string|api_?key|access_?key|private_?key"
+    r"|(?<!by)pass(_|$)|_pwd(_|$)|(^|_)(keys?|pat|dsn)(_|$)",
+    re.IGNORECASE,
 )
-_URL_LOGIN = re.compile(r"(://)[^/\s:@]+:[^/\s@]+(?=@)")
+# user:password@, or a token alone; a password may hold a slash, unless what precedes it is a port.
+_URL_LOGIN = re.compile(r"(://)[^/\s:@]+(?::(?!\d+/)[^\s@]*)?(?=@)")
 _SHORTEST = 6  # a shorter value would blot out ordinary words
 
 
@@ -18,9 +23,19 @@ def is_secret(name: str) -> bool:
 
 
 def secrets_of(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The values to hide wherever they occur, longest first."""
-    values = {value for name, value in environ.items() if is_secret(name) and len(value.strip()) >= _SHORTEST}
-    return tuple(sorted(values, key=len, reverse=True))
+    """What to hide wherever it occurs, longest first: the values, each line of them, and how JSON, YAML and a
+    shell spell these."""
+    values = [value for name, value in environ.items() if is_secret(name)]
+    lines = [line for value in values for line in (value, *value.splitlines())]
+    spellings = {spelling for line in lines for spelling in _spellings(line.strip())}
+    return tuple(
+        sorted((one for one in spellings if len(one) >= _SHORTEST), key=lambda one: (-len(one), one))
+    )
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+    in_json = (json.dumps(text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    return text, *in_json, shlex.quote(text)[1:-1] if "'" in text else text, text.replace("'", "''")
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:

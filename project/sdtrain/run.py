@@ -141,10 +141,12 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
             sheet.save(layout.before_after)
             sheet.save(layout.checkpoint / card.SAMPLES)
         about = card.render(spec, values, samples=sheet is not None, class_name=parts.class_name)
-        (layout.checkpoint / card.FILE).write_text(about)
+        (layout.checkpoint / card.FILE).write_text(about, encoding="utf-8")
         report.write(layout.report, values)
         picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
-        layout.page.write_text(page.render(values, page.curves(layout.tensorboard), picture))
+        layout.page.write_text(
+            page.render(values, page.curves(layout.tensorboard), picture), encoding="utf-8"
+        )
         say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
 

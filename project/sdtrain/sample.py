@@ -75,7 +75,9 @@ def draw_samples(
 
 def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
     """Which prompt is which, beside the pictures."""
-    (folder / "prompts.json").write_text(json.dumps(list(prompts), indent=1, ensure_ascii=False) + "\n")
+    (folder / "prompts.json").write_text(
+        json.dumps(list(prompts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _drawable(text: str) -> str | None:

@@ -208,11 +208,60 @@ def test_slurm_with_a_task_per_device_is_refused():
 
 @pytest.mark.parametrize(
     ("nodelist", "first"),
-    [("gpu[003-004,7],x1", "gpu003"), ("a1,b2", "a1"), ("node-7", "node-7"), ("x[12,15]", "x12")],
+    [
+        ("gpu[003-004,7],x1", "gpu003"),
+        ("a1,b2", "a1"),
+        ("node-7", "node-7"),
+        ("x[12,15]", "x12"),
+        ("gpu-[01-02]-ib", "gpu-01-ib"),
+        ("rack[1-2]n[1-4],y", "rack1n1"),
+    ],
 )
 def test_the_first_host_of_a_slurm_nodelist(nodelist, first):
     found = resolve(TWO_BY_EIGHT["slurm"] | {"SLURM_JOB_NODELIST": nodelist})
     assert found.cluster.endpoint == f"{first}:1234"
+
+
+@pytest.mark.parametrize("platform", ["slurm", "skypilot", "sagemaker"])
+def test_an_address_of_ones_own_goes_before_one_from_a_list_of_hosts(platform):
+    found = resolve(TWO_BY_EIGHT[platform] | {"MASTER_ADDR": "node0-ib0", "SM_MASTER_ADDR": ""})
+    assert found.problems == ()
+    assert found.cluster.endpoint.startswith("node0-ib0:")
+
+
+@pytest.mark.parametrize(
+    ("variable", "platform"),
+    [
+        ("MLP_WORKER_GPU", "volcengine"),
+        ("SM_NUM_GPUS", "sagemaker"),
+        ("SKYPILOT_NUM_GPUS_PER_NODE", "skypilot"),
+        ("DSTACK_GPUS_PER_NODE", "dstack"),
+    ],
+)
+def test_no_devices_say_nothing_of_processes(variable, platform):
+    assert variable in TWO_BY_EIGHT[platform]
+    found = resolve(TWO_BY_EIGHT[platform] | {variable: "0"})
+    assert (found.problems, found.cluster.nproc_per_node) == ((), resolve({}).cluster.nproc_per_node)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "found"),
+    [
+        ("node-0:1234", "node-0:1234"),
+        ("node-0", "node-0:29400"),
+        ("[fd00::1]:1234", "[fd00::1]:1234"),
+        ("fd00::1", "[fd00::1]:29400"),
+    ],
+)
+def test_endpoints_of_torchrun(endpoint, found):
+    environ = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_RDZV_ENDPOINT": endpoint}
+    resolved = resolve(environ)
+    assert (resolved.problems, resolved.cluster.endpoint) == ((), found)
+
+
+def test_an_empty_number_of_nodes_leaves_the_platforms_word():
+    environ = {"PET_NNODES": "", "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node-0"}
+    assert resolve(environ).cluster.nodes == 2
 
 
 def test_every_platform_has_a_topology_above():

@@ -94,6 +94,7 @@ def test_the_environment_that_is_added():
         "PYTHONPATH": "/mnt/project/project",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": "4",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -1,8 +1,14 @@
 """What counts as a secret."""
 
+import json
+import shlex
+
 import pytest
+import yaml
 
 from sdlaunch.redact import is_secret, redact, redacted_environment, secrets_of
+
+QUOTED = 'it\'s-"the"-\\so-secret'
 
 
 @pytest.mark.parametrize(
@@ -16,13 +22,32 @@ from sdlaunch.redact import is_secret, redact, redacted_environment, secrets_of
         "GOOGLE_CREDENTIALS",
         "APIKEY",
         "KEY",
+        "PGPASS",
+        "MYSQL_PWD",
+        "GITHUB_PAT",
+        "SENTRY_DSN",
+        "AZURE_STORAGE_CONNECTION_STRING",
     ],
 )
 def test_secret_names(name):
     assert is_secret(name)
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "KEYBOARD", "MONKEY", "HOME", "lr", "KEYNES_DIR"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOKENIZERS_PARALLELISM",
+        "KEYBOARD",
+        "MONKEY",
+        "HOME",
+        "lr",
+        "KEYNES_DIR",
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "BYPASS",
+    ],
+)
 def test_other_names(name):
     assert not is_secret(name)
 
@@ -41,5 +66,30 @@ def test_a_secret_within_a_longer_one():
     assert redact("abcdef123 abcdef", secrets) == "[redacted] [redacted]"
 
 
-def test_logins_in_urls():
-    assert redact("https://user:pass@host/x http://host/y", ()) == "https://[redacted]@host/x http://host/y"
+@pytest.mark.parametrize(
+    "spell", [str, json.dumps, shlex.quote, lambda text: shlex.quote(f"NAME={text}"), yaml.safe_dump]
+)
+def test_a_secret_with_quotes_however_it_is_spelled(spell):
+    shown = redact(spell(QUOTED), secrets_of({"MY_PASSWORD": QUOTED}))
+    assert "[redacted]" in shown
+    assert "so-secret" not in shown
+
+
+def test_each_line_of_a_secret():
+    key = "-----BEGIN PRIVATE KEY-----\nabcdefgh\nijklmnop\n-----END PRIVATE KEY-----\n"
+    shown = redact("abcdefgh\nx ijklmnop\n" + json.dumps(key), secrets_of({"PRIVATE_KEY": key}))
+    assert "abcd" not in shown and "ijkl" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:pass@host/x http://host/y", "https://[redacted]@host/x http://host/y"),
+        ("https://ghp_0123@host/x", "https://[redacted]@host/x"),
+        ("redis://u:p/a/s@host:6379/0", "redis://[redacted]@host:6379/0"),
+        ("http://host:8080/simple/@scope", "http://host:8080/simple/@scope"),
+        ("http://host/a@b", "http://host/a@b"),
+    ],
+)
+def test_logins_in_urls(text, shown):
+    assert redact(text, ()) == shown

@@ -33,3 +33,12 @@ def test_a_fault_of_the_launcher_is_one_line_with_its_place(tmp_path):
     assert ended.returncode == 70
     assert ended.stderr.startswith("launcher: RuntimeError: broken (pydantic.py:1)\n    → This is a bug")
     assert "Traceback" not in ended.stderr
+
+
+def test_text_is_utf8_whatever_the_locale_of_the_image_is(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONUTF8"\n')
+    python.chmod(0o755)
+    environ = {**os.environ, "LAUNCHER_PYTHON": str(python), "LC_ALL": "de_DE.ISO-8859-1"}
+    ended = subprocess.run(["bash", HOME / "train.sh"], env=environ, capture_output=True, text=True)
+    assert ended.stdout == "1\n"
