@@ -11,9 +11,12 @@ from sdjob.compat import Topology
 from sdjob.output import OutputLayout
 from sdjob.pipeline import XL, PipelineFolder
 from sdjob.spec import RunSpec
+from sdlaunch import space
+from sdlaunch.job import Job
 
 _BLOCK = 4096  # bytes that a file takes at least, and that all files are a multiple of
 _HEADER = 128  # of a safetensors file with one or two tensors, about
+_PLACES = {"disk": "on disk", "memory": "in the memory of each process"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,28 @@ class Entries:
     each: int
 
     @property
+    def setting(self) -> str:
+        """The one that asked for them."""
+        return "cache_latents" if self.name == "latents" else "cache_text_embeddings"
+
+    @property
     def size(self) -> int:
         """Bytes of one entry where it is kept."""
         return -(-(self.each + _HEADER) // _BLOCK) * _BLOCK if self.where == "disk" else self.each
+
+    def __str__(self) -> str:
+        """200 latents × 131 kB = 26.2 MB on disk"""
+        upper = f"up to {self.most:,}" if self.most > self.least else f"{self.most:,}"
+        total = space.in_units(self.most * self.size)
+        return f"{upper} {self.name} × {space.in_units(self.size)} = {total} {_PLACES[self.where]}"
+
+
+def of(job: Job) -> list[Entries]:
+    """The caches of a job, as far as its model and its data set are known."""
+    model, data = job.contents.model, job.contents.dataset
+    if model is None or data is None or job.has_script:
+        return []
+    return entries(job.spec, model, data.num_examples, job.topology)
 
 
 def folder_of(spec: RunSpec, output: Path) -> Path:

@@ -20,6 +20,7 @@ from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec
 from sdlaunch import (
     accelerate,
+    caches,
     cluster,
     command,
     devices,
@@ -371,6 +372,8 @@ def _arithmetic(job: Job) -> tuple[str, ...]:
         lines.append(
             f"checkpoints: {kept} kept × {preflight.in_units(size)} = {preflight.in_units(kept * size)}"
         )
+    if kept_ready := caches.of(job):
+        lines.append(f"caches: {'; '.join(map(str, kept_ready))}")
     if need := room.needed(job):
         have = room.each(job)
         there = f"; {preflight.in_units(have)} there" if have else ""

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +17,8 @@ from sdjob.concepts import concepts_of
 from sdjob.dataset import find_dataset, verify_sample
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
-from sdjob.single_file import converted_folder
 from sdjob.spec import RunSpec
-from sdlaunch import limits, packages, room, space, texts
+from sdlaunch import limits, packages, room, space, texts, volumes
 from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.job import Finding, Job
 
@@ -160,58 +158,6 @@ def kept_checkpoints(spec: RunSpec) -> int:
 
 def in_units(size: int) -> str:
     return space.in_units(size)
-
-
-def _free_at(path: Path) -> tuple[Path, int]:
-    """The first folder from here upwards that is there, and its free bytes. Asked without a look before:
-    the check of writing makes and removes the output folder meanwhile."""
-    for folder in (path, *path.parents):
-        try:
-            return folder, shutil.disk_usage(folder).free
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def _free_space(job: Job) -> list[Problem]:
-    """Room on the volume itself for the checkpoints to come, and for the result; and for a converted model."""
-    size = space.sizes(job.spec, job.contents.model) if job.contents.model else None
-    if size is None:
-        return []
-    more = space.more_at_once(job.spec, step_folders(OutputLayout(job.mounts.output)))
-    needed = size.checkpoint * more + size.result
-    what = f"{more} checkpoints of {in_units(size.checkpoint)}, and the result of {in_units(size.result)}"
-    remedy = (
-        "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
-        "(checkpointing_steps)."
-    )
-    wanted = [("OUTPUT_DIR", job.mounts.output, needed, what, remedy)]
-    if not job.has_script and (copy := _copy(job)):
-        folder, copied = copy
-        if job.spec.cache_dir:
-            what = "the model as a folder, which is made of the one file"
-            wanted.append(
-                ("cache_dir", folder, copied, what, "Set cache_dir to a folder on a larger volume.")
-            )
-        else:
-            what += f", and the model as a folder, which is made of the one file, of {in_units(copied)}"
-            wanted = [("OUTPUT_DIR", job.mounts.output, needed + copied, what, remedy)]
-    found = []
-    for subject, path, need, what, remedy in wanted:
-        existing, free = _free_at(path)
-        if free < need:
-            lack = f"{in_units(free)} free at {existing}, {in_units(need)} needed: {what}"
-            found.append(output_problem(subject, lack, remedy))
-    return found
-
-
-def _copy(job: Job) -> tuple[Path, int] | None:
-    """Where a single file is converted to, and the bytes of that; None: there is nothing to convert any more."""
-    model = job.contents.model
-    if model is None or model.single is None:
-        return None
-    folder = converted_folder(model.single, job.spec.cache_dir, job.mounts.output)
-    return None if folder.is_dir() else (folder, sum(part.num_bytes for part in model.parts.values()))
 
 
 def _model(job: Job) -> list[Finding]:
@@ -360,7 +306,7 @@ CHECKS: tuple[Check, ...] = (
     Check(_rendezvous, "MASTER_PORT", lambda job: str(job.cluster.endpoint), ExitCode.NO_HARDWARE),
     Check(_output_apart, "OUTPUT_DIR", _output, ExitCode.BAD_SETTING),
     Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
-    Check(_free_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
+    Check(volumes.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
     Check(texts.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdjob import memory
 from sdjob.problem import hardware
-from sdlaunch import space
+from sdlaunch import caches, devices, space
 from sdlaunch.job import Finding, Job
 
 _CLOSE = 0.9  # share of the memory from which on the rest may be too little for what is not reckoned
@@ -33,6 +33,29 @@ def would_fit(job: Job) -> list[str]:
 
 def findings(job: Job) -> list[Finding]:
     """The least that the job needs against what there is: nothing is refused on a guess."""
+    return [*_of_devices(job), *_of_caches(job)]
+
+
+def _of_caches(job: Job) -> list[Finding]:
+    """Caches in memory: each process of this node has its own."""
+    kept = [entries for entries in caches.of(job) if entries.where == "memory"]
+    have, processes = devices.host_memory(), job.cluster.nproc_per_node
+    least = processes * sum(entries.least * entries.size for entries in kept)
+    most = processes * sum(entries.most * entries.size for entries in kept)
+    if have is None or most <= _CLOSE * have:
+        return []
+    largest = max(kept, key=lambda entries: entries.most * entries.size)
+    found = (
+        f"{space.in_units(most)} of the host's memory for {processes} processes: {', '.join(map(str, kept))}; "
+        f"{space.in_units(have)} there"
+    )
+    remedy = f"Use {largest.setting}=disk, or no."
+    if least > have:
+        return [hardware(largest.setting, found, remedy)]
+    return [f"{largest.setting}: {found}: it may not be enough. {remedy}"]
+
+
+def _of_devices(job: Job) -> list[Finding]:
     need, have = needed(job), each(job)
     if need is None or have is None or need.total <= _CLOSE * have:
         return []

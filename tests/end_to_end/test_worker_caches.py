@@ -7,6 +7,10 @@ import shutil
 import pytest
 from PIL import Image, ImageOps
 
+from sdjob.compat import Topology
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdlaunch import caches
 from tests.support.worker import losses, snapshot
 
 CROPPED = {"center_crop": True}
@@ -31,13 +35,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_losses_with_and_without(train, case):
+def test_the_same_losses_with_and_without(train, eps_model, case):
     where, settings, tolerance = CASES[case]
     settings = {**CROPPED, **settings}
     plain = train("plain", **settings)
     cached = train("cached", cache_latents=where, cache_text_embeddings=where, **settings)
     assert losses(cached) == pytest.approx(losses(plain), rel=tolerance, abs=0)
     assert (cached / "cache").exists() == (where == "disk")
+    if where == "disk":
+        assert_as_reckoned(cached / "cache", eps_model, settings)
+
+
+def assert_as_reckoned(folder, model, settings):
+    """The launcher reckons how many entries there will be, and how large."""
+    given = {"recipe": "text_to_image", "resolution": 32, "cache_latents": "disk"}
+    given |= {**settings, "cache_text_embeddings": "disk"}
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", **given)
+    pipeline = find_pipeline(model, None, allow_pickle=False)
+    pictures = 3 if spec.recipe == "dreambooth" else 6
+    for entries in caches.entries(spec, pipeline, pictures, Topology("cpu", 1)):
+        files = list((folder / entries.name).rglob("*.safetensors"))
+        assert len(files) == entries.most
+        assert all(entries.each < file.stat().st_size <= entries.each + 128 for file in files)
 
 
 def test_two_processes_make_one_cache(train):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -474,9 +475,7 @@ def test_what_is_in_the_output_folder_stays(place, tmp_path):
 
 def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
     usage, shm = type("Usage", (), {"free": 100}), type("Usage", (), {"free": 10**9})
-    monkeypatch.setattr(
-        plan.preflight.shutil, "disk_usage", lambda path: usage if "shm" not in str(path) else shm
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if "shm" not in str(path) else shm)
     (problem,) = prepare(place, num_train_step="1000").problems
     assert problem.code == 73
     assert "100 B free" in problem.found

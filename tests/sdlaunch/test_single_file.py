@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from sdjob import kinds
-from sdlaunch import preflight
 from tests.sdlaunch.place import launch
 from tests.support.launcher import found, prepare
 from tests.support.single import original_shapes, sparse
@@ -73,7 +72,7 @@ def test_the_folder_that_is_made_of_it_needs_room_too(
     place, one_file, monkeypatch, free, variables, subjects
 ):
     """2.13 GB, once; the rest of this LoRA takes megabytes."""
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
     problems = [each for each in prepare(place, **small(**variables)).problems if each.code == 73]
     assert [problem.subject for problem in problems] == subjects
     assert all("the model as a folder, which is made of the one file" in each.found for each in problems)
