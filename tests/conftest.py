@@ -60,6 +60,14 @@ def v_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def xl_model(tmp_path_factory):
+    """A tiny random pipeline of Stable Diffusion XL."""
+    from sddemo.tiny import make_tiny_xl_pipeline
+
+    return make_tiny_xl_pipeline(tmp_path_factory.mktemp("xl") / "model")
+
+
+@pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
     """Six drawings with captions."""
     from sddemo.world import caption, draw, scenes

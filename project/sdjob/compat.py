@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdjob.choices import DEVICES
-from sdjob.pipeline import XL, PipelineFolder
+from sdjob.pipeline import PipelineFolder
 from sdjob.problem import Problem, hardware, setting
 from sdjob.spec import RunSpec
 
@@ -165,7 +165,7 @@ def without_effect(spec: RunSpec) -> list[str]:
 
 def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
     """Every reason why this spec cannot run with that model."""
-    found = [*(_of_xl(spec) if model.class_name == XL else []), *_of_folder(spec, model)]
+    found = _of_folder(spec, model)
     if not spec.rescale_betas_zero_snr or model.prediction_type == "v_prediction":
         return found
     return [
@@ -199,20 +199,6 @@ def _of_folder(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
             )
         )
     return found
-
-
-def _of_xl(spec: RunSpec) -> list[Problem]:
-    """What Stable Diffusion XL is not trained with here."""
-    unfit = (
-        ("train_text_encoder", spec.train_text_encoder, "leave its two text encoders as they are"),
-        ("cache_text_embeddings", spec.cache_text_embeddings != "no", "use cache_text_embeddings=no"),
-        ("max_token_length", spec.prompt_chunks > 1, "leave it at 75"),
-    )
-    return [
-        setting(name, "with a model of Stable Diffusion XL", f"That is not part of this version: {remedy}.")
-        for name, chosen, remedy in unfit
-        if chosen
-    ]
 
 
 def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:

@@ -79,10 +79,11 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     world = topology.world_size
     width = _width(spec, topology)
     sizes = {name: part.num_parameters for name, part in model.parts.items()}
-    base = sum(sizes.pop(name) for name in trained.parts(spec))  # what is trained itself, or gets a LoRA
-    frozen = sum(sizes.values())
-    if spec.lora_rank:
-        frozen += base // world if spec.plugin == "fsdp" else base
+    base = sum(
+        sizes.pop(name) for name in trained.parts(spec, model)
+    )  # what is trained itself, or gets a LoRA
+    still = base if spec.lora_rank else base - count
+    frozen = sum(sizes.values()) + (still // world if spec.plugin == "fsdp" else still)
     share = math.ceil(count / world)
     match spec.plugin:
         case "low_level_zero":

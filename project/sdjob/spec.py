@@ -52,7 +52,9 @@ class RunSpec(BaseModel):
         Setting("job", "seed of order, crops, noise, timesteps, class images and samples", core=True),
     ] = 42
 
-    train_text_encoder: Annotated[bool, Setting("job", "train the text encoder as well")] = False
+    train_text_encoder: Annotated[
+        bool, Setting("job", "train the text encoder as well, of Stable Diffusion XL both")
+    ] = False
     prediction_type: Annotated[
         choices.Prediction,
         Setting(

@@ -34,10 +34,13 @@ def sizes(spec: RunSpec, model: PipelineFolder) -> Sizes | None:
     width = _FP32 if spec.export_dtype == "fp32" else _FP32 // 2
     if spec.lora_rank:
         return Sizes(checkpoint, _LORA_LAYOUTS * width * count)
-    frozen = [part for name, part in model.parts.items() if name not in trained.parts(spec)]
-    bytes_of = (part.num_bytes if width == _FP32 else width * part.num_parameters for part in frozen)
+    changed = trained.parts(spec, model)
+    bytes_of = (
+        part.num_bytes if width == _FP32 and name not in changed else width * part.num_parameters
+        for name, part in model.parts.items()
+    )
     files = 2 if spec.export_single_file else 1
-    return Sizes(checkpoint, files * (width * count + sum(bytes_of)))
+    return Sizes(checkpoint, files * sum(bytes_of))
 
 
 def kept(spec: RunSpec) -> int:

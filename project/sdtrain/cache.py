@@ -1,4 +1,4 @@
-"""A cache of tensors by key, in memory or on disk, which all ranks fill together."""
+"""A cache of entries by key, in memory or on disk, which all ranks fill together."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from sdtrain.stop import Stopped, StopRequest
 from sdtrain.world import World
 
 _ROUND = 32  # entries of each rank between two agreements
-_NAME = "value"
+
+Entry = dict[str, torch.Tensor]  # what belongs together, by name
 
 
 class Cache(Protocol):
-    """Tensors by key. Picklable and cheap to fork; reading is thread-safe."""
+    """Entries by key. Picklable and cheap to fork; reading is thread-safe."""
 
-    def __getitem__(self, key: str) -> torch.Tensor: ...
+    def __getitem__(self, key: str) -> Entry: ...
 
     def has(self, key: str) -> bool:
         """Whether the entry is there and whole."""
         ...
 
-    def add(self, entries: Mapping[str, torch.Tensor]) -> None:
+    def add(self, entries: Mapping[str, Entry]) -> None:
         """Keeps what this rank has made."""
         ...
 
-    def exchange(self, entries: Mapping[str, torch.Tensor], world: World) -> None:
+    def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
         """Gives what this rank has just added to all others. Collective."""
         ...
 
@@ -44,18 +45,18 @@ class Cache(Protocol):
 class MemoryCache:
     """Every rank holds every entry; loader processes share it with their rank."""
 
-    entries: dict[str, torch.Tensor] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
 
-    def __getitem__(self, key: str) -> torch.Tensor:
+    def __getitem__(self, key: str) -> Entry:
         return self.entries[key]
 
     def has(self, key: str) -> bool:
         return key in self.entries
 
-    def add(self, entries: Mapping[str, torch.Tensor]) -> None:
+    def add(self, entries: Mapping[str, Entry]) -> None:
         self.entries.update(entries)
 
-    def exchange(self, entries: Mapping[str, torch.Tensor], world: World) -> None:
+    def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
         for share in world.gather(dict(entries)):
             self.entries.update(share)
 
@@ -66,25 +67,25 @@ class DiskCache:
 
     folder: Path
 
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return load_file(self._path(key))[_NAME]
+    def __getitem__(self, key: str) -> Entry:
+        return load_file(self._path(key))
 
     def has(self, key: str) -> bool:
         try:
-            with safe_open(self._path(key), "pt") as file:  # compares the header with the file's size
-                return _NAME in file.keys()  # noqa: SIM118 – no mapping
+            with safe_open(self._path(key), "pt"):  # compares the header with the file's size
+                return True
         except (OSError, SafetensorError):
             return False
 
-    def add(self, entries: Mapping[str, torch.Tensor]) -> None:
-        for key, tensor in entries.items():
+    def add(self, entries: Mapping[str, Entry]) -> None:
+        for key, entry in entries.items():
             path = self._path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{key}.{os.getpid()}.tmp")
-            save_file({_NAME: tensor.contiguous()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
             temporary.replace(path)
 
-    def exchange(self, entries: Mapping[str, torch.Tensor], world: World) -> None:
+    def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
         world.barrier()  # they are in the folder
 
     def _path(self, key: str) -> Path:
@@ -95,7 +96,7 @@ def fill(
     cache: Cache,
     title: str,
     keys: Sequence[str],
-    make: Callable[[list[int]], Iterator[torch.Tensor | Problem]],
+    make: Callable[[list[int]], Iterator[Entry | Problem]],
     world: World,
     stop: StopRequest,
     step: int,
@@ -103,7 +104,7 @@ def fill(
     """Has an entry for every key, but for those that are returned. Collective. Raises JobError with the problems of
     all ranks, and Stopped.
 
-    `make` yields the tensors for some places of `keys`, in their order, or why there can be none; each place is made
+    `make` yields the entries for some places of `keys`, in their order, or why there can be none; each place is made
     by one rank, on its own, so that an entry does not depend on who made it. What is made before a stop at `step` is
     kept.
     """
@@ -118,7 +119,7 @@ def fill(
     failed: dict[str, Problem] = {}
     with Progress(title, len(missing), shown=world.is_main) as progress:
         for start in range(0, -(-len(missing) // world.size), _ROUND):
-            entries: dict[str, torch.Tensor] = {}
+            entries: dict[str, Entry] = {}
             problems: list[Problem] = []
             try:
                 for done, place in enumerate(mine[start : start + _ROUND], start + 1):
@@ -126,7 +127,7 @@ def fill(
                     if isinstance(one, Problem):
                         failed[keys[place]] = one
                     else:
-                        entries[keys[place]] = one.cpu()
+                        entries[keys[place]] = {name: tensor.cpu() for name, tensor in one.items()}
                     progress.show(min(done * world.size, len(missing)))
                 cache.add(entries)
             except Exception as error:

@@ -57,7 +57,8 @@ def _title(spec: RunSpec, base: str) -> str:
 
 def _summary(spec: RunSpec, report: Mapping[str, Any], base: str) -> str:
     what = f"A LoRA of rank {spec.lora_rank} for" if spec.lora_rank else "All weights of the U-Net of"
-    parts = " and its text encoder" if spec.train_text_encoder else ""
+    _, *encoders = report["trained_parts"]
+    parts = f" and its text encoder{'s' if len(encoders) > 1 else ''}" if encoders else ""
     data = Path(spec.data_dir or "").name
     how = (
         f"to show the subject of {report['num_examples']} pictures under the prompt {_text(spec.instance_prompt)}"

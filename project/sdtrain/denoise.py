@@ -10,9 +10,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from sdjob.spec import RunSpec
-from sdtrain import architectures, objective
-from sdtrain.architectures.base import Added
-from sdtrain.models import Parts, tokenize
+from sdtrain import objective
+from sdtrain.architectures.base import Conditioning
+from sdtrain.models import Parts, encoded, token_ids
 from sdtrain.order import Sample, draws
 from sdtrain.streams import StreamBatch
 
@@ -23,8 +23,7 @@ class Noised:
 
     noisy_latents: torch.Tensor  # [B, C, h, w], fp32
     timesteps: torch.Tensor  # [B]
-    conditioning: torch.Tensor  # what `Denoiser` takes: encoder_hidden_states, or token ids
-    added: Added  # to the embedding of the timesteps
+    conditioning: Conditioning
     wanted: torch.Tensor  # what the network has to predict, [B, C, h, w]
     weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
     sizes: tuple[int, ...]  # samples of each stream
@@ -55,12 +54,10 @@ def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noi
     if spec.snr_gamma is not None:
         snr = objective.signal_to_noise(schedule, timesteps)
         weights = objective.min_snr_weights(kind, snr, spec.snr_gamma)
-    conditioning, conditions_added = _conditioning(parts, batches, spec)
     return Noised(
         noisy_latents=schedule.add_noise(latents, added, timesteps),
         timesteps=timesteps,
-        conditioning=conditioning,
-        added=conditions_added,
+        conditioning=_conditioning(parts, batches, spec),
         wanted=objective.target(kind, schedule, latents, noise, timesteps),
         weights=_weights(batches, weights),
         sizes=tuple(len(batch.samples) for batch in batches),
@@ -82,7 +79,7 @@ def _weights(batches: tuple[StreamBatch, ...], of_timesteps: torch.Tensor | None
 
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
-    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning, batch.added)
+    noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
     errors = objective.squared_error(noise_pred, batch.wanted)
     if batch.weights is not None:
         errors = errors * batch.weights.to(errors.device)
@@ -101,18 +98,28 @@ def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussi
     return posterior
 
 
-def _conditioning(
-    parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec
-) -> tuple[torch.Tensor, Added]:
-    """What `Denoiser` takes: encoder_hidden_states [B, tokens, width]; token ids if they train the encoder."""
-    if encoded := [batch.hidden_states for batch in batches if batch.hidden_states is not None]:
-        return torch.cat(encoded).to(parts.device, non_blocking=True), None
-    prompts = [prompt for batch in batches for prompt in batch.prompts]
-    if spec.train_text_encoder:
-        return tokenize(parts.tokenizer, prompts, spec.prompt_chunks).to(parts.device), None
+def _conditioning(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Conditioning:
+    """Of all samples; what the batches bring along already encoded is taken as it is."""
     time_ids = [batch.time_ids for batch in batches if batch.time_ids is not None]
     sizes = torch.cat(time_ids) if time_ids else None
-    return architectures.of(parts).condition(parts, prompts, spec.prompt_chunks, sizes)
+    if given := [batch.encodings for batch in batches if batch.encodings is not None]:
+        encodings = {name: torch.cat([of[name] for of in given]) for name in given[0]}
+        return _on_device(parts, encodings, sizes)
+    return conditioning(parts, [prompt for batch in batches for prompt in batch.prompts], spec, sizes)
+
+
+def conditioning(
+    parts: Parts, prompts: Sequence[str], spec: RunSpec, time_ids: torch.Tensor | None
+) -> Conditioning:
+    """What `Denoiser` takes: prompts encoded, or their token ids if they train the encoders; and the sizes of the
+    pictures, [B, 6], where the network is told them."""
+    tokens = token_ids(parts, prompts, spec.prompt_chunks)
+    return _on_device(parts, tokens if spec.train_text_encoder else encoded(parts, tokens), time_ids)
+
+
+def _on_device(parts: Parts, of_prompts: Conditioning, time_ids: torch.Tensor | None) -> Conditioning:
+    everything = of_prompts if time_ids is None else {**of_prompts, "time_ids": time_ids}
+    return {name: tensor.to(parts.device, non_blocking=True) for name, tensor in everything.items()}
 
 
 def draw_timesteps(samples: Sequence[Sample], seed: int, count: int) -> torch.Tensor:

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from sdtrain.architectures.base import Architecture, Conditioning
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel
 
-UNET, TEXT_ENCODER = "unet", "text_encoder"
+UNET = "unet"
 
 
 class Denoiser(nn.Module):
-    """The U-Net, and before it the text encoder where that is trained as well.
+    """The U-Net, and before it the text encoders where they are trained as well.
 
-    The trained parameters are named `unet.…` and `text_encoder.…`, in checkpoints too.
+    The trained parameters are named `unet.…`, `text_encoder.…` and so on, in checkpoints too.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None = None) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        unet: UNet2DConditionModel,
+        text_encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.unet = unet
-        self.text_encoder = text_encoder
+        self._architecture = architecture
+        self._encoders = tuple(text_encoders or ())
+        for name, encoder in (text_encoders or {}).items():
+            self.add_module(name, encoder)
 
     def forward(
-        self,
-        noisy_latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        conditioning: torch.Tensor,
-        added: dict[str, torch.Tensor] | None = None,
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """noise_pred [B, C, h, w] from noisy latents [B, C, h, w] and timesteps [B].
-
-        conditioning: encoder_hidden_states [B, tokens, width], or token ids [B, chunks, 77] where the
-        text encoder is trained. added: what is added to the embedding of the timesteps, where that is conditioned.
-        """
-        hidden = conditioning if self.text_encoder is None else encode(self.text_encoder, conditioning)
-        noise_pred: torch.Tensor = self.unet(
-            noisy_latents, timesteps, hidden, added_cond_kwargs=added, return_dict=False
-        )[0]
+        """noise_pred [B, C, h, w] from noisy latents [B, C, h, w] and timesteps [B]."""
+        if self._encoders:
+            encoders = {name: self.get_submodule(name) for name in self._encoders}
+            conditioning = {**conditioning, **self._architecture.encode(encoders, conditioning)}
+        arguments = self._architecture.arguments(conditioning)
+        noise_pred: torch.Tensor = self.unet(noisy_latents, timesteps, **arguments, return_dict=False)[0]
         return noise_pred
-
-
-def encode(text_encoder: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Token ids [B, chunks, 77] → encoder_hidden_states [B, chunks × 77, width], each chunk by itself."""
-    hidden: torch.Tensor = text_encoder(tokens.flatten(0, 1))[0]
-    return hidden.reshape(len(tokens), -1, hidden.shape[-1])
 
 
 def part_of(state: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from sdjob.output import OutputLayout
 from sdjob.problem import Problem
 from sdjob.spec import RunSpec
+from sdtrain.architectures.base import Conditioning
 from sdtrain.buckets import Buckets
-from sdtrain.cache import Cache, DiskCache, MemoryCache, fill
+from sdtrain.cache import Cache, DiskCache, Entry, MemoryCache, fill
 from sdtrain.data import PictureError, TrainingImages, View
-from sdtrain.denoiser import encode
-from sdtrain.models import Parts, tokenize
+from sdtrain.models import Parts, encoded, token_ids
 from sdtrain.order import Sample
 from sdtrain.stop import StopRequest
 from sdtrain.streams import Stream, ended_by_parent_only
@@ -51,7 +51,7 @@ class Caching:
         cache: Cache,
         title: str,
         keys: Sequence[str],
-        make: Callable[[list[int]], Iterator[torch.Tensor | Problem]],
+        make: Callable[[list[int]], Iterator[Entry | Problem]],
     ) -> dict[str, Problem]:
         return fill(cache, title, keys, make, self.world, self.stop, self.step)
 
@@ -87,8 +87,7 @@ class CachedImages(Dataset[dict[str, Any]]):
         return self.images.first_usable(sample, self._example)
 
     def _example(self, sample: Sample) -> dict[str, Any]:
-        moments = self.cache[self.keys[self.images.view(sample)]]
-        return {"moments": moments, **self.images.about(sample)}
+        return {**self.cache[self.keys[self.images.view(sample)]], **self.images.about(sample)}
 
     def captions(self, limit: int) -> Iterator[str]:
         return self.images.captions(limit)
@@ -108,8 +107,8 @@ class CachedPrompts:
     keys: dict[str, str]
     cache: Cache
 
-    def __getitem__(self, prompt: str) -> torch.Tensor:
-        """encoder_hidden_states, [tokens, width]."""
+    def __getitem__(self, prompt: str) -> Conditioning:
+        """What the network is told of a prompt, without the dimension of a batch."""
         return self.cache[self.keys[prompt]]
 
 
@@ -133,11 +132,11 @@ def cached_latents(
         sizes = None if buckets is None else buckets.of if number == 0 else buckets.every
         keys: dict[View, str] = {}
         while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
-            new = [_key("latents", *about, digests[view.index], *view.size, view.flip) for view in views]
+            new = [_key("moments", *about, digests[view.index], *view.size, view.flip) for view in views]
 
             def make(
                 places: list[int], views: list[View] = views, images: TrainingImages = images
-            ) -> Iterator[torch.Tensor | Problem]:
+            ) -> Iterator[Entry | Problem]:
                 return _moments(caching.parts, images, [views[place] for place in places], spec)
 
             failed = caching.fill(cache, f"latents of the {stream.name} pictures", new, make)
@@ -181,14 +180,20 @@ def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
     parts, spec = caching.parts, caching.spec
     cache = caching.cache(spec.cache_text_embeddings, "prompts")
     every = sorted(prompts)
-    identity = _identity(parts.text_encoder, caching.world)
-    tokens = tokenize(parts.tokenizer, every, spec.prompt_chunks)
-    keys = [_key("prompt", identity, ids.tolist()) for ids in tokens]
+    encoders = [_identity(encoder, caching.world) for encoder in parts.text_encoders.values()]
+    tokens = token_ids(parts, every, spec.prompt_chunks)
 
-    def make(places: list[int]) -> Iterator[torch.Tensor]:
+    def key(place: int) -> str:
+        ids = {name: of_encoder[place].tolist() for name, of_encoder in tokens.items()}
+        return _key("encodings", parts.class_name, encoders, ids)
+
+    def make(places: list[int]) -> Iterator[Entry]:
         for place in places:
+            alone = {name: of_encoder[place : place + 1] for name, of_encoder in tokens.items()}
             with torch.no_grad():
-                yield encode(parts.text_encoder, tokens[place][None].to(parts.device))[0]
+                yield {name: tensor[0] for name, tensor in encoded(parts, alone).items()}
+
+    keys = [key(place) for place in range(len(every))]
 
     caching.fill(cache, "prompts", keys, make)
     return CachedPrompts(dict(zip(every, keys, strict=True)), cache)
@@ -215,8 +220,9 @@ class _Views(Dataset[torch.Tensor | Problem]):
 
 def _moments(
     parts: Parts, images: TrainingImages, views: list[View], spec: RunSpec
-) -> Iterator[torch.Tensor | Problem]:
-    """Mean and logvar of the VAE's posterior, [2C, h, w], one picture at a time: the same on any number of ranks."""
+) -> Iterator[Entry | Problem]:
+    """`moments`: mean and logvar of the VAE's posterior, [2C, h, w]; one picture at a time, so that they are the same
+    on any number of ranks."""
     workers = min(spec.dataloader_num_workers, len(views))
     loader: DataLoader[torch.Tensor | Problem] = DataLoader(
         _Views(images, views), batch_size=None, num_workers=workers, worker_init_fn=ended_by_parent_only
@@ -230,7 +236,7 @@ def _moments(
             continue
         with torch.no_grad():
             posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.vae.dtype)).latent_dist
-        yield posterior.parameters[0]
+        yield {"moments": posterior.parameters[0]}
 
 
 def _identity(module: nn.Module, world: World) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from sdjob.pipeline import XL, PipelineFolder
+from sdjob.pipeline import XL, Part, PipelineFolder
 from sdjob.spec import RunSpec
 from sdtrain import architectures, webui
 from sdtrain.checkpoint import sync_tree
-from sdtrain.denoiser import TEXT_ENCODER, UNET, part_of
+from sdtrain.denoiser import UNET, part_of
 from sdtrain.models import Parts
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -24,7 +25,7 @@ INDEX_FILE = "model_index.json"
 WEBUI_LORA = "webui/lora.safetensors"
 WEBUI_MODEL = "webui/model.safetensors"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_WEIGHTS = {UNET: "diffusion_pytorch_model.safetensors", TEXT_ENCODER: "model.safetensors"}
+_UNET_FILE, _TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 _SCHEDULER_FILE = "scheduler_config.json"
 _ZERO_SNR = "rescale_betas_zero_snr"  # the noise schedule that was trained with is drawn with
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".pb")
@@ -78,19 +79,21 @@ def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> N
     The former in PEFT's names (lora_A, lora_B), which diffusers reads since 0.22. Its converter to older names
     (lora.down, lora.up) knows attention layers only, and of a file that mixes both, the attention is not loaded.
     """
+    architecture = architectures.of(parts)
     layers = {UNET: _adapter(parts.unet, part_of(state, UNET))}
     configs = {UNET: parts.unet.peft_config["default"]}
-    if of_encoder := part_of(state, TEXT_ENCODER):
-        layers[TEXT_ENCODER] = _as_in_files(_adapter(parts.text_encoder, of_encoder))
-        configs[TEXT_ENCODER] = parts.text_encoder.peft_config["default"]
+    for name, encoder in parts.text_encoders.items():
+        if of_encoder := part_of(state, name):
+            layers[name] = _as_in_files(_adapter(encoder, of_encoder))
+            configs[name] = encoder.peft_config["default"]
     given: dict[str, Any] = {}
     for part, weights in layers.items():
         given[f"{part}_lora_layers"] = weights
         given[f"{part}_lora_adapter_metadata"] = configs[part].to_dict()
-    architectures.of(parts).pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
+    architecture.pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
     kohya: dict[str, torch.Tensor] = {}
     for part, weights in layers.items():
-        kohya |= webui.kohya_lora(part, weights, configs[part].lora_alpha)
+        kohya |= webui.kohya_lora(architecture.kohya_prefixes[part], weights, configs[part].lora_alpha)
     _save(folder / WEBUI_LORA, kohya)
 
 
@@ -100,7 +103,7 @@ def _write_single_file(folder: Path, title: str) -> None:
     scheduler = json.loads((folder / "scheduler" / _SCHEDULER_FILE).read_text())
     configs = {"scheduler": scheduler}
     everything = webui.marks(scheduler)
-    for part in (UNET, "vae", TEXT_ENCODER, *(["text_encoder_2"] if xl else [])):
+    for part in (UNET, "vae", "text_encoder", *(["text_encoder_2"] if xl else [])):
         configs[part] = json.loads((folder / part / "config.json").read_text())
         everything |= webui.original(part, configs[part], _weights_in(folder / part), xl=xl)
     _save(folder / WEBUI_MODEL, everything, webui.about_model(configs, title, xl=xl))
@@ -123,8 +126,13 @@ def _adapter(part: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def _as_in_files(text_encoder: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """CLIPTextModel's weights by the names that every version of transformers reads; recent ones hold it flat."""
-    return {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in text_encoder.items()}
+    """The weights of a text encoder by the names that every version of transformers reads."""
+    return {_name_in_files(name): weight for name, weight in text_encoder.items()}
+
+
+def _name_in_files(name: str) -> str:
+    """Below `text_model` is all but the projection of the pooled output; recent versions hold CLIPTextModel flat."""
+    return name if name.startswith("text_projection.") else f"text_model.{name.removeprefix('text_model.')}"
 
 
 def _write_pipeline(
@@ -132,7 +140,10 @@ def _write_pipeline(
 ) -> None:
     """Only the parts that the index names: other folders beside them may be anything, and large."""
     index = json.loads((source.path / INDEX_FILE).read_text())
-    trained = {UNET: part_of(state, UNET), TEXT_ENCODER: _as_in_files(part_of(state, TEXT_ENCODER))}
+    trained = {UNET: part_of(state, UNET)}
+    for name, encoder in parts.text_encoders.items():
+        if weights := part_of(state, name):
+            trained[name] = _as_in_files({**_untrained(encoder, source.parts[name]), **weights})
     for name in sorted(name for name, entry in index.items() if isinstance(entry, list)):
         if (source.path / name).is_dir():
             _copy_part(source.path / name, folder / name, weights=not trained.get(name))
@@ -143,8 +154,20 @@ def _write_pipeline(
         index["scheduler"] = ["diffusers", type(parts.sampler).__name__]
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     for name, weights in trained.items():
-        if weights:
-            _save(folder / name / _WEIGHTS[name], weights)
+        _save(folder / name / (_UNET_FILE if name == UNET else _TEXT_FILE), weights)
+
+
+def _untrained(encoder: nn.Module, stored: Part) -> dict[str, torch.Tensor]:
+    """The weights of a trained text encoder that are not trained themselves, fp32, as they are in the base: a strategy
+    may hold them in shards."""
+    names = [_name_in_files(name) for name, p in encoder.named_parameters() if not p.requires_grad]
+    weights: dict[str, torch.Tensor] = {}
+    for file in stored.weights if names else ():
+        weights |= (
+            torch.load(file, map_location="cpu", weights_only=True) if stored.pickled else load_file(file)
+        )
+    found = _as_in_files(weights)
+    return {name: found[name].float() for name in names}
 
 
 def _copy_part(source: Path, target: Path, *, weights: bool) -> None:

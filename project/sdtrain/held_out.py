@@ -12,8 +12,8 @@ from sdjob import split
 from sdjob.spec import RunSpec
 from sdtrain import architectures, attention, objective
 from sdtrain.data import TrainingImages
+from sdtrain.denoise import conditioning
 from sdtrain.denoiser import Denoiser
-from sdtrain.models import tokenize
 from sdtrain.order import Sample, generator, permutation
 from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
@@ -74,8 +74,8 @@ def loss(training: Training, held_out: HeldOut) -> float:
     the pictures: so the number is the same on any number of processes. All ranks make as many passes.
     """
     world, parts = training.world, training.parts
-    trained_encoder = parts.text_encoder if training.spec.train_text_encoder else None
-    denoiser = Denoiser(parts.unet, trained_encoder)
+    trained_encoders = parts.text_encoders if training.spec.train_text_encoder else {}
+    denoiser = Denoiser(architectures.of(parts), parts.unet, trained_encoders)
     rounds = math.ceil(held_out.count / world.size)
     errors: dict[int, float] = {}
     with training.averaged(), evaluating(parts), attention.chosen(training.spec.attention), torch.no_grad():
@@ -103,15 +103,10 @@ def _error(training: Training, denoiser: Denoiser, held_out: HeldOut, index: int
     timesteps = torch.tensor([(2 * k + 1) * count // (2 * _TIMESTEPS) for k in range(_TIMESTEPS)])
     timesteps = timesteps.to(parts.device)
     prompt = held_out.prompt if held_out.prompt is not None else example["caption"]
-    prompts = [prompt] * _TIMESTEPS
-    added = None
-    if denoiser.text_encoder is not None:
-        conditioning = tokenize(parts.tokenizer, prompts, spec.prompt_chunks).to(parts.device)
-    else:
-        time_ids = held_out.images.time_ids(example["sample"]).expand(_TIMESTEPS, -1)
-        architecture = architectures.of(parts)
-        conditioning, added = architecture.condition(parts, prompts, spec.prompt_chunks, time_ids)
-    noise_pred = denoiser(schedule.add_noise(latents, noise, timesteps), timesteps, conditioning, added)
+    takes_sizes = architectures.of(parts).takes_sizes
+    time_ids = held_out.images.time_ids(example["sample"]).expand(_TIMESTEPS, -1) if takes_sizes else None
+    told = conditioning(parts, [prompt] * _TIMESTEPS, spec, time_ids)
+    noise_pred = denoiser(schedule.add_noise(latents, noise, timesteps), timesteps, told)
     kind = schedule.config.prediction_type
     wanted = objective.target(kind, schedule, latents, noise, timesteps)
     return float(objective.squared_error(noise_pred, wanted).mean())

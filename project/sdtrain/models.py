@@ -17,10 +17,13 @@ from peft import LoraConfig
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sdjob import trained
 from sdjob.choices import TEXT_ENCODER_LAYERS
 from sdjob.pipeline import XL, PipelineFolder
 from sdjob.problem import JobError, setting
 from sdjob.spec import RunSpec
+from sdtrain import architectures
+from sdtrain.architectures.base import Conditioning
 from sdtrain.denoiser import Denoiser
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -42,6 +45,18 @@ class Parts:
     text_encoder_2: CLIPTextModelWithProjection | None = None  # of SDXL
     tokenizer_2: CLIPTokenizer | None = None
     zeros_for_empty_prompt: bool = False  # how SDXL draws without a negative prompt
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """By the names of their parts."""
+        found = {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+    @property
+    def tokenizers(self) -> dict[str, CLIPTokenizer]:
+        """By the names of the text encoders."""
+        found = {"text_encoder": self.tokenizer, "text_encoder_2": self.tokenizer_2}
+        return {name: tokenizer for name, tokenizer in found.items() if tokenizer is not None}
 
 
 def load(
@@ -73,14 +88,15 @@ def load(
         )
         return loaded.to(device).requires_grad_(False).eval()
 
-    trained = dtype if lora else torch.float32
-    text_encoder = part(CLIPTextModel, "text_encoder", trained if train_text_encoder else dtype)
+    opened = dtype if lora else torch.float32
+    of_text = opened if train_text_encoder else dtype
+    text_encoder = part(CLIPTextModel, "text_encoder", of_text)
     xl = folder.class_name == XL
-    text_encoder_2 = part(CLIPTextModelWithProjection, "text_encoder_2", dtype) if xl else None
+    text_encoder_2 = part(CLIPTextModelWithProjection, "text_encoder_2", of_text) if xl else None
     rescaled = {"rescale_betas_zero_snr": True} if zero_snr else {}
     return Parts(
         class_name=folder.class_name,
-        unet=part(UNet2DConditionModel, "unet", trained),
+        unet=part(UNet2DConditionModel, "unet", opened),
         vae=part(AutoencoderKL, "vae", torch.float32 if xl else dtype),  # in fp16, SDXL's gives NaN
         text_encoder=text_encoder,
         tokenizer=_tokenizer(folder.path, "tokenizer", text_encoder),
@@ -120,12 +136,14 @@ def _sampler(folder: Path, *, zero_snr: bool) -> Any:
 
 
 def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:
-    """Opens for training what the run trains, in fp32: U-Net and text encoder, or a LoRA added to each.
+    """Opens for training what the run trains, in fp32: U-Net and text encoders, or a LoRA added to each.
 
+    What gets no gradient in any step stays as it is: a process that waited for it would wait for ever.
     LoRA: Hu et al. 2021, arXiv:2106.09685; A gaussian, B zero, so that training starts at the base model.
     """
-    unet, text_encoder = parts.unet, parts.text_encoder if spec.train_text_encoder else None
-    denoiser = Denoiser(unet, text_encoder)
+    unet, text_encoders = parts.unet, parts.text_encoders if spec.train_text_encoder else {}
+    denoiser = Denoiser(architectures.of(parts), unet, text_encoders)
+    idle = {name: _idle(parts, name) for name in text_encoders}
     if spec.lora_rank:
         # The initial A must be the same on every rank and in every run of this seed.
         with torch.random.fork_rng(devices=[]):
@@ -135,28 +153,40 @@ def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:
             except ValueError as error:
                 remedy = "Name layers of the U-Net, such as to_k,to_q,to_v,to_out.0."
                 raise JobError(setting("lora_target_modules", str(error), remedy)) from None
-            if text_encoder is not None:
-                text_encoder.add_adapter(_lora(spec, TEXT_ENCODER_LAYERS))
+            for name, encoder in text_encoders.items():
+                encoder.add_adapter(_lora(spec, TEXT_ENCODER_LAYERS, idle[name]))
         for parameter in trainable(denoiser).values():
             parameter.data = parameter.data.float()  # at a LoRA's rates, bf16 weights would not move
     else:
         denoiser.requires_grad_(True)
+        for name, encoder in text_encoders.items():
+            for module in idle[name]:
+                encoder.get_submodule(module).requires_grad_(False)
     if spec.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-        if text_encoder is not None:
+        for encoder in text_encoders.values():
             # Not the reentrant form, which needs an input that requires a gradient: token ids never do.
-            text_encoder.activation_checkpointing_enable({"use_reentrant": False})
+            encoder.activation_checkpointing_enable({"use_reentrant": False})
     if spec.attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
     return denoiser.train()
 
 
-def _lora(spec: RunSpec, layers: Sequence[str]) -> LoraConfig:
+def _idle(parts: Parts, name: str) -> list[str]:
+    """The modules of a text encoder that get no gradient, each with all that are below it."""
+    encoder = parts.text_encoders[name]
+    prefixes = trained.idle(parts.class_name, name, encoder.config.num_hidden_layers)
+    names = [name for name, _ in encoder.named_modules()]
+    return [name for name in names if f"{name.removeprefix('text_model.')}.".startswith(prefixes)]
+
+
+def _lora(spec: RunSpec, layers: Sequence[str], idle: Sequence[str] = ()) -> LoraConfig:
     return LoraConfig(
         r=spec.lora_rank,
         lora_alpha=spec.lora_scale_alpha,
         init_lora_weights="gaussian",
         target_modules=list(layers),
+        exclude_modules=[name for name in idle if name.endswith(tuple(layers))] or None,
     )
 
 
@@ -179,6 +209,17 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) 
             row = [begin, *ids[start : start + length - 2], end]
             rows.append(row + [pad] * (length - len(row)))
     return torch.tensor(rows).view(-1, chunks, length)
+
+
+def token_ids(parts: Parts, prompts: Sequence[str], chunks: int) -> Conditioning:
+    """Token ids [B, chunks, 77] by the names of the text encoders."""
+    return {name: tokenize(tokenizer, prompts, chunks) for name, tokenizer in parts.tokenizers.items()}
+
+
+def encoded(parts: Parts, tokens: Conditioning) -> Conditioning:
+    """What the network is told of prompts, by their token ids on any device."""
+    ids = {name: of_encoder.to(parts.device) for name, of_encoder in tokens.items()}
+    return architectures.of(parts).encode(parts.text_encoders, ids)
 
 
 def cut_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) -> list[str]:

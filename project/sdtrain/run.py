@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from sdjob import argv, compat, fit, length, split
+from sdjob import argv, compat, fit, length, split, trained
 from sdjob.concepts import Concept, concepts_of
 from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout, StepFolder
@@ -31,7 +31,7 @@ from sdtrain import (
 from sdtrain.buckets import Buckets, bucketed
 from sdtrain.checkpoint import TrainState
 from sdtrain.data import TrainingImages
-from sdtrain.denoiser import TEXT_ENCODER, UNET, Denoiser
+from sdtrain.denoiser import UNET, Denoiser
 from sdtrain.ema import Ema
 from sdtrain.encodings import Caching, cached_latents, cached_prompts, every_prompt
 from sdtrain.fingerprint import data_identity, fingerprint, model_identity
@@ -133,6 +133,7 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     parts = training.parts
     attends = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
     values = report.report(spec, world, training.shape, outcome, attends) | {
+        "trained_parts": list(trained.parts(spec, folder)),
         "validation_loss": loss,
         "held_out_examples": len(training.held_out.images) if training.held_out else 0,
     }
@@ -315,7 +316,7 @@ def _training(
     strategy.prepare(
         denoiser,
         OptimSpec(
-            groups=_groups(spec),
+            groups=_groups(spec, parts),
             betas=(spec.adam_beta1, spec.adam_beta2),
             weight_decay=spec.adam_weight_decay,
             epsilon=spec.adam_epsilon,
@@ -328,11 +329,11 @@ def _training(
     return Training(spec, world, layout, shape, parts, examples, strategy, ema, tracking, stop)
 
 
-def _groups(spec: RunSpec) -> tuple[ParameterGroup, ...]:
+def _groups(spec: RunSpec, parts: Parts) -> tuple[ParameterGroup, ...]:
     unet = ParameterGroup(f"{UNET}.", spec.learning_rate)
-    if not spec.train_text_encoder:
-        return (unet,)
-    return unet, ParameterGroup(f"{TEXT_ENCODER}.", spec.text_encoder_lr or spec.learning_rate)
+    rate = spec.text_encoder_lr or spec.learning_rate
+    encoders = parts.text_encoders if spec.train_text_encoder else ()
+    return unet, *(ParameterGroup(f"{name}.", rate) for name in encoders)
 
 
 def _say_attention(spec: RunSpec, world: World, parts: Parts) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from sdjob.spec import RunSpec
-from sdtrain import architectures
+from sdtrain import architectures, models
 from sdtrain.architectures.base import Drawing
 from sdtrain.models import Parts
 
@@ -30,7 +30,7 @@ def drawing(spec: RunSpec) -> Drawing:
 @contextmanager
 def evaluating(parts: Parts) -> Iterator[None]:
     """What is trained in evaluation mode, its forward pass in the type of the run."""
-    modes = [(part, part.training) for part in (parts.unet, parts.text_encoder)]
+    modes = [(part, part.training) for part in (parts.unet, *parts.text_encoders.values())]
     for part, _ in modes:
         part.eval()
     mixed = parts.dtype != torch.float32
@@ -48,7 +48,12 @@ def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -
     with evaluating(parts), torch.inference_mode():
         for start in range(0, len(prompts), how.batch_size):
             batch = slice(start, start + how.batch_size)
-            yield from architecture.draw(parts, prompts[batch], seeds[batch], how)
+            # Encoded as in training, so that a long prompt means the same.
+            wanted, nothing = (
+                models.encoded(parts, models.token_ids(parts, texts, how.prompt_chunks))
+                for texts in (prompts[batch], [""] * len(prompts[batch]))
+            )
+            yield from architecture.draw(parts, wanted, nothing, seeds[batch], how)
 
 
 def picture_name(prompt: int, image: int) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sdjob.problem import Problem
+from sdtrain.architectures.base import Conditioning
 from sdtrain.buckets import Buckets
 from sdtrain.data import collate
 from sdtrain.order import BatchShape, Past, Sample, draws, micro_batches, sample_at
@@ -38,9 +39,9 @@ class Examples(Protocol):
 
 
 class PromptEncodings(Protocol):
-    """encoder_hidden_states [tokens, width] of every prompt of the run."""
+    """What the network is told of every prompt of the run, each tensor of one sample."""
 
-    def __getitem__(self, prompt: str) -> torch.Tensor: ...
+    def __getitem__(self, prompt: str) -> Conditioning: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class StreamBatch:
     pixel_values: torch.Tensor | None  # [B, 3, H, W] in [-1, 1]
     moments: torch.Tensor | None  # of the VAE's posterior, [B, 2C, h, w]
     prompts: list[str]
-    hidden_states: torch.Tensor | None  # of the prompts, [B, tokens, width]
+    encodings: Conditioning | None  # of the prompts
     samples: list[Sample]  # B places of the stream
     weight: float  # of the stream in the loss
     names: list[str]  # of the pictures
@@ -80,7 +81,7 @@ class StreamBatch:
             self,
             pixel_values=_pinned(self.pixel_values),
             moments=_pinned(self.moments),
-            hidden_states=_pinned(self.hidden_states),
+            encodings=self.encodings and {name: of.pin_memory() for name, of in self.encodings.items()},
             picture_weights=_pinned(self.picture_weights),
             time_ids=_pinned(self.time_ids),
         )
@@ -137,9 +138,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             batch.get("pixel_values"),
             batch.get("moments"),
             prompts,
-            torch.stack([self.encodings[prompt] for prompt in prompts])
-            if self.encodings is not None
-            else None,
+            self._encodings(prompts),
             batch["sample"],
             stream.weight,
             batch["name"],
@@ -149,6 +148,12 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             else None,
             self._time_ids(stream, batch["sample"]),
         )
+
+    def _encodings(self, prompts: list[str]) -> Conditioning | None:
+        if self.encodings is None:
+            return None
+        each = [self.encodings[prompt] for prompt in prompts]
+        return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
     def _time_ids(self, stream: Stream, samples: list[Sample]) -> torch.Tensor | None:
         if not self.takes_sizes:

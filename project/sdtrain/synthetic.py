@@ -100,7 +100,7 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
                 pixel_values=pixel_values,
                 moments=None,
                 prompts=["a picture"] * size,
-                hidden_states=None,
+                encodings=None,
                 samples=[Sample(step, rank * size + i, i, "synthetic") for i in range(size)],
                 weight=1.0,
                 names=["synthetic"] * size,

@@ -18,15 +18,16 @@ from sdjob.shapes import todays_name
 
 Weights = dict[str, torch.Tensor]
 
-_LORA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
+def kohya_lora(prefix: str, layers: Mapping[str, torch.Tensor], alpha: float) -> Weights:
+    """A LoRA of one part by peft's names (`….lora_A.weight`) → by kohya's, with the alpha of each layer.
 
-def kohya_lora(part: str, layers: Mapping[str, torch.Tensor], alpha: float) -> Weights:
-    """A LoRA of one part by peft's names (`….lora_A.weight`) → by kohya's, with the alpha of each layer."""
+    prefix: of the part, such as `lora_unet`.
+    """
     found: Weights = {}
     for name, weight in layers.items():
         layer, matrix = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name).groups()  # type: ignore[union-attr]
-        key = f"{_LORA_PREFIXES[part]}_{layer.replace('.', '_')}"
+        key = f"{prefix}_{layer.replace('.', '_')}"
         found[f"{key}.lora_{'down' if matrix == 'A' else 'up'}.weight"] = weight
         found[f"{key}.alpha"] = torch.tensor(float(alpha))
     return found

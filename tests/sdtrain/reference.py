@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel, compute_snr
 from peft import LoraConfig
 from PIL import Image
 from torch.nn.functional import mse_loss
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdtrain.order import generator, permutation
 
@@ -53,6 +53,55 @@ class Result:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # of the EMA, where one was asked for
 
 
+@dataclass
+class Prompts:
+    """What the U-Net is told of prompts, by the encoders of Stable Diffusion or of XL."""
+
+    chunks: int
+    encoders: dict[str, CLIPTextModel | CLIPTextModelWithProjection]
+    tokenizers: list[CLIPTokenizer]
+    unused: dict[str, str]  # layers whose output goes nowhere, as a regular expression
+
+    @classmethod
+    def read(cls, model: Path, chunks: int):
+        kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+        found = [n for n in kinds if (model / f"text_encoder{n}").is_dir()]
+        encoders = {
+            f"text_encoder{n}": kinds[n].from_pretrained(model, subfolder=f"text_encoder{n}") for n in found
+        }
+        tokenizers = [CLIPTokenizer.from_pretrained(model, subfolder=f"tokenizer{n}") for n in found]
+        last = encoders["text_encoder"].config.num_hidden_layers - 1
+        unused = {"text_encoder": rf".*layers\.{last}\..*"} if len(found) > 1 else {}
+        return cls(chunks, encoders, tokenizers, unused)
+
+    def told(self, text: str) -> dict[str, torch.Tensor]:
+        """The arguments of the U-Net for one prompt; each stretch of 75 tokens is a prompt of its own."""
+        outputs = [
+            [encoder(ids, output_hidden_states=True) for ids in self.ids(tokenizer, text)]
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders.values(), strict=True)
+        ]
+        if len(outputs) == 1:
+            return {"encoder_hidden_states": torch.cat([one.last_hidden_state for one in outputs[0]], dim=1)}
+        hidden = [torch.cat([one.hidden_states[-2] for one in of], dim=1) for of in outputs]
+        return {
+            "encoder_hidden_states": torch.cat(hidden, dim=-1),
+            "text_embeds": outputs[1][0].text_embeds,
+            "time_ids": torch.tensor(
+                [[64.0, 64.0, 0.0, 0.0, 32.0, 32.0]]
+            ),  # as all pictures of the tests are
+        }
+
+    def ids(self, tokenizer: CLIPTokenizer, text: str) -> list[torch.Tensor]:
+        if self.chunks == 1:
+            return [tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids]
+        words = tokenizer(text, add_special_tokens=False).input_ids
+        found = []
+        for chunk in range(self.chunks):
+            ids = [tokenizer.bos_token_id, *words[75 * chunk : 75 * (chunk + 1)], tokenizer.eos_token_id]
+            found.append(torch.tensor([ids + [tokenizer.pad_token_id] * (77 - len(ids))]))
+        return found
+
+
 def train(
     model: Path,
     streams: list[Pictures],
@@ -78,8 +127,7 @@ def train(
 ) -> Result:
     """Losses, norms and final weights of a run."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
-    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    prompts = Prompts.read(model, chunks)
     noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     if zero_snr:
         noise_scheduler = DDPMScheduler.from_config(noise_scheduler.config, rescale_betas_zero_snr=True)
@@ -96,16 +144,19 @@ def train(
                 init_lora_weights="gaussian",
             )
         )
-    text_encoder.requires_grad_(text_encoder_lr is not None and not lora_rank)
-    if text_encoder_lr and lora_rank:
-        layers = ["q_proj", "k_proj", "v_proj", "out_proj"]
-        text_encoder.add_adapter(
-            LoraConfig(
-                r=lora_rank, lora_alpha=lora_alpha, target_modules=layers, init_lora_weights="gaussian"
+    for name, encoder in prompts.encoders.items():
+        encoder.requires_grad_(text_encoder_lr is not None and not lora_rank)
+        if text_encoder_lr and lora_rank:
+            config = LoraConfig(
+                r=lora_rank,
+                lora_alpha=lora_alpha,
+                target_modules=["q_proj", "k_proj", "v_proj", "out_proj"],
+                exclude_modules=prompts.unused.get(name),
+                init_lora_weights="gaussian",
             )
-        )
+            encoder.add_adapter(config)
     unet.train()
-    parts = {"unet": unet, "text_encoder": text_encoder}
+    parts = {"unet": unet, **prompts.encoders}
     trained = {
         f"{part}.{name}": p
         for part, module in parts.items()
@@ -114,7 +165,7 @@ def train(
     }
     groups = [
         {"params": [p for name, p in trained.items() if name.startswith(f"{part}.")], "lr": rate}
-        for part, rate in (("unet", lr), ("text_encoder", text_encoder_lr))
+        for part, rate in (("unet", lr), *((name, text_encoder_lr) for name in prompts.encoders))
         if rate
     ]
     if optimizer_of:
@@ -149,22 +200,18 @@ def train(
                         timestep = torch.randint(0, 1000, (1,), generator=of("timestep"))
                         emptied = torch.rand((), generator=of("empty_prompt")) < empty_prompts
                         text = "" if emptied else stream.captions[index]
-                    if chunks == 1:
-                        ids = tokenizer(
-                            text, padding="max_length", max_length=77, return_tensors="pt"
-                        ).input_ids
-                        hidden = text_encoder(ids)[0]
-                    else:
-                        hidden = in_chunks(tokenizer, text_encoder, text, chunks)
+                    told = prompts.told(text)
                     with torch.no_grad():
-                        inputs.append((noise_scheduler.add_noise(latents, added, timestep), timestep, hidden))
+                        noisy = noise_scheduler.add_noise(latents, added, timestep)
+                        inputs.append({"sample": noisy, "timestep": timestep, **told})
                         if prediction_type == "epsilon":
                             wanted.append(noise)
                         else:
                             wanted.append(noise_scheduler.get_velocity(latents, noise, timestep))
                         weights.append(min_snr(noise_scheduler, timestep, snr_gamma))
-                noisy, timesteps, hidden = (torch.cat(parts) for parts in zip(*inputs, strict=True))
-                prediction = unet(noisy, timesteps, hidden).sample
+                given = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+                extra = {name: given.pop(name) for name in ("text_embeds", "time_ids") if name in given}
+                prediction = unet(**given, added_cond_kwargs=extra).sample
                 errors = mse_loss(prediction, torch.cat(wanted), reduction="none").mean(dim=[1, 2, 3])
                 loss = loss + stream.weight * (torch.cat(weights) * errors).mean()
             place += batch
@@ -190,14 +237,3 @@ def min_snr(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, gamma: float
     snr = compute_snr(noise_scheduler, timestep)
     least = torch.stack([snr, torch.full_like(snr, gamma)]).min(dim=0).values
     return least / (snr if noise_scheduler.config.prediction_type == "epsilon" else snr + 1)
-
-
-def in_chunks(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, text: str, chunks: int) -> torch.Tensor:
-    """Each stretch of 75 tokens as a prompt of its own, one after the other."""
-    words = tokenizer(text, add_special_tokens=False).input_ids
-    encoded = []
-    for chunk in range(chunks):
-        stretch = words[75 * chunk : 75 * (chunk + 1)]
-        ids = [tokenizer.bos_token_id, *stretch] + [tokenizer.eos_token_id] * (76 - len(stretch))
-        encoded.append(text_encoder(torch.tensor([ids]))[0])
-    return torch.cat(encoded, dim=1)

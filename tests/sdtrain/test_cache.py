@@ -27,7 +27,7 @@ class Maker:
     def __call__(self, places):
         for place in places:
             self.made.append(self.keys[place])
-            yield value(self.keys[place])
+            yield {"number": value(self.keys[place]), "sign": torch.ones(1, dtype=torch.int32)}
 
 
 def filled(cache: Cache, keys=KEYS, stop=False) -> list[str]:
@@ -44,7 +44,7 @@ def caches(folder: Path) -> list[Cache]:
 def test_each_entry_is_made_once(tmp_path, capsys):
     for cache in caches(tmp_path):
         assert sorted(filled(cache)) == sorted(set(KEYS))
-        assert all(torch.equal(cache[key], value(key)) for key in KEYS)
+        assert all(torch.equal(cache[key]["number"], value(key)) for key in KEYS)
         assert filled(cache) == []
     said = capsys.readouterr().out
     assert "numbers: 0 of 3 are cached, 3 are to be made" in said
@@ -58,7 +58,7 @@ def test_a_broken_entry_is_made_again(tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     next(tmp_path.rglob(f"{KEYS[0]}.safetensors")).write_bytes(b"")
     assert sorted(filled(cache)) == sorted(KEYS[:2])
-    assert torch.equal(cache[KEYS[1]], value(KEYS[1]))
+    assert torch.equal(cache[KEYS[1]]["number"], value(KEYS[1]))
 
 
 def test_no_half_entry_is_ever_in_place(tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_ranks_share_the_work_and_all_have_everything(tmp_path):
     for both in ([MemoryCache(), MemoryCache()], [DiskCache(tmp_path), DiskCache(tmp_path)]):
         first, second = Ranks().fill(both)
         assert sorted(first + second) == sorted(set(KEYS)) and first and second
-        assert all(torch.equal(cache[key], value(key)) for cache in both for key in KEYS)
+        assert all(torch.equal(cache[key]["number"], value(key)) for cache in both for key in KEYS)
 
 
 def test_a_folder_that_the_nodes_do_not_share_is_noticed(tmp_path):

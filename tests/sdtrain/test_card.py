@@ -14,7 +14,7 @@ REPORT = {
 }
 
 
-def rendered(samples=False, **settings) -> str:
+def rendered(samples=False, trained_parts=("unet",), **settings) -> str:
     spec = RunSpec(
         pretrained_model_name_or_path="/mnt/model/sd-v1-4",
         output_dir="/output/secret-project",
@@ -23,7 +23,7 @@ def rendered(samples=False, **settings) -> str:
         cache_dir="/home/somebody/cache",
         **settings,
     )
-    return card.render(spec, REPORT, samples=samples)
+    return card.render(spec, {**REPORT, "trained_parts": list(trained_parts)}, samples=samples)
 
 
 def front_matter(text) -> dict:
@@ -40,6 +40,13 @@ def test_it_tells_what_was_trained_on_what():
     assert "webui/lora.safetensors" in text
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings == {"lr": 1e-4, "lora_rank": 4, "instance_prompt": 'a "sks": dog | cat'}
+
+
+def test_it_names_the_parts_that_were_trained():
+    one, two = ("unet", "text_encoder"), ("unet", "text_encoder", "text_encoder_2")
+    assert "All weights of the U-Net of sd-v1-4, trained" in rendered()
+    assert "U-Net of sd-v1-4 and its text encoder, trained" in rendered(trained_parts=one)
+    assert "U-Net of sd-v1-4 and its text encoders, trained" in rendered(trained_parts=two)
 
 
 def test_it_names_no_place_of_the_machine():

@@ -8,7 +8,6 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sddemo.tiny import make_tiny_xl_pipeline
 from sdjob import kinds
 from sdjob.pipeline import find_pipeline
 from sdjob.problem import JobError
@@ -32,11 +31,6 @@ def written(model, folder, **settings):
     weights = models.trainable(models.make_trainable(parts, spec))
     export.export(folder, source, parts, {name: w.detach() for name, w in weights.items()}, spec)
     return folder / export.WEBUI_MODEL
-
-
-@pytest.fixture(scope="module")
-def xl_model(tmp_path_factory):
-    return make_tiny_xl_pipeline(tmp_path_factory.mktemp("xl") / "model")
 
 
 @pytest.fixture(params=["v_model", "xl_model"])

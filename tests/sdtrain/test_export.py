@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sddemo.tiny import make_tiny_pipeline
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
-from sdtrain import export, models
+from sdtrain import architectures, export, models
 from tests.support.worker import Killed, snapshot
 
 
@@ -139,37 +139,57 @@ def test_a_lora_of_other_layers_than_attention_loads_whole(model, tmp_path):
     assert (unet(*inputs).sample - base).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_a_trained_text_encoder_is_in_the_result(model, tmp_path, lora_rank):
+@pytest.mark.parametrize("layout", [None, export.LORA_FILE, export.WEBUI_LORA])
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_trained_text_encoders_are_in_the_result(eps_model, xl_model, tmp_path, kind, layout):
+    """layout: the file of a LoRA; None: all weights."""
+    model = {"sd": eps_model, "xl": xl_model}[kind]
     source = find_pipeline(model, None, allow_pickle=False)
     parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
-    spec = spec_of(model, train_text_encoder=True, lora_rank=lora_rank)
-    denoiser = models.make_trainable(parts, spec)
-    trained = models.trainable(denoiser)
+    spec = spec_of(model, train_text_encoder=True, lora_rank=2 if layout else 0, lora_alpha=3)
+    trained = models.trainable(models.make_trainable(parts, spec))
     with torch.no_grad():
         for number, weight in enumerate(trained.values()):
             weight.add_(torch.linspace(-0.3, 0.2, weight.numel()).view_as(weight) * (1 + number % 3))
     state = {name: weight.detach() for name, weight in trained.items()}
     export.export(tmp_path / "out", source, parts, state, spec)
-    if lora_rank:
-        pipeline = StableDiffusionPipeline.from_pretrained(model)
-        pipeline.load_lora_weights(tmp_path / "out")
+    base = DiffusionPipeline.from_pretrained(model)
+    pipeline = DiffusionPipeline.from_pretrained(model if layout else tmp_path / "out")
+    if layout:
+        pipeline.load_lora_weights(tmp_path / "out", weight_name=layout)
     else:
-        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
-        with safe_open(tmp_path / "out/text_encoder/model.safetensors", "pt") as file:
+        for name in parts.text_encoders:
+            found, stored = (
+                load_file(folder / name / "model.safetensors") for folder in (tmp_path / "out", model)
+            )
             # As in the files that everybody has: older transformers read no other names.
-            assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
-    tokens = models.tokenize(parts.tokenizer, ["a red cross", ""]).flatten(0, 1)
-    found, wanted, base = (
-        encoder(tokens)[0]
-        for encoder in (
-            pipeline.text_encoder,
-            parts.text_encoder,
-            StableDiffusionPipeline.from_pretrained(model).text_encoder,
-        )
+            assert all(key.startswith(("text_model.", "text_projection.")) for key in found)
+            assert len(found) == len(stored)
+    tokens = models.token_ids(parts, ["a red cross", ""], 1)
+    found, wanted, before = (
+        architectures.of(parts).encode({name: getattr(of, name) for name in parts.text_encoders}, tokens)
+        for of in (pipeline, parts, base)
     )
-    torch.testing.assert_close(found, wanted)
-    assert (found - base).abs().max() > 0.1
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+        assert (value - before[name]).abs().max() > 0.1
+
+
+def test_what_is_not_trained_of_a_text_encoder_stays_as_it_was(xl_model, tmp_path):
+    """What SDXL never looks at, whatever the type and the names that it is stored with."""
+    model = shutil.copytree(xl_model, tmp_path / "model")
+    file = model / "text_encoder/model.safetensors"
+    stored = {f"text_model.{n.removeprefix('text_model.')}": w.half() for n, w in load_file(file).items()}
+    save_file(stored, file, metadata={"format": "pt"})
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = models.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
+    spec = spec_of(model, train_text_encoder=True)
+    trained = models.trainable(models.make_trainable(parts, spec))
+    export.export(tmp_path / "out", source, parts, {n: w.detach() + 1 for n, w in trained.items()}, spec)
+    found = load_file(tmp_path / "out/text_encoder/model.safetensors")
+    as_it_was = {name for name, weight in found.items() if torch.equal(weight, stored[name].float())}
+    assert found.keys() == stored.keys() and {weight.dtype for weight in found.values()} == {torch.float32}
+    assert as_it_was == {n for n in stored if ".layers.1." in n or "final_layer_norm" in n}
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "model_index.json"])
@@ -264,6 +284,16 @@ def test_the_keys_of_kohyas_layout(model, tmp_path):
     assert found[f"{layer}.alpha"] == 5
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in found
     assert all(name.startswith(("lora_unet_", "lora_te_text_model_")) for name in found)
+
+
+def test_the_keys_of_kohyas_layout_for_two_text_encoders(xl_model, tmp_path):
+    """As kohya's own trainer writes them; with SDXL no name begins with lora_te_."""
+    found = load_file(trained_lora(xl_model, tmp_path / "out") / export.WEBUI_LORA)
+    layer = "text_model_encoder_layers_0_self_attn_q_proj"
+    assert found[f"lora_te1_{layer}.lora_down.weight"].shape == (2, 32)
+    assert found[f"lora_te2_{layer}.lora_down.weight"].shape == (2, 16)
+    beginnings = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_")
+    assert all(name.startswith(beginnings) for name in found)
 
 
 def all_weights(pipeline) -> dict[str, torch.Tensor]:

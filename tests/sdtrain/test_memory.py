@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from sdjob import memory
+from sdjob import memory, trained
 from sdjob.compat import Topology
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
+from sdlaunch import space
 from sdtrain import models
 from sdtrain.ema import Ema
 
@@ -33,6 +34,29 @@ def saved_by(forward, parameters) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}])
+def test_of_two_text_encoders_only_what_gets_a_gradient_is_trained_and_counted(xl_model, settings):
+    spec = RunSpec(
+        pretrained_model_name_or_path=str(xl_model), output_dir="o", train_text_encoder=True, **settings
+    )
+    folder = find_pipeline(xl_model, None, allow_pickle=False)
+    parts = models.load(folder, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
+    denoiser = models.make_trainable(parts, spec)
+    opened = models.trainable(denoiser)
+    tokens = models.token_ids(parts, ["a red cross", ""], 2)
+    sizes = {"time_ids": torch.full((2, 6), 32)}
+    denoiser(torch.ones(2, 4, 8, 8), torch.tensor([5, 6]), {**tokens, **sizes}).sum().backward()
+    assert [name for name, weight in opened.items() if weight.grad is None] == []
+    assert {name.split(".")[0] for name in opened} == {"unet", *trained.parts(spec, folder)[1:]}
+    assert len(parts.text_encoders) == len(trained.parts(spec, folder)) - 1 == 2
+    assert trained.parameters(spec, folder) == sum(weight.numel() for weight in opened.values())
+    need = memory.estimate(spec, folder, CPU)
+    every = [p for part in (parts.unet, parts.vae, *parts.text_encoders.values()) for p in part.parameters()]
+    assert size(p for p in every if not p.requires_grad) == need.frozen
+    if not spec.lora_rank:
+        assert space.sizes(spec, folder).result == sum(part.num_bytes for part in folder.parts.values())
+
+
 @pytest.mark.parametrize("settings", [{"use_ema": True}, {"lora_rank": 4}, {"gradient_checkpointing": True}])
 def test_what_is_held(eps_model, settings):
     spec = RunSpec(
@@ -46,25 +70,25 @@ def test_what_is_held(eps_model, settings):
     need = memory.estimate(spec, folder, CPU)
     parts = models.load(folder, "no", torch.device("cpu"), allow_pickle=False, lora=spec.lora_rank > 0)
     denoiser = models.make_trainable(parts, spec)
-    trained = models.trainable(denoiser)
+    opened = models.trainable(denoiser)
     every = [p for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters()]
 
     latents, timesteps, hidden = (
         torch.zeros(2, 4, 16, 16),
         torch.zeros(2, dtype=torch.long),
-        torch.zeros(2, 77, 32),
+        {"hidden_states": torch.zeros(2, 77, 32)},
     )
     saved = saved_by(lambda: denoiser(latents, timesteps, hidden), every)
-    optimizer = torch.optim.AdamW(trained.values(), fused=True)
+    optimizer = torch.optim.AdamW(opened.values(), fused=True)
     denoiser(latents, timesteps, hidden).sum().backward()
-    gradients = size(p.grad for p in trained.values())
+    gradients = size(p.grad for p in opened.values())
     optimizer.step()
 
-    assert size(trained.values()) == need.weights
+    assert size(opened.values()) == need.weights
     assert gradients == need.gradients
     assert size(m for state in optimizer.state.values() for m in state.values() if m.dim()) == need.moments
     assert size(p for p in every if not p.requires_grad) == need.frozen
-    average = Ema(trained, 0.99).shares.values() if spec.use_ema else []
+    average = Ema(opened, 0.99).shares.values() if spec.use_ema else []
     assert size(average) == need.average
     if spec.gradient_checkpointing:  # the inputs; what is computed again comes on top
         layers = list(memory._layers(folder.parts["unet"].tensors, 16))

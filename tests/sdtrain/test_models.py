@@ -62,8 +62,9 @@ def test_a_lora_run_trains_only_the_adapter_which_begins_at_the_base_model(eps_m
     trained = models.trainable(denoiser)
     assert trained and all("lora_" in name for name in trained)
     assert all(weight.any() == ("lora_A" in name) for name, weight in trained.items())  # B is zero
-    inputs = torch.ones(1, 4, 8, 8), torch.tensor([5]), torch.ones(1, 7, 32)
-    torch.testing.assert_close(denoiser.eval()(*inputs), base.unet.eval()(*inputs).sample)
+    latents, timesteps, hidden = torch.ones(1, 4, 8, 8), torch.tensor([5]), torch.ones(1, 7, 32)
+    found = denoiser.eval()(latents, timesteps, {"hidden_states": hidden})
+    torch.testing.assert_close(found, base.unet.eval()(latents, timesteps, hidden).sample)
 
 
 def test_a_lora_begins_the_same_on_every_rank_and_otherwise_for_another_seed(eps_model):

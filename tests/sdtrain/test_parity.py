@@ -1,6 +1,6 @@
 """The worker against the reference: the same losses, gradient norms and weights, in fp32.
 
-Tolerances over one step and over ten: losses 1e-5, gradient norms 1e-4 relative; weights as `assert_same_weights` says.
+Tolerances over one step and several: losses 1e-5, gradient norms 1e-4 relative; weights as `assert_same_weights` says.
 """
 
 from functools import partial
@@ -74,6 +74,32 @@ CASES = {
         "train_text_encoder": True,
         "train_batch_size": 2,
     },
+    "xl": {"xl": True, "train_batch_size": 2},
+    "xl_text_encoders": {
+        "xl": True,
+        "train_text_encoder": True,
+        "text_encoder_lr": 3e-4,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "use_ema": True,
+        "ema_decay": 0.5,
+    },
+    "xl_lora": {
+        "xl": True,
+        "train_text_encoder": True,
+        "lora_rank": 2,
+        "lora_alpha": 4,
+        "text_encoder_lr": 2e-3,
+        "max_grad_norm": 0.01,
+    },
+    "xl_long_captions": {
+        "xl": True,
+        "recipe": "dreambooth",
+        "instance_prompt": LONG,
+        "max_token_length": 150,
+        "train_text_encoder": True,
+        "train_batch_size": 2,
+    },
     "adafactor": {"optimizer": "adafactor", "max_grad_norm": 0, "train_text_encoder": True},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0, "lora_rank": 2, "train_text_encoder": True},
     "everything": {
@@ -96,15 +122,17 @@ CASES = {
 
 # What others of them cover too, on the way to the same lines.
 LONG_FORMS = ("min_snr", "min_snr_v", "text_encoder_same_rate", "long_captions", "lora_ema", "dreambooth_v")
-STEPS = [pytest.param(name, 10, marks=[pytest.mark.long] if name in LONG_FORMS else []) for name in CASES] + [
-    pytest.param(name, 1) for name in ("text_encoder", "everything")
-]
+SHORT = {name: 3 for name in CASES if name.startswith("xl")}
+STEPS = [
+    pytest.param(name, SHORT.get(name, 10), marks=[pytest.mark.long] if name in LONG_FORMS else [])
+    for name in CASES
+] + [pytest.param(name, 1) for name in ("text_encoder", "everything", "xl_text_encoders")]
 
 
 @pytest.mark.parametrize(("name", "steps"), STEPS)
-def test_steps(name, steps, train, eps_model, v_model, captioned, instance, of_class):
+def test_steps(name, steps, train, eps_model, v_model, xl_model, captioned, instance, of_class):
     case = dict(CASES[name])
-    model = v_model if case.pop("v", False) else eps_model
+    model = v_model if case.pop("v", False) else xl_model if case.pop("xl", False) else eps_model
     if case.get("recipe") == "dreambooth":
         case.setdefault("instance_prompt", PROMPT)
         streams = [Pictures.read("instance", instance, SIDE, case["instance_prompt"])]
@@ -153,7 +181,8 @@ def test_steps(name, steps, train, eps_model, v_model, captioned, instance, of_c
         found = load_file(output / "checkpoint/pytorch_lora_weights.safetensors")
         weights = {key(name): weight for name, weight in wanted.weights.items()}
     else:
-        found, weights = full_weights(output / "checkpoint", wanted.weights), wanted.weights
+        found = full_weights(output / "checkpoint", wanted.weights)
+        weights = {flat(name): weight for name, weight in wanted.weights.items()}
     # The gradient of a key's bias is zero (softmax does not see it): rounding alone moves it, at Adam's full rate.
     found, weights = (
         {name: weight for name, weight in state.items() if not name.endswith("k_proj.bias")}
@@ -161,12 +190,13 @@ def test_steps(name, steps, train, eps_model, v_model, captioned, instance, of_c
     )
     assert_same_weights(found, weights, LR * steps)
     for part in {name.split(".")[0] for name in weights if not rank}:  # the bound above is not an empty one
-        assert movement(model, weights, part) > 0.2 * LR * steps * (0.3 if part == "text_encoder" else 1)
+        assert movement(model, weights, part) > 0.2 * LR * steps * (1 if part == "unet" else 0.3)
 
 
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
+    "text_encoder_2": "text_encoder_2/model.safetensors",
 }
 
 
@@ -174,10 +204,15 @@ def full_weights(folder, wanted) -> dict:
     """The weights of a pipeline's trained parts, by part and name."""
     parts = {name.split(".")[0] for name in wanted}
     return {
-        f"{part}.{name.removeprefix('text_model.')}": weight
+        flat(f"{part}.{name}"): weight
         for part in parts
         for name, weight in load_file(folder / FILES[part]).items()
     }
+
+
+def flat(name: str) -> str:
+    """Of transformers' two text encoders one has the level `text_model`, and the other had it once."""
+    return name.replace(".text_model.", ".")
 
 
 def movement(model, weights, part) -> float:
@@ -188,4 +223,5 @@ def movement(model, weights, part) -> float:
 
 def key(parameter: str) -> str:
     """The name of an adapter's weight in a file of diffusers' layout."""
-    return parameter.replace(".default.", ".").replace("text_encoder.", "text_encoder.text_model.")
+    part, _, name = flat(parameter).partition(".")
+    return f"{part}.{'' if part == 'unet' else 'text_model.'}{name.replace('.default.', '.')}"

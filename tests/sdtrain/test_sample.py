@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from sdjob.pipeline import find_pipeline
@@ -17,6 +17,12 @@ HOW = Drawing(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2
 @pytest.fixture(scope="module")
 def parts(eps_model):
     source = find_pipeline(eps_model, None, allow_pickle=False)
+    return models.load(source, "no", torch.device("cpu"), allow_pickle=False)
+
+
+@pytest.fixture(scope="module")
+def xl_parts(xl_model):
+    source = find_pipeline(xl_model, None, allow_pickle=False)
     return models.load(source, "no", torch.device("cpu"), allow_pickle=False)
 
 
@@ -49,7 +55,30 @@ def test_prompts_mean_what_they_mean_to_the_pipeline(parts):
     assert distance(found, wanted) == 0
 
 
-def test_the_end_of_a_long_prompt_counts_where_it_is_encoded_in_chunks(parts):
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("prompt", ["a red cross", ""])
+def test_prompts_mean_what_they_mean_to_the_pipeline_of_xl(xl_parts, prompt, zeros):
+    """With its two ways of drawing without a negative prompt: zeros, or the empty prompt encoded."""
+    parts = replace(xl_parts, zeros_for_empty_prompt=zeros)
+    pipeline = StableDiffusionXLPipeline(
+        parts.vae,
+        parts.text_encoder,
+        parts.text_encoder_2,
+        parts.tokenizer,
+        parts.tokenizer_2,
+        parts.unet,
+        parts.sampler,
+        force_zeros_for_empty_prompt=zeros,
+    )
+    given = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
+    (wanted,) = pipeline(prompt, generator=torch.Generator().manual_seed(1), **given).images
+    (found,) = sample.generate(parts, [prompt], [1], HOW)
+    assert distance(found, wanted) == 0
+
+
+@pytest.mark.parametrize("kind", ["sd", "xl"])
+def test_the_end_of_a_long_prompt_counts_where_it_is_encoded_in_chunks(parts, xl_parts, kind):
+    parts = {"sd": parts, "xl": xl_parts}[kind]
     prompts = [f"{'a red cross ' * 40}{ending}" for ending in ("on a black ground", "on a white ground")]
     cut = list(sample.generate(parts, prompts, [1, 1], HOW))
     assert distance(*cut) == 0

@@ -18,6 +18,7 @@ from peft import LoraConfig
 
 from sdjob.spec import RunSpec
 from sdtrain import strategies
+from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.denoiser import Denoiser
 from sdtrain.ema import Ema
 from sdtrain.models import DTYPES
@@ -77,7 +78,7 @@ class Trial:
         if spec.lora_rank:
             _add_lora(self.unet, spec)
         self.strategy = strategies.create(spec, CPU, self.world)
-        self.strategy.prepare(Denoiser(self.unet).train(), OPTIM)
+        self.strategy.prepare(Denoiser(StableDiffusion(), self.unet).train(), OPTIM)
         self.ema = Ema(self.strategy.masters(), decay=0.5)
 
     def step(self, number: int) -> tuple[float, float]:
@@ -88,7 +89,7 @@ class Trial:
             latents, timesteps, hidden, noise = (tensor[share] for tensor in batch(number, micro))
             with self.strategy.accumulate(last=micro == ACCUMULATION - 1):
                 with self.strategy.autocast():
-                    noise_pred = self.strategy.model(latents, timesteps, hidden)
+                    noise_pred = self.strategy.model(latents, timesteps, {"hidden_states": hidden})
                 loss = (noise_pred.float() - noise).square().mean() / ACCUMULATION
                 self.strategy.backward(loss)
             total += loss.detach().double()

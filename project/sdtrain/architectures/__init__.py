@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sdtrain.architectures.base import Architecture
 from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.architectures.stable_diffusion_xl import StableDiffusionXL
-from sdtrain.models import Parts
+
+if TYPE_CHECKING:
+    from sdtrain.models import Parts
 
 _ARCHITECTURES: dict[str, Architecture] = {
     "StableDiffusionPipeline": StableDiffusion(),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL.Image import Image
+from torch import nn
 
-from sdtrain.models import Parts
+if TYPE_CHECKING:
+    from sdtrain.models import Parts
 
-Added = dict[str, torch.Tensor] | None  # diffusers' added_cond_kwargs; None: the U-Net takes none
+# What a network is told besides latents and timesteps, by names that its architecture gives; each [B, …]. Where text
+# encoders are trained, their token ids [B, chunks, 77], by the names of the encoders, in place of what they make of it.
+Conditioning = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,27 @@ class Architecture(Protocol):
         """diffusers' pipeline, which knows the layout of a LoRA too."""
 
     @property
+    def kohya_prefixes(self) -> Mapping[str, str]:
+        """What the names of a part's layers begin with in a LoRA of kohya's layout."""
+
+    @property
     def takes_sizes(self) -> bool:
-        """Whether the network is told size and crop of a picture."""
+        """Whether the network is told size and crop of a picture: `time_ids` [B, 6], heights and widths of the
+        original, of the crop's corner (top, left), and of the picture."""
 
-    def condition(
-        self, parts: Parts, prompts: Sequence[str], chunks: int, time_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Added]:
-        """What the network is given of prompts: encoder_hidden_states [B, tokens, width], and what is added to
-        the embedding of the timestep. time_ids [B, 6]: heights and widths of the original, of the crop's corner
-        (top, left), and of the picture."""
+    def encode(self, encoders: Mapping[str, nn.Module], tokens: Conditioning) -> Conditioning:
+        """From the token ids of prompts, [B, chunks, 77] for each text encoder, what the network is told of them."""
 
-    def draw(self, parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -> list[Image]:
-        """One picture per prompt and seed; inside `torch.autocast` where the run is mixed."""
+    def arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        """What the network takes besides latents and timesteps, as its forward pass names it."""
+
+    def draw(
+        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Drawing
+    ) -> list[Image]:
+        """One picture for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
+        nothing: the encoding of as many empty prompts, to be guided away from."""
+
+
+def in_chunks(encoded: torch.Tensor, chunks: int) -> torch.Tensor:
+    """The chunks of a prompt one after the other: [B × chunks, tokens, width] → [B, chunks × tokens, width]."""
+    return encoded.reshape(len(encoded) // chunks, -1, encoded.shape[-1])

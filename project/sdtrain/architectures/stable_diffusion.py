@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
+from torch import nn
 
-from sdtrain.architectures.base import Added, Drawing
-from sdtrain.denoiser import encode
-from sdtrain.models import Parts, tokenize
+from sdtrain.architectures.base import Conditioning, Drawing, in_chunks
+
+if TYPE_CHECKING:
+    from sdtrain.models import Parts
 
 
 class StableDiffusion:
     """Rombach et al. 2022, arXiv:2112.10752."""
 
     pipeline = StableDiffusionPipeline
+    kohya_prefixes: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
     takes_sizes = False
 
-    def condition(
-        self, parts: Parts, prompts: Sequence[str], chunks: int, time_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Added]:
-        tokens = tokenize(parts.tokenizer, prompts, chunks).to(parts.device)
-        return encode(parts.text_encoder, tokens), None
+    def encode(self, encoders: Mapping[str, nn.Module], tokens: Conditioning) -> Conditioning:
+        """`hidden_states` [B, chunks × 77, width], each chunk by itself."""
+        ids = tokens["text_encoder"]
+        hidden = encoders["text_encoder"](ids.flatten(0, 1))[0]
+        return {"hidden_states": in_chunks(hidden, ids.shape[1])}
 
-    def draw(self, parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -> list[Image]:
+    def arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        return {"encoder_hidden_states": conditioning["hidden_states"]}
+
+    def draw(
+        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Drawing
+    ) -> list[Image]:
         pipeline = StableDiffusionPipeline(
             vae=parts.vae,
             text_encoder=parts.text_encoder,
@@ -37,14 +46,9 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
-        # Encoded as in training, so that a long prompt means the same.
-        wanted, nothing = (
-            self.condition(parts, texts, how.prompt_chunks, None)[0]
-            for texts in (prompts, [""] * len(prompts))
-        )
         images: list[Image] = pipeline(
-            prompt_embeds=wanted,
-            negative_prompt_embeds=nothing,
+            prompt_embeds=wanted["hidden_states"],
+            negative_prompt_embeds=nothing["hidden_states"],
             height=how.resolution,
             width=how.resolution,
             num_inference_steps=how.inference_steps,
