@@ -9,11 +9,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent
 sys.path.insert(0, str(HOME / "project"))
+
+from sdjob import stopping  # noqa: E402 - needs nothing but Python
 
 
 class StoppedEarly(BaseException):
@@ -60,7 +63,8 @@ def _on_signals(reaction: Callable[[int, object], object]) -> None:
 
 
 def _stop_early(signum: int, frame: object) -> None:
-    _on_signals(lambda number, _: os._exit(128 + number))  # somebody insists
+    until = time.monotonic() + stopping.ONE_REQUEST
+    _on_signals(lambda number, _: time.monotonic() > until and os._exit(128 + number))  # somebody insists
     raise StoppedEarly(signum)
 
 

@@ -12,7 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
+from sdjob import stopping
 from sdjob.output import OutputLayout
 from sdjob.problem import ExitCode, JobError, Problem, output_problem
 from sdlaunch import command, evidence, failure, hang, lock, processes, records, show
@@ -29,12 +31,25 @@ _LAST_GRACE = 3.0  # seconds between SIGTERM and SIGKILL, when the grace time ha
 
 @dataclass
 class Stop:
-    """The state of a stop from outside; a signal handler only appends to `signals`."""
+    """The state of a stop from outside; a signal handler only appends to `signals` and `times`."""
 
     signals: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # of the signals, by a clock that only goes forward
     asked_at: float | None = None
     forced_at: float | None = None
-    insisted: int | None = None  # the second signal, if it came before the end
+    insisted: int | None = None  # the signal of a second request, if it came before the end
+
+    def noted(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.times.append(time.monotonic())
+        self.signals.append(number)
+
+    def second(self) -> int | None:
+        """The first signal that does not belong to the first request."""
+        for number, at in zip(self.signals, self.times, strict=False):  # one may come in between
+            if at - self.times[0] > stopping.ONE_REQUEST:
+                return number
+        return None
 
 
 @dataclass
@@ -153,7 +168,7 @@ def _note_signals() -> Stop:
     stop = Stop()
     for signum in _SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
-            signal.signal(signum, lambda number, _: stop.signals.append(number))
+            signal.signal(signum, stop.noted)
     return stop
 
 
@@ -198,16 +213,17 @@ def _supervised(job: _Job, stream: Stream, stop: Stop, watch: Watch) -> int:
 
 
 def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job, stream: Stream) -> None:
-    """One look at the stop: ask at the first signal, insist after the grace time or at the second, then kill."""
+    """One look at the stop: ask at the first signal, insist after the grace time or at a second request, then kill."""
     now = time.time()
-    if len(stop.signals) > 1:
-        stop.insisted = stop.signals[1]
+    if second := stop.second():
+        stop.insisted = second
     elif stop.signals and stop.asked_at is None:
         stop.asked_at = now
         with contextlib.suppress(OSError):  # a full disk: the processes are signalled after the grace time
             job.stop_file.touch()
         stream.say(
-            f"{_name(stop.signals[0])}: saving and stopping, within {job.grace:g} s; again to stop at once"
+            f"{_name(stop.signals[0])}: saving and stopping, within {job.grace:g} s; "
+            f"again, after {stopping.ONE_REQUEST:g} s, to stop at once"
         )
     elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + job.grace:
         stop.forced_at = now

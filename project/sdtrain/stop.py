@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# A platform that signals every process reaches torchrun too, which passes the signal on: one request all the same.
-ONE_REQUEST = 3.0  # seconds
+from sdjob import stopping
 
 
 class StopRequest:
@@ -26,7 +25,7 @@ class StopRequest:
         now = time.monotonic()
         if self._signalled is None:
             self._signalled = now
-        elif now - self._signalled > ONE_REQUEST:
+        elif now - self._signalled > stopping.ONE_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

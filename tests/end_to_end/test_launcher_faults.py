@@ -43,10 +43,7 @@ def job(eps_model, captioned, tmp_path):
 
     yield start
     for each in started:
-        if each.process.poll() is None:
-            for _ in range(2):  # the second signal takes the workers along
-                each.process.terminate()
-                time.sleep(0.5)
+        each.end_at_once()
         each.process.communicate(timeout=30)
 
 

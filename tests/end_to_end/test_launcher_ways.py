@@ -93,9 +93,7 @@ def test_two_nodes(variables, wanted, tmp_path):
             time.sleep(0.2)
     finally:
         for each in launchers:
-            for _ in range(2):  # the second signal stops at once
-                each.process.terminate()
-                time.sleep(0.3)
+            each.end_at_once()
     words = [each.process.communicate(timeout=60)[0] for each in launchers]
     assert [each.process.returncode for each in launchers] == [0, 0], "\n".join(words)
     assert losses(tmp_path) == wanted

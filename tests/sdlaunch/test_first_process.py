@@ -86,11 +86,13 @@ def test_orphans_are_reaped_while_the_job_runs(as_first):
 @pytest.mark.parametrize(("count", "code"), [(1, 75), (2, 143)])
 def test_signals_reach_the_job(as_first, count, code):
     answer = "note(0, 75)" if count == 1 else "time.sleep(60)"
-    process, launcher = as_first(f"say('[rank 0] ready'); assert asked(); {answer}")
+    script = f"say('[rank 0] ready'); assert asked(); {answer}"
+    process, launcher = as_first(script, ONE_REQUEST="0.2")
     until(process, "ready")
     os.kill(launcher, signal.SIGTERM)
     if count == 2:
         until(process, "saving and stopping")
+        time.sleep(0.3)
         os.kill(launcher, signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == code

@@ -181,16 +181,28 @@ def test_a_second_signal_ends_everything_at_once(run, signum, code):
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
 """
-    started = run(script)
+    started = run(script, ONE_REQUEST="0.2")
     assert started.process.stdout
     pids = next(line for line in started.process.stdout if "ready" in line).split()[1:]
     started.process.terminate()
     started.until("saving and stopping")
     begin = time.monotonic()
+    time.sleep(0.3)
     started.process.send_signal(signum)
     started.end(code)
     assert time.monotonic() - begin < 25  # of a grace time of 25 and a sleep of 60
     assert not any(alive(int(pid)) for pid in pids)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_come_together_are_one_request(run, second):
+    """`timeout` signals its child and the group; a terminal that closes is followed by the shell's own SIGHUP."""
+    started = run("say('[rank 0] ready'); assert asked(); time.sleep(0.5); note(0, 75)")
+    started.until("ready")
+    started.process.send_signal(signal.SIGTERM)
+    started.until("saving and stopping")
+    started.process.send_signal(second)
+    assert "the workers saved and ended" in started.end(75)
 
 
 def test_workers_do_not_outlive_a_torchrun_that_was_killed(run):

@@ -27,7 +27,7 @@ def test_a_signal_is_a_request_and_the_handlers_come_back():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_request_ends_the_process(number):
     script = (
-        "import os, time; from sdtrain import stop; stop.ONE_REQUEST = 0.1\n"
+        "import os, time; from sdjob import stopping; from sdtrain import stop; stopping.ONE_REQUEST = 0.1\n"
         f"with stop.watch({{}}): os.kill(os.getpid(), {int(number)}); time.sleep(0.2)\n"
         f"with stop.watch({{}}): [os.kill(os.getpid(), {int(number)}) or time.sleep(0.2) for _ in 'ab']"
     )

@@ -8,10 +8,12 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HOME / "project"))
 
+from sdjob import stopping  # noqa: E402
 from sdlaunch import plan, supervise  # noqa: E402
 
 if __name__ == "__main__":
     what = sys.argv[1]
+    stopping.ONE_REQUEST = float(os.environ.get("ONE_REQUEST", stopping.ONE_REQUEST))
     in_place = what.endswith(".py")
     job = plan.prepare((), os.environ, HOME, worker="sdtrain" if in_place else what)
     assert not job.problems and job.launch, job.problems

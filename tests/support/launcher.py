@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from sdjob import stopping
 from sdlaunch import plan
 from tests.sdlaunch.place import HOME, clean_environment
 
@@ -55,6 +57,13 @@ class Launched:
         assert self.process.returncode == code, text
         assert "Traceback" not in text
         return text
+
+    def end_at_once(self) -> None:
+        """Insists, if it still runs: its processes end too."""
+        for _ in range(2):
+            if self.process.poll() is None:
+                self.process.terminate()
+                time.sleep(stopping.ONE_REQUEST + 0.5)
 
     def signal_rank(self, rank: int, signum: int) -> None:
         os.kill(int((self.output / "run" / "notes-0" / f"alive-{rank}").read_text()), signum)
