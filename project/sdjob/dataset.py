@@ -67,7 +67,7 @@ class DatasetInfo:
 
     path: Path
     format: Format
-    files: Sequence[Path]  # the pictures in order, or the parquet files, or the saved folder
+    files: Sequence[Path]  # the pictures in order, or the files of the table
     num_examples: int
     columns: tuple[str, ...]
     image_column: str
@@ -201,7 +201,7 @@ def _saved(listing: Listing, image_column: str, caption_column: str | None) -> D
     if "dataset_dict.json" in listing.files:
         folder = folder / _split_of(folder / "dataset_dict.json")
     table = saved_table(folder, caption_column)
-    return _checked(folder, "saved", (folder,), table, image_column, caption_column)
+    return _checked(folder, "saved", table.files, table, image_column, caption_column)
 
 
 def _split_of(path: Path) -> str:

@@ -351,7 +351,7 @@ def saved(tmp_path_factory):
 def test_saved_data_set(saved):
     info = find(saved, "one")
     assert (info.format, info.num_examples, info.columns) == ("saved", 6, ("image", "text"))
-    assert info.files == (saved / "one",) == (info.path,)
+    assert (info.path, info.files) == (saved / "one", tuple(sorted((saved / "one").glob("*.arrow"))))
     assert verify_sample(info, 16) == []
     assert "no column 'prompt'" in only(saved, "one", caption_column="prompt").found
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
+import datasets
 import pytest
 
 from sdjob.dataset import find_dataset
@@ -100,6 +102,19 @@ def test_another_caption_is_other_data(captioned, tmp_path):
     rows[0]["text"] = "something else altogether"
     (moved / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     assert identity(moved) != identity(captioned)
+
+
+def test_a_saved_data_set_may_move_but_not_change(tmp_path):
+    def save(name: str, words: list[str]) -> Path:
+        pictures = [{"path": None, "bytes": b"picture"}] * len(words)
+        rows = {"image": pictures, "text": words}
+        features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / name)
+        return tmp_path / name
+
+    one = save("one", ["a", "b"])
+    assert identity(shutil.copytree(one, tmp_path / "elsewhere")) == identity(one)
+    assert identity(save("other", ["a", "a much longer caption" * 9])) != identity(one)
 
 
 def model_of(folder) -> str:
