@@ -12,6 +12,7 @@ from sdtrain import attention, devices, host_memory, validation
 from sdtrain.checkpoint import TrainState
 from sdtrain.denoise import loss_of, noised
 from sdtrain.incidents import Incidents
+from sdtrain.losses import Losses
 from sdtrain.order import prolonged
 from sdtrain.progress import Progress, say
 from sdtrain.report import Outcome, Stopwatch, TimedStep
@@ -75,20 +76,9 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     spec, world = training.spec, training.world
     first, last = state.step, spec.max_train_steps
     watch = Stopwatch(world.device, max(0, min(spec.skip_steps, last - first - 1)))
-    factor = schedule(spec)
+    factor, batches, losses = schedule(spec), _batches(training, state), Losses(world.device, _mean(state))
     bad_samples = {*state.bad_samples, *training.examples.bad_samples}
     incidents = Incidents(spec, world, state.skipped_steps, sorted(bad_samples))
-    batches = loader(
-        training.examples.after(state.past),
-        training.shape,
-        world.rank,
-        state.place,
-        last - first,
-        workers=spec.dataloader_num_workers,
-        pin_memory=world.device.type == "cuda",
-    )
-    loss_sum = torch.zeros((), device=world.device)
-    logged: dict[str, float] = {}
     timed: TimedStep | None = None
     with (
         Progress("step", last, done=first, shown=world.is_main) as progress,
@@ -101,32 +91,56 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
             if began is not None:
                 seconds = devices.clock(world.device) - began
                 timed = TimedStep(step, seconds, float(world.mean(result.loss)), spec.reference_loss)
-            loss_sum += result.loss
+            losses.add(result.loss, applied=result.applied)
             watch.step()
-            place = state.place + (step - state.step) * training.shape.global_batch
-            if step % spec.logging_steps == 0 or step in (1, last):
-                logged = _log(training, step, place, result, watch, incidents) or logged
-            loss = f"loss {logged['train/loss']:.4f}  " if logged else ""
+            if result.applied and (step % spec.logging_steps == 0 or step in (1, last)):
+                losses.logged(_log(training, state, step, result, watch, incidents))
+            loss = "" if losses.shown is None else f"mean loss {losses.shown:.4f}  "
             progress.show(step, f"{loss}lr {result.learning_rate:.1e}")
             stopping = world.any(bool(training.stop) or saver.failed)
             if stopping or step == last or step % spec.checkpointing_steps == 0:
-                watch.pause()
-                state = _reached(training, state, step, place, result, loss_sum, incidents)
-                save(training, saver, state, beside=spec.background_save and not stopping and step < last)
-                loss_sum.zero_()
-                watch.go_on()
+                with watch.paused(), progress.paused():
+                    state = _reached(training, state, step, losses, incidents)
+                    save(training, saver, state, beside=spec.background_save and not stopping and step < last)
             if stopping:
                 raise Stopped(step)
             if _validation_is_due(training, step):
-                watch.pause()
-                validation.validate(training, step)
-                watch.go_on()
+                with watch.paused(), progress.paused():
+                    validation.validate(training, step)
     watch.pause()
-    return state, Outcome(
+    return state, _outcome(training, first, state, watch, timed)
+
+
+def _batches(training: Training, state: TrainState) -> Iterator[tuple[StreamBatch, ...]]:
+    """This rank's micro-batches from a state to the last step."""
+    spec, world = training.spec, training.world
+    return loader(
+        training.examples.after(state.past),
+        training.shape,
+        world.rank,
+        state.place,
+        spec.max_train_steps - state.step,
+        workers=spec.dataloader_num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _mean(state: TrainState) -> float | None:
+    """The mean loss up to a state, of the steps that were applied; None: there are none."""
+    applied = state.step - state.skipped_steps
+    return state.loss_sum / applied if applied else None
+
+
+def _outcome(
+    training: Training, first: int, state: TrainState, watch: Stopwatch, timed: TimedStep | None
+) -> Outcome:
+    """The result of the steps from `first` to a state."""
+    mean = _mean(state)
+    return Outcome(
         first_step=first,
         last_step=state.step,
         final_loss=state.loss,
-        mean_loss=state.loss_sum / max(1, state.step - state.skipped_steps),
+        mean_loss=0.0 if mean is None else mean,
         skipped_steps=state.skipped_steps,
         bad_samples=state.bad_samples,
         steps_per_second=watch.steps_per_second,
@@ -136,25 +150,25 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
     )
 
 
+def _place(training: Training, state: TrainState, step: int) -> int:
+    """Of the stream of samples, after a step that follows a state."""
+    return state.place + (step - state.step) * training.shape.global_batch
+
+
 def _reached(
-    training: Training,
-    state: TrainState,
-    step: int,
-    place: int,
-    result: StepResult,
-    loss_sum: torch.Tensor,
-    incidents: Incidents,
+    training: Training, state: TrainState, step: int, losses: Losses, incidents: Incidents
 ) -> TrainState:
     """The state after `step`, with the losses since the last one; raises if it must not be saved. Collective."""
     mean = training.world.mean
-    total = incidents.check(mean(loss_sum), step)
-    last = incidents.check(mean(result.loss), step) if result.applied else state.loss
+    total = incidents.check(mean(losses.sum), step)
+    last = incidents.check(mean(losses.last), step) if losses.last_applied else state.loss
     incidents.settle()
     _check_weights(training, step, incidents)
+    losses.begin_again()
     return replace(
         state,
         step=step,
-        place=place,
+        place=_place(training, state, step),
         past=prolonged(state.past, step - state.step, training.shape.global_batch),
         loss=last,
         loss_sum=state.loss_sum + total,
@@ -197,15 +211,15 @@ def _has_room_to_copy(training: Training) -> bool:
 
 
 def _log(
-    training: Training, step: int, place: int, result: StepResult, watch: Stopwatch, incidents: Incidents
-) -> dict[str, float]:
-    """The figures of a step: the loss is the mean over all ranks and micro-batches. Collective.
-
-    Of a step that was not applied there are none.
-    """
+    training: Training,
+    state: TrainState,
+    step: int,
+    result: StepResult,
+    watch: Stopwatch,
+    incidents: Incidents,
+) -> float:
+    """Logs the figures of a step; gives its loss, the mean over all ranks and micro-batches. Collective."""
     world = training.world
-    if not result.applied:
-        return {}
     loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()]))
     value = incidents.check(loss, step)
     incidents.logged(value, step)
@@ -214,7 +228,7 @@ def _log(
         "train/loss": value,
         "train/learning_rate": result.learning_rate,
         "train/grad_norm": float(grad_norm),
-        "train/epoch": place / training.num_examples,
+        "train/epoch": _place(training, state, step) / training.num_examples,
         "speed/peak_memory_gib": devices.peak_memory(world.device) / 2**30,
     }
     if incidents.skipped_steps:
@@ -222,7 +236,7 @@ def _log(
     if watch.steps_per_second:
         values["speed/images_per_second"] = watch.steps_per_second * training.shape.global_batch
     training.tracker.scalars(values, step)
-    return values
+    return value
 
 
 def _check_weights(training: Training, step: int, incidents: Incidents) -> None:

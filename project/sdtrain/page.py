@@ -10,6 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from sdtrain.losses import RunningMean
+
 Points = Sequence[tuple[int, float]]  # (step, loss)
 
 _STYLE = """
@@ -127,8 +129,8 @@ def _chart(losses: Curves) -> str:
     held-out pictures, at fixed timesteps, are a curve by themselves."""
     if len(losses.training) < 2:
         return "<p>Too few logged steps for a curve.</p>"
-    steps = [step for step, _ in losses.training]
-    mean = list(zip(steps, _running_mean([loss for _, loss in losses.training]), strict=True))
+    running = RunningMean()
+    mean = [(step, running.add(loss)) for step, loss in losses.training]
     every = (*losses.training, *losses.held_out)
     first, last = min(step for step, _ in every), max(step for step, _ in every)
     low, high = min(loss for _, loss in every), max(loss for _, loss in every)
@@ -172,12 +174,3 @@ def _legend(place: int, colour: str, words: str) -> str:
         f'<rect x="{x}" y="{_HEIGHT - 13}" width="12" height="3" fill="var(--{colour})"/>'
         f'<text x="{x + 18}" y="{_HEIGHT - 6}">{words}</text>'
     )
-
-
-def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
-    """An exponential mean without the bias of its first values."""
-    mean, weight, means = 0.0, 0.0, []
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(mean / weight)
-    return means

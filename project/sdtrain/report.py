@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,6 +44,13 @@ class Stopwatch:
             devices.synchronize(self._device)
             self.seconds += time.perf_counter() - self._since
             self._since = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around it; not for what ends the run."""
+        self.pause()
+        yield
+        self.go_on()
 
     def go_on(self) -> None:
         """After it."""

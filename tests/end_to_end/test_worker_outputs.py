@@ -158,9 +158,12 @@ def test_scalars_come_every_so_many_steps_and_at_both_ends(train):
     assert sorted(found["train/loss"]) == [1, 3, 6, 7]
 
 
-def test_no_loss_is_shown_before_there_is_one(train, capsys):
-    train(max_train_steps=3, logging_steps=10)
+def test_a_resumed_run_shows_a_loss_from_its_first_step_on(train, capsys):
+    output = train(max_train_steps=3, logging_steps=10)
     assert "nan" not in capsys.readouterr().out
+    mean = json.loads((output / "report.json").read_text())["mean_loss"]
+    train(max_train_steps=5, logging_steps=10)
+    assert f"step    4/5  mean loss {mean:.4f}  lr" in capsys.readouterr().out
 
 
 def test_samples_are_of_the_averaged_weights(train):

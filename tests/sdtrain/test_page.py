@@ -97,7 +97,3 @@ def test_any_curve(points):
 def test_what_users_typed_does_not_run():
     text = page.render({**REPORT, "plugin": "<script>alert(1)</script>"}, Curves([]), '"><script>')
     assert "script" not in {tag for tag, _ in Seen(text).tags}
-
-
-def test_the_mean_has_no_bias_towards_zero():
-    assert page._running_mean([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
