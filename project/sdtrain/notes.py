@@ -10,6 +10,8 @@ from pathlib import Path
 
 from sdjob.problem import Problem
 
+_BEGUN = "begun"
+
 
 def reason_not_to_try_again(environ: Mapping[str, str] = os.environ) -> int | None:
     """The code with which an earlier attempt of this run ended for a reason that another one cannot mend.
@@ -25,6 +27,28 @@ def reason_not_to_try_again(environ: Mapping[str, str] = os.environ) -> int | No
             return int(note["code"])
     _path(folder, environ).unlink(missing_ok=True)
     return None
+
+
+def has_begun(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether an earlier attempt of this very run got as far as `begin`.
+
+    torchrun's own count of restarts says less: it grows before anything was begun too, and differs between nodes.
+    Without a launcher there is nothing else to ask.
+    """
+    folder = environ.get("SDJOB_NOTES_DIR")
+    if not folder:
+        return int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return (Path(folder) / _BEGUN).exists()
+
+
+def begin(environ: Mapping[str, str] = os.environ) -> None:
+    """Leaves word that what an earlier run left is put aside: from here on the output folder is this run's.
+
+    Raises OSError.
+    """
+    if folder := environ.get("SDJOB_NOTES_DIR"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / _BEGUN).touch()
 
 
 def _path(folder: str, environ: Mapping[str, str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from sdtrain import (
     devices,
     export,
     models,
+    notes,
     page,
     report,
     strategies,
@@ -55,7 +55,7 @@ from sdtrain.world import World
 def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     """Trains, and leaves the result under `output_dir`. Collective. Raises JobError, Stopped."""
     layout = OutputLayout(Path(spec.output_dir))
-    if spec.resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if spec.resume == "never" and world.gather(notes.has_begun())[0]:
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, concepts, infos = _inputs(spec)
     spec = _resolved(spec, world, folder, sum(split.trained_on(spec, info.num_examples) for info in infos))
@@ -259,6 +259,7 @@ def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder 
             if start is None or checkpoint.begins_a_course(start, spec.resume):
                 aside = checkpoint.move_aside(layout, start)
             layout.checkpoint.mkdir(exist_ok=True)
+            notes.begin()
         except OSError as error:
             remedy = "Name a folder that can be written, or that can be made."
             problems = [output_problem("OUTPUT_DIR", f"cannot be written ({error})", remedy)]

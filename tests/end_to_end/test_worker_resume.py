@@ -350,6 +350,19 @@ def test_a_restarted_worker_goes_on_although_the_run_began_afresh(train, monkeyp
     assert not (output / "earlier-1").exists()
 
 
+def test_a_worker_that_had_not_begun_before_its_restart_begins_afresh(train, monkeypatch, tmp_path, capsys):
+    """An attempt that crashed while it was still loading has put nothing aside: what is there is another run's."""
+    train(max_train_steps=2, seed=7)
+    monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    output = train(resume="never", max_train_steps=2, seed=8)
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert (output / "earlier-1/checkpoint/checkpoint-000002").is_dir()
+    train(resume="never", max_train_steps=3, seed=8)
+    assert "checkpoint-000002" in capsys.readouterr().out
+    assert not (output / "earlier-2").exists()
+
+
 def test_a_changed_batch_size_goes_on_with_the_next_pictures(train, at_step):
     """6 pictures: 2 steps of 1, then 2 of 2."""
     train(max_train_steps=2)
