@@ -30,7 +30,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     request = cli.parse(argv)
     if request.verb == "help":
-        print(cli.help_text())
+        console.show(cli.help_text(), sys.stdout)
         return 0
     if request.verb == "doctor" and not request.problems:
         from sdlaunch import doctor
@@ -45,7 +45,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if request.verb == "emit" and job.launch:
         from sdlaunch import emit
 
-        print(redact(emit.render(job, HOME, request.target, request.kind), job.secrets))
+        console.show(redact(emit.render(job, HOME, request.target, request.kind), job.secrets), sys.stdout)
         return 0
     if request.verb != "emit":
         from sdlaunch import refusal

@@ -26,6 +26,8 @@ from sdjob.tables import Table, missing_shards, parquet_table, read_values, save
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from sdjob.spec import RunSpec
+
 Format = Literal["folder", "metadata", "parquet", "saved"]
 
 TXT_CAPTIONS = ".txt"  # the caption "column" of a folder where a.jpg has its caption in a.txt
@@ -87,6 +89,12 @@ def find_dataset(
     if kind == "parquet":
         return _parquet(listing, image_column, caption_column if captions else None)
     return _saved(listing, image_column, caption_column if captions else None)
+
+
+def dataset_in(folder: str | Path, spec: RunSpec, *, captions: bool) -> DatasetInfo:
+    """The data set of a run in this folder. Raises JobError (66)."""
+    columns = {"image_column": spec.image_column, "caption_column": spec.caption_column}
+    return find_dataset(Path(folder), None, captions=captions, **columns)
 
 
 def _format_of(listing: Listing, captions: bool) -> Format | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+INDEX_FILE = "model_index.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -88,6 +90,11 @@ def step_folders(layout: OutputLayout, *, hashes: bool = False) -> list[StepFold
         if match and path.is_dir():
             found.append(StepFolder(int(match[1]), path, defect_of(path, hashes=hashes)))
     return sorted(found, key=lambda folder: folder.step, reverse=True)
+
+
+def is_exported(folder: Path, *, lora: bool) -> bool:
+    """Whether the result is there; its last file is put in place last."""
+    return (folder / (LORA_FILE if lora else INDEX_FILE)).is_file()
 
 
 def write_manifest(folder: Path) -> None:

@@ -11,7 +11,17 @@ from sdlaunch.cluster import Cluster
 from sdlaunch.devices import Devices
 from sdlaunch.mounts import Contents, Mounts
 
-Finding = Problem | str  # what keeps the job from running, or the sentence of a warning
+
+@dataclass(frozen=True)
+class Note:
+    """What a check has learned and the plan shows, for nothing is wrong with it."""
+
+    text: str
+
+
+Finding = (
+    Problem | str | Note
+)  # what keeps the job from running, the sentence of a warning, or a line of the plan
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _prepared(
     return JobPlan(
         settings=table,
         mounts=_mount_table(spec, place, contents, own, problems),
-        arithmetic=_arithmetic(job),
+        arithmetic=(*_arithmetic(job), *checked.notes),
         launch=command.build(spec, where.cluster, host, passed_on, program) if clear else None,
         problems=tuple(sorted(problems)),
         warnings=(*read.warnings, *supplies.warnings, *doubts, *checked.warnings, *idle),

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from sdjob import compat, fit, split
 from sdjob.concepts import concepts_of
-from sdjob.dataset import find_dataset, verify_sample
+from sdjob.dataset import dataset_in, verify_sample
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
-from sdlaunch import limits, packages, room, space, texts, volumes
+from sdlaunch import course, limits, packages, room, space, texts, volumes
 from sdlaunch.bounded import NoAnswer, Task, no_answer
-from sdlaunch.job import Finding, Job
+from sdlaunch.job import Finding, Job, Note
 
 SAMPLED_IMAGES = 4
 
@@ -33,6 +33,7 @@ class Findings:
 
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def run(job: Job, patience: float = 60.0) -> Findings:
@@ -44,6 +45,7 @@ def run(job: Job, patience: float = 60.0) -> Findings:
     return Findings(
         tuple(finding for finding in found if isinstance(finding, Problem)),
         tuple(finding for finding in found if isinstance(finding, str)),
+        tuple(finding.text for finding in found if isinstance(finding, Note)),
     )
 
 
@@ -190,13 +192,7 @@ def _concepts(job: Job) -> list[Problem]:
         folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
         for folder in folders if spec.with_prior_preservation else folders[:1]:
             try:
-                info = find_dataset(
-                    Path(folder),
-                    None,
-                    captions=False,
-                    image_column=spec.image_column,
-                    caption_column=spec.caption_column,
-                )
+                info = dataset_in(folder, spec, captions=False)
                 problems += split.problems(spec, info) if folder == concept.instance_data_dir else []
                 problems += verify_sample(info, SAMPLED_IMAGES) if spec.verify_images != "none" else []
             except JobError as error:
@@ -230,27 +226,6 @@ def _held_out(job: Job) -> list[Problem]:
         return []
     remedy = "Correct the path, or unset it: there is then no validation loss."
     return [bad_input("validation_data_dir", f"{folder} is not a folder", remedy)]
-
-
-def _resume_point(job: Job) -> list[Problem]:
-    wanted = job.spec.resume
-    if wanted in ("auto", "never"):
-        return []
-    if wanted != "must":
-        if Path(wanted).is_dir():
-            return []
-        return [
-            setting("resume", f"{wanted} is not a folder", "Give a checkpoint's folder, auto, never or must.")
-        ]
-    if any(folder.defect is None for folder in step_folders(OutputLayout(job.mounts.output))):
-        return []
-    return [
-        setting(
-            "resume",
-            f"must, and no whole checkpoint in {job.mounts.output / 'checkpoint'}",
-            "Use resume=auto, or set OUTPUT_DIR to the folder of the run to go on with.",
-        )
-    ]
 
 
 def _guarded(check: Callable[[Job], Sequence[Finding]]) -> Callable[[Job], Sequence[Finding]]:
@@ -313,5 +288,5 @@ CHECKS: tuple[Check, ...] = (
     Check(_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(_held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
-    Check(_resume_point, "resume", _output),
+    Check(course.findings, "resume", _output),
 )

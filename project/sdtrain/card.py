@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.fields import settings_of
+from sdjob.output import LORA_FILE
 from sdjob.single_file import SUFFIXES
 from sdjob.spec import RunSpec
-from sdtrain.export import LORA_FILE, WEBUI_LORA, WEBUI_MODEL
+from sdtrain.export import WEBUI_LORA, WEBUI_MODEL
 
 FILE = "README.md"
 SAMPLES = "samples.png"

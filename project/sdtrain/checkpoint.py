@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdjob.output import OutputLayout, StepFolder, defect_of, step_folders, write_manifest
-from sdjob.problem import JobError, output_problem, setting
+from sdjob import resume as resuming
+from sdjob.output import OutputLayout, StepFolder, step_folders, write_manifest
+from sdjob.problem import output_problem
+from sdjob.resume import FORMAT, STATE, origin_of, values_of
 from sdtrain.failures import is_write_failure
 from sdtrain.order import Past, Stretch
 from sdtrain.progress import say
 from sdtrain.world import World
-
-_STATE = "state.json"
-_FORMAT = 2  # of the whole folder; to be raised when an older one can no longer be read
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def begin(layout: OutputLayout, step: int, world: World) -> Path:
 def complete(layout: OutputLayout, state: TrainState, temporary: Path, limit: int | None) -> None:
     """Makes a checkpoint of a folder with weights and optimiser, and puts it in place. By one rank."""
     final = layout.step_folder(state.step)
-    values = {"format": _FORMAT, **asdict(state)}
-    (temporary / _STATE).write_text(json.dumps(values, indent=1) + "\n")
+    values = {"format": FORMAT, **asdict(state)}
+    (temporary / STATE).write_text(json.dumps(values, indent=1) + "\n")
     write_manifest(temporary)
     sync_tree(temporary)
     shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a whole one is resumed from
@@ -102,32 +101,15 @@ def writing(temporary: Path, world: World) -> Iterator[None]:
 
 
 def newest(layout: OutputLayout, resume: str) -> StepFolder | None:
-    """The checkpoint that `resume` means, verified byte by byte; None: start afresh. Raises JobError.
+    """The checkpoint that `resume` means, verified byte by byte; None: start afresh. Raises JobError (64).
 
-    Newer ones that are not whole are named with the reason, and left alone. A named folder is where a new
-    course begins; once that has a checkpoint of its own, the same command goes on from there.
+    Newer ones that are not whole are named with the reason, and left alone.
     """
-    if resume == "never":
-        return None
-    origin = origin_of(resume)
-    for folder in step_folders(layout):
-        defect = folder.defect or defect_of(folder.path, hashes=True)
-        if defect:
-            say(f"checkpoint {folder.path.name} is not whole and is passed over: {defect}")
-        elif not origin or read_state(folder.path).origin == origin:
-            return folder
-    if origin:
-        return _given(Path(resume))
-    if resume == "must":
-        raise JobError(
-            setting("resume", f"must, but {layout.checkpoint} holds no whole checkpoint", "Use resume=auto.")
-        )
-    return None
 
+    def passed_over(folder: StepFolder, defect: str) -> None:
+        say(f"checkpoint {folder.path.name} is not whole and is passed over: {defect}")
 
-def origin_of(resume: str) -> str:
-    """What `TrainState.origin` holds for a setting of `resume`: the named folder, or nothing."""
-    return "" if resume in ("auto", "must", "never") else str(Path(resume).resolve())
+    return resuming.newest(layout, resume, passed_over, hashes=True)
 
 
 def begins_a_course(start: StepFolder, resume: str) -> bool:
@@ -138,32 +120,11 @@ def begins_a_course(start: StepFolder, resume: str) -> bool:
 
 def read_state(folder: Path) -> TrainState:
     """The state in a whole checkpoint; raises JobError (64) if another version of this project wrote it."""
-    values = json.loads((folder / _STATE).read_text())
-    found = values.pop("format", None)
-    if found != _FORMAT:
-        remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
-        raise JobError(
-            setting("resume", f"{folder} has format {found}, this version reads {_FORMAT}", remedy)
-        )
+    values = values_of(folder)
     past = tuple(Stretch(**stretch) for stretch in values.pop("past", ()))
     if not past and values["step"]:  # written before it was kept: all steps were taken alike
         past = (Stretch(values["step"], values["place"] // values["step"]),)
     return TrainState(**{**values, "past": past, "bad_samples": tuple(values.get("bad_samples", ()))})
-
-
-def check_fingerprint(found: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
-    """A checkpoint continues only the run that made it; raises JobError (64) with every difference."""
-    problems = [
-        setting(
-            name,
-            f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
-            "Set it as before to continue that run, or start another with a new OUTPUT_DIR (or resume=never).",
-        )
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
-    if problems:
-        raise JobError(problems)
 
 
 def move_aside(layout: OutputLayout, start: StepFolder | None) -> Path | None:
@@ -214,15 +175,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _given(folder: Path) -> StepFolder:
-    defect = defect_of(folder, hashes=True)
-    if defect:
-        raise JobError(
-            setting("resume", f"{folder}: {defect}", "Name a whole checkpoint folder, or use resume=auto.")
-        )
-    return StepFolder(read_state(folder).step, folder, None)
 
 
 def _forget(layout: OutputLayout, step: int, limit: int | None) -> None:

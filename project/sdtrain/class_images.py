@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from sdjob.dataset import find_dataset
+from sdjob.dataset import dataset_in
 from sdjob.output import OutputLayout
 from sdjob.problem import JobError, bad_input
 from sdjob.spec import RunSpec
@@ -79,9 +79,7 @@ def provide(
 
 def _given(spec: RunSpec) -> Path:
     folder = Path(spec.class_data_dir or "")
-    info = find_dataset(
-        folder, None, captions=False, image_column=spec.image_column, caption_column=spec.caption_column
-    )
+    info = dataset_in(folder, spec, captions=False)
     if info.num_examples < spec.num_class_images:
         raise JobError(
             bad_input(

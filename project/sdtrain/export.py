@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sdjob.output import INDEX_FILE, LORA_FILE
 from sdjob.pipeline import XL, Part, PipelineFolder
 from sdjob.spec import RunSpec
 from sdtrain import architectures, webui
@@ -20,8 +21,6 @@ from sdtrain.checkpoint import sync_tree
 from sdtrain.denoiser import UNET, part_of
 from sdtrain.models import Parts
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-INDEX_FILE = "model_index.json"
 WEBUI_LORA = "webui/lora.safetensors"
 WEBUI_MODEL = "webui/model.safetensors"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -31,11 +30,6 @@ _ZERO_SNR = "rescale_betas_zero_snr"  # the noise schedule that was trained with
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".pb")
 # Of model.fp16.safetensors and of an index of shards; the shards themselves keep the names that it gives.
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema)(?=\.(?:safetensors|bin|json)$)")
-
-
-def is_exported(folder: Path, *, lora: bool) -> bool:
-    """Whether the result is there; its last file is put in place last."""
-    return (folder / (LORA_FILE if lora else INDEX_FILE)).is_file()
 
 
 def export(

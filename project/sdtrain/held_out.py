@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from sdjob import split
+from sdjob.dataset import dataset_in
 from sdjob.spec import RunSpec
 from sdtrain import architectures, attention, objective
 from sdtrain.data import TrainingImages
@@ -17,7 +18,7 @@ from sdtrain.denoiser import Denoiser
 from sdtrain.order import Sample, generator, permutation
 from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
-from sdtrain.recipes.base import find, open_images
+from sdtrain.recipes.base import open_images
 from sdtrain.sample import evaluating
 from sdtrain.training import HeldOut, Training
 from sdtrain.world import World
@@ -43,7 +44,7 @@ def held_apart(
         return images.only(kept), _held_out(spec, images.only(held), None if spec.concepts_list else prompt)
     if not spec.validation_data_dir:
         return images, None
-    info = find(spec, spec.validation_data_dir, captions=recipe.captions)
+    info = dataset_in(spec.validation_data_dir, spec, captions=recipe.captions)
     return images, _held_out(spec, open_images(spec, world, [info]), prompt)
 
 

@@ -152,14 +152,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def steps_in(path: Path) -> int:
-    """The steps that the report in place speaks of; 0: there is none."""
-    try:
-        return int(json.loads(path.read_text())["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
 def write(path: Path, values: dict[str, Any]) -> None:
     """Puts the report in place whole."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -6,9 +6,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from sdjob import argv, compat, fit, length, split, trained
+from sdjob import argv, compat, fingerprint, fit, length, resume, split, trained
 from sdjob.concepts import Concept, concepts_of
-from sdjob.dataset import DatasetInfo
+from sdjob.dataset import DatasetInfo, dataset_in
 from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, output_problem, setting
@@ -34,14 +34,13 @@ from sdtrain.data import TrainingImages
 from sdtrain.denoiser import UNET, Denoiser
 from sdtrain.ema import Ema
 from sdtrain.encodings import Caching, cached_latents, cached_prompts, every_prompt
-from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 from sdtrain.held_out import held_apart
 from sdtrain.loop import train_steps
 from sdtrain.models import Parts, cut_prompts
 from sdtrain.order import BatchShape
 from sdtrain.progress import say
 from sdtrain.recipes import RECIPES
-from sdtrain.recipes.base import RecipeInput, find, open_images
+from sdtrain.recipes.base import RecipeInput, open_images
 from sdtrain.report import Outcome
 from sdtrain.stop import Stopped, StopRequest
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
@@ -60,10 +59,8 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     folder, concepts, infos = _inputs(spec)
     spec = _resolved(spec, world, folder, sum(split.trained_on(spec, info.num_examples) for info in infos))
     folder = conversion.as_folder(folder, spec, world, stop)
-    identity = model_identity(folder)
-    facts = fingerprint(spec, identity, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
-    if spec.concepts_list:
-        facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
+    identity = fingerprint.model_identity(folder)
+    facts = fingerprint.facts_of(spec, identity, infos, concepts)
     start = _resume_point(spec, world, layout, facts)
     if start and _is_finished(spec, world, layout, start):
         if world.is_main:
@@ -110,7 +107,7 @@ def _train(
     state = TrainState(step=0, place=0, loss=math.nan, loss_sum=0.0, fingerprint=facts)
     if start:
         state = checkpoint.read_state(start.path)
-        state = replace(state, origin=checkpoint.origin_of(spec.resume) or state.origin)
+        state = replace(state, origin=resume.origin_of(spec.resume) or state.origin)
         training.strategy.load(start.path, training.ema.shares if training.ema else None)
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
@@ -186,20 +183,12 @@ def _data_set(spec: RunSpec, path: str | None) -> DatasetInfo:
     if path is None:
         remedy = "Name the folder of the pictures with --train_data_dir."
         raise JobError(setting("train_data_dir", "not given", remedy))
-    return find(spec, path, captions=RECIPES[spec.recipe].captions)
+    return dataset_in(path, spec, captions=RECIPES[spec.recipe].captions)
 
 
 def _prompts(spec: RunSpec, concepts: tuple[Concept, ...]) -> tuple[str, ...]:
     """The prompt of each subject's pictures, where there is a list of subjects."""
     return tuple(concept.instance_prompt for concept in concepts) if spec.concepts_list else ()
-
-
-def _class_identity(spec: RunSpec, concepts: tuple[Concept, ...]) -> str:
-    """Which pictures of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
-    given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
-    if not spec.with_prior_preservation:
-        return ""
-    return "+".join(data_identity(find(spec, folder, captions=False)) for folder in given)
 
 
 def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples: int) -> RunSpec:
@@ -228,7 +217,8 @@ def _resume_point(
         try:
             start = checkpoint.newest(layout, spec.resume)
             if start:
-                checkpoint.check_fingerprint(checkpoint.read_state(start.path).fingerprint, facts, start.path)
+                made_by = checkpoint.read_state(start.path).fingerprint
+                problems = tuple(fingerprint.differences(made_by, facts, start.path))
         except JobError as error:
             problems = error.problems
     world.agree(list(problems))
@@ -237,16 +227,9 @@ def _resume_point(
 
 
 def _is_finished(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder) -> bool:
-    """Whether the result of all these steps is there: exported, and reported, which comes last. Collective.
-
-    As the first rank sees it: on other nodes a shared folder may lag behind.
-    """
-    finished = (
-        start.step >= spec.max_train_steps
-        and export.is_exported(layout.checkpoint, lora=spec.lora_rank > 0)
-        and report.steps_in(layout.report) >= start.step
-    )
-    return bool(world.gather(finished)[0])
+    """Whether nothing is left to do, as the first rank sees it: on other nodes a shared folder may lag behind.
+    Collective."""
+    return bool(world.gather(resume.is_finished(spec, layout, start))[0])
 
 
 def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder | None) -> None:

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from sddemo.materialise import materialise
 from tests.sdlaunch.place import HOME, clean_environment
+from tests.support.launcher import found, prepare
 
 SETTINGS = {
     "NPROC_PER_NODE": "2",
@@ -64,3 +65,6 @@ def test_from_the_start_command_to_a_picture(case, mounts: Path, tmp_path: Path)
         pipeline = StableDiffusionPipeline.from_pretrained(output / "checkpoint", safety_checker=None)
     assert drawn(pipeline) == (64, 64)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out put"]
+    again = prepare(place, **SETTINGS, **more)
+    assert (again.problems, again.arithmetic[-1]) == ((), "resume: already finished, at step 3")
+    assert found(prepare(place, **SETTINGS, **more, seed="1")) == [("seed", 64)]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from sdjob.output import is_exported
 from sdtrain import checkpoint, denoise, export, loop, report
 from tests.support.worker import environment, flags, losses, scalars, snapshot
 
@@ -139,7 +140,7 @@ def test_weights_that_are_no_numbers_are_never_saved(train, monkeypatch, capsys,
     spoiled_loss(monkeypatch, step, _BadGradient.apply)
     output = train(code=70, max_train_steps=3, checkpointing_steps=2)
     assert finite(output)
-    assert not export.is_exported(output / "checkpoint", lora=False)
+    assert not is_exported(output / "checkpoint", lora=False)
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdjob.output import LORA_FILE, is_exported
 from sdtrain import checkpoint, export, run
 from tests.support.worker import Killed, flags, in_process, losses, scalars, snapshot, started, torchrun
 
@@ -56,7 +57,7 @@ def test_sigterm_and_resume(train, at_step, undisturbed):
     at_step(3, terminate)
     output = train(code=75, **SETTINGS)
     assert step_folders(output) == ["checkpoint-000003"]
-    assert not export.is_exported(output / "checkpoint", lora=False)
+    assert not is_exported(output / "checkpoint", lora=False)
     at_step(0)
     train(**SETTINGS)
     assert losses(output) == losses(undisturbed)
@@ -117,7 +118,7 @@ def test_lora_resumes_exactly(train, at_step):
     train(**settings)
     assert losses(output) == losses(undisturbed)
     # Not the files' hashes: safetensors writes its metadata in any order.
-    weights, wanted = (load_file(o / f"checkpoint/{export.LORA_FILE}") for o in (output, undisturbed))
+    weights, wanted = (load_file(o / f"checkpoint/{LORA_FILE}") for o in (output, undisturbed))
     assert weights.keys() == wanted.keys()
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 

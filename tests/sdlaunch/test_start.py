@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import entrypoint
+from sdlaunch import doctor
+from tests.sdlaunch.place import clean_environment
+
 HOME = Path(__file__).resolve().parents[2]
 
 
@@ -42,3 +46,29 @@ def test_text_is_utf8_whatever_the_locale_of_the_image_is(tmp_path):
     environ = {**os.environ, "LAUNCHER_PYTHON": str(python), "LC_ALL": "de_DE.ISO-8859-1"}
     ended = subprocess.run(["bash", HOME / "train.sh"], env=environ, capture_output=True, text=True)
     assert ended.stdout == "1\n"
+
+
+VERBS = [
+    (["--help"], 0),
+    (["plan"], 0),
+    (["check", "--json"], 0),
+    (["emit", "docker"], 0),
+    (["emit", "slurm"], 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [*VERBS, (["doctor"], 0), (["lr=x"], 64), (["plan", "lr=x"], 64), (["emit", "docker", "lr=x"], 64)],
+)
+def test_a_reader_that_has_gone_is_no_fault(place, monkeypatch, argv, code):
+    """As in `plan | head`: what was not read is lost, and the exit code stands."""
+    monkeypatch.setattr(doctor, "examine", lambda *_: doctor.Diagnosis({}, ()))
+    monkeypatch.setattr(doctor, "render", str)
+    for name in ("stdout", "stderr"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
+    assert entrypoint.main(argv, clean_environment(**place)) == code
+    sys.stdout.close()  # flushes
+    sys.stderr.close()

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sddemo.tiny import make_tiny_pipeline
+from sdjob.output import LORA_FILE, is_exported
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
 from sdtrain import architectures, export, models
@@ -102,8 +103,8 @@ def test_of_two_variants_only_the_one_in_use_is_copied(model, tmp_path):
 
 def test_lora_loads_with_its_alpha(model, tmp_path):
     folder = exported(model, tmp_path / "out", shift=0.1, lora_rank=3, lora_alpha=6)
-    assert snapshot(folder).keys() == {export.LORA_FILE, export.WEBUI_LORA}
-    with safe_open(folder / export.LORA_FILE, "pt") as file:
+    assert snapshot(folder).keys() == {LORA_FILE, export.WEBUI_LORA}
+    with safe_open(folder / LORA_FILE, "pt") as file:
         assert all(file.get_tensor(name).dtype == torch.float32 for name in file.keys())  # noqa: SIM118
 
     pipeline = StableDiffusionPipeline.from_pretrained(model)
@@ -112,7 +113,7 @@ def test_lora_loads_with_its_alpha(model, tmp_path):
     pipeline.load_lora_weights(folder)
     config = next(iter(pipeline.unet.peft_config.values()))
     assert (config.r, config.lora_alpha) == (3, 6)
-    with safe_open(folder / export.LORA_FILE, "pt") as file:
+    with safe_open(folder / LORA_FILE, "pt") as file:
         down, up = (file.get_tensor(f"unet.{layer}.lora_{matrix}.weight") for matrix in "AB")
     pipeline.fuse_lora()
     fused = pipeline.unet.get_submodule(layer).weight
@@ -205,7 +206,7 @@ def test_a_killed_export_leaves_no_loadable_half(model, tmp_path, monkeypatch, n
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Path, "replace", die)
         exported(model, folder, shift=0.1)
-    assert not export.is_exported(folder, lora=False)
+    assert not is_exported(folder, lora=False)
     with pytest.raises(OSError, match="model_index"):
         StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     exported(model, folder, shift=0.1)
@@ -268,12 +269,12 @@ def test_a_lora_in_kohyas_layout_draws_the_same_picture(model, tmp_path):
     """Loaded by diffusers from either file, with an alpha that is not the rank."""
     folder = trained_lora(model, tmp_path / "out", lora_alpha=5)
     pictures = {}
-    for name in (export.LORA_FILE, export.WEBUI_LORA):
+    for name in (LORA_FILE, export.WEBUI_LORA):
         pipeline = StableDiffusionPipeline.from_pretrained(model)
         pipeline.load_lora_weights(folder, weight_name=name)
         pictures[name] = picture(pipeline)
-    assert pictures[export.LORA_FILE] == pictures[export.WEBUI_LORA]
-    assert pictures[export.LORA_FILE] != picture(StableDiffusionPipeline.from_pretrained(model))
+    assert pictures[LORA_FILE] == pictures[export.WEBUI_LORA]
+    assert pictures[LORA_FILE] != picture(StableDiffusionPipeline.from_pretrained(model))
 
 
 def test_the_keys_of_kohyas_layout(model, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.dataset import DatasetInfo, find_dataset
+from sdjob.dataset import DatasetInfo
 from sdjob.output import OutputLayout
 from sdjob.problem import Problem
 from sdjob.spec import RunSpec
@@ -39,17 +39,6 @@ class Recipe:
 
     captions: bool
     streams: Callable[[RecipeInput], tuple[Stream, ...]]
-
-
-def find(spec: RunSpec, folder: str | Path, *, captions: bool) -> DatasetInfo:
-    """The data set in a folder, recognised; raises JobError (66)."""
-    return find_dataset(
-        Path(folder),
-        None,
-        captions=captions,
-        image_column=spec.image_column,
-        caption_column=spec.caption_column,
-    )
 
 
 def open_images(

@@ -6,13 +6,12 @@ Ruiz et al. 2022, arXiv:2208.12242.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from sdjob import split
 from sdjob.concepts import Concept, concepts_of
-from sdjob.dataset import DatasetInfo
+from sdjob.dataset import DatasetInfo, dataset_in
 from sdtrain import class_images
-from sdtrain.recipes.base import Recipe, RecipeInput, find, open_images
+from sdtrain.recipes.base import Recipe, RecipeInput, open_images
 from sdtrain.streams import Stream
 
 
@@ -49,7 +48,7 @@ def _class_pictures(given: RecipeInput, concept: Concept) -> DatasetInfo:
     folder = class_images.provide(
         spec, given.world, given.layout, given.parts, given.model_identity, given.stop
     )
-    info = find(spec, Path(folder), captions=False)
+    info = dataset_in(folder, spec, captions=False)
     if info.format == "folder":  # may hold more, from a run that asked for more
         return replace(info, files=info.files[: spec.num_class_images], num_examples=spec.num_class_images)
     return info

@@ -9,9 +9,9 @@ import datasets
 import pytest
 
 from sdjob.dataset import find_dataset
+from sdjob.fingerprint import data_identity, differences, fingerprint, model_identity
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
-from sdtrain.fingerprint import data_identity, fingerprint, model_identity
 
 
 def facts(**settings) -> dict[str, str]:
@@ -79,6 +79,19 @@ def test_other_pictures_of_the_class_are_other_data():
     assert len({facts["class_data_dir"] for facts in runs}) == 3
     more = prior.model_copy(update={"num_class_images": 7})
     assert fingerprint(more, "model", "data")["num_class_images"] != runs[0]["num_class_images"]
+
+
+def test_every_difference_to_a_checkpoint_is_a_problem():
+    found = {"recipe": "dreambooth", "seed": "7", "lora_rank": "none"}
+    wanted = {"recipe": "dreambooth", "seed": "8", "use_ema": "True"}
+    problems = differences(found, wanted, Path("checkpoint-000002"))
+    assert {problem.code for problem in problems} == {64}
+    assert {problem.subject: problem.found for problem in problems} == {
+        "seed": "8 now, 7 in checkpoint-000002",
+        "use_ema": "True now, nothing in checkpoint-000002",
+        "lora_rank": "nothing now, none in checkpoint-000002",
+    }
+    assert differences(found, dict(found), Path()) == []
 
 
 def identity(folder, captions=True) -> str:

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdjob.dataset import TXT_CAPTIONS, DatasetInfo
+from sdjob.concepts import Concept
+from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, dataset_in
 from sdjob.metadata import metadata_file
 from sdjob.pipeline import PipelineFolder
+from sdjob.problem import Problem, setting
 from sdjob.spec import RunSpec
 
 _EDGE = 1 << 20
+
+
+def facts_of(
+    spec: RunSpec, model: str, infos: Iterable[DatasetInfo], concepts: Sequence[Concept]
+) -> dict[str, str]:
+    """The facts of a run, by the name that a person would change: what its checkpoints record.
+
+    `model` is the identity of the model. Raises JobError (66) where pictures of a class are not there.
+    """
+    facts = fingerprint(spec, model, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
+    if spec.concepts_list:
+        facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
+    return facts
+
+
+def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> list[Problem]:
+    """A checkpoint continues only the run that made it: every fact in which that one differs from this."""
+    return [
+        setting(
+            name,
+            f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
+            "Set it as before to continue that run, or start another with a new OUTPUT_DIR (or resume=never).",
+        )
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
 
 
 def model_identity(folder: PipelineFolder) -> str:
@@ -40,10 +69,7 @@ def data_identity(info: DatasetInfo) -> str:
 
 
 def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> dict[str, str]:
-    """The facts that a checkpoint records, by the name that a person would change.
-
-    The identities of model, data and given class pictures ("": generated ones) come from the functions above.
-    """
+    """The facts of one subject, from the identities of model, data and given class pictures ("": generated)."""
     trained = (
         f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {', '.join(spec.lora_target_modules)}"
         if spec.lora_rank
@@ -74,6 +100,14 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
             facts["class_data_dir"] = f"pictures {class_data}" if class_data else "generated pictures"
             facts["num_class_images"] = str(spec.num_class_images)
     return facts
+
+
+def _class_identity(spec: RunSpec, concepts: Sequence[Concept]) -> str:
+    """Which pictures of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
+    if not spec.with_prior_preservation:
+        return ""
+    given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
+    return "+".join(data_identity(dataset_in(folder, spec, captions=False)) for folder in given)
 
 
 def _edges(path: Path) -> bytes:
