@@ -1,6 +1,6 @@
-"""`python -m sdlaunch.docs`: rewrites the tables of mount_layout.md and the comments of env/*.env.
+"""`python -m sdlaunch.docs`: rewrites the tables of the documents and the comments of env/*.env.
 
-Both come from the schema; a test fails while what is on disk differs from what this would write.
+All come from the schema; a test fails while what is on disk differs from what this would write.
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ from sdjob import compat, presets
 from sdjob.choices import DEVICES, Recipe
 from sdjob.fields import settings_of
 from sdjob.spec import RunSpec
-from sdlaunch import names, settings
+from sdlaunch import names, other_trainers, settings
 from sdlaunch.cli import default_of, defaults_of
 from sdlaunch.options import LaunchOptions
 
 HOME = Path(__file__).resolve().parents[2]
 
 
+READMES = {
+    "README.md": ("here", "kohya's sd-scripts", "examples of diffusers"),
+    "README.zh-CN.md": ("本项目", "kohya sd-scripts", "diffusers 示例"),
+}
+
+
 def generated(home: Path = HOME) -> Iterator[tuple[Path, str]]:
     """Every file that is generated in part, and what it should hold."""
     layout = home / "mount_layout.md"
     yield layout, with_tables(layout.read_text(encoding="utf-8"))
+    for name, titles in READMES.items():
+        readme = home / name
+        yield readme, with_other_names(readme.read_text(encoding="utf-8"), titles)
     strategies = home / "docs" / "strategies.md"
     yield strategies, with_compatibility(strategies.read_text(encoding="utf-8"))
     for preset in sorted((home / "env").glob("*.env")):
@@ -70,6 +79,11 @@ def _presets() -> str:
     shown = settings.shown_names(RunSpec)
     rows = [f"| `{shown[each.field]}` | `{each.value:g}` | {each.when} |" for each in presets.PRESETS]
     return "\n".join(["| name | preset | of runs with |", "|---|---|---|", *rows]) + "\n"
+
+
+def with_other_names(text: str, titles: tuple[str, ...]) -> str:
+    """The text with the table of names for people who come from other trainers."""
+    return _filled(text, "other trainers", lambda _: other_trainers.table(titles))
 
 
 _PROOF = "tests/sdtrain/test_strategies.py"

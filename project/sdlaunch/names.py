@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from sdjob.fields import Alias, settings_of
 from sdjob.spec import RunSpec
+from sdlaunch import other_trainers
 from sdlaunch.options import LaunchOptions
 
 # Variables of platforms and libraries, which are nobody's misspelling: beginnings, and whole names.
@@ -24,13 +25,6 @@ PATH HOME USER LOGNAME SHELL LANG LANGUAGE TERM HOSTNAME PWD OLDPWD TMPDIR DEBIA
 RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
 MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
 """
-
-# What names of other trainers probably meant, where their meaning there is not quite the same.
-_PROBABLY = {
-    "num_steps": "num_train_step",
-    "lr_warmup": "lr_warmup_steps",
-    "warmup_steps": "lr_warmup_steps",
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,8 @@ def lookup(name: str, *, any_case: bool = False) -> Target | None:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a variable belongs to a platform or a library."""
+    """Whether a variable belongs to a platform or a library, in whatever case."""
+    name = name.upper()
     return name in _FOREIGN_NAMES.split() or name.startswith(tuple(_FOREIGN_PREFIXES.split()))
 
 
@@ -92,8 +87,8 @@ def is_worker_flag(name: str) -> bool:
 def near_miss(name: str) -> str | None:
     """The known name that this unknown one probably meant: another trainer's, or one edit away, two if long."""
     typed = name.lower().replace("-", "_")
-    if typed in _PROBABLY:
-        return _PROBABLY[typed]
+    if meant := other_trainers.probably().get(typed):
+        return meant
     if len(typed) < 5:
         return None
     allowed = 1 if len(typed) < 9 else 2

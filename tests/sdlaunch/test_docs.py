@@ -8,7 +8,7 @@ from dotenv import dotenv_values
 from sdjob import compat
 from sdjob.fields import settings_of
 from sdjob.spec import RunSpec
-from sdlaunch import docs, plan, settings
+from sdlaunch import docs, names, other_trainers, plan, settings
 from sdlaunch.options import LaunchOptions
 from tests.sdlaunch.place import HOME, clean_environment
 
@@ -33,6 +33,15 @@ def test_a_table_follows_the_schema():
     text = docs.with_tables("a\n<!-- settings: logging -->\nold\n<!-- end -->\nb\n")
     assert "old" not in text
     assert "| `logging_steps` | scalars every so many steps; 1: every step (optimiser steps) | `10` |" in text
+
+
+def test_the_names_of_other_trainers_are_listed_in_both_languages_and_lead_to_settings():
+    for name in docs.READMES:
+        text = (HOME / name).read_text(encoding="utf-8")
+        assert "| `lora_rank` | `network_dim` | `rank` |" in text
+    for theirs, ours in other_trainers.probably().items():
+        assert names.lookup(theirs) is None  # else it would be read
+        assert names.lookup(ours).shown == ours  # type: ignore[union-attr]
 
 
 def test_comments_follow_the_schema():

@@ -181,6 +181,13 @@ def test_aliases_in_different_sources_are_no_conflict():
         ("resolutoin", "resolution"),
         ("instance_promt", "instance_prompt"),
         ("epochs", "epoch"),
+        ("network_dim", "lora_rank"),
+        ("NETWORK_ALPHA", "lora_alpha"),
+        ("unet_lr", "lr"),
+        ("save_every_n_steps", "checkpointing_steps"),
+        ("steps", "num_train_step"),
+        ("batch", "batch_size"),
+        ("snr", "snr_gamma"),
     ],
 )
 def test_a_near_miss_in_the_environment_stops_the_job(typed, meant):
@@ -188,6 +195,12 @@ def test_a_near_miss_in_the_environment_stops_the_job(typed, meant):
     assert (problem.code, problem.subject) == (64, typed)
     assert meant in problem.found
     assert f"Write {meant}" in problem.remedy
+
+
+def test_the_rank_of_a_process_is_not_that_of_a_lora():
+    assert read({"RANK": "3", "rank": "3"}).problems == ()
+    (problem,) = read({}, [("rank", "3")]).problems
+    assert (problem.subject, problem.remedy) == ("rank", "Write lora_rank.")
 
 
 def test_strict_env_0_makes_it_a_warning():
