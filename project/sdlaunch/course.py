@@ -6,7 +6,9 @@ from sdjob import fingerprint, resume
 from sdjob.concepts import concepts_of
 from sdjob.dataset import dataset_in
 from sdjob.output import OutputLayout, StepFolder
-from sdjob.problem import Problem
+from sdjob.pipeline import PipelineFolder, find_pipeline
+from sdjob.problem import JobError, Problem
+from sdjob.single_file import converted_folder
 from sdlaunch.job import Finding, Job, Note
 
 _COMPARED_FILES = 20_000  # of a data set; the worker looks at each file of a larger one when the job starts
@@ -37,8 +39,8 @@ def findings(job: Job) -> list[Finding]:
 
 def _differences(job: Job, start: StepFolder) -> list[Problem]:
     """Nothing where a mount is wrong, which is said already. Raises JobError."""
-    spec, model = job.spec, job.contents.model
-    if model is None or not (job.contents.dataset or spec.concepts_list):
+    spec = job.spec
+    if job.contents.model is None or not (job.contents.dataset or spec.concepts_list):
         return []
     concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
     infos = (
@@ -46,10 +48,20 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
         if job.contents.dataset
         else [dataset_in(concept.instance_data_dir, spec, captions=False) for concept in concepts]
     )
-    many = sum(len(info.files) for info in infos) > _COMPARED_FILES
-    identity = fingerprint.model_identity(model)
-    wanted = fingerprint.facts_of(spec, identity, [] if many else infos, concepts)
-    made_by = resume.values_of(start.path)["fingerprint"]
-    if many:
-        made_by = made_by | {"dataset_name": wanted["dataset_name"]}
-    return fingerprint.differences(made_by, wanted, start.path)
+    few = sum(len(info.files) for info in infos) <= _COMPARED_FILES
+    identity = _model_identity(job, job.contents.model)
+    wanted = fingerprint.facts_of(spec, identity, infos if few else [], concepts)
+    known = {"model_name": bool(identity), "dataset_name": few}
+    problems = fingerprint.differences(resume.values_of(start.path)["fingerprint"], wanted, start.path)
+    return [problem for problem in problems if known.get(problem.subject, True)]
+
+
+def _model_identity(job: Job, model: PipelineFolder) -> str:
+    """As the worker sees it, who makes a folder of a model in one file; "": that folder is not there any more."""
+    if model.single is None:
+        return fingerprint.model_identity(model)
+    folder = converted_folder(model.single, job.spec.cache_dir, job.mounts.output)
+    try:
+        return fingerprint.model_identity(find_pipeline(folder, None, allow_pickle=False))
+    except JobError:
+        return ""

@@ -15,7 +15,6 @@ from pathlib import Path
 from sdjob import compat, fit, split
 from sdjob.concepts import concepts_of
 from sdjob.dataset import dataset_in, verify_sample
-from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
 from sdlaunch import course, limits, packages, room, space, texts, volumes

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from sddemo.tiny import make_tiny_xl_pipeline
 from sdtrain import export
+from tests.support import worker
+from tests.support.launcher import prepare
 from tests.support.worker import losses
 
 QUICK = {"max_train_steps": 2, "center_crop": True}
@@ -85,8 +87,18 @@ def test_class_pictures_samples_and_a_lora(train, one_file):
 
 
 @pytest.mark.parametrize("inputs", ["eps_model"], indirect=True)
-def test_another_prediction_is_another_model(train, one_file, capsys):
+def test_another_prediction_is_another_model(train, one_file, captioned, capsys):
     output = train(**QUICK, **one_file)
+    mounts = {
+        "MODEL_DIR": str(one_file["pretrained_model_name_or_path"]),
+        "DATASET_DIR": str(captioned),
+        "OUTPUT_DIR": str(output),
+        "single_file_config": str(one_file["single_file_config"]),
+        "center_crop": "1",
+    }
+    settings = {name: str(worker.DEFAULTS[name]) for name in ("recipe", "resolution", "seed", "device")}
+    job = prepare({**mounts, **settings}, num_train_step="2")
+    assert (job.problems, job.arithmetic[-1]) == ((), "resume: already finished, at step 2")
     capsys.readouterr()
     train(code=64, **{**QUICK, "max_train_steps": 3}, **one_file, prediction_type="v_prediction")
     assert "model_name" in capsys.readouterr().err
