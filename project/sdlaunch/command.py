@@ -146,11 +146,15 @@ def _environment(
         # Where a platform signals every process, torchrun is told as well, and ends its workers after this.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace) + 5),
     }
+    # Each node counts its own restarts, and not those that follow from a crash elsewhere: the ranks cannot number an
+    # attempt alike, so that each needs a store of its own.
+    nodes = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if cluster.endpoint else {}
     return {
         "PYTHONPATH": f"{code}:{path}" if path else code,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
+        **nodes,
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": LINE_PREFIX,
         "SDJOB_STOP_FILE": str(stop_file(layout, cluster.node_rank)),

@@ -102,10 +102,12 @@ def join(
             if group_of_one:
                 dist.destroy_process_group()
         return
-    # torchrun keeps one store for all attempts; an attempt must not find the addresses of an earlier one.
     store, _, _ = next(rendezvous("env://", rank, size))
-    attempt = dist.PrefixStore(f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, timeout=_TIMEOUT, store=attempt, rank=rank, world_size=size)
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # A store of torchrun's, kept for all attempts: one must not find the addresses of an earlier one.
+        attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
     yield world
     # Not after an exception: a rank that fails must not wait for peers in the middle of a collective call.
     dist.destroy_process_group()

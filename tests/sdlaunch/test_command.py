@@ -105,6 +105,13 @@ def test_the_environment_that_is_added():
     }
 
 
+def test_on_several_nodes_each_attempt_has_a_store_of_its_own():
+    env = build(cluster=Cluster(2, 1, "node-0:1234", 2)).env
+    assert {name: value for name, value in env.items() if name not in build().env} == {
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"
+    }
+
+
 def test_dollars_are_doubled_for_torchrun_which_halves_them():
     spec = DREAMBOOTH.model_copy(update={"instance_prompt": "$$ ${local_rank} $(a) $HOME"})
     argv = command.build(spec, Cluster(1, 0, None, 2), Host(Path("/p"), "python3", 8, {}), {}).argv

@@ -58,7 +58,7 @@ def forked(
 ) -> Iterator[list[multiprocessing.Process]]:
     """The ranks of a run as forked processes, of which nothing is left when the block ends."""
     context = multiprocessing.get_context("fork")
-    port = _free_port()
+    port = free_port()
     processes = [context.Process(target=_rank, args=(r, size, port, before, settings)) for r in range(size)]
     for process in processes:
         process.start()
@@ -80,7 +80,7 @@ def _rank(rank: int, size: int, port: int, before: Callable[[], None] | None, se
     os._exit(code)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
