@@ -19,9 +19,8 @@ class Note:
     text: str
 
 
-Finding = (
-    Problem | str | Note
-)  # what keeps the job from running, the sentence of a warning, or a line of the plan
+# What keeps the job from running, the sentence of a warning, or a line of the plan.
+Finding = Problem | str | Note
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,9 @@ class Job:
     devices: Devices
     mounts: Mounts
     contents: Contents
+    until: float  # time.monotonic() when the checks must have an answer
+    patience: float  # seconds that they had for it
     has_script: bool = False  # what a script reads, and how much memory it needs, only its author knows
-
     packages_come: bool = False  # what is missing is installed before the job runs
 
     @property

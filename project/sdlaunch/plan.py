@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,8 @@ def _prepared(
         found,
         place,
         contents,
+        time.monotonic() + read.options.check_timeout,
+        read.options.check_timeout,
         has_script=read.options.script is not None,
         packages_come=supply.PACKAGES in supplies.awaited,
     )
@@ -143,7 +146,7 @@ def _prepared(
     input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
     problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
-    checked = preflight.run(job, read.options.check_timeout)
+    checked = preflight.run(job)
     problems |= {*checked.problems, *supplies.problems}
     host = Host(home, sys.executable, found.cores, _with_path(environ, supplies.path))
     clear = not (misunderstood or read.problems or where.problems or own_problems)

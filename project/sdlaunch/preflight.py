@@ -7,21 +7,16 @@ import errno
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob import compat, fit, split
-from sdjob.concepts import concepts_of
-from sdjob.dataset import dataset_in, verify_sample
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
 from sdjob.spec import RunSpec
-from sdlaunch import course, limits, packages, room, space, texts, volumes
+from sdlaunch import course, limits, packages, pictures, room, space, texts, volumes
 from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.job import Finding, Job, Note
-
-SAMPLED_IMAGES = 4
 
 _PROBES = 5
 
@@ -35,11 +30,10 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def run(job: Job, patience: float = 60.0) -> Findings:
+def run(job: Job) -> Findings:
     """What every check finds; they run side by side, since each waits for another disk or mount."""
-    until = time.monotonic() + patience
     under_way = [(check, Task(functools.partial(_guarded(check.look), job))) for check in CHECKS]
-    found = [finding for check, task in under_way for finding in _outcome(check, task, job, until, patience)]
+    found = [finding for check, task in under_way for finding in _outcome(check, task, job)]
     found = list(dict.fromkeys(found))  # one closed folder stands in the way of several checks
     return Findings(
         tuple(finding for finding in found if isinstance(finding, Problem)),
@@ -48,13 +42,11 @@ def run(job: Job, patience: float = 60.0) -> Findings:
     )
 
 
-def _outcome(
-    check: Check, task: Task[Sequence[Finding]], job: Job, until: float, patience: float
-) -> Sequence[Finding]:
+def _outcome(check: Check, task: Task[Sequence[Finding]], job: Job) -> Sequence[Finding]:
     try:
-        return task.result(until)
+        return task.result(job.until)
     except NoAnswer:
-        return [no_answer(check.subject, check.where(job), patience, check.code)]
+        return [no_answer(check.subject, check.where(job), job.patience, check.code)]
 
 
 def _combination(job: Job) -> list[Problem]:
@@ -174,31 +166,6 @@ def _model(job: Job) -> list[Finding]:
     return [*([] if job.has_script else misfits), *doubts]
 
 
-def _images(job: Job) -> list[Problem]:
-    if job.contents.dataset is None or job.spec.verify_images == "none":
-        return []
-    bad = verify_sample(job.contents.dataset, SAMPLED_IMAGES)
-    return [] if job.spec.bad_samples == "skip" and len(bad) < SAMPLED_IMAGES else bad
-
-
-def _concepts(job: Job) -> list[Problem]:
-    """Every subject of a list: its entry, its pictures, and those of its class where they are given."""
-    spec = job.spec
-    if not spec.concepts_list:
-        return []
-    problems: list[Problem] = []
-    for concept in concepts_of(spec):
-        folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
-        for folder in folders if spec.with_prior_preservation else folders[:1]:
-            try:
-                info = dataset_in(folder, spec, captions=False)
-                problems += split.problems(spec, info) if folder == concept.instance_data_dir else []
-                problems += verify_sample(info, SAMPLED_IMAGES) if spec.verify_images != "none" else []
-            except JobError as error:
-                problems += error.problems
-    return problems
-
-
 def _class_images(job: Job) -> list[Problem]:
     folder = job.spec.class_data_dir
     if (
@@ -283,8 +250,8 @@ CHECKS: tuple[Check, ...] = (
     Check(volumes.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
     Check(texts.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
-    Check(_images, "DATASET_DIR", lambda job: job.contents.dataset_path),
-    Check(_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
+    Check(pictures.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
+    Check(pictures.of_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
     Check(_class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(_held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
     Check(course.findings, "resume", _output),

@@ -16,6 +16,7 @@ from PIL import Image
 from sdjob.dataset import find_dataset, spread, verify_sample
 from sdjob.problem import JobError
 from sdjob.tables import missing_shards, train_files
+from sdjob.verify import verify_all
 from tests.sdjob.nobody import problems_as_nobody
 
 
@@ -437,6 +438,17 @@ def test_a_huge_row_group_is_sampled_from_its_front(tmp_path, monkeypatch):
     rows[3] = rows[40]
     parquet(path, table(64, image=rows), row_group_size=64)
     assert [problem.subject for problem in verify_sample(find(tmp_path), 64)] == [f"{path} row 3"]
+
+
+def test_every_row_of_a_table_is_decoded_while_there_is_time(tmp_path):
+    rows = table(70).to_pydict()["image"]
+    for row in (3, 40, 66):
+        rows[row] = {"bytes": b"bad", "path": None}
+    path = parquet(tmp_path / "a.parquet", table(70, image=rows))
+    bad, looked = verify_all(find(tmp_path), time.monotonic() + 60)
+    assert [problem.subject for problem in bad] == [f"{path} row {row}" for row in (3, 40, 66)]
+    assert looked == 70
+    assert verify_all(find(tmp_path), time.monotonic()) == ([], 0)
 
 
 def test_damage_inside_a_parquet_file_is_named(tmp_path):

@@ -250,7 +250,7 @@ def test_captions_are_asked_for_by_the_recipe(place, tmp_path):
     assert {code for _, code in found(prepare(place, recipe="text_to_image"))} == {66}
 
 
-@pytest.mark.parametrize("image", ["4.png", "0.png"])
+@pytest.mark.parametrize("image", ["4.png", "2.png", "0.png"])
 def test_a_corrupt_picture_is_named(place, tmp_path, image):
     (tmp_path / "dataset" / "pictures" / image).write_bytes(b"\x89PNG not really")
     (problem,) = prepare(place).problems

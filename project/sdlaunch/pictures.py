@@ -1,0 +1,64 @@
+"""The pictures of a job, decoded before it starts: all of a few, of many a sample, or all if that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdjob import split
+from sdjob.concepts import concepts_of
+from sdjob.dataset import DatasetInfo, dataset_in, verify_sample
+from sdjob.problem import JobError, Problem
+from sdjob.verify import verify_all
+from sdlaunch.job import Finding, Job
+
+ALL_OF = 64  # pictures and fewer
+SAMPLED = 4  # of more
+_KEPT = 0.2  # of the time for the checks: what was not decoded before is decoded by the worker
+
+
+def findings(job: Job) -> list[Finding]:
+    """The data set's pictures that cannot be used."""
+    return _looked_at(job, job.contents.dataset) if job.contents.dataset else []
+
+
+def of_concepts(job: Job) -> list[Finding]:
+    """Every subject of a list: its entry, its pictures, and those of its class where they are given."""
+    spec = job.spec
+    if not spec.concepts_list:
+        return []
+    found: list[Finding] = []
+    for concept in concepts_of(spec):
+        folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
+        for folder in folders if spec.with_prior_preservation else folders[:1]:
+            try:
+                info = dataset_in(folder, spec, captions=False)
+                found += split.problems(spec, info) if folder == concept.instance_data_dir else []
+                found += _looked_at(job, info)
+            except JobError as error:
+                found += error.problems
+    return found
+
+
+def _looked_at(job: Job, info: DatasetInfo) -> list[Finding]:
+    if job.spec.verify_images == "none":
+        return []
+    if job.spec.verify_images == "sample" and info.num_examples > ALL_OF:
+        return _judged(job, verify_sample(info, SAMPLED), SAMPLED)
+    bad, looked = verify_all(info, job.until - _KEPT * job.patience)
+    found = _judged(job, bad, looked)
+    if looked < info.num_examples:
+        found.append(
+            f"DATASET_DIR: {looked:,} of {info.num_examples:,} pictures looked at within "
+            f"check_timeout={job.patience:g}; the others are looked at when the job starts"
+        )
+    return found
+
+
+def _judged(job: Job, bad: Sequence[Problem], looked: int) -> list[Finding]:
+    """What bad pictures mean: with bad_samples=skip a few are passed over, but not more than max_bad_samples."""
+    if not bad or job.spec.bad_samples == "stop" or len(bad) > job.spec.max_bad_samples or len(bad) == looked:
+        return list(bad)
+    names = ", ".join(problem.subject for problem in bad[:3])
+    return [
+        f"DATASET_DIR: {len(bad)} of {looked} pictures looked at cannot be used and are passed over: {names}"
+    ]
