@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sdjob import resume as resuming
@@ -17,6 +17,7 @@ from sdjob.resume import FORMAT, STATE, origin_of, values_of
 from sdtrain.failures import is_write_failure
 from sdtrain.order import Past, Stretch
 from sdtrain.progress import say
+from sdtrain.spent import Spent
 from sdtrain.world import World
 
 
@@ -33,6 +34,8 @@ class TrainState:
     bad_samples: tuple[str, ...] = ()  # pictures that could not be used
     past: Past = ()  # the sizes of its steps: what they took of each bucket follows from them
     origin: str = ""  # the checkpoint that `resume` named when this course began; empty: none
+    # By all starts up to this checkpoint; while a run goes on, by those before this one.
+    spent: Spent = field(default_factory=Spent)
 
 
 def save(
@@ -124,7 +127,9 @@ def read_state(folder: Path) -> TrainState:
     past = tuple(Stretch(**stretch) for stretch in values.pop("past", ()))
     if not past and values["step"]:  # written before it was kept: all steps were taken alike
         past = (Stretch(values["step"], values["place"] // values["step"]),)
-    return TrainState(**{**values, "past": past, "bad_samples": tuple(values.get("bad_samples", ()))})
+    spent = Spent(**values.pop("spent", {}))
+    bad_samples = tuple(values.pop("bad_samples", ()))
+    return TrainState(**values, past=past, bad_samples=bad_samples, spent=spent)
 
 
 def move_aside(layout: OutputLayout, start: StepFolder | None) -> Path | None:

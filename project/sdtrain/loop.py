@@ -101,7 +101,10 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
             if stopping or step == last or step % spec.checkpointing_steps == 0:
                 with watch.paused(), progress.paused():
                     state = _reached(training, state, step, losses, incidents)
-                    save(training, saver, state, beside=spec.background_save and not stopping and step < last)
+                    to_save = replace(state, spent=state.spent.and_this_start(world.size))
+                    save(
+                        training, saver, to_save, beside=spec.background_save and not stopping and step < last
+                    )
             if stopping:
                 raise Stopped(step)
             if _validation_is_due(training, step):
@@ -143,6 +146,7 @@ def _outcome(
         mean_loss=0.0 if mean is None else mean,
         skipped_steps=state.skipped_steps,
         bad_samples=state.bad_samples,
+        spent_before=state.spent,
         steps_per_second=watch.steps_per_second,
         skip_steps=watch.skip_steps,
         timed_step=timed,

@@ -93,10 +93,11 @@ def _title(report: dict[str, Any]) -> str:
 
 def _about(report: dict[str, Any]) -> str:
     """What ran where: the sums that a reader would otherwise have to look up."""
+    when = report["finished"][:16].replace("T", " ")
     return (
         f"{report['pretrained_model_name_or_path']}, {report['num_examples']:,} pictures at "
         f"{report['resolution']} pixels, {report['global_batch_size']} a step; {report['world_size']} × "
-        f"{report['device_name']}, {report['plugin']}, precision {report['precision']}"
+        f"{report['device_name']}, {report['plugin']}, precision {report['precision']}; finished {when} UTC"
     )
 
 
@@ -104,8 +105,8 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What people look for first; what was not measured is left out."""
     if rate := report["images_per_second"]:
         yield "pictures a second", f"{rate:.3g}"
-    yield "time of this start", _duration(report["seconds"])
-    yield "device hours", f"{report['seconds'] * report['world_size'] / 3600:.3g}"
+    yield "time" if not report["resumed_from_step"] else "time of all starts", _duration(report["seconds"])
+    yield "device hours", f"{report['device_hours']:.3g}"
     if peak := report["peak_memory_bytes"]:
         yield "peak memory a process", f"{peak / 1e9:.3g} GB"
     yield "mean loss", f"{report['mean_loss']:.4g}"

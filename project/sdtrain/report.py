@@ -8,16 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from sdjob.spec import RunSpec
 from sdtrain import devices
 from sdtrain.order import BatchShape
+from sdtrain.spent import Spent
 from sdtrain.world import World
 
 
@@ -87,6 +88,7 @@ class Outcome:
     steps_per_second: float | None
     skip_steps: int
     num_examples: int
+    spent_before: Spent  # by earlier starts of the run
     timed_step: TimedStep | None = None  # None: none was asked for, or an earlier part of the run had it
     skipped_steps: int = 0  # whose loss was no number
     bad_samples: tuple[str, ...] = ()  # pictures that could not be used
@@ -97,12 +99,12 @@ def report(
 ) -> dict[str, Any]:
     """The report as plain values. Collective, for the largest memory of all ranks.
 
-    seconds: from the start of this process to now, as a platform counts them; earlier starts are not in them.
+    seconds, device_hours: of all starts of the run; seconds_of_this_start: of the last one.
     """
+    spent = outcome.spent_before.and_this_start(world.size)
     rate = outcome.steps_per_second
     images = rate * shape.global_batch if rate else None
     return {
-        "model": "stable-diffusion",
         "trained": "lora" if spec.lora_rank else "unet",
         "train_text_encoder": spec.train_text_encoder,
         "pretrained_model_name_or_path": spec.pretrained_model_name_or_path,
@@ -129,7 +131,10 @@ def report(
         "steps": outcome.last_step,
         "resumed_from_step": outcome.first_step,
         "skip_steps": outcome.skip_steps,
-        "seconds": round(time.time() - psutil.Process().create_time(), 1),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(spent.seconds, 1),
+        "seconds_of_this_start": round(spent.seconds - outcome.spent_before.seconds, 1),
+        "device_hours": round(spent.device_seconds / 3600, 4),
         "steps_per_second": rate,
         "images_per_second": images,
         "images_per_second_per_device": images / world.size if images else None,

@@ -129,7 +129,9 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     sheet = validation.before_after(training) if spec.validation_prompts and world.is_main else None
     parts = training.parts
     attends = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
-    values = report.report(spec, world, training.shape, outcome, attends) | {
+    values = {
+        "model": architectures.of(parts).name,
+        **report.report(spec, world, training.shape, outcome, attends),
         "trained_parts": list(trained.parts(spec, folder)),
         "validation_loss": loss,
         "held_out_examples": len(training.held_out.images) if training.held_out else 0,

@@ -1,6 +1,7 @@
 """What a run leaves behind: TensorBoard, samples, report."""
 
 import json
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 
 from sdjob.spec import RunSpec
+from sdtrain.spent import Spent
 from tests.support.worker import losses, scalars
 
 PROMPTS = ["a red cross", "ein grüner Kreis, 圆"]
@@ -145,6 +147,25 @@ EXPECTED = {
     "learning_rate": 1e-3,
     "resumed_from_step": 0,
 }
+
+
+def test_time_and_device_hours_are_those_of_all_starts(train, monkeypatch):
+    """The second start, of one process, after one of two."""
+    seconds = iter([100.0, 200.0, 300.0])
+    monkeypatch.setattr(
+        Spent, "and_this_start", lambda spent, processes: taken(spent, next(seconds), processes)
+    )
+    train(ranks=2, max_train_steps=2, checkpointing_steps=1)
+    seconds = iter([30.0, 70.0])
+    output = train(max_train_steps=3, checkpointing_steps=1)
+    found = json.loads((output / "report.json").read_text())
+    assert (found["seconds"], found["seconds_of_this_start"]) == (270.0, 70.0)
+    assert found["device_hours"] == pytest.approx((2 * 200 + 70) / 3600, abs=1e-4)
+    assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(found["finished"])).seconds < 60
+
+
+def taken(before: Spent, seconds: float, processes: int) -> Spent:
+    return Spent(before.seconds + seconds, before.device_seconds + seconds * processes)
 
 
 def test_the_logged_loss_is_the_mean_over_ranks_and_micro_batches(run, train):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sdjob.problem import JobError
 from sdtrain import checkpoint
 from sdtrain.checkpoint import TrainState
 from sdtrain.order import Stretch
+from sdtrain.spent import Spent
 from tests.support.worker import Killed, alone, snapshot
 
 FACTS = {"seed": "7", "recipe": "dreambooth"}
@@ -27,8 +29,15 @@ def layout(tmp_path):
 
 
 def state(step: int) -> TrainState:
-    past = (Stretch(step, 10),)
-    return TrainState(step, place=10 * step, loss=0.5, loss_sum=0.5 * step, fingerprint=FACTS, past=past)
+    return TrainState(
+        step,
+        place=10 * step,
+        loss=0.5,
+        loss_sum=0.5 * step,
+        fingerprint=FACTS,
+        past=(Stretch(step, 10),),
+        spent=Spent(2.5, 5.0),
+    )
 
 
 def save(layout, step, *, limit=None, write=None) -> Path:
@@ -81,9 +90,9 @@ def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
 def test_of_a_checkpoint_without_a_past_all_steps_were_alike(layout):
     path = save(layout, 3) / "state.json"
     values = json.loads(path.read_text())
-    del values["past"]
+    del values["past"], values["spent"]
     path.write_text(json.dumps(values))
-    assert checkpoint.read_state(path.parent) == state(3)
+    assert checkpoint.read_state(path.parent) == replace(state(3), spent=Spent())
 
 
 def test_saves_what_is_needed_to_go_on(layout):

@@ -34,7 +34,10 @@ REPORT = {
     "global_batch_size": 16,
     "num_examples": 1200,
     "steps": 1007,
+    "finished": "2026-11-21T13:29:09+00:00",
+    "resumed_from_step": 0,
     "seconds": 3725.4,
+    "device_hours": 8.2786,
     "images_per_second": 128.44,
     "peak_memory_bytes": 20_500_000_000,
     "final_loss": 0.123456789,
@@ -48,10 +51,11 @@ TRAINING = [(1, 3.0), (2, 1.0), (3, 2.0)]
 def test_what_people_look_for_first():
     seen = Seen(page.render(REPORT, Curves(TRAINING), None))
     assert "DreamBooth: 1,007 steps" in seen.data
-    assert (
-        "/mnt/model/sd, 1,200 pictures at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16"
-        in seen.data
+    about = (
+        "/mnt/model/sd, 1,200 pictures at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16; "
+        "finished 2026-11-21 13:29 UTC"
     )
+    assert about in seen.data and "time" in seen.data
     tiles = {"128", "1:02:05", "8.28", "20.5 GB", "0.25"}
     assert tiles <= set(seen.data)
     assert "held-out loss" not in seen.data

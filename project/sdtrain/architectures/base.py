@@ -33,6 +33,10 @@ class Architecture(Protocol):
     """One kind of model: how it is told what to draw, and how it draws."""
 
     @property
+    def name(self) -> str:
+        """What the report calls a model of this kind."""
+
+    @property
     def pipeline(self) -> Any:
         """diffusers' pipeline, which knows the layout of a LoRA too."""
 

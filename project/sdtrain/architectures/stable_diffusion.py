@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class StableDiffusion:
     """Rombach et al. 2022, arXiv:2112.10752."""
 
+    name = "stable-diffusion"
     pipeline = StableDiffusionPipeline
     kohya_prefixes: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
     takes_sizes = False

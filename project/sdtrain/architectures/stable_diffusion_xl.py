@@ -21,6 +21,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2")
 class StableDiffusionXL:
     """Podell et al. 2023, arXiv:2307.01952, sections 2.1 and 2.2."""
 
+    name = "stable-diffusion-xl"
     pipeline = StableDiffusionXLPipeline
     kohya_prefixes: Mapping[str, str] = {
         "unet": "lora_unet",
