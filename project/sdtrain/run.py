@@ -60,7 +60,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     spec = _resolved(spec, world, folder, sum(split.trained_on(spec, info.num_examples) for info in infos))
     folder = conversion.as_folder(folder, spec, world, stop)
     identity = fingerprint.model_identity(folder)
-    facts = fingerprint.facts_of(spec, identity, infos, concepts)
+    facts = _facts(spec, world, identity, infos, concepts)
     start = _resume_point(spec, world, layout, facts)
     if start and _is_finished(spec, world, layout, start):
         if world.is_main:
@@ -191,6 +191,27 @@ def _data_set(spec: RunSpec, path: str | None) -> DatasetInfo:
 def _prompts(spec: RunSpec, concepts: tuple[Concept, ...]) -> tuple[str, ...]:
     """The prompt of each subject's pictures, where there is a list of subjects."""
     return tuple(concept.instance_prompt for concept in concepts) if spec.concepts_list else ()
+
+
+def _facts(
+    spec: RunSpec,
+    world: World,
+    identity: str,
+    infos: tuple[DatasetInfo, ...],
+    concepts: tuple[Concept, ...],
+) -> dict[str, str]:
+    """What a resume compares, found by the first rank for all: it takes a look at every file. Collective. Raises
+    JobError (66)."""
+    facts: dict[str, str] = {}
+    problems: tuple[Problem, ...] = ()
+    if world.is_main:
+        try:
+            facts = fingerprint.facts_of(spec, identity, infos, concepts)
+        except JobError as error:
+            problems = error.problems
+    world.agree(list(problems))
+    found: dict[str, str] = world.gather(facts)[0]
+    return found
 
 
 def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples: int) -> RunSpec:
