@@ -5,23 +5,26 @@
 DIFFUSERS is a checkout of huggingface/diffusers at the tag of the installed version; nothing of it is part of this
 project. Where torchvision is not installed, stand_in.py does for the scripts what they need of it.
 
-The trainers take turns, round after round, so that what else the machine does meets all of them alike. The clock is
-the optimiser's: a step lasts from the end of one update to the end of the next.
+The trainers run together and take turns, step by step, so that what else the machine does meets all of them alike.
+The clock is the optimiser's: a step lasts from the end of one update to the end of the next. How long the start takes
+is measured in runs of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -34,11 +37,12 @@ from sddemo.materialise import PIPELINE
 from sddemo.world import caption, draw, scenes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table import Case, Run, figures, measured, rendered
+from table import Case, Run, Runs, faster, measured, rendered
+from turns import Turns, start
 
 HOME = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
-PEER, OURS, CACHED = "diffusers", "this project", "this project, caches"
+WAYS = PEER, OURS, CACHED = "diffusers", "this project", "this project, caches"
 PICTURES = 48  # as many as every global batch here divides
 LIMIT = 900  # seconds of a run
 
@@ -86,17 +90,24 @@ def main() -> int:
         "steps": f"{asked.steps}, the first {asked.skip} left out",
     }
     stem = asked.output / f"{about['date']}-peer-cpu"
-    runs: dict[tuple[Case, str], list[Run]] = {}
+    turns: dict[tuple[Case, str], list[Run]] = {}
+    alone: dict[tuple[Case, str], list[Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)
         _write_pictures(world)
         for _ in range(asked.runs):
             for case in _cases(asked):
-                for way in (PEER, OURS, CACHED):
-                    run = _run(case, way, asked, world)
-                    runs.setdefault((case, way), []).append(run)
-                    print(case, way, figures([run]), flush=True)
-                _save(stem, {**about, "load at the end": _load()}, runs)
+                for way, run in _together(case, asked, world).items():
+                    turns.setdefault((case, way), []).append(run)
+                _save(stem, {**about, "load at the end": _load()}, turns, alone)
+                print(
+                    case,
+                    f"{faster(turns[case, OURS], turns[case, PEER]):.2f} × the peer's steps/s",
+                    flush=True,
+                )
+            for case, way in itertools.product(_starts(asked), WAYS):
+                alone.setdefault((case, way), []).append(_alone(case, way, asked, world))
+                _save(stem, {**about, "load at the end": _load()}, turns, alone)
     return 0
 
 
@@ -106,6 +117,13 @@ def _cases(asked: argparse.Namespace) -> Iterator[Case]:
     by_work = sorted(sizes, key=lambda size: size[0] * size[1] ** 2 * size[2])
     for (processes, resolution, batch), recipe in itertools.product(by_work, asked.recipes):
         yield Case(recipe, resolution, batch, processes, RECIPES[recipe].streams * batch * processes)
+
+
+def _starts(asked: argparse.Namespace) -> Iterator[Case]:
+    """One a recipe: how long a start takes does not depend on sizes."""
+    processes = min(asked.processes)
+    for recipe in asked.recipes:
+        yield Case(recipe, min(asked.resolutions), 1, processes, RECIPES[recipe].streams * processes)
 
 
 def _write_pictures(world: Path) -> None:
@@ -121,29 +139,81 @@ def _write_pictures(world: Path) -> None:
     (world / "captioned" / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
 
-def _run(case: Case, way: str, asked: argparse.Namespace, world: Path) -> Run:
-    """One run in processes of its own."""
+def _together(case: Case, asked: argparse.Namespace, world: Path) -> dict[str, Run]:
+    """All trainers at once, which take turns; one that fails ends the others."""
+    with tempfile.TemporaryDirectory(dir=world) as folder, contextlib.ExitStack() as stack:
+        trainers: dict[str, _Trainer] = {}
+        for place, way in enumerate(WAYS):
+            turns = Turns(Path(folder), place, len(WAYS), asked.steps)
+            trainer = _Trainer(case, way, asked, world, Path(folder) / f"trainer-{place}")
+            trainers[way] = trainer.started(asked.steps, turns.environment())
+            stack.callback(trainer.killed)
+        with contextlib.suppress(RuntimeError):  # the failure is in the run's code
+            start(Path(folder), len(WAYS), lambda: all(trainer.lives() for trainer in trainers.values()))
+            return {way: trainer.run(asked.skip) for way, trainer in trainers.items()}
+        return {way: trainer.killed() for way, trainer in trainers.items()}
+
+
+def _alone(case: Case, way: str, asked: argparse.Namespace, world: Path) -> Run:
+    """One trainer and two steps."""
     with tempfile.TemporaryDirectory(dir=world) as folder:
-        notes = Path(folder) / "notes"
-        flags = _flags(case, way, asked, world, Path(folder) / "output")
-        command = [*_starter(case), str(PROBE), str(notes), *flags]
+        trainer = _Trainer(case, way, asked, world, Path(folder)).started(2, {})
+        try:
+            return trainer.run(skip=1)
+        finally:
+            trainer.killed()
+
+
+class _Trainer:
+    """One run in processes of its own, which leave notes in a folder."""
+
+    def __init__(self, case: Case, way: str, asked: argparse.Namespace, world: Path, folder: Path) -> None:
+        self._case, self._way, self._asked, self._world, self._folder = case, way, asked, world, folder
+        folder.mkdir(exist_ok=True)
+
+    def started(self, steps: int, environment: Mapping[str, str]) -> _Trainer:
+        flags = _flags(self._case, self._way, self._asked, steps, self._world, self._folder / "output")
         environ = {
             **os.environ,
-            "OMP_NUM_THREADS": str(asked.threads),
+            "OMP_NUM_THREADS": str(self._asked.threads),
             "PYTHONPATH": str(HOME / "project"),
             "HF_HUB_OFFLINE": "1",
             "ACCELERATE_USE_CPU": "true",  # accelerate then takes gloo
+            **environment,
         }
-        began = time.time()
-        done = subprocess.run(
-            command, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=LIMIT
-        )
+        self._began = time.time()
+        with (self._folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                [*_starter(self._case), str(PROBE), str(self._folder / "notes"), *flags],
+                env=environ,
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def lives(self) -> bool:
+        return self._process.poll() is None and time.time() - self._began < LIMIT
+
+    def run(self, skip: int) -> Run:
+        """Waits for the end; what a failed run said is shown."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(LIMIT)
         ended = time.time()
-        ranks = [Path(f"{notes}-{rank}.json") for rank in range(case.processes)]
-        if done.returncode or not all(path.exists() for path in ranks):
-            print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
-            return Run(done.returncode, began=began, seconds=ended - began)
-        return measured([json.loads(path.read_text()) for path in ranks], began, ended, asked.skip)
+        ranks = [self._folder / f"notes-{rank}.json" for rank in range(self._case.processes)]
+        if self._process.returncode != 0:
+            return self.killed()
+        return measured([json.loads(path.read_text()) for path in ranks], self._began, ended, skip)
+
+    def killed(self) -> Run:
+        """Ends it if it still runs."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._process.returncode:
+            print(self._way, (self._folder / "log").read_text()[-4000:], file=sys.stderr)
+        return Run(self._process.returncode, self._began)
 
 
 def _starter(case: Case) -> list[str]:
@@ -158,7 +228,9 @@ def _starter(case: Case) -> list[str]:
     ]
 
 
-def _flags(case: Case, way: str, asked: argparse.Namespace, world: Path, output: Path) -> list[str]:
+def _flags(
+    case: Case, way: str, asked: argparse.Namespace, steps: int, world: Path, output: Path
+) -> list[str]:
     """fp32, AdamW at a constant rate, no loader processes, no checkpoint on the way; all else as each has it."""
     recipe = RECIPES[case.recipe]
     common = [
@@ -166,7 +238,7 @@ def _flags(case: Case, way: str, asked: argparse.Namespace, world: Path, output:
         f"--output_dir={output}",
         f"--resolution={case.resolution}",
         f"--train_batch_size={case.batch}",
-        f"--max_train_steps={asked.steps}",
+        f"--max_train_steps={steps}",
         "--center_crop",
         "--learning_rate=1e-4",
         "--lr_scheduler=constant",
@@ -190,14 +262,19 @@ def _flags(case: Case, way: str, asked: argparse.Namespace, world: Path, output:
     return ["-m", "sdtrain", *ours, *common, *recipe.ours, *caches]
 
 
-def _save(stem: Path, about: dict[str, Any], runs: dict[tuple[Case, str], list[Run]]) -> None:
+def _save(stem: Path, about: dict[str, Any], turns: Runs, alone: Runs) -> None:
     """After every case: what has been measured outlives whatever comes."""
+
+    def rows(runs: Runs) -> list[dict[str, Any]]:
+        return [
+            {**asdict(case), "trainer": way, "runs": list(map(asdict, of))}
+            for (case, way), of in runs.items()
+        ]
+
     stem.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {**asdict(case), "trainer": way, "runs": [asdict(r) for r in of]} for (case, way), of in runs.items()
-    ]
-    stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(rendered(about, runs, PEER))
+    values = {**about, "turns": rows(turns), "alone": rows(alone)}
+    stem.with_suffix(".json").write_text(json.dumps(values, indent=None) + "\n")
+    stem.with_suffix(".md").write_text(rendered(about, turns, alone, PEER))
 
 
 def _about(script: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`python probe.py RESULT SCRIPT FLAGS…`, or `-m MODULE` in place of SCRIPT: runs it, and notes when each optimiser
-step ended.
+step began and ended.
 
-The same clock for every trainer: a hook of PyTorch's on the optimiser. RESULT-<rank>.json receives the notes.
+The same clock for every trainer: a hook of PyTorch's on the optimiser. RESULT-<rank>.json receives the notes. Where
+PEER_TURNS names a folder, each step waits for its turn: `turns.py`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,24 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from turns import Turns  # noqa: E402
 
 
 def main() -> None:
     result, *command = sys.argv[1:]
-    walls: list[float] = []
-    cpus: list[float] = []
+    rank = int(os.environ.get("RANK", 0))
+    turns = Turns.of(os.environ)
+    begins: list[tuple[float, float]] = []
+    ends: list[tuple[float, float]] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        walls.append(time.time())
-        cpus.append(time.process_time())
+        ends.append((time.time(), time.process_time()))
+        if turns and rank == 0:
+            turns.over(step=len(ends))
+        if turns and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        begins.append((time.time(), time.process_time()))
 
     register_optimizer_step_post_hook(note)
     if command[0] != "-m":
@@ -37,19 +46,19 @@ def main() -> None:
         run(command)
     finally:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        notes = {"walls": walls, "cpus": cpus, "peak_bytes": peak, "ended": time.time()}
-        Path(f"{result}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(notes))
+        notes = {"begins": begins, "ends": ends, "peak_bytes": peak}
+        Path(f"{result}-{rank}.json").write_text(json.dumps(notes))
 
 
 def run(command: list[str]) -> None:
     """As Python itself would."""
-    sys.path[0] = str(Path.cwd())
     if command[0] == "-m":
+        sys.path[0] = str(Path.cwd())
         sys.argv = command[1:]
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = command
         sys.path[0] = str(Path(command[0]).parent)
+        sys.argv = command
         runpy.run_path(command[0], run_name="__main__")
 
 

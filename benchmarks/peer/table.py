@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 MIB = 2**20
@@ -28,56 +27,92 @@ class Run:
 
     code: int
     began: float  # seconds since the epoch
-    seconds: float  # of the whole command
+    seconds: float = math.nan  # of the whole command
     first_step: float = math.nan  # seconds from the start of the command to the first update
-    ending: float = math.nan  # seconds from the last update to the end of the command
     peak_bytes: float = math.nan  # resident, of all processes
     steps: tuple[float, ...] = ()  # seconds of each step
     cpus: tuple[float, ...] = ()  # seconds of processor time of each step, of all processes
 
 
 def measured(ranks: Sequence[Mapping[str, Any]], began: float, ended: float, skip: int) -> Run:
-    """From the notes of all ranks; the times are those of the first. A step ends where its update does."""
-    walls = ranks[0]["walls"]
-    cpus = zip(*(_differences(rank["cpus"])[skip - 1 :] for rank in ranks), strict=True)
+    """From the notes of all ranks: (time, processor time) where each step ended and where the next one began.
+
+    A step ends where its update does. The last one is not counted: others are already ending beside it.
+    """
+    ends = ranks[0]["ends"]
+    each = [_lasted(rank)[skip - 1 : -1] for rank in ranks]
     return Run(
         code=0,
         began=began,
         seconds=ended - began,
-        first_step=walls[0] - began,
-        ending=ended - walls[-1],
+        first_step=ends[0][0] - began,
         peak_bytes=sum(rank["peak_bytes"] for rank in ranks),
-        steps=tuple(_differences(walls)[skip - 1 :]),
-        cpus=tuple(map(sum, cpus)),
+        steps=tuple(wall for wall, _ in each[0]),
+        cpus=tuple(sum(cpu for _, cpu in of) for of in zip(*each, strict=True)),
     )
 
 
-def _differences(times: Sequence[float]) -> list[float]:
-    return [round(after - before, 6) for before, after in pairwise(times)]
+def _lasted(notes: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Seconds and processor seconds of every step but the first, whose beginning nobody knows."""
+    pairs = zip(notes["begins"], notes["ends"][1:], strict=False)
+    return [(round(end[0] - begin[0], 6), round(end[1] - begin[1], 6)) for begin, end in pairs]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Of all rounds of one trainer at one case."""
+Runs = Mapping[tuple[Case, str], Sequence[Run]]
+STEPS = (
+    "recipe",
+    "px",
+    "batch",
+    "processes",
+    "trainer",
+    "step (ms)",
+    "steps/s",
+    "images/s",
+    "CPU of a step (ms)",
+    "peak RSS (MiB)",
+    "exit",
+    "steps/s, × peer",
+    "CPU, × peer",
+)
+STARTS = ("recipe", "processes", "trainer", "first step (s)", "whole command (s)", "exit")
 
-    first_step: float  # seconds, median of the rounds
-    step: float  # seconds, median of all steps of all rounds
-    cpu: float  # seconds of processor time a step: lower quartile, which other work on the machine disturbs least
-    peak_bytes: float  # median of the rounds
-    ending: float  # seconds, median of the rounds
-    codes: tuple[int, ...]
+
+def rendered(about: Mapping[str, Any], turns: Runs, alone: Runs, peer: str) -> str:
+    """Facts; means over all cases; a row for each case and trainer; and the starts."""
+    head = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    rows = [_row(case, way, turns[case, way], turns[case, peer]) for case, way in sorted(turns, key=_place)]
+    starts = [_start(case, way, alone[case, way]) for case, way in sorted(alone, key=_place)]
+    parts = [
+        "# Beside the example scripts of diffusers",
+        head,
+        "## Means over all cases, × diffusers",
+        _means(turns, peer),
+        "## Steps",
+        _table(STEPS, rows),
+        "## From the command to the first step, and to the end of two",
+        _table(STARTS, starts),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def figures(runs: Sequence[Run]) -> Figures:
-    good = [run for run in runs if run.code == 0]
-    return Figures(
-        first_step=_quantile([run.first_step for run in good], 0.5),
-        step=_quantile([step for run in good for step in run.steps], 0.5),
-        cpu=_quantile([cpu for run in good for cpu in run.cpus], 0.25),
-        peak_bytes=_quantile([run.peak_bytes for run in good], 0.5),
-        ending=_quantile([run.ending for run in good], 0.5),
-        codes=tuple(sorted({run.code for run in runs})),
-    )
+def faster(mine: Sequence[Run], theirs: Sequence[Run]) -> float:
+    """How many steps of mine are done in the time of one of theirs: the median over all turns."""
+    pairs = zip(_all("steps", mine), _all("steps", theirs), strict=False)
+    return _quantile([their / my for my, their in pairs], 0.5)
+
+
+def cpu_share(mine: Sequence[Run], theirs: Sequence[Run]) -> float:
+    """Processor time of my step in that of theirs: the median over all turns."""
+    pairs = zip(_all("cpus", mine), _all("cpus", theirs), strict=False)
+    return _quantile([my / their for my, their in pairs], 0.5)
+
+
+def _all(figure: str, runs: Sequence[Run]) -> list[float]:
+    return [value for run in runs for value in getattr(run, figure)]
+
+
+def _middle(figure: str, runs: Sequence[Run]) -> float:
+    return _quantile([getattr(run, figure) for run in runs if run.code == 0], 0.5)
 
 
 def _quantile(values: Sequence[float], part: float) -> float:
@@ -89,75 +124,56 @@ def _quantile(values: Sequence[float], part: float) -> float:
     return below + (above - below) * (place - math.floor(place))
 
 
-Runs = Mapping[tuple[Case, str], Sequence[Run]]
-COLUMNS = (
-    "recipe",
-    "px",
-    "batch",
-    "processes",
-    "trainer",
-    "first step (s)",
-    "steps/s",
-    "images/s",
-    "CPU per step (ms)",
-    "peak RSS (MiB)",
-    "end (s)",
-    "exit",
-    "steps/s, × peer",
-    "CPU, × peer",
-)
-
-
-def rendered(about: Mapping[str, Any], runs: Runs, peer: str) -> str:
-    """Facts, means over all cases, and a row for each case and trainer."""
-    head = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    found = {key: figures(of) for key, of in runs.items()}
-    rows = [_row(case, way, found[case, way], found[case, peer]) for case, way in sorted(found, key=_place)]
-    parts = ["# Beside the example scripts of diffusers", head, _means(found, peer), _table(COLUMNS, rows)]
-    return "\n\n".join(parts) + "\n"
-
-
 def _place(key: tuple[Case, str]) -> tuple[Any, ...]:
     case, way = key
     return case.processes, case.recipe, case.resolution, case.batch, way
 
 
-def _row(case: Case, way: str, found: Figures, peer: Figures) -> list[str]:
+def _row(case: Case, way: str, of: Sequence[Run], peers: Sequence[Run]) -> list[str]:
+    """A step is the median of all; its processor time the lower quartile, which other work disturbs least."""
+    step = _quantile(_all("steps", of), 0.5)
     return [
         case.recipe,
         str(case.resolution),
         str(case.batch),
         str(case.processes),
         way,
-        f"{found.first_step:.1f}",
-        f"{1 / found.step:.1f}",
-        f"{case.images / found.step:.1f}",
-        f"{found.cpu * 1e3:.0f}",
-        f"{found.peak_bytes / MIB:.0f}",
-        f"{found.ending:.1f}",
-        " ".join(map(str, found.codes)),
-        f"{peer.step / found.step:.2f}",
-        f"{found.cpu / peer.cpu:.2f}",
+        f"{step * 1e3:.0f}",
+        f"{1 / step:.1f}",
+        f"{case.images / step:.1f}",
+        f"{_quantile(_all('cpus', of), 0.25) * 1e3:.0f}",
+        f"{_middle('peak_bytes', of) / MIB:.0f}",
+        _codes(of),
+        f"{faster(of, peers):.2f}",
+        f"{cpu_share(of, peers):.2f}",
     ]
 
 
-def _means(found: Mapping[tuple[Case, str], Figures], peer: str) -> str:
-    """For each recipe and trainer the geometric means, over resolutions, batches and processes, of the ratios."""
+def _start(case: Case, way: str, of: Sequence[Run]) -> list[str]:
+    times = [f"{_middle(figure, of):.1f}" for figure in ("first_step", "seconds")]
+    return [case.recipe, str(case.processes), way, *times, _codes(of)]
+
+
+def _codes(runs: Sequence[Run]) -> str:
+    return " ".join(str(code) for code in sorted({run.code for run in runs}))
+
+
+def _means(turns: Runs, peer: str) -> str:
+    """For each recipe and trainer the geometric means of the ratios, over resolutions, batches and processes."""
     rows = []
-    for recipe, way in dict.fromkeys((case.recipe, way) for case, way in found if way != peer):
+    for recipe, way in dict.fromkeys((case.recipe, way) for case, way in turns if way != peer):
         pairs = [
-            (of, found[case, peer])
-            for (case, trainer), of in found.items()
+            (of, turns[case, peer])
+            for (case, trainer), of in turns.items()
             if (case.recipe, trainer) == (recipe, way)
         ]
         ratios = [
-            [theirs.step / mine.step for mine, theirs in pairs],
-            [mine.cpu / theirs.cpu for mine, theirs in pairs],
-            [mine.first_step / theirs.first_step for mine, theirs in pairs],
-            [mine.peak_bytes / theirs.peak_bytes for mine, theirs in pairs],
+            [faster(mine, theirs) for mine, theirs in pairs],
+            [cpu_share(mine, theirs) for mine, theirs in pairs],
+            [_middle("peak_bytes", mine) / _middle("peak_bytes", theirs) for mine, theirs in pairs],
         ]
         rows.append([recipe, way, *(f"{_geometric(of):.2f}" for of in ratios)])
-    return _table(("× peer, mean", "trainer", "steps/s", "CPU per step", "first step", "peak RSS"), rows)
+    return _table(("recipe", "trainer", "steps/s", "CPU of a step", "peak RSS"), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
