@@ -53,8 +53,10 @@ class Turns:
         """
         if self._post is None:
             self._post = Post(self.folder, str(self.place))
-        following = str((self.place + 1) % self.programs)
-        self._post.send(self.folder / (_STARTER if step == 1 else following))
+        if step == 1:
+            self._post.send(self.folder / _STARTER)
+        elif step < self.steps or self.place < self.programs - 1:  # after the very last step nobody waits
+            self._post.send(self.folder / str((self.place + 1) % self.programs))
         if step < self.steps:
             self._post.wait()
 

@@ -1,58 +1,84 @@
-"""The comparison with the example scripts: from what the processes note to the figures of the table."""
+"""The comparison with the example scripts: who is when at work, and from the notes to the figures of the table."""
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-TABLE = Path(__file__).parents[2] / "benchmarks" / "peer" / "table.py"
+PEER = Path(__file__).parents[2] / "benchmarks" / "peer"
 
 
-@pytest.fixture(scope="module")
-def table():
-    spec = importlib.util.spec_from_file_location("peer_table", TABLE)
+def loaded(name: str):
+    spec = importlib.util.spec_from_file_location(f"peer_{name}", PEER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, spec.name, module)  # where its dataclasses look up their types
         spec.loader.exec_module(module)
-        yield module
+        return module
 
 
-def notes(walls: list[float], cpus: list[float], peak: int) -> dict:
-    return {"walls": walls, "cpus": cpus, "peak_bytes": peak}
+@pytest.fixture(scope="module")
+def table():
+    return loaded("table")
+
+
+def test_turns(tmp_path):
+    turns = loaded("turns")
+    steps: list[tuple[int, int]] = []  # (program, step), as they end
+
+    def program(place: int) -> None:
+        mine = turns.Turns.of(turns.Turns(tmp_path, place, programs=3, steps=4).environment())
+        for step in range(1, mine.steps + 1):
+            steps.append((place, step))
+            mine.over(step)
+
+    assert turns.Turns.of({}) is None
+    programs = [threading.Thread(target=program, args=(place,), daemon=True) for place in range(3)]
+    starter = threading.Thread(target=turns.start, args=(tmp_path, 3, lambda: True), daemon=True)
+    starter.start()
+    while not (tmp_path / "starter").exists():
+        pass
+    for each in programs:
+        each.start()
+    for each in (starter, *programs):
+        each.join(10)
+        assert not each.is_alive()
+    assert sorted(steps[:3]) == [(0, 1), (1, 1), (2, 1)], "the first steps are taken by all at once"
+    assert steps[3:] == [(place, step) for step in (2, 3, 4) for place in (0, 1, 2)]
+
+
+def test_nobody_waits_for_a_program_that_has_ended(tmp_path):
+    with pytest.raises(RuntimeError, match="before its first step"):
+        loaded("turns").start(tmp_path, 2, alive=lambda: False)
+
+
+def notes(begins: list[tuple[float, float]], ends: list[tuple[float, float]], peak: int) -> dict:
+    return {"begins": begins, "ends": ends, "peak_bytes": peak}
 
 
 def test_a_run_of_two_processes(table):
-    first = notes([105.0, 107.0, 108.0, 110.0], [5.0, 6.0, 6.5, 7.0], 300)
-    second = notes([105.5, 107.5, 108.5, 110.5], [4.0, 5.0, 5.25, 6.0], 200)
-    run = table.measured([first, second], began=100.0, ended=112.0, skip=2)
-    assert (run.seconds, run.first_step, run.ending, run.peak_bytes) == (12.0, 5.0, 2.0, 500)
-    assert run.steps == (1.0, 2.0), "the first two end before what is measured begins"
-    assert run.cpus == (0.75, 1.25), "of both processes"
+    ends = [(105.0, 5.0), (107.0, 6.0), (108.0, 6.5), (110.0, 7.0), (111.0, 9.0)]
+    begins = [(105.5, 5.0), (107.0, 6.0), (109.0, 6.75), (110.0, 7.0), (111.0, 9.0)]
+    other = [(time + 0.25, 2 * cpu) for time, cpu in begins], [(time + 0.25, 2 * cpu) for time, cpu in ends]
+    run = table.measured([notes(begins, ends, 300), notes(*other, 200)], began=100.0, ended=112.0, skip=2)
+    assert (run.code, run.seconds, run.first_step, run.peak_bytes) == (0, 12.0, 5.0, 500)
+    assert run.steps == (1.0, 1.0), "the third step and the fourth, without what lies between them"
+    assert run.cpus == (1.5, 0.75), "of both processes"
 
 
-def test_figures_of_several_runs_leave_out_the_failed(table):
-    good = {"first_step": 4.0, "ending": 1.0, "peak_bytes": 2.0}
-    runs = [
-        table.Run(0, 0.0, 9.0, **good, steps=(1.0, 5.0), cpus=(1.0, 2.0)),
-        table.Run(0, 0.0, 9.0, **{**good, "first_step": 6.0}, steps=(2.0,), cpus=(3.0,)),
-        table.Run(70, 0.0, 9.0),
-    ]
-    assert table.figures(runs) == table.Figures(
-        first_step=5.0, step=2.0, cpu=1.5, peak_bytes=2.0, ending=1.0, codes=(0, 70)
-    )
-
-
-def test_the_table_compares_with_the_peer(table):
+def test_the_table_compares_turn_by_turn(table):
     case = table.Case("text_to_image", 64, batch=4, processes=2, images=8)
-    common = {"began": 0.0, "seconds": 9.0, "ending": 1.0, "peak_bytes": 2**20, "cpus": (0.2,)}
-    runs = {
-        (case, "peer"): [table.Run(0, **common, first_step=8.0, steps=(0.5,))],
-        (case, "ours"): [table.Run(0, **common, first_step=4.0, steps=(0.25,))],
+    common = {"began": 0.0, "seconds": 9.0, "peak_bytes": 2**20}
+    turns = {
+        # The machine is ten times slower in the second turn.
+        (case, "peer"): [table.Run(0, **common, steps=(0.5, 5.0, 0.5), cpus=(0.4, 4.0, 0.4))],
+        (case, "ours"): [table.Run(0, **common, steps=(0.25, 2.5, 0.25), cpus=(0.3, 3.0, 0.3))],
     }
-    lines = table.rendered({"date": "today"}, runs, "peer").splitlines()
+    alone = {(case, "ours"): [table.Run(0, **common, first_step=4.0), table.Run(70, 0.0)]}
+    lines = table.rendered({"date": "today"}, turns, alone, "peer").splitlines()
     assert "- date: today" in lines
-    assert "| text_to_image | ours | 2.00 | 1.00 | 0.50 | 1.00 |" in lines
-    row = "| text_to_image | 64 | 4 | 2 | ours | 4.0 | 4.0 | 32.0 | 200 | 1 | 1.0 | 0 | 2.00 | 1.00 |"
-    assert lines[-2] == row
+    assert "| text_to_image | ours | 2.00 | 0.75 | 1.00 |" in lines
+    assert "| text_to_image | 64 | 4 | 2 | ours | 250 | 4.0 | 32.0 | 300 | 1 | 0 | 2.00 | 0.75 |" in lines
+    assert lines[-1] == "| text_to_image | 2 | ours | 4.0 | 9.0 | 0 70 |"
