@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ class Post:
 
     def send(self, path: Path) -> None:
         self._socket.sendto(b".", str(path))
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 @dataclass
@@ -59,17 +63,19 @@ class Turns:
             self._post.send(self.folder / str((self.place + 1) % self.programs))
         if step < self.steps:
             self._post.wait()
+        else:
+            self._post.close()
 
 
 def start(folder: Path, programs: int, alive: Callable[[], bool]) -> None:
     """Lets the first program go when all wait for their turn. Raises RuntimeError if one ends before."""
-    post = Post(folder, _STARTER, seconds=1.0)
     begun = 0
-    while begun < programs:
-        try:
-            post.wait()
-            begun += 1
-        except TimeoutError:
-            if not alive():
-                raise RuntimeError("a trainer ended before its first step was over") from None
-    post.send(folder / "0")
+    with contextlib.closing(Post(folder, _STARTER, seconds=1.0)) as post:
+        while begun < programs:
+            try:
+                post.wait()
+                begun += 1
+            except TimeoutError:
+                if not alive():
+                    raise RuntimeError("a trainer ended before its first step was over") from None
+        post.send(folder / "0")

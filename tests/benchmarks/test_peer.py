@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_turns(tmp_path):
     starter = threading.Thread(target=turns.start, args=(tmp_path, 3, lambda: True), daemon=True)
     starter.start()
     while not (tmp_path / "starter").exists():
-        pass
+        time.sleep(0.01)
     for each in programs:
         each.start()
     for each in (starter, *programs):
