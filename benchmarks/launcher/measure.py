@@ -65,12 +65,20 @@ def added_to_torchrun(root: Path, place: dict[str, str]) -> list[str]:
         "-m",
         "noop",
     ]
-    ours, bare = side_by_side(([sys.executable, str(DRIVER), "noop"], environ), (torchrun, environ), runs=7)
+    accelerate = [
+        sys.executable,
+        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", "-m", "noop"),
+    ]
+    ours, bare, peer = side_by_side(
+        ([sys.executable, str(DRIVER), "noop"], environ), (torchrun, environ), (accelerate, environ), runs=7
+    )
     added = statistics.median(a - b for a, b in zip(ours, bare, strict=True))
     return [
         f"| torchrun of a worker that does nothing | {shown(bare)} |",
         f"| the same under the launcher | {shown(ours)} |",
         f"| median of the differences | {added:.2f} s |",
+        f"| `accelerate launch` of the same, which starts it without torchrun | {shown(peer)} |",
     ]
 
 

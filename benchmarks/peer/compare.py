@@ -37,7 +37,7 @@ from sddemo.materialise import PIPELINE
 from sddemo.world import caption, draw, scenes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table import Case, Run, Runs, faster, measured, rendered
+from table import Case, Run, Runs, faster, measured, starts, steps
 from turns import Turns, start
 
 HOME = Path(__file__).resolve().parents[2]
@@ -84,31 +84,31 @@ def main() -> int:
             file=sys.stderr,
         )
         return 66
-    about = {
-        **_about(scripts[0]),
-        "runs": asked.runs,
-        "steps": f"{asked.steps}, the first {asked.skip} left out",
-    }
-    stem = asked.output / f"{about['date']}-peer-cpu"
-    turns: dict[tuple[Case, str], list[Run]] = {}
-    alone: dict[tuple[Case, str], list[Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        world = Path(folder)
-        _write_pictures(world)
-        for _ in range(asked.runs):
-            for case in _cases(asked):
-                for way, run in _together(case, asked, world).items():
-                    turns.setdefault((case, way), []).append(run)
-                _save(stem, {**about, "load at the end": _load()}, turns, alone)
-                print(
-                    case,
-                    f"{faster(turns[case, OURS], turns[case, PEER]):.2f} × the peer's steps/s",
-                    flush=True,
-                )
-            for case, way in itertools.product(_starts(asked), WAYS):
-                alone.setdefault((case, way), []).append(_alone(case, way, asked, world))
-                _save(stem, {**about, "load at the end": _load()}, turns, alone)
+        _write_pictures(Path(folder))
+        for what in asked.what:
+            _KINDS[what](asked, Path(folder), _about(scripts[0]))
     return 0
+
+
+def _measure_steps(asked: argparse.Namespace, world: Path, about: dict[str, Any]) -> None:
+    runs: dict[tuple[Case, str], list[Run]] = {}
+    about |= {"runs": asked.runs, "steps": f"{asked.steps}, the first {asked.skip} and the last left out"}
+    for _ in range(asked.runs):
+        for case in _cases(asked):
+            for way, run in _together(case, asked, world).items():
+                runs.setdefault((case, way), []).append(run)
+            _save(asked.output, "steps", about, runs, steps(about | _load("at the end"), runs, PEER))
+            print(case, f"{faster(runs[case, OURS], runs[case, PEER]):.2f} × the peer's steps/s", flush=True)
+
+
+def _measure_starts(asked: argparse.Namespace, world: Path, about: dict[str, Any]) -> None:
+    runs: dict[tuple[Case, str], list[Run]] = {}
+    about |= {"runs": asked.runs}
+    for _ in range(asked.runs):
+        for case, way in itertools.product(_starts(asked), WAYS[:2]):
+            runs.setdefault((case, way), []).append(_alone(case, way, asked, world))
+            _save(asked.output, "starts", about, runs, starts(about | _load("at the end"), runs))
 
 
 def _cases(asked: argparse.Namespace) -> Iterator[Case]:
@@ -262,19 +262,15 @@ def _flags(
     return ["-m", "sdtrain", *ours, *common, *recipe.ours, *caches]
 
 
-def _save(stem: Path, about: dict[str, Any], turns: Runs, alone: Runs) -> None:
+def _save(folder: Path, what: str, about: dict[str, Any], runs: Runs, text: str) -> None:
     """After every case: what has been measured outlives whatever comes."""
-
-    def rows(runs: Runs) -> list[dict[str, Any]]:
-        return [
-            {**asdict(case), "trainer": way, "runs": list(map(asdict, of))}
-            for (case, way), of in runs.items()
-        ]
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    values = {**about, "turns": rows(turns), "alone": rows(alone)}
-    stem.with_suffix(".json").write_text(json.dumps(values, indent=None) + "\n")
-    stem.with_suffix(".md").write_text(rendered(about, turns, alone, PEER))
+    rows = [
+        {**asdict(case), "trainer": way, "runs": list(map(asdict, of))} for (case, way), of in runs.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{about['date']}-peer-{what}-cpu"
+    stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}) + "\n")
+    stem.with_suffix(".md").write_text(text)
 
 
 def _about(script: Path) -> dict[str, Any]:
@@ -282,15 +278,15 @@ def _about(script: Path) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {_cpu()}",
-        "load at the start": _load(),
+        **_load("at the start"),
         "example scripts": f"of diffusers {wanted[1] if wanted else 'unknown'}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "peft")},
     }
 
 
-def _load() -> float:
-    return round(os.getloadavg()[0], 1)
+def _load(when: str) -> dict[str, float]:
+    return {f"load {when}": round(os.getloadavg()[0], 1)}
 
 
 def _cpu() -> str:
@@ -306,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--examples", type=Path, required=True, help="the folder examples/ of diffusers")
+    parser.add_argument("--what", nargs="+", choices=_KINDS, default=list(_KINDS), metavar="steps|starts")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--resolutions", type=numbers, default=[64, 128], help="pixels, such as 64,128")
     parser.add_argument("--batches", type=numbers, default=[1, 4], help="pictures per process, such as 1,4")
@@ -319,6 +316,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     return parser
 
+
+_KINDS = {"steps": _measure_steps, "starts": _measure_starts}
 
 if __name__ == "__main__":
     sys.exit(main())

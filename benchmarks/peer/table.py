@@ -29,6 +29,7 @@ class Run:
     began: float  # seconds since the epoch
     seconds: float = math.nan  # of the whole command
     first_step: float = math.nan  # seconds from the start of the command to the first update
+    first_cpu: float = math.nan  # seconds of processor time up to there, of all processes that train
     peak_bytes: float = math.nan  # resident, of all processes
     steps: tuple[float, ...] = ()  # seconds of each step
     cpus: tuple[float, ...] = ()  # seconds of processor time of each step, of all processes
@@ -46,6 +47,7 @@ def measured(ranks: Sequence[Mapping[str, Any]], began: float, ended: float, ski
         began=began,
         seconds=ended - began,
         first_step=ends[0][0] - began,
+        first_cpu=sum(rank["ends"][0][1] for rank in ranks),
         peak_bytes=sum(rank["peak_bytes"] for rank in ranks),
         steps=tuple(wall for wall, _ in each[0]),
         cpus=tuple(sum(cpu for _, cpu in of) for of in zip(*each, strict=True)),
@@ -74,25 +76,40 @@ STEPS = (
     "steps/s, × peer",
     "CPU, × peer",
 )
-STARTS = ("recipe", "processes", "trainer", "first step (s)", "whole command (s)", "exit")
+STARTS = (
+    "recipe",
+    "processes",
+    "trainer",
+    "first step (s)",
+    "CPU until then (s)",
+    "whole command (s)",
+    "exit",
+)
 
 
-def rendered(about: Mapping[str, Any], turns: Runs, alone: Runs, peer: str) -> str:
-    """Facts; means over all cases; a row for each case and trainer; and the starts."""
-    head = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    rows = [_row(case, way, turns[case, way], turns[case, peer]) for case, way in sorted(turns, key=_place)]
-    starts = [_start(case, way, alone[case, way]) for case, way in sorted(alone, key=_place)]
+def steps(about: Mapping[str, Any], runs: Runs, peer: str) -> str:
+    """Facts; means over all cases; a row for each case and trainer."""
+    rows = [_row(case, way, runs[case, way], runs[case, peer]) for case, way in sorted(runs, key=_place)]
     parts = [
-        "# Beside the example scripts of diffusers",
-        head,
-        "## Means over all cases, × diffusers",
-        _means(turns, peer),
-        "## Steps",
+        "# Steps, beside the example scripts of diffusers",
+        _listed(about),
+        "Means over all cases, × diffusers:",
+        _means(runs, peer),
+        "Every case:",
         _table(STEPS, rows),
-        "## From the command to the first step, and to the end of two",
-        _table(STARTS, starts),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def starts(about: Mapping[str, Any], runs: Runs) -> str:
+    """Facts; from the command to the first step, and to the end of two."""
+    rows = [_start(case, way, runs[case, way]) for case, way in sorted(runs, key=_place)]
+    parts = ["# Starts, beside the example scripts of diffusers", _listed(about), _table(STARTS, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(about: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in about.items())
 
 
 def faster(mine: Sequence[Run], theirs: Sequence[Run]) -> float:
@@ -150,7 +167,7 @@ def _row(case: Case, way: str, of: Sequence[Run], peers: Sequence[Run]) -> list[
 
 
 def _start(case: Case, way: str, of: Sequence[Run]) -> list[str]:
-    times = [f"{_middle(figure, of):.1f}" for figure in ("first_step", "seconds")]
+    times = [f"{_middle(figure, of):.1f}" for figure in ("first_step", "first_cpu", "seconds")]
     return [case.recipe, str(case.processes), way, *times, _codes(of)]
 
 

@@ -67,6 +67,7 @@ def test_a_run_of_two_processes(table):
     assert (run.code, run.seconds, run.first_step, run.peak_bytes) == (0, 12.0, 5.0, 500)
     assert run.steps == (1.0, 1.0), "the third step and the fourth, without what lies between them"
     assert run.cpus == (1.5, 0.75), "of both processes"
+    assert run.first_cpu == 15.0
 
 
 def test_the_table_compares_turn_by_turn(table):
@@ -77,9 +78,14 @@ def test_the_table_compares_turn_by_turn(table):
         (case, "peer"): [table.Run(0, **common, steps=(0.5, 5.0, 0.5), cpus=(0.4, 4.0, 0.4))],
         (case, "ours"): [table.Run(0, **common, steps=(0.25, 2.5, 0.25), cpus=(0.3, 3.0, 0.3))],
     }
-    alone = {(case, "ours"): [table.Run(0, **common, first_step=4.0), table.Run(70, 0.0)]}
-    lines = table.rendered({"date": "today"}, turns, alone, "peer").splitlines()
+    lines = table.steps({"date": "today"}, turns, "peer").splitlines()
     assert "- date: today" in lines
     assert "| text_to_image | ours | 2.00 | 0.75 | 1.00 |" in lines
     assert "| text_to_image | 64 | 4 | 2 | ours | 250 | 4.0 | 32.0 | 300 | 1 | 0 | 2.00 | 0.75 |" in lines
-    assert lines[-1] == "| text_to_image | 2 | ours | 4.0 | 9.0 | 0 70 |"
+
+
+def test_the_table_of_starts_leaves_out_what_failed(table):
+    case = table.Case("text_to_image", 64, batch=4, processes=2, images=8)
+    good = table.Run(0, began=0.0, seconds=9.0, first_step=4.0, first_cpu=3.0)
+    lines = table.starts({"date": "today"}, {(case, "ours"): [good, table.Run(70, 0.0)]}).splitlines()
+    assert lines[-1] == "| text_to_image | 2 | ours | 4.0 | 3.0 | 9.0 | 0 70 |"

@@ -20,4 +20,7 @@ if __name__ == "__main__":
     if in_place:
         launch = dataclasses.replace(job.launch, argv=(sys.executable, what, *job.launch.argv[3:]))
         job = dataclasses.replace(job, launch=launch)
-    sys.exit(supervise.run(job, os.environ))
+    code = supervise.run(job, os.environ)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as entrypoint.py ends
