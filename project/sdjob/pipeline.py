@@ -187,7 +187,7 @@ def _blueprint_in(folder: Path) -> Blueprint:
     }
     files["model_index.json"] = json.dumps(index, indent=2) + "\n"
     folders = {part: folder / part for part in configs}
-    return Blueprint(f"the pipeline in {shown(folder)}", class_name, classes, configs, folders, files)
+    return Blueprint(f"a model like {shown(folder)}", class_name, classes, configs, folders, files)
 
 
 # --- folders -----------------------------------------------------------------------------------------

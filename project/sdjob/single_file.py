@@ -175,9 +175,10 @@ def said_prediction(archive: Archive) -> str | None:
     """What the file says that its U-Net predicts: by a tensor's presence, or by its metadata (modelspec)."""
     if original.V_PREDICTION in archive.tensors:
         return "v_prediction"
-    said = str(archive.metadata.get("modelspec.prediction_type", "")).lower().replace("-", "_")
-    if said in _SAID:
-        return _SAID[said]
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):  # the latter is ComfyUI's
+        said = str(archive.metadata.get(key, "")).lower().replace("-", "_")
+        if said in _SAID:
+            return _SAID[said]
     architecture = str(archive.metadata.get("modelspec.architecture", ""))
     return {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}.get(
         architecture

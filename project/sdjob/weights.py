@@ -170,7 +170,7 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of the header, each tensor as large as its type and shape say."""
     try:
         tensors = json.loads(header)
-        metadata = tensors.pop("__metadata__", None) or {}
+        metadata = dict(tensors.pop("__metadata__", None) or {})
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]
             item_size = ITEM_SIZE.get(tensor["dtype"])
@@ -178,7 +178,7 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
                 raise _BrokenError(f"has a damaged header: {name} does not have the bytes of its shape")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _BrokenError("has a damaged header") from error
-    return dict(tensors), dict(metadata)
+    return dict(tensors), metadata
 
 
 def _check_extent(tensors: dict[str, Any], data_bytes: int, size: int) -> None:

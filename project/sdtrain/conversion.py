@@ -139,7 +139,7 @@ def write_weights(source: BinaryIO, target: BinaryIO, pieces: Mapping[str, Piece
 
     Large items first, so that each lies at a multiple of its size, as the format wishes.
     """
-    names = sorted(pieces, key=lambda name: (-ITEM_SIZE[pieces[name].stored.dtype], name))
+    names = sorted(pieces, key=lambda name: (-ITEM_SIZE.get(pieces[name].stored.dtype, 1), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in names:
@@ -170,6 +170,7 @@ def _blocks(source: BinaryIO, piece: Piece) -> Iterator[bytes]:
 
 def _transposed(source: BinaryIO, piece: Piece) -> bytes:
     """A matrix by its columns."""
-    rows = array(_ITEMS[ITEM_SIZE[piece.stored.dtype]], b"".join(_blocks(source, piece)))
+    items = _ITEMS[piece.stored.size // piece.stored.count]
+    rows = array(items, b"".join(_blocks(source, piece)))
     height, width = piece.stored.shape  # of the result
     return b"".join(rows[row::height].tobytes() for row in range(height)) if width else b""

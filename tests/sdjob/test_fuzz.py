@@ -12,7 +12,9 @@ from PIL import Image
 
 from sdjob.dataset import find_dataset, verify_sample
 from sdjob.images import ImageError, decode
+from sdjob.pipeline import find_pipeline
 from sdjob.problem import JobError
+from tests.support.single import sparse
 
 SHORT, LONG = 60, 5000
 COUNTS = pytest.mark.parametrize("count", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
@@ -167,3 +169,42 @@ def test_damaged_parquet(pictures, tmp_path, compression, count):
         read(tmp_path)
 
     fuzz(test, count)
+
+
+SD_1 = {
+    "model.diffusion_model.input_blocks.0.0.weight": (2, 4, 1, 1),
+    "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (1, 768),
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias": (3,),
+}
+
+
+def model_files(folder: Path) -> dict[str, bytes]:
+    """The beginning of a model of the first version, in both formats."""
+    torch = pytest.importorskip("torch")
+    sparse(folder / "model.safetensors", SD_1, **{"modelspec.prediction_type": "v"})
+    state = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in SD_1.items()}
+    torch.save({"state_dict": state, "global_step": 3}, folder / "model.ckpt")
+    return {path.suffix: path.read_bytes() for path in folder.iterdir()}
+
+
+@COUNTS
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_damaged_models_in_one_file(tmp_path, suffix, count):
+    content = model_files(tmp_path)[suffix]
+    file = tmp_path / f"damaged{suffix}"
+
+    def refused() -> list[str]:
+        with pytest.raises(JobError) as caught:
+            find_pipeline(file, None, allow_pickle=True)
+        assert all(problem.found and problem.remedy for problem in caught.value.problems)
+        return [problem.found for problem in caught.value.problems]
+
+    file.write_bytes(content)
+    assert any(found.startswith("lacks 684 tensors of the U-Net") for found in refused())
+
+    @given(damaged([content]))
+    def test(content):
+        file.write_bytes(content)
+        refused()
+
+    fuzz(test, count // 3)

@@ -79,6 +79,7 @@ def test_the_published_kinds(headers, tmp_path, kind, class_name, parameters):
     [
         ({}, {}, "v_prediction", "v_prediction"),
         ({}, {"modelspec.prediction_type": "v"}, "auto", "v_prediction"),
+        ({}, {"modelspec.predict_key": "v"}, "auto", "v_prediction"),
         ({}, {"modelspec.architecture": "stable-diffusion-v2-512"}, "auto", "epsilon"),
         ({"v_pred": (0,)}, {}, "auto", "v_prediction"),
         ({"v_pred": (0,)}, {"modelspec.prediction_type": "v"}, "epsilon", "epsilon"),
