@@ -25,7 +25,7 @@ class StoppedEarly(BaseException):
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Read → check → plan → run; returns the exit code."""
-    from sdlaunch import cli, console, plan, show
+    from sdlaunch import cli, console, emit, plan, show
     from sdlaunch.redact import redact
 
     request = cli.parse(argv)
@@ -36,15 +36,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         from sdlaunch import doctor
 
         return doctor.run(HOME, environ, as_json=request.json)
-    job = plan.prepare(request.flags, environ, HOME, request.problems, fetch=request.verb == "run")
+    job = plan.prepare(
+        request.flags, environ, HOME, request.problems, fetch=request.verb == "run", numbered=request.numbered
+    )
     if request.verb == "run" and not job.problems:
         from sdlaunch import supervise
 
         console.show(show.start(job), sys.stdout)
         return supervise.run(job, environ)
     if request.verb == "emit" and job.launch:
-        from sdlaunch import emit
-
         console.show(redact(emit.render(job, HOME, request.target, request.kind), job.secrets), sys.stdout)
         return 0
     if request.verb != "emit":

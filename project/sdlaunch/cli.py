@@ -46,6 +46,11 @@ class Request:
     kind: str = emit.KINDS[0]
     problems: tuple[Problem, ...] = ()  # what could not be understood
 
+    @property
+    def numbered(self) -> bool:
+        """Whether the job is for a platform that numbers its nodes."""
+        return self.target in emit.NUMBERING
+
 
 def parse(argv: Sequence[str]) -> Request:
     """Every word of the command line, understood or reported."""

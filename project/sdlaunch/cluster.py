@@ -202,9 +202,16 @@ _NAMES = {
 
 
 def resolve(
-    options: LaunchOptions, sources: Mapping[str, str], environ: Environ, devices: Devices
+    options: LaunchOptions,
+    sources: Mapping[str, str],
+    environ: Environ,
+    devices: Devices,
+    *,
+    numbered: bool = False,
 ) -> Resolved:
-    """The cluster. What users set themselves (`sources` says where) goes before what platforms say."""
+    """The cluster. What users set themselves (`sources` says where) goes before what platforms say.
+
+    `numbered`: the job goes to a platform that will tell each node its number and the address of the first."""
     claims = [_own(options, sources), *(platform(environ) for platform in PLATFORMS)]
     problems: list[Problem] = []
     nproc, why = _processes(_first(claims, "nproc"), devices, problems)
@@ -220,7 +227,7 @@ def resolve(
     rank = _number(first.node_rank, 0, problems)
     port = _number(first.port, DEFAULT_PORT, problems)
     if nodes > 1:
-        problems += _half_set(first, nodes)
+        problems += [] if numbered else _half_set(first, nodes)
     elif first.node_rank and rank > 0:
         problems.append(
             setting("NODE_RANK", f"{rank} without a number of nodes", "Set NNODES, or unset NODE_RANK.")

@@ -13,6 +13,7 @@ from sdjob.problem import ExitCode
 from sdlaunch.plan import JobPlan
 
 TARGETS = ("docker", "compose", "kubernetes", "slurm", "skypilot")
+NUMBERING = ("kubernetes", "slurm", "skypilot")  # these tell each node its number, and where the first one is
 KINDS = ("trainjob", "job")  # of kubernetes
 NAME = "sdjob"
 _MOUNTS = {
@@ -25,6 +26,14 @@ _LAUNCHER = "/opt/sdjob"  # where train.sh is, if the project is another folder
 _CLUSTER = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NOT_SETTINGS_THERE = (*_MOUNTS, *_CLUSTER, "ENV_FILE", "CONFIG_FILE", "image", "shm_size", "gpu_name")
 _PORT = 29400
+_COMPOSE = """\
+# The output folder belongs to you, so the container runs as you: RUN_AS=$(id -u) docker compose up"""
+_CLAIM = f"""\
+# All nodes write into one folder: make a PersistentVolumeClaim {NAME}-output of the kind ReadWriteMany first,
+# or name one that you have."""
+_BUCKET = """\
+# /output is a bucket, so that the result outlives the machine: name yours. What was written is uploaded in the
+# background. Several nodes must see each other's files at once: put a volume that all share in its place."""
 _FINAL_CODES = [
     int(code)
     for code in (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)
@@ -65,15 +74,16 @@ def render(job: JobPlan, home: Path, target: str, kind: str = KINDS[0]) -> str:
     task = _task(job, home)
     match target:
         case "docker":
-            return shlex.join(_docker(task))
+            return _docker(task)
         case "compose":
-            return _yaml(_compose(task))
+            return f"{_COMPOSE}\n{_yaml(_compose(task))}"
         case "kubernetes":
-            return _yaml(*(_trainjob(task) if kind == "trainjob" else _indexed_job(task)))
+            text = _yaml(*(_trainjob(task) if kind == "trainjob" else _indexed_job(task)))
+            return f"{_CLAIM}\n{text}" if task.nodes > 1 else text
         case "slurm":
             return _slurm(task)
         case "skypilot":
-            return _yaml(_skypilot(task))
+            return f"{_BUCKET}\n{_yaml(_skypilot(task))}"
         case _:
             raise ValueError(target)
 
@@ -136,7 +146,8 @@ def _dollars(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _docker(task: Task) -> list[str]:
+def _docker(task: Task) -> str:
+    """One option a line. The output folder belongs to whoever starts it, so the container runs as that user."""
     gpus = {None: ["--gpus=all"], 0: []}.get(task.gpus, [f"--gpus={task.gpus}"])
     mounts = [
         ",".join(
@@ -151,16 +162,16 @@ def _docker(task: Task) -> list[str]:
         for volume in task.volumes
     ]
     env = [f"{name}={value}" for name, value in {**task.env, **task.cluster_env}.items()]
-    return [
-        *("docker", "run", "--rm"),
-        *gpus,
-        f"--shm-size={task.shm_size}",
-        f"--stop-timeout={task.grace}",
-        *(["--network=host"] if task.nodes > 1 else []),
-        *(word for mount in mounts for word in ("--mount", mount)),
-        *(word for pair in env for word in ("--env", pair)),
-        *(task.image, "bash", task.start),
+    options = [
+        *([word] for word in gpus),
+        [f"--shm-size={task.shm_size}"],
+        [f"--stop-timeout={task.grace}"],
+        *([["--network=host"]] if task.nodes > 1 else []),
+        *(["--mount", mount] for mount in mounts),
+        *(["--env", pair] for pair in env),
+        [task.image, "bash", task.start],
     ]
+    return " \\\n  ".join(["docker run --rm", '--user="$(id -u):0"', *map(shlex.join, options)])
 
 
 def _csv(text: str) -> str:
@@ -171,6 +182,7 @@ def _csv(text: str) -> str:
 def _compose(task: Task) -> dict[str, Any]:
     service: dict[str, Any] = {
         "image": task.image,
+        "user": "${RUN_AS:-10001}:0",
         "command": ["bash", task.start],
         "environment": {name: _dollars(value) for name, value in {**task.env, **task.cluster_env}.items()},
         "volumes": [
@@ -198,7 +210,10 @@ def _volumes(task: Task) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """volumes and volumeMounts of a pod."""
     quantity = task.shm_size.upper().rstrip("B") + "i"
     volumes: list[dict[str, Any]] = [
-        {"name": volume.name, "hostPath": {"path": volume.source}} for volume in task.volumes
+        {"name": volume.name, "persistentVolumeClaim": {"claimName": f"{NAME}-output"}}
+        if task.nodes > 1 and not volume.read_only
+        else {"name": volume.name, "hostPath": {"path": volume.source}}
+        for volume in task.volumes
     ]
     mounts: list[dict[str, Any]] = [
         {"name": volume.name, "mountPath": volume.target, "readOnly": volume.read_only}
@@ -320,6 +335,12 @@ def _skypilot(task: Task) -> dict[str, Any]:
         "num_nodes": task.nodes,
         "resources": resources,
         "envs": dict(task.env),
-        "file_mounts": {volume.target: volume.source for volume in task.volumes if volume.read_only},
+        "file_mounts": {
+            # MOUNT alone cannot append to a file; a bucket's name has no capitals: SkyPilot asks for yours
+            volume.target: volume.source
+            if volume.read_only
+            else {"name": "NAME-OF-YOUR-BUCKET", "mode": "MOUNT_CACHED"}
+            for volume in task.volumes
+        },
         "run": shlex.join(["bash", task.start]),
     }

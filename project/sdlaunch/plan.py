@@ -101,13 +101,15 @@ def prepare(
     worker: str = command.WORKER,
     *,
     fetch: bool = False,
+    numbered: bool = False,
 ) -> JobPlan:
     """Reads the settings, looks at the machine and the mounts, checks everything, builds the command.
 
+    `numbered`: the job is for a platform that numbers its nodes.
     `fetch`: what has to come from outside comes now, if nothing else is wrong; otherwise it is only named.
     """
     read = settings.read(flags, environ)
-    plan = _prepared(read, environ, home, misunderstood, worker, fetch=False)
+    plan = _prepared(read, environ, home, misunderstood, worker, fetch=False, numbered=numbered)
     if not fetch or plan.problems or not plan.awaited:
         return plan
     return _prepared(read, environ, home, misunderstood, worker, fetch=True)
@@ -121,13 +123,14 @@ def _prepared(
     worker: str,
     *,
     fetch: bool,
+    numbered: bool = False,
 ) -> JobPlan:
     place = mounts.resolve(read.options, home)
     supplies = supply.gather(read, place, home, environ, fetch=fetch)
     found = devices.find(read.spec.device, environ)
     config = accelerate.read(read.options)
     options, sources = accelerate.completed(read.options, _sources(read, LaunchOptions), config)
-    where = cluster.resolve(options, sources, environ, found)
+    where = cluster.resolve(options, sources, environ, found, numbered=numbered)
     contents = mounts.look(place, supplies.options, read.spec, supplies.awaited)
     spec, computed = _completed(read, place, contents, where.cluster, found)
     job = Job(

@@ -1,6 +1,7 @@
 """`emit`: the job of other places, read back by what reads it there: a shell, YAML, SLURM's comments."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ MOUNTS = {"MODEL_DIR": "/a b/model", "DATASET_DIR": "/data,set", "OUTPUT_DIR": "
 SETTINGS = {**MOUNTS, "instance_prompt": AWKWARD, "lr": "1e-4", "resolution": "512", "NPROC_PER_NODE": "2"}
 ENV = {"NPROC_PER_NODE": "2", "instance_prompt": AWKWARD, "lr": "1e-4"}
 NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-0", "MASTER_PORT": "1234"}
+NUMBERED = {"NNODES": "2"}  # is enough where the platform says the rest
 STUB = "#!/usr/bin/env python3\nimport json, os, sys\nprint(json.dumps([sys.argv[1:], dict(os.environ)]))\n"
 
 
@@ -56,6 +58,7 @@ def test_docker(tmp_path):
     assert words == [
         "run",
         "--rm",
+        f"--user={os.getuid()}:0",
         "--gpus=2",
         "--shm-size=8g",
         "--stop-timeout=35",
@@ -66,6 +69,20 @@ def test_docker(tmp_path):
         *(word for name, value in sorted(ENV.items()) for word in ("--env", f"{name}={value}")),
         *("sd-finetune:cuda", "bash", "/mnt/project/train.sh"),
     ]
+
+
+def test_docker_has_one_option_a_line():
+    lines = emit("docker", **{**SETTINGS, "instance_prompt": "a dog"}).splitlines()
+    assert lines[0] == "docker run --rm \\"
+    assert all(line.endswith(" \\") and line.startswith("  --") for line in lines[1:-1])
+    assert lines[-1] == "  sd-finetune:cuda bash /mnt/project/train.sh"
+
+
+@pytest.mark.parametrize("target", ["docker", "compose"])
+def test_where_nobody_numbers_the_nodes_their_numbers_are_asked_for(target):
+    done = launch("emit", target, **SETTINGS, **NUMBERED)
+    assert done.returncode == 64
+    assert "NODE_RANK: not set" in done.stderr and "MASTER_ADDR: not set" in done.stderr
 
 
 def test_docker_without_devices_and_with_another_project(tmp_path):
@@ -103,6 +120,7 @@ def test_compose():
     device = {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
     assert service == {
         "image": "sd-finetune:cuda",
+        "user": "${RUN_AS:-10001}:0",
         "command": ["bash", "/mnt/project/train.sh"],
         "shm_size": "8g",
         "stop_grace_period": "35s",
@@ -115,7 +133,7 @@ def literal(env):
 
 
 def test_kubernetes_trainjob():
-    job = yaml.safe_load(emit("kubernetes", **SETTINGS, **NODES))
+    job = yaml.safe_load(emit("kubernetes", **SETTINGS, **NUMBERED))
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     trainer = job["spec"]["trainer"]
     assert literal(trainer.pop("env")) == {"instance_prompt": AWKWARD, "lr": "1e-4"}
@@ -131,6 +149,8 @@ def test_kubernetes_trainjob():
     pod = node["template"]["spec"]["template"]["spec"]
     assert (node["name"], pod["terminationGracePeriodSeconds"]) == ("node", 35)
     assert pod["volumes"][0] == {"name": "model", "hostPath": {"path": "/a b/model"}}
+    claim = {"name": "output", "persistentVolumeClaim": {"claimName": "sdjob-output"}}
+    assert pod["volumes"][3] == claim  # nodes that write into one folder
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
     assert pod["volumes"][-1] == shm
     assert pod["containers"][0]["volumeMounts"][3] == {
@@ -141,7 +161,7 @@ def test_kubernetes_trainjob():
 
 
 def test_kubernetes_job_on_two_nodes():
-    service, job = yaml.safe_load_all(emit("kubernetes", "--kind=job", **SETTINGS, **NODES))
+    service, job = yaml.safe_load_all(emit("kubernetes", "--kind=job", **SETTINGS, **NUMBERED))
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
     spec = job["spec"]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
@@ -162,7 +182,7 @@ def test_kubernetes_job_on_two_nodes():
 
 
 def test_slurm(tmp_path):
-    text = emit("slurm", **SETTINGS, **NODES)
+    text = emit("slurm", **SETTINGS, **NUMBERED)
     words, environ = run_with_stub("srun", text, tmp_path)
     assert words == ["--kill-on-bad-exit=1", "bash", str(HOME / "train.sh")]
     assert {name: environ[name] for name in (*ENV, *MOUNTS)} == {**ENV, **MOUNTS}
@@ -180,12 +200,17 @@ def test_slurm(tmp_path):
 
 
 def test_skypilot():
-    assert yaml.safe_load(emit("skypilot", **SETTINGS, **NODES)) == {
+    assert yaml.safe_load(emit("skypilot", **SETTINGS, **NUMBERED)) == {
         "name": "sdjob",
         "num_nodes": 2,
         "resources": {"image_id": "docker:sd-finetune:cuda", "accelerators": "A100:2"},
         "envs": ENV,
-        "file_mounts": {"/mnt/model": "/a b/model", "/mnt/dataset": "/data,set", "/mnt/project": str(HOME)},
+        "file_mounts": {
+            "/mnt/model": "/a b/model",
+            "/mnt/dataset": "/data,set",
+            "/mnt/project": str(HOME),
+            "/output": {"name": "NAME-OF-YOUR-BUCKET", "mode": "MOUNT_CACHED"},
+        },
         "run": "bash /mnt/project/train.sh",
     }
 
