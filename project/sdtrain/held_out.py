@@ -12,6 +12,7 @@ from sdjob import split
 from sdjob.dataset import dataset_in
 from sdjob.spec import RunSpec
 from sdtrain import architectures, attention, objective
+from sdtrain.alive import Pulse
 from sdtrain.data import TrainingImages
 from sdtrain.denoise import conditioning
 from sdtrain.denoiser import Denoiser
@@ -68,22 +69,27 @@ def _held_out(spec: RunSpec, images: TrainingImages, prompt: str | None) -> Held
     return HeldOut(images, min(len(images), spec.max_validation_samples), prompt)
 
 
-def loss(training: Training, held_out: HeldOut) -> float:
+def loss(training: Training, held_out: HeldOut) -> float | None:
     """The mean squared error over all held-out pictures and timesteps, by the weights that are exported. Collective.
 
     A forward pass holds the timesteps of one picture, whoever computes it, and the sum goes by the order of
     the pictures: so the number is the same on any number of processes. All ranks make as many passes.
+    None: asked to stop before all were made.
     """
     world, parts = training.world, training.parts
     trained_encoders = parts.text_encoders if training.spec.train_text_encoder else {}
     denoiser = Denoiser(architectures.of(parts), parts.unet, trained_encoders)
     rounds = math.ceil(held_out.count / world.size)
     errors: dict[int, float] = {}
+    pulse = Pulse()
     with training.averaged(), evaluating(parts), attention.chosen(training.spec.attention), torch.no_grad():
         for index in range(world.rank, rounds * world.size, world.size):
+            if world.any(bool(training.stop)):
+                return None
             error = _error(training, denoiser, held_out, index % held_out.count)
             if index < held_out.count:  # the others fill up the last round
                 errors[index] = error
+            pulse()
     every = {index: error for share in world.gather(errors) for index, error in share.items()}
     return math.fsum(every[index] for index in sorted(every)) / len(every)
 

@@ -109,7 +109,13 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
                 raise Stopped(step)
             if _validation_is_due(training, step):
                 with watch.paused(), progress.paused():
-                    validation.validate(training, step)
+                    try:
+                        validation.validate(training, step)
+                    except Stopped:
+                        if state.step < step:
+                            state = _reached(training, state, step, losses, incidents)
+                            save(training, saver, state, beside=False)
+                        raise
     watch.pause()
     return state, _outcome(training, first, state, watch, timed)
 

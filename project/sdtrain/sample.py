@@ -12,8 +12,10 @@ from PIL import Image, ImageDraw
 
 from sdjob.spec import RunSpec
 from sdtrain import architectures, models
+from sdtrain.alive import Pulse
 from sdtrain.architectures.base import Drawing
 from sdtrain.models import Parts
+from sdtrain.stop import StopRequest
 
 
 def drawing(spec: RunSpec) -> Drawing:
@@ -69,13 +71,22 @@ def draw_samples(
     how: Drawing,
     folder: Path,
     share: slice,
-) -> None:
-    """Writes this rank's share of the validation pictures; the same prompt and number has the same seed always."""
+    stop: StopRequest,
+) -> bool:
+    """Writes this rank's share of the validation pictures; the same prompt and number has the same seed always.
+
+    Returns whether all of them are there: it ends after a picture when a stop is asked for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     todo = [(p, i) for p in range(len(prompts)) for i in range(per_prompt)][share]
     images = generate(parts, [prompts[p] for p, _ in todo], [seed + i for _, i in todo], how)
-    for (p, i), image in zip(todo, images, strict=True):
+    pulse = Pulse()
+    for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
         image.save(folder / picture_name(p, i))
+        pulse()
+        if stop and done < len(todo):
+            return False
+    return True
 
 
 def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:

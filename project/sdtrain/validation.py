@@ -9,6 +9,7 @@ from PIL import Image
 from sdjob.output import OutputLayout
 from sdtrain import held_out, sample
 from sdtrain.progress import say
+from sdtrain.stop import Stopped
 from sdtrain.training import Training
 
 
@@ -17,12 +18,17 @@ def folder_of(layout: OutputLayout, step: int) -> Path:
 
 
 def validate(training: Training, step: int) -> float | None:
-    """Samples and held-out loss after a step, as far as they were asked for; returns the loss. Collective."""
+    """Samples and held-out loss after a step, as far as they were asked for; returns the loss. Collective.
+
+    Raises Stopped when asked to stop before all is drawn and measured; who calls this has to save.
+    """
     if training.spec.validation_prompts:
         draw(training, step)
     if training.held_out is None:
         return None
     loss = held_out.loss(training, training.held_out)
+    if loss is None:
+        raise Stopped(step)
     training.tracker.scalars({"validation/loss": loss}, step)
     if training.world.is_main:
         say(f"validation loss {loss:.4f} after step {step}")
@@ -30,16 +36,19 @@ def validate(training: Training, step: int) -> float | None:
 
 
 def draw(training: Training, step: int) -> None:
-    """Writes the samples of a step, shared out over the ranks, and shows them in TensorBoard. Collective."""
+    """Writes the samples of a step, shared out over the ranks, and shows them in TensorBoard. Collective.
+
+    Raises Stopped when asked to stop before all are drawn.
+    """
     spec, world = training.spec, training.world
     folder = folder_of(training.layout, step)
     how = sample.drawing(spec)
     share = slice(world.rank, None, world.size)
+    wanted = spec.validation_prompts, spec.num_validation_images, spec.seed
     with training.averaged():
-        sample.draw_samples(
-            training.parts, spec.validation_prompts, spec.num_validation_images, spec.seed, how, folder, share
-        )
-    world.barrier()
+        complete = sample.draw_samples(training.parts, *wanted, how, folder, share, training.stop)
+    if world.any(not complete):
+        raise Stopped(step)
     if world.is_main:
         sample.write_prompts(folder, spec.validation_prompts)
         sheet = sample.grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)

@@ -10,7 +10,9 @@ from PIL import Image
 from sdjob.pipeline import find_pipeline
 from sdtrain import models, sample
 from sdtrain.sample import Drawing
+from sdtrain.stop import StopRequest
 
+NO_STOP = StopRequest(None)
 HOW = Drawing(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
 
 
@@ -104,8 +106,10 @@ def test_drawing_does_not_move_the_global_random_state(parts):
 
 def test_shares_of_the_ranks_together_are_the_whole(parts, tmp_path):
     for rank in (0, 1):
-        sample.draw_samples(parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "two", slice(rank, None, 2))
-    sample.draw_samples(parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "one", slice(0, None, 1))
+        sample.draw_samples(
+            parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "two", slice(rank, None, 2), NO_STOP
+        )
+    sample.draw_samples(parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "one", slice(0, None, 1), NO_STOP)
     for name in ("prompt00-00.png", "prompt01-00.png", "prompt02-00.png"):
         assert distance(Image.open(tmp_path / "one" / name), Image.open(tmp_path / "two" / name)) <= 1
 
