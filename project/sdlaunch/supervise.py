@@ -59,13 +59,16 @@ class Watch:
     notes: Path
     timeout: float  # seconds; 0: never
     started: float = field(default_factory=time.time)
-    looked: float = 0.0
+    looked: float = field(default_factory=time.time)
     hang: Hang | None = None
 
     def hangs(self) -> bool:
         """Whether nothing goes forward; looks seldom, since the notes may lie on slow storage."""
-        now = time.time()
-        if self.timeout and now - self.looked >= min(5.0, self.timeout / 10):
+        now, interval = time.time(), min(5.0, self.timeout / 10)
+        if not 0 <= now - self.looked <= interval + max(1.0, self.timeout / 4):
+            # The launcher has been paused itself, and its ranks with it, or the clock was set: counted anew.
+            self.started = self.looked = now
+        elif self.timeout and now - self.looked >= interval:
             self.looked = now
             silent = now - hang.last_progress(self.notes, self.started)
             if silent > self.timeout:

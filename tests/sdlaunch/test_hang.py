@@ -4,7 +4,9 @@ import time
 
 import pytest
 
+from sdlaunch import supervise
 from sdlaunch.hang import Hang
+from sdlaunch.supervise import Watch
 from tests.support.launcher import supervised
 
 # Ranks of a job without torch: they announce themselves as the worker does.
@@ -61,6 +63,22 @@ def test_a_start_that_never_ends_is_a_hang_too(run):
     ended.end(70)
     assert ended.failure["class"] == "hang"
     assert ended.failure["root_rank"] is None
+
+
+@pytest.mark.parametrize("jump", [100, -3600])
+def test_a_pause_of_everything_or_a_clock_that_is_set_is_no_hang(tmp_path, monkeypatch, jump):
+    clock = [1e9]
+    monkeypatch.setattr(supervise.time, "time", lambda: clock[0])
+    watch = Watch(tmp_path, timeout=8.0)
+
+    def hangs_after(seconds: float) -> bool:
+        clock[0] += seconds
+        return watch.hangs()
+
+    assert not any(hangs_after(1) for _ in range(7))
+    assert not hangs_after(jump)
+    assert [hangs_after(1) for _ in range(9)] == [False] * 8 + [True]
+    assert watch.hang and watch.hang.seconds == 9
 
 
 WAITING = (
