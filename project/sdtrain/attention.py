@@ -21,6 +21,7 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+_PLACES, _TOKENS = 64, 77  # of the smallest level of a U-Net at 512 pixels, and of a prompt
 
 
 @contextmanager
@@ -44,14 +45,22 @@ def prove(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) 
 
 
 def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> str:
-    """Why this backend cannot compute heads of this size here, found by trying; empty: it can."""
-    query = torch.zeros(1, 16, 2, size, device=device, dtype=dtype)
+    """Why this backend cannot train heads of this size here, found by trying; empty: it can.
+
+    Both ways, since some have no backward pass for what they can compute; within a picture, and with a prompt,
+    whose length is no multiple of anything.
+    """
     try:
-        if name == "xformers":
-            import_module("xformers.ops").memory_efficient_attention(query, query, query)
-        else:
-            with chosen(name):
-                scaled_dot_product_attention(query, query, query)
+        for other in (_PLACES, _TOKENS):
+            query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
+            key = torch.zeros(1, 2, other, size, device=device, dtype=dtype, requires_grad=True)
+            if name == "xformers":
+                attend = import_module("xformers.ops").memory_efficient_attention
+                found = attend(*(each.transpose(1, 2) for each in (query, key, key)))
+                torch.autograd.backward(found.sum())
+            else:
+                with chosen(name):
+                    torch.autograd.backward(scaled_dot_product_attention(query, key, key).sum())
     except ImportError as error:
         return f"{name} cannot be imported: {error}"
     except (NotImplementedError, RuntimeError) as error:
@@ -69,7 +78,7 @@ def running(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype
     names = {int(backend): each for each, backend in _BACKENDS.items()}  # type: ignore[call-overload]
     sizes: dict[str, list[int]] = {}
     for size in head_sizes(unet):
-        query = torch.zeros(1, 2, 16, size, device=device, dtype=dtype)
+        query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
         choice = names.get(torch._fused_sdp_choice(query, query, query), "math")
         sizes.setdefault(choice, []).append(size)
     if len(sizes) == 1:

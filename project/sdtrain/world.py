@@ -48,7 +48,7 @@ class World:
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over the ranks, on the CPU in fp64, any shape."""
-        value = value.detach().to("cpu", torch.float64)
+        value = value.detach().cpu().double()  # in this order: not every device has fp64
         if self.size > 1:
             dist.all_reduce(value)
         return value / self.size

@@ -117,6 +117,20 @@ def test_attention_that_does_not_run_here_is_69(name):
     assert name in str(error.value) and "attention=auto" in str(error.value)
 
 
+def test_attention_without_a_backward_pass_does_not_count(monkeypatch):
+    class ForwardOnly(torch.autograd.Function):
+        @staticmethod
+        def forward(context, query, key, value):
+            return query * key.sum()
+
+        @staticmethod
+        def backward(context, gradient):
+            raise RuntimeError("no kernel for the backward pass")
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", ForwardOnly.apply)
+    assert attention.failure("math", 40, CPU, torch.float32) == "no kernel for the backward pass"
+
+
 def test_why_a_device_is_absent(monkeypatch):
     assert devices.why_absent(devices.KINDS["cpu"]) == ""
     assert devices.why_absent(devices.KINDS["gcu"]) == "the package torch_gcu is not installed"

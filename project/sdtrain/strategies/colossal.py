@@ -327,7 +327,7 @@ class ChunkAdamW(torch.optim.Optimizer):
                     weight_decay=group["weight_decay"],
                     eps=group["eps"],
                     maximize=False,
-                    fused=True,
+                    fused=parameter.device.type in optimisers.FUSED,
                 )
                 state["step"] += 1
 

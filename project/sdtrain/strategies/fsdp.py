@@ -97,7 +97,8 @@ class Fsdp:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return whole.to(self._device)  # offloaded gradients have theirs in the memory of the host
 
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -21,6 +21,10 @@ Groups = list[dict[str, Any]]
 _LEARNT = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")
 
 
+# Devices for which PyTorch itself has the kernel that updates all weights at once; vendors' packages need not.
+FUSED = ("cuda", "cpu", "mps", "xpu")
+
+
 def build(optim: OptimSpec, groups: Groups) -> Optimizer:
     """The optimiser over parameter groups that have their own learning rate."""
     return _BUILDERS[optim.name](optim, groups)
@@ -36,8 +40,9 @@ def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, A
 
 def _adamw(optim: OptimSpec, groups: Groups) -> Optimizer:
     """Loshchilov & Hutter 2017, arXiv:1711.05101."""
+    fused = all(parameter.device.type in FUSED for group in groups for parameter in group["params"])
     return torch.optim.AdamW(
-        groups, betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon, fused=True
+        groups, betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon, fused=fused or None
     )
 
 

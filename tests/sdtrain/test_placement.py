@@ -1,0 +1,105 @@
+"""Nothing of a training step stays on the host that belongs on the device, and nothing waits for the device.
+
+The device is torch's `meta`: it refuses operations with tensors of the CPU as a GPU does, and holds no values, so that
+whatever would read one fails.
+"""
+
+import pytest
+import torch
+
+from sddemo.tiny import make_tiny_xl_pipeline
+from sdjob.pipeline import find_pipeline
+from sdjob.spec import RunSpec
+from sdtrain import models
+from sdtrain.denoise import loss_of, noised
+from sdtrain.ema import Ema
+from sdtrain.order import Sample
+from sdtrain.strategies.base import OptimSpec, ParameterGroup
+from sdtrain.strategies.native import Native
+from sdtrain.streams import StreamBatch
+
+META = torch.device("meta")
+OPTIM = OptimSpec(
+    (ParameterGroup("", 1e-4),), (0.9, 0.99), weight_decay=0.01, epsilon=1e-8, max_grad_norm=1.0
+)
+EVERYTHING = {
+    "snr_gamma": 5.0,
+    "noise_offset": 0.1,
+    "input_perturbation": 0.1,
+    "gradient_checkpointing": True,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(eps_model, v_model, tmp_path_factory):
+    xl = make_tiny_xl_pipeline(tmp_path_factory.mktemp("xl") / "model")
+    return {"eps": eps_model, "v": v_model, "xl": xl}
+
+
+def batch(parts, *, cached):
+    """Two pictures as the loader gives them, on the host."""
+    samples = [Sample(0, index, index, "instance") for index in range(2)]
+    channels, width = parts.vae.config.latent_channels, parts.unet.config.cross_attention_dim
+    encodings = {"hidden_states": torch.zeros(2, 77, width)}
+    sizes = None
+    if parts.text_encoder_2 is not None:
+        encodings["text_embeds"] = torch.zeros(2, parts.text_encoder_2.config.projection_dim)
+        sizes = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
+    return StreamBatch(
+        pixel_values=None if cached else torch.zeros(2, 3, 32, 32),
+        moments=torch.zeros(2, 2 * channels, 8, 8) if cached else None,
+        prompts=["a circle", "a cross"],
+        encodings=encodings if cached else None,
+        samples=samples,
+        weight=1.0,
+        names=["a.png", "b.png"],
+        passed_over=[],
+        picture_weights=torch.ones(2),
+        time_ids=sizes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "cached", "settings"),
+    [
+        ("eps", False, EVERYTHING),
+        ("v", True, {}),
+        ("eps", False, {"train_text_encoder": True, "lora_rank": 2}),
+        ("xl", False, {"snr_gamma": 5.0}),
+        ("xl", True, {"lora_rank": 2}),
+    ],
+)
+def test_a_step_lies_on_the_device_and_never_waits_for_it(folders, model, cached, settings):
+    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", mixed_precision="no", **settings)
+    parts = models.load(
+        find_pipeline(folders[model], None, allow_pickle=False),
+        "no",
+        META,
+        allow_pickle=False,
+        lora=spec.lora_rank > 0,
+        train_text_encoder=spec.train_text_encoder,
+    )
+    strategy = Native("no", META, 1)
+    strategy.prepare(models.make_trainable(parts, spec).to(META), OPTIM)
+    ema = Ema(strategy.masters(), 0.9)
+    given = noised(parts, (batch(parts, cached=cached),), spec)
+    with strategy.accumulate(last=True), strategy.autocast():
+        loss = loss_of(strategy.model, given)
+    strategy.backward(loss)
+    norm = strategy.step(1.0)
+    ema.update(strategy.masters())
+    assert (loss.device, norm.device) == (META, META)
+    assert {share.device for share in ema.shares.values()} == {META}
+
+
+def test_the_device_of_these_tests_notices(folders):
+    """Both mistakes that it is there for."""
+    parts = models.load(
+        find_pipeline(folders["eps"], None, allow_pickle=False), "no", META, allow_pickle=False
+    )
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        parts.unet(torch.zeros(1, 4, 8, 8), torch.zeros(1, device=META), torch.zeros(1, 77, 32, device=META))
+    with pytest.raises(RuntimeError):
+        float(torch.zeros((), device=META))
+    with pytest.raises(RuntimeError):
+        torch.zeros(2, device=META) + torch.zeros(2)
