@@ -66,11 +66,12 @@ def test_the_same_losses_however_they_are_computed(train, what, how):
     assert losses(found) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "tolerance"),
     [
         ({"plugin": "low_level_zero", "mixed_precision": "no"}, 1e-5),
-        pytest.param({"plugin": "gemini", "mixed_precision": "bf16"}, 2e-2, marks=pytest.mark.long),
+        ({"plugin": "gemini", "mixed_precision": "bf16"}, 2e-2),
     ],
     ids=["low_level_zero", "gemini"],
 )
