@@ -67,7 +67,7 @@ def render(report: dict[str, Any], losses: Curves, grid: str | None) -> str:
     rows = "\n".join(
         f"<tr><td>{escape(key)}</td><td>{escape(_shown(value))}</td></tr>" for key, value in report.items()
     )
-    picture = f'<h2>Before and after</h2><p><img src="{escape(grid)}" alt="samples"></p>' if grid else ""
+    picture = _samples(grid, report["validation_prompts"]) if grid else ""
     title = escape(_title(report))
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>
@@ -83,6 +83,13 @@ def render(report: dict[str, Any], losses: Curves, grid: str | None) -> str:
 </table></details>
 </html>
 """
+
+
+def _samples(grid: str, prompts: Sequence[str]) -> str:
+    """The picture, and its prompts in full: it has room for their beginnings, and a font for few languages."""
+    listed = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
+    image = f'<img src="{escape(grid)}" alt="samples">'
+    return f'<h2>Before and after</h2><p>{image}</p><ol class="about" start="0">{listed}</ol>'
 
 
 def _title(report: dict[str, Any]) -> str:

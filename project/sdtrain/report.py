@@ -140,6 +140,7 @@ def report(
         "images_per_second_per_device": images / world.size if images else None,
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
         "timed_step": asdict(outcome.timed_step) if outcome.timed_step else None,
+        "validation_prompts": list(spec.validation_prompts),
         "final_loss": outcome.final_loss,
         "mean_loss": outcome.mean_loss,
         "skipped_steps": outcome.skipped_steps,

@@ -96,9 +96,16 @@ def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
     )
 
 
-def _drawable(text: str) -> str | None:
-    """The text, where Pillow's own font has its letters; prompts.json has every prompt in full."""
-    return text if all(ord(letter) < 256 for letter in text) else None
+def _label(pen: ImageDraw.ImageDraw, prompt: str, number: int, width: int) -> str:
+    """As much of a prompt as `width` pixels have room for, or its number where Pillow's own font lacks its letters;
+    the report and prompts.json have every prompt in full."""
+    text = prompt if all(ord(letter) < 256 for letter in prompt) else f"prompt {number}"
+    text = text.replace("\n", " ")
+    if pen.textlength(text) <= width:
+        return text
+    while text and pen.textlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}..."
 
 
 def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) -> Image.Image:
@@ -113,7 +120,7 @@ def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) ->
         pen.text((left + 2, 2), title, "black")
         for row, prompt in enumerate(prompts):
             top = header + row * (side + header)
-            pen.text((left + 2, top + 2), _drawable(prompt) or f"prompt {row}", "dimgray")
+            pen.text((left + 2, top + 2), _label(pen, prompt, row, per_prompt * side - 4), "dimgray")
             for number in range(per_prompt):
                 with Image.open(folder / picture_name(row, number)) as image:
                     sheet.paste(image.resize((side, side)), (left + number * side, top + header))

@@ -40,6 +40,7 @@ REPORT = {
     "device_hours": 8.2786,
     "images_per_second": 128.44,
     "peak_memory_bytes": 20_500_000_000,
+    "validation_prompts": ["a <red> cross", "圆"],
     "final_loss": 0.123456789,
     "mean_loss": 0.25,
     "validation_loss": None,
@@ -72,6 +73,8 @@ def test_all_figures_curves_and_picture():
     lines = [about["points"].split() for tag, about in seen.tags if tag == "polyline"]
     assert [len(line) for line in lines] == [3, 2]
     assert ("img", {"src": "samples/before_after.png", "alt": "samples"}) in seen.tags
+    assert {"a <red> cross", "圆"} <= set(seen.data)
+    assert ("ol", {"class": "about", "start": "0"}) in seen.tags  # as in the names of the pictures
 
 
 def test_the_curves_are_those_of_the_events(tmp_path):

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sdjob.pipeline import find_pipeline
 from sdtrain import models, sample
@@ -130,3 +131,21 @@ def test_grid(tmp_path):
             for number in (0, 1, 2):
                 left, top = column * (3 * 80 + 8) + number * 80, 16 + prompt * 96 + 16
                 assert sheet.getpixel((left + 40, top + 40)) == (100 * column, 100 * prompt, 100 * number)
+
+
+def test_a_label_ends_with_its_column(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / sample.picture_name(0, 0))
+    long = sample.grid(
+        {"before": tmp_path, "after": tmp_path}, ("a red cross on a white ground\nand more",), 1
+    )
+    pixels = np.asarray(long.convert("L"))[16:32]
+    assert (pixels[:, 64:72] == 255).all()  # between the columns
+    assert (pixels[:, :64] == pixels[:, 72:136]).all() and (pixels[:, :64] < 200).any()
+
+
+def test_labels_are_whole_or_end_in_dots_or_are_numbers():
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    assert sample._label(pen, "a cross", 3, 60) == "a cross"
+    assert sample._label(pen, "圆", 3, 60) == "prompt 3"
+    cut = sample._label(pen, "a red cross on a white ground", 3, 60)
+    assert cut.startswith("a red") and cut.endswith("...") and 40 < pen.textlength(cut) <= 60
