@@ -9,12 +9,12 @@ from pathlib import Path
 from sdjob.concepts import Concept
 from sdjob.dataset import TXT_CAPTIONS, DatasetInfo, dataset_in
 from sdjob.metadata import metadata_file
+from sdjob.parallel import in_threads
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import Problem, setting
 from sdjob.spec import RunSpec
 
 _EDGE = 1 << 20
-_THREADS = 16  # a file on a network mount answers after milliseconds, and there may be many
 
 
 def facts_of(
@@ -58,28 +58,18 @@ def model_identity(folder: PipelineFolder) -> str:
 def data_identity(info: DatasetInfo) -> str:
     """A hash of the number of examples, the captions' place, and the files' names and sizes; the mount's own
     path may change."""
-    from concurrent.futures import ThreadPoolExecutor
-
     columns = f"{info.image_column}/{info.caption_column}"
     digest = hashlib.sha256(f"{info.format}/{info.num_examples}/{columns}".encode())
-    with ThreadPoolExecutor(_THREADS) as pool:
-        shares = list(pool.map(lambda first: _sizes(info, first), range(_THREADS)))
-    for place in range(len(info.files)):
-        digest.update(shares[place % _THREADS][place // _THREADS].encode())
+
+    def sizes(path: Path) -> str:
+        caption = path.with_suffix(TXT_CAPTIONS) if info.caption_column == TXT_CAPTIONS else None
+        return f"{path.name}/{path.stat().st_size}\n" + (f"{caption.stat().st_size}\n" if caption else "")
+
+    for lines in in_threads(sizes, info.files):
+        digest.update(lines.encode())
     if info.format == "metadata":
         digest.update(metadata_file(info.path).read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _sizes(info: DatasetInfo, first: int) -> list[str]:
-    """Names and sizes of every _THREADS-th file from the first."""
-    found = []
-    for path in info.files[first::_THREADS]:
-        lines = f"{path.name}/{path.stat().st_size}\n"
-        if info.caption_column == TXT_CAPTIONS:
-            lines += f"{path.with_suffix(TXT_CAPTIONS).stat().st_size}\n"
-        found.append(lines)
-    return found
 
 
 def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> dict[str, str]:

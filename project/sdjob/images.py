@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sdjob.folders import LFS_POINTER, reason_of
+from sdjob.parallel import in_threads
 from sdjob.problem import Problem, bad_input
 
 if TYPE_CHECKING:
@@ -44,22 +45,16 @@ def undecodable(
     indices: Sequence[int], name: Callable[[int], str], image: Callable[[int], Image]
 ) -> dict[int, Problem]:
     """The pictures that cannot be decoded, and why; all are tried in threads (Pillow frees the GIL)."""
-    from concurrent.futures import ThreadPoolExecutor
 
-    threads = min(8, os.cpu_count() or 1)
+    def problem(index: int) -> Problem | None:
+        try:
+            image(index)
+        except ImageError as error:
+            return image_problem(name(index), error)
+        return None
 
-    def share(first: int) -> dict[int, Problem]:
-        problems = {}
-        for index in indices[first::threads]:
-            try:
-                image(index)
-            except ImageError as error:
-                problems[index] = image_problem(name(index), error)
-        return problems
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = {index: bad for share in pool.map(share, range(threads)) for index, bad in share.items()}
-    return {index: found[index] for index in sorted(found)}
+    found = in_threads(problem, indices, threads=min(8, os.cpu_count() or 1))
+    return {index: bad for index, bad in zip(indices, found, strict=True) if bad}
 
 
 def source_of(value: Any, folder: Path) -> Path | bytes:

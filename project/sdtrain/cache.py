@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from sdjob.parallel import in_threads
 from sdjob.problem import JobError, Problem, bad_input
 from sdtrain.failures import problem_of
 from sdtrain.progress import Progress, say
@@ -110,7 +111,9 @@ def fill(
     """
     first_places = {key: place for place, key in reversed(list(enumerate(keys)))}
     every = sorted(first_places.values())
-    absent = [place for place in every[world.rank :: world.size] if not cache.has(keys[place])]
+    asked = every[world.rank :: world.size]
+    there = in_threads(lambda place: cache.has(keys[place]), asked)
+    absent = [place for place, is_there in zip(asked, there, strict=True) if not is_there]
     missing = sorted(place for share in world.gather(absent) for place in share)
     if world.is_main:
         say(f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from sdjob.parallel import in_threads
 from sdjob.problem import JobError, Problem
 from sdtrain.data import TrainingImages
 from sdtrain.progress import Progress, say
@@ -14,7 +14,6 @@ from sdtrain.stop import Stopped, StopRequest
 from sdtrain.world import World
 
 Value = TypeVar("Value")
-_THREADS = 8  # a picture on a network mount is waited for much longer than it is worked on
 _BLOCK = 1024  # pictures between two looks at the clock and at a stop
 _SHOWN = 5000  # with fewer it is over before a line could be read
 
@@ -36,15 +35,16 @@ def survey(
     found: dict[int, Value] = {}
     bad: dict[int, Problem] = {}
     shown = world.is_main and len(images) >= _SHOWN
-    with ThreadPoolExecutor(_THREADS) as pool, Progress(title, len(images), shown=shown) as progress:
+    with Progress(title, len(images), shown=shown) as progress:
         for start in range(0, len(mine), _BLOCK):
             if stop:
                 break
             block = mine[start : start + _BLOCK]
-            blocks = [block[number::_THREADS] for number in range(_THREADS)]
-            for values, problems in pool.map(partial(_looked, partial(look, images)), blocks):
-                found |= values
-                bad |= problems
+            for index, result in zip(block, in_threads(partial(_looked, look, images), block), strict=True):
+                if isinstance(result, Problem):
+                    bad[index] = result
+                else:
+                    found[index] = result
             progress.show(min((start + len(block)) * world.size, len(images)))
     if world.any(bool(stop)):
         raise Stopped(step)
@@ -75,14 +75,10 @@ def say_passed_over(bad: Mapping[int, Problem], world: World) -> None:
 
 
 def _looked(
-    look: Callable[[int], Value], indices: Sequence[int]
-) -> tuple[dict[int, Value], dict[int, Problem]]:
-    """What is found at these indices, and what is wrong there."""
-    values: dict[int, Value] = {}
-    bad: dict[int, Problem] = {}
-    for index in indices:
-        try:
-            values[index] = look(index)
-        except JobError as error:
-            bad[index] = error.problems[0]
-    return values, bad
+    look: Callable[[TrainingImages, int], Value], images: TrainingImages, index: int
+) -> Value | Problem:
+    """What is found there, or what is wrong."""
+    try:
+        return look(images, index)
+    except JobError as error:
+        return error.problems[0]
