@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from sdtrain.stop import Stopped, StopRequest
 from sdtrain.world import World
 
 _BLOCK = 1 << 24
+_ABANDONED = 600.0  # seconds without a write
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -63,18 +65,19 @@ def _whole(folder: Path) -> PipelineFolder | None:
 
 def _made(single: SingleFile, folder: Path, world: World, stop: StopRequest) -> PipelineFolder | None:
     """Writes the folder, whole or not at all; None: asked to stop meanwhile. Raises JobError (73)."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
     say(f"converting {single.path.name} ({single.blueprint.kind}) once, to {folder}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _clear(folder)
         temporary.mkdir(parents=True)
         if not _write(single, temporary, shown=world.is_main, stopped=lambda: bool(stop)):
             return None
         sync_tree(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        if not _whole(folder):  # another job with the same cache, or a node whose folder was not seen at once
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     except OSError as error:
-        if found := _whole(folder):  # another node was quicker
+        if found := _whole(folder):  # another one was quicker
             return found
         remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
         problem = output_problem(str(folder), f"the converted model cannot be written ({error})", remedy)
@@ -82,6 +85,14 @@ def _made(single: SingleFile, folder: Path, world: World, stop: StopRequest) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return find_pipeline(folder, None, allow_pickle=False)
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what attempts have left that were killed: nothing has been written there for a while."""
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+        if time.time() - newest > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(single: SingleFile, folder: Path, *, shown: bool, stopped: Callable[[], bool]) -> bool:

@@ -1,6 +1,8 @@
 """A model in one file becomes a folder with the same weights, whole or not at all."""
 
+import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -177,6 +179,40 @@ def test_another_file_and_another_prediction_are_another_folder(v_model, files, 
     epsilon = converted(files(v_model), v_model, tmp_path, prediction_type="epsilon")
     assert (epsilon.prediction_type, folder.prediction_type) == ("epsilon", "v_prediction")
     assert epsilon.path != folder.path
+
+
+def test_what_killed_attempts_have_left_goes(v_model, files, tmp_path):
+    """But not what somebody else may be writing at this moment."""
+    folder = converted(files(v_model), v_model, tmp_path).path
+    shutil.rmtree(folder)
+    for name, age in (("old", 3600), ("new", 0)):
+        left = folder.with_name(f".{folder.name}.{name}.tmp")
+        (left / "unet").mkdir(parents=True)
+        for path in (left / "unet", left):
+            os.utime(path, (time.time() - age,) * 2)
+    converted(files(v_model), v_model, tmp_path)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        f".{folder.name}.new.tmp",
+        folder.name,
+    ]
+
+
+def test_two_who_convert_at_once(v_model, files, tmp_path, monkeypatch):
+    """The one who comes second leaves the folder as it is: the other may be reading it."""
+    write = conversion.write_weights
+    first = []
+
+    def overtaken(*given):
+        if not first:
+            first.append(None)
+            folder = converted(files(v_model), v_model, tmp_path).path
+            first[0] = (folder, folder.stat().st_ino)
+        yield from write(*given)
+
+    monkeypatch.setattr(conversion, "write_weights", overtaken)
+    found = converted(files(v_model), v_model, tmp_path)
+    assert (found.path, found.path.stat().st_ino) == first[0]
+    assert list(found.path.parent.iterdir()) == [found.path]
 
 
 def test_a_full_disk_leaves_nothing(v_model, files, tmp_path, monkeypatch):
