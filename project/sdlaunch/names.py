@@ -26,6 +26,13 @@ RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZ
 MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
 """
 
+# Flags of the worker that follow from the mounts. In an environment these names mean something else.
+_MOUNT_OF = {
+    "output_dir": "OUTPUT_DIR",
+    "instance_data_dir": "DATASET_DIR",
+    "train_data_dir": "DATASET_DIR",
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -73,15 +80,13 @@ def lookup(name: str, *, any_case: bool = False) -> Target | None:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a variable belongs to a platform or a library, in whatever case."""
-    name = name.upper()
+    """Whether a variable belongs to a platform or a library."""
     return name in _FOREIGN_NAMES.split() or name.startswith(tuple(_FOREIGN_PREFIXES.split()))
 
 
-def is_worker_flag(name: str) -> bool:
-    """Whether a name is a flag of the worker that an environment never sets, such as output_dir."""
-    about = settings_of(RunSpec).get(name.lower())
-    return about is not None and about.flag_only
+def mount_of(name: str) -> str | None:
+    """The mount that users set in the place of a flag of the worker, such as output_dir; None: no such flag."""
+    return _MOUNT_OF.get(name.lower())
 
 
 def near_miss(name: str) -> str | None:

@@ -160,29 +160,34 @@ def _unknown_in_yaml(found: _Found, given: Given) -> None:
 
 
 def _unknown(given: Given, otherwise: str) -> Problem:
-    meant = names.near_miss(given.name)
-    if names.is_worker_flag(given.name):
-        otherwise = "The launcher sets it from the mounts: use MODEL_DIR, DATASET_DIR, OUTPUT_DIR."
+    meant = names.mount_of(given.name) or names.near_miss(given.name)
     return setting(given.name, f"unknown setting ({given.where})", f"Write {meant}." if meant else otherwise)
 
 
 def _unknown_in_env_file(found: _Found, given: Given) -> None:
     """Variables for libraries (NCCL_DEBUG, …) belong in such files too, and go to the workers."""
-    if _unknown_variable(found, given):
+    if mount := names.mount_of(given.name):
+        remedy = f"Write {mount}: {given.name} is a flag of the worker, and follows from it."
+        found.problems.append(setting(given.name, f"unknown setting ({given.where})", remedy))
+        return
+    if not names.is_foreign(given.name) and _is_doubtful(found, given):
         return
     found.passed_on[given.name] = str(given.text)
     if not names.is_foreign(given.name):
         found.warnings.append(f"{given.name} ({given.where}) is no setting; it is passed on to the workers")
 
 
-def _unknown_variable(found: _Found, given: Given) -> bool:
-    """Records a variable that looks like a misspelt setting; says whether it does."""
-    if names.is_worker_flag(given.name):
-        found.warnings.append(
-            f"{given.name} ({given.where}) is never read from there: see MODEL_DIR, OUTPUT_DIR, …"
-        )
-        return True
-    meant = None if names.is_foreign(given.name) else names.near_miss(given.name)
+def _unknown_variable(found: _Found, given: Given) -> None:
+    """Nobody may have meant a variable of the environment for this job: `rank`, `output_dir` are set for others."""
+    if mount := names.mount_of(given.name):
+        found.warnings.append(f"{given.name} ({given.where}) is never read from there: set {mount}")
+    elif not names.is_foreign(given.name.upper()):
+        _is_doubtful(found, given)
+
+
+def _is_doubtful(found: _Found, given: Given) -> bool:
+    """Records a name that looks like a misspelt setting; says whether it does."""
+    meant = names.near_miss(given.name)
     if meant:
         found.doubts.append(
             setting(

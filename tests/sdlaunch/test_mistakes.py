@@ -143,7 +143,7 @@ NAMES = [
     wrong(64, "neither a verb nor a setting", flags=("trian",)),
     wrong(64, "Write --lr=VALUE", flags=("--lr",)),
     wrong(64, "Ask for one thing at a time", flags=("plan",)),
-    wrong(64, "train_data_dir", "use MODEL_DIR", flags=("train_data_dir=/x",)),
+    wrong(64, "train_data_dir", "Write DATASET_DIR", flags=("train_data_dir=/x",)),
     wrong(64, "flash_attention", "keep one of them", flash_attention="1", use_sdp="0"),
     wrong(64, "batch_size", "'1'", "'2'", "keep one of them", batch_size="1", train_batch_size="2"),
     wrong(64, "lr", "keep one of them", flags=("lr=1e-4", "--learning-rate=1e-5")),

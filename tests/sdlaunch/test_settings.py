@@ -2,7 +2,9 @@
 
 import pytest
 
-from sdlaunch import settings
+from sdjob.fields import settings_of
+from sdjob.spec import RunSpec
+from sdlaunch import names, settings
 
 FLAGS = ()
 
@@ -249,7 +251,33 @@ def test_flags_of_the_worker_are_never_read_from_the_environment():
     found = read({"output_dir": "/x", "train_data_dir": "/y"})
     assert found.problems == ()
     assert (found.spec.output_dir, found.spec.train_data_dir) == ("?", None)
-    assert len(found.warnings) == 2
+    assert found.warnings == (
+        "output_dir (environment: output_dir) is never read from there: set OUTPUT_DIR",
+        "train_data_dir (environment: train_data_dir) is never read from there: set DATASET_DIR",
+    )
+
+
+def test_flags_of_the_worker_in_a_file_are_a_mistake_with_the_name_to_use(tmp_path):
+    path = write(tmp_path / "a.env", "output_dir=/x\ninstance_data_dir=/y\nrank=4\nRANK=4\n")
+    found = read({"ENV_FILE": path})
+    assert {problem.subject: problem.remedy.split(":")[0] for problem in found.problems} == {
+        "output_dir": "Write OUTPUT_DIR",
+        "instance_data_dir": "Write DATASET_DIR",
+        "rank": "Write lora_rank; or set strict_env=0 if rank is meant for something else.",
+    }
+    assert found.passed_on == {"RANK": "4"}
+    found = read({"CONFIG_FILE": write(tmp_path / "a.yaml", "train_data_dir: /y\noutput_dir: /x\n")})
+    assert [(problem.subject, problem.remedy) for problem in found.problems] == [
+        ("train_data_dir", "Write DATASET_DIR.")
+    ]
+    assert found.options.output_dir == "/x"  # there and on the command line names have any case
+
+
+def test_every_flag_that_is_not_read_leads_to_a_mount():
+    flags = {name for name, about in settings_of(RunSpec).items() if about.flag_only}
+    assert {name for name in flags if not names.mount_of(name)} == {
+        "pretrained_model_name_or_path"
+    }  # is read
 
 
 def test_every_wrong_value_is_reported_with_its_source():
