@@ -13,6 +13,7 @@ from PIL.Image import Image, Resampling, Transpose
 from sdjob.dataset import spread
 from sdjob.images import ImageError, image_problem, undecodable
 from sdjob.problem import JobError, Problem, bad_input
+from sdtrain.alive import Pulse
 from sdtrain.order import Sample, Size, draws
 from sdtrain.sources import ImageSource, PartialSource
 
@@ -243,4 +244,10 @@ def verify(
     if mode == "none":
         return {}
     indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))
-    return undecodable(indices[rank::world_size], source.name, source.image)
+    pulse = Pulse()
+
+    def image(index: int) -> Image:
+        pulse()
+        return source.image(index)
+
+    return undecodable(indices[rank::world_size], source.name, image)

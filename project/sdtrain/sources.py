@@ -19,6 +19,7 @@ from sdjob.images import ImageError, decode, size_of, source_of
 from sdjob.metadata import metadata_file, read_metadata
 from sdjob.problem import JobError, bad_input, output_problem
 from sdjob.tables import Table
+from sdtrain import alive
 
 
 class ImageSource(Protocol):
@@ -212,13 +213,14 @@ def _load_table(info: DatasetInfo, cache: Path) -> Any:
         if info.format == "saved":
             rows = datasets.load_from_disk(str(info.path))
         else:
-            rows = datasets.load_dataset(
-                "parquet",
-                data_files=[str(path) for path in info.files],
-                split="train",
-                columns=columns,
-                cache_dir=str(cache),
-            )
+            with alive.while_writing():
+                rows = datasets.load_dataset(
+                    "parquet",
+                    data_files=[str(path) for path in info.files],
+                    split="train",
+                    columns=columns,
+                    cache_dir=str(cache),
+                )
         return rows.select_columns(columns).with_format("arrow")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "disk space" in str(error):

@@ -55,6 +55,13 @@ def test_a_run_that_finishes(run, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("code", [0, 66])
+def test_a_log_that_cannot_be_written_hides_no_verdict(run, tmp_path, code):
+    (tmp_path / "output" / "logs").mkdir(parents=True)
+    (tmp_path / "output" / "logs" / "node-0.log").symlink_to("/dev/full")
+    run(f"say('[rank 0] hello'); code = {code}; code and note(0, code); sys.exit(code and 1)").end(code)
+
+
 def test_a_device_without_memory_is_told_what_would_fit(run):
     ended = run("say('torch.OutOfMemoryError: CUDA out of memory. Tried'); sys.exit(1)")
     text = ended.end(71)
