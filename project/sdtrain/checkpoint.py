@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -167,8 +167,14 @@ def _holds_something(path: Path) -> bool:
 
 
 def sync_tree(folder: Path) -> None:
-    """Has every file and folder below on the disk, so that a rename never outruns the bytes."""
+    """Has every file and folder below on the disk, so that a rename never outruns the bytes.
+
+    And readable for those who may look into its folder: safetensors writes files that are for their owner only.
+    """
     for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with suppress(OSError):  # storage that knows no modes
+                path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o666)
         sync_folder(path)
     sync_folder(folder)
 

@@ -38,6 +38,15 @@ def exported(model, folder, *, shift=0.0, **settings) -> Path:
     return folder
 
 
+def test_whoever_may_open_the_folder_may_read_what_is_in_it(model, tmp_path):
+    """The weights too, which safetensors writes for their owner only."""
+    folder = exported(model, tmp_path / "out", export_single_file=True)
+    usual = tmp_path / "usual"
+    usual.touch()
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert modes == {usual.stat().st_mode}
+
+
 def test_frozen_parts_are_copied_byte_for_byte(model, tmp_path):
     folder = exported(model, tmp_path / "out")
     before, after = snapshot(model), snapshot(folder)
