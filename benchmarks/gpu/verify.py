@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,65 +41,127 @@ EXTRAS: dict[str, tuple[dict[str, Any], ...]] = {
 HEADS = (40, 64, 80, 160)
 
 
+PARTS = (*compat.PLUGINS, "attention", "speed")
+TOGETHER = {"strategies": tuple(compat.PLUGINS), "everything": PARTS}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join((*PARTS, *TOGETHER))} [everything]"
+    )
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--seconds", type=float, default=500, help="after which no case is begun [%(default)s]"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer cases and a table of two strategies")
     asked = parser.parse_args()
-    begin = time.perf_counter()
+    parts = [each for name in asked.parts or ["everything"] for each in TOGETHER.get(name, (name,))]
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: use {', '.join((*PARTS, *TOGETHER))}")
+    asked.output.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + asked.seconds
     kind = _device()
-    processes = 1 if kind == "cpu" else torch.cuda.device_count()
+    outcomes = []
     with tempfile.TemporaryDirectory() as folder:
-        inputs = _inputs(Path(folder))
-        reference = _trained(Path(folder) / "reference", inputs, 1, {"plugin": "none", "device": "cpu"})
-        rows = [
-            _case(Path(folder), inputs, reference, case, processes, kind)
-            for case in _cases(kind, asked.quick)
-        ]
+        for part in dict.fromkeys(parts):
+            if part == "attention":
+                _keep(asked.output, kind, part, _attention(kind))
+            elif part == "speed":
+                outcomes.append(_speed(asked.output, kind, end - time.monotonic(), quick=asked.quick))
+            else:
+                outcomes.append(_strategy(asked, Path(folder), part, kind, end))
+    return int(not all(outcomes))
+
+
+def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, kind: str, end: float) -> bool:
+    """All cases of one plugin; whether none is wrong. The result is written after each of them."""
+    inputs = _inputs(folder)
+    reference = folder / "reference"
+    processes = 1 if kind == "cpu" else _count()
+    rows: list[dict[str, Any]] = []
+    for case in _cases(plugin, kind, asked.quick):
+        if time.monotonic() > end:
+            rows.append(
+                {"case": _name(case), "outcome": "not begun", "why": f"{asked.seconds:.0f} s are over"}
+            )
+        else:
+            found = _reference(reference, inputs)
+            rows.append(_case(folder, inputs, found, case, processes, kind))
+        _keep(asked.output, kind, plugin, rows)
+    return all(row["outcome"] != "wrong" for row in rows)
+
+
+def _reference(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What one process finds on the CPU in fp32; computed once."""
+    if (output / "report.json").exists():
+        values: dict[str, Any] = json.loads((output / "report.json").read_text())
+        return values
+    return _trained(output, inputs, 1, {"plugin": "none", "device": "cpu"})
+
+
+def _keep(output: Path, kind: str, part: str, rows: list[dict[str, Any]]) -> None:
+    """Writes what is found so far: whoever ends this early keeps it."""
     found = {
         "date": datetime.now(timezone.utc).date().isoformat(),
+        "part": part,
         "device": kind,
-        "processes": processes,
+        "device_name": _ask("torch.cuda.get_device_name()")
+        if kind == "cuda"
+        else f"{os.cpu_count()} CPU cores",
+        "processes": 1 if kind == "cpu" else _count(),
         "versions": report.versions(),
-        "cases": rows,
-        "attention": _attention(kind),
-        "table": _table(asked.output, kind, quick=asked.quick),
+        "rows": rows,
     }
-    found["device_name"] = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} CPU cores"
-    found["minutes"] = round((time.perf_counter() - begin) / 60, 1)
-    asked.output.mkdir(parents=True, exist_ok=True)
-    stem = asked.output / f"{found['date']}-verify-{kind}"
+    stem = output / f"{found['date']}-verify-{kind}-{part}"
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     stem.with_suffix(".md").write_text(_page(found))
-    print(f"saved {stem}.md and .json")
-    return int(any(row["outcome"] == "wrong" for row in rows))
+
+
+@cache
+def _ask(expression: str) -> str:
+    """Asked in a process of its own: this one forks, and must not begin to use a GPU."""
+    code = f"import torch; print({expression})"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _device() -> str:
-    """Asked in a process of its own: this one forks, and must not begin to use a GPU."""
-    code = "import torch; print(torch.cuda.is_available())"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return "cuda" if asked.stdout.strip() == "True" else "cpu"
+    return "cuda" if _ask("torch.cuda.is_available()") == "True" else "cpu"
+
+
+def _count() -> int:
+    return int(_ask("torch.cuda.device_count()"))
 
 
 def _inputs(folder: Path) -> dict[str, Any]:
-    data = folder / "data"
+    data, model = folder / "data", folder / "model"
+    if data.exists():
+        return {"pretrained_model_name_or_path": model, "train_data_dir": data}
     data.mkdir()
     rows = []
     for number, scene in enumerate(scenes(8, seed=0)):
         draw(scene).save(data / f"{number}.png")
         rows.append(json.dumps({"file_name": f"{number}.png", "text": caption(scene)}))
     (data / "metadata.jsonl").write_text("\n".join(rows) + "\n")
-    return {"pretrained_model_name_or_path": make_tiny_pipeline(folder / "model"), "train_data_dir": data}
+    return {"pretrained_model_name_or_path": make_tiny_pipeline(model), "train_data_dir": data}
 
 
-def _cases(kind: str, quick: bool) -> list[dict[str, Any]]:
-    found = []
-    for plugin, facts in compat.PLUGINS.items():
-        for precision in facts.precisions:
-            for extra in ({}, *(() if quick else EXTRAS.get(plugin, ()))):
-                found.append({"plugin": plugin, "mixed_precision": precision, "device": kind, **extra})
-    return found
+def _cases(plugin: str, kind: str, quick: bool) -> list[dict[str, Any]]:
+    return [
+        {"plugin": plugin, "mixed_precision": precision, "device": kind, **extra}
+        for precision in compat.PLUGINS[plugin].precisions
+        for extra in ({}, *(() if quick else EXTRAS.get(plugin, ())))
+    ]
+
+
+def _name(case: dict[str, Any]) -> str:
+    return " ".join(
+        str(value) if key in ("plugin", "mixed_precision") else f"{key}={value}"
+        for key, value in case.items()
+        if key != "device"
+    )
 
 
 def _case(
@@ -110,11 +173,7 @@ def _case(
     kind: str,
 ) -> dict[str, Any]:
     """Trains, resumes and exports one case, and compares it."""
-    name = " ".join(
-        str(value) if key in ("plugin", "mixed_precision") else f"{key}={value}"
-        for key, value in case.items()
-        if key != "device"
-    )
+    name = _name(case)
     print(name, flush=True)
     row: dict[str, Any] = {"case": name}
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **case)
@@ -203,49 +262,41 @@ def attention_rows(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(output: Path, kind: str, *, quick: bool) -> str:
-    """The performance table: at the size of SD 1.4 on a GPU, of the tiny model in a dry run."""
+def _speed(output: Path, kind: str, seconds: float, *, quick: bool) -> bool:
+    """The performance table, with caches and without: at the size of SD 1.4 on a GPU, of the tiny model in a dry run.
+
+    `sdtrain.benchmark` writes its result itself, after each row."""
     small = ["--model", "tiny", "--batch_sizes", "2", "--steps", "4", "--skip_steps", "1"]
-    large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "15", "--skip_steps", "5"]
-    command = [
-        sys.executable,
-        "-m",
-        "sdtrain.benchmark",
-        *(large if kind == "cuda" else small),
-        "--output",
-        str(output),
-    ]
-    done = subprocess.run(
-        [*command, *(("--plugins", "torch_ddp,fsdp") if quick else ())],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return "\n".join(line for line in done.stdout.splitlines() if line.startswith("|"))
+    large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "12", "--skip_steps", "4"]
+    command = [sys.executable, "-m", "sdtrain.benchmark", *(large if kind == "cuda" else small)]
+    command += ["--cached", "both", "--seconds", str(max(seconds, 0)), "--output", str(output)]
+    done = subprocess.run([*command, *(("--plugins", "torch_ddp,fsdp") if quick else ())], check=False)
+    return done.returncode == 0
 
 
 def _page(found: dict[str, Any]) -> str:
     lines = [
-        f"# Strategies on {found['device_name']}, {found['date']}",
+        f"# {found['part']} on {found['device_name']}, {found['date']}",
         "",
-        f"{found['processes']} process(es), {found['minutes']} minutes; "
+        f"{found['processes']} process(es); "
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
         "",
-        "| case | outcome | loss off | tolerance | peak memory (GiB) |",
-        "|---|---|---|---|---|",
     ]
-    for row in found["cases"]:
+    if found["part"] == "attention":
+        lines += ["| attention | head | off from math in fp32 |", "|---|---|---|"]
+        for row in found["rows"]:
+            shown = f"{row['off']:.1e}" if "off" in row else row["why_not"].splitlines()[0][:80]
+            lines.append(f"| {row['backend']} | {row['head']} | {shown} |")
+        return "\n".join([*lines, ""])
+    lines += ["| case | outcome | loss off | tolerance | peak memory (GiB) |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
         figures = (
             f"{row['loss_off']:.1e} | {row['tolerance']:.0e} | {row['peak_memory_bytes'] / 2**30:.2f}"
             if "loss_off" in row
             else f"{row['why'].splitlines()[0]} | – | –"
         )
         lines.append(f"| {row['case']} | {row['outcome']} | {figures} |")
-    lines += ["", "| attention | head | off from math in fp32 |", "|---|---|---|"]
-    for row in found["attention"]:
-        shown = f"{row['off']:.1e}" if "off" in row else row["why_not"].splitlines()[0][:80]
-        lines.append(f"| {row['backend']} | {row['head']} | {shown} |")
-    return "\n".join([*lines, "", found["table"], ""])
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

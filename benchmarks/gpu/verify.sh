@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Proves the strategies on the devices of this machine in one call: losses, resuming, exports, attention, speed, memory.
-# Needs no network. Without a GPU it is a dry run on the CPU. Results: benchmarks/results/ (RESULTS moves them).
+#   verify.sh [PART …]   strategies (or one plugin's name), attention, speed; nothing: all of it
+# No further case is begun after 500 seconds (--seconds), and each part writes its result as it goes. Needs no network.
+# Without a GPU it is a dry run on the CPU. Results: benchmarks/results/ (RESULTS moves them).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="project:." PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error OMP_NUM_THREADS=1

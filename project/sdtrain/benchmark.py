@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from sdtrain import devices, report, synthetic
 
 _TRADITIONAL = "none"
 _GIB = 2**30
+_CACHED = {"no": (False,), "yes": (True,), "both": (False, True)}
 _KILLED = (-9, 137)  # by the kernel, for the host's memory
 
 
@@ -37,11 +40,12 @@ class Case:
     settings: tuple[str, ...]
     batch_size: int
     processes: int
+    cached: bool = False  # latents and prompts
 
     @property
     def name(self) -> str:
         plain = "Traditional" if self.plugin == _TRADITIONAL else self.plugin
-        return " ".join([plain, *self.settings])
+        return " ".join([plain, *self.settings, *(["cached"] if self.cached else [])])
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Row:
     images_per_second: float | None = None
     speedup: float | None = None
     outcome: str = "ok"
+    cached: bool = False
     details: dict[str, Any] | None = None
 
 
@@ -62,29 +67,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     processes = asked.nproc or _devices(asked.device)
     resolution = asked.resolution or synthetic.RESOLUTIONS[asked.model]
-    rows: list[Row] = []
-    for case in cases(
-        asked.plugins.split(","), [int(size) for size in asked.batch_sizes.split(",")], processes
-    ):
-        row = _measured(case, asked, resolution)
-        baseline = next((r for r in rows if r.batch_size == row.batch_size), row)
-        rows.append(with_speedup(row, baseline))
-        print(render(rows).splitlines()[-1] if len(rows) > 1 else render(rows), flush=True)
     about = _about(asked, resolution)
     asked.output.mkdir(parents=True, exist_ok=True)
     stem = asked.output / f"{about['date']}-{asked.model}-{about['device']}"
-    values = {**about, "rows": [asdict(row) for row in rows]}
-    stem.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
-    head = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    stem.with_suffix(".md").write_text(
-        f"# Strategies at the size of {asked.model}\n\n{head}\n\n{render(rows)}\n"
-    )
+    sizes = [int(size) for size in asked.batch_sizes.split(",")]
+    begin = time.monotonic()
+    rows: list[Row] = []
+    for case in cases(asked.plugins.split(","), sizes, processes, _CACHED[asked.cached]):
+        if time.monotonic() - begin > asked.seconds:
+            row = Row(case.name, case.processes, case.batch_size, cached=case.cached, outcome="no time left")
+        else:
+            row = _measured(case, asked, resolution)
+        like = (r for r in rows if (r.batch_size, r.cached) == (row.batch_size, row.cached))
+        rows.append(with_speedup(row, next(like, row)))
+        print(render(rows).splitlines()[-1] if len(rows) > 1 else render(rows), flush=True)
+        _keep(stem, asked.model, about, rows)
     print(f"saved {stem}.md and .json")
     return 0 if all(row.outcome != "failed" for row in rows) else int(ExitCode.TRAINING_FAILED)
 
 
-def cases(plugins: Sequence[str], batch_sizes: Sequence[int], processes: int) -> Iterator[Case]:
-    """For each batch size Traditional first, then every `plugin[:setting=value…]`."""
+def _keep(stem: Path, model: str, about: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Writes what is measured so far: whoever ends the benchmark early keeps it."""
+    values = {**about, "rows": [asdict(row) for row in rows]}
+    stem.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+    head = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    stem.with_suffix(".md").write_text(f"# Strategies at the size of {model}\n\n{head}\n\n{render(rows)}\n")
+
+
+def cases(
+    plugins: Sequence[str], batch_sizes: Sequence[int], processes: int, cached: Sequence[bool] = (False,)
+) -> Iterator[Case]:
+    """For each batch size Traditional first, then every `plugin[:setting=value…]`; with caches beside without."""
+    for case in _plain_cases(plugins, batch_sizes, processes):
+        for each in cached:
+            yield replace(case, cached=each)
+
+
+def _plain_cases(plugins: Sequence[str], batch_sizes: Sequence[int], processes: int) -> Iterator[Case]:
     for size in batch_sizes:
         yield Case(_TRADITIONAL, (), size, 1)
         for text in plugins:
@@ -138,7 +157,7 @@ def _measured(case: Case, asked: argparse.Namespace, resolution: int) -> Row:
             check=False,
         )
         found = json.loads(result.read_text()) if result.exists() else {"code": done.returncode}
-    row = Row(case.name, case.processes, case.batch_size)
+    row = Row(case.name, case.processes, case.batch_size, cached=case.cached)
     if "images_per_second" in found:
         memory, speed = found["peak_memory_bytes"] / _GIB, found["images_per_second"]
         return Row(**{**asdict(row), "memory": memory, "images_per_second": speed, "details": found})
@@ -174,6 +193,8 @@ def _flags(case: Case, asked: argparse.Namespace, resolution: int) -> list[str]:
         "gradient_checkpointing": str(asked.gradient_checkpointing).lower(),
         "use_ema": str(asked.use_ema).lower(),
     }
+    if case.cached:
+        settings |= {"cache_latents": "memory", "cache_text_embeddings": "memory", "center_crop": "true"}
     return [*(f"--{name}={value}" for name, value in settings.items()), *(f"--{s}" for s in case.settings)]
 
 
@@ -190,7 +211,7 @@ def _about(asked: argparse.Namespace, resolution: int) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "device": kind.name,
         "device name": str(name()) if name else f"{os.cpu_count()} cores",
-        "model": f"{asked.model}, random weights, {resolution} px, VAE and text encoder in every step",
+        "model": f"{asked.model}, random weights, {resolution} px; VAE and text encoder in every step unless cached",
         "steps": f"{asked.steps}, the first {asked.skip_steps} not counted",
         "precision": asked.mixed_precision,
         "torch threads": torch.get_num_threads(),
@@ -216,6 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--skip_steps", type=int, default=5)
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument(
+        "--cached", choices=sorted(_CACHED), default="no", help="latents and prompts [%(default)s]"
+    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no row is begun")
     parser.add_argument("--use_ema", action="store_true")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark"), help="folder for the table [%(default)s]"

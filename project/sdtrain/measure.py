@@ -55,6 +55,8 @@ def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     strategy.prepare(models.make_trainable(parts, spec), _optim(spec))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     batches = synthetic.batches(spec.train_batch_size, spec.resolution, world.rank)
+    if spec.cache_latents != "no":
+        batches = synthetic.cached(batches, parts, spec)
     accumulation = spec.gradient_accumulation_steps
     losses: list[torch.Tensor] = []
     begin = time.perf_counter()

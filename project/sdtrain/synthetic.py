@@ -6,6 +6,7 @@ Sizes as in the configuration files of CompVis/stable-diffusion-v1-4 and stabili
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sdjob.spec import RunSpec
+from sdtrain.denoise import conditioning
 from sdtrain.models import DTYPES, Parts
 from sdtrain.order import Sample
 from sdtrain.streams import StreamBatch
@@ -109,6 +112,26 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
             ),
         )
         step += 1
+
+
+def cached(
+    batches: Iterator[tuple[StreamBatch, ...]], parts: Parts, spec: RunSpec
+) -> Iterator[tuple[StreamBatch, ...]]:
+    """The same with pictures and prompts encoded once, on the host, as the caches give them."""
+    for number, (batch,) in enumerate(batches):
+        if number == 0:
+            with torch.no_grad():
+                moments = torch.cat([_moments(parts, pixels) for pixels in batch.pixel_values])  # type: ignore[union-attr]
+                encodings = conditioning(parts, batch.prompts, spec, None)
+            encodings = {name: tensor.cpu() for name, tensor in encodings.items()}
+        yield (replace(batch, pixel_values=None, moments=moments, encodings=encodings),)
+
+
+def _moments(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
+    """[1, 2C, h, w] of one picture, so that no more memory is needed than for one."""
+    given = pixel_values[None].to(parts.device, parts.vae.dtype)
+    found: torch.Tensor = parts.vae.encode(given).latent_dist.parameters.cpu()
+    return found
 
 
 def _tokenizer() -> CLIPTokenizer:

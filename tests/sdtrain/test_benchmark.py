@@ -48,6 +48,29 @@ def test_rows_are_measured_and_saved(here, tmp_path):
     assert f"- torch: {torch.__version__}" in page
 
 
+def test_rows_with_caches_compute_the_same_and_are_compared_with_their_like(here, tmp_path):
+    assert benchmark.main([*FAST, "--batch_sizes=2", "--cached=both", f"--output={tmp_path}"]) == 0
+    (plain, cached), _ = table(tmp_path)
+    assert (plain["strategy"], cached["strategy"]) == ("Traditional", "Traditional cached")
+    assert cached["details"]["final_loss"] == pytest.approx(plain["details"]["final_loss"], rel=1e-5)
+    assert cached["speedup"] == 1.0
+    assert "--cache_latents=memory" in here[1] and "--cache_latents=memory" not in here[0]
+
+
+def test_no_row_is_begun_when_the_time_is_over_and_what_was_measured_is_kept(here, tmp_path, monkeypatch):
+    measured = benchmark._measured
+
+    def slow(*given):
+        assert not list(tmp_path.glob("*.json")) or len(table(tmp_path)[0]) < 2
+        monkeypatch.setattr(benchmark.time, "monotonic", lambda: 1e12)
+        return measured(*given)
+
+    monkeypatch.setattr(benchmark, "_measured", slow)
+    arguments = [*FAST, "--batch_sizes=1,2", "--seconds=60", f"--output={tmp_path}"]
+    assert benchmark.main(arguments) == 0
+    assert [row["outcome"] for row in table(tmp_path)[0]] == ["ok", "no time left"]
+
+
 def test_a_row_without_memory_says_so_and_the_next_is_measured(here, tmp_path, monkeypatch):
     whole = synthetic.batches
 
