@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from sdjob import presets
 from sdjob.fields import setting_of
@@ -16,6 +17,28 @@ from sdjob.problem import JobError, Problem, setting
 from sdjob.spec import RunSpec
 
 _REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
+
+_WORDS = {  # by pydantic's type of the error, with what it says of the limits
+    "missing": "Set it",
+    "float_parsing": "Write a number, such as 1e-5",
+    "float_type": "Write a number, such as 1e-5",
+    "finite_number": "Write a finite number",
+    "int_parsing": "Write a whole number, such as 4",
+    "int_from_float": "Write a whole number, such as 4",
+    "int_type": "Write a whole number, such as 4",
+    "bool_parsing": "Write 1 or 0",
+    "bool_type": "Write 1 or 0",
+    "literal_error": "Write one of {expected}",
+    "greater_than": "Write a number above {gt}",
+    "greater_than_equal": "Write at least {ge}",
+    "less_than": "Write a number below {lt}",
+    "less_than_equal": "Write at most {le}",
+    "multiple_of": "Write a multiple of {multiple_of}",
+    "string_pattern_mismatch": "Write it in the form that is described",
+    "string_too_short": "Write something, or leave it out",
+    "string_type": "Write one text",
+    "value_error": 'Write one text, or a JSON list such as ["one", "two"]',
+}
 
 
 def render(spec: RunSpec) -> tuple[str, ...]:
@@ -62,7 +85,7 @@ def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> lis
         info = model.model_fields.get(field)
         shown = (setting_of(info).name or field) if info else field
         value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
-        remedy = f"{detail['msg'].replace('Input should', 'It should')}."
+        remedy = f"{_remedy(detail)}."
         if detail["type"] == "literal_error" and (meant := _meant(info, detail["input"])):
             remedy = f"Did you mean {meant}? {remedy}"
         if info:
@@ -71,10 +94,20 @@ def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> lis
     return list(found.values())
 
 
+def _remedy(detail: ErrorDetails) -> str:
+    """What to write, by the type of the error; the validator's own words where there is nothing better to say."""
+    limits = {name: str(limit) for name, limit in detail.get("ctx", {}).items()}
+    limits["expected"] = limits.get("expected", "").replace("'", "").replace(" or ", ", ")
+    words = _WORDS.get(detail["type"])
+    return words.format(**limits) if words else detail["msg"].replace("Input should", "It should")
+
+
 def _meant(info: FieldInfo | None, value: Any) -> str | None:
-    """The allowed value that a misspelt one is closest to, if any is close."""
+    """The allowed value that a misspelt one is closest to, or the shortest that it is a part of."""
     choices = [choice for choice in get_args(info.annotation) if isinstance(choice, str)] if info else []
-    return next(iter(get_close_matches(str(value).lower(), choices, n=1)), None)
+    typed = str(value).lower()
+    around = sorted((choice for choice in choices if len(typed) > 1 and typed in choice), key=len)
+    return next(iter([*get_close_matches(typed, choices, n=1), *around]), None)
 
 
 def _text(value: Any) -> str:

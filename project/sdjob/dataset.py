@@ -80,7 +80,7 @@ def find_dataset(
     root: Path, name: str | None, *, captions: bool, image_column: str, caption_column: str
 ) -> DatasetInfo:
     """The data set under a mount. Raises JobError with everything that is wrong with it."""
-    place = below(root, name, "dataset_name")
+    place = below(root, name, "dataset_name", lambda listing: _format_of(listing, captions) is not None)
     listing, kind = _locate(place, captions)
     if kind == "folder":
         return _picture_folder(listing, captions)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,17 @@ def open_listing(path: Path) -> Listing:
     return listing
 
 
-def below(root: Path, name: str | None, setting: str, suffixes: tuple[str, ...] = ()) -> Path:
+def below(
+    root: Path,
+    name: str | None,
+    setting: str,
+    is_one: Callable[[Listing], bool],
+    suffixes: tuple[str, ...] = (),
+) -> Path:
     """The place that a user means: the mount itself, a folder below it, or an absolute path.
 
-    `suffixes`: of the files that can be meant as well."""
+    `is_one`: whether a folder is what is looked for; `suffixes`: of the files that can be meant as well.
+    """
     path = root / name if name else root  # an absolute name replaces the root
     try:
         path.stat()
@@ -80,9 +88,13 @@ def below(root: Path, name: str | None, setting: str, suffixes: tuple[str, ...] 
             raise JobError(unreadable(path, error)) from error
         listing = open_listing(root)
         files = [name for name in listing.files if suffixes and name.endswith(suffixes)]
-        there = few([*listing.folders, *files]) or "no folders"
-        found = f"does not exist; {shown(root)} holds {there}"
+        there = [*listing.folders, *files]
+        found = f"does not exist; {shown(root)} holds {few(there) or 'no folders'}"
         remedy = f"set {setting} to a folder {'or file ' if files else ''}below {shown(root)}, or to an absolute path"
+        if meant := get_close_matches(name, there, n=1):
+            remedy = f"did you mean {shown(meant[0])}? {remedy[0].upper()}{remedy[1:]}"
+        elif is_one(listing):
+            remedy = f"leave {setting} empty: what you look for lies in {shown(root)} itself"
         raise JobError(bad_input(shown(path), found, remedy)) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise JobError(unreadable(path, error)) from error

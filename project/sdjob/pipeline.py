@@ -105,7 +105,9 @@ def find_pipeline(
 
     `prediction_type`, `single_file_config`: what a single file does not say (single_file.look).
     """
-    place = _locate(below(root, name, "model_name", single_file.SUFFIXES), allow_pickle=allow_pickle)
+    place = _locate(
+        below(root, name, "model_name", _looks_like_pipeline, single_file.SUFFIXES), allow_pickle=allow_pickle
+    )
     if not place.is_file():
         return _in_folder(place, allow_pickle=allow_pickle)
     blueprint = _blueprint_in(Path(single_file_config)) if single_file_config else None

@@ -99,14 +99,14 @@ def class_of(name: str) -> Callable[[Path], object]:
 
 
 SETTINGS = [
-    wrong(64, "lr: found 'fast'", "environment: lr", lr="fast"),
+    wrong(64, "lr: found 'fast'", "environment: lr", "Write a number, such as 1e-5", lr="fast"),
     wrong(64, "lr: found '-1e-5'", lr="-1e-5"),
-    wrong(64, "lr: found '0'", lr="0"),
+    wrong(64, "lr: found '0'", "Write a number above 0", lr="0"),
     wrong(64, "lr: found 'nan'", lr="nan"),
     wrong(64, "lr: found '1e-5,'", lr="1e-5,"),
     wrong(64, "batch_size: found '0'", batch_size="0"),
     wrong(64, "batch_size: found '1.5'", batch_size="1.5"),
-    wrong(64, "batch_size: found 'four'", batch_size="four"),
+    wrong(64, "batch_size: found 'four'", "Write a whole number, such as 4", batch_size="four"),
     wrong(64, "num_train_step: found '15e-1'", num_train_step="15e-1"),
     wrong(64, "num_train_step: found '1e999'", num_train_step="1e999"),
     wrong(64, "num_train_step: found '-5'", num_train_step="-5"),
@@ -114,7 +114,21 @@ SETTINGS = [
     wrong(64, "resolution: found '500'", "multiple of 8", resolution="500"),
     wrong(64, "resolution: found '512x512'", resolution="512x512"),
     wrong(64, "seed: found '-1'", seed="-1"),
-    wrong(64, "use_ema: found 'maybe'", use_ema="maybe"),
+    wrong(64, "use_ema: found 'maybe'", "Write 1 or 0", use_ema="maybe"),
+    wrong(
+        64,
+        "plugin: found 'ddp'",
+        "Did you mean torch_ddp? Write one of none, torch_ddp, torch_ddp_fp16",
+        plugin="ddp",
+    ),
+    wrong(64, "shm_size: found '8'", "Write it in the form that is described", "such as 8g", shm_size="8"),
+    wrong(
+        64,
+        "validation_prompts: found '[a dog'",
+        'a JSON list such as ["one", "two"]',
+        validation_prompts="[a dog",
+    ),
+    wrong(64, "adam_beta2: found '1'", "Write a number below 1", adam_beta2="1"),
     wrong(64, "plugin: found 'torch_dpp'", "Did you mean torch_ddp?", plugin="torch_dpp"),
     wrong(64, "recipe: found 'dreamboth'", "Did you mean dreambooth?", recipe="dreamboth"),
     wrong(64, "device: found 'cdua'", "Did you mean cuda?", device="cdua"),
@@ -187,7 +201,9 @@ CLUSTER = [
     wrong(64, "without a number of nodes", NODE_RANK="1"),
     wrong(64, "contradict", NNODES="2", PET_NNODES="4", NODE_RANK="1", MASTER_ADDR="a"),
     wrong(64, "PET_NNODES", "from 1 on", PET_NNODES="0"),
-    wrong(64, "batch_size", "less than or equal to", batch_size="9" * 400, name="a batch beyond all bounds"),
+    wrong(
+        64, "batch_size", "Write at most 1000000000", batch_size="9" * 400, name="a batch beyond all bounds"
+    ),
     wrong(64, "torchrun started this", LOCAL_RANK="0", TORCHELASTIC_RUN_ID="x"),
     wrong(69, "no NVIDIA device", device="cuda"),
     wrong(
@@ -206,8 +222,13 @@ MOUNTS = [
     wrong(66, "MODEL_DIR", "is a file", name="a file as MODEL_DIR", MODEL_DIR="{root}/" + MODEL + "/model_index.json"),
     wrong(66, "DATASET_DIR", "is empty", name="an empty mount", spoil=emptied("dataset")),
     wrong(66, "holds nothing", name="no pictures", spoil=emptied(DATA), dataset_name="pictures"),
-    wrong(66, "does not exist", "holds tiny", model_name="tinny"),
-    wrong(66, "does not exist", dataset_name="poekmon"),
+    wrong(66, "does not exist", "holds tiny", "id you mean tiny?", model_name="tinny"),
+    wrong(66, "does not exist", "et dataset_name to a folder below", dataset_name="poekmon"),
+    wrong(66, "id you mean pictures?", dataset_name="picturs"),
+    wrong(66, "eave model_name empty: what you look for lies in {root}/model/tiny itself",
+          name="the mount is the model", MODEL_DIR="{root}/model/tiny", model_name="nope"),
+    wrong(66, "eave dataset_name empty: what you look for lies in {root}/dataset/pictures itself",
+          name="the mount is the data set", DATASET_DIR="{root}/dataset/pictures", dataset_name="nope"),
     wrong(66, "does not exist", "set offline=0 to download CompVis/stable-diffusion-v1-4 from the hub",
           model_name="CompVis/stable-diffusion-v1-4"),
     wrong(66, "set offline=0 to download someone/pictures from the hub", dataset_name="someone/pictures",
@@ -267,7 +288,7 @@ def test_a_mistake(mistake, tmp_path, capsys):
     said = "".join(capsys.readouterr())
     assert code == mistake.code, said
     for words in mistake.words:
-        assert words in said
+        assert words.replace("{root}", str(tmp_path)) in said
     assert "→" in said  # a remedy
     assert "Traceback" not in said
 
