@@ -37,7 +37,7 @@ from sddemo.materialise import PIPELINE
 from sddemo.world import caption, draw, scenes
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table import Case, Run, Runs, faster, measured, starts, steps
+from table import Case, Run, Runs, faster, known, measured, starts, steps
 from turns import Turns, start
 
 HOME = Path(__file__).resolve().parents[2]
@@ -265,7 +265,7 @@ def _flags(
 def _save(folder: Path, what: str, about: dict[str, Any], runs: Runs, text: str) -> None:
     """After every case: what has been measured outlives whatever comes."""
     rows = [
-        {**asdict(case), "trainer": way, "runs": list(map(asdict, of))} for (case, way), of in runs.items()
+        {**asdict(case), "trainer": way, "runs": list(map(known, of))} for (case, way), of in runs.items()
     ]
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{about['date']}-peer-{what}-cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 MIB = 2**20
@@ -52,6 +52,11 @@ def measured(ranks: Sequence[Mapping[str, Any]], began: float, ended: float, ski
         steps=tuple(wall for wall, _ in each[0]),
         cpus=tuple(sum(cpu for _, cpu in of) for of in zip(*each, strict=True)),
     )
+
+
+def known(run: Run) -> dict[str, Any]:
+    """The run for a file: JSON has no word for what was not measured."""
+    return {name: value for name, value in asdict(run).items() if value == value}
 
 
 def _lasted(notes: Mapping[str, Any]) -> list[tuple[float, float]]:

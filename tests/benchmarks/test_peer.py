@@ -89,3 +89,4 @@ def test_the_table_of_starts_leaves_out_what_failed(table):
     good = table.Run(0, began=0.0, seconds=9.0, first_step=4.0, first_cpu=3.0)
     lines = table.starts({"date": "today"}, {(case, "ours"): [good, table.Run(70, 0.0)]}).splitlines()
     assert lines[-1] == "| text_to_image | 2 | ours | 4.0 | 3.0 | 9.0 | 0 70 |"
+    assert table.known(table.Run(70, 0.0)) == {"code": 70, "began": 0.0, "steps": (), "cpus": ()}
