@@ -77,6 +77,9 @@ RECIPES = {
 
 def main() -> int:
     asked = _parser().parse_args()
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # the trainers are not left behind
     scripts = [asked.examples / RECIPES[name].script for name in asked.recipes]
     if missing := [str(path) for path in scripts if not path.is_file()]:
         print(
