@@ -31,6 +31,8 @@ _ROOT_CAUSE = re.compile(
     r"Root Cause \(first observed failure\):.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL
 )
 
+_REQUESTS = (signal.SIGTERM, signal.SIGINT)
+
 
 @dataclass(frozen=True)
 class Note:
@@ -118,12 +120,13 @@ def judge(end: Ending) -> Verdict:
         and (end.forced_at is None or note.time < end.forced_at)
         and not (end.returncode == 0 and _is_crash(note))  # a restart has mended it
     ]
-    killed = root is not None and root[1] == -signal.SIGKILL and end.forced_at is None
+    # A rank that a signal ended leaves no note. SIGTERM and SIGINT are requests, which a worker answers by itself.
+    killed = root is not None and root[1] < 0 and -root[1] not in _REQUESTS and end.forced_at is None
     # Peers of a killed process fail too, of its absence: their notes are no cause.
     if end.oom_kills and end.returncode != 0 and (not failing or failing[0].code == ExitCode.TRAINING_FAILED):
         return _host_memory(end, root)
     if killed and root and all(note.code == ExitCode.TRAINING_FAILED for note in failing):
-        return _killed(root[0], end)
+        return (_told_by_log(end, root[0]) if root[1] != -signal.SIGKILL else None) or _killed(*root, end)
     if failing:
         return _from_note(failing[0])
     saved = [note for note in end.notes if note.code == ExitCode.STOPPED]
@@ -205,19 +208,37 @@ def _hung(hang: Hang, end: Ending) -> Verdict:
     )
 
 
-def _killed(rank: int, end: Ending) -> Verdict:
-    evidence = f"rank {rank} was killed by SIGKILL, and not by the launcher"
-    remedy = (
-        "Start again to resume. If it happens again, look at the memory of the host and who sends signals."
+def _killed(rank: int, status: int, end: Ending) -> Verdict:
+    """status: minus the signal that ended the rank, from outside or in code that is not Python."""
+    evidence = f"rank {rank} was killed by {_status(status)}, and not by the launcher"
+    special = "killed from outside" if status == -signal.SIGKILL else "crashed"
+    remedies = {
+        -signal.SIGKILL: "look at the memory of the host and who sends signals",
+        -signal.SIGBUS: "give the container more shared memory (--shm-size), or set dataloader_num_workers=0",
+    }
+    advice = remedies.get(
+        status, "the log of that rank may say where; try another plugin or attention backend"
     )
-    return Verdict(
-        ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, _last_step(end), special="killed from outside"
-    )
+    remedy = f"Start again to resume. If it happens again, {advice}."
+    return Verdict(ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, _last_step(end), special=special)
 
 
 def _from_log(end: Ending, root: tuple[int, int] | None) -> Verdict:
     """No worker left word: what the log and the exit status show."""
-    rank, step = root[0] if root else None, _last_step(end)
+    rank = root[0] if root else None
+    if told := _told_by_log(end, rank):
+        return told
+    evidence = [f"torchrun ended with {_status(end.returncode)}"]
+    if root:
+        evidence.append(f"rank {root[0]} failed first, with {_status(root[1])}")
+    evidence += [line for line in end.log_tail if line.strip()][-3:] if not root else []
+    remedy = "Read the log of that rank."
+    return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), remedy, rank, _last_step(end))
+
+
+def _told_by_log(end: Ending, rank: int | None) -> Verdict | None:
+    """The verdict where the log has a line that is sure to name the cause."""
+    step = _last_step(end)
     if line := _find(_OOM_LINE, end.log_tail):
         remedy = "Use a smaller batch_size with gradient_accumulation_steps, or gradient_checkpointing=1."
         return Verdict(ExitCode.OUT_OF_MEMORY, (line,), remedy, rank, step)
@@ -226,11 +247,7 @@ def _from_log(end: Ending, root: tuple[int, int] | None) -> Verdict:
             "Free some space, mount a larger volume, or keep fewer checkpoints (checkpoints_total_limit)."
         )
         return Verdict(ExitCode.OUTPUT_FULL, (line,), remedy, rank, step)
-    evidence = [f"torchrun ended with {_status(end.returncode)}"]
-    if root:
-        evidence.append(f"rank {root[0]} failed first, with {_status(root[1])}")
-    evidence += [line for line in end.log_tail if line.strip()][-3:] if not root else []
-    return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), "Read the log of that rank.", rank, step)
+    return None
 
 
 def _status(code: int) -> str:

@@ -39,6 +39,7 @@ def provide(
     parts: Parts,
     model_identity: str,
     stop: StopRequest,
+    step: int,
 ) -> Path:
     """The folder with at least `num_class_images` pictures of the class. Collective; raises Stopped.
 
@@ -73,7 +74,7 @@ def provide(
                 if stop:
                     break  # what is there is used by the next start
     if world.any(bool(stop)):
-        raise Stopped(0)
+        raise Stopped(step)
     return folder
 
 

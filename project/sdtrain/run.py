@@ -82,7 +82,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
     if world.is_main:
         _say_attention(spec, world, parts)
-    given = RecipeInput(spec, world, layout, parts, infos, images, identity, stop)
+    given = RecipeInput(spec, world, layout, parts, infos, images, identity, stop, start.step if start else 0)
     streams = RECIPES[spec.recipe].streams(given)
     denoiser = models.make_trainable(parts, spec)
     if world.any(bool(stop)):

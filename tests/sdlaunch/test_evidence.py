@@ -49,6 +49,31 @@ def test_the_code(end, code):
     assert judge(end).code == code
 
 
+@pytest.mark.parametrize(
+    ("status", "root", "kind"),
+    [
+        (-9, 1, "killed from outside"),
+        (-11, 1, "crashed"),
+        (-7, 1, "crashed"),
+        (-15, 0, "bug or lost peer"),
+        (1, 0, "bug or lost peer"),
+    ],
+)
+def test_a_rank_that_a_signal_ended_is_the_cause_of_what_its_peers_say(status, root, kind):
+    table = (*KILLED[:2], f"  exitcode  : {status} (pid: 5)")
+    verdict = judge(ending(log_tail=table, notes=(note(0, code=70),)))
+    assert (verdict.code, verdict.root_rank, verdict.kind) == (70, root, kind)
+
+
+def test_the_line_of_a_crash_without_memory_goes_before_its_signal():
+    tail = (
+        "terminate called after throwing 'c10::OutOfMemoryError'",
+        *KILLED[:2],
+        "  exitcode  : -6 (pid: 5)",
+    )
+    assert judge(ending(log_tail=tail, notes=(note(0),))).code == 71
+
+
 def test_a_host_without_memory_names_the_victim_and_its_last_step():
     verdict = judge(ending(oom_kills=2, log_tail=("[rank 0] step   41/400  loss 1", *KILLED)))
     assert (verdict.root_rank, verdict.step, verdict.kind) == (1, 41, "out of memory")

@@ -39,7 +39,7 @@ def provide(parts, tmp_path):
             }
         )
         given = stop or StopRequest(None)
-        return class_images.provide(spec, world or alone(), layout, parts, identity, given)
+        return class_images.provide(spec, world or alone(), layout, parts, identity, given, step=4)
 
     return run
 
@@ -98,8 +98,9 @@ def test_ranks_share_the_work_and_make_the_same_set(provide, tmp_path):
 def test_a_stop_keeps_what_is_made(provide):
     stop = StopRequest(None)
     stop._signalled = True
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped) as stopped:
         provide(3, stop=stop)
+    assert stopped.value.step == 4  # that the run would have gone on from
     folder = provide(3)
     assert len(snapshot(folder)) == 3
 

@@ -31,6 +31,7 @@ class RecipeInput:
     images: TrainingImages  # of all of them, without those held out
     model_identity: str
     stop: StopRequest
+    step: int  # that the run goes on from; 0: it begins
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _class_pictures(given: RecipeInput, concept: Concept) -> DatasetInfo:
         update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
     )
     folder = class_images.provide(
-        spec, given.world, given.layout, given.parts, given.model_identity, given.stop
+        spec, given.world, given.layout, given.parts, given.model_identity, given.stop, given.step
     )
     info = dataset_in(folder, spec, captions=False)
     if info.format == "folder":  # may hold more, from a run that asked for more
