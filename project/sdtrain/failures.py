@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from sdjob.problem import ExitCode, Problem, hardware, output_problem
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
+_GONE = (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)  # a network mount
+# safetensors and torch wrap the operating system's error into their own.
+_WRAPPED_NUMBER = re.compile(r"\(os error (\d+)\)")
+_WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpected pos")
 
 
 def problem_of(error: Exception) -> Problem | None:
@@ -24,17 +29,25 @@ def _no_package(error: Exception) -> Problem | None:
 
 def is_write_failure(error: Exception) -> bool:
     """Whether an exception raised while writing comes from the file system."""
+    return _number_of(error) in (*_FULL, *_REFUSED, *_GONE) or _tells_of_writing(error)
+
+
+def _number_of(error: Exception) -> int | None:
+    """The operating system's number of an error."""
     if isinstance(error, OSError):
-        return error.errno in (*_FULL, *_REFUSED)
-    # safetensors and torch wrap the operating system's error into their own.
+        return error.errno
+    match = _WRAPPED_NUMBER.search(str(error))
+    return int(match[1]) if match else None
+
+
+def _tells_of_writing(error: Exception) -> bool:
     text = str(error).lower()
-    words = ("no space left", "os error 28", "disk quota", "file write failed", "unexpected pos")
-    return any(word in text for word in words)
+    return not isinstance(error, OSError) and any(words in text for words in _WRAPPED_WORDS)
 
 
 def _no_room(error: Exception) -> Problem | None:
-    full = isinstance(error, OSError) and error.errno in _FULL
-    if not full and not (type(error).__name__ == "SafetensorError" and is_write_failure(error)):
+    of_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    if not of_files or not (_number_of(error) in _FULL or _tells_of_writing(error)):
         return None
     return output_problem(
         "OUTPUT_DIR",

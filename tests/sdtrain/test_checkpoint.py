@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,30 @@ def test_death_anywhere_in_a_save_leaves_a_whole_newest_one(layout, monkeypatch,
     assert checkpoint.newest(layout, "auto").step in (2, 4)
     save(layout, 6, limit=1)
     assert names(layout) == ["checkpoint-000006"]  # what the dead one left is gone too
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(layout, monkeypatch, number):
+    original = os.fsync
+
+    def of_files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    save(layout, 2)
+    assert checkpoint.newest(layout, "auto").step == 2
+
+
+def test_a_file_that_cannot_be_synced_is_no_checkpoint(layout, monkeypatch):
+    def fails(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(JobError) as error:
+        save(layout, 2)
+    assert error.value.code == 73
 
 
 def test_limit_keeps_the_newest(layout):
