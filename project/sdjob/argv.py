@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdjob import presets
+from sdjob import length, presets
 from sdjob.fields import setting_of
 from sdjob.problem import JobError, Problem, setting
 from sdjob.spec import RunSpec
@@ -51,6 +51,8 @@ def render(spec: RunSpec) -> tuple[str, ...]:
         value = getattr(spec, name)
         if value is None or (value == info.default and not setting_of(info).core):
             continue
+        if name == "max_train_steps" and length.by_epochs(spec):
+            continue  # the worker computes it: a default would pass for somebody's wish
         if name in _REPEATED:
             argv += [f"--{name}={item}" for item in value]
         elif value is True:

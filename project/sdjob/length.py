@@ -12,6 +12,17 @@ def global_batch(spec: RunSpec, world_size: int) -> int:
     return spec.train_batch_size * spec.gradient_accumulation_steps * world_size
 
 
-def steps_of(epochs: int, spec: RunSpec, num_examples: int, world_size: int) -> int:
-    """Optimiser steps of so many passes over the data; the last step may reach into the next pass."""
-    return math.ceil(epochs * num_examples / global_batch(spec, world_size))
+def by_epochs(spec: RunSpec) -> bool:
+    """Whether passes over the data decide how long a run is: a number of steps that somebody gave goes before them."""
+    return spec.num_train_epochs is not None and "max_train_steps" not in spec.model_fields_set
+
+
+def steps_of(
+    epochs: int, spec: RunSpec, num_examples: int, world_size: int, *, step: int = 0, place: int = 0
+) -> int:
+    """Optimiser steps of so many passes over the data; the last step may reach into the next pass.
+
+    Of a run that goes on after `step` steps, which took `place` samples: with a batch of now, maybe another one.
+    """
+    left = max(0, epochs * num_examples - place)
+    return step + math.ceil(left / global_batch(spec, world_size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sdjob import fingerprint, resume
 from sdjob.concepts import concepts_of
-from sdjob.dataset import dataset_in
 from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem
@@ -40,17 +39,13 @@ def findings(job: Job) -> list[Finding]:
 def _differences(job: Job, start: StepFolder) -> list[Problem]:
     """Nothing where a mount is wrong, which is said already. Raises JobError."""
     spec = job.spec
-    if job.contents.model is None or not (job.contents.dataset or spec.concepts_list):
+    infos = job.contents.data
+    if job.contents.model is None or not infos:
         return []
     concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
-    infos = (
-        [job.contents.dataset]
-        if job.contents.dataset
-        else [dataset_in(concept.instance_data_dir, spec, captions=False) for concept in concepts]
-    )
     few = sum(len(info.files) for info in infos) <= _COMPARED_FILES
     identity = _model_identity(job, job.contents.model)
-    wanted = fingerprint.facts_of(spec, identity, infos if few else [], concepts)
+    wanted = fingerprint.facts_of(spec, identity, infos if few else (), concepts)
     known = {"model_name": bool(identity), "dataset_name": few}
     problems = fingerprint.differences(resume.values_of(start.path)["fingerprint"], wanted, start.path)
     return [problem for problem in problems if known.get(problem.subject, True)]

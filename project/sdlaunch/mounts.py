@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdjob.archive import looks_like_archive
-from sdjob.dataset import DatasetInfo, find_dataset
+from sdjob.concepts import concepts_of
+from sdjob.dataset import DatasetInfo, dataset_in, find_dataset
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, bad_input
 from sdjob.single_file import SUFFIXES
@@ -39,9 +40,15 @@ class Contents:
 
     model: PipelineFolder | None
     dataset: DatasetInfo | None
+    subjects: tuple[DatasetInfo, ...]  # of a list of subjects, in place of a data set
     model_path: Path  # of the model that was found, or where it was looked for
     dataset_path: Path
     problems: tuple[Problem, ...]
+
+    @property
+    def data(self) -> tuple[DatasetInfo, ...]:
+        """All that is trained on."""
+        return (self.dataset,) if self.dataset else self.subjects
 
 
 def resolve(options: LaunchOptions, home: Path) -> Mounts:
@@ -84,25 +91,32 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collect
             caption_column=spec.caption_column,
         )
 
+    def subjects() -> tuple[DatasetInfo, ...]:
+        concepts = concepts_of(spec) if spec.concepts_list else ()
+        return tuple(dataset_in(concept.instance_data_dir, spec, captions=False) for concept in concepts)
+
     def project() -> None:
         if options.project_dir:
             _usable_mount("PROJECT_DIR", mounts.project, "the project", None)
 
     until = time.monotonic() + options.check_timeout
     finding_model, finding_dataset = Task(lambda: _attempt(model)), Task(lambda: _attempt(dataset))
-    finding_project = Task(lambda: _attempt(project))
+    finding_project, finding_subjects = Task(lambda: _attempt(project)), Task(lambda: _attempt(subjects))
     patience = options.check_timeout
     found_model, model_problems = _answer(finding_model, until, "MODEL_DIR", mounts.model, patience)
     found_dataset, dataset_problems = _answer(finding_dataset, until, "DATASET_DIR", mounts.dataset, patience)
+    named = Path(spec.concepts_list or "")
+    found_subjects, subject_problems = _answer(finding_subjects, until, "concepts_list", named, patience)
     _, project_problems = _answer(finding_project, until, "PROJECT_DIR", mounts.project, patience)
     model_problems = _or_online(model_problems, options.model_name, options)
     dataset_problems = _or_online(dataset_problems, options.dataset_name, options)
     return Contents(
         found_model,
         found_dataset,
+        found_subjects or (),
         found_model.path if found_model else mounts.model / (options.model_name or ""),
         found_dataset.path if found_dataset else mounts.dataset / (options.dataset_name or ""),
-        (*model_problems, *dataset_problems, *project_problems),
+        (*model_problems, *dataset_problems, *subject_problems, *project_problems),
     )
 
 

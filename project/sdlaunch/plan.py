@@ -168,7 +168,9 @@ def _prepared(
         settings=table,
         mounts=_mount_table(spec, place, contents, own, problems),
         arithmetic=(*_arithmetic(job), *checked.notes),
-        launch=command.build(spec, where.cluster, host, passed_on, program) if clear else None,
+        launch=command.build(_of_open_length(spec, read), where.cluster, host, passed_on, program)
+        if clear
+        else None,
         problems=tuple(sorted(problems)),
         warnings=(*read.warnings, *supplies.warnings, *doubts, *checked.warnings, *idle),
         output=place.output,
@@ -224,11 +226,20 @@ def _completed(
         values["mixed_precision"] = precision
         sources["mixed_precision"] = f"auto: {found.kind} with plugin={spec.plugin}"
     epochs = spec.num_train_epochs
-    if epochs and contents.dataset and "num_train_step" not in read.given:
-        examples = split.trained_on(spec, contents.dataset.num_examples)
+    if epochs and contents.data and length.by_epochs(spec):
+        examples = sum(split.trained_on(spec, each.num_examples) for each in contents.data)
         values["max_train_steps"] = length.steps_of(epochs, spec, examples, where.world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} pictures"
     return spec.model_copy(update=values), sources
+
+
+def _of_open_length(spec: RunSpec, read: Settings) -> RunSpec:
+    """Where epochs decide, the spec without the steps: those of a run that goes on with another batch are others."""
+    if not length.by_epochs(read.spec):
+        return spec
+    return RunSpec.model_validate(
+        {name: getattr(spec, name) for name in spec.model_fields_set - {"max_train_steps"}}
+    )
 
 
 def _script(
@@ -361,10 +372,10 @@ def _arithmetic(job: Job) -> tuple[str, ...]:
         f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
         f"{job.cluster.world_size} processes = {total} pictures a step"
     ]
-    if job.contents.dataset:
-        pictures = job.contents.dataset.num_examples
-        examples = split.trained_on(spec, pictures)
-        if held_out := split.held_out(spec, pictures):
+    if job.contents.data:
+        pictures = sum(each.num_examples for each in job.contents.data)
+        examples = sum(split.trained_on(spec, each.num_examples) for each in job.contents.data)
+        if held_out := pictures - examples:
             lines.append(
                 f"validation: {held_out} of {pictures} pictures held out, "
                 f"{min(held_out, spec.max_validation_samples)} of them looked at"

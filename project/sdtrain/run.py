@@ -57,11 +57,17 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     if spec.resume == "never" and world.gather(notes.has_begun())[0]:
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, concepts, infos = _inputs(spec)
-    spec = _resolved(spec, world, folder, sum(split.trained_on(spec, info.num_examples) for info in infos))
+    num_examples = sum(split.trained_on(spec, info.num_examples) for info in infos)
+    epochs = spec.num_train_epochs if length.by_epochs(spec) else None
+    spec = _resolved(spec, world, folder, num_examples)
     folder = conversion.as_folder(folder, spec, world, stop)
     identity = fingerprint.model_identity(folder)
     facts = _facts(spec, world, identity, infos, concepts)
     start = _resume_point(spec, world, layout, facts)
+    if start and epochs:
+        state = checkpoint.read_state(start.path)
+        last = length.steps_of(epochs, spec, num_examples, world.size, step=state.step, place=state.place)
+        spec = spec.model_copy(update={"max_train_steps": last})
     if start and _is_finished(spec, world, layout, start):
         if world.is_main:
             say(
@@ -218,7 +224,7 @@ def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples:
     """The spec with `auto` and epochs turned into values; raises JobError if it cannot run here."""
     topology = devices.topology(world.kind, world.size)
     steps = spec.max_train_steps
-    if spec.num_train_epochs and "max_train_steps" not in spec.model_fields_set:
+    if spec.num_train_epochs and length.by_epochs(spec):
         steps = length.steps_of(spec.num_train_epochs, spec, num_examples, world.size)
     changes = {"device": world.kind.name, "max_train_steps": steps}
     spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})

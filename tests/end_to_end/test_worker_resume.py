@@ -372,6 +372,14 @@ def test_a_changed_batch_size_goes_on_with_the_next_pictures(train, at_step):
     assert epochs == pytest.approx({1: 1 / 6, 2: 2 / 6, 3: 4 / 6, 4: 6 / 6})
 
 
+def test_epochs_are_those_of_the_whole_run_with_another_batch_too(train):
+    """6 pictures: an epoch in 6 steps of 1, another one in 2 of 4, the last of which reaches into the third."""
+    train(max_train_steps=None, num_train_epochs=1)
+    output = train(max_train_steps=None, num_train_epochs=2, train_batch_size=4)
+    assert list(scalars(output)["train/epoch"]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert scalars(output)["train/epoch"][8] == pytest.approx(14 / 6)
+
+
 def test_a_changed_optimiser_setting_counts_after_a_resume(train):
     settings = {"max_train_steps": 3, "learning_rate": 1e-2}
     plain = train("plain", max_train_steps=2, learning_rate=1e-2)

@@ -370,7 +370,30 @@ def test_epochs_alone_become_steps(place):
     job = prepare(place, epoch="3", batch_size="2", NPROC_PER_NODE="2")  # 3 × 5 pictures / 4
     assert job.settings["num_train_step"].value == 4
     assert "epoch=3" in job.settings["num_train_step"].source
-    assert "--max_train_steps=4" in job.launch.argv
+
+
+def test_epochs_of_several_subjects_become_steps(place, tmp_path):
+    other = shutil.copytree(tmp_path / "dataset/pictures", tmp_path / "other")
+    (other / "0.png").unlink()
+    entries = [
+        {"instance_data_dir": str(folder), "instance_prompt": "x"}
+        for folder in (tmp_path / "dataset/pictures", other)
+    ]
+    (tmp_path / "subjects.json").write_text(json.dumps(entries))
+    job = prepare(place, epoch="2", NPROC_PER_NODE="2", concepts_list=str(tmp_path / "subjects.json"))
+    assert job.settings["num_train_step"].value == 9  # 2 × (5 + 4) pictures / 2
+    assert any(line.startswith("length: 9 pictures / 2") for line in job.arithmetic)
+
+
+def test_the_steps_of_epochs_are_the_workers_to_compute(place):
+    """Of a run that goes on with another batch they are others."""
+    assert job_flags(prepare(place, epoch="3")) == {"--num_train_epochs=3"}
+    assert job_flags(prepare(place, epoch="3", num_train_step="7")) >= {"--max_train_steps=7"}
+    assert job_flags(prepare(place)) == {"--max_train_steps=400"}
+
+
+def job_flags(job):
+    return {flag for flag in job.launch.argv if flag.startswith(("--max_train_steps", "--num_train_epochs"))}
 
 
 def test_steps_win_over_epochs(place):
