@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sdjob import split
@@ -17,8 +18,20 @@ _KEPT = 0.2  # of the time for the checks: what was not decoded before is decode
 
 
 def findings(job: Job) -> list[Finding]:
-    """The data set's pictures that cannot be used."""
-    return _looked_at(job, job.contents.dataset) if job.contents.dataset else []
+    """The data set's pictures that cannot be used, and a name of its folder that means something elsewhere."""
+    info = job.contents.dataset
+    return [*_repeats(info), *_looked_at(job, info)] if info else []
+
+
+def _repeats(info: DatasetInfo) -> list[Finding]:
+    """kohya's scripts read a number of repeats from the name of a folder: `10_sks dog`."""
+    match = re.fullmatch(r"(\d+)_.+", info.path.name)
+    if match is None or int(match[1]) < 2:
+        return []
+    return [
+        f"DATASET_DIR: the {match[1]} of {info.path.name} is not read as repeats here: set epoch or num_train_step; "
+        "of several subjects, each has its weight in concepts_list"
+    ]
 
 
 def of_concepts(job: Job) -> list[Finding]:

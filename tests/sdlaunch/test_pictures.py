@@ -54,3 +54,12 @@ def test_what_there_was_no_time_for_is_left_to_the_worker(many, monkeypatch):
     assert job.warnings == (
         "DATASET_DIR: 0 of 70 pictures looked at within check_timeout=60; the others are looked at when the job starts",
     )
+
+
+def test_a_number_of_repeats_in_a_folders_name_is_not_read(place, tmp_path):
+    assert not any("repeats" in warning for warning in prepare(place).warnings)
+    (tmp_path / "dataset/pictures").rename(tmp_path / "dataset/10_sks dog")
+    job = prepare(place)
+    assert job.problems == ()
+    (warning,) = [warning for warning in job.warnings if "repeats" in warning]
+    assert "the 10 of 10_sks dog" in warning
