@@ -113,56 +113,6 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
     return [problem for found in checks for problem in found]
 
 
-_OF_PRIOR = ("class_prompt", "prior_loss_weight", "num_class_images", "class_data_dir")
-
-
-def without_effect(spec: RunSpec) -> list[str]:
-    """A sentence for each group of settings that were changed from their default and do nothing in this run."""
-    holds_out = spec.validation_data_dir or spec.validation_split
-    unused = (
-        (not spec.with_prior_preservation, "with_prior_preservation=1", _OF_PRIOR),
-        (not spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
-        (not spec.aspect_ratio_buckets, "aspect_ratio_buckets=1", ("bucket_reso_steps",)),
-        (not spec.use_ema, "use_ema=1", ("ema_decay",)),
-        (spec.bad_samples != "skip", "bad_samples=skip", ("max_bad_samples",)),
-        (spec.on_nan != "skip", "on_nan=skip", ("max_nan_steps",)),
-        (spec.lora_rank > 0, "lora_rank=0", ("export_single_file",)),
-        (not spec.validation_prompts, "validation_prompts", ("num_validation_images",)),
-        (not holds_out, "validation_data_dir or validation_split", ("max_validation_samples",)),
-        (
-            not spec.validation_prompts and not holds_out,
-            "validation_prompts, validation_data_dir or validation_split",
-            ("validation_steps",),
-        ),
-        (
-            spec.lr_scheduler != "cosine_with_restarts",
-            "lr_scheduler=cosine_with_restarts",
-            ("lr_num_cycles",),
-        ),
-        (spec.lr_scheduler != "polynomial", "lr_scheduler=polynomial", ("lr_power",)),
-        (
-            spec.optimizer == "adafactor",
-            "an optimizer of Adam's kind",
-            ("adam_beta1", "adam_beta2", "adam_epsilon"),
-        ),
-        (not spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),
-        (
-            spec.concepts_list is not None,
-            "leaving concepts_list empty",
-            ("instance_prompt", "class_prompt", "class_data_dir"),
-        ),
-        (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
-        (not spec.timed_step, "timed_step", ("reference_loss",)),
-    )
-    fields = RunSpec.model_fields
-    found = []
-    for idle, needed, names in unused:
-        changed = [name for name in names if getattr(spec, name) != fields[name].default] if idle else []
-        if changed:
-            found.append(f"{', '.join(changed)}: no effect without {needed}")
-    return found
-
-
 def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
     """Every reason why this spec cannot run with that model."""
     found = _of_folder(spec, model)

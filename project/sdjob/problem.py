@@ -68,7 +68,7 @@ def setting(subject: str, found: str, remedy: str) -> Problem:
 
 def bad_input(subject: str, found: str, remedy: str) -> Problem:
     """A wrong mount, model or data set (66)."""
-    return Problem(int(ExitCode.BAD_INPUT), subject, found, remedy)
+    return Problem(int(ExitCode.BAD_INPUT), subject, found, _sentence(remedy))
 
 
 def hardware(subject: str, found: str, remedy: str) -> Problem:
@@ -79,3 +79,10 @@ def hardware(subject: str, found: str, remedy: str) -> Problem:
 def output_problem(subject: str, found: str, remedy: str) -> Problem:
     """An output folder that cannot hold the result (73)."""
     return Problem(int(ExitCode.OUTPUT_FULL), subject, found, remedy)
+
+
+def _sentence(remedy: str) -> str:
+    """With a capital, unless it begins with a name, and a full stop."""
+    first = remedy.split(" ", 1)[0].rstrip(":,")
+    capital = remedy[:1].upper() if first.isalpha() else remedy[:1]
+    return capital + remedy[1:] + ("" if remedy.endswith((".", "?", "!")) else ".")

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob import compat, length, split
+from sdjob import compat, doubts, length, split
 from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
@@ -146,7 +146,7 @@ def _prepared(
     )
     table = _table(read, spec, place, where, computed)
     own, own_problems = _script(read.options, place, contents, table)
-    input_problems, doubts = _judged(contents, has_script=read.options.script is not None)
+    input_problems, left_to_script = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
     problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
     checked = preflight.run(job)
@@ -163,7 +163,7 @@ def _prepared(
         options.accelerate_config,
         options.stop_grace,
     )
-    idle = () if own else compat.without_effect(spec)
+    idle = () if own else (*doubts.without_effect(read.spec), *doubts.high_rates(read.spec))
     return JobPlan(
         settings=table,
         mounts=_mount_table(spec, place, contents, own, problems),
@@ -172,7 +172,7 @@ def _prepared(
         if clear
         else None,
         problems=tuple(sorted(problems)),
-        warnings=(*read.warnings, *supplies.warnings, *doubts, *checked.warnings, *idle),
+        warnings=(*read.warnings, *supplies.warnings, *left_to_script, *checked.warnings, *idle),
         output=place.output,
         cluster=where.cluster,
         stop_grace=read.options.stop_grace,

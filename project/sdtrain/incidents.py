@@ -17,7 +17,7 @@ from sdtrain.streams import StreamBatch
 from sdtrain.world import World
 
 _NAMED = 8
-_REMEDY = "Lower lr, use mixed_precision=bf16 or no, or check the data; the last checkpoint is from before."
+_STEADIER = {"fp16": "use mixed_precision=bf16 or no, ", "bf16": "use mixed_precision=no, "}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Incidents:
                     "loss",
                     f"{self.skipped_steps} steps without one that is a number "
                     f"(max_nan_steps={self._spec.max_nan_steps}); in the last {what}",
-                    _REMEDY,
+                    self._remedy(),
                 )
             )
         if self._world.is_main:
@@ -76,7 +76,11 @@ class Incidents:
         return value
 
     def diverged(self, subject: str, found: str) -> JobError:
-        return JobError(Problem(int(ExitCode.TRAINING_FAILED), subject, found, _REMEDY))
+        return JobError(Problem(int(ExitCode.TRAINING_FAILED), subject, found, self._remedy()))
+
+    def _remedy(self) -> str:
+        steadier = _STEADIER.get(self._spec.mixed_precision, "")
+        return f"Lower lr, {steadier}or check the data; the last checkpoint is from before."
 
     def logged(self, loss: float, step: int) -> None:
         """Says so where a loss is far from those before."""

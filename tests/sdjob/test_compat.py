@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdjob.compat import Topology, model_problems, problems, resolve_precision, without_effect
+from sdjob.compat import Topology, model_problems, problems, resolve_precision
 from sdjob.pipeline import SUPPORTED, XL, PipelineFolder
 from sdjob.spec import RunSpec
 
@@ -138,42 +138,6 @@ def test_caches_of_what_stays_the_same():
 
 def test_one_process_needs_no_strategy():
     assert problems(spec(plugin="none"), CPU) == []
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        (
-            {"class_prompt": "a dog", "num_class_images": 7},
-            "class_prompt, num_class_images: no effect without",
-        ),
-        ({"lora_alpha": 4.0}, "lora_alpha: no effect without lora_rank"),
-        ({"ema_decay": 0.5}, "ema_decay: no effect without use_ema=1"),
-        ({"bucket_reso_steps": 8}, "bucket_reso_steps: no effect without aspect_ratio_buckets=1"),
-        (
-            {"concepts_list": "x", "class_prompt": "y", "with_prior_preservation": True},
-            "class_prompt: no effect without leaving concepts_list",
-        ),
-        ({"lr_num_cycles": 3}, "lr_num_cycles: no effect without lr_scheduler=cosine_with_restarts"),
-        ({"lr_power": 2.0}, "lr_power: no effect without lr_scheduler=polynomial"),
-        ({"optimizer": "adafactor", "adam_beta1": 0.5}, "adam_beta1: no effect without an optimizer of Adam"),
-        ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
-        (
-            {"validation_steps": 5},
-            "validation_steps: no effect without validation_prompts, validation_data_dir or validation_split",
-        ),
-        ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
-    ],
-)
-def test_settings_that_do_nothing_are_named(values, named):
-    (sentence,) = without_effect(spec(**values))
-    assert sentence.startswith(named)
-
-
-def test_settings_that_do_something_are_not():
-    used = {"with_prior_preservation": True, "class_prompt": "a dog", "use_ema": True, "ema_decay": 0.5}
-    assert without_effect(spec(**used, lora_rank=2, lora_alpha=4.0)) == []
-    assert without_effect(spec()) == []
 
 
 @pytest.mark.parametrize("attention", ["flash", "cudnn"])

@@ -37,3 +37,16 @@ def test_an_error_carries_every_problem_once_and_sorted():
 def test_what_found_remedy():
     assert str(setting("lr", "found 'x'", "Write a number.")) == "lr: found 'x'\n    → Write a number."
     assert ALL[0].to_dict() == {"subject": "what", "found": "found", "remedy": "remedy", "code": 64}
+
+
+@pytest.mark.parametrize(
+    ("remedy", "sentence"),
+    [
+        ("copy it again", "Copy it again."),
+        ("Mount it.", "Mount it."),
+        ("did you mean b?", "Did you mean b?"),
+        ("caption_column=text names it", "caption_column=text names it."),
+    ],
+)
+def test_the_remedy_for_an_input_is_a_sentence(remedy, sentence):
+    assert bad_input("a", "b", remedy).remedy == sentence

@@ -12,7 +12,7 @@ from tests.support.single import original_shapes, sparse
 
 UNET = "model.diffusion_model."
 CONTEXT = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-TAKE = "take the whole checkpoint of Stable Diffusion 1.x, 2.x or XL base: U-Net, VAE and text encoder in one file"
+TAKE = "Take the whole checkpoint of Stable Diffusion 1.x, 2.x or XL base: U-Net, VAE and text encoder in one file."
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_several_models_need_a_name(shelf):
     (shelf / "other.safetensors").hardlink_to(shelf / "dreamy.safetensors")
     problem = only(shelf)
     assert problem.found == "holds 2 models: dreamy.safetensors, other.safetensors"
-    assert problem.remedy == "set model_name to one of them, for example model_name=dreamy.safetensors"
+    assert problem.remedy == "Set model_name to one of them, for example model_name=dreamy.safetensors."
     found = find_pipeline(shelf, "other.safetensors", allow_pickle=False)
     assert found.path == shelf / "other.safetensors"
     with pytest.raises(JobError, match=r"holds bad-hands\.pt, dreamy\.safetensors, more_det"):

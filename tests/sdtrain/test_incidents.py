@@ -36,3 +36,17 @@ def test_a_spike_is_told_with_what_is_usual(capsys):
     assert capsys.readouterr().out == (
         "warning: the loss of step 100 is 25.0000, those before were about 0.1025\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ("fp16", "Lower lr, use mixed_precision=bf16 or no, or check the data"),
+        ("bf16", "Lower lr, use mixed_precision=no, or check the data"),
+        ("no", "Lower lr, or check the data"),
+    ],
+)
+def test_the_remedy_for_divergence_is_not_what_is_so_already(precision, remedy):
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", mixed_precision=precision)
+    (problem,) = Incidents(spec, alone(), 0, ()).diverged("loss", "is nan").problems
+    assert problem.remedy.split(";")[0] == remedy
