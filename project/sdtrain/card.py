@@ -67,10 +67,12 @@ def _summary(spec: RunSpec, report: Mapping[str, Any], base: str) -> str:
         else f"on {report['num_examples']} captioned pictures"
     )
     average = ", with an average of the weights (EMA)" if spec.use_ema else ""
+    mean = report["mean_loss"]
+    loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"
     return (
         f"{what} {base}{parts}, trained {how} (data set `{data}`): {report['steps']} steps of "
         f"{report['global_batch_size']} pictures at {spec.resolution} pixels{average}. "
-        f"Mean loss {report['mean_loss']:.4f}; weights stored as {spec.export_dtype}."
+        f"{loss}; weights stored as {spec.export_dtype}."
     )
 
 

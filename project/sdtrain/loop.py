@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -144,12 +145,11 @@ def _outcome(
     training: Training, first: int, state: TrainState, watch: Stopwatch, timed: TimedStep | None
 ) -> Outcome:
     """The result of the steps from `first` to a state."""
-    mean = _mean(state)
     return Outcome(
         first_step=first,
         last_step=state.step,
-        final_loss=state.loss,
-        mean_loss=0.0 if mean is None else mean,
+        final_loss=state.loss if math.isfinite(state.loss) else None,
+        mean_loss=_mean(state),
         skipped_steps=state.skipped_steps,
         bad_samples=state.bad_samples,
         spent_before=state.spent,

@@ -116,7 +116,8 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "device hours", f"{report['device_hours']:.3g}"
     if peak := report["peak_memory_bytes"]:
         yield "peak memory a process", f"{peak / 1e9:.3g} GB"
-    yield "mean loss", f"{report['mean_loss']:.4g}"
+    if report["mean_loss"] is not None:
+        yield "mean loss", f"{report['mean_loss']:.4g}"
     if report["validation_loss"] is not None:
         yield "held-out loss", f"{report['validation_loss']:.4g}"
 

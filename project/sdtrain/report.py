@@ -83,8 +83,8 @@ class Outcome:
 
     first_step: int  # 0, or where the run was resumed
     last_step: int
-    final_loss: float
-    mean_loss: float
+    final_loss: float | None  # None: no step was applied
+    mean_loss: float | None
     steps_per_second: float | None
     skip_steps: int
     num_examples: int

@@ -89,6 +89,14 @@ def test_a_skipped_step_leaves_no_trace_in_the_weights(train, monkeypatch, capsy
     assert "step 3 is not applied: the loss was inf at step 3, with " in capsys.readouterr().out
 
 
+def test_a_run_without_a_step_that_was_applied_reports_no_loss(train, monkeypatch):
+    spoiled_loss(monkeypatch, 1, lambda loss: loss * float("nan"))
+    output = train(max_train_steps=1, on_nan="skip")
+    values = json.loads((output / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert (values["skipped_steps"], values["final_loss"], values["mean_loss"]) == (1, None, None)
+    assert "mean loss" not in (output / "report.html").read_text()
+
+
 @pytest.mark.parametrize("plugin", ["torch_ddp", "fsdp"])
 def test_a_step_is_skipped_on_every_rank(train, monkeypatch, plugin):
     """The loss of one rank only is no number; both end with the same weights, or they would not agree later."""
