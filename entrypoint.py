@@ -51,7 +51,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         from sdlaunch import refusal
 
         job = refusal.complete(job, request.verb)
-    text = show.report(job, request.verb, as_json=request.json)
+    dim = sys.stdout.isatty() and "NO_COLOR" not in environ
+    text = show.report(job, request.verb, as_json=request.json, dim=dim)
     console.show(text, sys.stderr if request.verb in ("run", "emit") else sys.stdout)
     return job.code
 

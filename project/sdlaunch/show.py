@@ -18,12 +18,12 @@ _MEANING = {
 }
 
 
-def report(job: JobPlan, verb: str, *, as_json: bool) -> str:
-    """What a verb prints of a job, without secrets."""
+def report(job: JobPlan, verb: str, *, as_json: bool, dim: bool = False) -> str:
+    """What a verb prints of a job, without secrets. `dim`: on a terminal, where what matters less may be pale."""
     if verb == "emit":
         text = problems(job.problems)
     elif verb == "plan":
-        text = _as_json(job.to_dict()) if as_json else plan(job)
+        text = _as_json(job.to_dict()) if as_json else plan(job, dim=dim)
     elif as_json:
         text = _as_json({"problems": [problem.to_dict() for problem in job.problems]})
     else:
@@ -42,13 +42,17 @@ def start(job: JobPlan) -> str:
     return redact("\n".join(lines), job.secrets)
 
 
-def plan(job: JobPlan) -> str:
-    """The whole plan, the settings that somebody made first."""
-    made = {name: each for name, each in job.settings.items() if each.source != "default"}
+def plan(job: JobPlan, *, dim: bool = False) -> str:
+    """The whole plan. What matters most comes last, nearest to the prompt: defaults, what followed from something
+    else, what somebody set, and then what comes of it."""
     rest = {name: each for name, each in job.settings.items() if each.source == "default"}
+    made = sorted(job.settings.keys() - rest.keys(), key=[*job.settings].index)
+    followed, given = ([name for name in made if (name in job.given) is chosen] for chosen in (False, True))
+    defaults = _table((name, _value(each.value), "") for name, each in rest.items())
+    settings = ((name, job.settings[name]) for name in (*followed, *given))
     sections = [
-        ("Settings", _table((name, _value(each.value), each.source) for name, each in made.items())),
-        ("Settings at their default", _table((name, _value(each.value), "") for name, each in rest.items())),
+        ("Settings at their default", _dimmed(defaults) if dim else defaults),
+        ("Settings", _table((name, _value(each.value), each.source) for name, each in settings)),
         ("Mounts", _table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
         ("Arithmetic", "\n".join(f"  {line}" for line in job.arithmetic)),
         ("Command", job.launch.shell() if job.launch else "  none, because a setting was refused"),
@@ -70,6 +74,11 @@ def problems(found: Sequence[Problem]) -> str:
 
 def _warnings(found: Iterable[str]) -> str:
     return "\n".join(f"  warning: {warning}" for warning in found)
+
+
+def _dimmed(text: str) -> str:
+    """In the pale type of terminals (ECMA-48)."""
+    return f"\033[2m{text}\033[22m"
 
 
 def _as_json(value: Any) -> str:
