@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -28,7 +30,10 @@ from sddemo.world import caption, draw, scenes
 from sdjob import compat
 from sdjob.spec import RunSpec
 from sdtrain import attention, report
-from tests.support.worker import in_ranks
+from tests.support.worker import flags, in_ranks
+
+Run = Callable[[int, dict[str, Any]], str]
+_AT_ONCE = 4  # cases that are started, since each imports for seconds
 
 TOLERANCE = {"no": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 STEPS, BATCH = 6, 4
@@ -54,6 +59,7 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=500, help="after which no case is begun [%(default)s]"
     )
+    parser.add_argument("--apart", action="store_true", help="starts processes on a CPU too, as on a GPU")
     parser.add_argument("--quick", action="store_true", help="fewer cases and a table of two strategies")
     asked = parser.parse_args()
     parts = [each for name in asked.parts or ["everything"] for each in TOGETHER.get(name, (name,))]
@@ -77,27 +83,47 @@ def main() -> int:
 def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, kind: str, end: float) -> bool:
     """All cases of one plugin; whether none is wrong. The result is written after each of them."""
     inputs = _inputs(folder)
-    reference = folder / "reference"
     processes = 1 if kind == "cpu" else _count()
-    rows: list[dict[str, Any]] = []
-    for case in _cases(plugin, kind, asked.quick):
+    run = _forked if kind == "cpu" and not asked.apart else _started
+    found = _reference(folder / "reference", inputs, run)
+
+    def row(case: dict[str, Any]) -> dict[str, Any]:
         if time.monotonic() > end:
-            rows.append(
-                {"case": _name(case), "outcome": "not begun", "why": f"{asked.seconds:.0f} s are over"}
-            )
-        else:
-            found = _reference(reference, inputs)
-            rows.append(_case(folder, inputs, found, case, processes, kind))
-        _keep(asked.output, kind, plugin, rows)
+            return {"case": _name(case), "outcome": "not begun", "why": f"{asked.seconds:.0f} s are over"}
+        return _case(folder, inputs, found, case, processes, kind, run)
+
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(
+        _AT_ONCE
+    ) as threads:  # started processes import for seconds; forks would inherit threads
+        cases = _cases(plugin, kind, asked.quick)
+        for each in map(row, cases) if run is _forked else threads.map(row, cases):
+            rows.append(each)
+            _keep(asked.output, kind, plugin, rows)
     return all(row["outcome"] != "wrong" for row in rows)
 
 
-def _reference(output: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+def _reference(output: Path, inputs: dict[str, Any], run: Run) -> dict[str, Any]:
     """What one process finds on the CPU in fp32; computed once."""
     if (output / "report.json").exists():
         values: dict[str, Any] = json.loads((output / "report.json").read_text())
         return values
-    return _trained(output, inputs, 1, {"plugin": "none", "device": "cpu"})
+    return _trained(output, inputs, 1, {"plugin": "none", "device": "cpu"}, run)
+
+
+def _forked(size: int, settings: dict[str, Any]) -> str:
+    """Why a run failed; empty: it did not. Forks need no imports, but must not follow any use of a GPU."""
+    codes = in_ranks(size, **settings)
+    return "" if codes == [0] * size else f"exit codes {codes}"
+
+
+def _started(size: int, settings: dict[str, Any]) -> str:
+    """The same under torchrun, as a job is."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    done = subprocess.run(
+        [*command, "-m", "sdtrain", *flags(**settings)], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else f"{done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
 
 
 def _keep(output: Path, kind: str, part: str, rows: list[dict[str, Any]]) -> None:
@@ -171,6 +197,7 @@ def _case(
     case: dict[str, Any],
     processes: int,
     kind: str,
+    run: Run,
 ) -> dict[str, Any]:
     """Trains, resumes and exports one case, and compares it."""
     name = _name(case)
@@ -182,8 +209,8 @@ def _case(
         return {**row, "outcome": "refused", "why": str(problems[0])}
     output = folder / name.replace(" ", "-").replace("=", "-")
     try:
-        _trained(output, inputs, size, {**case, "max_train_steps": STEPS // 2})
-        found = _trained(output, inputs, size, case)
+        _trained(output, inputs, size, {**case, "max_train_steps": STEPS // 2}, run)
+        found = _trained(output, inputs, size, case, run)
         _check_export(output, inputs)
     except RuntimeError as error:
         return {**row, "outcome": "wrong", "why": str(error)}
@@ -198,16 +225,17 @@ def _case(
     }
 
 
-def _trained(output: Path, inputs: dict[str, Any], size: int, case: dict[str, Any]) -> dict[str, Any]:
+def _trained(
+    output: Path, inputs: dict[str, Any], size: int, case: dict[str, Any], run: Run
+) -> dict[str, Any]:
     settings = {
         "resolution": 32,
         "train_batch_size": BATCH // size,
         "use_ema": True,
         "max_train_steps": STEPS,
     }
-    codes = in_ranks(size, **inputs, output_dir=output, **{**settings, **case})
-    if codes != [0] * size:
-        raise RuntimeError(f"exit codes {codes}")
+    if failure := run(size, {**inputs, "output_dir": output, **settings, **case}):
+        raise RuntimeError(failure)
     values: dict[str, Any] = json.loads((output / "report.json").read_text())
     return values
 

@@ -15,8 +15,10 @@ from sdtrain.denoise import loss_of, noised
 from sdtrain.ema import Ema
 from sdtrain.order import Sample
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
+from sdtrain.strategies.fsdp import Fsdp
 from sdtrain.strategies.native import Native
 from sdtrain.streams import StreamBatch
+from sdtrain.world import join
 
 META = torch.device("meta")
 OPTIM = OptimSpec(
@@ -103,3 +105,19 @@ def test_the_device_of_these_tests_notices(folders):
         float(torch.zeros((), device=META))
     with pytest.raises(RuntimeError):
         torch.zeros(2, device=META) + torch.zeros(2)
+
+
+def test_the_norm_of_gradients_that_are_kept_on_the_host_lies_with_the_loss():
+    spec = RunSpec(
+        pretrained_model_name_or_path="-",
+        output_dir="-",
+        plugin="fsdp",
+        mixed_precision="no",
+        cpu_offload=True,
+    )
+    with join("cpu", {}, group_of_one=True) as world:
+        strategy = Fsdp(spec, world.device, world.size)
+        strategy.prepare(torch.nn.Sequential(torch.nn.Linear(2, 2)), OPTIM)
+        strategy.backward(strategy.model(torch.ones(1, 2)).sum())
+        strategy._device = META  # as if the losses were there
+        assert strategy.step(1.0).device == META
