@@ -19,6 +19,7 @@ from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec
+from sdjob.words import counted
 from sdlaunch import (
     accelerate,
     caches,
@@ -370,7 +371,7 @@ def _arithmetic(job: Job) -> tuple[str, ...]:
     spec, total = job.spec, length.global_batch(job.spec, job.cluster.world_size)
     lines = [
         f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
-        f"{job.cluster.world_size} processes = {total} pictures a step"
+        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'picture')} a step"
     ]
     if job.contents.data:
         pictures = sum(each.num_examples for each in job.contents.data)

@@ -12,6 +12,7 @@ from pathlib import Path
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import output_problem
 from sdjob.single_file import converted_folder
+from sdjob.words import counted
 from sdlaunch import caches, space
 from sdlaunch.job import Finding, Job
 from sdlaunch.space import in_units
@@ -71,7 +72,10 @@ def _demands(job: Job) -> Iterator[Demand]:
     if size:
         more = space.more_at_once(spec, step_folders(OutputLayout(output)))
         needed = size.checkpoint * more + size.result
-        what = f"{more} checkpoints of {in_units(size.checkpoint)}, and the result of {in_units(size.result)}"
+        what = (
+            f"{counted(more, 'checkpoint')} of {in_units(size.checkpoint)}, "
+            f"and the result of {in_units(size.result)}"
+        )
         yield Demand("OUTPUT_DIR", output, needed, needed, what, _FEWER)
     if job.has_script:
         return

@@ -15,9 +15,11 @@ from typing import Any, get_args
 import torch
 import torch.distributed as dist
 
+from sdjob import compat
 from sdjob.choices import Attention
 from sdjob.compat import PLUGINS, PluginFacts
 from sdjob.problem import JobError
+from sdjob.spec import RunSpec
 from sdtrain import attention, devices
 
 _HEAD = 40  # channels of an attention head of Stable Diffusion 1.x, the size that fewest kernels accept
@@ -33,7 +35,7 @@ def examine() -> dict[str, Any]:
         "devices": {name: device(each) for name, each in devices.KINDS.items()},
         "distributed": {name: _distributed(name) for name in _backends()},
         "attention": _attention(kind),
-        "plugins": {name: _plugin(facts, kind) for name, facts in PLUGINS.items()},
+        "plugins": {name: _plugin(name, facts, kind) for name, facts in PLUGINS.items()},
     }
 
 
@@ -76,18 +78,34 @@ def _attention(kind: devices.DeviceKind) -> dict[str, str]:
     if kind.name != "cpu":
         dtype = torch.bfloat16 if devices.has_bf16(kind) else torch.float16
     tried = [name for name in get_args(Attention) if name != "auto"]
-    return {name: attention.failure(name, _HEAD, place, dtype) for name in tried}
+    # PyTorch's own words for a kernel that a CPU never has speak of what was turned off.
+    absent = ("cudnn", "efficient") if kind.name == "cpu" else ()
+    return {
+        name: "not on this device" if name in absent else attention.failure(name, _HEAD, place, dtype)
+        for name in tried
+    }
 
 
-def _plugin(facts: PluginFacts, kind: devices.DeviceKind) -> str:
-    """Why this strategy cannot be used here; empty: it can. Its package is really imported."""
+def _plugin(name: str, facts: PluginFacts, kind: devices.DeviceKind) -> str:
+    """Why this strategy cannot be used here; empty: it can. Its package is really imported, and the rest is what
+    the check of a job would say."""
     try:
         import_module(f"sdtrain.strategies.{facts.module}")
     except JobError as error:
         return error.problems[0].found
     except Exception as error:  # whatever a package of another time does beside this PyTorch
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return "" if kind.name in facts.devices else f"needs a device of the kind {' or '.join(facts.devices)}"
+    if kind.name not in facts.devices:
+        return f"needs a device of the kind {' or '.join(facts.devices)}"
+    job = RunSpec.model_validate(
+        {
+            "pretrained_model_name_or_path": "any",
+            "output_dir": "any",
+            "recipe": "text_to_image",
+            "plugin": name,
+        }
+    )
+    return "; ".join(problem.found for problem in compat.problems(job, devices.topology(kind, 1)))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from sdjob.output import OutputLayout, StepFolder
 from sdjob.pipeline import PipelineFolder, find_pipeline
 from sdjob.problem import JobError, Problem, output_problem, setting
 from sdjob.spec import RunSpec
+from sdjob.words import counted
 from sdtrain import (
     architectures,
     attention,
@@ -120,7 +121,7 @@ def _train(
     else:
         validation.validate(training, 0)
     if world.is_main:
-        say(_arithmetic(training, state))
+        say(_what_begins(training, state))
     _, outcome = train_steps(training, state)
     _finish(training, folder, outcome)
 
@@ -352,7 +353,7 @@ def _groups(spec: RunSpec, parts: Parts) -> tuple[ParameterGroup, ...]:
 def _say_attention(spec: RunSpec, world: World, parts: Parts) -> None:
     """What computes attention; a device that has to do without a fused kernel is slow, and nothing says so."""
     runs = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
-    say(f"attention: {spec.attention} asked for, {runs} runs")
+    say(f"attention: {runs}" + (f" ({spec.attention})" if spec.attention != runs else ""))
     if spec.attention in ("auto", "sdpa") and "math" in runs and world.kind.name != "cpu":
         say(f"warning: PyTorch has no fused attention for {parts.dtype} here; mixed_precision=bf16 may help")
 
@@ -368,13 +369,14 @@ def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...], chunks: int)
             )
 
 
-def _arithmetic(training: Training, state: TrainState) -> str:
-    """What is about to happen, in numbers that can be checked."""
-    spec, shape = training.spec, training.shape
-    steps = spec.max_train_steps - state.step
+def _what_begins(training: Training, state: TrainState) -> str:
+    """What is about to happen: that all processes are there, and what the launcher could not know."""
+    spec, world = training.spec, training.world
+    first, last = state.step + 1, spec.max_train_steps
+    steps = (
+        f"steps {first} to {last}" if first < last else f"step {last}" if first == last else "no more steps"
+    )
     return (
-        f"{training.num_examples} examples; batch {shape.per_device} × {shape.accumulation} accumulated × "
-        f"{shape.world_size} processes = {shape.global_batch} per step; {steps} steps = "
-        f"{steps * shape.global_batch / training.num_examples:.1f} epochs; "
-        f"{training.world.kind.name}, precision {spec.mixed_precision}"
+        f"training: {steps}, {training.shape.global_batch} a step of {counted(training.num_examples, 'picture')}; "
+        f"{world.size} × {world.kind.name}, precision {spec.mixed_precision}"
     )

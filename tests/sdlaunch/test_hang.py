@@ -54,8 +54,15 @@ def test_progress_is_no_hang(run):
     run(f"sys.exit(rank(0, {steps}).wait())", hang_timeout="3").end(0)
 
 
-def test_without_a_limit_nothing_is_looked_for(run):
-    run("time.sleep(1.5)", hang_timeout="0").end(0)
+@pytest.mark.parametrize(("timeout", "hangs"), [(0.0, False), (8.0, True)])
+def test_without_a_limit_nothing_is_looked_for(tmp_path, monkeypatch, timeout, hangs):
+    clock = [1e9]
+    monkeypatch.setattr(supervise.time, "time", lambda: clock[0])
+    watch = Watch(tmp_path, timeout)
+    for _ in range(100):
+        clock[0] += 0.2  # as often as the launcher looks
+        watch.hangs()
+    assert watch.hangs() == hangs
 
 
 def test_a_start_that_never_ends_is_a_hang_too(run):

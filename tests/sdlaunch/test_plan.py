@@ -76,7 +76,7 @@ def test_the_readable_plan_names_every_setting_and_source(place):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert lines["lr"].split() == ["lr", "0.0001", "command", "line:", "--lr"]
     assert set(plan.settings.shown_names(plan.RunSpec).values()) <= lines.keys()
-    assert "1 per device × 1 accumulated × 1 processes = 1 pictures a step" in done.stdout
+    assert "1 per device × 1 accumulated × 1 process = 1 picture a step" in done.stdout
 
 
 def test_help_names_every_setting():

@@ -46,7 +46,7 @@ def test_caches_need_room_on_the_volume_of_the_output_or_of_cache_dir(place, fre
     (problem,) = prepare(place, **ON_DISK, dataloader_num_workers="0").problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
     assert (
-        "checkpoints of 161 kB" in problem.found and "5 latents × 2.1 MB = 10.5 MB on disk" in problem.found
+        "1 checkpoint of 161 kB" in problem.found and "5 latents × 2.1 MB = 10.5 MB on disk" in problem.found
     )
     assert "leave cache_latents=no" in problem.remedy
     elsewhere = {"cache_dir": str(tmp_path / "cache"), "dataloader_num_workers": "0"}
