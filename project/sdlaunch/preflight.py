@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,13 +114,22 @@ def _output_apart(job: Job) -> list[Problem]:
 
 
 def _write_probe(probe: Path) -> None:
+    """As a checkpoint is put in place: a file in a folder, which then gets another name. Raises OSError."""
+    renamed = probe.with_name(f"{probe.name}-renamed")
     try:
-        with probe.open("xb") as file:
+        probe.mkdir()
+        with (probe / "file").open("xb") as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
+        try:
+            probe.rename(renamed)
+        except OSError as error:  # some mounts of object stores know no folders, and so no names of theirs
+            found = f"a folder with files cannot be renamed there ({error.strerror})"
+            raise OSError(errno.ENOTSUP, found) from error
     finally:
-        probe.unlink(missing_ok=True)
+        for folder in (probe, renamed):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unwritable(output: Path, error: OSError) -> Problem:

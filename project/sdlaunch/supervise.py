@@ -161,8 +161,10 @@ def _ending(
 
 def _fresh(notes: Path, stop_file: Path) -> None:
     """Word that an earlier run left must not be taken for this one's."""
-    shutil.rmtree(notes, ignore_errors=True)
-    notes.mkdir(parents=True)
+    shutil.rmtree(notes, ignore_errors=True)  # on a network mount an empty folder may stay
+    notes.mkdir(parents=True, exist_ok=True)
+    for path in notes.glob("[!.]*"):
+        path.unlink()
     stop_file.unlink(missing_ok=True)
 
 

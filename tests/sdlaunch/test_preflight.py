@@ -1,5 +1,6 @@
 """What the machine must offer, how much will be written, and mounts that never answer."""
 
+import errno
 import json
 import os
 import re
@@ -70,6 +71,21 @@ def test_an_output_folder_that_hangs_is_73(place, monkeypatch):
     job = prepare(place, check_timeout="0.5")
     assert found(job) == [("OUTPUT_DIR", 73)]
     assert time.monotonic() - begin < 10
+
+
+def test_an_output_folder_where_checkpoints_could_not_be_put_in_place_is_73(place, monkeypatch):
+    """As with some mounts of object stores, which know files but no folders."""
+    output = Path(place["OUTPUT_DIR"])
+    output.mkdir()
+
+    def rename(self, target):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    job = prepare(place)
+    assert found(job) == [("OUTPUT_DIR", 73)]
+    assert "a folder with files cannot be renamed there (Function not implemented)" in job.problems[0].found
+    assert not list(output.iterdir())
 
 
 def test_a_task_gives_its_result_or_its_error_or_nothing_in_time():

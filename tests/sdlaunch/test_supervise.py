@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlaunch import settings
+from sdlaunch import settings, supervise
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import DRIVER, PRELUDE, supervised
 
@@ -53,6 +53,17 @@ def test_a_run_that_finishes(run, tmp_path):
         "plan.json",
         "spec.yaml",
     ]
+
+
+def test_a_folder_of_notes_that_cannot_be_removed_is_emptied(tmp_path, monkeypatch):
+    """As on a network mount, while somebody has a file open there."""
+    notes = tmp_path / "notes-0"
+    notes.mkdir()
+    (notes / "rank-0.json").write_text("{}")
+    (notes / ".nfs0001").touch()
+    monkeypatch.setattr(supervise.shutil, "rmtree", lambda *_, **__: None)
+    supervise._fresh(notes, tmp_path / "stop-0")
+    assert [path.name for path in notes.iterdir()] == [".nfs0001"]
 
 
 @pytest.mark.parametrize("code", [0, 66])
