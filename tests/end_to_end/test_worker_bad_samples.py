@@ -9,7 +9,7 @@ from PIL import Image
 from sddemo.world import caption, draw, scenes
 from tests.support.worker import losses
 
-SHAPES = [(64, 48), (90, 64), (64, 64), (48, 64), (96, 40), (64, 64), (64, 52), (40, 96)]
+SHAPES = [(64, 48), (64, 64), (90, 64), (48, 64), (96, 40), (64, 64), (64, 52), (40, 96)]
 NO_PICTURE, TRUNCATED, NO_TEXT = 1, 2, 6  # of which the second still has a header with its size
 SETTINGS = {
     "bad_samples": "skip",
