@@ -19,10 +19,9 @@ from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec
-from sdjob.words import counted
 from sdlaunch import (
     accelerate,
-    caches,
+    arithmetic,
     cluster,
     command,
     devices,
@@ -32,6 +31,7 @@ from sdlaunch import (
     room,
     script,
     settings,
+    space,
     supply,
 )
 from sdlaunch.cluster import Cluster
@@ -168,7 +168,7 @@ def _prepared(
     return JobPlan(
         settings=table,
         mounts=_mount_table(spec, place, contents, own, problems),
-        arithmetic=(*_arithmetic(job), *checked.notes),
+        arithmetic=(*arithmetic.lines(job), *checked.notes),
         launch=command.build(_of_open_length(spec, read), where.cluster, host, passed_on, program)
         if clear
         else None,
@@ -362,40 +362,5 @@ def _access(path: Path) -> str:
 
 def _about(model: PipelineFolder) -> str:
     what = f"{model.single.blueprint.kind} in one file" if model.single else model.class_name
-    size = preflight.in_units(sum(part.num_bytes for part in model.parts.values()))
+    size = space.in_units(sum(part.num_bytes for part in model.parts.values()))
     return f"{what}, {model.prediction_type}, {size}"
-
-
-def _arithmetic(job: Job) -> tuple[str, ...]:
-    """The batch, the epochs, the checkpoints: as sums that a person can check."""
-    spec, total = job.spec, length.global_batch(job.spec, job.cluster.world_size)
-    lines = [
-        f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
-        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'picture')} a step"
-    ]
-    if job.contents.data:
-        pictures = sum(each.num_examples for each in job.contents.data)
-        examples = sum(split.trained_on(spec, each.num_examples) for each in job.contents.data)
-        if held_out := pictures - examples:
-            lines.append(
-                f"validation: {held_out} of {pictures} pictures held out, "
-                f"{min(held_out, spec.max_validation_samples)} of them looked at"
-            )
-        lines.append(
-            f"length: {examples} pictures / {total} = {examples / total:.4g} steps an epoch; "
-            f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"
-        )
-    if (size := preflight.checkpoint_bytes(job)) is not None:
-        kept = preflight.kept_checkpoints(spec)
-        lines.append(
-            f"checkpoints: {kept} kept × {preflight.in_units(size)} = {preflight.in_units(kept * size)}"
-        )
-    if kept_ready := caches.of(job):
-        lines.append(f"caches: {'; '.join(map(str, kept_ready))}")
-    if need := room.needed(job):
-        have = room.each(job)
-        there = f"; {preflight.in_units(have)} there" if have else ""
-        lines.append(
-            f"memory: at least {preflight.in_units(need.total)} a process{there}: {room.spelt(need)}"
-        )
-    return tuple(lines)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from sdjob import compat, fit, split
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
-from sdjob.spec import RunSpec
-from sdlaunch import course, limits, packages, pictures, room, space, texts, volumes
+from sdlaunch import course, limits, packages, pictures, room, texts, volumes
 from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.job import Finding, Job, Note
 
@@ -147,20 +146,6 @@ def _unwritable(output: Path, error: OSError) -> Problem:
         case _:
             found = f"{output}: {error.strerror}"
     return output_problem("OUTPUT_DIR", found, remedy)
-
-
-def checkpoint_bytes(job: Job) -> int | None:
-    """Bytes of one step checkpoint; None: not known."""
-    size = space.sizes(job.spec, job.contents.model) if job.contents.model else None
-    return size.checkpoint if size else None
-
-
-def kept_checkpoints(spec: RunSpec) -> int:
-    return space.kept(spec)
-
-
-def in_units(size: int) -> str:
-    return space.in_units(size)
 
 
 def _model(job: Job) -> list[Finding]:
