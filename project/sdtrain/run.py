@@ -48,7 +48,7 @@ from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.streams import Stream, StreamSet, prompts_of
 from sdtrain.survey import filled
 from sdtrain.tracking import Tracker, tracker
-from sdtrain.training import Training
+from sdtrain.training import HeldOut, Training
 from sdtrain.world import World
 
 
@@ -100,8 +100,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         _warn_of_cut_prompts(parts, streams, spec.prompt_chunks)
     examples = _examples(Caching(spec, world, layout, parts, stop, start.step if start else 0), streams)
     with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
-        training = _training(spec, world, layout, parts, denoiser, examples, tracking, stop)
-        training = replace(training, held_out=held_out)
+        training = _training(given, denoiser, examples, held_out, tracking)
         _train(training, folder, start, facts)
 
 
@@ -316,16 +315,10 @@ def _buckets(caching: Caching, stream: Stream) -> tuple[Buckets, Stream]:
 
 
 def _training(
-    spec: RunSpec,
-    world: World,
-    layout: OutputLayout,
-    parts: Parts,
-    denoiser: Denoiser,
-    examples: StreamSet,
-    tracking: Tracker,
-    stop: StopRequest,
+    given: RecipeInput, denoiser: Denoiser, examples: StreamSet, held_out: HeldOut | None, tracking: Tracker
 ) -> Training:
     """Shards or wraps the trained parts, and puts everything together. Collective."""
+    spec, world, parts = given.spec, given.world, given.parts
     strategy = strategies.create(spec, world.device, world.size)
     strategy.prepare(
         denoiser,
@@ -340,7 +333,19 @@ def _training(
     )
     shape = BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, world.size)
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
-    return Training(spec, world, layout, shape, parts, examples, strategy, ema, tracking, stop)
+    return Training(
+        spec,
+        world,
+        given.layout,
+        shape,
+        parts,
+        examples,
+        strategy,
+        ema,
+        tracking,
+        given.stop,
+        held_out,
+    )
 
 
 def _groups(spec: RunSpec, parts: Parts) -> tuple[ParameterGroup, ...]:
