@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sdjob import length, split
-from sdjob.words import counted
-from sdlaunch import caches, room, space
+from sdjob.words import counted, in_units
+from sdlaunch import caches, device_memory, disk_space
 from sdlaunch.job import Job
 
 
@@ -27,16 +27,16 @@ def lines(job: Job) -> tuple[str, ...]:
             f"length: {examples} pictures / {total} = {examples / total:.4g} steps an epoch; "
             f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"
         )
-    size = space.sizes(spec, job.contents.model) if job.contents.model else None
+    size = disk_space.sizes(spec, job.contents.model) if job.contents.model else None
     if size is not None:
-        kept = space.kept(spec)
+        kept = disk_space.kept(spec)
         found.append(
-            f"checkpoints: {kept} kept × {space.in_units(size.checkpoint)} = {space.in_units(kept * size.checkpoint)}"
+            f"checkpoints: {kept} kept × {in_units(size.checkpoint)} = {in_units(kept * size.checkpoint)}"
         )
     if kept_ready := caches.of(job):
         found.append(f"caches: {'; '.join(map(str, kept_ready))}")
-    if need := room.needed(job):
-        have = room.each(job)
-        there = f"; {space.in_units(have)} there" if have else ""
-        found.append(f"memory: at least {space.in_units(need.total)} a process{there}: {room.spelt(need)}")
+    if need := device_memory.needed(job):
+        have = device_memory.each(job)
+        there = f"; {in_units(have)} there" if have else ""
+        found.append(f"memory: at least {in_units(need.total)} a process{there}: {device_memory.spelt(need)}")
     return tuple(found)

@@ -11,7 +11,7 @@ from sdjob.compat import Topology
 from sdjob.output import OutputLayout
 from sdjob.pipeline import XL, PipelineFolder
 from sdjob.spec import RunSpec
-from sdlaunch import space
+from sdjob.words import in_units
 from sdlaunch.job import Job
 
 _BLOCK = 4096  # bytes that a file takes at least, and that all files are a multiple of
@@ -42,8 +42,8 @@ class Entries:
     def __str__(self) -> str:
         """200 latents × 131 kB = 26.2 MB on disk"""
         upper = f"up to {self.most:,}" if self.most > self.least else f"{self.most:,}"
-        total = space.in_units(self.most * self.size)
-        return f"{upper} {self.name} × {space.in_units(self.size)} = {total} {_PLACES[self.where]}"
+        total = in_units(self.most * self.size)
+        return f"{upper} {self.name} × {in_units(self.size)} = {total} {_PLACES[self.where]}"
 
 
 def of(job: Job) -> list[Entries]:

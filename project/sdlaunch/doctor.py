@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.problem import Problem, exit_code, hardware
-from sdlaunch import console, devices, limits, show, space
+from sdjob.words import in_units
+from sdlaunch import console, devices, limits, show
 
 _PATIENCE = 300.0  # seconds; a cold file system, and drivers that initialise eight devices
 
@@ -125,7 +126,7 @@ def _machine(here: devices.Devices) -> dict[str, str]:
         "system": f"{system.sysname} {system.release} {system.machine}",
         "cores": str(here.cores),
         "user": f"{os.getuid()}, group {os.getgid()}",
-        "shared memory": space.in_units(shm.f_bavail * shm.f_frsize) if shm else "none",
+        "shared memory": in_units(shm.f_bavail * shm.f_frsize) if shm else "none",
         "NVIDIA driver": driver.group(1) if driver else "none",
     }
 

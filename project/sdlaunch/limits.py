@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sdjob.problem import Problem, hardware
 from sdjob.spec import RunSpec
+from sdjob.words import in_units
 from sdlaunch.cluster import Cluster
-from sdlaunch.space import in_units
 
 SHM = Path("/dev/shm")
 _PREFETCHED = 2  # batches that each loader process makes ahead, as PyTorch does by default

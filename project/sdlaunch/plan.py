@@ -19,19 +19,19 @@ from sdjob.fields import settings_of
 from sdjob.pipeline import PipelineFolder
 from sdjob.problem import JobError, Problem, exit_code, setting
 from sdjob.spec import RunSpec
+from sdjob.words import in_units
 from sdlaunch import (
     accelerate,
     arithmetic,
     cluster,
     command,
+    device_memory,
     devices,
     mounts,
     names,
     preflight,
-    room,
     script,
     settings,
-    space,
     supply,
 )
 from sdlaunch.cluster import Cluster
@@ -187,7 +187,7 @@ def _prepared(
             for name, shown in settings.shown_names(model).items()
         },
         secrets=secrets_of({**environ, **read.passed_on}),
-        lighter=functools.partial(room.would_fit, job),
+        lighter=functools.partial(device_memory.would_fit, job),
         awaited=supplies.awaited,
     )
 
@@ -362,5 +362,5 @@ def _access(path: Path) -> str:
 
 def _about(model: PipelineFolder) -> str:
     what = f"{model.single.blueprint.kind} in one file" if model.single else model.class_name
-    size = space.in_units(sum(part.num_bytes for part in model.parts.values()))
+    size = in_units(sum(part.num_bytes for part in model.parts.values()))
     return f"{what}, {model.prediction_type}, {size}"

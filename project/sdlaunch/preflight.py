@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sdjob import compat, fit, split
 from sdjob.problem import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
-from sdlaunch import course, limits, packages, pictures, room, texts, volumes
+from sdlaunch import course, device_memory, limits, packages, pictures, texts, volumes
 from sdlaunch.bounded import NoAnswer, Task, no_answer
 from sdlaunch.job import Finding, Job, Note
 
@@ -206,18 +206,6 @@ def _guarded(check: Callable[[Job], Sequence[Finding]]) -> Callable[[Job], Seque
     return guarded
 
 
-def _shared_memory(job: Job) -> list[Problem]:
-    return limits.shared_memory(job.spec, job.cluster)
-
-
-def _open_files(job: Job) -> list[Problem]:
-    return limits.open_files(job.spec, job.cluster)
-
-
-def _rendezvous(job: Job) -> list[Problem]:
-    return limits.rendezvous(job.cluster)
-
-
 @dataclass(frozen=True)
 class Check:
     """One check, and what is said if it never ends: subject, place, exit code."""
@@ -235,11 +223,26 @@ def _output(job: Job) -> Path:
 CHECKS: tuple[Check, ...] = (
     Check(_combination, "settings", lambda _: "the table of combinations", ExitCode.BAD_SETTING),
     Check(_devices, "device", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
-    Check(room.findings, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
+    Check(device_memory.findings, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
     Check(packages.findings, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
-    Check(_shared_memory, "dataloader_num_workers", lambda _: limits.SHM, ExitCode.NO_HARDWARE),
-    Check(_open_files, "open files", lambda _: "the system", ExitCode.NO_HARDWARE),
-    Check(_rendezvous, "MASTER_PORT", lambda job: str(job.cluster.endpoint), ExitCode.NO_HARDWARE),
+    Check(
+        lambda job: limits.shared_memory(job.spec, job.cluster),
+        "dataloader_num_workers",
+        lambda _: limits.SHM,
+        ExitCode.NO_HARDWARE,
+    ),
+    Check(
+        lambda job: limits.open_files(job.spec, job.cluster),
+        "open files",
+        lambda _: "the system",
+        ExitCode.NO_HARDWARE,
+    ),
+    Check(
+        lambda job: limits.rendezvous(job.cluster),
+        "MASTER_PORT",
+        lambda job: str(job.cluster.endpoint),
+        ExitCode.NO_HARDWARE,
+    ),
     Check(_output_apart, "OUTPUT_DIR", _output, ExitCode.BAD_SETTING),
     Check(_output_writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(volumes.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),

@@ -12,10 +12,9 @@ from pathlib import Path
 from sdjob.output import OutputLayout, step_folders
 from sdjob.problem import output_problem
 from sdjob.single_file import converted_folder
-from sdjob.words import counted
-from sdlaunch import caches, space
+from sdjob.words import counted, in_units
+from sdlaunch import caches, disk_space
 from sdlaunch.job import Finding, Job
-from sdlaunch.space import in_units
 
 _FEWER = (
     "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
@@ -68,9 +67,9 @@ def _judged(existing: Path, free: int, demands: Sequence[Demand]) -> Iterator[Fi
 
 def _demands(job: Job) -> Iterator[Demand]:
     spec, model, output = job.spec, job.contents.model, job.mounts.output
-    size = space.sizes(spec, model) if model else None
+    size = disk_space.sizes(spec, model) if model else None
     if size:
-        more = space.more_at_once(spec, step_folders(OutputLayout(output)))
+        more = disk_space.more_at_once(spec, step_folders(OutputLayout(output)))
         needed = size.checkpoint * more + size.result
         what = (
             f"{counted(more, 'checkpoint')} of {in_units(size.checkpoint)}, "

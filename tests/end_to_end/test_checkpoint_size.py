@@ -4,7 +4,7 @@ import pytest
 
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
-from sdlaunch import space
+from sdlaunch import disk_space
 
 WITH_TEXT = {"train_text_encoder": True}
 CASES = {
@@ -20,7 +20,7 @@ CASES = {
 def test_the_size_of_a_checkpoint(train, eps_model, settings):
     output = train(max_train_steps=1, **settings)
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", **settings)
-    reckoned = space.sizes(spec, find_pipeline(eps_model, None, allow_pickle=False))
+    reckoned = disk_space.sizes(spec, find_pipeline(eps_model, None, allow_pickle=False))
     folder = output / "checkpoint" / "checkpoint-000001"
     found = sum(path.stat().st_size for path in folder.rglob("*"))
     assert reckoned is not None

@@ -14,7 +14,7 @@ import pytest
 from sdjob.output import StepFolder
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
-from sdlaunch import devices, limits, space
+from sdlaunch import devices, disk_space, limits
 from sdlaunch.bounded import NoAnswer, Task
 from sdlaunch.cluster import Cluster
 from sdlaunch.devices import Devices, host_memory
@@ -191,7 +191,7 @@ def step(number: int, defect: str | None = None) -> StepFolder:
 )
 def test_checkpoints_to_come_beside_those_that_are_there(settings, existing, more):
     job = spec(**{"max_train_steps": 400, "checkpointing_steps": 100} | settings)
-    assert space.more_at_once(job, existing) == more
+    assert disk_space.more_at_once(job, existing) == more
 
 
 def test_the_size_of_a_lora_comes_from_the_shapes(place, tmp_path):
@@ -203,15 +203,17 @@ def test_the_size_of_a_lora_comes_from_the_shapes(place, tmp_path):
     model = tmp_path / "model" / "tiny"
     write(model / UNET, _file(unet))
     pipeline = find_pipeline(model, None, allow_pickle=False)
-    lora = space.sizes(spec(lora_rank=4), pipeline)
-    assert lora == space.Sizes(checkpoint=3 * 4 * 4 * (8 + 32), result=2 * 4 * 4 * (8 + 32))  # two layouts
-    half = space.sizes(spec(lora_rank=4, export_dtype="fp16"), pipeline)
+    lora = disk_space.sizes(spec(lora_rank=4), pipeline)
+    assert lora == disk_space.Sizes(
+        checkpoint=3 * 4 * 4 * (8 + 32), result=2 * 4 * 4 * (8 + 32)
+    )  # two layouts
+    half = disk_space.sizes(spec(lora_rank=4, export_dtype="fp16"), pipeline)
     assert half and half.result == 2 * 2 * 4 * (8 + 32)
-    whole = space.sizes(spec(), pipeline)
-    both = space.sizes(spec(export_single_file=True), pipeline)
+    whole = disk_space.sizes(spec(), pipeline)
+    both = disk_space.sizes(spec(export_single_file=True), pipeline)
     assert whole and both and both.result == 2 * whole.result
     with_conv = spec(lora_rank=4, use_ema=True, lora_target_modules=("conv",))
-    both = space.sizes(with_conv, pipeline)
+    both = disk_space.sizes(with_conv, pipeline)
     assert both and both.checkpoint == 4 * 4 * 4 * (4 + 4 * 9)
 
 

@@ -7,7 +7,7 @@ from sdjob import memory, trained
 from sdjob.compat import Topology
 from sdjob.pipeline import find_pipeline
 from sdjob.spec import RunSpec
-from sdlaunch import space
+from sdlaunch import disk_space
 from sdtrain import models
 from sdtrain.ema import Ema
 
@@ -54,7 +54,7 @@ def test_of_two_text_encoders_only_what_gets_a_gradient_is_trained_and_counted(x
     every = [p for part in (parts.unet, parts.vae, *parts.text_encoders.values()) for p in part.parameters()]
     assert size(p for p in every if not p.requires_grad) == need.frozen
     if not spec.lora_rank:
-        assert space.sizes(spec, folder).result == sum(part.num_bytes for part in folder.parts.values())
+        assert disk_space.sizes(spec, folder).result == sum(part.num_bytes for part in folder.parts.values())
 
 
 @pytest.mark.parametrize("settings", [{"use_ema": True}, {"lora_rank": 4}, {"gradient_checkpointing": True}])

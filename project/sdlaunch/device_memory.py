@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sdjob import memory
 from sdjob.problem import hardware
-from sdlaunch import caches, devices, space
+from sdjob.words import in_units
+from sdlaunch import caches, devices
 from sdlaunch.job import Finding, Job
 
 _CLOSE = 0.9  # share of the memory from which on the rest may be too little for what is not reckoned
@@ -46,8 +47,8 @@ def _of_caches(job: Job) -> list[Finding]:
         return []
     largest = max(kept, key=lambda entries: entries.most * entries.size)
     found = (
-        f"{space.in_units(most)} of the host's memory for {processes} processes: {', '.join(map(str, kept))}; "
-        f"{space.in_units(have)} there"
+        f"{in_units(most)} of the host's memory for {processes} processes: {', '.join(map(str, kept))}; "
+        f"{in_units(have)} there"
     )
     remedy = f"Use {largest.setting}=disk, or no."
     if least > have:
@@ -62,7 +63,7 @@ def _of_devices(job: Job) -> list[Finding]:
     where = (
         "of the host for each process" if job.devices.kind == "cpu" else f"on each {job.devices.kind} device"
     )
-    found = f"at least {space.in_units(need.total)} needed {where} ({spelt(need)}), and {space.in_units(have)} there"
+    found = f"at least {in_units(need.total)} needed {where} ({spelt(need)}), and {in_units(have)} there"
     settings = would_fit(job)
     remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
     if need.total > have:
@@ -72,4 +73,4 @@ def _of_devices(job: Job) -> list[Finding]:
 
 def spelt(need: memory.Estimate) -> str:
     """weights 3.44 GB + gradients 3.44 GB + …"""
-    return " + ".join(f"{name} {space.in_units(size)}" for name, size in need.parts().items())
+    return " + ".join(f"{name} {in_units(size)}" for name, size in need.parts().items())

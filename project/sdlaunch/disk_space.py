@@ -61,13 +61,3 @@ def more_at_once(spec: RunSpec, existing: Sequence[StepFolder]) -> int:
     if spec.checkpoints_total_limit is None:
         return to_come
     return min(to_come, max(1, spec.checkpoints_total_limit + 1 - len(whole)))
-
-
-def in_units(size: int) -> str:
-    """1.5 GB"""
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
