@@ -33,11 +33,13 @@ def replayable(plan: JobPlan) -> str:
     """The settings as a YAML file that CONFIG_FILE reads back to the same job."""
     import yaml
 
+    by_epochs = "epoch" in plan.given and "num_train_step" not in plan.given
+    not_replayed = (*_NOT_REPLAYED, "num_train_step") if by_epochs else _NOT_REPLAYED  # it follows from them
     from_mounts = {field for field, about in settings_of(RunSpec).items() if about.flag_only}
     values = {
         name: each.value
         for name, each in plan.settings.items()
-        if each.value not in (None, [], "") and name not in _NOT_REPLAYED and name not in from_mounts
+        if each.value not in (None, [], "") and name not in not_replayed and name not in from_mounts
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
 

@@ -57,7 +57,7 @@ def test_its_exit_codes(place, one_file, tmp_path):
     sparse(one_file, {"lora_unet_x.lora_up.weight": (4, 2)})
     done = launch("check", **place, **small())
     assert done.returncode == 66
-    assert f"{one_file}: is a LoRA, not a model\n      → mount its base model" in done.stdout + done.stderr
+    assert f"{one_file}: is a LoRA, not a model\n      → Mount its base model" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

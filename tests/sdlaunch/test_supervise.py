@@ -328,7 +328,7 @@ def test_spec_yaml_replays_the_run(run, place):
     replayed = settings.read([("config_file", str(started.output / "run" / "spec.yaml"))], {})
     assert replayed.problems == ()
     assert replayed.spec.instance_prompt == "no: it's #1\n$x"
-    assert replayed.spec.max_train_steps == 8
+    assert (replayed.spec.num_train_epochs, "num_train_step" in replayed.given) == (3, False)
     printed = json.loads((started.output / "run" / "plan.json").read_text())
     again = subprocess.run(
         [
@@ -343,6 +343,7 @@ def test_spec_yaml_replays_the_run(run, place):
         text=True,
         check=True,
     )
+    assert json.loads(again.stdout)["settings"]["num_train_step"]["value"] == 8
     assert json.loads(again.stdout)["argv"][3:] == printed["argv"][2:]  # without torchrun, and its stand-in
 
 

@@ -366,7 +366,7 @@ def test_a_bad_picture_is_named_through_loader_processes(tmp_path, workers):
     error = error_of(batches(training(open_source(info_of(folder), None)), workers))
     assert error.code == 66
     (problem,) = error.problems
-    assert str(problem).startswith(f"{bad}: is not a picture") and "\n    → replace this" in str(problem)
+    assert str(problem).startswith(f"{bad}: is not a picture") and "\n    → Replace this" in str(problem)
     assert "Traceback" not in str(error)
 
 

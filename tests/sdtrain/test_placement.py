@@ -71,7 +71,7 @@ def batch(parts, *, cached):
         ("xl", True, {"lora_rank": 2}),
     ],
 )
-def test_a_step_lies_on_the_device_and_never_waits_for_it(folders, model, cached, settings):
+def test_a_step_lies_on_the_device(folders, model, cached, settings):
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", mixed_precision="no", **settings)
     parts = models.load(
         find_pipeline(folders[model], None, allow_pickle=False),
@@ -95,14 +95,12 @@ def test_a_step_lies_on_the_device_and_never_waits_for_it(folders, model, cached
 
 
 def test_the_device_of_these_tests_notices(folders):
-    """Both mistakes that it is there for."""
+    """The mistake that it is there for."""
     parts = models.load(
         find_pipeline(folders["eps"], None, allow_pickle=False), "no", META, allow_pickle=False
     )
     with pytest.raises((RuntimeError, NotImplementedError)):
         parts.unet(torch.zeros(1, 4, 8, 8), torch.zeros(1, device=META), torch.zeros(1, 77, 32, device=META))
-    with pytest.raises(RuntimeError):
-        float(torch.zeros((), device=META))
     with pytest.raises(RuntimeError):
         torch.zeros(2, device=META) + torch.zeros(2)
 

@@ -48,7 +48,7 @@ def in_ranks(size: int, before: Callable[[], None] | None = None, **settings) ->
     """Exit codes of a run in `size` forked processes, which need no time for imports; each calls `before` first."""
     with forked(size, before, **settings) as processes:
         for process in processes:
-            process.join(120)
+            process.join(300)
         return [process.exitcode if process.exitcode is not None else -1 for process in processes]
 
 
