@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -221,6 +222,7 @@ def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, folder: Path)
     """What `work` returns on rank 0 of `size` forked processes, each with Colossal-AI's test accelerator."""
     import sdtrain.strategies.colossal  # noqa: F401  (once, before the forks)
 
+    gc.collect()  # as in `tests.support.worker.forked`
     context = multiprocessing.get_context("fork")
     store = str(folder / f"store-{work.__name__}-{size}")
     processes = [context.Process(target=_rank, args=(r, size, store, work, arguments)) for r in range(size)]

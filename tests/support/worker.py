@@ -1,6 +1,7 @@
 """Running the worker from a test: in this process, in several forked ones, or under torchrun."""
 
 import contextlib
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -48,7 +49,7 @@ def in_ranks(size: int, before: Callable[[], None] | None = None, **settings) ->
     """Exit codes of a run in `size` forked processes, which need no time for imports; each calls `before` first."""
     with forked(size, before, **settings) as processes:
         for process in processes:
-            process.join(300)
+            process.join(120)
         return [process.exitcode if process.exitcode is not None else -1 for process in processes]
 
 
@@ -57,6 +58,9 @@ def forked(
     size: int, before: Callable[[], None] | None = None, **settings
 ) -> Iterator[list[multiprocessing.Process]]:
     """The ranks of a run as forked processes, of which nothing is left when the block ends."""
+    # Process groups of an earlier run in this process end here: in a fork their destructors would wait for threads
+    # that only this process has.
+    gc.collect()
     context = multiprocessing.get_context("fork")
     port = free_port()
     processes = [context.Process(target=_rank, args=(r, size, port, before, settings)) for r in range(size)]
