@@ -49,7 +49,7 @@ format: setup
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
 docs: setup
-	@$(RUN) -m sdlaunch.docs
+	@$(RUN) -m sdlaunch.generate_docs
 
 lock: setup
 	@$(VENV)/bin/python docker/lock.py

@@ -16,7 +16,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parent
 sys.path.insert(0, str(HOME / "project"))
 
-from sdjob import stopping  # noqa: E402 - needs nothing but Python
+from sdjob import protocol  # noqa: E402 - needs nothing but Python
 
 
 class StoppedEarly(BaseException):
@@ -25,34 +25,37 @@ class StoppedEarly(BaseException):
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Read → check → plan → run; returns the exit code."""
-    from sdlaunch import cli, console, emit, plan, show
-    from sdlaunch.redact import redact
+    from sdlaunch import cli, plan
+    from sdlaunch.display import console
+    from sdlaunch.display import text as display
+    from sdlaunch.display.redact import redact
+    from sdlaunch.emit import task
 
     request = cli.parse(argv)
     if request.verb == "help":
         console.show(cli.help_text(), sys.stdout)
         return 0
     if request.verb == "doctor" and not request.problems:
-        from sdlaunch import doctor
+        from sdlaunch.verbs import doctor
 
         return doctor.run(HOME, environ, as_json=request.json)
     job = plan.prepare(
         request.flags, environ, HOME, request.problems, fetch=request.verb == "run", numbered=request.numbered
     )
     if request.verb == "run" and not job.problems:
-        from sdlaunch import supervise
+        from sdlaunch.supervise import supervisor
 
-        console.show(show.start(job), sys.stdout)
-        return supervise.run(job, environ)
+        console.show(display.start(job), sys.stdout)
+        return supervisor.run(job, environ)
     if request.verb == "emit" and job.launch:
-        console.show(redact(emit.render(job, HOME, request.target, request.kind), job.secrets), sys.stdout)
+        console.show(redact(task.render(job, HOME, request.target, request.kind), job.secrets), sys.stdout)
         return 0
     if request.verb != "emit":
-        from sdlaunch import refusal
+        from sdlaunch.supervise import refusal
 
         job = refusal.complete(job, request.verb)
     dim = sys.stdout.isatty() and "NO_COLOR" not in environ
-    text = show.report(job, request.verb, as_json=request.json, dim=dim)
+    text = display.report(job, request.verb, as_json=request.json, dim=dim)
     console.show(text, sys.stderr if request.verb in ("run", "emit") else sys.stdout)
     return job.code
 
@@ -64,7 +67,7 @@ def _on_signals(reaction: Callable[[int, object], object]) -> None:
 
 
 def _stop_early(signum: int, frame: object) -> None:
-    until = time.monotonic() + stopping.ONE_REQUEST
+    until = time.monotonic() + protocol.ONE_REQUEST
     _on_signals(lambda number, _: time.monotonic() > until and os._exit(128 + number))  # somebody insists
     raise StoppedEarly(signum)
 
@@ -74,7 +77,7 @@ def start() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 the image has may start this
         print(f"Python: found {sys.version.split()[0]}\n    → Use Python 3.10 or newer.", file=sys.stderr)
         return 69
-    from sdlaunch import console
+    from sdlaunch.display import console
 
     console.prepare()
     _on_signals(_stop_early)  # PID 1 of a container has no default reaction

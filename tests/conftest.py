@@ -38,7 +38,7 @@ def _environment() -> dict[str, str]:
 
 
 def _pipeline(tmp_path_factory: pytest.TempPathFactory, prediction_type: str) -> Path:
-    from sddemo.tiny import make_tiny_pipeline
+    from sddemo.tiny_pipeline import make_tiny_pipeline
 
     folder = make_tiny_pipeline(tmp_path_factory.mktemp(prediction_type) / "model", prediction_type)
     config = folder / "vae/config.json"
@@ -62,7 +62,7 @@ def v_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def xl_model(tmp_path_factory):
     """A tiny random pipeline of Stable Diffusion XL."""
-    from sddemo.tiny import make_tiny_xl_pipeline
+    from sddemo.tiny_pipeline import make_tiny_xl_pipeline
 
     return make_tiny_xl_pipeline(tmp_path_factory.mktemp("xl") / "model")
 
@@ -70,7 +70,7 @@ def xl_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
     """Six drawings with captions."""
-    from sddemo.world import caption, draw, scenes
+    from sddemo.scenes import caption, draw, scenes
 
     folder = tmp_path_factory.mktemp("captioned")
     rows = []
@@ -84,7 +84,7 @@ def captioned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory):
     """Three drawings of one kind."""
-    from sddemo.world import Scene, draw
+    from sddemo.scenes import Scene, draw
 
     folder = tmp_path_factory.mktemp("instance")
     for number, x in enumerate((28.0, 32.0, 36.0)):
@@ -95,7 +95,7 @@ def instance(tmp_path_factory):
 @pytest.fixture(scope="session")
 def of_class(tmp_path_factory):
     """Four drawings of the class."""
-    from sddemo.world import draw, scenes
+    from sddemo.scenes import draw, scenes
 
     folder = tmp_path_factory.mktemp("class")
     for number, scene in enumerate(scenes(4, seed=1)):

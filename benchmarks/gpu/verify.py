@@ -25,11 +25,12 @@ from safetensors import safe_open
 
 import sdtrain.loop
 import sdtrain.run  # noqa: F401  (before the forks)
-from sddemo.tiny import make_tiny_pipeline
-from sddemo.world import caption, draw, scenes
-from sdjob import compat
-from sdjob.spec import RunSpec
-from sdtrain import attention, report
+from sddemo.scenes import caption, draw, scenes
+from sddemo.tiny_pipeline import make_tiny_pipeline
+from sdjob.settings import compatibility
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.model import attention
+from sdtrain.reporting import report
 from tests.support.worker import flags, in_ranks
 
 Run = Callable[[int, dict[str, Any]], str]
@@ -46,8 +47,8 @@ EXTRAS: dict[str, tuple[dict[str, Any], ...]] = {
 HEADS = (40, 64, 80, 160)
 
 
-PARTS = (*compat.PLUGINS, "attention", "speed")
-TOGETHER = {"strategies": tuple(compat.PLUGINS), "everything": PARTS}
+PARTS = (*compatibility.PLUGINS, "attention", "speed")
+TOGETHER = {"strategies": tuple(compatibility.PLUGINS), "everything": PARTS}
 
 
 def main() -> int:
@@ -177,7 +178,7 @@ def _inputs(folder: Path) -> dict[str, Any]:
 def _cases(plugin: str, kind: str, quick: bool) -> list[dict[str, Any]]:
     return [
         {"plugin": plugin, "mixed_precision": precision, "device": kind, **extra}
-        for precision in compat.PLUGINS[plugin].precisions
+        for precision in compatibility.PLUGINS[plugin].precisions
         for extra in ({}, *(() if quick else EXTRAS.get(plugin, ())))
     ]
 
@@ -205,7 +206,9 @@ def _case(
     row: dict[str, Any] = {"case": name}
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **case)
     size = 1 if case["plugin"] == "none" else processes
-    if problems := compat.problems(spec, compat.Topology(kind, size, None if kind == "cpu" else True)):
+    if problems := compatibility.problems(
+        spec, compatibility.Topology(kind, size, None if kind == "cpu" else True)
+    ):
         return {**row, "outcome": "refused", "why": str(problems[0])}
     output = folder / name.replace(" ", "-").replace("=", "-")
     try:
@@ -293,10 +296,10 @@ def attention_rows(kind: str) -> list[dict[str, Any]]:
 def _speed(output: Path, kind: str, seconds: float, *, quick: bool) -> bool:
     """The performance table, with caches and without: at the size of SD 1.4 on a GPU, of the tiny model in a dry run.
 
-    `sdtrain.benchmark` writes its result itself, after each row."""
+    `sdtrain.tools.benchmark` writes its result itself, after each row."""
     small = ["--model", "tiny", "--batch_sizes", "2", "--steps", "4", "--skip_steps", "1"]
     large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "12", "--skip_steps", "4"]
-    command = [sys.executable, "-m", "sdtrain.benchmark", *(large if kind == "cuda" else small)]
+    command = [sys.executable, "-m", "sdtrain.tools.benchmark", *(large if kind == "cuda" else small)]
     command += ["--cached", "both", "--seconds", str(max(seconds, 0)), "--output", str(output)]
     done = subprocess.run([*command, *(("--plugins", "torch_ddp,fsdp") if quick else ())], check=False)
     return done.returncode == 0

@@ -24,10 +24,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sddemo.evaluate import accuracy, generate, subject_rate
-from sddemo.materialise import materialise
-from sddemo.reader import is_painted, read
+from sddemo.image_reader import is_painted, read
+from sddemo.scenes import GROUNDS, OVERSAMPLING, Scene, canvas, caption, draw, paint, scenes
 from sddemo.subject import CLASS_PROMPT, CORE, INSTANCE_PROMPT
-from sddemo.world import GROUNDS, OVERSAMPLING, Scene, canvas, caption, draw, paint, scenes
+from sddemo.write_demo import materialise
 
 SKS = "sks"  # the word that the attribute gets
 ATTENTION = "to_k,to_q,to_v,to_out.0"

@@ -33,8 +33,8 @@ from typing import Any
 
 from PIL.Image import Resampling
 
-from sddemo.materialise import PIPELINE
-from sddemo.world import caption, draw, scenes
+from sddemo.scenes import caption, draw, scenes
+from sddemo.write_demo import PIPELINE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from table import Case, Run, Runs, faster, known, measured, starts, steps

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sddemo.materialise import materialise
 from sddemo.subject import CLASS_PROMPT, INSTANCE_PROMPT
+from sddemo.write_demo import materialise
 
 
 def main() -> None:

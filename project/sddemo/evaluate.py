@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from sddemo.reader import read, shows_subject
+from sddemo.image_reader import read, shows_subject
+from sddemo.scenes import SIZE, Scene, caption, scenes
 from sddemo.subject import INSTANCE_PROMPT
-from sddemo.world import SIZE, Scene, caption, scenes
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from sddemo.world import GROUNDS, OVERSAMPLING, RGB, canvas, paint
+from sddemo.scenes import GROUNDS, OVERSAMPLING, RGB, canvas, paint
 
 CORE: RGB = (226, 30, 190)
 RING: RGB = (40, 214, 226)

@@ -1,1 +1,5 @@
-"""The contract of launcher and worker: settings, exit codes, layouts. Imports neither torch nor diffusers."""
+"""The contract of launcher and worker: settings, files, exit codes, and what a model or dataset on disk is.
+
+Start reading: settings/run_spec.py (every setting), protocol.py (what the two processes say to each other).
+May import: pydantic; Pillow, pyarrow and yaml lazily. Never torch, diffusers, sdlaunch or sdtrain.
+"""

@@ -1,1 +1,5 @@
-"""The launcher: reads settings, proves that the job can run, and supervises it. Never imports torch."""
+"""The launcher: reads settings, proves that the job can run, and supervises it.
+
+Start reading: cli.py, then plan.py.
+May import: sdjob. Never torch, diffusers, transformers, colossalai or sdtrain.
+"""

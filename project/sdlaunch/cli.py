@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob import presets
-from sdjob.fields import settings_of
-from sdjob.problem import Problem, setting
-from sdjob.spec import RunSpec
-from sdlaunch import emit, names
-from sdlaunch.options import LaunchOptions
+from sdjob.problems import Problem, setting
+from sdjob.settings import presets
+from sdjob.settings.fields import settings_of
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.emit import task
+from sdlaunch.settings import names
+from sdlaunch.settings.options import LaunchOptions
 
 VERBS = ("run", "plan", "check", "emit", "doctor")
 USAGE = """\
@@ -43,13 +44,13 @@ class Request:
     json: bool
     flags: tuple[tuple[str, str], ...]
     target: str = ""  # of emit
-    kind: str = emit.KINDS[0]
+    kind: str = task.KINDS[0]
     problems: tuple[Problem, ...] = ()  # what could not be understood
 
     @property
     def numbered(self) -> bool:
         """Whether the job is for a platform that numbers its nodes."""
-        return self.target in emit.NUMBERING
+        return self.target in task.NUMBERING
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str]) -> Request:
     flags: list[tuple[str, str]] = []
     as_json = False
     problems: list[Problem] = []
-    target, kind = "", emit.KINDS[0]
+    target, kind = "", task.KINDS[0]
     words = iter(argv)
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
@@ -99,12 +100,12 @@ def parse(argv: Sequence[str]) -> Request:
 
 def _emit_problems(target: str, kind: str) -> list[Problem]:
     wrong = []
-    if target not in emit.TARGETS:
+    if target not in task.TARGETS:
         wrong.append(
-            setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(emit.TARGETS)}.")
+            setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(task.TARGETS)}.")
         )
-    if kind not in emit.KINDS:
-        wrong.append(setting("--kind", f"found {kind!r}", f"Use one of {', '.join(emit.KINDS)}."))
+    if kind not in task.KINDS:
+        wrong.append(setting("--kind", f"found {kind!r}", f"Use one of {', '.join(task.KINDS)}."))
     return wrong
 
 

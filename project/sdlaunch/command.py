@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob import argv as worker_argv
-from sdjob.output import OutputLayout
-from sdjob.spec import RunSpec
-from sdlaunch import accelerate
-from sdlaunch.cluster import Cluster
-from sdlaunch.script import Script
+from sdjob.output.layout import OutputLayout
+from sdjob.settings import flags as worker_argv
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.cluster import accelerate
+from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.user_script import Script
 
 WORKER = "sdtrain"
 # What torchrun puts before each line of a worker; the supervisor reads it back.

@@ -14,34 +14,29 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob import compat, doubts, length, split
-from sdjob.fields import settings_of
-from sdjob.pipeline import PipelineFolder
-from sdjob.problem import JobError, Problem, exit_code, setting
-from sdjob.spec import RunSpec
-from sdjob.words import in_units
-from sdlaunch import (
-    accelerate,
-    arithmetic,
-    cluster,
-    command,
-    device_memory,
-    devices,
-    mounts,
-    names,
-    preflight,
-    script,
-    settings,
-    supply,
-)
-from sdlaunch.cluster import Cluster
+from sdjob.dataset import validation_split
+from sdjob.formatting import in_units
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.problems import JobError, Problem, exit_code, setting
+from sdjob.settings import advice, compatibility, steps
+from sdjob.settings.fields import settings_of
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch import command, user_script
+from sdlaunch.cluster import accelerate, devices
+from sdlaunch.cluster import resolve as cluster
+from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.command import Host, LaunchPlan, Program
-from sdlaunch.job import Job
-from sdlaunch.mounts import Contents, Mounts
-from sdlaunch.options import LaunchOptions
-from sdlaunch.redact import secrets_of
-from sdlaunch.script import Script
-from sdlaunch.settings import Settings
+from sdlaunch.display.redact import secrets_of
+from sdlaunch.inputs import fetch as fetching
+from sdlaunch.inputs import mounts
+from sdlaunch.inputs.mounts import Contents, Mounts
+from sdlaunch.preflight import arithmetic, checks, device_memory
+from sdlaunch.preflight.job import Job
+from sdlaunch.settings import names
+from sdlaunch.settings import resolve as settings
+from sdlaunch.settings.options import LaunchOptions
+from sdlaunch.settings.resolve import Settings
+from sdlaunch.user_script import Script
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ def _prepared(
     numbered: bool = False,
 ) -> JobPlan:
     place = mounts.resolve(read.options, home)
-    supplies = supply.gather(read, place, home, environ, fetch=fetch)
+    supplies = fetching.gather(read, place, home, environ, fetch=fetch)
     found = devices.find(read.spec.device, environ)
     config = accelerate.read(read.options)
     options, sources = accelerate.completed(read.options, _sources(read, LaunchOptions), config)
@@ -143,14 +138,14 @@ def _prepared(
         time.monotonic() + read.options.check_timeout,
         read.options.check_timeout,
         has_script=read.options.script is not None,
-        packages_come=supply.PACKAGES in supplies.awaited,
+        packages_come=fetching.PACKAGES in supplies.awaited,
     )
     table = _table(read, spec, place, where, computed)
     own, own_problems = _script(read.options, place, contents, table)
     input_problems, left_to_script = _judged(contents, has_script=read.options.script is not None)
     problems = {*misunderstood, *read.problems, *where.problems, *input_problems, *own_problems}
     problems |= {*config.problems, *accelerate.contradictions(config, spec, where.cluster)}
-    checked = preflight.run(job)
+    checked = checks.run(job)
     problems |= {*checked.problems, *supplies.problems}
     host = Host(home, sys.executable, found.cores, _with_path(environ, supplies.path))
     clear = not (misunderstood or read.problems or where.problems or own_problems)
@@ -164,7 +159,7 @@ def _prepared(
         options.accelerate_config,
         options.stop_grace,
     )
-    idle = () if own else (*doubts.without_effect(read.spec), *doubts.high_rates(read.spec))
+    idle = () if own else (*advice.without_effect(read.spec), *advice.high_rates(read.spec))
     return JobPlan(
         settings=table,
         mounts=_mount_table(spec, place, contents, own, problems),
@@ -222,21 +217,23 @@ def _completed(
     sources = {"pretrained_model_name_or_path": "MODEL_DIR", "output_dir": "OUTPUT_DIR", data: "DATASET_DIR"}
     if spec.device == "auto":
         values["device"], sources["device"] = found.kind, found.why
-    precision = compat.resolve_precision(spec, compat.Topology(found.kind, where.world_size, found.bf16))
+    precision = compatibility.resolve_precision(
+        spec, compatibility.Topology(found.kind, where.world_size, found.bf16)
+    )
     if precision != spec.mixed_precision:
         values["mixed_precision"] = precision
         sources["mixed_precision"] = f"auto: {found.kind} with plugin={spec.plugin}"
     epochs = spec.num_train_epochs
-    if epochs and contents.data and length.by_epochs(spec):
-        examples = sum(split.trained_on(spec, each.num_examples) for each in contents.data)
-        values["max_train_steps"] = length.steps_of(epochs, spec, examples, where.world_size)
+    if epochs and contents.data and steps.by_epochs(spec):
+        examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)
+        values["max_train_steps"] = steps.steps_of(epochs, spec, examples, where.world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} pictures"
     return spec.model_copy(update=values), sources
 
 
 def _of_open_length(spec: RunSpec, read: Settings) -> RunSpec:
     """Where epochs decide, the spec without the steps: those of a run that goes on with another batch are others."""
-    if not length.by_epochs(read.spec):
+    if not steps.by_epochs(read.spec):
         return spec
     return RunSpec.model_validate(
         {name: getattr(spec, name) for name in spec.model_fields_set - {"max_train_steps"}}
@@ -250,11 +247,11 @@ def _script(
     if options.script is None:
         remedy = "Set script too, or unset script_args."
         return None, [setting("script_args", "set, and no script", remedy)] if options.script_args else []
-    path = script.path_of(options.script, place.project)
+    path = user_script.path_of(options.script, place.project)
     closed = any(problem.subject == "PROJECT_DIR" for problem in contents.problems)
-    problems = [] if closed and path.is_relative_to(place.project) else script.problems_of(path)
+    problems = [] if closed and path.is_relative_to(place.project) else user_script.problems_of(path)
     try:
-        arguments = script.arguments_of(options.script_args or "", _placeholders(place, contents, table))
+        arguments = user_script.arguments_of(options.script_args or "", _placeholders(place, contents, table))
     except JobError as error:
         return None, [*problems, *error.problems]
     return Script(path, arguments), problems

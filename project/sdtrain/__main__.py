@@ -6,34 +6,34 @@ import os
 import sys
 import traceback
 
-from sdjob import argv
-from sdjob.compat import PLUGINS
-from sdjob.problem import ExitCode, JobError
-from sdjob.spec import RunSpec
-from sdtrain import alive, failures, notes, stop
-from sdtrain.stop import Stopped
+from sdjob.problems import ExitCode, JobError
+from sdjob.settings import flags
+from sdjob.settings.compatibility import PLUGINS
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.runtime import errors, exit_note, heartbeat, stop
+from sdtrain.runtime.stop import Stopped
 
 
 def main(arguments: list[str]) -> int:
     """One process of a run, from its flags to its exit code."""
-    if (code := notes.reason_not_to_try_again()) is not None:
+    if (code := exit_note.reason_not_to_try_again()) is not None:
         return code
     try:
-        with alive.announced():
-            _train(argv.parse(arguments))
+        with heartbeat.announced():
+            _train(flags.parse(arguments))
     except Stopped as stopped:
         # Not a failure for torchrun, which would signal the other ranks and print a traceback.
-        noted = notes.leave(ExitCode.STOPPED, step=stopped.step)
+        noted = exit_note.leave(ExitCode.STOPPED, step=stopped.step)
         return int(ExitCode.FINISHED if noted else ExitCode.STOPPED)
     except JobError as error:
-        if not notes.leave(error.code, problems=error.problems):
+        if not exit_note.leave(error.code, problems=error.problems):
             print(error, file=sys.stderr, flush=True)
         return error.code
     except Exception as error:
-        problem = failures.problem_of(error)
+        problem = errors.problem_of(error)
         code = problem.code if problem else ExitCode.TRAINING_FAILED
         text = "".join(traceback.format_exception(error))
-        notes.leave(code, problems=[problem] if problem else [], error=repr(error), traceback=text)
+        exit_note.leave(code, problems=[problem] if problem else [], error=repr(error), traceback=text)
         print(problem or text, file=sys.stderr, flush=True)
         return int(code)
     return int(ExitCode.FINISHED)
@@ -47,7 +47,7 @@ def _train(spec: RunSpec) -> None:
     import torch
 
     from sdtrain.run import run
-    from sdtrain.world import join
+    from sdtrain.runtime.distributed import join
 
     with stop.watch() as request, join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32

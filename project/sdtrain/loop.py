@@ -8,20 +8,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sdjob import compat, trained
-from sdtrain import attention, devices, host_memory, validation
-from sdtrain.checkpoint import TrainState
-from sdtrain.denoise import loss_of, noised
-from sdtrain.incidents import Incidents
-from sdtrain.losses import Losses
-from sdtrain.order import prolonged
-from sdtrain.progress import Progress, say
-from sdtrain.report import Outcome, Stopwatch, TimedStep
-from sdtrain.saving import Saver
-from sdtrain.schedule import schedule
-from sdtrain.stop import Stopped
-from sdtrain.streams import StreamBatch, loader
-from sdtrain.training import Training
+from sdjob.model import trainable
+from sdjob.settings import compatibility
+from sdtrain.checkpoint.background import Saver
+from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.context import Training
+from sdtrain.data.sampling import prolonged
+from sdtrain.data.streams import StreamBatch, loader
+from sdtrain.model import attention
+from sdtrain.objective.diffusion import loss_of, noised
+from sdtrain.optim.lr_schedule import schedule
+from sdtrain.reporting.anomalies import Incidents
+from sdtrain.reporting.metrics import Losses
+from sdtrain.reporting.progress import Progress, say
+from sdtrain.reporting.report import Outcome, Stopwatch, TimedStep
+from sdtrain.runtime import devices, host_memory
+from sdtrain.runtime.stop import Stopped
+from sdtrain.validation import validation
 
 
 @dataclass(frozen=True)
@@ -209,8 +212,8 @@ def _has_room_to_copy(training: Training) -> bool:
     """Whether every host has memory for copies of what its ranks save, and of the weights once more. Collective."""
     spec, world = training.spec, training.world
     weights = sum(master.numel() * master.element_size() for master in training.strategy.masters().values())
-    copies = 2 + trained.OPTIMISER_STATE[spec.optimizer] + (1 if training.ema else 0)
-    saves = world.is_main or compat.PLUGINS[spec.plugin].shards
+    copies = 2 + trainable.OPTIMISER_STATE[spec.optimizer] + (1 if training.ema else 0)
+    saves = world.is_main or compatibility.PLUGINS[spec.plugin].shards
     host = world.rank - world.local_rank  # by its first rank
     asked = world.gather((host, copies * weights if saves else 0))
     needed = sum(size for where, size in asked if where == host)

@@ -6,68 +6,66 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from sdjob import argv, compat, fingerprint, fit, length, resume, split, trained
-from sdjob.concepts import Concept, concepts_of
-from sdjob.dataset import DatasetInfo, dataset_in
-from sdjob.output import OutputLayout, StepFolder
-from sdjob.pipeline import PipelineFolder, find_pipeline
-from sdjob.problem import JobError, Problem, output_problem, setting
-from sdjob.spec import RunSpec
-from sdjob.words import counted
-from sdtrain import (
-    architectures,
-    attention,
-    card,
-    checkpoint,
-    conversion,
-    devices,
-    export,
-    models,
-    notes,
-    page,
-    report,
-    strategies,
-    validation,
-)
-from sdtrain.buckets import Buckets, bucketed
-from sdtrain.checkpoint import TrainState
-from sdtrain.data import TrainingImages
-from sdtrain.denoiser import UNET, Denoiser
-from sdtrain.ema import Ema
-from sdtrain.encodings import Caching, cached_latents, cached_prompts, every_prompt
-from sdtrain.held_out import held_apart
+from sdjob.dataset import validation_split
+from sdjob.dataset.concepts import Concept, concepts_of
+from sdjob.dataset.detect import DatasetInfo, dataset_in
+from sdjob.formatting import counted
+from sdjob.model import fit, trainable
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.output import fingerprint, resume
+from sdjob.output.layout import OutputLayout, StepFolder
+from sdjob.problems import JobError, Problem, output_problem, setting
+from sdjob.settings import compatibility, flags
+from sdjob.settings import steps as step_counts
+from sdjob.settings.run_spec import RunSpec
+from sdtrain import architectures, strategies
+from sdtrain.checkpoint import checkpoint
+from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.context import HeldOut, Training
+from sdtrain.data.buckets import Buckets, bucketed
+from sdtrain.data.cached_encodings import Caching, cached_latents, cached_prompts, every_prompt
+from sdtrain.data.images import TrainingImages
+from sdtrain.data.sampling import BatchShape
+from sdtrain.data.scan import filled
+from sdtrain.data.streams import Stream, StreamSet, prompts_of
+from sdtrain.export import export, model_card
 from sdtrain.loop import train_steps
-from sdtrain.models import Parts, cut_prompts
-from sdtrain.order import BatchShape
-from sdtrain.progress import say
+from sdtrain.model import attention, convert, load
+from sdtrain.model.denoiser import UNET, Denoiser
+from sdtrain.model.load import Parts, cut_prompts
+from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
-from sdtrain.report import Outcome
-from sdtrain.stop import Stopped, StopRequest
+from sdtrain.reporting import html, report
+from sdtrain.reporting.progress import say
+from sdtrain.reporting.report import Outcome
+from sdtrain.reporting.tracker import Tracker, tracker
+from sdtrain.runtime import devices, exit_note
+from sdtrain.runtime.distributed import World
+from sdtrain.runtime.stop import Stopped, StopRequest
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
-from sdtrain.streams import Stream, StreamSet, prompts_of
-from sdtrain.survey import filled
-from sdtrain.tracking import Tracker, tracker
-from sdtrain.training import HeldOut, Training
-from sdtrain.world import World
+from sdtrain.validation import validation
+from sdtrain.validation.held_out_loss import held_apart
 
 
 def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     """Trains, and leaves the result under `output_dir`. Collective. Raises JobError, Stopped."""
     layout = OutputLayout(Path(spec.output_dir))
-    if spec.resume == "never" and world.gather(notes.has_begun())[0]:
+    if spec.resume == "never" and world.gather(exit_note.has_begun())[0]:
         spec = spec.model_copy(update={"resume": "auto"})  # a crash of this very run is no new start
     folder, concepts, infos = _inputs(spec)
-    num_examples = sum(split.trained_on(spec, info.num_examples) for info in infos)
-    epochs = spec.num_train_epochs if length.by_epochs(spec) else None
+    num_examples = sum(validation_split.trained_on(spec, info.num_examples) for info in infos)
+    epochs = spec.num_train_epochs if step_counts.by_epochs(spec) else None
     spec = _resolved(spec, world, folder, num_examples)
-    folder = conversion.as_folder(folder, spec, world, stop)
+    folder = convert.as_folder(folder, spec, world, stop)
     identity = fingerprint.model_identity(folder)
     facts = _facts(spec, world, identity, infos, concepts)
     start = _resume_point(spec, world, layout, facts)
     if start and epochs:
         state = checkpoint.read_state(start.path)
-        last = length.steps_of(epochs, spec, num_examples, world.size, step=state.step, place=state.place)
+        last = step_counts.steps_of(
+            epochs, spec, num_examples, world.size, step=state.step, place=state.place
+        )
         spec = spec.model_copy(update={"max_train_steps": last})
     if start and _is_finished(spec, world, layout, start):
         if world.is_main:
@@ -77,7 +75,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         return
     images = open_images(spec, world, infos, _prompts(spec, concepts))
     images, held_out = held_apart(spec, world, images, [info.num_examples for info in infos])
-    parts = models.load(
+    parts = load.load(
         folder,
         spec.mixed_precision,
         world.device,
@@ -91,7 +89,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
         _say_attention(spec, world, parts)
     given = RecipeInput(spec, world, layout, parts, infos, images, identity, stop, start.step if start else 0)
     streams = RECIPES[spec.recipe].streams(given)
-    denoiser = models.make_trainable(parts, spec)
+    denoiser = load.make_trainable(parts, spec)
     if world.any(bool(stop)):
         raise Stopped(start.step if start else 0)
     # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
@@ -109,7 +107,7 @@ def _train(
 ) -> None:
     """Trains from a checkpoint or from the beginning; exports, draws and reports. Collective."""
     spec, world = training.spec, training.world
-    training.tracker.text("settings", "\n".join(f"    {flag}" for flag in argv.render(spec)))
+    training.tracker.text("settings", "\n".join(f"    {flag}" for flag in flags.render(spec)))
     state = TrainState(step=0, place=0, loss=math.nan, loss_sum=0.0, fingerprint=facts)
     if start:
         state = checkpoint.read_state(start.path)
@@ -138,20 +136,20 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
     values = {
         "model": architectures.of(parts).name,
         **report.report(spec, world, training.shape, outcome, attends),
-        "trained_parts": list(trained.parts(spec, folder)),
+        "trained_parts": list(trainable.parts(spec, folder)),
         "validation_loss": loss,
         "held_out_examples": len(training.held_out.images) if training.held_out else 0,
     }
     if world.is_main:
         if sheet:
             sheet.save(layout.before_after)
-            sheet.save(layout.checkpoint / card.SAMPLES)
-        about = card.render(spec, values, samples=sheet is not None, class_name=parts.class_name)
-        (layout.checkpoint / card.FILE).write_text(about, encoding="utf-8")
+            sheet.save(layout.checkpoint / model_card.SAMPLES)
+        about = model_card.render(spec, values, samples=sheet is not None, class_name=parts.class_name)
+        (layout.checkpoint / model_card.FILE).write_text(about, encoding="utf-8")
         report.write(layout.report, values)
         picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
         layout.page.write_text(
-            page.render(values, page.curves(layout.tensorboard), picture), encoding="utf-8"
+            html.render(values, html.curves(layout.tensorboard), picture), encoding="utf-8"
         )
         say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
@@ -179,7 +177,7 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[D
             infos = [_data_set(spec, concept.instance_data_dir) for concept in concepts]
         else:
             infos = [_data_set(spec, spec.train_data_dir)]
-        problems += [problem for info in infos for problem in split.problems(spec, info)]
+        problems += [problem for info in infos for problem in validation_split.problems(spec, info)]
     except JobError as error:
         problems += error.problems
     if problems or folder is None:
@@ -224,11 +222,13 @@ def _resolved(spec: RunSpec, world: World, folder: PipelineFolder, num_examples:
     """The spec with `auto` and epochs turned into values; raises JobError if it cannot run here."""
     topology = devices.topology(world.kind, world.size)
     steps = spec.max_train_steps
-    if spec.num_train_epochs and length.by_epochs(spec):
-        steps = length.steps_of(spec.num_train_epochs, spec, num_examples, world.size)
+    if spec.num_train_epochs and step_counts.by_epochs(spec):
+        steps = step_counts.steps_of(spec.num_train_epochs, spec, num_examples, world.size)
     changes = {"device": world.kind.name, "max_train_steps": steps}
-    spec = spec.model_copy(update={**changes, "mixed_precision": compat.resolve_precision(spec, topology)})
-    if problems := [*compat.problems(spec, topology), *compat.model_problems(spec, folder)]:
+    spec = spec.model_copy(
+        update={**changes, "mixed_precision": compatibility.resolve_precision(spec, topology)}
+    )
+    if problems := [*compatibility.problems(spec, topology), *compatibility.model_problems(spec, folder)]:
         raise JobError(problems)
     return spec
 
@@ -271,7 +271,7 @@ def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder 
             if start is None or checkpoint.begins_a_course(start, spec.resume):
                 aside = checkpoint.move_aside(layout, start)
             layout.checkpoint.mkdir(exist_ok=True)
-            notes.begin()
+            exit_note.begin()
         except OSError as error:
             remedy = "Name a folder that can be written, or that can be made."
             problems = [output_problem("OUTPUT_DIR", f"cannot be written ({error})", remedy)]
@@ -307,7 +307,7 @@ def _buckets(caching: Caching, stream: Stream) -> tuple[Buckets, Stream]:
     spec, world = caching.spec, caching.world
     found, stream = caching.survey(stream, "sizes", TrainingImages.size)
     sizes = filled(found)
-    batch = length.global_batch(spec, world.size)
+    batch = step_counts.global_batch(spec, world.size)
     buckets = bucketed(sizes, spec.resolution, spec.bucket_reso_steps, spec.seed, stream.name, batch)
     if world.is_main:
         say(f"buckets: {buckets}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdlaunch.options import LaunchOptions
+from sdlaunch.settings.options import LaunchOptions
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 SERVICES = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sdjob.pipeline import find_pipeline
-from sdjob.spec import RunSpec
-from sdlaunch import disk_space
+from sdjob.model.pipeline import find_pipeline
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.preflight import disk_space
 
 WITH_TEXT = {"train_text_encoder": True}
 CASES = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdjob.output import OutputLayout, step_folders
-from sdtrain import checkpoint
+from sdjob.output.layout import OutputLayout, step_folders
+from sdtrain.checkpoint import checkpoint
 from sdtrain.strategies import fsdp  # noqa: F401  (once, before the forks)
 from tests.support.worker import forked, losses
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sddemo.materialise import materialise
+from sddemo.write_demo import materialise
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import found, prepare
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlaunch.processes import descendants
+from sdlaunch.supervise.processes import descendants
 from tests.sdlaunch.place import clean_environment
 from tests.support import forked
 from tests.support.launcher import ENTRYPOINT, Launched

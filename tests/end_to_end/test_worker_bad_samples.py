@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from sddemo.world import caption, draw, scenes
+from sddemo.scenes import caption, draw, scenes
 from tests.support.worker import losses
 
 SHAPES = [(64, 48), (64, 64), (90, 64), (48, 64), (96, 40), (64, 64), (64, 52), (40, 96)]
@@ -79,18 +79,18 @@ def test_more_than_allowed_are_66_before_the_first_step(train, spoilt, capfd, wh
 
 
 def test_a_stop_while_all_are_gone_through_is_obeyed(train, spoilt, monkeypatch, tmp_path):
-    from sdtrain import survey
+    from sdtrain.data import scan
 
     calls = []
-    monkeypatch.setattr(survey, "_BLOCK", 2)
-    monkeypatch.setattr(survey, "_looked", lambda look, images, index: calls.append(index) or (64, 64))
+    monkeypatch.setattr(scan, "_BLOCK", 2)
+    monkeypatch.setattr(scan, "_looked", lambda look, images, index: calls.append(index) or (64, 64))
     monkeypatch.setenv("SDJOB_STOP_FILE", str(tmp_path / "stop"))
-    original = survey.Progress.show
+    original = scan.Progress.show
 
     def show(self, done, note=""):
         (tmp_path / "stop").touch()
         original(self, done, note)
 
-    monkeypatch.setattr(survey.Progress, "show", show)
+    monkeypatch.setattr(scan.Progress, "show", show)
     train(code=75, train_data_dir=spoilt, **SETTINGS, **BUCKETS)
     assert sorted(calls) == [0, 1]

@@ -23,7 +23,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """Five drawings, each of its own shape, with captions."""
-    from sddemo.world import caption, draw, scenes
+    from sddemo.scenes import caption, draw, scenes
 
     folder = tmp_path_factory.mktemp("shapes")
     rows = []

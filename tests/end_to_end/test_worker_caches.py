@@ -7,10 +7,10 @@ import shutil
 import pytest
 from PIL import Image, ImageOps
 
-from sdjob.compat import Topology
-from sdjob.pipeline import find_pipeline
-from sdjob.spec import RunSpec
-from sdlaunch import caches
+from sdjob.model.pipeline import find_pipeline
+from sdjob.settings.compatibility import Topology
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.preflight import caches
 from tests.support.worker import losses, snapshot
 
 CROPPED = {"center_crop": True}

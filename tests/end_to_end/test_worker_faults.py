@@ -12,8 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdjob.output import is_exported
-from sdtrain import checkpoint, denoise, export, loop, report
+from sdjob.output.layout import is_exported
+from sdtrain import loop
+from sdtrain.checkpoint import checkpoint
+from sdtrain.export import export
+from sdtrain.objective import diffusion
+from sdtrain.reporting import report
 from tests.support.worker import environment, flags, losses, scalars, snapshot
 
 
@@ -35,7 +39,7 @@ def spoiled_loss(monkeypatch, step, spoil):
         loop,
         "loss_of",
         lambda *arguments: (
-            spoil(denoise.loss_of(*arguments)) if next(count) == step else denoise.loss_of(*arguments)
+            spoil(diffusion.loss_of(*arguments)) if next(count) == step else diffusion.loss_of(*arguments)
         ),
     )
 
@@ -56,7 +60,7 @@ def test_the_pictures_of_a_loss_that_is_no_number_are_named(train, monkeypatch, 
     """In the note, which becomes failure.json: of the first such step, not of the last."""
     monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
     count = iter(range(1, 1000))
-    original = denoise.loss_of
+    original = diffusion.loss_of
     monkeypatch.setattr(
         loop, "loss_of", lambda *given: original(*given) * (float("nan") if next(count) >= 3 else 1)
     )
@@ -100,7 +104,7 @@ def test_a_run_without_a_step_that_was_applied_reports_no_loss(train, monkeypatc
 @pytest.mark.parametrize("plugin", ["torch_ddp", "fsdp"])
 def test_a_step_is_skipped_on_every_rank(train, monkeypatch, plugin):
     """The loss of one rank only is no number; both end with the same weights, or they would not agree later."""
-    original = denoise.loss_of
+    original = diffusion.loss_of
     count = iter(range(1, 1000))
 
     def spoiled(*given):
@@ -122,7 +126,7 @@ def test_skipped_steps_are_counted_over_a_resume(train, monkeypatch):
 
 
 def test_too_many_skipped_steps_are_70(train, monkeypatch, capsys):
-    original = denoise.loss_of
+    original = diffusion.loss_of
     monkeypatch.setattr(loop, "loss_of", lambda *given: original(*given) * float("nan"))
     output = train(code=70, max_train_steps=9, on_nan="skip", max_nan_steps=3)
     error = capsys.readouterr().err

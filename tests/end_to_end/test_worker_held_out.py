@@ -8,10 +8,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sddemo.world import caption, draw, scenes
-from sdjob.spec import RunSpec
-from sdtrain.held_out import divided
-from sdtrain.order import generator
+from sddemo.scenes import caption, draw, scenes
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.data.sampling import generator
+from sdtrain.validation.held_out_loss import divided
 from tests.sdtrain.reference import Pictures
 from tests.support.worker import losses, scalars
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 
-from sdjob.spec import RunSpec
-from sdtrain.spent import Spent
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.reporting.stopwatch import Spent
 from tests.support.worker import losses, scalars
 
 PROMPTS = ["a red cross", "ein grüner Kreis, 圆"]
@@ -205,7 +205,7 @@ def first_sample(step: int) -> str:
 
 
 def test_every_setting_of_the_worker_is_a_flag():
-    from sdjob import argv
+    from sdjob.settings import flags
 
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", validation_prompts=("- a b", "c"))
-    assert argv.parse(argv.render(spec)) == spec
+    assert flags.parse(flags.render(spec)) == spec

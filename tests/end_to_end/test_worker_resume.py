@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdjob.output import LORA_FILE, is_exported
-from sdtrain import checkpoint, export, run
+from sdjob.output.layout import LORA_FILE, is_exported
+from sdtrain import run
+from sdtrain.checkpoint import checkpoint
+from sdtrain.export import export
 from tests.support.worker import Killed, flags, in_process, losses, scalars, snapshot, started, torchrun
 
 STEPS = 6

@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from sddemo.tiny import make_tiny_xl_pipeline
-from sdtrain import export
+from sddemo.tiny_pipeline import make_tiny_xl_pipeline
+from sdtrain.export import export
 from tests.support import worker
 from tests.support.launcher import prepare
 from tests.support.worker import losses

@@ -24,7 +24,7 @@ PICTURES = {"validation_prompts": ["a cross", "a circle", "a square"], "num_vali
 
 def test_the_tutorials_command_and_going_on_under_another_strategy(inputs, tmp_path, eps_model):
     import sdtrain.run
-    import sdtrain.strategies.colossal  # noqa: F401  (once, before the forks)
+    import sdtrain.strategies.colossalai  # noqa: F401  (once, before the forks)
 
     given = {**inputs, "output_dir": tmp_path / "output", "learning_rate": 1e-4}
     codes = worker.in_ranks(2, colossal.install, **given, **TUTORIAL, **PICTURES, max_train_steps=2)

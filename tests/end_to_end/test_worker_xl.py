@@ -10,13 +10,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdjob.dataset import find_dataset
-from sdjob.pipeline import find_pipeline
-from sdjob.problem import JobError
-from sdtrain import export, models
-from sdtrain.data import TrainingImages
-from sdtrain.order import Sample, draws
-from sdtrain.sources import open_source
+from sdjob.dataset.detect import find_dataset
+from sdjob.model.pipeline import find_pipeline
+from sdjob.problems import JobError
+from sdtrain.data.images import TrainingImages
+from sdtrain.data.sampling import Sample, draws
+from sdtrain.data.sources import open_source
+from sdtrain.export import export
+from sdtrain.model import load
 from tests.support import colossal, worker
 from tests.support.worker import losses
 
@@ -76,7 +77,7 @@ def test_the_same_losses_however_they_are_computed(train, what, how):
     ids=["low_level_zero", "gemini"],
 )
 def test_colossal_ai_trains_both_text_encoders(train, inputs, tmp_path, how, tolerance):
-    import sdtrain.strategies.colossal  # noqa: F401  (once, before the forks)
+    import sdtrain.strategies.colossalai  # noqa: F401  (once, before the forks)
 
     settings = {"max_train_steps": STEPS, "train_text_encoder": True, "validation_prompts": ["a cross"]}
     wanted = losses(train("plain", **{**settings, "validation_prompts": None}, train_batch_size=2))
@@ -109,7 +110,7 @@ def test_a_lora_resumes_exactly_and_loads_from_both_layouts(train, xl_model):
 
 
 def test_the_vae_stays_fp32_and_samples_are_drawn(train, xl_model):
-    parts = models.load(
+    parts = load.load(
         find_pipeline(xl_model, None, allow_pickle=False), "bf16", torch.device("cpu"), allow_pickle=False
     )
     assert (parts.vae.dtype, parts.text_encoder_2.dtype) == (torch.float32, torch.bfloat16)

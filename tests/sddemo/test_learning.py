@@ -45,7 +45,7 @@ def test_the_attribute_is_taught_on_shapes_that_are_not_asked_for_alone(learn, t
 
     from PIL import Image
 
-    from sddemo.reader import is_painted, read
+    from sddemo.image_reader import is_painted, read
     from sddemo.subject import CORE
 
     learn.prepare(tmp_path)

@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from sddemo.evaluate import accuracy, generate, subject_rate
-from sddemo.materialise import PIPELINE
+from sddemo.pretrain.tokenizer import WORDS, new_tokenizer
+from sddemo.scenes import caption, scenes
 from sddemo.subject import INSTANCE_PROMPT
-from sddemo.tiny import PredictionType, make_tiny_pipeline
-from sddemo.tokenizer import WORDS, new_tokenizer
-from sddemo.world import caption, scenes
+from sddemo.tiny_pipeline import PredictionType, make_tiny_pipeline
+from sddemo.write_demo import PIPELINE
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import PIL.PngImagePlugin  # noqa: F401
 
-from sdjob.problem import JobError
+from sdjob.problems import JobError
 
 NOBODY = 65534
 

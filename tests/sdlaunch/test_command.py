@@ -6,9 +6,9 @@ from string import Template
 
 import pytest
 
-from sdjob.spec import RunSpec
+from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command
-from sdlaunch.cluster import Cluster
+from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.command import Host
 
 BASE = {"pretrained_model_name_or_path": "/mnt/model/sd", "output_dir": "/output", "device": "cpu"}

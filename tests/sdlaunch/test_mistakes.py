@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import entrypoint
-from sdjob.problem import JobError
-from sdlaunch import devices, texts
-from tests.sdjob.test_pipeline import LFS, UNET, make
+from sdjob.problems import JobError
+from sdlaunch.cluster import devices
+from sdlaunch.preflight import captions as texts
+from tests.sdjob.model.test_pipeline import LFS, UNET, make
 from tests.sdlaunch.place import clean_environment, make_place
 from tests.support.pipeline import FILES, zeros
 

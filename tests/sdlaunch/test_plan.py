@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sdlaunch import packages, plan
+from sdlaunch import plan
+from sdlaunch.preflight import packages
 from tests.sdlaunch.place import HOME, clean_environment, launch, make_place, plan_json
 
 TUTORIAL = {
@@ -408,8 +409,10 @@ def as_nobody(script: str, **variables: str) -> subprocess.CompletedProcess[str]
     """A Python script with the launcher at hand, without root's privileges."""
     lines = f"import os, sys\nsys.path[:0] = [{str(HOME)!r}, {str(HOME / 'project')!r}]\n"
     # Import before the privileges go: the checkout may be private to root.
-    lines += "import concurrent.futures.thread, entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.show\n"
-    lines += "import sdlaunch.refusal, PIL.Image, PIL.PngImagePlugin\n"
+    lines += (
+        "import concurrent.futures.thread, entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.display.text\n"
+    )
+    lines += "import sdlaunch.supervise.refusal, PIL.Image, PIL.PngImagePlugin\n"
     lines += "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
     return subprocess.run(
         [sys.executable, "-c", lines + script],

@@ -11,9 +11,10 @@ from hypothesis import settings as how
 from hypothesis import strategies as some
 
 import entrypoint
-from sdjob.argv import parse
-from sdjob.problem import ExitCode, JobError
-from sdlaunch import names, plan
+from sdjob.problems import ExitCode, JobError
+from sdjob.settings.flags import parse
+from sdlaunch import plan
+from sdlaunch.settings import names
 from tests.sdlaunch.place import HOME, clean_environment, make_place
 
 MOUNTS = ("MODEL_DIR", "DATASET_DIR", "OUTPUT_DIR", "PROJECT_DIR", "ENV_FILE", "CONFIG_FILE")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import entrypoint
-from sdlaunch import doctor
+from sdlaunch.verbs import doctor
 from tests.sdlaunch.place import clean_environment
 
 HOME = Path(__file__).resolve().parents[2]

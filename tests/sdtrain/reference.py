@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdtrain.order import generator, permutation
+from sdtrain.data.sampling import generator, permutation
 
 
 @dataclass

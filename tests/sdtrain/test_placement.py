@@ -7,18 +7,18 @@ whatever would read one fails.
 import pytest
 import torch
 
-from sddemo.tiny import make_tiny_xl_pipeline
-from sdjob.pipeline import find_pipeline
-from sdjob.spec import RunSpec
-from sdtrain import models
-from sdtrain.denoise import loss_of, noised
-from sdtrain.ema import Ema
-from sdtrain.order import Sample
+from sddemo.tiny_pipeline import make_tiny_xl_pipeline
+from sdjob.model.pipeline import find_pipeline
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.data.sampling import Sample
+from sdtrain.data.streams import StreamBatch
+from sdtrain.model import load
+from sdtrain.objective.diffusion import loss_of, noised
+from sdtrain.optim.ema import Ema
+from sdtrain.runtime.distributed import join
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
+from sdtrain.strategies.ddp import Native
 from sdtrain.strategies.fsdp import Fsdp
-from sdtrain.strategies.native import Native
-from sdtrain.streams import StreamBatch
-from sdtrain.world import join
 
 META = torch.device("meta")
 OPTIM = OptimSpec(
@@ -73,7 +73,7 @@ def batch(parts, *, cached):
 )
 def test_a_step_lies_on_the_device(folders, model, cached, settings):
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", mixed_precision="no", **settings)
-    parts = models.load(
+    parts = load.load(
         find_pipeline(folders[model], None, allow_pickle=False),
         "no",
         META,
@@ -82,7 +82,7 @@ def test_a_step_lies_on_the_device(folders, model, cached, settings):
         train_text_encoder=spec.train_text_encoder,
     )
     strategy = Native("no", META, 1)
-    strategy.prepare(models.make_trainable(parts, spec).to(META), OPTIM)
+    strategy.prepare(load.make_trainable(parts, spec).to(META), OPTIM)
     ema = Ema(strategy.masters(), 0.9)
     given = noised(parts, (batch(parts, cached=cached),), spec)
     with strategy.accumulate(last=True), strategy.autocast():
@@ -96,9 +96,7 @@ def test_a_step_lies_on_the_device(folders, model, cached, settings):
 
 def test_the_device_of_these_tests_notices(folders):
     """The mistake that it is there for."""
-    parts = models.load(
-        find_pipeline(folders["eps"], None, allow_pickle=False), "no", META, allow_pickle=False
-    )
+    parts = load.load(find_pipeline(folders["eps"], None, allow_pickle=False), "no", META, allow_pickle=False)
     with pytest.raises((RuntimeError, NotImplementedError)):
         parts.unet(torch.zeros(1, 4, 8, 8), torch.zeros(1, device=META), torch.zeros(1, 77, 32, device=META))
     with pytest.raises(RuntimeError):

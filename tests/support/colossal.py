@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdtrain import devices
+from sdtrain.runtime import devices
 
 
 class _Device(str):
@@ -24,7 +24,7 @@ class _Stream:
 
 def install() -> None:
     """To be called in each process before it trains: `device=cuda` then is a CPU under Colossal-AI's eyes."""
-    import sdtrain.strategies.colossal  # noqa: F401  (imports Colossal-AI as the worker does)
+    import sdtrain.strategies.colossalai  # noqa: F401  (imports Colossal-AI as the worker does)
 
     # isort: split
     from colossalai.accelerator import set_accelerator

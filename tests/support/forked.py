@@ -22,9 +22,7 @@ from typing import Any
 from torch.distributed.elastic.utils import macros
 
 import entrypoint
-import sdtrain.run
-import sdtrain.world  # noqa: F401 - imported here, so that the forks need not
-from sdlaunch import supervise
+from sdlaunch.supervise import supervisor
 from sdtrain.__main__ import main as worker
 
 _FAILED = """
@@ -38,7 +36,7 @@ def launcher(environ: dict[str, str]) -> Callable[[], None]:
     """For Popen(preexec_fn=…): the child becomes the launcher in this environment, and never any other program."""
 
     def become() -> None:
-        supervise.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
+        supervisor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
         sys.argv = ["entrypoint.py"]
         _become(entrypoint.start, environ, keep=())
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sdjob import stopping
+from sdjob import protocol
 from sdlaunch import plan
 from tests.sdlaunch.place import HOME, clean_environment
 
@@ -63,7 +63,7 @@ class Launched:
         for _ in range(2):
             if self.process.poll() is None:
                 self.process.terminate()
-                time.sleep(stopping.ONE_REQUEST + 0.5)
+                time.sleep(protocol.ONE_REQUEST + 0.5)
 
     def signal_rank(self, rank: int, signum: int) -> None:
         os.kill(int((self.output / "run" / "notes-0" / f"alive-{rank}").read_text()), signum)

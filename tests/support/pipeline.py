@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdjob import shapes
-from tests.sdjob.test_pipeline import make, write
+from sdjob.model import shapes
+from tests.sdjob.model.test_pipeline import make, write
 
 UNET = {
     "in_channels": 4,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdjob import kinds, original, shapes
+from sdjob.model import key_names, kinds, shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -15,7 +15,7 @@ def original_shapes(kind: kinds.Kind) -> Shapes:
     found: Shapes = {}
     for part, config in kind.parts.items():
         expected = getattr(shapes, part)(config)
-        places = original.places(part, config, expected, xl=kind is kinds.SD_XL)
+        places = key_names.places(part, config, expected, xl=kind is kinds.SD_XL)
         for name, place in places.items():
             shape = expected[name].shape
             if place.third is not None:

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig
 
-from sdjob.spec import RunSpec
+from sdjob.settings.run_spec import RunSpec
 from sdtrain import strategies
 from sdtrain.architectures.stable_diffusion import StableDiffusion
-from sdtrain.denoiser import Denoiser
-from sdtrain.ema import Ema
-from sdtrain.models import DTYPES
+from sdtrain.model.denoiser import Denoiser
+from sdtrain.model.load import DTYPES
+from sdtrain.optim.ema import Ema
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from tests.support import colossal
 from tests.support.worker import snapshot
@@ -220,7 +220,7 @@ def converted(unet: Path, folder: Path, variant: str, source: str) -> dict[str, 
 
 def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> Any:
     """What `work` returns on rank 0 of `size` forked processes, each with Colossal-AI's test accelerator."""
-    import sdtrain.strategies.colossal  # noqa: F401  (once, before the forks)
+    import sdtrain.strategies.colossalai  # noqa: F401  (once, before the forks)
 
     gc.collect()  # as in `tests.support.worker.forked`
     context = multiprocessing.get_context("fork")

@@ -169,8 +169,8 @@ def alone():
     """The world of a single process on the CPU."""
     import torch
 
-    from sdtrain.devices import KINDS
-    from sdtrain.world import World
+    from sdtrain.runtime.devices import KINDS
+    from sdtrain.runtime.distributed import World
 
     return World(0, 0, 1, KINDS["cpu"], torch.device("cpu"))
 

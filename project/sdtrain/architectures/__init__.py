@@ -9,7 +9,7 @@ from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.architectures.stable_diffusion_xl import StableDiffusionXL
 
 if TYPE_CHECKING:
-    from sdtrain.models import Parts
+    from sdtrain.model.load import Parts
 
 _ARCHITECTURES: dict[str, Architecture] = {
     "StableDiffusionPipeline": StableDiffusion(),

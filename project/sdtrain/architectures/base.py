@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import nn
 
 if TYPE_CHECKING:
-    from sdtrain.models import Parts
+    from sdtrain.model.load import Parts
 
 # What a network is told besides latents and timesteps, by names that its architecture gives; each [B, …]. Where text
 # encoders are trained, their token ids [B, chunks, 77], by the names of the encoders, in place of what they make of it.

@@ -13,7 +13,7 @@ from torch import nn
 from sdtrain.architectures.base import Conditioning, Drawing, in_chunks
 
 if TYPE_CHECKING:
-    from sdtrain.models import Parts
+    from sdtrain.model.load import Parts
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
 

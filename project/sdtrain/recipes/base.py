@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.dataset import DatasetInfo
-from sdjob.output import OutputLayout
-from sdjob.problem import Problem
-from sdjob.spec import RunSpec
-from sdtrain.data import TrainingImages, verify
-from sdtrain.models import Parts
-from sdtrain.sources import ImageSource, JoinedSource, open_source
-from sdtrain.stop import StopRequest
-from sdtrain.streams import Stream
-from sdtrain.survey import say_passed_over
-from sdtrain.world import World
+from sdjob.dataset.detect import DatasetInfo
+from sdjob.output.layout import OutputLayout
+from sdjob.problems import Problem
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.data.images import TrainingImages, verify
+from sdtrain.data.scan import say_passed_over
+from sdtrain.data.sources import ImageSource, JoinedSource, open_source
+from sdtrain.data.streams import Stream
+from sdtrain.model.load import Parts
+from sdtrain.runtime.distributed import World
+from sdtrain.runtime.stop import StopRequest
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sdjob import split
-from sdjob.concepts import Concept, concepts_of
-from sdjob.dataset import DatasetInfo, dataset_in
-from sdtrain import class_images
+from sdjob.dataset import validation_split
+from sdjob.dataset.concepts import Concept, concepts_of
+from sdjob.dataset.detect import DatasetInfo, dataset_in
+from sdtrain.data import class_images
+from sdtrain.data.streams import Stream
 from sdtrain.recipes.base import Recipe, RecipeInput, open_images
-from sdtrain.streams import Stream
 
 
 def _streams(given: RecipeInput) -> tuple[Stream, ...]:
@@ -23,7 +23,7 @@ def _streams(given: RecipeInput) -> tuple[Stream, ...]:
     weights = tuple(
         concept.weight
         for concept, info in zip(concepts, given.infos, strict=True)
-        for _ in range(split.trained_on(spec, info.num_examples))
+        for _ in range(validation_split.trained_on(spec, info.num_examples))
     )
     instance = Stream(
         "instance",

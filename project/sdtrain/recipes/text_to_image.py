@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sdtrain.data.streams import Stream
 from sdtrain.recipes.base import Recipe, RecipeInput
-from sdtrain.streams import Stream
 
 
 def _streams(given: RecipeInput) -> tuple[Stream, ...]:

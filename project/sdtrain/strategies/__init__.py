@@ -6,8 +6,8 @@ from importlib import import_module
 
 import torch
 
-from sdjob.compat import PLUGINS
-from sdjob.spec import RunSpec
+from sdjob.settings.compatibility import PLUGINS
+from sdjob.settings.run_spec import RunSpec
 from sdtrain.strategies.base import Strategy
 
 

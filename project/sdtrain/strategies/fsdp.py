@@ -23,10 +23,11 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from sdjob.spec import RunSpec
-from sdtrain.strategies import optimisers, store
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.checkpoint import state_io
+from sdtrain.optim import optimizers
 from sdtrain.strategies.base import OptimSpec, grouped
-from sdtrain.strategies.shares import Range, Shares, gathered, lent
+from sdtrain.strategies.shards import Range, Shares, gathered, lent
 
 _COMPUTE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -49,13 +50,13 @@ class Fsdp:
         self.model = model
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._ranges = {name: _range(p) for name, p in self._trained.items()}
-        self._savers = store.group_of_savers()
+        self._savers = state_io.group_of_savers()
         self._max_grad_norm = optim.max_grad_norm or float("inf")
-        self._optimizer = optimisers.build(optim, grouped(self._trained, optim))
+        self._optimizer = optimizers.build(optim, grouped(self._trained, optim))
         for p in self._trained.values():
             self._optimizer.state[p] = {
                 "step": torch.zeros((), device=_local(p).device),
-                **{moment: torch.zeros_like(p) for moment in store.MOMENTS},
+                **{moment: torch.zeros_like(p) for moment in state_io.MOMENTS},
             }
 
     def _shard(self, model: nn.Module) -> None:
@@ -123,17 +124,17 @@ class Fsdp:
                     module.set_reshard_after_forward(self._reshard, recurse=False)
 
     def save(self, folder: Path, ema: Shares | None) -> None:
-        store.save(folder, self._tables(ema), self._ranges, self._numbers())
+        state_io.save(folder, self._tables(ema), self._ranges, self._numbers())
 
     def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
-        return store.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
+        return state_io.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
 
-    def _numbers(self) -> store.Numbers:
+    def _numbers(self) -> state_io.Numbers:
         step = next(iter(self._optimizer.state.values()))["step"]
-        return store.Numbers(int(step), self._scaler.state_dict())
+        return state_io.Numbers(int(step), self._scaler.state_dict())
 
     def load(self, folder: Path, ema: Shares | None) -> None:
-        numbers = store.load(folder, self._tables(ema), self._ranges)
+        numbers = state_io.load(folder, self._tables(ema), self._ranges)
         for state in self._optimizer.state.values():
             state["step"].fill_(numbers.updates)
         if numbers.scaler and self._scaler.is_enabled():
@@ -142,7 +143,7 @@ class Fsdp:
     def _tables(self, ema: Shares | None) -> dict[str, Shares]:
         moments = {
             moment: {name: _local(self._optimizer.state[p][moment]) for name, p in self._trained.items()}
-            for moment in store.MOMENTS
+            for moment in state_io.MOMENTS
         }
         return {"master": self.masters(), **moments, **({"ema": ema} if ema else {})}
 

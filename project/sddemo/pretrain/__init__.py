@@ -1,0 +1,5 @@
+"""Makes the embedded pipeline from nothing: `python -m sddemo.pretrain --output DIR`.
+
+Start reading: __main__.py.
+May import: torch, diffusers, sddemo.
+"""

@@ -1,0 +1,125 @@
+"""Trains a small AutoencoderKL (64 × 64 × 3 ↔ 16 × 16 × 4) on a world broader than the one it will serve."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
+from PIL import Image
+from torch import Tensor
+
+from sddemo.scenes import OVERSAMPLING, RGB, SHAPES, SIZE, canvas, paint, random_scene
+from sddemo.scenes import draw as draw_scene
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained autoencoder: 3 levels, factor 4, 4 latent channels."""
+    return AutoencoderKL(
+        block_out_channels=(16, 16, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+    )
+
+
+def random_picture(rng: random.Random) -> Image.Image:
+    """A drawing with arbitrary colours, often two-coloured: no later subject is foreign to the VAE."""
+
+    def colour() -> RGB:
+        # Saturated colours are rare among uniform ones, and the ones that matter
+        return tuple(rng.choice((rng.randrange(256), 16, 240)) for _ in range(3))  # type: ignore[return-value]
+
+    if rng.random() < 0.25:
+        return draw_scene(random_scene(rng))
+    picture = canvas(colour())
+    if rng.random() < 0.15:
+        gradient = Image.linear_gradient("L").resize(picture.size)
+        picture = Image.composite(picture, Image.new("RGB", picture.size, colour()), gradient)
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        shape, radius = rng.choice(SHAPES), rng.uniform(10, 24)
+        x, y = SIZE / 2 + rng.uniform(-10, 10), SIZE / 2 + rng.uniform(-10, 10)
+        paint(picture, shape, colour(), x, y, radius)
+        if rng.random() < 0.5:  # a core of another colour: rings, dots, nested shapes
+            paint(
+                picture,
+                rng.choice((shape, rng.choice(SHAPES))),
+                colour(),
+                x,
+                y,
+                radius * rng.uniform(0.4, 0.8),
+            )
+    return picture.reduce(OVERSAMPLING)
+
+
+def to_tensor(pictures: list[Image.Image]) -> Tensor:
+    """Pictures as uint8 [n, 3, 64, 64]."""
+    return (
+        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 → float in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
+    """Peak signal-to-noise ratio of the reconstructions of uint8 pictures, in dB."""
+    with torch.no_grad():
+        images = normalised(pixels)
+        error = (
+            (vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1) - images).square().mean()
+        )
+    return float(10 * torch.log10(4 / error))
+
+
+def train_vae(
+    seed: int, steps: int, pictures: int = 20000, batch: int = 8
+) -> tuple[AutoencoderKL, list[dict[str, Any]]]:
+    """Trains a new VAE; returns it and its curve."""
+    rng = random.Random(seed)
+    pixels = to_tensor([random_picture(rng) for _ in range(pictures)])
+    held_out, generator = pixels[:128], torch.Generator().manual_seed(seed)
+    vae = new_vae().to(memory_format=torch.channels_last)
+    torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)  # start almost deterministic
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
+    schedule = get_scheduler("cosine", optimiser, num_warmup_steps=100, num_training_steps=steps)
+    curve: list[dict[str, Any]] = []
+    start = time.monotonic()
+    for step in range(1, steps + 1):
+        images = normalised(pixels[torch.randint(len(held_out), pictures, (batch,), generator=generator)])
+        posterior = vae.encode(images).latent_dist
+        error = vae.decode(posterior.sample(generator)).sample - images
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        # A KL weight that grows late: sharp pictures first, smooth latents after
+        loss = error.abs().mean() + error.square().mean() + 1e-3 * (0.1 + step / steps) * kl
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+        if step % 100 == 0:
+            curve.append(
+                {
+                    "step": step,
+                    "seconds": round(time.monotonic() - start),
+                    "loss": round(loss.item(), 4),
+                    "kl": round(kl.item(), 3),
+                    "gradient": round(norm.item(), 3),
+                }
+            )
+            if step % 500 == 0:
+                curve[-1]["psnr"] = round(psnr(vae, held_out), 2)
+            print("vae", curve[-1], flush=True)
+    return vae, curve

@@ -1,0 +1,101 @@
+"""Several subjects of one DreamBooth run: a list in a YAML (or JSON) file, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sdjob.files import read_file, shown
+from sdjob.problems import JobError, Problem, bad_input, setting
+from sdjob.settings.run_spec import RunSpec
+
+_FORM = (
+    "write a list, each entry with instance_data_dir and instance_prompt, and if wanted class_prompt, "
+    "class_data_dir and weight"
+)
+
+
+class Concept(BaseModel):
+    """One subject. Folders are absolute, or relative to the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance_data_dir: Annotated[str, Field(min_length=1)]
+    instance_prompt: Annotated[str, Field(min_length=1)]
+    class_data_dir: str | None = None  # None: generated
+    class_prompt: str | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of its pictures in the loss
+
+    @property
+    def summary(self) -> str:
+        """What must not change while a run goes on, besides the pictures."""
+        return f"{self.instance_prompt!r} × {self.weight:g}, class {self.class_prompt!r}"
+
+
+_LIST: TypeAdapter[tuple[Concept, ...]] = TypeAdapter(Annotated[tuple[Concept, ...], Field(min_length=1)])
+
+
+def concepts_of(spec: RunSpec) -> tuple[Concept, ...]:
+    """The subjects of a run: those of its list, or the one that its settings describe. Raises JobError."""
+    if spec.concepts_list:
+        return read_concepts(Path(spec.concepts_list), prior=spec.with_prior_preservation)
+    if spec.instance_data_dir is None:
+        remedy = "Name the folder of the pictures with --instance_data_dir."
+        raise JobError(setting("instance_data_dir", "not given", remedy))
+    return (
+        Concept(
+            instance_data_dir=spec.instance_data_dir,
+            instance_prompt=spec.instance_prompt,
+            class_data_dir=spec.class_data_dir,
+            class_prompt=spec.class_prompt,
+        ),
+    )
+
+
+def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
+    """The list in a file. Raises JobError with everything that is wrong with it."""
+    import yaml
+
+    try:
+        text = read_file(path).decode()
+        found = _LIST.validate_python(_rooted(yaml.safe_load(text), path.parent))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise JobError(bad_input(shown(path), f"is no YAML ({first})", _FORM)) from None
+    except ValidationError as error:
+        raise JobError(_problems_of(error, path)) from None
+    missing = [number for number, concept in enumerate(found, 1) if prior and not concept.class_prompt]
+    if missing:
+        remedy = "name the class of each subject, or leave with_prior_preservation off"
+        raise JobError(
+            [bad_input(shown(path), f"entry {number} has no class_prompt", remedy) for number in missing]
+        )
+    return found
+
+
+def _rooted(entries: Any, folder: Path) -> Any:
+    """The same with folders that are absolute."""
+    if not isinstance(entries, list):
+        return entries
+    return [
+        {
+            name: str(folder.absolute() / value)
+            if name.endswith("_dir") and isinstance(value, str)
+            else value
+            for name, value in entry.items()
+        }
+        if isinstance(entry, dict)
+        else entry
+        for entry in entries
+    ]
+
+
+def _problems_of(error: ValidationError, path: Path) -> list[Problem]:
+    problems = []
+    for detail in error.errors(include_url=False):
+        where = [str(part) if isinstance(part, str) else f"entry {part + 1}" for part in detail["loc"]]
+        found = f"{', '.join(where)}: {detail['msg']}" if where else "is no list of subjects"
+        problems.append(bad_input(shown(path), found, _FORM))
+    return problems

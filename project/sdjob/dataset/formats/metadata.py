@@ -1,0 +1,169 @@
+"""metadata.jsonl and metadata.csv: pictures by file name, with captions; mistakes with their line numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdjob.dataset.images import is_image_name
+from sdjob.files import few, shown, unreadable
+from sdjob.problems import JobError, Problem, bad_input
+
+FILE_NAME = "file_name"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+_UNREADABLE = "not a JSON object"
+_NO_NAME = f"no {FILE_NAME}"
+_TWICE = f"a {FILE_NAME} that an earlier line has"
+_OUTSIDE = f"a {FILE_NAME} outside this folder"
+_NO_PICTURE = f"a {FILE_NAME} that is no picture"
+_ABSENT = f"a {FILE_NAME} that does not exist"
+_NO_CAPTION = "no text in the caption column"
+_REMEDIES = {
+    _UNREADABLE: 'write one JSON object a line: {"file_name": "a.jpg", "text": "a caption"}',
+    _NO_NAME: f"give every line a {FILE_NAME}, relative to this folder",
+    _TWICE: "keep one line a picture",
+    _OUTSIDE: "put the pictures beside or below this file, and name them relative to it",
+    _NO_PICTURE: "name pictures only (jpg, png, webp, bmp, gif, tiff)",
+    _ABSENT: "copy the missing pictures, or take their lines out",
+    _NO_CAPTION: "write the missing captions, or take these lines out",
+}
+
+
+def metadata_file(folder: Path) -> Path:
+    """metadata.jsonl, else metadata.csv."""
+    first, second = (folder / name for name in METADATA_NAMES)
+    return first if os.access(first, os.F_OK) else second
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The rows of a metadata file, sorted by name; `captions` is empty where none were asked for."""
+
+    columns: tuple[str, ...]
+    names: tuple[str, ...]  # relative to the folder of the file
+    captions: tuple[str, ...]
+
+
+def read_metadata(path: Path, caption_column: str | None) -> Metadata:
+    """All rows, checked. Raises JobError with every kind of mistake and its lines."""
+    try:
+        rows = list(_rows(path))
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        found = f"cannot be read as UTF-8 text ({error})"
+        raise JobError(bad_input(shown(path), found, "save it again as UTF-8")) from error
+    columns = tuple(dict.fromkeys(key for _, row in rows for key in row or ()))
+    for column, remedy in ((FILE_NAME, _REMEDIES[_NO_NAME]), (caption_column, _other_column(columns))):
+        if column and column not in columns and columns:
+            found = f"has no column {column!r}; its columns are {few(columns, 20)}"
+            raise JobError(bad_input(shown(path), found, remedy))
+    mistakes: dict[str, list[int]] = defaultdict(list)
+    pictures = _pictures(path.parent, rows, caption_column, mistakes)
+    if mistakes:
+        raise JobError(_problem(path, mistake, lines) for mistake, lines in mistakes.items())
+    if not pictures:
+        raise JobError(bad_input(shown(path), "has no rows", _REMEDIES[_UNREADABLE]))
+    names = tuple(sorted(pictures))
+    captions = tuple(pictures[name] for name in names) if caption_column else ()
+    return Metadata(columns, names, captions)
+
+
+def read_captions(path: Path, caption_column: str) -> Iterator[str]:
+    """The captions in the order of the lines, of a file that `read_metadata` has accepted."""
+    return (str(row[caption_column]) for _, row in _rows(path) if row and caption_column in row)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line, row), row None where a line is not readable. Raises OSError, UnicodeDecodeError, csv.Error."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(file)
+            for row in reader:
+                yield reader.line_num, {key: value for key, value in row.items() if key is not None}
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    value = None
+                yield number, value if isinstance(value, dict) else None
+
+
+def _pictures(
+    folder: Path,
+    rows: Sequence[tuple[int, dict[str, Any] | None]],
+    caption_column: str | None,
+    mistakes: dict[str, list[int]],
+) -> dict[str, str]:
+    """Normal file name → caption; what is wrong goes into `mistakes`: kind → lines."""
+    pictures: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        name = posixpath.normpath(row[FILE_NAME]) if row and _is_text(row.get(FILE_NAME)) else ""
+        caption = row.get(caption_column) if row and caption_column else ""
+        if mistake := _mistake(row, name, caption, name in lines):
+            mistakes[mistake].append(line)
+        else:
+            pictures[name] = str(caption)
+            lines[name] = line
+    for name in _absent(folder, pictures):
+        mistakes[_ABSENT].append(lines[name])
+    return pictures
+
+
+def _mistake(row: dict[str, Any] | None, name: str, caption: Any, known: bool) -> str | None:
+    """What is wrong with one row by itself."""
+    if row is None:
+        return _UNREADABLE
+    if not name:
+        return _NO_NAME
+    if name.startswith(("/", "../")):
+        return _OUTSIDE
+    if not is_image_name(posixpath.basename(name)):
+        return _NO_PICTURE
+    if known:
+        return _TWICE
+    return None if isinstance(caption, str) else _NO_CAPTION
+
+
+def _absent(folder: Path, names: dict[str, str]) -> list[str]:
+    """The names that are not there: one listing a folder instead of a stat a file."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        parent, base = posixpath.split(name)
+        wanted[parent].add(base)
+    absent = []
+    for parent, bases in wanted.items():
+        try:
+            with os.scandir(folder / parent) as entries:
+                there = {entry.name for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            there = set()
+        except OSError as error:
+            raise JobError(unreadable(folder / parent, error)) from error
+        absent += [posixpath.join(parent, base) for base in bases - there]
+    return absent
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _other_column(columns: tuple[str, ...]) -> str:
+    others = [column for column in columns if column != FILE_NAME]
+    return f"set caption_column to one of {few(others, 20)}" if others else "add the captions to this file"
+
+
+def _problem(path: Path, mistake: str, lines: list[int]) -> Problem:
+    word = "line" if len(lines) == 1 else "lines"
+    return bad_input(shown(path), f"{mistake}: {word} {few(map(str, sorted(lines)))}", _REMEDIES[mistake])

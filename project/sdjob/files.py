@@ -1,0 +1,170 @@
+"""Looking at folders that others filled: what lies there, without a stat per file, and how to speak of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sdjob.problems import JobError, Problem, bad_input
+
+LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "copy or download it again, with all that belongs to it"
+_STRAY = frozenset({"Thumbs.db", "thumbs.db", "Desktop.ini", "desktop.ini", "__MACOSX", "lost+found"})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Names in a folder, sorted; hidden and stray entries (.DS_Store, ._x, Thumbs.db, …) are left out."""
+
+    path: Path
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What lies here, in a few words."""
+        counts = Counter(suffix_of(name) or "(no extension)" for name in self.files)
+        parts = [f"{count:,} {shown(suffix)}" for suffix, count in counts.most_common(5)]
+        if len(counts) > 5:
+            parts.append(f"{len(counts) - 5} other kinds")
+        if self.folders:
+            parts.append(f"folders {few(self.folders)}")
+        return ", ".join(parts) or "nothing"
+
+
+def list_folder(path: Path) -> Listing:
+    """One pass over a folder. Raises OSError."""
+    files: list[str] = []
+    folders: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] != "." and name not in _STRAY:
+                try:
+                    (folders if entry.is_dir() else files).append(name)
+                except OSError:  # a link that leads nowhere we may go
+                    files.append(name)
+    return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
+
+
+def suffix_of(name: str) -> str:
+    """ ".jpg" of "a.JPG"; strings, because a Path for each of a million names takes seconds."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def open_listing(path: Path) -> Listing:
+    """Like `list_folder`, for a folder that must be there and hold something. Raises JobError."""
+    try:
+        listing = list_folder(path)
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    if not listing.files and not listing.folders:
+        raise JobError(bad_input(shown(path), "holds nothing", "mount or copy something into this folder"))
+    return listing
+
+
+def below(
+    root: Path,
+    name: str | None,
+    setting: str,
+    is_one: Callable[[Listing], bool],
+    suffixes: tuple[str, ...] = (),
+) -> Path:
+    """The place that a user means: the mount itself, a folder below it, or an absolute path.
+
+    `is_one`: whether a folder is what is looked for; `suffixes`: of the files that can be meant as well.
+    """
+    path = root / name if name else root  # an absolute name replaces the root
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not name:
+            raise JobError(unreadable(path, error)) from error
+        listing = open_listing(root)
+        files = [name for name in listing.files if suffixes and name.endswith(suffixes)]
+        there = [*listing.folders, *files]
+        found = f"does not exist; {shown(root)} holds {few(there) or 'no folders'}"
+        remedy = f"set {setting} to a folder {'or file ' if files else ''}below {shown(root)}, or to an absolute path"
+        if meant := get_close_matches(name, there, n=1):
+            remedy = f"did you mean {shown(meant[0])}? {remedy[0].upper()}{remedy[1:]}"
+        elif is_one(listing):
+            remedy = f"leave {setting} empty: what you look for lies in {shown(root)} itself"
+        raise JobError(bad_input(shown(path), found, remedy)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise JobError(unreadable(path, error)) from error
+    return path
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can always be printed: names need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> Problem:
+    """A file or folder that the system does not let us read."""
+    if isinstance(error, PermissionError):
+        remedy = f"make it readable for this user: chmod -R a+rX '{shown(path)}'"
+    elif isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        remedy = "correct the path or the mount"
+    else:
+        remedy = "check the mount and the storage behind it"
+    return bad_input(shown(path), reason_of(error), remedy)
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """The system's words, as part of a sentence."""
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, NotADirectoryError):
+        return "is a file, not a folder"
+    if isinstance(error, PermissionError):
+        return f"cannot be read by user {os.getuid()} (permission denied)"
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def check_pointer(path: Path) -> None:
+    """Refuses a file where Git left a note instead of the content. Raises JobError, OSError."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            found = "is a Git LFS pointer, not the file itself"
+            remedy = "run `git lfs pull` in the folder that was cloned, or download the file again"
+            raise JobError(bad_input(shown(path), found, remedy))
+
+
+def read_file(path: Path, count: int = -1) -> bytes:
+    """The first bytes of a file that must be there, and not empty. Raises JobError."""
+    try:
+        check_pointer(path)
+        with path.open("rb") as file:
+            content = file.read(count)
+    except FileNotFoundError as error:
+        raise JobError(bad_input(shown(path), "is missing", _AGAIN)) from error
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    if not content:
+        raise JobError(bad_input(shown(path), "is empty (0 bytes)", _AGAIN))
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with a JSON object. Raises JobError."""
+    try:
+        value = json.loads(read_file(path))
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise JobError(bad_input(shown(path), f"is not readable JSON ({error})", _AGAIN)) from error
+    return value
+
+
+def few(items: Iterable[str], limit: int = 6) -> str:
+    """The first items, and how many more there are."""
+    texts = [shown(item) for item in items]
+    more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

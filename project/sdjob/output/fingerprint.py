@@ -1,0 +1,122 @@
+"""What must not change between a checkpoint and the run that continues it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sdjob.dataset.concepts import Concept
+from sdjob.dataset.detect import TXT_CAPTIONS, DatasetInfo, dataset_in
+from sdjob.dataset.formats.metadata import metadata_file
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.problems import Problem, setting
+from sdjob.settings.run_spec import RunSpec
+from sdjob.threads import in_threads
+
+_EDGE = 1 << 20
+
+
+def facts_of(
+    spec: RunSpec, model: str, infos: Iterable[DatasetInfo], concepts: Sequence[Concept]
+) -> dict[str, str]:
+    """The facts of a run, by the name that a person would change: what its checkpoints record.
+
+    `model` is the identity of the model. Raises JobError (66) where pictures of a class are not there.
+    """
+    facts = fingerprint(spec, model, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
+    if spec.concepts_list:
+        facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
+    return facts
+
+
+def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> list[Problem]:
+    """A checkpoint continues only the run that made it: every fact in which that one differs from this."""
+    return [
+        setting(
+            name,
+            f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
+            "Set it as before to continue that run, or start another with a new OUTPUT_DIR (or resume=never).",
+        )
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def model_identity(folder: PipelineFolder) -> str:
+    """A hash of the U-Net's and VAE's configuration, and of size, head and tail of each weight file."""
+    digest = hashlib.sha256()
+    further = [name for name in ("text_encoder_2",) if name in folder.parts]
+    for name in ("unet", "vae", "text_encoder", "scheduler", *further):
+        for path in sorted((folder.path / name).glob("*config.json")):
+            digest.update(path.read_bytes())
+        for path in folder.parts[name].weights:
+            digest.update(_edges(path))
+    return digest.hexdigest()[:16]
+
+
+def data_identity(info: DatasetInfo) -> str:
+    """A hash of the number of examples, the captions' place, and the files' names and sizes; the mount's own
+    path may change."""
+    columns = f"{info.image_column}/{info.caption_column}"
+    digest = hashlib.sha256(f"{info.format}/{info.num_examples}/{columns}".encode())
+
+    def sizes(path: Path) -> str:
+        caption = path.with_suffix(TXT_CAPTIONS) if info.caption_column == TXT_CAPTIONS else None
+        return f"{path.name}/{path.stat().st_size}\n" + (f"{caption.stat().st_size}\n" if caption else "")
+
+    for lines in in_threads(sizes, info.files):
+        digest.update(lines.encode())
+    if info.format == "metadata":
+        digest.update(metadata_file(info.path).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> dict[str, str]:
+    """The facts of one subject, from the identities of model, data and given class pictures ("": generated)."""
+    trained = (
+        f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {', '.join(spec.lora_target_modules)}"
+        if spec.lora_rank
+        else "the whole U-Net"
+    )
+    facts = {
+        "model_name": f"model {model}",
+        "dataset_name": f"data set {data}",
+        "recipe": spec.recipe,
+        "lora_rank": trained,
+        "train_text_encoder": str(spec.train_text_encoder),
+        "optimizer": spec.optimizer,
+        "max_token_length": str(spec.max_token_length),
+        "use_ema": str(spec.use_ema),
+        "seed": str(spec.seed),
+        "aspect_ratio_buckets": str(spec.aspect_ratio_buckets),
+        "rescale_betas_zero_snr": str(spec.rescale_betas_zero_snr),
+    }
+    if spec.validation_split:
+        facts["validation_split"] = f"{spec.validation_split:g}"
+    if spec.recipe == "dreambooth":
+        facts["instance_prompt"] = repr(spec.instance_prompt)
+        prior = (
+            f"with prior preservation of {spec.class_prompt!r}" if spec.with_prior_preservation else "without"
+        )
+        facts["with_prior_preservation"] = prior
+        if spec.with_prior_preservation:
+            facts["class_data_dir"] = f"pictures {class_data}" if class_data else "generated pictures"
+            facts["num_class_images"] = str(spec.num_class_images)
+    return facts
+
+
+def _class_identity(spec: RunSpec, concepts: Sequence[Concept]) -> str:
+    """Which pictures of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
+    if not spec.with_prior_preservation:
+        return ""
+    given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
+    return "+".join(data_identity(dataset_in(folder, spec, captions=False)) for folder in given)
+
+
+def _edges(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_EDGE)
+        file.seek(max(0, size - _EDGE))
+        return f"{path.name}/{size}/".encode() + head + file.read(_EDGE)

@@ -1,0 +1,40 @@
+"""The values that settings choose among, and how else people write them."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from sdjob.settings.fields import OFF, ON, any_case
+
+Recipe = Literal["dreambooth", "text_to_image"]
+Plugin = Literal["none", "torch_ddp", "torch_ddp_fp16", "low_level_zero", "gemini", "fsdp"]
+Precision = Literal["auto", "no", "fp16", "bf16"]
+Device = Literal["auto", "cuda", "cpu", "mps", "gcu", "npu", "musa", "mlu", "xpu"]
+Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
+PRECISIONS = any_case(
+    *get_args(Precision),
+    fp16=("16", "float16", "half", "16-mixed"),
+    bf16=("bfloat16", "bf16-mixed"),
+    no=("32", "fp32", "float32", "32-true", "none"),
+)
+Prediction = Literal["auto", "epsilon", "v_prediction"]
+PREDICTIONS = any_case(
+    *get_args(Prediction), epsilon=("eps",), v_prediction=("v", "v-prediction", "v_pred", "vpred")
+)
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
+Caching = Literal["no", "memory", "disk"]
+CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
+EXPORTED = any_case(
+    "fp32",
+    "fp16",
+    "bf16",
+    fp32=("float32", "float", "32"),
+    fp16=("float16", "half", "16"),
+    bf16=("bfloat16",),
+)
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+
+TEXT_ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # that get a LoRA, as in diffusers' scripts
+DEVICES: tuple[str, ...] = get_args(Device)

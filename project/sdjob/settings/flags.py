@@ -1,0 +1,138 @@
+"""RunSpec ↔ the worker's flags. `parse(render(spec)) == spec` for every valid spec."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from sdjob.problems import JobError, Problem, setting
+from sdjob.settings import presets, steps
+from sdjob.settings.fields import setting_of
+from sdjob.settings.run_spec import RunSpec
+
+_REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
+
+_WORDS = {  # by pydantic's type of the error, with what it says of the limits
+    "missing": "Set it",
+    "float_parsing": "Write a number, such as 1e-5",
+    "float_type": "Write a number, such as 1e-5",
+    "finite_number": "Write a finite number",
+    "int_parsing": "Write a whole number, such as 4",
+    "int_from_float": "Write a whole number, such as 4",
+    "int_type": "Write a whole number, such as 4",
+    "bool_parsing": "Write 1 or 0",
+    "bool_type": "Write 1 or 0",
+    "literal_error": "Write one of {expected}",
+    "greater_than": "Write a number above {gt}",
+    "greater_than_equal": "Write at least {ge}",
+    "less_than": "Write a number below {lt}",
+    "less_than_equal": "Write at most {le}",
+    "multiple_of": "Write a multiple of {multiple_of}",
+    "string_pattern_mismatch": "Write it in the form that is described",
+    "string_too_short": "Write something, or leave it out",
+    "string_type": "Write one text",
+    "value_error": 'Write one text, or a JSON list such as ["one", "two"]',
+}
+
+
+def render(spec: RunSpec) -> tuple[str, ...]:
+    """The flags that say this spec: the core ones always, the others where they differ from their default.
+
+    Every flag is one `--name=value`, so a value that begins with a dash or holds spaces stays one value.
+    """
+    argv: list[str] = []
+    for name, info in RunSpec.model_fields.items():
+        value = getattr(spec, name)
+        if value is None or (value == info.default and not setting_of(info).core):
+            continue
+        if name == "max_train_steps" and steps.by_epochs(spec):
+            continue  # the worker computes it: a default would pass for somebody's wish
+        if name in _REPEATED:
+            argv += [f"--{name}={item}" for item in value]
+        elif value is True:
+            argv.append(f"--{name}")
+        else:
+            argv.append(f"--{name}={_text(value)}")
+    return tuple(argv)
+
+
+def parse(argv: Sequence[str]) -> RunSpec:
+    """The spec that these flags say, with the presets of its kind; raises JobError with every problem found."""
+    parser = _Parser(prog="python -m sdtrain", allow_abbrev=False, description="Fine-tune Stable Diffusion.")
+    for name, info in RunSpec.model_fields.items():
+        _add_flag(parser, name, info)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    return presets.completed(validate(given))[0]
+
+
+def validate(values: dict[str, Any]) -> RunSpec:
+    """RunSpec from raw values by field name; raises JobError with one Problem per wrong value."""
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        raise JobError(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> list[Problem]:
+    """One Problem per wrong field, in the user's words: the name they type, what was found, the range."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        field = str(detail["loc"][0]) if detail["loc"] else "settings"
+        info = model.model_fields.get(field)
+        shown = (setting_of(info).name or field) if info else field
+        value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
+        remedy = f"{_remedy(detail)}."
+        if detail["type"] == "literal_error" and (meant := _meant(info, detail["input"])):
+            remedy = f"Did you mean {meant}? {remedy}"
+        if info:
+            remedy += f" {shown}: {setting_of(info).help}."
+        found.setdefault(field, setting(shown, f"found {value}", remedy))
+    return list(found.values())
+
+
+def _remedy(detail: ErrorDetails) -> str:
+    """What to write, by the type of the error; the validator's own words where there is nothing better to say."""
+    limits = {name: str(limit) for name, limit in detail.get("ctx", {}).items()}
+    limits["expected"] = limits.get("expected", "").replace("'", "").replace(" or ", ", ")
+    words = _WORDS.get(detail["type"])
+    return words.format(**limits) if words else detail["msg"].replace("Input should", "It should")
+
+
+def _meant(info: FieldInfo | None, value: Any) -> str | None:
+    """The allowed value that a misspelt one is closest to, or the shortest that it is a part of."""
+    choices = [choice for choice in get_args(info.annotation) if isinstance(choice, str)] if info else []
+    typed = str(value).lower()
+    around = sorted((choice for choice in choices if len(typed) > 1 and typed in choice), key=len)
+    return next(iter([*get_close_matches(typed, choices, n=1), *around]), None)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
+    about = setting_of(info)
+    unit = f" ({about.unit})" if about.unit else ""
+    default = "" if info.is_required() or info.default in (None, ()) else f" [{_text(info.default)}]"
+    text = f"{about.help}{unit}{default}".replace("%", "%%")
+    if name in _REPEATED:
+        parser.add_argument(f"--{name}", action="append", help=text, metavar="TEXT")
+    elif isinstance(info.default, bool):
+        parser.add_argument(f"--{name}", nargs="?", const="true", help=text, metavar="true|false")
+    else:
+        parser.add_argument(f"--{name}", help=text, metavar="VALUE")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's way to report is `error`; ours is a JobError with the documented exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        raise JobError(setting("command line", message, "See `python -m sdtrain --help` for the flags."))

@@ -1,0 +1,476 @@
+"""RunSpec: every setting of a training run, once, with its help, unit, range and spellings.
+
+The flags of `python -m sdtrain` are the field names, which are those of the diffusers example scripts
+wherever these have one. The parser, the help, the documentation and the presets are generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from sdjob.settings import choices
+from sdjob.settings.fields import (
+    Amount,
+    Count,
+    Fraction,
+    Positive,
+    Setting,
+    Text,
+    Whole,
+    any_case,
+    comma_list,
+    switch,
+    text_list,
+)
+
+
+class RunSpec(BaseModel):
+    """The whole description of a run, as the worker gets it. Frozen; invalid values raise ValidationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # --- job -----------------------------------------------------------------------------------------
+    recipe: Annotated[
+        choices.Recipe, Setting("job", "what is trained: a subject, or captioned pictures", core=True)
+    ] = "dreambooth"
+    pretrained_model_name_or_path: Annotated[
+        Text,
+        Setting(
+            "job",
+            "folder of the diffusers pipeline to start from, or a model in one file",
+            flag_only=True,
+            core=True,
+        ),
+    ]
+    output_dir: Annotated[
+        Text, Setting("job", "folder that receives everything that the run writes", flag_only=True, core=True)
+    ]
+    seed: Annotated[
+        Annotated[Whole, Field(ge=0, lt=2**32)],
+        Setting("job", "seed of order, crops, noise, timesteps, class images and samples", core=True),
+    ] = 42
+
+    train_text_encoder: Annotated[
+        bool, Setting("job", "train the text encoder as well, of Stable Diffusion XL both")
+    ] = False
+    prediction_type: Annotated[
+        choices.Prediction,
+        Setting(
+            "job",
+            "what a model in one file predicts; auto: what the file says, or is made for",
+            aliases=(switch("v_parameterization", on="v_prediction", off="epsilon"),),
+            values=choices.PREDICTIONS,
+        ),
+    ] = "auto"
+    single_file_config: Annotated[
+        Text | None,
+        Setting(
+            "job",
+            "of a model in one file: diffusers folder that gives configurations, tokenizer and scheduler "
+            "(no weights needed); empty: those of its kind",
+        ),
+    ] = None
+
+    # --- data ----------------------------------------------------------------------------------------
+    instance_data_dir: Annotated[
+        str | None, Setting("data", "DreamBooth: folder with the pictures of the subject", flag_only=True)
+    ] = None
+    train_data_dir: Annotated[
+        str | None, Setting("data", "text-to-image: the captioned data set", flag_only=True)
+    ] = None
+    concepts_list: Annotated[
+        Text | None,
+        Setting("data", "DreamBooth: YAML file with a list of subjects, in place of DATASET_DIR and prompts"),
+    ] = None
+    class_data_dir: Annotated[
+        str | None,
+        Setting("data", "pictures of the class, read only; empty: generated under the output folder"),
+    ] = None
+    image_column: Annotated[Text, Setting("data", "column that holds the pictures")] = "image"
+    caption_column: Annotated[Text, Setting("data", "column that holds the captions")] = "text"
+    resolution: Annotated[
+        Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)],
+        Setting("data", "side of the training pictures", unit="pixels, a multiple of 8", core=True),
+    ] = 512
+    center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random place")] = False
+    aspect_ratio_buckets: Annotated[
+        bool,
+        Setting(
+            "data",
+            "train on pictures in about their own shape, in batches of one shape, instead of squares",
+            aliases=("enable_bucket",),
+        ),
+    ] = False
+    bucket_reso_steps: Annotated[
+        Annotated[Whole, Field(ge=8, le=1024, multiple_of=8)],
+        Setting("data", "the sides of buckets are multiples of this", unit="pixels, a multiple of 8"),
+    ] = 64
+    random_flip: Annotated[bool, Setting("data", "mirror half of the pictures")] = False
+    image_interpolation_mode: Annotated[
+        Literal["lanczos", "bicubic", "bilinear", "box", "nearest"],
+        Setting("data", "how pictures are resized"),
+    ] = "lanczos"
+    verify_images: Annotated[
+        Literal["sample", "all", "none"],
+        Setting("data", "which pictures are decoded once before training begins"),
+    ] = "sample"
+    bad_samples: Annotated[
+        Literal["stop", "skip"],
+        Setting("data", "pictures that cannot be read: stop, or skip: the next of the data set stands in"),
+    ] = "stop"
+    max_bad_samples: Annotated[
+        Positive, Setting("data", "more pictures than this that cannot be read end the run in any case")
+    ] = 10
+    dataloader_num_workers: Annotated[
+        Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
+    ] = 2
+    cache_dir: Annotated[
+        str | None,
+        Setting(
+            "data",
+            "folder for converted data sets and for caches on disk; empty: the user's cache folder, "
+            "and the output folder",
+        ),
+    ] = None
+    cache_latents: Annotated[
+        choices.Caching,
+        Setting(
+            "data",
+            "encode each picture once, and keep the moments of its latents: no, memory, disk",
+            values=choices.CACHING,
+        ),
+    ] = "no"
+    cache_text_embeddings: Annotated[
+        choices.Caching,
+        Setting(
+            "data",
+            "encode each prompt once: no, memory, disk",
+            values=choices.CACHING,
+            aliases=("cache_text_encoder_outputs",),
+        ),
+    ] = "no"
+
+    # --- prompts -------------------------------------------------------------------------------------
+    instance_prompt: Annotated[
+        Text, Setting("prompts", "DreamBooth: prompt that names the subject with a rare word")
+    ] = "a photo of sks dog"
+    class_prompt: Annotated[str | None, Setting("prompts", "DreamBooth: prompt of the subject's class")] = (
+        None
+    )
+    max_token_length: Annotated[
+        Annotated[Whole, Field(ge=75, le=225, multiple_of=75)],
+        Setting(
+            "prompts",
+            "tokens of a prompt that count; above 75 it is encoded in chunks of 75, in samples too",
+            unit="75, 150 or 225",
+        ),
+    ] = 75
+    with_prior_preservation: Annotated[
+        bool, Setting("prompts", "DreamBooth: train on pictures of the class as well, to keep it")
+    ] = False
+    prior_loss_weight: Annotated[Amount, Setting("prompts", "weight of the prior loss")] = 1.0
+    num_class_images: Annotated[
+        Positive, Setting("prompts", "class pictures to have; missing ones are generated once")
+    ] = 100
+    sample_batch_size: Annotated[
+        Positive,
+        Setting("prompts", "pictures generated at once (class pictures and samples)", unit="per device"),
+    ] = 4
+
+    # --- batch and length ----------------------------------------------------------------------------
+    train_batch_size: Annotated[
+        Positive,
+        Setting(
+            "length",
+            "micro-batch",
+            unit="pictures per device",
+            name="batch_size",
+            aliases=("batchsize",),
+            core=True,
+        ),
+    ] = 1
+    gradient_accumulation_steps: Annotated[
+        Positive, Setting("length", "micro-batches per optimiser step", core=True)
+    ] = 1
+    max_train_steps: Annotated[
+        Positive,
+        Setting(
+            "length",
+            "optimiser steps of the whole run, earlier parts included",
+            name="num_train_step",
+            aliases=("num_train_steps", "max_steps"),
+            core=True,
+        ),
+    ] = 400
+    num_train_epochs: Annotated[
+        Positive | None,
+        Setting(
+            "length",
+            "passes over the data; used where no number of steps is given",
+            name="epoch",
+            aliases=("num_epochs", "num_epoch", "max_train_epochs"),
+        ),
+    ] = None
+
+    # --- optimiser -----------------------------------------------------------------------------------
+    optimizer: Annotated[
+        choices.Optimizer,
+        Setting(
+            "optimiser",
+            "adamw; adamw8bit (bitsandbytes, less memory); adafactor (still less); prodigy (finds its rate, with lr=1)",
+            values=any_case(*get_args(choices.Optimizer), adamw8bit=("adamw_8bit", "8bit", "adam8bit")),
+            aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
+        ),
+    ] = "adamw"
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
+        Setting("optimiser", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
+    ] = 5e-6
+    text_encoder_lr: Annotated[
+        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
+        Setting(
+            "optimiser",
+            "learning rate of the text encoder; empty: the same",
+            aliases=("text_encoder_learning_rate",),
+        ),
+    ] = None
+    lr_scheduler: Annotated[
+        choices.Schedule, Setting("optimiser", "shape of the learning rate over the run")
+    ] = "constant"
+    lr_num_cycles: Annotated[
+        Positive, Setting("optimiser", "cosine_with_restarts: how often it falls over the run")
+    ] = 1
+    lr_power: Annotated[Amount, Setting("optimiser", "polynomial: the power; 1: a straight line")] = 1.0
+    lr_warmup_steps: Annotated[Count, Setting("optimiser", "warm-up", unit="optimiser steps")] = 0
+    adam_beta1: Annotated[Fraction, Setting("optimiser", "AdamW's first decay")] = 0.9
+    adam_beta2: Annotated[Fraction, Setting("optimiser", "AdamW's second decay")] = 0.999
+    adam_weight_decay: Annotated[Amount, Setting("optimiser", "AdamW's weight decay")] = 1e-2
+    adam_epsilon: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)], Setting("optimiser", "AdamW's epsilon")
+    ] = 1e-8
+    max_grad_norm: Annotated[
+        Amount, Setting("optimiser", "gradients are clipped to this norm; 0: not at all")
+    ] = 1.0
+
+    # --- objective -----------------------------------------------------------------------------------
+    snr_gamma: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Setting(
+            "objective",
+            "min-SNR weighting of the timesteps, usually 5; empty: all count alike",
+            aliases=("min_snr_gamma",),
+        ),
+    ] = None
+    noise_offset: Annotated[
+        Amount, Setting("objective", "share of noise that is the same all over a channel, such as 0.05")
+    ] = 0.0
+    input_perturbation: Annotated[
+        Amount, Setting("objective", "noise that is added to the network's input only, such as 0.1")
+    ] = 0.0
+    rescale_betas_zero_snr: Annotated[
+        bool,
+        Setting(
+            "objective",
+            "noise schedule that ends in pure noise (v-prediction only)",
+            aliases=("zero_terminal_snr",),
+        ),
+    ] = False
+    proportion_empty_prompts: Annotated[
+        Annotated[float, Field(ge=0, le=1)],
+        Setting(
+            "objective",
+            "share of the prompts that are left empty, for guidance, such as 0.1",
+            aliases=("caption_dropout", "caption_dropout_rate"),
+        ),
+    ] = 0.0
+
+    on_nan: Annotated[
+        Literal["stop", "skip"],
+        Setting(
+            "optimiser", "a loss that is no number: stop, or skip: the step is not applied on any process"
+        ),
+    ] = "stop"
+    max_nan_steps: Annotated[
+        Positive, Setting("optimiser", "more such steps than this end the run in any case")
+    ] = 10
+
+    # --- strategy ------------------------------------------------------------------------------------
+    plugin: Annotated[choices.Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
+    placement: Annotated[
+        Literal["cuda", "cpu", "auto"],
+        Setting("strategy", "where gemini keeps parameters and optimiser", aliases=("placement_policy",)),
+    ] = "cuda"
+    zero_stage: Annotated[
+        Annotated[Whole, Field(ge=1, le=2)],
+        Setting("strategy", "low_level_zero: 1 shards masters and optimiser, 2 the gradients too"),
+    ] = 1
+    reshard_after_forward: Annotated[bool, Setting("strategy", "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")] = True
+    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimiser on the host")] = False
+    mixed_precision: Annotated[
+        choices.Precision,
+        Setting(
+            "strategy",
+            "type of the computation; trained weights stay fp32",
+            aliases=("precision",),
+            values=choices.PRECISIONS,
+            core=True,
+        ),
+    ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool, Setting("strategy", "recompute activations: less memory, about a quarter more work")
+    ] = False
+    attention: Annotated[
+        choices.Attention,
+        Setting(
+            "strategy",
+            "attention backend; auto: PyTorch chooses",
+            aliases=(
+                switch("flash_attention", on="flash", off="math"),
+                switch("flash_attn", on="flash", off="math"),
+                switch("use_flash_attn", on="flash", off="math"),
+                switch("use_flash_attention", on="flash", off="math"),
+                switch("use_sdp", on="sdpa", off="math"),
+                switch("use_xformers", on="xformers", off="auto"),
+                switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
+            ),
+        ),
+    ] = "auto"
+    device: Annotated[
+        choices.Device,
+        Setting(
+            "strategy",
+            "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)",
+            core=True,
+            values=any_case(*choices.DEVICES, cuda=("gpu",)),
+        ),
+    ] = "auto"
+    allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False
+
+    # --- EMA and LoRA --------------------------------------------------------------------------------
+    use_ema: Annotated[bool, Setting("ema and lora", "keep an average of the weights, and export it")] = False
+    ema_decay: Annotated[Fraction, Setting("ema and lora", "largest decay of the average")] = 0.9999
+    lora_rank: Annotated[
+        Annotated[Whole, Field(ge=0, le=1024)],
+        Setting("ema and lora", "above 0: train a LoRA of this rank instead of the U-Net"),
+    ] = 0
+    lora_alpha: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Setting("ema and lora", "LoRA's scale is alpha / rank; empty: alpha = rank"),
+    ] = None
+    lora_target_modules: Annotated[
+        tuple[str, ...],
+        BeforeValidator(comma_list),
+        Setting("ema and lora", "layers that get a LoRA", unit="names, separated by commas"),
+    ] = ("to_k", "to_q", "to_v", "to_out.0")
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+    checkpointing_steps: Annotated[
+        Positive,
+        Setting(
+            "checkpoints",
+            "a checkpoint every so many steps, and at the end",
+            unit="optimiser steps",
+            aliases=("save_steps",),
+        ),
+    ] = 500
+    checkpoints_total_limit: Annotated[
+        Positive | None, Setting("checkpoints", "checkpoints to keep; empty: all")
+    ] = None
+    background_save: Annotated[
+        bool,
+        Setting("checkpoints", "write checkpoints beside the next steps, from a copy in the host's memory"),
+    ] = True
+    resume: Annotated[
+        Text,
+        Setting(
+            "checkpoints",
+            "auto: from the newest whole checkpoint, if any; never; must; or a checkpoint's folder",
+            aliases=("resume_from_checkpoint",),
+            values=any_case("auto", "never", "must", auto=("latest",)),
+        ),
+    ] = "auto"
+    allow_pickle: Annotated[
+        bool, Setting("checkpoints", "load weights that exist only as pickles (they can run code)")
+    ] = False
+
+    # --- result --------------------------------------------------------------------------------------
+    export_dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        Setting(
+            "result",
+            "type of the weights in the result",
+            aliases=("save_precision",),
+            values=choices.EXPORTED,
+        ),
+    ] = "fp32"
+    export_single_file: Annotated[
+        bool, Setting("result", "the pipeline as one file for WebUI too: webui/model.safetensors")
+    ] = False
+
+    # --- validation ----------------------------------------------------------------------------------
+    validation_prompts: Annotated[
+        tuple[str, ...],
+        BeforeValidator(text_list),
+        Setting(
+            "validation",
+            "prompts drawn before, during and after training",
+            unit="one prompt, or a JSON list",
+            aliases=("validation_prompt",),
+        ),
+    ] = ()
+    num_validation_images: Annotated[Positive, Setting("validation", "pictures per validation prompt")] = 4
+    validation_steps: Annotated[
+        Count,
+        Setting(
+            "validation", "validation every so many steps; 0: only before and after", unit="optimiser steps"
+        ),
+    ] = 0
+    validation_data_dir: Annotated[
+        str | None,
+        Setting("validation", "held-out pictures, captioned like the data set; their loss is a stable curve"),
+    ] = None
+    validation_split: Annotated[
+        Fraction,
+        Setting("validation", "share of the data set that is held out instead, such as 0.1; 0: nothing"),
+    ] = 0.0
+    max_validation_samples: Annotated[
+        Positive,
+        Setting("validation", "held-out pictures to look at: the first of the folder, or some of the share"),
+    ] = 256
+    num_inference_steps: Annotated[
+        Positive, Setting("validation", "denoising steps of a generated picture")
+    ] = 25
+    guidance_scale: Annotated[Amount, Setting("validation", "guidance of generated pictures")] = 7.5
+
+    # --- logging -------------------------------------------------------------------------------------
+    logging_steps: Annotated[
+        Positive, Setting("logging", "scalars every so many steps; 1: every step", unit="optimiser steps")
+    ] = 10
+    skip_steps: Annotated[
+        Count, Setting("logging", "first steps left out of the measured speed", unit="optimiser steps")
+    ] = 10
+    timed_step: Annotated[
+        Count,
+        Setting(
+            "logging", "a step whose own time and loss the report gives; 0: none", unit="optimiser steps"
+        ),
+    ] = 0
+    reference_loss: Annotated[
+        Amount | None, Setting("logging", "a published loss of that step, put beside it in the report")
+    ] = None
+
+    @property
+    def data_dir(self) -> str | None:
+        """The data set of the chosen recipe."""
+        return self.instance_data_dir if self.recipe == "dreambooth" else self.train_data_dir
+
+    @property
+    def prompt_chunks(self) -> int:
+        """Stretches of 75 tokens that a prompt is encoded in."""
+        return self.max_token_length // 75
+
+    @property
+    def lora_scale_alpha(self) -> float:
+        return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank)

@@ -1,0 +1,28 @@
+"""The arithmetic of batch and length, the same for the plan and for the run."""
+
+from __future__ import annotations
+
+import math
+
+from sdjob.settings.run_spec import RunSpec
+
+
+def global_batch(spec: RunSpec, world_size: int) -> int:
+    """Samples per optimiser step: per device × accumulation × processes."""
+    return spec.train_batch_size * spec.gradient_accumulation_steps * world_size
+
+
+def by_epochs(spec: RunSpec) -> bool:
+    """Whether passes over the data decide how long a run is: a number of steps that somebody gave goes before them."""
+    return spec.num_train_epochs is not None and "max_train_steps" not in spec.model_fields_set
+
+
+def steps_of(
+    epochs: int, spec: RunSpec, num_examples: int, world_size: int, *, step: int = 0, place: int = 0
+) -> int:
+    """Optimiser steps of so many passes over the data; the last step may reach into the next pass.
+
+    Of a run that goes on after `step` steps, which took `place` samples: with a batch of now, maybe another one.
+    """
+    left = max(0, epochs * num_examples - place)
+    return step + math.ceil(left / global_batch(spec, world_size))

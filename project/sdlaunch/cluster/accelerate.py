@@ -1,0 +1,141 @@
+"""`accelerate launch` in the place of torchrun: its flags, and the configuration file that it may be given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from sdjob.problems import Problem, hardware, setting
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.settings.options import LaunchOptions
+
+MODULE = "accelerate.commands.launch"
+# What shards or moves the model would have to be done by the worker's plugin.
+_OTHER_STRATEGIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TPU")
+
+
+@dataclass(frozen=True)
+class Config:
+    """An accelerate configuration file: its top-level scalars as they are spelled."""
+
+    path: str | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    def number(self, name: str) -> int | None:
+        text = self.values.get(name, "")
+        return int(text) if text.isdecimal() else None
+
+
+def read(options: LaunchOptions) -> Config:
+    """The file that `accelerate_config` names, and why it cannot be used."""
+    path = options.accelerate_config
+    problems = []
+    if options.launcher == "accelerate" and find_spec("accelerate") is None:
+        remedy = "Install: python -m pip install accelerate; or use launcher=torchrun."
+        problems.append(hardware("launcher", "accelerate is not installed for this Python", remedy))
+    if path is None:
+        return Config(problems=tuple(problems))
+    if options.launcher != "accelerate":
+        remedy = "Use launcher=accelerate, or unset accelerate_config."
+        problems.append(setting("accelerate_config", f"set, with launcher={options.launcher}", remedy))
+        return Config(path, problems=tuple(problems))
+    values, wrong = _scalars(path)
+    return Config(path, values, (*problems, *wrong))
+
+
+def _scalars(path: str) -> tuple[dict[str, str], list[Problem]]:
+    import yaml
+
+    remedy = "Give accelerate_config the path of a file made by `accelerate config`."
+    try:
+        root = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, [setting("accelerate_config", f"{path}: {getattr(error, 'strerror', error)}", remedy)]
+    except yaml.YAMLError as error:
+        return {}, [setting("accelerate_config", f"{path}: {str(error).splitlines()[0]}", "Mend the YAML.")]
+    if not isinstance(root, dict):
+        return {}, [setting("accelerate_config", f"{path} is not a mapping", remedy)]
+    return {str(name): value for name, value in root.items() if isinstance(value, str)}, []
+
+
+def completed(
+    options: LaunchOptions, sources: Mapping[str, str], config: Config
+) -> tuple[LaunchOptions, dict[str, str]]:
+    """The options and their sources, with the processes and nodes of the file where users set none."""
+    nodes, processes = config.number("num_machines") or 1, config.number("num_processes")
+    stated: dict[str, object] = {}
+    if processes and processes % nodes == 0:
+        stated["NPROC_PER_NODE"] = str(processes // nodes)
+    if nodes > 1:
+        stated |= {
+            "NNODES": nodes,
+            "NODE_RANK": config.number("machine_rank"),
+            "MASTER_ADDR": config.values.get("main_process_ip"),
+            "MASTER_PORT": config.number("main_process_port"),
+        }
+    new = {name: value for name, value in stated.items() if value is not None and name not in sources}
+    where = f"accelerate config {config.path}"
+    return (
+        options.model_copy(update={name.lower(): value for name, value in new.items()}),
+        {**sources, **dict.fromkeys(new, where)},
+    )
+
+
+def contradictions(config: Config, spec: RunSpec, cluster: Cluster) -> list[Problem]:
+    """What the file says otherwise than the plan does."""
+    return [
+        setting(
+            "accelerate_config",
+            f"{name}: {said} in {config.path}, and {ours}",
+            "Change one of them, so that both say the same.",
+        )
+        for name, said, ours in _differences(config, spec, cluster)
+    ]
+
+
+def _differences(config: Config, spec: RunSpec, cluster: Cluster) -> Iterator[tuple[str, str, str]]:
+    values = config.values
+    processes = f"{cluster.nodes} nodes × {cluster.nproc_per_node} processes (NNODES, NPROC_PER_NODE)"
+    if config.number("num_processes") not in (None, cluster.world_size):
+        yield "num_processes", values["num_processes"], processes
+    if config.number("num_machines") not in (None, cluster.nodes):
+        yield "num_machines", values["num_machines"], f"NNODES={cluster.nodes}"
+    if cluster.nodes > 1 and config.number("machine_rank") not in (None, cluster.node_rank):
+        yield "machine_rank", values["machine_rank"], f"NODE_RANK={cluster.node_rank}"
+    precision = values.get("mixed_precision", spec.mixed_precision)
+    if spec.mixed_precision != "auto" and precision != spec.mixed_precision:
+        yield "mixed_precision", precision, f"mixed_precision={spec.mixed_precision}"
+    if values.get("distributed_type", "NO").upper() in _OTHER_STRATEGIES:
+        yield "distributed_type", values["distributed_type"], f"plugin={spec.plugin}"
+    if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        yield "compute_environment", values["compute_environment"], "this machine"
+    if values.get("use_cpu", "false").lower() == "true" and spec.device != "cpu":
+        yield "use_cpu", values["use_cpu"], f"device={spec.device}"
+
+
+def flags(spec: RunSpec, cluster: Cluster, config_path: str | None) -> tuple[str, ...]:
+    """The flags of `accelerate launch` up to the program.
+
+    `--cpu` starts one process whatever `--num_processes` says; `--multi_gpu` starts all of them on any device,
+    and ACCELERATE_USE_CPU in the environment keeps them on the CPU.
+    """
+    address, _, port = (cluster.endpoint or ":0").rpartition(":")
+    if cluster.world_size == 1:
+        kind = ("--cpu",) if spec.device == "cpu" else ()
+    else:
+        kind = ("--multi_gcu",) if spec.device == "gcu" else ("--multi_gpu",)
+    return (
+        *([f"--config_file={config_path}"] if config_path else []),
+        *kind,
+        f"--num_processes={cluster.world_size}",
+        f"--num_machines={cluster.nodes}",
+        f"--machine_rank={cluster.node_rank}",
+        *([f"--main_process_ip={address}"] if address else []),
+        f"--main_process_port={port}",
+        f"--mixed_precision={'no' if spec.mixed_precision == 'auto' else spec.mixed_precision}",
+        "--dynamo_backend=no",
+    )

@@ -1,0 +1,105 @@
+"""Plans and problems as text for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sdjob.problems import ExitCode, Problem, exit_code
+from sdlaunch.display.redact import redact
+from sdlaunch.plan import JobPlan
+
+_MEANING = {
+    ExitCode.BAD_SETTING: "a setting is wrong",
+    ExitCode.BAD_INPUT: "a mount, the model or the data is wrong",
+    ExitCode.NO_HARDWARE: "the hardware or software does not fit",
+    ExitCode.OUTPUT_FULL: "the output folder cannot hold the result",
+}
+
+
+def report(job: JobPlan, verb: str, *, as_json: bool, dim: bool = False) -> str:
+    """What a verb prints of a job, without secrets. `dim`: on a terminal, where what matters less may be pale."""
+    if verb == "emit":
+        text = problems(job.problems)
+    elif verb == "plan":
+        text = _as_json(job.to_dict()) if as_json else plan(job, dim=dim)
+    elif as_json:
+        text = _as_json({"problems": [problem.to_dict() for problem in job.problems]})
+    else:
+        found = problems(job.problems) if job.problems else "no problems: the job can start"
+        text = "\n".join([*(_warnings(job.warnings) and [_warnings(job.warnings)]), found])
+    return redact(text, job.secrets)
+
+
+def start(job: JobPlan) -> str:
+    """A few lines before training begins."""
+    uses = [
+        f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
+        for name, about in job.mounts.items()
+    ]
+    lines = [*uses, *job.arithmetic, *(f"warning: {warning}" for warning in job.warnings)]
+    return redact("\n".join(lines), job.secrets)
+
+
+def plan(job: JobPlan, *, dim: bool = False) -> str:
+    """The whole plan. What matters most comes last, nearest to the prompt: defaults, what followed from something
+    else, what somebody set, and then what comes of it."""
+    rest = {name: each for name, each in job.settings.items() if each.source == "default"}
+    made = sorted(job.settings.keys() - rest.keys(), key=[*job.settings].index)
+    followed, given = ([name for name in made if (name in job.given) is chosen] for chosen in (False, True))
+    defaults = _table((name, _value(each.value), "") for name, each in rest.items())
+    settings = ((name, job.settings[name]) for name in (*followed, *given))
+    sections = [
+        ("Settings at their default", _dimmed(defaults) if dim else defaults),
+        ("Settings", _table((name, _value(each.value), each.source) for name, each in settings)),
+        ("Mounts", _table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
+        ("Arithmetic", "\n".join(f"  {line}" for line in job.arithmetic)),
+        ("Command", job.launch.shell() if job.launch else "  none, because a setting was refused"),
+    ]
+    if job.warnings:
+        sections.append(("Warnings", _warnings(job.warnings)))
+    sections.append(("Problems", problems(job.problems) if job.problems else "  none: the job can start"))
+    return "\n\n".join(f"{title}\n{body}" for title, body in sections if body)
+
+
+def problems(found: Sequence[Problem]) -> str:
+    """Every problem as what – found – remedy, and the exit code that they lead to."""
+    lines = [f"  {problem.subject}: {problem.found}\n      → {problem.remedy}" for problem in sorted(found)]
+    code = exit_code(found)
+    meaning = f" ({_MEANING[ExitCode(code)]})" if code in _MEANING else ""
+    number = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+    return "\n".join([*lines, f"{number}; exit code {code}{meaning}."])
+
+
+def _warnings(found: Iterable[str]) -> str:
+    return "\n".join(f"  warning: {warning}" for warning in found)
+
+
+def _dimmed(text: str) -> str:
+    """In the pale type of terminals (ECMA-48)."""
+    return f"\033[2m{text}\033[22m"
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    """A value on one line, as it would be typed; text with other characters than that is quoted."""
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    text = str(value)
+    return text if text.isprintable() and text == text.strip() else repr(text)
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Columns, aligned up to a width beyond which a long value pushes its neighbour."""
+    rows = list(rows)
+    first = max((len(row[0]) for row in rows), default=0)
+    second = min(max((len(row[1]) for row in rows), default=0), 40)
+    return "\n".join(f"  {a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows)

@@ -1,0 +1,5 @@
+"""What a job reads: mounts, and what is fetched from the hub or a package index when allowed.
+
+Start reading: mounts.py.
+May import: sdjob, sdlaunch.settings, sdlaunch.display.
+"""

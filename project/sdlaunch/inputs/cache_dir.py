@@ -1,0 +1,23 @@
+"""Where the launcher keeps what it downloads: outside the mounts, the same folder at every start."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def cache_folder(cache_dir: str | None, environ: Mapping[str, str]) -> Path:
+    """`cache_dir`, else the user's cache folder, else, where that cannot be written, a temporary one."""
+    if cache_dir:
+        return Path(cache_dir).expanduser().absolute()
+    home = environ.get("HOME")
+    base = (
+        Path(environ["XDG_CACHE_HOME"])
+        if environ.get("XDG_CACHE_HOME")
+        else Path(home or "/nonexistent", ".cache")
+    )
+    if os.access(next(path for path in (base, *base.parents) if path.exists()), os.W_OK):
+        return base / "sd-finetune"
+    return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"

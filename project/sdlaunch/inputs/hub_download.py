@@ -1,0 +1,63 @@
+"""`python -m sdlaunch.inputs.hub_download KIND ID FOLDER`: download a model or a dataset of the hub.
+
+Runs in a process of its own, the only place where huggingface_hub is imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from sdjob.model.pipeline import PARTS
+
+COMPLETE = ".complete"  # written last, so that half a download is never used
+# model.safetensors, model.fp16.safetensors.index.json, pytorch_model-00001-of-00002.bin, …
+_WEIGHTS = re.compile(
+    r"[a-z_]+(?:-\d+-of-\d+)?(?P<variant>\.\w+)?(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin)\b"
+)
+_OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt")
+
+
+def wanted(kind: str, names: Sequence[str]) -> list[str]:
+    """The files to have. Of a model only the parts of its pipeline, and each weight once: safetensors rather than
+    pickles, the full precision rather than a variant."""
+    if kind == "dataset":
+        return [name for name in names if not name.startswith(".")]
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        part, _, file = name.rpartition("/")
+        if (part in PARTS or name == "model_index.json") and not file.endswith(_OTHER_FRAMEWORKS):
+            parts[part].append(name)
+    return [name for files in parts.values() for name in _best(files)]
+
+
+def _best(files: list[str]) -> list[str]:
+    """The files of one part without the weights that it has in a better form."""
+    matches = {name: _WEIGHTS.match(PurePosixPath(name).name) for name in files}
+    weights = [match for match in matches.values() if match]
+    kind = "safetensors" if any(match["kind"] == "safetensors" for match in weights) else "bin"
+    plain = any(match["kind"] == kind and not match["variant"] for match in weights)
+    return [
+        name
+        for name, match in matches.items()
+        if match is None or (match["kind"] == kind and not (plain and match["variant"]))
+    ]
+
+
+def main(kind: str, name: str, folder: Path) -> None:
+    """Downloads, and goes on with what an interrupted download left."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = wanted(kind, HfApi().list_repo_files(name, repo_type=kind))
+    snapshot_download(name, repo_type=kind, local_dir=folder, allow_patterns=files)
+    (folder / COMPLETE).touch()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    except Exception as error:  # of the network, the hub, the disk: said in one line
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

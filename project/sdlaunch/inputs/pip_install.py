@@ -1,0 +1,108 @@
+"""install_requirements=1: what this Python lacks is installed outside the mounts, and nothing that is there changes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from sdjob.problems import Problem, hardware
+from sdlaunch.display.redact import secrets_of
+from sdlaunch.inputs import subprocess_log
+from sdlaunch.inputs.cache_dir import cache_folder
+from sdlaunch.preflight.packages import PACKAGES, TABLES, missing
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Folders to import from, beside those of this Python; what is still to come, and what went wrong."""
+
+    path: tuple[str, ...] = ()
+    awaited: bool = False
+    warnings: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def provide(
+    home: Path, project: Path | None, cache_dir: str | None, environ: Mapping[str, str], *, fetch: bool
+) -> Installed:
+    """What pip installs for this job, into a folder of its own under the cache: whatever this Python lacks of the
+    pinned packages, and the requirements.txt of a user's project (None: the project is this repository).
+
+    With `fetch`, pip is run where that was not done before. What is there is never changed.
+    """
+    lacking = missing(PACKAGES | TABLES)
+    own = project / "requirements.txt" if project else None
+    if own is not None and not own.is_file():
+        own = None
+    if "torch" in lacking or not (lacking or own):
+        return Installed()
+    folder = cache_folder(cache_dir, environ) / "packages" / _key(lacking, own)
+    wanted = ", ".join([*lacking, *([str(own)] if own else [])])
+    if not folder.is_dir():
+        if not fetch:
+            return Installed(
+                awaited=True, warnings=(f"Python packages: {wanted}: installed when the job starts",)
+            )
+        if problem := _install(lacking, own, home, folder, wanted, environ):
+            return Installed(awaited=True, problems=(problem,))
+    path = tuple(
+        str(site) for site in sorted(folder.glob("**/*-packages")) if site.name[:4] in ("site", "dist")
+    )
+    sys.path += [site for site in path if site not in sys.path]  # for the checks
+    importlib.invalidate_caches()
+    return Installed(path)
+
+
+def _key(lacking: list[str], own: Path | None) -> str:
+    """The same name for the same packages of the same Python."""
+    about = [sys.version, sys.prefix, *lacking, own.read_text() if own else ""]
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+
+
+def _install(
+    lacking: list[str], own: Path | None, home: Path, folder: Path, wanted: str, environ: Mapping[str, str]
+) -> Problem | None:
+    """Runs pip; the folder gets its name when all is in it."""
+    print(f"installing {wanted} into {folder}", flush=True)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+        pins = part / "pins.txt"
+        pins.write_text("\n".join(_pins(home / "docker" / "requirements.txt")))
+        flags = ["--disable-pip-version-check", "--no-input", f"--prefix={part}", f"--constraint={pins}"]
+        more = ["-r", str(own)] if own else []
+        argv = [sys.executable, "-m", "pip", "install", *flags, *lacking, *more]
+        status, tail = subprocess_log.run(argv, environ, secrets_of(environ))
+        if status == 0:
+            part.rename(folder)
+            return None
+        found = f"pip could not install {wanted} ({tail or f'exit status {status}'})"
+    except OSError as error:
+        if folder.is_dir():  # by another launcher meanwhile
+            return None
+        found = f"{error.filename or folder}: {error.strerror}"
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    remedy = (
+        "Set PIP_INDEX_URL or PIP_FIND_LINKS to a place that has them, use another image, or set cache_dir."
+    )
+    return hardware("install_requirements", found, remedy)
+
+
+def _pins(requirements: Path) -> list[str]:
+    """Versions that pip must not leave: those that are installed, else the pinned ones."""
+    installed = {_normal(each.name): each.version for each in metadata.distributions() if each.name}
+    lines = (line.partition("#")[0].strip() for line in requirements.read_text().splitlines())
+    pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines if line)}
+    return [f"{name}=={version}" for name, version in sorted({**pinned, **installed}.items())]
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")

@@ -1,0 +1,77 @@
+"""The pictures of a job, decoded before it starts: all of a few, of many a sample, or all if that was asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sdjob.dataset import validation_split
+from sdjob.dataset.concepts import concepts_of
+from sdjob.dataset.detect import DatasetInfo, dataset_in, verify_sample
+from sdjob.dataset.verify import verify_all
+from sdjob.problems import JobError, Problem
+from sdlaunch.preflight.job import Finding, Job
+
+ALL_OF = 64  # pictures and fewer
+SAMPLED = 4  # of more
+_KEPT = 0.2  # of the time for the checks: what was not decoded before is decoded by the worker
+
+
+def findings(job: Job) -> list[Finding]:
+    """The data set's pictures that cannot be used, and a name of its folder that means something elsewhere."""
+    info = job.contents.dataset
+    return [*_repeats(info), *_looked_at(job, info)] if info else []
+
+
+def _repeats(info: DatasetInfo) -> list[Finding]:
+    """kohya's scripts read a number of repeats from the name of a folder: `10_sks dog`."""
+    match = re.fullmatch(r"(\d+)_.+", info.path.name)
+    if match is None or int(match[1]) < 2:
+        return []
+    return [
+        f"DATASET_DIR: the {match[1]} of {info.path.name} is not read as repeats here: set epoch or num_train_step; "
+        "of several subjects, each has its weight in concepts_list"
+    ]
+
+
+def of_concepts(job: Job) -> list[Finding]:
+    """Every subject of a list: its entry, its pictures, and those of its class where they are given."""
+    spec = job.spec
+    if not spec.concepts_list:
+        return []
+    found: list[Finding] = []
+    for concept in concepts_of(spec):
+        folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
+        for folder in folders if spec.with_prior_preservation else folders[:1]:
+            try:
+                info = dataset_in(folder, spec, captions=False)
+                found += validation_split.problems(spec, info) if folder == concept.instance_data_dir else []
+                found += _looked_at(job, info)
+            except JobError as error:
+                found += error.problems
+    return found
+
+
+def _looked_at(job: Job, info: DatasetInfo) -> list[Finding]:
+    if job.spec.verify_images == "none":
+        return []
+    if job.spec.verify_images == "sample" and info.num_examples > ALL_OF:
+        return _judged(job, verify_sample(info, SAMPLED), SAMPLED)
+    bad, looked = verify_all(info, job.until - _KEPT * job.patience)
+    found = _judged(job, bad, looked)
+    if looked < info.num_examples:
+        found.append(
+            f"DATASET_DIR: {looked:,} of {info.num_examples:,} pictures looked at within "
+            f"check_timeout={job.patience:g}; the others are looked at when the job starts"
+        )
+    return found
+
+
+def _judged(job: Job, bad: Sequence[Problem], looked: int) -> list[Finding]:
+    """What bad pictures mean: with bad_samples=skip a few are passed over, but not more than max_bad_samples."""
+    if not bad or job.spec.bad_samples == "stop" or len(bad) > job.spec.max_bad_samples or len(bad) == looked:
+        return list(bad)
+    names = ", ".join(problem.subject for problem in bad[:3])
+    return [
+        f"DATASET_DIR: {len(bad)} of {looked} pictures looked at cannot be used and are passed over: {names}"
+    ]

@@ -1,0 +1,62 @@
+"""Where a job begins: anew, from a checkpoint that it may continue, or nowhere, because it is finished."""
+
+from __future__ import annotations
+
+from sdjob.dataset.concepts import concepts_of
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.model.single_file import converted_folder
+from sdjob.output import fingerprint, resume
+from sdjob.output.layout import OutputLayout, StepFolder
+from sdjob.problems import JobError, Problem
+from sdlaunch.preflight.job import Finding, Job, Note
+
+_COMPARED_FILES = 20_000  # of a data set; the worker looks at each file of a larger one when the job starts
+
+
+def findings(job: Job) -> list[Finding]:
+    """The checkpoint that the worker will go on from, and every setting in which this job differs from that run.
+
+    Of a checkpoint the sizes are compared, not each byte, which takes minutes; of the pictures names and sizes.
+    """
+    if job.has_script:  # which resumes in its own way
+        return []
+    layout = OutputLayout(job.mounts.output)
+    found: list[Finding] = []
+
+    def passed_over(folder: StepFolder, defect: str) -> None:
+        found.append(f"{folder.path} is not whole and is passed over: {defect}")
+
+    start = resume.newest(layout, job.spec.resume, passed_over, hashes=False)
+    if start is None:
+        return [*found, Note("resume: starts at the beginning")]
+    if differences := _differences(job, start):
+        return [*found, *differences]
+    if resume.is_finished(job.spec, layout, start):
+        return [*found, Note(f"resume: already finished, at step {start.step}")]
+    return [*found, Note(f"resume: from step {start.step} of {job.spec.max_train_steps}")]
+
+
+def _differences(job: Job, start: StepFolder) -> list[Problem]:
+    """Nothing where a mount is wrong, which is said already. Raises JobError."""
+    spec = job.spec
+    infos = job.contents.data
+    if job.contents.model is None or not infos:
+        return []
+    concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
+    few = sum(len(info.files) for info in infos) <= _COMPARED_FILES
+    identity = _model_identity(job, job.contents.model)
+    wanted = fingerprint.facts_of(spec, identity, infos if few else (), concepts)
+    known = {"model_name": bool(identity), "dataset_name": few}
+    problems = fingerprint.differences(resume.values_of(start.path)["fingerprint"], wanted, start.path)
+    return [problem for problem in problems if known.get(problem.subject, True)]
+
+
+def _model_identity(job: Job, model: PipelineFolder) -> str:
+    """As the worker sees it, who makes a folder of a model in one file; "": that folder is not there any more."""
+    if model.single is None:
+        return fingerprint.model_identity(model)
+    folder = converted_folder(model.single, job.spec.cache_dir, job.mounts.output)
+    try:
+        return fingerprint.model_identity(find_pipeline(folder, None, allow_pickle=False))
+    except JobError:
+        return ""

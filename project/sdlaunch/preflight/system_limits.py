@@ -1,0 +1,79 @@
+"""What the machine and the container allow: shared memory, open files, the port of the rendezvous."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import shutil
+import socket
+from pathlib import Path
+
+from sdjob.formatting import in_units
+from sdjob.problems import Problem, hardware
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.cluster.resolve import Cluster
+
+SHM = Path("/dev/shm")
+_PREFETCHED = 2  # batches that each loader process makes ahead, as PyTorch does by default
+_FILES = 256  # open files of a training process without loaders: libraries, devices, logs
+
+
+def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Problem]:
+    """Loader processes hand pictures over in shared memory, of which a container has 64 MB unless told."""
+    workers = spec.dataloader_num_workers
+    if not workers or not shm.is_dir():
+        return []
+    picture = 3 * spec.resolution**2 * 4  # fp32
+    batch = spec.train_batch_size * (2 if spec.with_prior_preservation else 1) * picture
+    needed = cluster.nproc_per_node * (workers * _PREFETCHED + 1) * batch
+    free = shutil.disk_usage(shm).free
+    if needed <= free:
+        return []
+    return [
+        hardware(
+            str(shm),
+            f"{in_units(free)} free, {in_units(needed)} needed: {cluster.nproc_per_node} processes × "
+            f"({workers} loaders × {_PREFETCHED} batches + 1) × {in_units(batch)}",
+            "Start the container with a larger --shm-size (or --ipc=host), or set dataloader_num_workers=0.",
+        )
+    ]
+
+
+def open_files(spec: RunSpec, cluster: Cluster, allowed: int | None = None) -> list[Problem]:
+    """Every loader takes pipes and shared memory, every peer a connection."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if allowed is None else allowed
+    needed = _FILES + 16 * spec.dataloader_num_workers + 4 * cluster.world_size
+    if limit in (resource.RLIM_INFINITY, -1) or needed <= limit:
+        return []
+    return [
+        hardware(
+            "open files",
+            f"a limit of {limit}, and about {needed} needed by {spec.dataloader_num_workers} loaders "
+            f"and {cluster.world_size} processes",
+            f"Raise it: ulimit -n {max(4096, needed)}, or docker run --ulimit nofile={max(4096, needed)}.",
+        )
+    ]
+
+
+def rendezvous(cluster: Cluster) -> list[Problem]:
+    """On node 0 of several, the port at which the nodes meet must be free."""
+    if cluster.endpoint is None or cluster.node_rank != 0:
+        return []
+    port = int(cluster.endpoint.rpartition(":")[2])
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            probe.listen()  # two sockets may be bound to one port, but only one may listen
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            return []
+        found = "taken by another program" if error.errno == errno.EADDRINUSE else "not allowed for this user"
+        return [
+            hardware(
+                "MASTER_PORT",
+                f"port {port} is {found}",
+                "Set MASTER_PORT to a free port from 1024 on, the same on all nodes.",
+            )
+        ]
+    return []

@@ -1,0 +1,53 @@
+"""Work on mounts that may never answer, such as a network share whose server has gone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sdjob.problems import ExitCode, Problem
+
+Result = TypeVar("Result")
+
+
+class NoAnswer(Exception):
+    """Something has taken longer than it may."""
+
+
+class Task(Generic[Result]):
+    """An action that is under way. Nobody has to wait for it: its thread does not keep the process alive."""
+
+    def __init__(self, action: Callable[[], Result]) -> None:
+        self._outcome: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+        self._action = action
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            self._outcome.put((self._action(), None))
+        except BaseException as error:  # raised again where the result is asked for
+            self._outcome.put((None, error))
+
+    def result(self, until: float) -> Result:
+        """What the action gave or raised; raises NoAnswer if it is not done by then (time.monotonic())."""
+        try:
+            value, error = self._outcome.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            raise NoAnswer from None
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # None only where Result allows it
+
+
+def no_answer(subject: str, where: Path | str, patience: float, code: int = ExitCode.BAD_INPUT) -> Problem:
+    """The problem of a mount that is asked and does not answer."""
+    return Problem(
+        int(code),
+        subject,
+        f"{where} did not answer within {patience:g} s",
+        "Check the mount and the storage behind it; if it is only slow, raise check_timeout.",
+    )

@@ -1,0 +1,124 @@
+"""Every name that users can type, what it sets, and what a misspelt one probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from pydantic import BaseModel
+
+from sdjob.settings.fields import Alias, settings_of
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.settings import other_trainers
+from sdlaunch.settings.options import LaunchOptions
+
+# Variables of platforms and libraries, which are nobody's misspelling: beginnings, and whole names.
+_FOREIGN_PREFIXES = """
+PET_ SM_ SLURM_ VC_ VK_ MLP_ SKYPILOT_ DSTACK_ DLC_ PAI_ KUBERNETES_ NVIDIA_ CUDA CUDNN_ NCCL_ GLOO_ UCX_ ROCM_
+HIP_ MIOPEN_ ASCEND_ MUSA_ TOPS_ ECCL_ OMP_ MKL_ KMP_ OPENBLAS_ OMPI_ PMIX_ PMI_ I_MPI_ TF_ TORCH PYTORCH_ XLA_
+TRITON_ HF_ HUGGINGFACE_ TRANSFORMERS_ DIFFUSERS_ ACCELERATE_ TOKENIZERS_ WANDB_ AWS_ AZURE_ GOOGLE_ GCP_ ALIBABA_
+PYTHON PIP_ UV_ CONDA_ VIRTUAL_ENV LC_ LD_ XDG_ SSH_ GIT_ DBUS_ SDJOB_
+"""
+_FOREIGN_NAMES = """
+PATH HOME USER LOGNAME SHELL LANG LANGUAGE TERM HOSTNAME PWD OLDPWD TMPDIR DEBIAN_FRONTEND
+RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
+MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
+"""
+
+# Flags of the worker that follow from the mounts. In an environment these names mean something else.
+_MOUNT_OF = {
+    "output_dir": "OUTPUT_DIR",
+    "instance_data_dir": "DATASET_DIR",
+    "train_data_dir": "DATASET_DIR",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a name sets: a field of one of the two models."""
+
+    model: type[BaseModel]
+    field: str
+    shown: str  # how the plan calls it
+    alias: Alias
+
+
+@cache
+def catalogue() -> dict[str, Target]:
+    """Every accepted name → what it sets. Flags of the worker that are never read are not among them."""
+    return {target.alias.name: target for model in (LaunchOptions, RunSpec) for target in _targets(model)}
+
+
+def _targets(model: type[BaseModel]) -> Iterator[Target]:
+    for field, about in settings_of(model).items():
+        if not about.flag_only:
+            for alias in _spellings(model, field):
+                yield Target(model, field, about.name or field, alias)
+
+
+def _spellings(model: type[BaseModel], field: str) -> list[Alias]:
+    """Every accepted name of a field, the shown one first. Upper-case settings have no lower-case name."""
+    about = settings_of(model)[field]
+    shown = about.name or field
+    return [
+        alias
+        for alias in about.spellings(field)
+        if alias.name == shown or shown.islower() or alias.name != field
+    ]
+
+
+def other_names(model: type[BaseModel], field: str) -> list[str]:
+    """The names of a field beside the one that is shown."""
+    return [alias.name for alias in _spellings(model, field)[1:]]
+
+
+def lookup(name: str, *, any_case: bool = False) -> Target | None:
+    """The target of a name: lower-case names in any case, upper-case ones as they are or with `any_case`."""
+    known = catalogue()
+    return known.get(name) or known.get(name.lower()) or (known.get(name.upper()) if any_case else None)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a variable belongs to a platform or a library."""
+    return name in _FOREIGN_NAMES.split() or name.startswith(tuple(_FOREIGN_PREFIXES.split()))
+
+
+def mount_of(name: str) -> str | None:
+    """The mount that users set in the place of a flag of the worker, such as output_dir; None: no such flag."""
+    return _MOUNT_OF.get(name.lower())
+
+
+def near_miss(name: str) -> str | None:
+    """The known name that this unknown one probably meant: another trainer's, or one edit away, two if long."""
+    typed = name.lower().replace("-", "_")
+    if meant := other_trainers.probably().get(typed):
+        return meant
+    if len(typed) < 5:
+        return None
+    allowed = 1 if len(typed) < 9 else 2
+    letters = set(typed)
+    best: tuple[int, str] | None = None
+    for known in catalogue():
+        lower = known.lower()
+        # Cheap bounds first: the environment of a pod has hundreds of names.
+        if abs(len(lower) - len(typed)) > allowed or len(letters ^ set(lower)) > 2 * allowed:
+            continue
+        distance = _edits(typed, lower)
+        if distance <= allowed and (best is None or distance < best[0]):
+            best = (distance, known)
+    return best[1] if best else None
+
+
+def _edits(a: str, b: str) -> int:
+    """Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, right in enumerate(b, 1):
+            cost = min(before[j] + 1, row[-1] + 1, before[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]

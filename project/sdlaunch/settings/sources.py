@@ -1,0 +1,130 @@
+"""Where settings are written: the command line, the environment, an env file, a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdjob.problems import Problem, setting
+
+if TYPE_CHECKING:
+    import yaml
+
+Text = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value as somebody wrote it, and where."""
+
+    name: str
+    text: Text
+    where: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file says, and what in it could not be understood."""
+
+    given: tuple[Given, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def from_command_line(flags: Sequence[tuple[str, str]]) -> list[Given]:
+    return [Given(name, text, f"command line: --{name}") for name, text in flags]
+
+
+def from_environment(environ: Mapping[str, str]) -> list[Given]:
+    """Every variable that is not empty: an empty one counts as unset."""
+    return [Given(name, text, f"environment: {name}") for name, text in sorted(environ.items()) if text]
+
+
+def from_env_file(path: str) -> Reading:
+    """NAME=value lines, read as `docker --env-file` reads them: the value is the rest of the line."""
+    text = _read(path, "ENV_FILE")
+    if isinstance(text, Problem):
+        return Reading(problems=(text,))
+    given, problems = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.lstrip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name or any(character.isspace() for character in name):
+            found = f"line {number} of {path} is {line!r}"
+            problems.append(setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
+        elif value:
+            given.append(Given(name, value, f"env file {path}:{number}"))
+    return Reading(tuple(given), tuple(problems))
+
+
+def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
+    """Values that python-dotenv reads otherwise than docker does: quotes, comments, ${…}, spaces at the end."""
+    from dotenv import dotenv_values
+
+    other = dotenv_values(path)
+    return [
+        setting(
+            item.name,
+            f"{item.text!r} in {item.where} means {item.text!r} to docker and {other.get(item.name)!r} elsewhere",
+            "Write the bare value: no quotes, no comment after it, no ${…}, no spaces at its end.",
+        )
+        for item in given
+        if other.get(item.name) != item.text
+    ]
+
+
+def from_yaml(path: str) -> Reading:
+    """The top-level names of a YAML file. Scalars are taken as they are spelled, so `no` stays "no"."""
+    import yaml
+
+    text = _read(path, "CONFIG_FILE")
+    if isinstance(text, Problem):
+        return Reading(problems=(text,))
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        return Reading(problems=(setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Mend the YAML."),))
+    if root is None:
+        return Reading()
+    if not isinstance(root, yaml.MappingNode):
+        found = f"{path} is not a mapping"
+        return Reading(problems=(setting("CONFIG_FILE", found, "Write one `name: value` a line."),))
+    items = list(_yaml_items(path, root))
+    return Reading(
+        tuple(item for item in items if isinstance(item, Given)),
+        tuple(item for item in items if isinstance(item, Problem)),
+    )
+
+
+def _yaml_items(path: str, root: yaml.MappingNode) -> Iterator[Given | Problem]:
+    import yaml
+
+    for key, node in root.value:
+        where = f"config file {path}:{key.start_mark.line + 1}"
+        name = str(key.value)
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag != "tag:yaml.org,2002:null" and node.value != "":
+                yield Given(name, node.value, where)
+        elif isinstance(node, yaml.SequenceNode) and all(isinstance(i, yaml.ScalarNode) for i in node.value):
+            yield Given(name, tuple(item.value for item in node.value), where)
+        else:
+            yield setting(name, f"a nested value in {where}", "Write one value, or a list of plain values.")
+
+
+def _read(path: str, subject: str) -> str | Problem:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        found = f"{path}: {error.strerror}"
+    except UnicodeDecodeError:
+        found = f"{path} is not UTF-8 text"
+    return setting(subject, found, f"Give {subject} the path of a readable file, or unset it.")
+
+
+def _one_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

@@ -1,0 +1,94 @@
+"""A user's own script in the place of the worker: its path, and its arguments with placeholders filled in."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sdjob.problems import JobError, Problem, bad_input, setting
+
+_PLACEHOLDER = re.compile(r"\{(\{)?([A-Za-z_]\w*)\}(?(1)\})")  # {name}; {{name}} stands for the text {name}
+
+
+@dataclass(frozen=True)
+class Script:
+    """What runs instead of the worker."""
+
+    path: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (str(self.path), *self.arguments)
+
+
+def path_of(script: str, project: Path) -> Path:
+    """The script's absolute path; a relative one lies below the project."""
+    return project / Path(script).expanduser()
+
+
+def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The words of `script_args`, split as a shell would, then filled in: a value never becomes two words.
+
+    Raises JobError for an open quote, and for every placeholder that is not among the values.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        remedy = "Close the quote, or write \\' for the character itself."
+        raise JobError(setting("script_args", f"{text!r}: {str(error).lower()}", remedy)) from None
+    asked = dict.fromkeys(match[2] for word in words for match in _PLACEHOLDER.finditer(word) if not match[1])
+    unknown = [_unknown(name, values) for name in asked if name not in values]
+    if unknown:
+        raise JobError(unknown)
+    return tuple(_filled(word, values) for word in words)
+
+
+def _filled(word: str, values: Mapping[str, Any]) -> str:
+    return _PLACEHOLDER.sub(lambda match: f"{{{match[2]}}}" if match[1] else as_text(values[match[2]]), word)
+
+
+def _unknown(name: str, values: Mapping[str, Any]) -> Problem:
+    meant = next(iter(get_close_matches(name, values, n=1)), None)
+    known = "Write {model}, {dataset}, {output}, {nproc} or the name of a setting"
+    remedy = f"Write {{{meant}}}." if meant else f"{known}; {{{{{name}}}}} stands for the text {{{name}}}."
+    return setting("script_args", f"unknown placeholder {{{name}}}", remedy)
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as an argument; nothing is the empty text, several values are a JSON list."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(list(value), ensure_ascii=False) if isinstance(value, list | tuple) else str(value)
+
+
+def problems_of(path: Path) -> list[Problem]:
+    """Why this file cannot be run by Python, if so."""
+    remedy = "Set script to a Python file, given absolutely or below PROJECT_DIR."
+    try:
+        source = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(source)
+    except FileNotFoundError:
+        return [bad_input("script", f"{path} does not exist", remedy)]
+    except IsADirectoryError:
+        return [bad_input("script", f"{path} is a folder", remedy)]
+    except OSError as error:
+        return [bad_input("script", f"{path}: {error.strerror}", remedy)]
+    except SyntaxError as error:
+        found = f"{path} is not a Python program (line {error.lineno}: {error.msg})"
+        return [bad_input("script", found, remedy)]
+    except ValueError as error:
+        return [bad_input("script", f"{path} is not a Python program ({error})", remedy)]
+    return []

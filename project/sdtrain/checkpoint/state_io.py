@@ -1,0 +1,221 @@
+"""Weights, moments and average of a strategy on disk, in one of two forms that every strategy reads.
+
+Whole (native strategies): model.safetensors, ema.safetensors and optimizer.pt, by rank 0.
+Sharded: `shards/`, by all ranks through torch.distributed.checkpoint, and numbers.json. A shard says which
+range of a flat tensor it holds, so any number of ranks, however they divide the tensors, can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+from sdtrain.strategies.shards import Range, Shares
+
+SHARDS, NUMBERS = "shards", "numbers.json"
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
+_PATIENCE = timedelta(hours=2)  # with a rank whose disk is slower
+
+Tables = Mapping[str, Shares]  # "master", "exp_avg", "exp_avg_sq", "ema" → shares by name
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a strategy has besides tensors."""
+
+    updates: int  # of the optimiser, for Adam's bias correction
+    scaler: Mapping[str, float]  # of fp16; empty: none
+
+
+class _Flat:
+    """A share as torch.distributed.checkpoint sees it: one chunk of a flat tensor (`_Checkpointable`)."""
+
+    def __init__(self, share: torch.Tensor, part: Range) -> None:
+        self.share, self._part = share.view(-1), part
+
+    def size(self) -> torch.Size:
+        return torch.Size([self._part.shape.numel()])
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        if not self._part.length:
+            return []
+        return [ChunkStorageMetadata(torch.Size([self._part.offset]), torch.Size([self._part.length]))]
+
+    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        return [
+            WriteItem(
+                MetadataIndex(fqn, chunk.offsets),
+                WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk, TensorProperties.create_from_tensor(self.share), self.size()
+                ),
+            )
+            for chunk in self.__create_chunk_list__()
+        ]
+
+
+class _SavePlanner(DefaultSavePlanner):
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        flat: _Flat = self.state_dict[index.fqn]
+        return flat.share
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        """Without what the default does before: it takes whatever is no tensor out of the dictionary."""
+        self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        flat: _Flat = self.state_dict[index.fqn]
+        return flat.share
+
+
+class _Plain(pickle.Unpickler):
+    """Of what a pickle may name, only what the description of shards is made of: no code runs."""
+
+    _NAMES = frozenset(
+        {
+            ("pathlib", "PosixPath"),
+            ("torch", "Size"),
+            ("torch", "float32"),
+            ("torch.serialization", "_get_layout"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            *(
+                ("torch.distributed.checkpoint.metadata", name)
+                for name in (
+                    *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+                    *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+                )
+            ),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._NAMES:
+            raise pickle.UnpicklingError(f"a checkpoint has no business with {module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """As the default, which would load any pickle."""
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata: Metadata = _Plain(file).load()
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def is_sharded(folder: Path) -> bool:
+    return (folder / SHARDS).is_dir()
+
+
+def save(
+    folder: Path,
+    tables: Tables,
+    ranges: Mapping[str, Range],
+    numbers: Numbers,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Writes the sharded form; each rank its own file. Collective in the group; None: that of the training."""
+    # What is read ahead is read by a stream of the thread's device, which beside the steps is not the rank's own.
+    writer = FileSystemWriter(folder / SHARDS, per_thread_copy_ahead=0)
+    with _failures():
+        save_shards(_flat(tables, ranges), storage_writer=writer, planner=_SavePlanner(), process_group=group)
+    if dist.get_rank() == 0:
+        values = {"updates": numbers.updates, "scaler": dict(numbers.scaler)}
+        (folder / NUMBERS).write_text(json.dumps(values, indent=1) + "\n")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What failed on any rank is raised on each, as itself: torch wraps it into what is no Exception."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        error, _ = next(iter(wrapped.failures.values()))
+        raise (error if isinstance(error, Exception) else RuntimeError(str(wrapped))) from None
+
+
+def group_of_savers() -> dist.ProcessGroup:
+    """A group for threads that save beside the steps, whose collectives must not mix with those of the steps.
+    Collective."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return group
+
+
+def snapshot(
+    tables: Tables, ranges: Mapping[str, Range], numbers: Numbers, group: dist.ProcessGroup
+) -> Callable[[Path], None]:
+    """`save` of what the tables hold now, from copies on the host."""
+    kept = {
+        table: {name: share.detach().to("cpu", copy=True) for name, share in shares.items()}
+        for table, shares in tables.items()
+    }
+    return partial(save, tables=kept, ranges=ranges, numbers=numbers, group=group)
+
+
+def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
+    """Fills the tables with this rank's ranges, from either form; a table that is not there is an error."""
+    if is_sharded(folder):
+        alone = not dist.is_initialized()
+        with _failures():
+            load_shards(
+                _flat(tables, ranges),
+                storage_reader=_Reader(folder / SHARDS),
+                planner=_LoadPlanner(flatten_state_dict=False),
+                no_dist=alone,
+            )
+        return Numbers(**json.loads((folder / NUMBERS).read_text()))
+    _fill_from_file(folder / MODEL, tables["master"], ranges)
+    if "ema" in tables:
+        _fill_from_file(folder / EMA, tables["ema"], ranges)
+    saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
+    states = dict(zip(saved["names"], saved["optimizer"]["state"].values(), strict=True))
+    for moment in MOMENTS:
+        for name, part in ranges.items():
+            values = states[name][moment].flatten()[part.offset : part.stop]
+            tables[moment][name].copy_(values.view_as(tables[moment][name]))
+    updates = max((int(state["step"]) for state in states.values()), default=0)
+    return Numbers(updates, saved["scaler"])
+
+
+def _flat(tables: Tables, ranges: Mapping[str, Range]) -> dict[str, Any]:
+    return {
+        f"{table}/{name}": _Flat(shares[name], part)
+        for table, shares in tables.items()
+        for name, part in ranges.items()
+    }
+
+
+def _fill_from_file(path: Path, shares: Shares, ranges: Mapping[str, Range]) -> None:
+    with safe_open(path, framework="pt") as file:
+        for name, part in ranges.items():
+            values = file.get_tensor(name).flatten()[part.offset : part.stop]
+            shares[name].copy_(values.view_as(shares[name]))

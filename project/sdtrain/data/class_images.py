@@ -1,0 +1,92 @@
+"""Pictures of the class for prior preservation: those that exist, or generated once under the output folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from sdjob.dataset.detect import dataset_in
+from sdjob.output.layout import OutputLayout
+from sdjob.problems import JobError, bad_input
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.base import Drawing
+from sdtrain.generate import drawing, generate
+from sdtrain.model.load import Parts
+from sdtrain.reporting.progress import Progress
+from sdtrain.runtime.distributed import World
+from sdtrain.runtime.stop import Stopped, StopRequest
+
+
+def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Drawing) -> Path:
+    """Generated pictures belong to one model, prompt and way of drawing: another one has another folder."""
+    about = [
+        model_identity,
+        spec.class_prompt,
+        spec.seed,
+        how.resolution,
+        how.inference_steps,
+        how.guidance_scale,
+        how.prompt_chunks,
+    ]
+    return layout.class_images / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def provide(
+    spec: RunSpec,
+    world: World,
+    layout: OutputLayout,
+    parts: Parts,
+    model_identity: str,
+    stop: StopRequest,
+    step: int,
+) -> Path:
+    """The folder with at least `num_class_images` pictures of the class. Collective; raises Stopped.
+
+    A given `class_data_dir` is only read. Otherwise the missing pictures are shared out over the ranks, batch
+    by batch; the n-th has the seed (seed + n). The batches are the same on any number of processes, and so
+    is the set: which pictures are drawn together decides the last bits of each.
+    """
+    if spec.class_data_dir:
+        return _given(spec)
+    how = drawing(spec)
+    folder = folder_of(spec, layout, model_identity, how)
+    folder.mkdir(parents=True, exist_ok=True)
+    world.barrier()  # nobody lists the folder while another already adds to it
+    missing = [n for n in range(spec.num_class_images) if not (folder / f"{n:06d}.png").exists()]
+    world.barrier()
+    batches = [
+        range(first, min(first + how.batch_size, spec.num_class_images))
+        for first in range(0, spec.num_class_images, how.batch_size)
+    ]
+    incomplete = [batch for batch in batches if not set(missing).isdisjoint(batch)]
+    mine = [n for batch in incomplete[world.rank :: world.size] for n in batch]
+    if mine:
+        images = generate(parts, [spec.class_prompt or ""] * len(mine), [spec.seed + n for n in mine], how)
+        with Progress("class images", len(missing), shown=world.is_main) as progress:
+            for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
+                if number not in missing:
+                    continue
+                temporary = folder / f".{number:06d}.{world.rank}.tmp"
+                image.save(temporary, format="PNG")
+                temporary.rename(folder / f"{number:06d}.png")
+                progress.show(min(done * world.size, len(missing)))
+                if stop:
+                    break  # what is there is used by the next start
+    if world.any(bool(stop)):
+        raise Stopped(step)
+    return folder
+
+
+def _given(spec: RunSpec) -> Path:
+    folder = Path(spec.class_data_dir or "")
+    info = dataset_in(folder, spec, captions=False)
+    if info.num_examples < spec.num_class_images:
+        raise JobError(
+            bad_input(
+                "class_data_dir",
+                f"{info.num_examples} pictures in {folder}, num_class_images={spec.num_class_images}",
+                "Add pictures, lower num_class_images, or leave class_data_dir empty to have them generated.",
+            )
+        )
+    return folder

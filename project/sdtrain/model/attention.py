@@ -1,0 +1,91 @@
+"""The attention backend: what was asked for is proven to run before training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from sdjob.problems import JobError, hardware
+
+# The ways to compute attention that are chosen in PyTorch itself; xformers has a call of its own.
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_PLACES, _TOKENS = 64, 77  # of the smallest level of a U-Net at 512 pixels, and of a prompt
+
+
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    """Inside, attention uses this backend; auto and sdpa leave the choice to PyTorch."""
+    with sdpa_kernel(_BACKENDS[name]) if name in _BACKENDS else nullcontext():
+        yield
+
+
+def prove(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Runs the backend once at each head size of the U-Net; raises JobError (69) if it does not work here.
+
+    Only the U-Net is trained with it: the VAE's one head of 512 channels is too wide for most backends.
+    """
+    if name != "xformers" and name not in _BACKENDS:
+        return
+    for size in head_sizes(unet):
+        if reason := failure(name, size, device, dtype):
+            found = f"{name} does not run here in {dtype} with heads of {size} ({reason})"
+            raise JobError(hardware("attention", found, "Use attention=auto."))
+
+
+def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> str:
+    """Why this backend cannot train heads of this size here, found by trying; empty: it can.
+
+    Both ways, since some have no backward pass for what they can compute; within a picture, and with a prompt,
+    whose length is no multiple of anything.
+    """
+    try:
+        for other in (_PLACES, _TOKENS):
+            query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
+            key = torch.zeros(1, 2, other, size, device=device, dtype=dtype, requires_grad=True)
+            if name == "xformers":
+                attend = import_module("xformers.ops").memory_efficient_attention
+                found = attend(*(each.transpose(1, 2) for each in (query, key, key)))
+                torch.autograd.backward(found.sum())
+            else:
+                with chosen(name):
+                    torch.autograd.backward(scaled_dot_product_attention(query, key, key).sum())
+    except ImportError as error:
+        return f"{name} cannot be imported: {error}"
+    except (NotImplementedError, RuntimeError) as error:
+        return str(error).splitlines()[0].rstrip(" :")
+    return ""
+
+
+def running(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that computes: the one that was asked for, or what PyTorch chooses for the U-Net's heads.
+
+    Such as "flash", or "flash (40, 80), math (160)" where the choice depends on the size of the heads.
+    """
+    if name == "xformers" or name in _BACKENDS:
+        return name
+    names = {int(backend): each for each, backend in _BACKENDS.items()}  # type: ignore[call-overload]
+    sizes: dict[str, list[int]] = {}
+    for size in head_sizes(unet):
+        query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
+        choice = names.get(torch._fused_sdp_choice(query, query, query), "math")
+        sizes.setdefault(choice, []).append(size)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    return ", ".join(f"{each} ({', '.join(map(str, heads))})" for each, heads in sizes.items())
+
+
+def head_sizes(unet: nn.Module) -> list[int]:
+    """Channels per head of all attention layers, such as 40, 80 and 160 for Stable Diffusion 1.x."""
+    return sorted({m.inner_dim // m.heads for m in unet.modules() if isinstance(m, Attention)})

@@ -1,0 +1,5 @@
+"""Optimizers, learning-rate schedules and EMA.
+
+Start reading: optimizers.py.
+May import: torch; bitsandbytes, transformers and prodigyopt lazily.
+"""

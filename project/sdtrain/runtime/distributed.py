@@ -1,0 +1,113 @@
+"""The processes of a run: who this one is, and the few things that they agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from sdjob.problems import JobError, Problem
+from sdtrain.runtime import devices
+
+# Long enough for rank 0 to convert a large data set while the others wait.
+_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all. Every method is collective: each rank must call it, at the same point."""
+
+    rank: int
+    local_rank: int
+    size: int
+    kind: devices.DeviceKind
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes; on the CPU, so that no device has to wait."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks, on the CPU in fp64, any shape."""
+        value = value.detach().cpu().double()  # in this order: not every device has fp64
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value / self.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order; small picklable things only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, problems: list[Problem]) -> None:
+        """Raises on every rank the JobError with the problems of all, if there are any."""
+        found = [problem for share in self.gather(problems) for problem in share]
+        if found:
+            raise JobError(found)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first rank of each node does the body before the others do."""
+        if self.local_rank == 0:
+            try:
+                yield
+            finally:
+                self.barrier()
+        else:
+            self.barrier()
+            yield
+
+
+@contextmanager
+def join(
+    device: str, environ: Mapping[str, str] = os.environ, *, group_of_one: bool = False
+) -> Iterator[World]:
+    """Joins the process group that torchrun describes, or stands alone; leaves it at the end.
+
+    `group_of_one`: a lone process has a group too, which strategies that shard cannot do without.
+    """
+    rank, local_rank = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
+    size = int(environ.get("WORLD_SIZE", 1))
+    kind = devices.choose(device)
+    world = World(rank, local_rank, size, kind, devices.device_of(kind, local_rank))
+    backend = "gloo" if kind.backend == "gloo" else f"cpu:gloo,{kind.torch_type}:{kind.backend}"
+    if size == 1:
+        if group_of_one:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        try:
+            yield world
+        finally:
+            if group_of_one:
+                dist.destroy_process_group()
+        return
+    store, _, _ = next(rendezvous("env://", rank, size))
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # A store of torchrun's, kept for all attempts: one must not find the addresses of an earlier one.
+        attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
+    yield world
+    # Not after an exception: a rank that fails must not wait for peers in the middle of a collective call.
+    dist.destroy_process_group()

@@ -1,0 +1,71 @@
+"""Exceptions that mean something a person can mend: too little memory, no room to write."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from sdjob.problems import ExitCode, Problem, hardware, output_problem
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
+_GONE = (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)  # a network mount
+# safetensors and torch wrap the operating system's error into their own.
+_WRAPPED_NUMBER = re.compile(r"\(os error (\d+)\)")
+_WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpected pos")
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """The problem behind an exception; None: it is a fault of the program."""
+    return _out_of_memory(error) or _no_room(error) or _no_package(error)
+
+
+def _no_package(error: Exception) -> Problem | None:
+    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.startswith("sd"):
+        return None
+    package = error.name.split(".")[0]
+    return hardware("Python", f"the package {package} is not installed", f"Install it: pip install {package}")
+
+
+def is_write_failure(error: Exception) -> bool:
+    """Whether an exception raised while writing comes from the file system."""
+    return _number_of(error) in (*_FULL, *_REFUSED, *_GONE) or _tells_of_writing(error)
+
+
+def _number_of(error: Exception) -> int | None:
+    """The operating system's number of an error."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = _WRAPPED_NUMBER.search(str(error))
+    return int(match[1]) if match else None
+
+
+def _tells_of_writing(error: Exception) -> bool:
+    text = str(error).lower()
+    return not isinstance(error, OSError) and any(words in text for words in _WRAPPED_WORDS)
+
+
+def _no_room(error: Exception) -> Problem | None:
+    of_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    if not of_files or not (_number_of(error) in _FULL or _tells_of_writing(error)):
+        return None
+    return output_problem(
+        "OUTPUT_DIR",
+        f"cannot be written ({error})",
+        "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
+    )
+
+
+def _out_of_memory(error: Exception) -> Problem | None:
+    on_device = type(error).__name__ == "OutOfMemoryError"
+    on_host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    if not on_device and not on_host:
+        return None
+    where = "the device" if on_device else "the host"
+    return Problem(
+        int(ExitCode.OUT_OF_MEMORY),
+        "memory",
+        f"{where} has too little for this run ({str(error).splitlines()[0]})",
+        "Lower batch_size and raise gradient_accumulation_steps, set gradient_checkpointing=1, "
+        "lower resolution, or train a LoRA (lora_rank=8).",
+    )

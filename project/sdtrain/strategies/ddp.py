@@ -1,0 +1,152 @@
+"""Plain PyTorch: one process, or DistributedDataParallel over many, in fp32, bf16 or fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.checkpoint import state_io
+from sdtrain.optim import optimizers
+from sdtrain.strategies.base import OptimSpec, grouped
+from sdtrain.strategies.shards import Shares, lent, put, whole
+
+_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Native:
+    """Strategy of plugin none, torch_ddp and torch_ddp_fp16."""
+
+    model: nn.Module
+
+    def __init__(self, precision: str, device: torch.device, world_size: int, rank: int = 0) -> None:
+        self._device = device
+        self._world_size = world_size
+        self._rank = rank
+        self._dtype = _AUTOCAST.get(precision)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._max_grad_norm = optim.max_grad_norm or float("inf")
+        self._optimizer = optimizers.build(optim, grouped(self._trained, optim))
+        names = {parameter: name for name, parameter in self._trained.items()}
+        self._names = [names[p] for group in self._optimizer.param_groups for p in group["params"]]
+        self.model = model
+        if self._world_size > 1:
+            ids = [self._device.index] if self._device.index is not None else None
+            self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            with self.model.no_sync():
+                yield
+        else:
+            yield
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext():
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        torch.autograd.backward(self._scaler.scale(loss))
+
+    def step(self, factor: float) -> torch.Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def discard(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def masters(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self._trained.items()}
+
+    def full_state(self, shares: Shares) -> dict[str, torch.Tensor]:
+        return {name: share.cpu().contiguous() for name, share in shares.items()}
+
+    def applied(self, shares: Shares | None) -> AbstractContextManager[None]:
+        return lent(self.masters, shares, refresh=lambda: None)
+
+    def save(self, folder: Path, ema: Shares | None) -> None:
+        if self._rank == 0:
+            _write(self._state(ema), folder)
+
+    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
+        # The other ranks hold the same, and would take the memory of the host as many times.
+        return partial(_write, _copied(self._state(ema))) if self._rank == 0 else lambda folder: None
+
+    def _state(self, ema: Shares | None) -> dict[str, Any]:
+        return {
+            "model": self.masters(),
+            "ema": dict(ema) if ema else None,
+            "optimizer": self._optimizer.state_dict(),
+            "names": self._names,
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load(self, folder: Path, ema: Shares | None) -> None:
+        settings = self._optimizer.state_dict()["param_groups"]
+        if state_io.is_sharded(folder):
+            state, groups = self._converted(folder, ema), settings
+        else:
+            put(self.masters(), load_file(folder / state_io.MODEL))
+            put(ema or {}, load_file(folder / state_io.EMA) if ema else {})
+            state = torch.load(folder / state_io.OPTIMIZER, map_location="cpu", weights_only=True)
+            groups = optimizers.settings_of(settings, state["optimizer"]["param_groups"])
+        self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        if state["scaler"]:  # empty where the run that saved was not fp16
+            self._scaler.load_state_dict(self._scaler.state_dict() | state["scaler"])
+
+    def _converted(self, folder: Path, ema: Shares | None) -> dict[str, Any]:
+        """What `save` would have written, from the shards of another strategy; the weights are put in place."""
+        masters = self.masters()
+        moments = {
+            moment: {n: torch.zeros_like(m) for n, m in masters.items()} for moment in state_io.MOMENTS
+        }
+        tables = {"master": masters, **moments, **({"ema": ema} if ema else {})}
+        numbers = state_io.load(folder, tables, {name: whole(m.shape) for name, m in masters.items()})
+        states = {
+            index: {
+                "step": torch.tensor(float(numbers.updates)),
+                **{moment: moments[moment][name] for moment in state_io.MOMENTS},
+            }
+            for index, name in enumerate(self._names)
+        }
+        return {"optimizer": {"state": states}, "scaler": dict(numbers.scaler)}
+
+
+def _write(state: dict[str, Any], folder: Path) -> None:
+    for name, file in (("model", state_io.MODEL), ("ema", state_io.EMA)):
+        if state[name]:
+            save_file({key: weight.cpu().contiguous() for key, weight in state[name].items()}, folder / file)
+    torch.save({name: state[name] for name in ("optimizer", "names", "scaler")}, folder / state_io.OPTIMIZER)
+
+
+def _copied(value: Any) -> Any:
+    """The same values, every tensor of them a copy on the host."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def create(spec: RunSpec, device: torch.device, world_size: int) -> Native:
+    rank = torch.distributed.get_rank() if world_size > 1 else 0
+    return Native(spec.mixed_precision, device, world_size, rank)

@@ -1,0 +1,70 @@
+"""A checkpoint is whole when its manifest, written last, says so."""
+
+import json
+
+import pytest
+
+from sdjob.output.layout import MANIFEST, OutputLayout, defect_of, step_folders, write_manifest
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return OutputLayout(tmp_path)
+
+
+def make(layout, step, manifest=True):
+    folder = layout.step_folder(step)
+    (folder / "inner").mkdir(parents=True)
+    (folder / "model.bin").write_bytes(b"weights")
+    (folder / "inner" / "more.bin").write_bytes(b"12345")
+    if manifest:
+        write_manifest(folder)
+    return folder
+
+
+def test_a_whole_folder_has_no_defect(layout):
+    folder = make(layout, 5)
+    assert defect_of(folder, hashes=False) is None
+    assert defect_of(folder, hashes=True) is None
+    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"model.bin", "inner/more.bin"}
+
+
+def test_defects_are_named(layout):
+    folder = make(layout, 5)
+    (folder / "model.bin").write_bytes(b"WEIGHTS")
+    assert defect_of(folder, hashes=False) is None  # sizes only
+    assert "model.bin has changed" in defect_of(folder, hashes=True)
+    (folder / "model.bin").write_bytes(b"wei")
+    assert "3 bytes instead of 7" in defect_of(folder, hashes=False)
+    (folder / "model.bin").unlink()
+    assert "missing" in defect_of(folder, hashes=False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": {"a": 1}}', "\x00"])
+def test_a_broken_manifest_is_a_defect(layout, text):
+    folder = make(layout, 5)
+    (folder / MANIFEST).write_text(text)
+    assert defect_of(folder, hashes=False)
+
+
+def test_step_folders_are_found_newest_first(layout):
+    assert step_folders(layout) == []
+    make(layout, 500)
+    make(layout, 1500, manifest=False)
+    make(layout, 1000)
+    make(layout, 1_000_000)
+    (layout.checkpoint / "checkpoint-abc").mkdir()
+    (layout.checkpoint / "checkpoint-000007").touch()
+    (layout.checkpoint / ".checkpoint-002000.tmp").mkdir()
+    found = step_folders(layout)
+    assert [(folder.step, folder.defect is None) for folder in found] == [
+        (1_000_000, True),
+        (1500, False),
+        (1000, True),
+        (500, True),
+    ]
+
+
+def test_every_path_lies_below_the_root(layout):
+    names = [name for name, value in vars(OutputLayout).items() if isinstance(value, property)]
+    assert all(layout.root in getattr(layout, name).parents for name in names)

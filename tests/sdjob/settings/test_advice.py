@@ -1,0 +1,67 @@
+"""Settings that are allowed and probably not meant."""
+
+import pytest
+
+from sdjob.settings.advice import high_rates, without_effect
+from sdjob.settings.run_spec import RunSpec
+
+
+def spec(**values) -> RunSpec:
+    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (
+            {"class_prompt": "a dog", "num_class_images": 7},
+            "class_prompt, num_class_images: no effect without",
+        ),
+        ({"lora_alpha": 4.0}, "lora_alpha: no effect without lora_rank"),
+        ({"ema_decay": 0.5}, "ema_decay: no effect without use_ema=1"),
+        ({"bucket_reso_steps": 8}, "bucket_reso_steps: no effect without aspect_ratio_buckets=1"),
+        (
+            {"concepts_list": "x", "class_prompt": "y", "with_prior_preservation": True},
+            "class_prompt: no effect without leaving concepts_list",
+        ),
+        ({"lr_num_cycles": 3}, "lr_num_cycles: no effect without lr_scheduler=cosine_with_restarts"),
+        ({"lr_power": 2.0}, "lr_power: no effect without lr_scheduler=polynomial"),
+        ({"optimizer": "adafactor", "adam_beta1": 0.5}, "adam_beta1: no effect without an optimizer of Adam"),
+        ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
+        (
+            {"validation_steps": 5},
+            "validation_steps: no effect without validation_prompts, validation_data_dir or validation_split",
+        ),
+        ({"num_train_epochs": 3, "max_train_steps": 100}, "epoch: no effect beside num_train_step"),
+        ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
+    ],
+)
+def test_settings_that_do_nothing_are_named(values, named):
+    (sentence,) = without_effect(spec(**values))
+    assert sentence.startswith(named)
+
+
+def test_settings_that_do_something_are_not():
+    used = {"with_prior_preservation": True, "class_prompt": "a dog", "use_ema": True, "ema_decay": 0.5}
+    assert without_effect(spec(**used, lora_rank=2, lora_alpha=4.0)) == []
+    assert without_effect(spec()) == []
+    assert without_effect(spec(num_train_epochs=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"learning_rate": 5e-3}, ["lr: 0.005 is very high for a full fine-tune"]),
+        ({"learning_rate": 1e-3}, []),
+        ({"learning_rate": 5e-3, "lora_rank": 4}, []),
+        ({"learning_rate": 5e-2, "lora_rank": 4}, ["lr: 0.05 is very high for a LoRA"]),
+        ({"text_encoder_lr": 5e-3, "train_text_encoder": True}, ["text_encoder_lr: 0.005 is very high"]),
+        ({"learning_rate": 1.0, "optimizer": "prodigy"}, []),
+        ({"learning_rate": 1e-2, "optimizer": "adafactor"}, []),
+        ({"learning_rate": 1e-2, "optimizer": "adamw8bit"}, ["lr: 0.01 is very high"]),
+    ],
+)
+def test_rates_that_destroy_are_named(values, named):
+    found = high_rates(spec(**values))
+    assert len(found) == len(named)
+    assert all(sentence.startswith(start) for sentence, start in zip(found, named, strict=True))

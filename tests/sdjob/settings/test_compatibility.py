@@ -1,0 +1,175 @@
+"""Which settings work together, and where."""
+
+from pathlib import Path
+
+import pytest
+
+from sdjob.model.pipeline import SUPPORTED, XL, PipelineFolder
+from sdjob.settings.compatibility import Topology, model_problems, problems, resolve_precision
+from sdjob.settings.run_spec import RunSpec
+
+CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
+
+
+def model(prediction_type, class_name=SUPPORTED):
+    return PipelineFolder(Path("/m"), class_name, prediction_type, {})
+
+
+def spec(**values):
+    return RunSpec(pretrained_model_name_or_path="/m", output_dir="/o", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "topology", "precision"),
+    [
+        ({}, CPU, "no"),
+        ({}, GPU, "bf16"),
+        ({}, OLD_GPU, "no"),
+        ({}, Topology("cuda", 1), "auto"),
+        ({"plugin": "gemini"}, GPU, "bf16"),
+        ({"plugin": "gemini"}, OLD_GPU, "fp16"),
+        ({"plugin": "low_level_zero"}, OLD_GPU, "fp16"),
+        ({"plugin": "torch_ddp_fp16"}, GPU, "fp16"),
+        ({"plugin": "low_level_zero"}, Topology("npu", 8, bf16=False, fp16=False), "no"),
+        ({}, Topology("mps", 1, bf16=True, fp16=True), "no"),
+        ({"mixed_precision": "bf16"}, CPU, "bf16"),
+        ({"mixed_precision": "no"}, GPU, "no"),
+    ],
+)
+def test_precision(values, topology, precision):
+    assert resolve_precision(spec(**values), topology) == precision
+
+
+@pytest.mark.parametrize("topology", [CPU, GPU, OLD_GPU])
+@pytest.mark.parametrize("recipe", ["dreambooth", "text_to_image"])
+def test_the_defaults_work_everywhere(recipe, topology):
+    assert problems(spec(recipe=recipe), topology) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "topology", "subject", "code"),
+    [
+        ({"plugin": "gemini"}, CPU, "plugin", 69),
+        ({"plugin": "low_level_zero"}, CPU, "plugin", 69),
+        ({"plugin": "fsdp"}, Topology("mps", 1), "plugin", 69),
+        ({"plugin": "gemini", "placement": "auto"}, Topology("npu", 8, bf16=True), "placement", 64),
+        ({"plugin": "gemini", "mixed_precision": "no"}, GPU, "mixed_precision", 64),
+        ({"plugin": "gemini", "zero_stage": 2}, GPU, "zero_stage", 64),
+        ({"plugin": "gemini", "cpu_offload": True}, GPU, "cpu_offload", 64),
+        ({"reshard_after_forward": False}, GPU, "reshard_after_forward", 64),
+        ({"plugin": "fsdp", "placement": "auto"}, GPU, "placement", 64),
+        ({"plugin": "fsdp", "mixed_precision": "fp16"}, CPU, "mixed_precision", 64),
+        ({"mixed_precision": "bf16"}, Topology("mps", 1, bf16=False), "mixed_precision", 64),
+        ({"mixed_precision": "fp16"}, Topology("mlu", 8, fp16=False), "mixed_precision", 64),
+        ({"plugin": "torch_ddp_fp16"}, Topology("mlu", 8, fp16=False), "mixed_precision", 64),
+        ({}, Topology("mps", 2), "NPROC_PER_NODE", 69),
+        ({"plugin": "none"}, GPU, "plugin", 64),
+        ({"placement": "cpu"}, GPU, "placement", 64),
+        ({"attention": "xformers"}, CPU, "attention", 64),
+        ({"plugin": "torch_ddp_fp16"}, CPU, "mixed_precision", 64),
+        ({"plugin": "torch_ddp_fp16", "mixed_precision": "bf16"}, GPU, "mixed_precision", 64),
+        ({"mixed_precision": "fp16"}, CPU, "mixed_precision", 64),
+        ({"mixed_precision": "bf16"}, OLD_GPU, "mixed_precision", 64),
+        (
+            {"recipe": "text_to_image", "with_prior_preservation": True, "class_prompt": "a dog"},
+            GPU,
+            "with_prior_preservation",
+            64,
+        ),
+        ({"with_prior_preservation": True}, GPU, "class_prompt", 64),
+        (
+            {"lr_warmup_steps": 400, "lr_scheduler": "cosine"},
+            GPU,
+            "lr_warmup_steps",
+            64,
+        ),
+        ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
+        ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
+        ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
+        ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
+        ({"validation_split": 0.1, "validation_data_dir": "x"}, GPU, "validation_split", 64),
+        ({"optimizer": "prodigy"}, GPU, "lr", 64),
+        (
+            {
+                "optimizer": "prodigy",
+                "learning_rate": 1.0,
+                "train_text_encoder": True,
+                "text_encoder_lr": 0.5,
+            },
+            GPU,
+            "text_encoder_lr",
+            64,
+        ),
+        (
+            {"cache_text_embeddings": "memory", "train_text_encoder": True},
+            GPU,
+            "cache_text_embeddings",
+            64,
+        ),
+    ],
+)
+def test_what_does_not_work_is_one_problem(values, topology, subject, code):
+    (problem,) = problems(spec(**values), topology)
+    assert (problem.subject, problem.code) == (subject, code)
+    assert problem.remedy.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("device", "computes_in"),
+    [("cpu", "no or bf16"), ("npu", "no or bf16"), ("mps", "no or bf16")],
+)
+def test_what_a_device_computes_in_is_the_remedy(device, computes_in):
+    (problem,) = problems(spec(mixed_precision="fp16"), Topology(device, 1, fp16=False))
+    assert problem.remedy == f"Use mixed_precision={computes_in}."
+
+
+@pytest.mark.parametrize("plugin", ["gemini", "low_level_zero", "fsdp"])
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor", "prodigy"])
+def test_strategies_that_shard_have_adamw_only(plugin, optimizer):
+    found = problems(spec(plugin=plugin, optimizer=optimizer, learning_rate=1.0), GPU)
+    assert ("optimizer", 64) in [(problem.subject, problem.code) for problem in found]
+    assert "optimizer" not in [problem.subject for problem in problems(spec(plugin=plugin), GPU)]
+
+
+def test_caches_of_what_stays_the_same():
+    assert problems(spec(cache_latents="memory", center_crop=True, random_flip=True), GPU) == []
+    assert problems(spec(cache_text_embeddings="disk"), GPU) == []
+
+
+def test_one_process_needs_no_strategy():
+    assert problems(spec(plugin="none"), CPU) == []
+
+
+@pytest.mark.parametrize("attention", ["flash", "cudnn"])
+def test_fast_attention_needs_half_precision_on_a_gpu(attention):
+    (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
+    assert (problem.code, problem.subject) == (64, "attention")
+    assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []
+
+
+def test_zero_terminal_snr_needs_v_prediction():
+    (problem,) = model_problems(spec(rescale_betas_zero_snr=True), model("epsilon"))
+    assert (problem.code, problem.subject) == (64, "rescale_betas_zero_snr")
+    assert model_problems(spec(rescale_betas_zero_snr=True), model("v_prediction")) == []
+    assert model_problems(spec(snr_gamma=5.0), model("epsilon")) == []
+
+
+def test_stable_diffusion_xl_is_trained_with_the_same_settings():
+    for values in (
+        {"train_text_encoder": True, "max_token_length": 150},
+        {"cache_text_embeddings": "memory", "export_single_file": True},
+    ):
+        assert model_problems(spec(**values), model("epsilon", XL)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "subject"),
+    [
+        ({"prediction_type": "v_prediction"}, "prediction_type"),
+        ({"single_file_config": "/somewhere"}, "single_file_config"),
+    ],
+)
+def test_a_folder_says_itself_what_a_single_file_must_be_told(values, subject):
+    (problem,) = model_problems(spec(**values), model("epsilon"))
+    assert (problem.code, problem.subject) == (64, subject)
+    assert model_problems(spec(prediction_type="epsilon"), model("epsilon")) == []

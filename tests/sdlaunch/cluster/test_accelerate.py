@@ -1,0 +1,156 @@
+"""launcher=accelerate: the exact command, the configuration file, and processes that really run."""
+
+from pathlib import Path
+
+import pytest
+
+from sdlaunch import command
+from sdlaunch.cluster import accelerate
+from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.command import Host, Program
+from tests.sdlaunch.place import launch
+from tests.sdlaunch.test_command import DREAMBOOTH, WORKER_FLAGS
+from tests.support import launcher
+from tests.support.launcher import found, pasted
+
+SCRIPT = """
+import sys
+from accelerate import Accelerator
+state = Accelerator().state
+print(sys.argv[1], state.num_processes, state.process_index, state.device.type, flush=True)
+"""
+
+
+def build(cluster, device="cpu", **options):
+    host = Host(Path("/mnt/project"), "/usr/bin/python3", 8, {})
+    spec = DREAMBOOTH.model_copy(update={"device": device})
+    return command.build(spec, cluster, host, {}, Program(launcher="accelerate", **options))
+
+
+def prepare(place, **variables):
+    return launcher.prepare({**place, "launcher": "accelerate", **variables})
+
+
+def test_two_processes_on_a_cpu():
+    launched = build(Cluster(1, 0, None, 2))
+    assert launched.argv == (
+        "/usr/bin/python3",
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--machine_rank=0",
+        "--main_process_port=0",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--tee=3",
+        "--log_dir=/output/logs/ranks-of-node-0",
+        "-m",
+        "sdtrain",
+        *WORKER_FLAGS,
+    )
+    assert launched.env["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_one_process_keeps_its_logs_through_torchrun():
+    argv = build(Cluster(1, 0, None, 1), accelerate_config="/c.yaml", max_restarts=3).argv
+    assert argv[3:5] == ("--config_file=/c.yaml", "--cpu")
+    assert argv[11 : -len(WORKER_FLAGS)] == (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=1",
+        "--max-restarts=3",
+        "--tee=3",
+        "--log-dir=/output/logs/ranks-of-node-0",
+        "-m",
+        "sdtrain",
+    )
+
+
+def test_two_nodes_with_another_kind_of_device():
+    launched = build(Cluster(2, 1, "[fe80::1]:1234", 8), device="gcu", max_restarts=2)
+    assert launched.argv[3:13] == (
+        "--multi_gcu",
+        "--num_processes=16",
+        "--num_machines=2",
+        "--machine_rank=1",
+        "--main_process_ip=[fe80::1]",
+        "--main_process_port=1234",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--max_restarts=2",
+        "--tee=3",
+    )
+    assert "ACCELERATE_USE_CPU" not in launched.env
+
+
+def test_the_file_says_how_many_processes_there_are(place, tmp_path):
+    config = tmp_path / "default_config.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\nmixed_precision: no\nnum_machines: 1\nnum_processes: 2\n"
+    )
+    job = prepare(place, accelerate_config=str(config))
+    assert job.problems == ()
+    assert job.cluster.nproc_per_node == 2
+    assert str(config) in job.settings["NPROC_PER_NODE"].source
+    assert f"--config_file={config}" in job.launch.argv
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("num_processes: 8", ("num_processes: 8", "1 nodes × 3 processes (NNODES, NPROC_PER_NODE)")),
+        ("num_machines: 2", ("num_machines: 2", "NNODES=1")),
+        ("mixed_precision: fp16", ("mixed_precision: fp16", "mixed_precision=no")),
+        ("distributed_type: FSDP", ("distributed_type: FSDP", "plugin=torch_ddp")),
+        ("compute_environment: AMAZON_SAGEMAKER", ("AMAZON_SAGEMAKER", "this machine")),
+    ],
+)
+def test_contradictions_name_both(place, tmp_path, line, words):
+    config = tmp_path / "config.yaml"
+    config.write_text(line + "\n")
+    job = prepare(place, accelerate_config=str(config), NPROC_PER_NODE="3", NNODES="1")
+    assert found(job) == [("accelerate_config", 64)]
+    assert all(word in job.problems[0].found for word in words)
+
+
+@pytest.mark.parametrize("text", [None, "- a\n", "a: [\n", "\xff"])
+def test_a_file_that_cannot_be_used(place, tmp_path, text):
+    config = tmp_path / "config.yaml"
+    if text is not None:
+        config.write_text(text, encoding="latin-1")
+    assert found(prepare(place, accelerate_config=str(config))) == [("accelerate_config", 64)]
+
+
+def test_a_file_without_the_launcher(place):
+    assert found(prepare(place, launcher="torchrun", accelerate_config="/c")) == [("accelerate_config", 64)]
+
+
+def test_without_the_package_the_code_is_69(place, monkeypatch):
+    monkeypatch.setattr(accelerate, "find_spec", lambda name: None)
+    job = prepare(place)
+    assert found(job) == [("launcher", 69)]
+    assert "pip install accelerate" in job.problems[0].remedy
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_so_many_processes_really_run_on_the_cpu(place, tmp_path, processes):
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    settings = {"launcher": "accelerate", "script": str(script), "script_args": "{instance_prompt}"}
+    done = launch(**place, **settings, NPROC_PER_NODE=str(processes), instance_prompt="it's $(a)")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "output" / "logs" / "node-0.log").read_text()
+    for rank in range(processes):
+        assert f"[rank {rank}] it's $(a) {processes} {rank} cpu" in log
+
+
+def test_the_pasted_command_does_the_same(place, tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    job = prepare(place, script=str(script), script_args="'a $(touch pwned)'", NPROC_PER_NODE="2")
+    said = pasted(job, tmp_path)
+    assert {f"[rank {rank}] a $(touch pwned) 2 {rank} cpu" for rank in (0, 1)} <= set(said.splitlines())
+    assert not list(tmp_path.rglob("pwned"))

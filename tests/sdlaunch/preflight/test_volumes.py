@@ -1,0 +1,98 @@
+"""Caches in the arithmetic of a plan, and on the volume or in the memory that they need."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from sdlaunch.cluster import devices
+from sdlaunch.preflight import volumes
+from tests.sdlaunch.test_plan import prepare
+
+# 8 numbers for each of 256 × 256 places in fp32, a header, in whole blocks of the disk.
+LATENT = 8 * 256 * 256 * 4 + 4096
+PROMPT = 4096  # 77 tokens of 4 numbers
+ON_DISK = {"cache_latents": "disk", "center_crop": "1", "cache_text_embeddings": "disk"}
+PRIOR = {"with_prior_preservation": "1", "class_prompt": "a", "num_class_images": "3"}
+
+
+def caches_of(job) -> str:
+    (line,) = [line for line in job.arithmetic if line.startswith("caches: ")]
+    return line.removeprefix("caches: ")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets the free bytes of every disk."""
+
+    def there(size: int) -> None:
+        monkeypatch.setattr(volumes.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+
+    return there
+
+
+def test_the_plan_counts_pictures_mirrored_ones_those_of_the_class_and_prompts(place):
+    job = prepare(place, **ON_DISK, **PRIOR, random_flip="1")
+    assert caches_of(job) == "16 latents × 2.1 MB = 33.6 MB on disk; 2 prompts × 4.1 kB = 8.19 kB on disk"
+    job = prepare(place, **ON_DISK, validation_split="0.4")
+    assert caches_of(job) == "3 latents × 2.1 MB = 6.3 MB on disk; 1 prompts × 4.1 kB = 4.1 kB on disk"
+    job = prepare(place, cache_latents="memory", center_crop="1", mixed_precision="bf16", resolution="64")
+    assert caches_of(job) == "5 latents × 16.4 kB = 81.9 kB in the memory of each process"
+
+
+def test_caches_need_room_on_the_volume_of_the_output_or_of_cache_dir(place, free, tmp_path):
+    free(6 * LATENT)
+    assert prepare(place, **ON_DISK, dataloader_num_workers="0").problems == ()
+    free(5 * LATENT)
+    (problem,) = prepare(place, **ON_DISK, dataloader_num_workers="0").problems
+    assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
+    assert (
+        "1 checkpoint of 161 kB" in problem.found and "5 latents × 2.1 MB = 10.5 MB on disk" in problem.found
+    )
+    assert "leave cache_latents=no" in problem.remedy
+    elsewhere = {"cache_dir": str(tmp_path / "cache"), "dataloader_num_workers": "0"}
+    (problem,) = prepare(place, **ON_DISK, **elsewhere).problems
+    assert (problem.code, problem.subject) == (73, "cache_dir")
+
+
+def test_entries_that_are_there_need_no_room_again(place, free, tmp_path):
+    folder = tmp_path / "output/cache/latents/00"
+    folder.mkdir(parents=True)
+    free(4 * LATENT)
+    settings = {**ON_DISK, "dataloader_num_workers": "0"}
+    assert prepare(place, **settings).code == 73
+    for number in range(3):
+        (folder / f"{number}.safetensors").touch()
+    assert prepare(place, **settings).problems == ()
+
+
+def test_captions_that_may_all_differ_are_a_warning(place, free, tmp_path):
+    for number in range(5):
+        (tmp_path / f"dataset/pictures/{number}.txt").write_text("ab"[number % 2])
+    settings = {
+        "recipe": "text_to_image",
+        "cache_text_embeddings": "disk",
+        "max_token_length": "225",
+        "dataloader_num_workers": "0",
+    }
+    assert caches_of(prepare(place, **settings)) == "up to 5 prompts × 4.1 kB = 20.5 kB on disk"
+    free(0)
+    (problem,) = prepare(place, **settings).problems
+    wanted = re.search(r"free at .*, (\S+ \wB) needed", problem.found)
+    assert wanted
+    free(int(float(wanted[1].split()[0]) * 1000) + 8000)
+    job = prepare(place, **settings)
+    assert job.problems == ()
+    assert any("up to 5 prompts × 4.1 kB = 20.5 kB on disk" in text for text in job.warnings)
+
+
+def test_caches_in_memory_are_in_every_process(place, monkeypatch):
+    settings = {"cache_latents": "memory", "center_crop": "1"}
+    monkeypatch.setattr(devices, "host_memory", lambda: 19 * LATENT)
+    problems = prepare(place, **settings, NPROC_PER_NODE="4").problems
+    (problem,) = [problem for problem in problems if problem.subject == "cache_latents"]
+    assert problem.code == 69
+    assert "41.9 MB of the host's memory for 4 processes: 5 latents × 2.1 MB" in problem.found
+    assert "cache_latents=disk" in problem.remedy
+    two = prepare(place, **settings, NPROC_PER_NODE="2")
+    assert "cache_latents" not in [problem.subject for problem in two.problems]

@@ -1,0 +1,156 @@
+"""failure.json: of a job that was refused, and of several nodes that end in one folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdjob.output.layout import OutputLayout
+from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.supervise import failure_report
+from sdlaunch.supervise.verdict import Verdict
+from tests.sdlaunch.place import launch
+from tests.support.launcher import supervised
+
+ECHO = Verdict(
+    70, ("RuntimeError('connection closed by peer')",), "", 0, 3, special="bug or lost peer", time=1
+)
+KILLED = Verdict(70, ("rank 5 was killed",), "", 5, 3, special="killed from outside", time=2)
+PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", "code": 66}
+BAD_ROW = Verdict(66, ("row 3: no picture",), "", 9, 3, problems=(PROBLEM,), time=3)
+FINISHED = Verdict(0, (), "")
+
+
+def nodes(count: int) -> list[Cluster]:
+    return [Cluster(count, node, "node-0:29400", 4) for node in range(count)]
+
+
+def read(layout: OutputLayout):
+    return json.loads(layout.failure.read_text())
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return OutputLayout(tmp_path / "output")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "node"),
+    [
+        ([ECHO, KILLED, BAD_ROW], 1),
+        ([ECHO, BAD_ROW, ECHO], 1),
+        ([BAD_ROW, KILLED, ECHO], 1),  # of two causes the earlier one
+        ([ECHO, Verdict(70, (), "", 2, time=0.5), ECHO], 1),
+        ([Verdict(70, (), "", None, special="hang", time=0), ECHO, KILLED], 2),
+        ([Verdict(71, (), "", None, time=9), ECHO, ECHO], 0),
+    ],
+)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_node_that_names_the_cause_is_repeated_whoever_speaks_last(layout, verdicts, node, order):
+    clusters = nodes(3)
+    for each in order:
+        failure_report.record(layout, clusters[each], verdicts[each], ())
+    said = read(layout)
+    assert (said["node"], said["class"], said["code"]) == (node, verdicts[node].kind, verdicts[node].code)
+    assert {each["node"] for each in said["other_nodes"]} == {0, 1, 2} - {node}
+
+
+def test_a_node_takes_back_only_its_own_word(layout):
+    zero, one = nodes(2)
+    failure_report.record(layout, zero, BAD_ROW, ())
+    failure_report.record(layout, one, KILLED, ())
+    failure_report.clear(layout, zero)
+    assert (read(layout)["node"], read(layout)["other_nodes"]) == (1, [])
+    failure_report.record(layout, one, FINISHED, ())
+    assert not layout.failure.exists()
+    assert list(layout.run.iterdir()) == []
+
+
+def test_words_of_nodes_that_the_job_no_longer_has_go(layout):
+    for cluster in nodes(3):
+        failure_report.record(layout, cluster, KILLED, ())
+    failure_report.clear(layout, nodes(1)[0])
+    assert not layout.failure.exists()
+    assert list(layout.run.iterdir()) == []
+
+
+def test_half_a_word_is_none(layout):
+    layout.run.mkdir(parents=True)
+    (layout.run / "failure-1.json").write_text('{"node": 1, "cl')
+    failure_report.record(layout, nodes(2)[0], KILLED, ())
+    assert (read(layout)["node"], read(layout)["other_nodes"]) == (0, [])
+
+
+# --- jobs that are refused ---------------------------------------------------------------------------
+
+
+def test_a_refused_job_leaves_its_problems(place, tmp_path):
+    done = launch(**place, lr="-1", batch_size="x", MY_TOKEN="hf_abcdefgh", dataset_name="hf_abcdefgh")
+    assert done.returncode == 64
+    text = (tmp_path / "output" / "failure.json").read_text()
+    said = json.loads(text)
+    assert (said["class"], said["code"], said["node"]) == ("bad setting", 64, 0)
+    assert (said["root_rank"], said["step"], said["traceback"]) == (None, None, None)
+    assert [problem["subject"] for problem in said["problems"]][:2] == ["batch_size", "lr"]
+    assert 66 in {problem["code"] for problem in said["problems"]}
+    assert said["remedy"] == said["problems"][0]["remedy"]
+    assert "hf_abcdefgh" not in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({"DATASET_DIR": "/nonexistent"}, "bad input"),
+        ({"device": "cuda", "NPROC_PER_NODE": "99"}, "hardware does not fit"),
+    ],
+)
+def test_the_class_is_that_of_the_code(place, tmp_path, variables, kind):
+    launch(**{**place, **variables})
+    assert json.loads((tmp_path / "output" / "failure.json").read_text())["class"] == kind
+
+
+@pytest.mark.parametrize("verb", ["plan", "check"])
+def test_who_only_looks_leaves_nothing(place, tmp_path, verb):
+    assert launch(verb, **place, lr="-1").returncode == 64
+    assert not (tmp_path / "output").exists()
+
+
+def test_nothing_is_written_among_the_inputs(place, tmp_path):
+    place["OUTPUT_DIR"] = place["DATASET_DIR"]
+    assert launch(**place).returncode == 64
+    assert not list(Path(place["DATASET_DIR"]).rglob("failure*"))
+
+
+def test_the_next_good_run_removes_it_when_it_begins(place, tmp_path):
+    launch(**place, lr="-1")
+    assert (tmp_path / "output" / "failure.json").exists()
+    run = supervised(
+        tmp_path, place, "assert not os.path.exists(f'{notes}/../../failure.json'); say('[rank 0] in')"
+    )
+    assert run.end(0) == "in\n"
+    assert not (tmp_path / "output" / "failure.json").exists()
+
+
+# --- two nodes ---------------------------------------------------------------------------------------
+
+# On node 1 a picture is bad; node 0 notices a moment earlier that its peer has gone.
+TWO = """
+node = int(os.environ["SDJOB_STOP_FILE"][-1])
+say(f'[rank {node}] ready')
+if node == 0:
+    note(0, 70, error="connection closed by peer"); time.sleep(1)
+else:
+    time.sleep(0.3); note(1, 66, problems=[PROBLEM])
+sys.exit(1)
+""".replace("PROBLEM", repr(PROBLEM))
+
+
+def test_two_launchers_in_one_folder_name_the_cause(place, tmp_path):
+    there = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29455"}
+    zero, one = (supervised(tmp_path, place, TWO, NODE_RANK=str(node), **there) for node in (0, 1))
+    one.end(66)
+    zero.end(70)
+    said = zero.failure
+    assert (said["node"], said["class"], said["root_rank"]) == (1, "bad input", 1)
+    assert [(each["node"], each["class"]) for each in said["other_nodes"]] == [(0, "bug or lost peer")]
+    assert {path.name for path in (tmp_path / "output" / "logs").iterdir()} == {"node-0.log", "node-1.log"}

@@ -1,0 +1,116 @@
+"""A job that comes to a standstill ends with the stacks of its ranks; one that goes on is left alone."""
+
+import time
+
+import pytest
+
+from sdlaunch.supervise import supervisor
+from sdlaunch.supervise.hang import Hang
+from sdlaunch.supervise.supervisor import Watch
+from tests.support.launcher import supervised
+
+# Ranks of a job without torch: they announce themselves as the worker does.
+RANKS = """
+def rank(number, doing):
+    lines = [f"import os, sys, time; os.environ['RANK'] = '{number}'", "from sdtrain.runtime import heartbeat",
+             "def stuck():", "    time.sleep(60)", "with heartbeat.announced():", *("    " + line for line in doing)]
+    return subprocess.Popen([sys.executable, "-c", chr(10).join(lines)], start_new_session=True)
+"""
+STUCK = (
+    "children = [rank(n, ['print(\"[rank 0] in\", flush=True)', 'stuck()']) for n in (0, 1)]; time.sleep(60)"
+)
+
+
+@pytest.fixture
+def run(tmp_path, place):
+    return lambda script, **options: supervised(tmp_path, place, RANKS + script, **options)
+
+
+def test_a_hang_is_70_with_the_stacks_of_all_ranks(run):
+    begin = time.monotonic()
+    ended = run(STUCK, hang_timeout="2")
+    text = ended.end(70)
+    assert time.monotonic() - begin < 40
+    assert "hang (exit code 70" in text
+    assert "rank 1: stuck (<string>:4)" in text
+    assert ended.failure["class"] == "hang"
+    stacks = (ended.output / "logs" / "stacks-of-node-0.txt").read_text()
+    assert stacks == ended.failure["traceback"]
+    assert stacks.count("in stuck") == 2
+    assert not list((ended.output / "run").glob("notes-*"))
+
+
+def test_a_rank_that_cannot_answer_is_described(run):
+    ended = run(
+        "one = rank(0, ['print(\"[rank 0] in\", flush=True)', 'os.kill(os.getpid(), 19)']); time.sleep(60)",
+        hang_timeout="2",
+    )
+    ended.end(70)
+    assert "rank 0: gave no stacks; it is stopped" in ended.failure["evidence"]
+
+
+def test_progress_is_no_hang(run):
+    steps = "['pulse = heartbeat.Pulse()', 'for n in range(30):', '    time.sleep(0.15); pulse()']"
+    run(f"sys.exit(rank(0, {steps}).wait())", hang_timeout="3").end(0)
+
+
+@pytest.mark.parametrize(("timeout", "hangs"), [(0.0, False), (8.0, True)])
+def test_without_a_limit_nothing_is_looked_for(tmp_path, monkeypatch, timeout, hangs):
+    clock = [1e9]
+    monkeypatch.setattr(supervisor.time, "time", lambda: clock[0])
+    watch = Watch(tmp_path, timeout)
+    for _ in range(100):
+        clock[0] += 0.2  # as often as the launcher looks
+        watch.hangs()
+    assert watch.hangs() == hangs
+
+
+def test_a_start_that_never_ends_is_a_hang_too(run):
+    ended = run("time.sleep(60)", hang_timeout="1")
+    ended.end(70)
+    assert ended.failure["class"] == "hang"
+    assert ended.failure["root_rank"] is None
+
+
+@pytest.mark.parametrize("jump", [100, -3600])
+def test_a_pause_of_everything_or_a_clock_that_is_set_is_no_hang(tmp_path, monkeypatch, jump):
+    clock = [1e9]
+    monkeypatch.setattr(supervisor.time, "time", lambda: clock[0])
+    watch = Watch(tmp_path, timeout=8.0)
+
+    def hangs_after(seconds: float) -> bool:
+        clock[0] += seconds
+        return watch.hangs()
+
+    assert not any(hangs_after(1) for _ in range(7))
+    assert not hangs_after(jump)
+    assert [hangs_after(1) for _ in range(9)] == [False] * 8 + [True]
+    assert watch.hang and watch.hang.seconds == 9
+
+
+WAITING = (
+    'Current thread 0x1 (most recent call first):\n  File "/x/torch/distributed/c10d.py", line 9 in reduce\n'
+)
+BUSY = (
+    'Thread 0x2:\n  File "q.py", line 1 in wait\nCurrent thread 0x1:\n  File "/x/data.py", line 7 in load\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("stacks", "culprit"),
+    [
+        ({0: WAITING, 1: BUSY}, 1),
+        ({0: BUSY, 1: "gave no stacks; it is stopped", 2: WAITING}, 1),
+        ({0: WAITING, 1: WAITING}, None),
+        ({0: BUSY, 1: BUSY}, None),
+    ],
+)
+def test_the_rank_that_does_not_wait_for_the_others_is_the_root(stacks, culprit):
+    assert Hang(1.0, stacks).culprit() == culprit
+
+
+def test_places_name_the_innermost_frame():
+    assert Hang(1.0, {1: BUSY, 0: WAITING}).places() == [
+        "rank 0: reduce (c10d.py:9)",
+        "rank 1: load (data.py:7)",
+    ]

@@ -1,0 +1,105 @@
+"""A terminal that takes nothing, or has gone, holds up neither the job nor its stop."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from sdlaunch.supervise.terminal import Terminal
+from tests.sdlaunch.place import clean_environment, launch
+from tests.support.launcher import DRIVER, PRELUDE, Launched
+
+
+def test_a_reader_that_takes_nothing_is_not_waited_for():
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "w") as out:
+        terminal = Terminal(out)
+        begin = time.monotonic()
+        for _ in range(20_000):
+            terminal.show("x" * 100)
+        terminal.close(0.2)
+        assert time.monotonic() - begin < 5
+    assert b"x" * 100 + b"\n" in os.read(ours, 300)
+    os.close(ours)
+
+
+def test_lines_that_found_no_place_are_counted():
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "w") as out:
+        terminal = Terminal(out)
+        for _ in range(20_000):
+            terminal.show("x" * 100)
+    os.set_blocking(ours, False)
+    shown, until = "", time.monotonic() + 20
+    while accounted_for(shown) < 20_000 and time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(ours, 1 << 16).decode(errors="replace")
+    terminal.close(0.1)
+    os.close(ours)
+    assert accounted_for(shown) == 20_000
+    assert shown.count("x" * 100) < 20_000
+
+
+def accounted_for(shown: str) -> int:
+    """Lines that were shown, or were said to be in the log only."""
+    left_out = re.findall(r" (\d+) lines are in the log only\n", shown)
+    return shown.count("x" * 100 + "\n") + sum(map(int, left_out))
+
+
+def test_without_a_terminal_nothing_is_shown(capfd):
+    terminal = Terminal(None)
+    terminal.show("nothing")
+    terminal.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def started(tmp_path: Path, place: dict[str, str], script: str, **options) -> Launched:
+    (tmp_path / "fake.py").write_text(PRELUDE + script)
+    argv = (*DRIVER, str(tmp_path / "fake.py"))
+    return Launched(argv, tmp_path / "output", clean_environment(**place), **options)
+
+
+def test_a_job_whose_reader_is_stuck_still_stops_in_order(tmp_path, place):
+    run = started(
+        tmp_path,
+        place,
+        "say('[rank 0] ready')\nfor _ in range(15_000): say('[rank 0] ' + 'x' * 99)\n"
+        "assert asked(); note(0, 75)",
+    )
+    run.until("ready")
+    run.process.terminate()
+    assert run.process.wait(60) == 75
+    run.process.communicate()
+    assert "SIGTERM: saving and stopping" in run.log
+
+
+def test_a_job_whose_reader_has_gone_goes_on(tmp_path, place):
+    run = started(tmp_path, place, "say('[rank 0] ready'); time.sleep(0.5); say('[rank 0] on'); note(0, 75)")
+    run.until("ready")
+    assert run.process.stdout
+    run.process.stdout.close()
+    assert run.process.wait(60) == 75
+    assert "[rank 0] on" in run.log
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, place):
+    run = started(
+        tmp_path,
+        place,
+        "say('[rank 0] ready'); assert not asked(1)",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    run.until("ready")
+    run.process.send_signal(signal.SIGHUP)
+    run.end(0)
+
+
+def test_closed_standard_streams(place, tmp_path):
+    closed = subprocess.run(
+        ["bash", "-c", f"exec {DRIVER[0]} {Path(__file__).parents[3] / 'entrypoint.py'} check >&- 2>&- <&-"],
+        env=clean_environment(**place),
+    )
+    assert closed.returncode == launch("check", **place).returncode == 0

@@ -1,0 +1,91 @@
+"""One verdict from all evidence."""
+
+import pytest
+
+from sdlaunch.supervise.verdict import Ending, Note, advised, judge
+
+
+def note(rank=0, code=70, time=1.0):
+    return Note(rank, code, step=3, time=time, error="E", traceback=None, problems=())
+
+
+def ending(**more):
+    return Ending(**{"returncode": 1, "notes": (), "log_tail": ()} | more)
+
+
+KILLED = (
+    "Root Cause (first observed failure):",
+    "  rank      : 1 (local_rank: 1)",
+    "  exitcode  : -9 (pid: 5)",
+)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (ending(returncode=0), 0),
+        (ending(), 70),
+        (ending(notes=(note(code=66),)), 66),
+        (ending(notes=(note(code=70, time=2), note(1, code=71, time=1))), 71),
+        (ending(notes=(note(code=75), note(1, code=70))), 70),
+        (ending(returncode=0, notes=(note(code=75),)), 75),
+        (ending(returncode=0, notes=(note(code=64),)), 64),
+        # The kernel's count goes before what the peers of the victim say, and not before a known cause.
+        (ending(oom_kills=1), 71),
+        (ending(oom_kills=1, notes=(note(code=70),)), 71),
+        (ending(oom_kills=1, notes=(note(code=66),)), 66),
+        # Killed from outside: peers fail of its absence, or think they were asked to stop.
+        (ending(log_tail=KILLED), 70),
+        (ending(log_tail=KILLED, notes=(note(code=75),)), 70),
+        # Stopped from outside.
+        (ending(returncode=0, stopped_by=15), 0),
+        (ending(stopped_by=15), 75),
+        (ending(stopped_by=15, forced_at=5.0, notes=(note(time=6),)), 75),
+        (ending(stopped_by=15, forced_at=5.0, notes=(note(time=4),)), 70),
+        (ending(stopped_by=15, forced_at=5.0, log_tail=KILLED), 75),
+    ],
+)
+def test_the_code(end, code):
+    assert judge(end).code == code
+
+
+@pytest.mark.parametrize(
+    ("status", "root", "kind"),
+    [
+        (-9, 1, "killed from outside"),
+        (-11, 1, "crashed"),
+        (-7, 1, "crashed"),
+        (-15, 0, "bug or lost peer"),
+        (1, 0, "bug or lost peer"),
+    ],
+)
+def test_a_rank_that_a_signal_ended_is_the_cause_of_what_its_peers_say(status, root, kind):
+    table = (*KILLED[:2], f"  exitcode  : {status} (pid: 5)")
+    verdict = judge(ending(log_tail=table, notes=(note(0, code=70),)))
+    assert (verdict.code, verdict.root_rank, verdict.kind) == (70, root, kind)
+
+
+def test_the_line_of_a_crash_without_memory_goes_before_its_signal():
+    tail = (
+        "terminate called after throwing 'c10::OutOfMemoryError'",
+        *KILLED[:2],
+        "  exitcode  : -6 (pid: 5)",
+    )
+    assert judge(ending(log_tail=tail, notes=(note(0),))).code == 71
+
+
+def test_a_host_without_memory_names_the_victim_and_its_last_step():
+    verdict = judge(ending(oom_kills=2, log_tail=("[rank 0] step   41/400  loss 1", *KILLED)))
+    assert (verdict.root_rank, verdict.step, verdict.kind) == (1, 41, "out of memory")
+    assert "2 processes" in verdict.evidence[0]
+
+
+def test_a_device_without_memory_is_told_what_would_fit():
+    problem = {"subject": "memory", "found": "the device has too little", "remedy": "Lower something."}
+    verdict = judge(ending(notes=(Note(1, 71, 3, 1.0, None, None, (problem,)),)))
+    advice = advised(verdict, ["gradient_checkpointing=1", "lora_rank=16"])
+    assert advice.remedy == "Settings that need clearly less: gradient_checkpointing=1; lora_rank=16."
+    assert [each["remedy"] for each in advice.problems] == [advice.remedy]
+    assert advised(verdict, []) == verdict
+    bug = judge(ending(notes=(note(code=70),)))
+    assert advised(bug, ["lora_rank=16"]) == bug

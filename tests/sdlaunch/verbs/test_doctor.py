@@ -1,0 +1,81 @@
+"""doctor: what it asks, what it makes of the answers, and its exit code."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from sdlaunch.verbs import doctor
+from tests.sdlaunch.place import launch
+
+ANSWERS = {
+    "torch": {"version": "2.13.0", "cuda": ""},
+    "device": "cpu",
+    "devices": {
+        "cuda": {"available": False, "why": "none"},
+        "npu": {"available": True, "why": "", "each": ["Ascend, 64 GiB"], "bf16": True},
+        "cpu": {"available": True, "why": ""},
+    },
+    "distributed": {"gloo": "", "nccl": "not built"},
+    "attention": {"sdpa": "", "flash": "no kernel"},
+    "plugins": {"torch_ddp": "", "gemini": "needs a device of the kind cuda"},
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project whose worker answers with ANSWERS, through the same call as the real one."""
+    package = tmp_path / "project" / "sdtrain" / "tools"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "doctor.py").write_text(f"print({json.dumps(json.dumps(ANSWERS))})")
+    (tmp_path / "docker").mkdir()
+    monkeypatch.setattr("sdlaunch.cluster.devices._count", lambda dev, kind: 0)
+    return tmp_path
+
+
+def pin(home, text):
+    (home / "docker/requirements.txt").write_text(text)
+
+
+def test_what_works_and_what_does_not_is_told_with_the_reason(home):
+    import pydantic
+
+    pin(home, f"pydantic=={pydantic.VERSION}\n")
+    diagnosis = doctor.examine(home, os.environ)
+    assert (diagnosis.code, diagnosis.problems) == (0, ())
+    lines = [line.split() for line in doctor.render(diagnosis).splitlines()]
+    assert ["+", "npu", "Ascend,", "64", "GiB;", "computes", "in", "bf16"] in lines
+    assert ["-", "cuda", "none"] in lines
+    assert ["-", "nccl", "not", "built"] in lines and ["+", "gloo"] in lines
+    assert ["-", "flash", "no", "kernel"] in lines
+    assert ["Versions:", "1", "of", "1", "as", "proven"] in lines
+    assert json.loads(diagnosis.to_json())["attention"] == ANSWERS["attention"]
+
+
+def test_a_package_that_is_missing_or_of_another_version(home):
+    pin(home, "# a remark\nno-such-package==1.5\npydantic==0.1\n")
+    diagnosis = doctor.examine(home, os.environ)
+    assert diagnosis.code == 69
+    (problem,) = diagnosis.problems
+    assert problem.found == "no-such-package not installed"
+    assert problem.remedy == f"Install: {sys.executable} -m pip install no-such-package==1.5"
+    assert "Versions: 0 of 2 as proven" in doctor.render(diagnosis)
+    assert "proven with 0.1" in doctor.render(diagnosis)
+
+
+def test_a_torch_that_does_not_start_is_quoted(home):
+    (home / "project/sdtrain/tools/doctor.py").write_text(
+        "import sys; sys.exit('libcudart.so.12: cannot open')"
+    )
+    diagnosis = doctor.examine(home, os.environ)
+    assert diagnosis.code == 69
+    assert [problem.found for problem in diagnosis.problems] == ["libcudart.so.12: cannot open"]
+    assert "1 problem; exit code 69" in doctor.render(diagnosis)
+
+
+def test_it_takes_no_settings():
+    done = launch("doctor", "lr=1e-5")
+    assert done.returncode == 64
+    assert "doctor with lr" in done.stderr + done.stdout

@@ -1,0 +1,231 @@
+"""Checkpoints that are written beside the steps: whole, in order, and no failure goes unheard."""
+
+import errno
+import json
+import os
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdjob.output.layout import OutputLayout
+from sdjob.problems import JobError
+from sdjob.settings.run_spec import RunSpec
+from sdtrain import loop
+from sdtrain.checkpoint import checkpoint, state_io
+from sdtrain.checkpoint.background import Saver
+from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.runtime import host_memory
+from sdtrain.strategies import ddp, fsdp
+from tests.support.worker import alone, snapshot
+
+PATIENCE = 30
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return OutputLayout(tmp_path / "out")
+
+
+@pytest.fixture
+def saver(layout):
+    with Saver(layout, alone(), None) as saver:
+        yield saver
+
+
+def state(step: int) -> TrainState:
+    return TrainState(step=step, place=step, loss=0.5, loss_sum=0.5, fingerprint={})
+
+
+def write(folder):
+    (folder / "weights.bin").write_bytes(b"weights")
+
+
+def full(folder):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def steps(layout) -> list[int]:
+    return [int(path.name[-6:]) for path in sorted(layout.checkpoint.glob("checkpoint-*"))]
+
+
+def test_the_run_goes_on_while_it_is_written_and_the_next_save_waits(layout, saver):
+    go_on = threading.Event()
+
+    def slowly(folder):
+        assert go_on.wait(PATIENCE)
+        write(folder)
+
+    saver.save_beside(state(1), slowly)
+    assert steps(layout) == []
+    go_on.set()
+    saver.save_beside(state(2), write)
+    assert 1 in steps(layout)
+    saver.save(state(3), write)
+    assert steps(layout) == [1, 2, 3]
+    assert checkpoint.newest(layout, "auto").step == 3
+
+
+def test_what_was_begun_is_completed_whatever_ends_the_run(layout):
+    go_on = threading.Event()
+
+    def slowly(folder):
+        assert go_on.wait(PATIENCE)
+        write(folder)
+
+    with pytest.raises(ZeroDivisionError), Saver(layout, alone(), None) as saver:
+        saver.save_beside(state(1), slowly)
+        threading.Timer(0.05, go_on.set).start()
+        raise ZeroDivisionError
+    assert checkpoint.newest(layout, "auto").step == 1
+
+
+def test_a_full_disk_is_told_at_once_and_raised_by_the_next_save(layout, saver):
+    saver.save(state(1), write)
+    assert not saver.failed
+    saver.save_beside(state(2), full)
+    saver._thread.submit(lambda: None).result()
+    assert saver.failed
+    with pytest.raises(JobError) as error:
+        saver.save_beside(state(3), write)
+    assert error.value.code == 73
+    assert "No space left" in str(error.value)
+    assert [path.name for path in layout.checkpoint.iterdir()] == ["checkpoint-000001"]
+
+
+def test_another_failure_is_not_taken_for_a_full_disk(saver):
+    def wrong(folder):
+        raise ValueError("shapes differ")
+
+    saver.save_beside(state(1), wrong)
+    with pytest.raises(ValueError, match="shapes differ"):
+        saver.save(state(2), write)
+
+
+WRITTEN = {
+    ("none", 1): (ddp, "_write", ("model.safetensors", "ema.safetensors")),
+    ("fsdp", 1): (fsdp.state_io, "save", ("shards/__0_0.distcp", "numbers.json")),
+}
+
+
+@pytest.mark.parametrize(("plugin", "ranks"), WRITTEN)
+def test_it_holds_the_weights_of_its_step(train, monkeypatch, capfd, plugin, ranks):
+    """However late it is written."""
+    module, function, files = WRITTEN[plugin, ranks]
+    settings = {"plugin": plugin, "ranks": ranks, "use_ema": True, "ema_decay": 0.5}
+    settings |= {"checkpointing_steps": 2, "max_train_steps": 3}
+    at_once = train("at_once", background_save=False, **settings)
+    written = getattr(module, function)
+
+    def late(*args, **given):
+        threading.Event().wait(0.3)  # some steps
+        print(threading.current_thread().name, flush=True)
+        written(*args, **given)
+
+    monkeypatch.setattr(module, function, late)
+    capfd.readouterr()
+    beside = train("beside", **settings)
+    assert capfd.readouterr().out.count("checkpoint_0") == ranks
+    for step in (2, 3):
+        found, wanted = (
+            snapshot(output / f"checkpoint/checkpoint-{step:06d}") for output in (beside, at_once)
+        )
+        for name in files:
+            assert found[name] == wanted[name], (step, name)
+        states = [
+            json.loads((output / f"checkpoint/checkpoint-{step:06d}/state.json").read_text())
+            for output in (beside, at_once)
+        ]
+        for state in states:
+            del state["spent"]  # time
+        assert states[0] == states[1]
+
+
+def test_a_disk_that_gets_full_beside_the_steps_ends_both_ranks_soon(train, monkeypatch):
+    written = ddp._write
+
+    def fail_at_the_second(state, folder):
+        full(folder) if "000002" in folder.name else written(state, folder)
+
+    monkeypatch.setattr(ddp, "_write", fail_at_the_second)
+    output = train(ranks=2, code=73, checkpointing_steps=1, max_train_steps=100)
+    assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000001"]
+
+
+def test_a_share_that_finds_the_disk_full_ends_both_ranks_too(train, monkeypatch):
+    class Full(state_io.FileSystemWriter):
+        def write_data(self, *args):
+            if torch.distributed.get_rank() == 1 and "000002" in str(self.path):
+                full(self.path)
+            return super().write_data(*args)
+
+    monkeypatch.setattr(state_io, "FileSystemWriter", Full)
+    output = train(plugin="fsdp", ranks=2, code=73, checkpointing_steps=1, max_train_steps=100)
+    assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000001"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "rank", "enough"),
+    [("torch_ddp", 0, 400), ("torch_ddp", 2, 0), ("fsdp", 0, 800), ("fsdp", 2, 400)],
+)
+def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, rank, enough):
+    """Ranks 0 and 1 on one host, 2 on another; each holds 25 numbers, with two moments, and all once more."""
+    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", plugin=plugin)
+    strategy = SimpleNamespace(masters=lambda: {"weight": torch.zeros(25)})
+
+    def has_room(available):
+        monkeypatch.setattr(host_memory, "available", lambda: available)
+        asked = [(0, 400), (0, 400 if plugin == "fsdp" else 0), (2, 400 if plugin == "fsdp" else 0)]
+        mine = []
+        world = SimpleNamespace(
+            rank=rank,
+            local_rank=0,
+            is_main=rank == 0,
+            gather=lambda value: mine.append(value) or asked,
+            any=lambda flag: flag,
+        )
+        found = loop._has_room_to_copy(SimpleNamespace(spec=spec, world=world, strategy=strategy, ema=None))
+        assert mine == [asked[rank]]
+        return found
+
+    assert has_room(enough)
+    assert not has_room(enough - 1)
+
+
+def test_without_memory_for_a_copy_it_is_written_at_once(train, monkeypatch, capsys):
+    monkeypatch.setattr(host_memory, "available", lambda: 100)
+    monkeypatch.setattr(loop.Saver, "save_beside", None)
+    train(checkpointing_steps=1, max_train_steps=2)
+    said = capsys.readouterr().out
+    assert "no room for a copy" in said and "checkpoint-000002" in said
+
+
+CGROUPS = {
+    "version 2": ("memory.max", "memory.current", "memory.stat", "inactive_file 30\nanon 5\n"),
+    "version 1": (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file 30\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", CGROUPS)
+def test_the_memory_of_the_container_counts(tmp_path, version):
+    limit, current, statistics, text = CGROUPS[version]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / current).write_text("400\n")
+    (tmp_path / statistics).write_text(text)
+    assert host_memory.available(tmp_path) == 630
+
+
+def test_a_container_without_a_limit_has_the_memory_of_the_machine(tmp_path):
+    unlimited = host_memory.available(tmp_path)
+    assert unlimited > 10**6
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 0\n")
+    assert host_memory.available(tmp_path) > 10**6

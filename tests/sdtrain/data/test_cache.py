@@ -1,0 +1,149 @@
+"""The cache: what is in it, whose work it was, and what is noticed."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdjob.problems import JobError
+from sdtrain.data.cache import Cache, DiskCache, MemoryCache, fill
+from sdtrain.runtime.stop import Stopped
+from tests.support.worker import alone
+
+KEYS = [f"{number:02d}" * 4 for number in (3, 1, 2, 1)]
+
+
+def value(key: str) -> torch.Tensor:
+    return torch.full((2, 3), float(key[:2]))
+
+
+class Maker:
+    """Makes the entries of some keys, and remembers which."""
+
+    def __init__(self, keys=KEYS):
+        self.keys, self.made = keys, []
+
+    def __call__(self, places):
+        for place in places:
+            self.made.append(self.keys[place])
+            yield {"number": value(self.keys[place]), "sign": torch.ones(1, dtype=torch.int32)}
+
+
+def filled(cache: Cache, keys=KEYS, stop=False) -> list[str]:
+    """Fills the cache; returns the keys whose entries had to be made."""
+    maker = Maker(keys)
+    fill(cache, "numbers", keys, maker, alone(), stop, step=7)
+    return maker.made
+
+
+def caches(folder: Path) -> list[Cache]:
+    return [MemoryCache(), DiskCache(folder)]
+
+
+def test_each_entry_is_made_once(tmp_path, capsys):
+    for cache in caches(tmp_path):
+        assert sorted(filled(cache)) == sorted(set(KEYS))
+        assert all(torch.equal(cache[key]["number"], value(key)) for key in KEYS)
+        assert filled(cache) == []
+    said = capsys.readouterr().out
+    assert "numbers: 0 of 3 are cached, 3 are to be made" in said
+    assert "numbers: 3 of 3 are cached, 0 are to be made" in said
+
+
+def test_a_broken_entry_is_made_again(tmp_path):
+    cache = DiskCache(tmp_path)
+    filled(cache)
+    file = next(tmp_path.rglob(f"{KEYS[1]}.safetensors"))
+    file.write_bytes(file.read_bytes()[:-4])
+    next(tmp_path.rglob(f"{KEYS[0]}.safetensors")).write_bytes(b"")
+    assert sorted(filled(cache)) == sorted(KEYS[:2])
+    assert torch.equal(cache[KEYS[1]]["number"], value(KEYS[1]))
+
+
+def test_no_half_entry_is_ever_in_place(tmp_path, monkeypatch):
+    def die(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", die)
+        filled(DiskCache(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert sorted(filled(DiskCache(tmp_path))) == sorted(set(KEYS))
+
+
+def test_a_stop_keeps_what_is_made(tmp_path):
+    keys = [f"{number:04d}" for number in range(80)]
+    cache = DiskCache(tmp_path)
+    with pytest.raises(Stopped) as stopped:
+        filled(cache, keys, stop=True)
+    assert stopped.value.step == 7
+    kept = [key for key in keys if cache.has(key)]
+    assert 0 < len(kept) < 80
+    assert filled(cache, keys) == [key for key in keys if key not in kept]
+
+
+def test_a_full_disk_is_a_problem_and_not_a_fault(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DiskCache, "add", full)
+    with pytest.raises(JobError) as caught:
+        filled(DiskCache(tmp_path))
+    assert caught.value.code == 73
+
+
+class Ranks:
+    """Two threads as two ranks that meet in `gather`."""
+
+    def __init__(self):
+        self.meeting, self.values = threading.Barrier(2, timeout=30), [None, None]
+
+    def world(self, rank: int):
+        ranks = self
+
+        class World(type(alone())):
+            def gather(self, value):
+                ranks.values[self.rank] = value
+                ranks.meeting.wait()
+                found = list(ranks.values)
+                ranks.meeting.wait()
+                return found
+
+            def any(self, flag):
+                return any(self.gather(flag))
+
+        one = alone()
+        return World(rank, rank, 2, one.kind, one.device)
+
+    def fill(self, both: list[Cache]) -> list[list[str]]:
+        makers = [Maker(), Maker()]
+        errors = []
+
+        def run(rank):
+            try:
+                fill(both[rank], "numbers", KEYS, makers[rank], self.world(rank), False, 0)
+            except JobError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return [maker.made for maker in makers]
+
+
+def test_ranks_share_the_work_and_all_have_everything(tmp_path):
+    for both in ([MemoryCache(), MemoryCache()], [DiskCache(tmp_path), DiskCache(tmp_path)]):
+        first, second = Ranks().fill(both)
+        assert sorted(first + second) == sorted(set(KEYS)) and first and second
+        assert all(torch.equal(cache[key]["number"], value(key)) for cache in both for key in KEYS)
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_noticed(tmp_path):
+    with pytest.raises(JobError) as caught:
+        Ranks().fill([DiskCache(tmp_path / "node-0"), DiskCache(tmp_path / "node-1")])
+    assert {(problem.subject, problem.code) for problem in caught.value.problems} == {("cache_dir", 66)}

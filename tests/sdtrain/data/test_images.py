@@ -1,0 +1,379 @@
+"""Sources give pictures and captions by index; training examples depend on their place in the stream only."""
+
+import copy
+import io
+import itertools
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+from torch.utils.data import DataLoader
+
+from sdjob.dataset.detect import find_dataset
+from sdjob.problems import JobError, bad_input
+from sdtrain.data import sources
+from sdtrain.data.images import PictureError, TrainingImages, collate, cropped, to_tensor, verify
+from sdtrain.data.sampling import Sample, draws
+from sdtrain.data.sources import open_source
+
+
+def png(number: int, size=(12, 8)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def info_of(folder, captions=True):
+    return find_dataset(Path(folder), None, captions=captions, image_column="image", caption_column="text")
+
+
+def metadata_folder(folder: Path, count: int) -> Path:
+    rows = []
+    for number in range(count):
+        name = f"sub/{number:02d} ü.png"
+        (folder / "sub").mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+        rows.append({"file_name": name, "text": f"caption {number}"})
+    lines = [json.dumps(row) for row in reversed(rows)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def columns(numbers):
+    return {
+        "image": [{"bytes": png(number), "path": f"{number}.png"} for number in numbers],
+        "text": [f"caption {number}" for number in numbers],
+    }
+
+
+def parquet_folder(folder: Path, count: int, shards: int = 2) -> Path:
+    """Written by pyarrow alone, with a column that is of no use."""
+    (folder / "data").mkdir(parents=True)
+    for shard in range(shards):
+        numbers = range(shard * count // shards, (shard + 1) * count // shards)
+        content = pa.table({**columns(numbers), "odd": pa.nulls(len(numbers))})
+        pq.write_table(content, folder / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet")
+    return folder
+
+
+def dataset_of(count):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    return datasets.Dataset.from_dict(columns(range(count)), features=features)
+
+
+def text_folder(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:02d}.png").write_bytes(png(number))
+        (folder / f"{number:02d}.txt").write_text(f"caption {number}\n")
+    return folder
+
+
+def hub_folder(folder: Path, count: int) -> Path:
+    (folder / "data").mkdir(parents=True)
+    dataset_of(count).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+def saved_folder(folder: Path, count: int) -> Path:
+    dataset_of(count).save_to_disk(folder, num_shards=2)
+    return folder
+
+
+KINDS = {
+    "metadata": metadata_folder,
+    "text files": text_folder,
+    "parquet by pyarrow": parquet_folder,
+    "parquet by datasets": hub_folder,
+    "saved": saved_folder,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_the_same_examples(tmp_path, kind):
+    folder = KINDS[kind](tmp_path / "my data", 6)
+    before = sorted(folder.rglob("*"))
+    source = open_source(info_of(folder), tmp_path / "cache")
+    for each in (source, pickle.loads(pickle.dumps(source))):
+        assert len(each) == 6
+        assert [each.image(index).getpixel((0, 0)) for index in range(6)] == [(n, 0, 0) for n in range(6)]
+        assert [each.caption(index) for index in range(6)] == [f"caption {index}" for index in range(6)]
+    assert source.name(5).startswith(str(folder)) and len({source.name(index) for index in range(6)}) == 6
+    assert verify(source, "all", 0, 1) == {}
+    assert sorted(folder.rglob("*")) == before, "nothing is written to the data set"
+
+
+@pytest.mark.parametrize("kind", ["metadata", "parquet by pyarrow"])
+def test_without_captions_there_are_none(tmp_path, kind):
+    source = open_source(info_of(KINDS[kind](tmp_path / "a", 2), captions=False), tmp_path / "cache")
+    assert [source.caption(index) for index in range(2)] == [None, None]
+
+
+def test_rows_are_named_by_file_and_place(tmp_path):
+    folder = parquet_folder(tmp_path / "a", 10)
+    source = open_source(info_of(folder), tmp_path / "cache")
+    assert source.name(4) == f"{folder}/data/train-00000-of-00002.parquet row 4"
+    assert source.name(5) == f"{folder}/data/train-00001-of-00002.parquet row 0"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "paths"])
+def test_other_image_columns(tmp_path, kind):
+    (tmp_path / "7.png").write_bytes(png(7))
+    value = png(7) if kind == "bytes" else "7.png"
+    pq.write_table(pa.table({"image": [value], "text": ["x"]}), tmp_path / "a.parquet")
+    source = open_source(info_of(tmp_path), tmp_path / "cache")
+    assert source.image(0).getpixel((0, 0)) == (7, 0, 0)
+
+
+def test_a_changed_parquet_file_is_read_anew(tmp_path):
+    for number in (1, 2):
+        pq.write_table(pa.table(columns([number])), tmp_path / "a.parquet")
+        assert open_source(info_of(tmp_path), tmp_path / "cache").caption(0) == f"caption {number}"
+
+
+def test_several_processes_may_convert_at_once(tmp_path):
+    info = info_of(parquet_folder(tmp_path / "a", 8))
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_source(info, tmp_path / "cache"), range(4)))
+    assert [source.caption(7) for source in opened] == ["caption 7"] * 4
+    (converted,) = (tmp_path / "cache").rglob("*.arrow")
+    with pa.ipc.open_stream(converted.read_bytes()) as reader:
+        assert reader.schema.names == ["image", "text"], "other columns take no space"
+
+
+def test_default_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert sources._default_cache() == tmp_path / "xdg" / "sd-finetune" / "datasets"
+    (tmp_path / "file").write_text("no folder can be made here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(sources.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert sources._default_cache().parent.parent == tmp_path
+
+
+def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobError) as caught:
+        open_source(info_of(parquet_folder(tmp_path / "a", 2)), tmp_path / "file" / "cache")
+    assert caught.value.code == 66 and "cache_dir" in caught.value.problems[0].remedy
+
+
+def test_a_row_without_caption_is_named(tmp_path):
+    content = pa.table(columns(range(2))).set_column(1, "text", pa.array(["x", None]))
+    pq.write_table(content, tmp_path / "a.parquet", write_statistics=False)
+    source = open_source(info_of(tmp_path), tmp_path / "cache")
+    with pytest.raises(JobError, match="row 1: the row has no caption"):
+        source.caption(1)
+
+
+# --- verification ------------------------------------------------------------------------------------
+
+
+def test_verify_shares_the_work_and_names_what_is_bad(tmp_path):
+    folder = metadata_folder(tmp_path / "a", 10)
+    for number in (0, 3, 9):
+        (folder / f"sub/{number:02d} ü.png").write_bytes(png(number)[:40])
+    source = open_source(info_of(folder), None)
+    assert verify(source, "none", 0, 1) == {}
+    by_rank = [verify(source, "all", rank, 4) for rank in range(4)]
+    assert [list(found) for found in by_rank] == [[0], [9], [], [3]]
+    assert by_rank[1][9].subject.endswith("09 ü.png") and by_rank[1][9].code == 66
+
+
+def test_verify_sample_is_bounded_and_spread():
+    looked_at = []
+
+    class Source:
+        def __len__(self):
+            return 100_000
+
+        def name(self, index):
+            return str(index)
+
+        def image(self, index):
+            looked_at.append(index)
+
+    for rank in range(2):
+        assert verify(Source(), "sample", rank, 2) == {}
+    looked_at.sort()
+    assert len(looked_at) == 64 and looked_at[0] == 0 and looked_at[-1] == 99_999
+    assert max(b - a for a, b in itertools.pairwise(looked_at)) < 1700
+
+
+# --- transforms --------------------------------------------------------------------------------------
+
+
+def photo(size):
+    """Smooth colours with some noise, so that a wrong place or filter shows."""
+    gradient = Image.linear_gradient("L").resize(size)
+    mixed = Image.merge("RGB", (gradient, gradient.transpose(Image.Transpose.ROTATE_180), gradient))
+    values = torch.randint(256, (3 * size[0] * size[1],), generator=torch.Generator().manual_seed(0))
+    noise = Image.frombytes("RGB", size, bytes(values.tolist()))
+    return Image.blend(mixed, noise, 0.2)
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "bicubic", "bilinear", "box", "nearest"])
+@pytest.mark.parametrize("size", [(301, 200), (97, 260), (40, 61), (64, 64)])
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("target", [(64, 64), (96, 48)], ids="{0[0]}x{0[1]}".format)
+def test_cropping_is_resize_then_crop(size, target, interpolation, random):
+    """The reference is torchvision's Resize and CenterCrop/RandomCrop, written with Pillow."""
+    image = photo(size)
+    scale = max(target[0] / size[0], target[1] / size[1])
+    new = tuple(max(goal, int(length * scale + 1e-9)) for goal, length in zip(target, size, strict=True))
+    resized = image.resize(new, Resampling[interpolation.upper()])
+    place = draws(0, at(1, 2, 0), "crop") if random else None
+    result = cropped(image, target, place, interpolation)
+    place = draws(0, at(1, 2, 0), "crop")
+    left, top = (
+        int(torch.randint(length - goal + 1, (), generator=place)) if random else round((length - goal) / 2.0)
+        for goal, length in zip(target, new, strict=True)
+    )
+    expected = resized.crop((left, top, left + target[0], top + target[1]))
+    difference = (to_tensor(result) - to_tensor(expected)).abs()
+    is_square = target[0] == target[1]  # its scale is mostly a fraction of whole numbers, and rounds alike
+    assert (difference > 0).float().mean() < (0.05 if is_square else 0.5)
+    sharp = ("box",) if is_square else ("box", "nearest")
+    if interpolation not in sharp:  # whose edges rounding can move by a pixel
+        assert difference.max() <= 3.1 / 127.5
+
+
+def test_to_tensor_scales_to_minus_one_and_one():
+    image = Image.new("RGB", (3, 2), (255, 0, 127))
+    image.putpixel((2, 0), (0, 255, 0))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 2, 3) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    assert tensor[:, 0, 2].tolist() == [-1, 1, -1]
+    expected = (torch.tensor([255, 0, 127]) / 255 - 0.5) / 0.5
+    assert torch.allclose(tensor[:, 1, 0], expected, atol=1e-6)
+
+
+class Pictures:
+    """A source in memory."""
+
+    def __init__(self, *images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def image(self, index):
+        return self.images[index]
+
+    def caption(self, index):
+        return None
+
+    def name(self, index):
+        return f"picture {index}"
+
+
+def at(epoch: int, position: int, index: int, stream: str = "instance") -> Sample:
+    return Sample(epoch, position, index, stream)
+
+
+def training(source, **options):
+    defaults = {"resolution": 32, "center_crop": False, "random_flip": True, "interpolation": "lanczos"}
+    return TrainingImages(source, **{**defaults, "seed": 5, **options})
+
+
+def test_an_example_has_all_that_is_promised():
+    item = training(Pictures(photo((90, 50))))[at(0, 3, 0)]
+    assert item["pixel_values"].shape == (3, 32, 32)
+    assert -1 <= item["pixel_values"].min() < item["pixel_values"].max() <= 1
+    assert (item["caption"], item["name"], item["sample"]) == ("", "picture 0", at(0, 3, 0))
+
+
+def test_crop_and_flip_depend_on_the_place_in_the_stream_only():
+    images = training(Pictures(photo((90, 50)), photo((90, 50))))
+    torch.manual_seed(1)
+    first = [images[at(0, position, 0)]["pixel_values"] for position in range(16)]
+    torch.manual_seed(2)
+    again = [images[at(0, position, 0)]["pixel_values"] for position in reversed(range(16))]
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+    assert sum(torch.equal(first[0], other) for other in first[1:]) < 3
+    assert not torch.equal(first[0], images[at(1, 0, 0)]["pixel_values"])
+    other_seed = training(Pictures(photo((90, 50))), seed=6)
+    assert not all(torch.equal(first[n], other_seed[at(0, n, 0)]["pixel_values"]) for n in range(4))
+
+
+def test_streams_share_neither_crops_nor_flips():
+    images = training(Pictures(photo((90, 50))))
+    pairs = [[images[at(0, n, 0, name)]["pixel_values"] for name in ("instance", "class")] for n in range(8)]
+    assert not any(torch.equal(one, other) for one, other in pairs)
+
+
+def test_crops_reach_every_place_and_flips_are_fair():
+    stripes = Image.new("RGB", (64, 32))
+    for x in range(64):
+        stripes.paste((x * 4, 0, 0), (x, 0, x + 1, 32))
+    images = training(Pictures(stripes), interpolation="nearest")
+    rows = [images[at(0, position, 0)]["pixel_values"][0, 0] for position in range(400)]
+    flipped = [bool(row[0] > row[-1]) for row in rows]
+    lefts = {round(float((row.min() + 1) * 127.5)) // 4 for row in rows}
+    assert lefts == set(range(33))
+    assert 150 < sum(flipped) < 250
+
+
+def test_without_random_parts_every_epoch_is_the_same():
+    source = Pictures(photo((100, 50)))
+    images = training(source, center_crop=True, random_flip=False)
+    first, second = (images[at(epoch, 7 * epoch, 0)]["pixel_values"] for epoch in (0, 1))
+    assert torch.equal(first, second)
+    mirrored = training(Pictures(ImageOps.mirror(source.image(0))), center_crop=True, random_flip=False)
+    assert torch.allclose(mirrored[at(0, 0, 0)]["pixel_values"].flip(-1), first, atol=0.02)
+
+
+# --- loader processes --------------------------------------------------------------------------------
+
+
+def batches(images, workers, count=4):
+    order = [[at(0, 2 * number, 0), at(0, 2 * number + 1, 1)] for number in range(count)]
+    return DataLoader(images, batch_sampler=order, collate_fn=collate, num_workers=workers)
+
+
+def test_loader_processes_change_nothing(tmp_path):
+    images = training(open_source(info_of(parquet_folder(tmp_path / "a", 2)), tmp_path / "cache"))
+    alone, helped = (list(batches(images, workers)) for workers in (0, 2))
+    assert len(alone) == 4 and alone[0]["pixel_values"].shape == (2, 3, 32, 32)
+    assert helped[1]["caption"] == ["caption 0", "caption 1"]
+    assert helped[1]["sample"] == [at(0, 2, 0), at(0, 3, 1)]
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+def error_of(loader) -> JobError:
+    """Without its traceback, whose frames would keep the loader's processes alive."""
+    try:
+        list(loader)
+    except JobError as error:
+        return error.with_traceback(None)
+    raise AssertionError("no picture was refused")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_named_through_loader_processes(tmp_path, workers):
+    folder = metadata_folder(tmp_path / "a: b", 2)
+    bad = folder / "sub/01 ü.png"
+    bad.write_bytes(b"no picture")
+    error = error_of(batches(training(open_source(info_of(folder), None)), workers))
+    assert error.code == 66
+    (problem,) = error.problems
+    assert str(problem).startswith(f"{bad}: is not a picture") and "\n    → Replace this" in str(problem)
+    assert "Traceback" not in str(error)
+
+
+def test_errors_survive_copies_and_pickles():
+    problems = [bad_input("b", "found", "mend"), bad_input("a", "found: more", "mend")]
+    for error in (JobError(problems), JobError(problems[0]), PictureError(problems[1])):
+        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert type(twin) is type(error) and twin.problems == error.problems and str(twin) == str(error)
+    text = f"Caught PictureError in a worker.\nTraceback …\nsdtrain.data.PictureError: {problems[1]}"
+    assert PictureError(text).problems == (problems[1],)

@@ -1,0 +1,65 @@
+"""The model card: true, loadable, and without anything of the machine that trained."""
+
+import yaml
+
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.export import model_card
+
+REPORT = {
+    "num_examples": 7,
+    "steps": 30,
+    "global_batch_size": 8,
+    "mean_loss": 0.12345,
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def rendered(samples=False, trained_parts=("unet",), **settings) -> str:
+    spec = RunSpec(
+        pretrained_model_name_or_path="/mnt/model/sd-v1-4",
+        output_dir="/output/secret-project",
+        instance_data_dir="/mnt/dataset/my dog",
+        train_data_dir="/mnt/dataset/pokemon",
+        cache_dir="/home/somebody/cache",
+        **settings,
+    )
+    return model_card.render(spec, {**REPORT, "trained_parts": list(trained_parts)}, samples=samples)
+
+
+def front_matter(text) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_it_tells_what_was_trained_on_what():
+    text = rendered(instance_prompt='a "sks": dog | cat', learning_rate=1e-4, lora_rank=4)
+    about = front_matter(text)
+    assert about["base_model"] == "sd-v1-4"
+    assert about["instance_prompt"] == 'a "sks": dog | cat'
+    assert about["tags"] == ["stable-diffusion", "text-to-image", "lora", "dreambooth"]
+    assert "rank 4" in text and "7 pictures" in text and "30 steps of 8" in text and "`my dog`" in text
+    assert "webui/lora.safetensors" in text
+    settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert settings == {"lr": 1e-4, "lora_rank": 4, "instance_prompt": 'a "sks": dog | cat'}
+
+
+def test_it_names_the_parts_that_were_trained():
+    one, two = ("unet", "text_encoder"), ("unet", "text_encoder", "text_encoder_2")
+    assert "All weights of the U-Net of sd-v1-4, trained" in rendered()
+    assert "U-Net of sd-v1-4 and its text encoder, trained" in rendered(trained_parts=one)
+    assert "U-Net of sd-v1-4 and its text encoders, trained" in rendered(trained_parts=two)
+
+
+def test_it_names_no_place_of_the_machine():
+    text = rendered(recipe="text_to_image", resume="/output/secret-project/checkpoint/checkpoint-000002")
+    for private in ("/mnt", "/output", "/home", "secret-project", "somebody"):
+        assert private not in text
+    assert "7 captioned pictures" in text and "`pokemon`" in text
+
+
+def test_its_example_is_python_and_shows_the_samples_if_there_are_any():
+    text = rendered(samples=True, validation_prompts=('a "red" cross',), export_single_file=True)
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert 'pipeline("a \\"red\\" cross")' in code
+    assert "(samples.png)" in text and "webui/model.safetensors" in text
+    assert "samples.png" not in rendered() and "webui" not in rendered()

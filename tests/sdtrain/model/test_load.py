@@ -1,0 +1,108 @@
+"""Loading a pipeline, and opening for training what is trained and nothing else."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from sdjob.model.pipeline import find_pipeline
+from sdjob.problems import JobError
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.model import load
+
+
+def loaded(folder, precision="no"):
+    source = find_pipeline(folder, None, allow_pickle=False)
+    return load.load(source, precision, torch.device("cpu"), allow_pickle=False)
+
+
+def spec(**settings) -> RunSpec:
+    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **settings)
+
+
+def dtypes(module) -> set[torch.dtype]:
+    return {weight.dtype for weight in module.parameters()}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_trained_weights_are_fp32_and_frozen_parts_have_the_type_of_the_run(eps_model, precision):
+    parts = loaded(eps_model, precision)
+    assert dtypes(parts.unet) == {torch.float32}
+    assert dtypes(parts.vae) == dtypes(parts.text_encoder) == {load.DTYPES[precision]}
+    source = find_pipeline(eps_model, None, allow_pickle=False)
+    both = load.load(source, precision, torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
+    trained = load.trainable(load.make_trainable(both, spec(train_text_encoder=True)))
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    assert {name.split(".")[0] for name in trained} == {"unet", "text_encoder"}
+
+
+def test_a_lora_is_fp32_on_a_base_of_the_type_of_the_run(eps_model):
+    source = find_pipeline(eps_model, None, allow_pickle=False)
+    parts = load.load(source, "bf16", torch.device("cpu"), allow_pickle=False, lora=True)
+    trained = load.trainable(load.make_trainable(parts, spec(lora_rank=2)))
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    frozen = {w.dtype for w in parts.unet.parameters() if not w.requires_grad}
+    assert frozen == {torch.bfloat16}
+
+
+def test_a_full_run_trains_the_whole_unet_and_nothing_else(eps_model):
+    parts = loaded(eps_model)
+    denoiser = load.make_trainable(parts, spec())
+    assert len(load.trainable(denoiser)) == len(list(parts.unet.parameters()))
+    assert parts.unet.training
+    for frozen in (parts.vae, parts.text_encoder):
+        assert not any(weight.requires_grad for weight in frozen.parameters())
+        assert not frozen.training
+
+
+def test_a_lora_run_trains_only_the_adapter_which_begins_at_the_base_model(eps_model):
+    parts, base = loaded(eps_model), loaded(eps_model)
+    denoiser = load.make_trainable(parts, spec(lora_rank=2))
+    trained = load.trainable(denoiser)
+    assert trained and all("lora_" in name for name in trained)
+    assert all(weight.any() == ("lora_A" in name) for name, weight in trained.items())  # B is zero
+    latents, timesteps, hidden = torch.ones(1, 4, 8, 8), torch.tensor([5]), torch.ones(1, 7, 32)
+    found = denoiser.eval()(latents, timesteps, {"hidden_states": hidden})
+    torch.testing.assert_close(found, base.unet.eval()(latents, timesteps, hidden).sample)
+
+
+def test_a_lora_begins_the_same_on_every_rank_and_otherwise_for_another_seed(eps_model):
+    starts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(starts))  # whatever the process has drawn before
+        trained = load.trainable(load.make_trainable(loaded(eps_model), spec(lora_rank=2, seed=seed)))
+        starts.append(torch.cat([weight.flatten() for weight in trained.values()]))
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_layers_that_are_not_there_are_64(eps_model):
+    with pytest.raises(JobError) as error:
+        load.make_trainable(loaded(eps_model), spec(lora_rank=2, lora_target_modules=("to_x",)))
+    assert error.value.code == 64
+    assert "to_x" in str(error.value)
+
+
+def test_prompts_fill_the_encoder_and_long_ones_are_cut_and_named(eps_model):
+    tokenizer = loaded(eps_model).tokenizer
+    long, short = "a red cross " * 40, "a red cross"
+    for pad in (tokenizer.pad_token, "!"):  # as the second tokenizer of SDXL has it
+        tokenizer.pad_token = pad
+        found = load.tokenize(tokenizer, [short, long])
+        wanted = tokenizer(
+            [short, long], padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        assert torch.equal(found, wanted[:, None])  # as the pipeline does it
+    assert load.cut_prompts(tokenizer, [short, long]) == [long]
+    assert load.cut_prompts(tokenizer, [short, long], chunks=3) == []
+    assert load.cut_prompts(tokenizer, []) == []
+
+
+def test_a_tokenizer_that_does_not_know_the_encoders_length(eps_model, tmp_path):
+    folder = shutil.copytree(eps_model, tmp_path / "model")
+    path = folder / "tokenizer/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["model_max_length"]
+    path.write_text(json.dumps(config))
+    assert load.tokenize(loaded(folder).tokenizer, ["a red cross"]).shape == (1, 1, 77)

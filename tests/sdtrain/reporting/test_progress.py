@@ -1,0 +1,96 @@
+"""Progress in a log: the first line at once, then one every few seconds, later fewer, and the last."""
+
+from itertools import pairwise
+
+import pytest
+
+from sdtrain.reporting import progress
+from sdtrain.reporting.progress import Progress
+
+LINES_OF_EIGHT_HOURS = 1002  # one every 5 seconds would be 5,760
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines(clock, capsys):
+    with Progress("step", 100) as shown:
+        for done in range(1, 101):
+            clock[0] += 0.5
+            shown.show(done, f"loss {done}")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step    1/100  loss 1  2.0 it/s  eta 0:00:50"
+    assert lines[1] == "step   11/100  loss 11  2.0 it/s  eta 0:00:44"
+    assert lines[-1] == "step  100/100  loss 100  2.0 it/s  eta 0:00:00"
+    assert len(lines) == 11
+
+
+def test_the_rate_of_a_resumed_run_is_of_its_own_steps(clock, capsys):
+    with Progress("step", 100, done=90) as shown:
+        clock[0] += 5
+        shown.show(95)
+    assert capsys.readouterr().out == "step   95/100  1.0 it/s  eta 0:00:05\n"
+
+
+def test_slow_steps_are_told_in_seconds_each(clock, capsys):
+    with Progress("step", 4) as shown:
+        for done in (1, 2):
+            clock[0] += 40
+            shown.show(done)
+    assert capsys.readouterr().out.splitlines()[1] == "step    2/4  40.0 s/it  eta 0:01:20"
+
+
+def test_the_first_step_and_what_is_long_ago_say_nothing_of_the_pace(clock, capsys):
+    with Progress("step", 1000) as shown:
+        for done in range(1, 401):
+            clock[0] += 90 if done == 1 else 1 if done <= 200 else 0.5
+            shown.show(done)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step    1/1000  90.0 s/it  eta 1 day, 0:58:30"
+    assert lines[1] == "step    6/1000  1.0 it/s  eta 0:16:34"
+    assert lines[-1] == "step  385/1000  2.0 it/s  eta 0:05:08"
+
+
+def test_pauses_are_no_part_of_the_pace_but_of_the_time_that_is_left(clock, capsys):
+    with Progress("step", 20) as shown:
+        for done in range(1, 11):
+            clock[0] += 1
+            shown.show(done)
+            if done == 5:
+                with shown.paused():
+                    clock[0] += 30
+    assert capsys.readouterr().out.splitlines()[-1] == "step    6/20  1.0 it/s  eta 0:01:24"
+
+
+def test_lines_become_fewer_with_the_hours(clock, capsys):
+    with Progress("step", 8 * 3600) as shown:
+        for done in range(1, 8 * 3600 + 1):
+            clock[0] += 1
+            shown.show(done)
+    steps = [int(line.split()[1].partition("/")[0]) for line in capsys.readouterr().out.splitlines()]
+    spaces = [after - before for before, after in pairwise(steps[:-1])]
+    assert (spaces[0], spaces[-1], len(steps)) == (5, 30, LINES_OF_EIGHT_HOURS)
+    assert spaces == sorted(spaces)
+
+
+def test_a_bar_on_a_terminal_has_no_lines_beside_it(monkeypatch, capsys):
+    """As of a worker that was started by hand."""
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with Progress("step", 2) as shown:
+        shown.show(1, "lr 1")
+        shown.show(2, "lr 1")
+    said = capsys.readouterr()
+    assert said.out == "" and "step: 100%" in said.err
+
+
+def test_other_ranks_are_silent(clock, capsys):
+    with Progress("step", 2, shown=False) as shown:
+        shown.show(1)
+        shown.show(2)
+    said = capsys.readouterr()
+    assert said.out == said.err == ""
