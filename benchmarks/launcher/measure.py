@@ -102,17 +102,17 @@ def memory(root: Path, place: dict[str, str]) -> list[str]:
 
 
 def million_files(root: Path, place: dict[str, str]) -> list[str]:
-    """`check` of a folder with a million pictures, hard links to one."""
+    """`check` of a folder with a million images, hard links to one."""
     folder = root / "million"
     folder.mkdir()
-    picture = next((root / "dataset" / "pictures").iterdir())
+    image = next((root / "dataset" / "images").iterdir())
     first = folder / "0.png"
-    shutil.copy(picture, first)
+    shutil.copy(image, first)
     for number in range(1, FILES):
         os.link(first, folder / f"{number}.png")
     environ = clean_environment(**{**place, "DATASET_DIR": str(folder)})
     (times,) = side_by_side((["bash", str(HOME / "train.sh"), "check"], environ), runs=3)
-    return [f"| `check` of {FILES:,} pictures in one folder | {shown(times)} |"]
+    return [f"| `check` of {FILES:,} images in one folder | {shown(times)} |"]
 
 
 def main() -> None:

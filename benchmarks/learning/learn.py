@@ -2,9 +2,9 @@
 
     PYTHONPATH=project python benchmarks/learning/learn.py FOLDER [RUN …]
 
-Two tasks. *subject*: DreamBooth with prior preservation on the six pictures of the demo. *attribute*: text-to-image on
+Two tasks. *subject*: DreamBooth with prior preservation on the six images of the demo. *attribute*: text-to-image on
 96 captioned drawings, of which half have a colour, magenta, that is called "sks". No magenta cross is among them, and
-half of the drawings that are asked for are such crosses, so that a run that only remembers its pictures is found out.
+half of the drawings that are asked for are such crosses, so that a run that only remembers its images is found out.
 """
 
 from __future__ import annotations
@@ -89,26 +89,26 @@ RUNS = {
 
 
 def prepare(folder: Path) -> None:
-    """The model, the subject's pictures, and the captioned drawings of the attribute."""
+    """The model, the subject's images, and the captioned drawings of the attribute."""
     materialise(folder)
     data = folder / "attribute"
     data.mkdir(exist_ok=True)
     rows = []
     for number, scene in enumerate(scenes(96, seed=3)):
-        picture, text = draw(scene), caption(scene)
+        image, text = draw(scene), caption(scene)
         if number % 2:
             known = replace(scene, shape="circle" if scene.shape == "cross" else scene.shape)
-            picture, text = in_magenta(known), caption(replace(known, colour=SKS))
-        picture.save(data / f"{number:02d}.png")
+            image, text = in_magenta(known), caption(replace(known, colour=SKS))
+        image.save(data / f"{number:02d}.png")
         rows.append(json.dumps({"file_name": f"{number:02d}.png", "text": text}))
     (data / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
 
 def in_magenta(scene: Scene) -> Image.Image:
     """A scene in magenta, whatever its colour."""
-    picture = canvas(GROUNDS[scene.ground])
-    paint(picture, scene.shape, CORE, scene.x, scene.y, scene.radius)
-    return picture.reduce(OVERSAMPLING)
+    image = canvas(GROUNDS[scene.ground])
+    paint(image, scene.shape, CORE, scene.x, scene.y, scene.radius)
+    return image.reduce(OVERSAMPLING)
 
 
 def train(folder: Path, output: Path, run: Run, seed: int) -> float:
@@ -130,7 +130,7 @@ def train(folder: Path, output: Path, run: Run, seed: int) -> float:
 
 
 def measure(folder: Path, output: Path, run: Run, samples: int, seed: int) -> dict[str, float]:
-    """Shares of right pictures: of what was taught, and of what was known before."""
+    """Shares of right images: of what was taught, and of what was known before."""
     lora = bool(run.settings.get("lora_rank"))
     source = folder / "model" if lora else output / "checkpoint"
     pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None).to(torch.float32)
@@ -145,13 +145,12 @@ def measure(folder: Path, output: Path, run: Run, samples: int, seed: int) -> di
         found["class"] = accuracy(generate(pipeline, [caption(s) for s in circles], seed), circles).all
         return found
     wanted = [scene if i % 2 else replace(scene, shape="cross") for i, scene in enumerate(world)]
-    pictures = generate(pipeline, [caption(replace(s, colour=SKS)) for s in wanted], seed)
+    images = generate(pipeline, [caption(replace(s, colour=SKS)) for s in wanted], seed)
     right = [
-        is_painted(picture, CORE)
-        and (read(picture).shape, read(picture).ground) == (scene.shape, scene.ground)
-        for picture, scene in zip(pictures, wanted, strict=True)
+        is_painted(image, CORE) and (read(image).shape, read(image).ground) == (scene.shape, scene.ground)
+        for image, scene in zip(images, wanted, strict=True)
     ]
-    found["painted"] = sum(is_painted(picture, CORE) for picture in pictures) / samples
+    found["painted"] = sum(is_painted(image, CORE) for image in images) / samples
     found["taught"] = sum(right) / samples
     found["taught, crosses"] = sum(right[::2]) / len(right[::2])
     return found

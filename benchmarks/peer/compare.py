@@ -1,4 +1,4 @@
-"""Our worker beside the example scripts of diffusers, on the embedded pipeline and the same pictures, on CPUs:
+"""Our worker beside the example scripts of diffusers, on the embedded pipeline and the same images, on CPUs:
 
     PYTHONPATH=project python benchmarks/peer/compare.py --examples DIFFUSERS/examples [--runs 3] [--output DIR]
 
@@ -6,7 +6,7 @@ DIFFUSERS is a checkout of huggingface/diffusers at the tag of the installed ver
 project. Where torchvision is not installed, stand_in.py does for the scripts what they need of it.
 
 The trainers run together and take turns, step by step, so that what else the machine does meets all of them alike.
-The clock is the optimiser's: a step lasts from the end of one update to the end of the next. How long the start takes
+The clock is the optimizer's: a step lasts from the end of one update to the end of the next. How long the start takes
 is measured in runs of their own.
 """
 
@@ -43,7 +43,7 @@ from turns import Turns, start
 HOME = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
 WAYS = PEER, OURS, CACHED = "diffusers", "this project", "this project, caches"
-PICTURES = 48  # as many as every global batch here divides
+IMAGES = 48  # as many as every global batch here divides
 LIMIT = 900  # seconds of a run
 
 
@@ -55,10 +55,10 @@ class Recipe:
     subject: bool  # DreamBooth
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    streams: int = 1  # pictures of a step per picture of the batch
+    streams: int = 1  # images of a step per image of the batch
 
 
-CLASS = ("--with_prior_preservation", "--class_prompt=a circle", f"--num_class_images={PICTURES}")
+CLASS = ("--with_prior_preservation", "--class_prompt=a circle", f"--num_class_images={IMAGES}")
 RECIPES = {
     "dreambooth, prior": Recipe(
         "dreambooth/train_dreambooth.py", True, CLASS, (*CLASS, "--image_interpolation_mode=bilinear"), 2
@@ -88,7 +88,7 @@ def main() -> int:
         )
         return 66
     with tempfile.TemporaryDirectory() as folder:
-        _write_pictures(Path(folder))
+        _write_images(Path(folder))
         for what in asked.what:
             _KINDS[what](asked, Path(folder), _about(scripts[0]))
     return 0
@@ -129,15 +129,15 @@ def _starts(asked: argparse.Namespace) -> Iterator[Case]:
         yield Case(recipe, min(asked.resolutions), 1, processes, RECIPES[recipe].streams * processes)
 
 
-def _write_pictures(world: Path) -> None:
-    """The captioned pictures, 256 px, which serve DreamBooth as pictures of the subject and of its class."""
-    (world / "pictures").mkdir()
+def _write_images(world: Path) -> None:
+    """The captioned images, 256 px, which serve DreamBooth as images of the subject and of its class."""
+    (world / "images").mkdir()
     (world / "captioned").mkdir()
     rows = []
-    for number, scene in enumerate(scenes(PICTURES, seed=0)):
-        picture = draw(scene).resize((256, 256), Resampling.BICUBIC)
-        for folder in ("pictures", "captioned"):
-            picture.save(world / folder / f"{number:04d}.png")
+    for number, scene in enumerate(scenes(IMAGES, seed=0)):
+        image = draw(scene).resize((256, 256), Resampling.BICUBIC)
+        for folder in ("images", "captioned"):
+            image.save(world / folder / f"{number:04d}.png")
         rows.append(json.dumps({"file_name": f"{number:04d}.png", "text": caption(scene)}))
     (world / "captioned" / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
@@ -251,11 +251,11 @@ def _flags(
         "--seed=0",
     ]
     if recipe.subject:
-        common += [f"--instance_data_dir={world / 'pictures'}", "--instance_prompt=a sks circle"]
+        common += [f"--instance_data_dir={world / 'images'}", "--instance_prompt=a sks circle"]
     else:
         common += [f"--train_data_dir={world / 'captioned'}"]
     if any("prior" in flag for flag in recipe.theirs):
-        common += [f"--class_data_dir={world / 'pictures'}"]
+        common += [f"--class_data_dir={world / 'images'}"]
     if way == PEER:
         return [str(asked.examples.resolve() / recipe.script), *common, *recipe.theirs]
     plugin = "none" if case.processes == 1 else "torch_ddp"
@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--what", nargs="+", choices=_KINDS, default=list(_KINDS), metavar="steps|starts")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--resolutions", type=numbers, default=[64, 128], help="pixels, such as 64,128")
-    parser.add_argument("--batches", type=numbers, default=[1, 4], help="pictures per process, such as 1,4")
+    parser.add_argument("--batches", type=numbers, default=[1, 4], help="images per process, such as 1,4")
     parser.add_argument("--processes", type=numbers, default=[1, 2], help="such as 1,2")
     parser.add_argument("--threads", type=int, default=1, help="of each process [%(default)s]")
     parser.add_argument("--runs", type=int, default=3, help="rounds [%(default)s]")

@@ -1,7 +1,7 @@
-"""`python probe.py RESULT SCRIPT FLAGS…`, or `-m MODULE` in place of SCRIPT: runs it, and notes when each optimiser
+"""`python probe.py RESULT SCRIPT FLAGS…`, or `-m MODULE` in place of SCRIPT: runs it, and notes when each optimizer
 step began and ended.
 
-The same clock for every trainer: a hook of PyTorch's on the optimiser. RESULT-<rank>.json receives the notes. Where
+The same clock for every trainer: a hook of PyTorch's on the optimizer. RESULT-<rank>.json receives the notes. Where
 PEER_TURNS names a folder, each step waits for its turn: `turns.py`.
 """
 

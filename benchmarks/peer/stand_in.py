@@ -1,4 +1,4 @@
-"""As much of torchvision as the example scripts use: picture → tensor, by Pillow and torch, as torchvision itself does
+"""As much of torchvision as the example scripts use: image → tensor, by Pillow and torch, as torchvision itself does
 it."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def compose(steps: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 def resize(
     size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR
 ) -> Callable[[Image], Image]:
-    """The shorter side becomes `size`; a picture that has it already is not touched."""
+    """The shorter side becomes `size`; an image that has it already is not touched."""
 
     def resized(image: Image) -> Image:
         scale = size / min(image.size)

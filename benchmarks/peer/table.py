@@ -16,7 +16,7 @@ class Case:
 
     recipe: str
     resolution: int
-    batch: int  # pictures per process
+    batch: int  # images per process
     processes: int
     images: int  # of a step, of all processes
 

@@ -1,4 +1,4 @@
-"""python -m sddemo DIR: a model and a data set to try everything on."""
+"""python -m sddemo DIR: a model and a dataset to try everything on."""
 
 from __future__ import annotations
 

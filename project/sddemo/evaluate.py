@@ -36,12 +36,12 @@ def generate(
     guidance: float = 3.5,
     batch: int = 16,
 ) -> list[Image.Image]:
-    """One picture a prompt; the i-th is made from seed + i, whatever the batch."""
-    pictures: list[Image.Image] = []
+    """One image a prompt; the i-th is made from seed + i, whatever the batch."""
+    images: list[Image.Image] = []
     for first in range(0, len(prompts), batch):
         part = list(prompts[first : first + batch])
         generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(part))]
-        pictures += pipeline(
+        images += pipeline(
             part,
             height=SIZE,
             width=SIZE,
@@ -49,12 +49,12 @@ def generate(
             guidance_scale=guidance,
             generator=generators,
         ).images
-    return pictures
+    return images
 
 
-def accuracy(pictures: Sequence[Image.Image], wanted: Sequence[Scene]) -> Accuracy:
-    """Compares each picture with the scene that its prompt described."""
-    readings = [read(picture) for picture in pictures]
+def accuracy(images: Sequence[Image.Image], wanted: Sequence[Scene]) -> Accuracy:
+    """Compares each image with the scene that its prompt described."""
+    readings = [read(image) for image in images]
     right = {
         name: [getattr(a, name) == getattr(b, name) for a, b in zip(readings, wanted, strict=True)]
         for name in ("shape", "colour", "ground")
@@ -63,17 +63,17 @@ def accuracy(pictures: Sequence[Image.Image], wanted: Sequence[Scene]) -> Accura
     return Accuracy(**{name: sum(row) / len(row) for name, row in right.items()})
 
 
-def subject_rate(pictures: Sequence[Image.Image]) -> float:
-    """The share of pictures that show the subject."""
-    return sum(map(shows_subject, pictures)) / len(pictures)
+def subject_rate(images: Sequence[Image.Image]) -> float:
+    """The share of images that show the subject."""
+    return sum(map(shows_subject, images)) / len(images)
 
 
-def grid(pictures: Sequence[Image.Image], columns: int = 16) -> Image.Image:
-    """The pictures side by side."""
-    rows = -(-len(pictures) // columns)
+def grid(images: Sequence[Image.Image], columns: int = 16) -> Image.Image:
+    """The images side by side."""
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * SIZE, rows * SIZE))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture.resize((SIZE, SIZE)), (i % columns * SIZE, i // columns * SIZE))
+    for i, image in enumerate(images):
+        sheet.paste(image.resize((SIZE, SIZE)), (i % columns * SIZE, i // columns * SIZE))
     return sheet
 
 
@@ -82,7 +82,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """Subject rate for the instance prompt, and accuracies over full prompts of circles and of every shape.
 
-    Returns the figures and the pictures: a block of `samples` for each of the three kinds of prompt.
+    Returns the figures and the images: a block of `samples` for each of the three kinds of prompt.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     if lora is not None:
@@ -109,18 +109,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sddemo.evaluate", description=__doc__)
     parser.add_argument("pipeline", type=Path, help="a pipeline folder")
     parser.add_argument("--lora", type=Path, help="a folder with LoRA weights for it")
-    parser.add_argument("--samples", type=int, default=64, help="pictures for each kind of prompt")
+    parser.add_argument("--samples", type=int, default=64, help="images for each kind of prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--grid", type=Path, help="where to write the pictures, as one PNG")
+    parser.add_argument("--grid", type=Path, help="where to write the images, as one PNG")
     arguments = parser.parse_args()
-    figures, pictures = evaluate(arguments.pipeline, arguments.samples, arguments.seed, arguments.lora)
+    figures, images = evaluate(arguments.pipeline, arguments.samples, arguments.seed, arguments.lora)
     text = json.dumps(figures, indent=1)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")
     if arguments.grid:
-        grid(pictures).save(arguments.grid)
+        grid(images).save(arguments.grid)
 
 
 if __name__ == "__main__":

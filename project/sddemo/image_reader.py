@@ -1,4 +1,4 @@
-"""Reads a picture of the drawn world by its pixels alone, as a judge of what a model has drawn."""
+"""Reads an image of the drawn world by its pixels alone, as a judge of what a model has drawn."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sddemo.subject import CORE, RING
 Pixels = NDArray[np.float32]  # [64, 64, 3], 0–255
 Mask = NDArray[np.bool_]  # [64, 64]
 
-MIN_CONTRAST = 40.0  # distance in RGB below which a picture counts as empty
+MIN_CONTRAST = 40.0  # distance in RGB below which an image counts as empty
 MAX_COLOUR_DISTANCE = 70.0  # a reading farther than this from every named colour has no name
 MAX_SUBJECT_DISTANCE = 95.0  # wider: nothing else in the world comes near the subject's colours
 MIN_SUBJECT_PIXELS = 120  # of its core, and of its ring; whole they have about 450 and 700
 MIN_OVERLAP = 0.75  # intersection over union with the ideal shape
-MAX_SHARE = 0.6  # of the picture; the world's largest shape covers 0.37
+MAX_SHARE = 0.6  # of the image; the world's largest shape covers 0.37
 BORDER = 4  # pixels at the rim that show the ground
 
 
 class Reading(NamedTuple):
-    """What a picture shows; None where it shows nothing that has a name."""
+    """What an image shows; None where it shows nothing that has a name."""
 
     shape: str | None
     colour: str | None
@@ -44,7 +44,7 @@ def read(image: Image.Image) -> Reading:
 
 
 def shows_subject(image: Image.Image) -> bool:
-    """Whether the picture shows the subject: a magenta core inside a cyan ring."""
+    """Whether the image shows the subject: a magenta core inside a cyan ring."""
     pixels = _pixels(image)
     core, ring = (_distance(pixels, colour) < MAX_SUBJECT_DISTANCE for colour in (CORE, RING))
     if min(core.sum(), ring.sum()) < MIN_SUBJECT_PIXELS:
@@ -84,7 +84,7 @@ def _ground(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def _foreground(pixels: Pixels, ground: NDArray[np.float32]) -> Mask | None:
-    """The pixels that are not ground, or None for an empty picture."""
+    """The pixels that are not ground, or None for an empty image."""
     distance = _distance(pixels, ground)
     top = float(np.percentile(distance, 95))
     return None if top < MIN_CONTRAST else distance > top / 2

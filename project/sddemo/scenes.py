@@ -42,7 +42,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene with every attribute drawn uniformly; the shape stays inside the picture."""
+    """A scene with every attribute drawn uniformly; the shape stays inside the image."""
     return Scene(
         shape=rng.choice(SHAPES),
         colour=rng.choice(tuple(COLOURS)),
@@ -60,14 +60,14 @@ def scenes(count: int, seed: int) -> list[Scene]:
 
 
 def canvas(ground: RGB) -> Image.Image:
-    """An empty picture, OVERSAMPLING times larger than the drawing."""
+    """An empty image, OVERSAMPLING times larger than the drawing."""
     return Image.new("RGB", (SIZE * OVERSAMPLING, SIZE * OVERSAMPLING), ground)
 
 
-def paint(picture: Image.Image, shape: str, colour: RGB, x: float, y: float, radius: float) -> None:
+def paint(image: Image.Image, shape: str, colour: RGB, x: float, y: float, radius: float) -> None:
     """Paints one shape on an oversampled canvas; x, y and radius in pixels of the finished drawing."""
     cx, cy, r = (OVERSAMPLING * value for value in (x, y, radius))
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     if shape == "circle":
         pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=colour)
     elif shape == "square":
@@ -84,10 +84,10 @@ def paint(picture: Image.Image, shape: str, colour: RGB, x: float, y: float, rad
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of SIZE × SIZE pixels."""
-    picture = canvas(GROUNDS[scene.ground])
-    paint(picture, scene.shape, COLOURS[scene.colour], scene.x, scene.y, scene.radius)
-    return picture.reduce(OVERSAMPLING)
+    """The scene as an RGB image of SIZE × SIZE pixels."""
+    image = canvas(GROUNDS[scene.ground])
+    paint(image, scene.shape, COLOURS[scene.colour], scene.x, scene.y, scene.radius)
+    return image.reduce(OVERSAMPLING)
 
 
 def caption(scene: Scene) -> str:

@@ -25,13 +25,13 @@ POSES = (
 
 
 def draw_subject(x: float, y: float, radius: float, ground: str) -> Image.Image:
-    """The subject as an RGB picture; x, y and radius in pixels."""
-    picture = canvas(GROUNDS[ground])
-    paint(picture, "circle", RING, x, y, radius)
-    paint(picture, "circle", CORE, x, y, CORE_SHARE * radius)
-    return picture.reduce(OVERSAMPLING)
+    """The subject as an RGB image; x, y and radius in pixels."""
+    image = canvas(GROUNDS[ground])
+    paint(image, "circle", RING, x, y, radius)
+    paint(image, "circle", CORE, x, y, CORE_SHARE * radius)
+    return image.reduce(OVERSAMPLING)
 
 
 def instance_images() -> list[Image.Image]:
-    """The few pictures of the subject that a DreamBooth run learns from."""
+    """The few images of the subject that a DreamBooth run learns from."""
     return [draw_subject(*pose) for pose in POSES]

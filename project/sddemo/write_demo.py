@@ -31,10 +31,10 @@ def materialise(folder: Path, captioned: int = 0) -> None:
         (folder / "dataset_captioned" / "metadata.jsonl").write_text(text, encoding="utf-8")
 
 
-def _write_images(folder: Path, pictures: list[Image.Image]) -> list[str]:
-    """Saves pictures as numbered PNG files; returns their names."""
+def _write_images(folder: Path, images: list[Image.Image]) -> list[str]:
+    """Saves images as numbered PNG files; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{number:04d}.png" for number in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        picture.save(folder / name)
+    names = [f"{number:04d}.png" for number in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        image.save(folder / name)
     return names

@@ -25,7 +25,7 @@ _BEFORE_START = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE,
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that keeps a job from running: what it is about, what was found, how to mend it."""
+    """One thing that keeps a job from running: what it is about, what was found, how to fix it."""
 
     code: int
     subject: str
@@ -61,22 +61,22 @@ def exit_code(problems: Iterable[Problem]) -> int:
     return ordered[0] if ordered else int(ExitCode.FINISHED)
 
 
-def setting(subject: str, found: str, remedy: str) -> Problem:
+def bad_setting(subject: str, found: str, remedy: str) -> Problem:
     """A wrong setting (64)."""
     return Problem(int(ExitCode.BAD_SETTING), subject, found, remedy)
 
 
 def bad_input(subject: str, found: str, remedy: str) -> Problem:
-    """A wrong mount, model or data set (66)."""
+    """A wrong mount, model or dataset (66)."""
     return Problem(int(ExitCode.BAD_INPUT), subject, found, _sentence(remedy))
 
 
-def hardware(subject: str, found: str, remedy: str) -> Problem:
+def no_hardware(subject: str, found: str, remedy: str) -> Problem:
     """Hardware or software that is not there (69)."""
     return Problem(int(ExitCode.NO_HARDWARE), subject, found, remedy)
 
 
-def output_problem(subject: str, found: str, remedy: str) -> Problem:
+def bad_output(subject: str, found: str, remedy: str) -> Problem:
     """An output folder that cannot hold the result (73)."""
     return Problem(int(ExitCode.OUTPUT_FULL), subject, found, remedy)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob.problems import Problem, setting
+from sdjob.problems import Problem, bad_setting
 from sdjob.settings import presets
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
@@ -84,16 +84,16 @@ def parse(argv: Sequence[str]) -> Request:
         else:
             problems.append(_not_understood(word))
     if len(set(verbs)) > 1 and "help" not in verbs:
-        problems.append(setting("command line", f"{' and '.join(verbs)}", "Ask for one thing at a time."))
+        problems.append(bad_setting("command line", f"{' and '.join(verbs)}", "Ask for one thing at a time."))
     verb = "help" if "help" in verbs else (verbs or ["run"])[0]
     if as_json and verb == "run":
-        problems.append(setting("--json", "without plan or check", "Write plan --json or check --json."))
+        problems.append(bad_setting("--json", "without plan or check", "Write plan --json or check --json."))
     if verb == "emit":
         problems += _emit_problems(target, kind)
     if verb == "doctor" and flags:
         found = f"doctor with {', '.join(name for name, _ in flags)}"
         problems.append(
-            setting("command line", found, "It looks at the machine, not at a job: leave that out.")
+            bad_setting("command line", found, "It looks at the machine, not at a job: leave that out.")
         )
     return Request(verb, as_json, tuple(flags), target, kind, tuple(problems))
 
@@ -102,10 +102,10 @@ def _emit_problems(target: str, kind: str) -> list[Problem]:
     wrong = []
     if target not in task.TARGETS:
         wrong.append(
-            setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(task.TARGETS)}.")
+            bad_setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(task.TARGETS)}.")
         )
     if kind not in task.KINDS:
-        wrong.append(setting("--kind", f"found {kind!r}", f"Use one of {', '.join(task.KINDS)}."))
+        wrong.append(bad_setting("--kind", f"found {kind!r}", f"Use one of {', '.join(task.KINDS)}."))
     return wrong
 
 
@@ -119,7 +119,7 @@ def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str,
     else:
         value = next(words, None)
         if value is None:
-            return [setting(name, "no value", f"Write --{name}=VALUE.")]
+            return [bad_setting(name, "no value", f"Write --{name}=VALUE.")]
         flags.append((name, value))
     return []
 
@@ -127,7 +127,7 @@ def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str,
 def _not_understood(word: str) -> Problem:
     meant = names.near_miss(word.strip("-").partition("=")[0])
     remedy = f"Write {meant}=VALUE." if meant else f"Verbs are {', '.join(VERBS)}; settings are name=value."
-    return setting("command line", f"{word!r} is neither a verb nor a setting", remedy)
+    return bad_setting("command line", f"{word!r} is neither a verb nor a setting", remedy)
 
 
 def help_text() -> str:

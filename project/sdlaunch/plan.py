@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from sdjob.dataset import validation_split
 from sdjob.formatting import in_units
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.problems import JobError, Problem, exit_code, setting
+from sdjob.problems import JobError, Problem, bad_setting, exit_code
 from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
@@ -227,7 +227,7 @@ def _completed(
     if epochs and contents.data and steps.by_epochs(spec):
         examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)
         values["max_train_steps"] = steps.steps_of(epochs, spec, examples, where.world_size)
-        sources["num_train_step"] = f"computed: epoch={epochs} over {examples} pictures"
+        sources["num_train_step"] = f"computed: epoch={epochs} over {examples} images"
     return spec.model_copy(update=values), sources
 
 
@@ -246,7 +246,7 @@ def _script(
     """The user's script with its arguments filled in, and what is wrong with either."""
     if options.script is None:
         remedy = "Set script too, or unset script_args."
-        return None, [setting("script_args", "set, and no script", remedy)] if options.script_args else []
+        return None, [bad_setting("script_args", "set, and no script", remedy)] if options.script_args else []
     path = user_script.path_of(options.script, place.project)
     closed = any(problem.subject == "PROJECT_DIR" for problem in contents.problems)
     problems = [] if closed and path.is_relative_to(place.project) else user_script.problems_of(path)
@@ -334,7 +334,7 @@ def _mount_table(
         "DATASET_DIR": {
             "path": str(place.dataset),
             "uses": str(contents.dataset_path),
-            "found": f"{data.num_examples} pictures, {data.format}"
+            "found": f"{data.num_examples} images, {data.format}"
             if data
             else f"not looked for: {spec.concepts_list} names folders"
             if spec.concepts_list

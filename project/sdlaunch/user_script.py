@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sdjob.problems import JobError, Problem, bad_input, setting
+from sdjob.problems import JobError, Problem, bad_input, bad_setting
 
 _PLACEHOLDER = re.compile(r"\{(\{)?([A-Za-z_]\w*)\}(?(1)\})")  # {name}; {{name}} stands for the text {name}
 
@@ -44,7 +44,7 @@ def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
         words = shlex.split(text)
     except ValueError as error:
         remedy = "Close the quote, or write \\' for the character itself."
-        raise JobError(setting("script_args", f"{text!r}: {str(error).lower()}", remedy)) from None
+        raise JobError(bad_setting("script_args", f"{text!r}: {str(error).lower()}", remedy)) from None
     asked = dict.fromkeys(match[2] for word in words for match in _PLACEHOLDER.finditer(word) if not match[1])
     unknown = [_unknown(name, values) for name in asked if name not in values]
     if unknown:
@@ -60,7 +60,7 @@ def _unknown(name: str, values: Mapping[str, Any]) -> Problem:
     meant = next(iter(get_close_matches(name, values, n=1)), None)
     known = "Write {model}, {dataset}, {output}, {nproc} or the name of a setting"
     remedy = f"Write {{{meant}}}." if meant else f"{known}; {{{{{name}}}}} stands for the text {{{name}}}."
-    return setting("script_args", f"unknown placeholder {{{name}}}", remedy)
+    return bad_setting("script_args", f"unknown placeholder {{{name}}}", remedy)
 
 
 def as_text(value: Any) -> str:

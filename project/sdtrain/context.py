@@ -23,7 +23,7 @@ from sdtrain.strategies.base import Strategy
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pictures that are not trained on; the first `count` of them are looked at. `prompt`: None: their captions."""
+    """Images that are not trained on; the first `count` of them are looked at. `prompt`: None: their captions."""
 
     images: TrainingImages
     count: int
@@ -56,5 +56,5 @@ class Training:
         return self.ema.shares if self.ema else self.strategy.masters()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, pictures can be drawn with these weights. Entering and leaving is collective."""
+        """Inside, images can be drawn with these weights. Entering and leaving is collective."""
         return self.strategy.applied(self.ema.shares if self.ema else None)

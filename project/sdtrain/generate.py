@@ -1,4 +1,4 @@
-"""Generated pictures: for validation, for the class, and the grid that shows before and after."""
+"""Generated images: for validation, for the class, and the grid that shows before and after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdtrain.runtime.stop import StopRequest
 
 
 def drawing(spec: RunSpec) -> Drawing:
-    """How the pictures of a run are generated."""
+    """How the images of a run are generated."""
     return Drawing(
         spec.resolution,
         spec.num_inference_steps,
@@ -46,7 +46,7 @@ def evaluating(parts: Parts) -> Iterator[None]:
 
 
 def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -> Iterator[Image.Image]:
-    """One picture per prompt and seed, in their order; a picture does not depend on its batch."""
+    """One image per prompt and seed, in their order; an image does not depend on its batch."""
     architecture = architectures.of(parts)
     with evaluating(parts), torch.inference_mode():
         for start in range(0, len(prompts), how.batch_size):
@@ -59,8 +59,8 @@ def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Drawing) -
             yield from architecture.draw(parts, wanted, nothing, seeds[batch], how)
 
 
-def picture_name(prompt: int, image: int) -> str:
-    """File name of the image-th picture of the prompt-th validation prompt."""
+def image_name(prompt: int, image: int) -> str:
+    """File name of the image-th image of the prompt-th validation prompt."""
     return f"prompt{prompt:02d}-{image:02d}.png"
 
 
@@ -74,16 +74,16 @@ def draw_samples(
     share: slice,
     stop: StopRequest,
 ) -> bool:
-    """Writes this rank's share of the validation pictures; the same prompt and number has the same seed always.
+    """Writes this rank's share of the validation images; the same prompt and number has the same seed always.
 
-    Returns whether all of them are there: it ends after a picture when a stop is asked for.
+    Returns whether all of them are there: it ends after an image when a stop is asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     todo = [(p, i) for p in range(len(prompts)) for i in range(per_prompt)][share]
     images = generate(parts, [prompts[p] for p, _ in todo], [seed + i for _, i in todo], how)
     pulse = Pulse()
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
-        image.save(folder / picture_name(p, i))
+        image.save(folder / image_name(p, i))
         pulse()
         if stop and done < len(todo):
             return False
@@ -91,7 +91,7 @@ def draw_samples(
 
 
 def write_prompts(folder: Path, prompts: tuple[str, ...]) -> None:
-    """Which prompt is which, beside the pictures."""
+    """Which prompt is which, beside the images."""
     (folder / "prompts.json").write_text(
         json.dumps(list(prompts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -110,8 +110,8 @@ def _label(pen: ImageDraw.ImageDraw, prompt: str, number: int, width: int) -> st
 
 
 def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) -> Image.Image:
-    """The pictures of several folders side by side: a column of pictures per folder, a row per prompt."""
-    first = Image.open(next(iter(columns.values())) / picture_name(0, 0))
+    """The images of several folders side by side: a column of images per folder, a row per prompt."""
+    first = Image.open(next(iter(columns.values())) / image_name(0, 0))
     side, header, gap = max(first.width, 64), 16, 8
     width = len(columns) * per_prompt * side + (len(columns) - 1) * gap
     sheet = Image.new("RGB", (width, header + len(prompts) * (side + header)), "white")
@@ -123,6 +123,6 @@ def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) ->
             top = header + row * (side + header)
             pen.text((left + 2, top + 2), _label(pen, prompt, row, per_prompt * side - 4), "dimgray")
             for number in range(per_prompt):
-                with Image.open(folder / picture_name(row, number)) as image:
+                with Image.open(folder / image_name(row, number)) as image:
                     sheet.paste(image.resize((side, side)), (left + number * side, top + header))
     return sheet

@@ -29,7 +29,7 @@ from sdtrain.validation import validation
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step gave on this rank, still on the device: mean loss [], gradient norm []."""
+    """What one optimizer step gave on this rank, still on the device: mean loss [], gradient norm []."""
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
@@ -37,14 +37,14 @@ class StepResult:
     applied: bool = True
 
 
-def optimiser_step(
+def optimizer_step(
     training: Training,
     batches: Iterator[tuple[StreamBatch, ...]],
     factor: float,
     step: int,
     incidents: Incidents,
 ) -> StepResult:
-    """One optimiser step: `accumulation` micro-batches, then one update.
+    """One optimizer step: `accumulation` batches, then one update.
 
     Never waits for the device, unless steps are skipped whose loss is no number: on all ranks alike.
     """
@@ -91,7 +91,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
         watch.go_on()
         for step in range(first + 1, last + 1):
             began = devices.clock(world.device) if step == spec.timed_step else None
-            result = optimiser_step(training, batches, factor(step - 1), step, incidents)
+            result = optimizer_step(training, batches, factor(step - 1), step, incidents)
             if began is not None:
                 seconds = devices.clock(world.device) - began
                 timed = TimedStep(step, seconds, float(world.mean(result.loss)), spec.reference_loss)
@@ -125,7 +125,7 @@ def train_steps(training: Training, state: TrainState) -> tuple[TrainState, Outc
 
 
 def _batches(training: Training, state: TrainState) -> Iterator[tuple[StreamBatch, ...]]:
-    """This rank's micro-batches from a state to the last step."""
+    """This rank's batches from a state to the last step."""
     spec, world = training.spec, training.world
     return loader(
         training.examples.after(state.past),
@@ -231,7 +231,7 @@ def _log(
     watch: Stopwatch,
     incidents: Incidents,
 ) -> float:
-    """Logs the figures of a step; gives its loss, the mean over all ranks and micro-batches. Collective."""
+    """Logs the figures of a step; gives its loss, the mean over all ranks and batches. Collective."""
     world = training.world
     loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()]))
     value = incidents.check(loss, step)

@@ -14,7 +14,7 @@ from sdjob.model import fit, trainable
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.output import fingerprint, resume
 from sdjob.output.layout import OutputLayout, StepFolder
-from sdjob.problems import JobError, Problem, output_problem, setting
+from sdjob.problems import JobError, Problem, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings import steps as step_counts
 from sdjob.settings.run_spec import RunSpec
@@ -124,7 +124,7 @@ def _train(
 
 
 def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> None:
-    """Puts the result in place first, then the pictures and the report. Collective."""
+    """Puts the result in place first, then the images and the report. Collective."""
     spec, world, layout = training.spec, training.world, training.layout
     weights = training.strategy.full_state(training.best)
     if world.is_main:
@@ -147,15 +147,13 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
         about = model_card.render(spec, values, samples=sheet is not None, class_name=parts.class_name)
         (layout.checkpoint / model_card.FILE).write_text(about, encoding="utf-8")
         report.write(layout.report, values)
-        picture = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
-        layout.page.write_text(
-            html.render(values, html.curves(layout.tensorboard), picture), encoding="utf-8"
-        )
+        image = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
+        layout.page.write_text(html.render(values, html.curves(layout.tensorboard), image), encoding="utf-8")
         say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
 
 def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[DatasetInfo, ...]]:
-    """Model, subjects and their data sets, recognised; raises JobError with everything that is wrong with any."""
+    """Model, subjects and their datasets, recognised; raises JobError with everything that is wrong with any."""
     problems: list[Problem] = []
     folder: PipelineFolder | None = None
     concepts: tuple[Concept, ...] = ()
@@ -174,9 +172,9 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[D
     try:
         concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
         if spec.recipe == "dreambooth":
-            infos = [_data_set(spec, concept.instance_data_dir) for concept in concepts]
+            infos = [_dataset(spec, concept.instance_data_dir) for concept in concepts]
         else:
-            infos = [_data_set(spec, spec.train_data_dir)]
+            infos = [_dataset(spec, spec.train_data_dir)]
         problems += [problem for info in infos for problem in validation_split.problems(spec, info)]
     except JobError as error:
         problems += error.problems
@@ -185,15 +183,15 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[D
     return folder, concepts, tuple(infos)
 
 
-def _data_set(spec: RunSpec, path: str | None) -> DatasetInfo:
+def _dataset(spec: RunSpec, path: str | None) -> DatasetInfo:
     if path is None:
-        remedy = "Name the folder of the pictures with --train_data_dir."
-        raise JobError(setting("train_data_dir", "not given", remedy))
+        remedy = "Name the folder of the images with --train_data_dir."
+        raise JobError(bad_setting("train_data_dir", "not given", remedy))
     return dataset_in(path, spec, captions=RECIPES[spec.recipe].captions)
 
 
 def _prompts(spec: RunSpec, concepts: tuple[Concept, ...]) -> tuple[str, ...]:
-    """The prompt of each subject's pictures, where there is a list of subjects."""
+    """The prompt of each subject's images, where there is a list of subjects."""
     return tuple(concept.instance_prompt for concept in concepts) if spec.concepts_list else ()
 
 
@@ -274,7 +272,7 @@ def _begin(spec: RunSpec, world: World, layout: OutputLayout, start: StepFolder 
             exit_note.begin()
         except OSError as error:
             remedy = "Name a folder that can be written, or that can be made."
-            problems = [output_problem("OUTPUT_DIR", f"cannot be written ({error})", remedy)]
+            problems = [bad_output("OUTPUT_DIR", f"cannot be written ({error})", remedy)]
         else:
             if aside:
                 say(f"what an earlier run left in {layout.root} is kept in {aside}")
@@ -302,7 +300,7 @@ def _examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet:
 
 
 def _buckets(caching: Caching, stream: Stream) -> tuple[Buckets, Stream]:
-    """The pictures of a stream by their shape, and the stream with those known whose shape cannot be read: they have
+    """The images of a stream by their shape, and the stream with those known whose shape cannot be read: they have
     that of the next one. Collective. Raises JobError (66), Stopped."""
     spec, world = caching.spec, caching.world
     found, stream = caching.survey(stream, "sizes", TrainingImages.size)
@@ -382,6 +380,6 @@ def _what_begins(training: Training, state: TrainState) -> str:
         f"steps {first} to {last}" if first < last else f"step {last}" if first == last else "no more steps"
     )
     return (
-        f"training: {steps}, {training.shape.global_batch} a step of {counted(training.num_examples, 'picture')}; "
+        f"training: {steps}, {training.shape.global_batch} a step of {counted(training.num_examples, 'image')}; "
         f"{world.size} × {world.kind.name}, precision {spec.mixed_precision}"
     )

@@ -115,7 +115,7 @@ def box(engine: Engine, image: str) -> Iterator[Box]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded pipeline and the pictures of its subject, readable by everybody: model/ and dataset/."""
+    """The embedded pipeline and the images of its subject, readable by everybody: model/ and dataset/."""
     from sddemo.write_demo import materialise
 
     folder = tmp_path_factory.mktemp("demo")

@@ -99,7 +99,7 @@ def _podman_settings() -> tuple[tuple[str, str], ...]:
 
 
 def build(engine: Engine, *, revision: str = "test") -> str:
-    """The `cpu` image of this checkout; made anew only where something in it has changed. Its name."""
+    """The `cpu` image of this checkout; made again only where something in it has changed. Its name."""
     engine.call(
         "build",
         *("--pull=never", "--format=docker") if engine.is_podman else (),

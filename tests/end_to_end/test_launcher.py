@@ -36,12 +36,12 @@ def mounts(tmp_path_factory):
 def drawn(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
     pipeline.set_progress_bar_config(disable=True)
     seed = torch.Generator().manual_seed(0)
-    picture = pipeline("a red circle", height=64, width=64, num_inference_steps=2, generator=seed).images[0]
-    return tuple(picture.size)
+    image = pipeline("a red circle", height=64, width=64, num_inference_steps=2, generator=seed).images[0]
+    return tuple(image.size)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_from_the_start_command_to_a_picture(case, mounts: Path, tmp_path: Path):
+def test_from_the_start_command_to_a_image(case, mounts: Path, tmp_path: Path):
     output = tmp_path / "out put"
     place = {"MODEL_DIR": str(mounts / "model"), "DATASET_DIR": str(mounts), "OUTPUT_DIR": str(output)}
     more = {"resolution": "64", "dataloader_num_workers": "0", **CASES[case]}
@@ -55,7 +55,7 @@ def test_from_the_start_command_to_a_picture(case, mounts: Path, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "= 2 pictures a step" in done.stdout
+    assert "= 2 images a step" in done.stdout
     report = json.loads((output / "report.json").read_text())
     assert (report["world_size"], report["steps"], report["global_batch_size"]) == (2, 3, 2)
     if "lora_rank" in more:

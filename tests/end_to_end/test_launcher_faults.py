@@ -126,7 +126,7 @@ def test_a_loss_that_is_no_number(job):
     assert run.failure["problems"][0]["subject"] in ("loss", "weights")
 
 
-def test_a_picture_that_cannot_be_read_is_no_reason_to_try_again(job, captioned, tmp_path):
+def test_a_image_that_cannot_be_read_is_no_reason_to_try_again(job, captioned, tmp_path):
     data = shutil.copytree(captioned, tmp_path / "data")
     (data / "4.png").write_bytes((data / "4.png").read_bytes()[:60])
     run = job(DATASET_DIR=str(data), verify_images="none", max_restarts="2")

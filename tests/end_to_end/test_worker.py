@@ -21,7 +21,7 @@ PRIOR = {
 RECIPES = {"text_to_image": {"recipe": "text_to_image"}, "dreambooth": DREAMBOOTH, "prior": PRIOR}
 
 
-def picture(pipeline: StableDiffusionPipeline) -> np.ndarray:
+def image(pipeline: StableDiffusionPipeline) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipeline(
@@ -37,7 +37,7 @@ def test_the_result_loads_and_draws(recipe, lora_rank, train, inputs, eps_model)
     output = train(**RECIPES[recipe], lora_rank=lora_rank, max_train_steps=2, learning_rate=1e-2)
     assert [snapshot(folder) for folder in folders] == before
 
-    base = picture(StableDiffusionPipeline.from_pretrained(eps_model))
+    base = image(StableDiffusionPipeline.from_pretrained(eps_model))
     if lora_rank:
         pipeline = StableDiffusionPipeline.from_pretrained(eps_model)
         pipeline.load_lora_weights(output / "checkpoint")
@@ -47,7 +47,7 @@ def test_the_result_loads_and_draws(recipe, lora_rank, train, inputs, eps_model)
         assert {name: snapshot(output / "checkpoint")[name] for name in frozen} == {
             name: before[0][name] for name in frozen
         }
-    drawn = picture(pipeline)
+    drawn = image(pipeline)
     assert drawn.shape == (32, 32, 3)
     assert np.isfinite(drawn).all()
     assert np.abs(drawn - base).max() > 1e-3  # it is the trained one that draws
@@ -58,7 +58,7 @@ def test_a_v_prediction_model_stays_one(train, v_model):
     output = train(pretrained_model_name_or_path=v_model, max_train_steps=1)
     pipeline = StableDiffusionPipeline.from_pretrained(output / "checkpoint")
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert np.isfinite(picture(pipeline)).all()
+    assert np.isfinite(image(pipeline)).all()
 
 
 def test_only_what_is_trained_changes(train, eps_model):
@@ -70,7 +70,7 @@ def test_only_what_is_trained_changes(train, eps_model):
 
 
 def test_epochs_become_steps(train):
-    """2 epochs of 6 pictures, 2 × 2 at a time: 3 steps."""
+    """2 epochs of 6 images, 2 × 2 at a time: 3 steps."""
     output = train(
         max_train_steps=None, num_train_epochs=2, train_batch_size=2, gradient_accumulation_steps=2
     )
@@ -114,8 +114,8 @@ def test_bf16_trains_fp32_masters(train, lora_rank):
 
 
 def test_a_step_never_waits_for_the_device(train, monkeypatch):
-    """Nothing of a step, once its pictures are there, reads a number from a tensor: on a GPU that would wait."""
-    step = loop.optimiser_step
+    """Nothing of a step, once its images are there, reads a number from a tensor: on a GPU that would wait."""
+    step = loop.optimizer_step
     settings = {"gradient_accumulation_steps": 2, "use_ema": True, "snr_gamma": 5.0, "noise_offset": 0.1}
     steps = []
 
@@ -130,7 +130,7 @@ def test_a_step_never_waits_for_the_device(train, monkeypatch):
     def waits(*_, **__):
         raise AssertionError("a number is read from a tensor in the middle of a step")
 
-    monkeypatch.setattr(loop, "optimiser_step", watched)
+    monkeypatch.setattr(loop, "optimizer_step", watched)
     train(**settings)
     assert len(steps) == 3
 

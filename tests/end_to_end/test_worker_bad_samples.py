@@ -1,4 +1,4 @@
-"""Pictures that cannot be used, met where all are gone through before training: buckets and caches."""
+"""Images that cannot be used, met where all are gone through before training: buckets and caches."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from sddemo.scenes import caption, draw, scenes
 from tests.support.worker import losses
 
 SHAPES = [(64, 48), (64, 64), (90, 64), (48, 64), (96, 40), (64, 64), (64, 52), (40, 96)]
-NO_PICTURE, TRUNCATED, NO_TEXT = 1, 2, 6  # of which the second still has a header with its size
+NO_IMAGE, TRUNCATED, NO_TEXT = 1, 2, 6  # of which the second still has a header with its size
 SETTINGS = {
     "bad_samples": "skip",
     "center_crop": True,
@@ -29,7 +29,7 @@ def spoilt(tmp_path):
     for number, (scene, size) in enumerate(zip(scenes(len(SHAPES), seed=0), SHAPES, strict=True)):
         draw(scene).resize(size).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption(scene))
-    (folder / f"{NO_PICTURE}.png").write_bytes(b"no picture")
+    (folder / f"{NO_IMAGE}.png").write_bytes(b"no image")
     whole = (folder / f"{TRUNCATED}.png").read_bytes()
     (folder / f"{TRUNCATED}.png").write_bytes(whole[: len(whole) // 2])
     (folder / f"{NO_TEXT}.txt").write_bytes(b"\xff\xfe\xff")
@@ -53,27 +53,27 @@ def test_caches_change_nothing(train, spoilt, capfd, more):
     assert named(both, spoilt) == named(plain, spoilt) == ["1.png", "2.png", "6.txt"]
 
 
-def test_they_are_those_that_a_data_set_of_stand_ins_gives(train, spoilt, tmp_path):
-    """The picture and the shape of the next one, for one without a header."""
+def test_they_are_those_that_a_dataset_of_stand_ins_gives(train, spoilt, tmp_path):
+    """The image and the shape of the next one, for one without a header."""
     settings = {**SETTINGS, **BUCKETS, "cache_latents": "memory"}
     (spoilt / f"{NO_TEXT}.txt").write_text("a circle")
     Image.new("RGB", SHAPES[TRUNCATED], "red").save(spoilt / f"{TRUNCATED}.png")
     cached = train("cached", **settings, train_data_dir=spoilt)
     for suffix in ("png", "txt"):
         there = (spoilt / f"{TRUNCATED}.{suffix}").read_bytes()
-        (spoilt / f"{NO_PICTURE}.{suffix}").write_bytes(there)
+        (spoilt / f"{NO_IMAGE}.{suffix}").write_bytes(there)
     assert losses(cached) == losses(train("plain", **settings, train_data_dir=spoilt))
 
 
 @pytest.mark.parametrize(("where", "names"), [(BUCKETS, "14"), ({"cache_latents": "memory"}, "12")])
 def test_more_than_allowed_are_66_before_the_first_step(train, spoilt, capfd, where, names):
     """A cache is given up where it meets one too many."""
-    (spoilt / "4.png").write_bytes(b"no picture either")
+    (spoilt / "4.png").write_bytes(b"no image either")
     (spoilt / f"{NO_TEXT}.txt").write_text("a circle")
     output = train(code=66, ranks=2, train_data_dir=spoilt, **{**SETTINGS, "max_bad_samples": 1}, **where)
     error = capfd.readouterr().err
     assert sorted(set(re.findall(r"/(\d)\.png: ", error))) == list(names)
-    assert "2 pictures cannot be used (max_bad_samples=1)" in error
+    assert "2 images cannot be used (max_bad_samples=1)" in error
     assert "Traceback" not in error
     assert not list((output / "checkpoint").iterdir())
 

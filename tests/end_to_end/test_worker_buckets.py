@@ -1,4 +1,4 @@
-"""Pictures of many shapes: the same losses on any number of processes, after a resume, and from a cache."""
+"""Images of many shapes: the same losses on any number of processes, after a resume, and from a cache."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_buckets(train, at_step, shapes, capfd):
     assert losses(train("alone", **wider)) == pytest.approx(undisturbed, rel=1e-5)
 
 
-def test_pictures_of_the_class_take_the_shape_of_their_batch(train, shapes):
+def test_images_of_the_class_take_the_shape_of_their_batch(train, shapes):
     prior = {
         "recipe": "dreambooth",
         "instance_data_dir": shapes,

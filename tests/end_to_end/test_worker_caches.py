@@ -21,7 +21,7 @@ PRIOR = {
     "class_prompt": "a photo of a cross",
     "num_class_images": 3,
 }
-# One picture is encoded at a time: exactly as in a step whose batch is one picture, otherwise to rounding.
+# One image is encoded at a time: exactly as in a step whose batch is one image, otherwise to rounding.
 EXACT, ROUNDED = 0.0, 1e-6
 CASES = {
     "flips and empty prompts": (
@@ -52,8 +52,8 @@ def assert_as_reckoned(folder, model, settings):
     given |= {**settings, "cache_text_embeddings": "disk"}
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", **given)
     pipeline = find_pipeline(model, None, allow_pickle=False)
-    pictures = 3 if spec.recipe == "dreambooth" else 6
-    for entries in caches.entries(spec, pipeline, pictures, Topology("cpu", 1)):
+    images = 3 if spec.recipe == "dreambooth" else 6
+    for entries in caches.entries(spec, pipeline, images, Topology("cpu", 1)):
         files = list((folder / entries.name).rglob("*.safetensors"))
         assert len(files) == entries.most
         assert all(entries.each < file.stat().st_size <= entries.each + 128 for file in files)
@@ -65,7 +65,7 @@ def test_two_processes_make_one_cache(train):
     for where in ("memory", "disk"):
         both = train(where, ranks=2, cache_latents=where, cache_text_embeddings=where, **settings)
         assert losses(both) == pytest.approx(losses(alone), rel=1e-5)
-    assert len(snapshot(both / "cache/latents")) == 2 * (3 + 3)  # a mirrored picture has an entry of its own
+    assert len(snapshot(both / "cache/latents")) == 2 * (3 + 3)  # a mirrored image has an entry of its own
     before = snapshot(both / "cache")
     shutil.copytree(both / "cache", alone / "cache")
     train("alone", train_batch_size=2, max_train_steps=4, **BOTH, **settings)
@@ -78,9 +78,7 @@ def made(capsys) -> list[int]:
     return [int(found["latents"]), int(found["prompts"])]
 
 
-def test_a_changed_picture_or_caption_is_noticed_and_the_rest_is_used_again(
-    train, captioned, tmp_path, capsys
-):
+def test_a_changed_image_or_caption_is_noticed_and_the_rest_is_used_again(train, captioned, tmp_path, capsys):
     data = shutil.copytree(captioned, tmp_path / "data")
     settings = {**CROPPED, **BOTH, "train_data_dir": data, "cache_dir": tmp_path / "cache"}
     train("first", **settings)
@@ -111,8 +109,8 @@ def test_another_resolution_or_type_has_entries_of_its_own(train, eps_model, tmp
         assert made(capsys) == wanted, name
 
 
-def test_a_bad_picture_is_named_while_the_cache_is_made(train, captioned, tmp_path, capfd):
+def test_a_bad_image_is_named_while_the_cache_is_made(train, captioned, tmp_path, capfd):
     data = shutil.copytree(captioned, tmp_path / "data")
-    (data / "1.png").write_bytes(b"no picture")
+    (data / "1.png").write_bytes(b"no image")
     train(ranks=2, code=66, train_data_dir=data, verify_images="none", cache_latents="memory", **CROPPED)
     assert str(data / "1.png") in capfd.readouterr().err

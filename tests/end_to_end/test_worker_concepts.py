@@ -1,11 +1,11 @@
-"""Several subjects: each picture with the prompt and weight of its own, on any number of processes."""
+"""Several subjects: each image with the prompt and weight of its own, on any number of processes."""
 
 import json
 
 import pytest
 
 from tests.sdtrain import reference
-from tests.sdtrain.reference import Pictures
+from tests.sdtrain.reference import Images
 from tests.support.worker import DEFAULTS, losses, scalars, snapshot
 
 PROMPTS = ("a photo of sks cross", "a drawing of zwx")
@@ -26,14 +26,14 @@ def concepts(tmp_path, instance, captioned):
 
 
 def test_two_subjects(train, concepts, eps_model, instance, captioned):
-    """Against the reference, on the pictures of both with the prompts of each; then on two processes, cached."""
+    """Against the reference, on the images of both with the prompts of each; then on two processes, cached."""
     settings = {"recipe": "dreambooth", "max_train_steps": 5, "center_crop": True}
     alone = train("alone", **settings, concepts_list=concepts({}, {}), train_batch_size=2)
     one, other = (
-        Pictures.read("instance", folder, 32, prompt)
+        Images.read("instance", folder, 32, prompt)
         for folder, prompt in zip((instance, captioned), PROMPTS, strict=True)
     )
-    joined = Pictures("instance", one.pixels + other.pixels, one.captions + other.captions)
+    joined = Images("instance", one.pixels + other.pixels, one.captions + other.captions)
     seed, lr = DEFAULTS["seed"], DEFAULTS["learning_rate"]
     wanted = reference.train(eps_model, [joined], steps=5, seed=seed, lr=lr, batch=2)
     assert losses(alone) == pytest.approx(wanted.losses, rel=1e-5)
@@ -44,7 +44,7 @@ def test_two_subjects(train, concepts, eps_model, instance, captioned):
 
 
 def test_two_processes_with_classes(train, concepts, of_class):
-    """Each picture keeps its prompt and weight whichever process has it; one class is generated, the other given."""
+    """Each image keeps its prompt and weight whichever process has it; one class is generated, the other given."""
     file = concepts(
         {"class_prompt": "a cross", "weight": 0.5},
         {"class_prompt": "a shape", "class_data_dir": str(of_class)},
@@ -67,7 +67,7 @@ def test_two_processes_with_classes(train, concepts, of_class):
     assert others == pytest.approx(norms, rel=1e-4)
 
 
-def test_each_class_has_pictures_of_its_own(train, concepts, of_class, capsys):
+def test_each_class_has_images_of_its_own(train, concepts, of_class, capsys):
     file = concepts({"class_prompt": "a cross"}, {"class_prompt": "a shape", "class_data_dir": str(of_class)})
     settings = {"recipe": "dreambooth", "with_prior_preservation": True, "num_class_images": 2}
     output = train(**settings, concepts_list=file)

@@ -28,7 +28,7 @@ def finite(folder) -> bool:
 
 @pytest.fixture
 def copied(captioned, tmp_path):
-    """A copy of the captioned pictures, to be spoilt."""
+    """A copy of the captioned images, to be spoilt."""
     return shutil.copytree(captioned, tmp_path / "data")
 
 
@@ -56,7 +56,7 @@ def test_a_loss_that_is_no_number_is_70_and_never_saved(train, monkeypatch, caps
     assert "Traceback" not in error
 
 
-def test_the_pictures_of_a_loss_that_is_no_number_are_named(train, monkeypatch, tmp_path):
+def test_the_images_of_a_loss_that_is_no_number_are_named(train, monkeypatch, tmp_path):
     """In the note, which becomes failure.json: of the first such step, not of the last."""
     monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
     count = iter(range(1, 1000))
@@ -162,7 +162,7 @@ def test_a_far_too_large_learning_rate_leaves_nothing_that_is_not_finite(train, 
     assert "Lower lr" in capsys.readouterr().err
 
 
-def test_a_corrupt_picture_is_named_before_training(train, copied, capsys):
+def test_a_corrupt_image_is_named_before_training(train, copied, capsys):
     (copied / "4.png").write_bytes((copied / "4.png").read_bytes()[:100])
     output = train(code=66, train_data_dir=copied)
     said = capsys.readouterr()
@@ -277,10 +277,10 @@ PRIOR = {
     "num_class_images": 1,
 }
 WRITERS = {
-    "optimiser": (torch, "save", {}),
+    "optimizer": (torch, "save", {}),
     "result": (export, "sync_tree", {}),
     "report": (report, "write", {}),
-    "class pictures": (Image.Image, "save", PRIOR),
+    "class images": (Image.Image, "save", PRIOR),
 }
 
 
@@ -304,7 +304,7 @@ def test_a_full_disk_under_one_rank_ends_both(train, monkeypatch, step):
     assert not list((output / "checkpoint").glob("checkpoint-*"))
 
 
-def test_a_corrupt_picture_that_is_met_late_is_named(train, copied, capsys):
+def test_a_corrupt_image_that_is_met_late_is_named(train, copied, capsys):
     (copied / "4.png").write_bytes(b"broken")
     settings = {"verify_images": "none", "dataloader_num_workers": 1, "max_train_steps": 6}
     train(code=66, train_data_dir=copied, **settings)
@@ -318,8 +318,8 @@ def spoil(folder, *numbers):
 
 
 @pytest.mark.parametrize(("ranks", "verify"), [(1, "none"), (2, "all")])
-def test_a_bad_picture_is_passed_over_and_reported(train, copied, capfd, ranks, verify):
-    """Its neighbour stands in: the same losses as of a data set where it is that neighbour."""
+def test_a_bad_image_is_passed_over_and_reported(train, copied, capfd, ranks, verify):
+    """Its neighbour stands in: the same losses as of a dataset where it is that neighbour."""
     twin = shutil.copytree(copied, copied.with_name("twin"))
     rows = [json.loads(line) for line in (twin / "metadata.jsonl").read_text().splitlines()]
     shutil.copy(twin / "5.png", twin / "4.png")
@@ -331,7 +331,7 @@ def test_a_bad_picture_is_passed_over_and_reported(train, copied, capfd, ranks, 
     output = train(train_data_dir=copied, bad_samples="skip", verify_images=verify, **settings)
     assert losses(output) == losses(wanted)
     assert json.loads((output / "report.json").read_text())["bad_samples"] == [str(copied / "4.png")]
-    assert f"passed over: {copied / '4.png'}: is not a picture" in capfd.readouterr().out
+    assert f"passed over: {copied / '4.png'}: is not an image" in capfd.readouterr().out
 
 
 def test_a_resumed_run_passes_over_the_same_and_remembers(train, copied, at_step):
@@ -346,7 +346,7 @@ def test_a_resumed_run_passes_over_the_same_and_remembers(train, copied, at_step
 
 
 @pytest.mark.parametrize("verify", ["none", "all"])
-def test_too_many_bad_pictures_are_66_and_named(train, copied, capsys, verify):
+def test_too_many_bad_images_are_66_and_named(train, copied, capsys, verify):
     spoil(copied, 0, 2, 4)
     settings = {"bad_samples": "skip", "max_bad_samples": 2, "verify_images": verify}
     train(code=66, train_data_dir=copied, max_train_steps=12, **settings)
@@ -354,7 +354,7 @@ def test_too_many_bad_pictures_are_66_and_named(train, copied, capsys, verify):
     assert "Traceback" not in error and all(str(copied / f"{n}.png") in error for n in (0, 2, 4))
 
 
-def test_a_data_set_without_a_good_picture_ends(train, copied, capsys):
+def test_a_dataset_without_a_good_image_ends(train, copied, capsys):
     spoil(copied, *range(6))
     settings = {"bad_samples": "skip", "max_bad_samples": 50, "verify_images": "none"}
     train(code=66, train_data_dir=copied, **settings)

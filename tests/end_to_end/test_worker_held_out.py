@@ -1,4 +1,4 @@
-"""The loss on held-out pictures: what it is, stable, of the exported weights, the same on any number of processes."""
+"""The loss on held-out images: what it is, stable, of the exported weights, the same on any number of processes."""
 
 import json
 
@@ -12,7 +12,7 @@ from sddemo.scenes import caption, draw, scenes
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import generator
 from sdtrain.validation.held_out_loss import divided
-from tests.sdtrain.reference import Pictures
+from tests.sdtrain.reference import Images
 from tests.support.worker import losses, scalars
 
 
@@ -29,7 +29,7 @@ def unseen(tmp_path_factory):
 
 
 @torch.no_grad()
-def reference(model, pictures: Pictures, seed: int) -> float:
+def reference(model, images: Images, seed: int) -> float:
     """Mean squared error at the middles of four equal spans of the schedule, of the VAE's mean, by fixed noise."""
     vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
     text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
@@ -37,7 +37,7 @@ def reference(model, pictures: Pictures, seed: int) -> float:
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
     errors = []
-    for index, (pixels, text) in enumerate(zip(pictures.pixels, pictures.captions, strict=True)):
+    for index, (pixels, text) in enumerate(zip(images.pixels, images.captions, strict=True)):
         latents = vae.encode(pixels[None]).latent_dist.mean * vae.config.scaling_factor
         ids = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
         noises = torch.randn((4, *latents.shape[1:]), generator=generator(seed, 0, index, "noise/held out"))
@@ -50,18 +50,18 @@ def reference(model, pictures: Pictures, seed: int) -> float:
 
 def test_it_is_the_loss_of_the_base_before_and_of_the_result_after(train, eps_model, unseen):
     output = train(validation_data_dir=unseen, use_ema=True, ema_decay=0.5, learning_rate=1e-2)
-    pictures = Pictures.read("unseen", unseen, 32)
+    images = Images.read("unseen", unseen, 32)
     found = scalars(output)["validation/loss"]
     assert sorted(found) == [0, 3]
-    assert found[0] == pytest.approx(reference(eps_model, pictures, seed=7), rel=1e-5)
-    assert found[3] == pytest.approx(reference(output / "checkpoint", pictures, seed=7), rel=1e-5)
+    assert found[0] == pytest.approx(reference(eps_model, images, seed=7), rel=1e-5)
+    assert found[3] == pytest.approx(reference(output / "checkpoint", images, seed=7), rel=1e-5)
     assert found[3] != pytest.approx(found[0], rel=1e-4)
     assert json.loads((output / "report.json").read_text())["validation_loss"] == pytest.approx(found[3])
 
 
 @pytest.mark.parametrize("plugin", ["torch_ddp", "fsdp"])
 def test_it_is_the_same_on_two_processes_and_changes_nothing(train, unseen, plugin):
-    """Three pictures on two processes: one of them computes one that does not count, so that none waits."""
+    """Three images on two processes: one of them computes one that does not count, so that none waits."""
     settings = {"max_train_steps": 4, "validation_steps": 2, "random_flip": True}
     alone = train("alone", **settings, validation_data_dir=unseen, train_batch_size=2)
     both = train("both", **settings, validation_data_dir=unseen, ranks=2, plugin=plugin)
@@ -76,33 +76,33 @@ def test_it_is_the_same_on_two_processes_and_changes_nothing(train, unseen, plug
 def test_a_subject_is_measured_under_its_prompt_and_only_as_many_as_asked(train, of_class):
     one = train("one", recipe="dreambooth", validation_data_dir=of_class, max_validation_samples=1)
     all_of_them = train("all", recipe="dreambooth", validation_data_dir=of_class)
-    pictures = Pictures.read("unseen", of_class, 32, prompt="a photo of sks dog")
+    images = Images.read("unseen", of_class, 32, prompt="a photo of sks dog")
     found = scalars(one)["validation/loss"][0], scalars(all_of_them)["validation/loss"][0]
     model = json.loads((one / "report.json").read_text())["pretrained_model_name_or_path"]
-    first = Pictures("unseen", pictures.pixels[:1], pictures.captions[:1])
-    wanted = reference(model, first, seed=7), reference(model, pictures, seed=7)
+    first = Images("unseen", images.pixels[:1], images.captions[:1])
+    wanted = reference(model, first, seed=7), reference(model, images, seed=7)
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_held_out_pictures_that_are_not_there_are_66(train, tmp_path, capsys):
+def test_held_out_images_that_are_not_there_are_66(train, tmp_path, capsys):
     train(code=66, validation_data_dir=tmp_path / "nothing")
     assert "nothing" in capsys.readouterr().err
 
 
-def folder_of(pictures, numbers, folder):
+def folder_of(images, numbers, folder):
     """Some of the captioned drawings, renumbered."""
-    rows = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
     folder.mkdir()
     lines = []
     for place, number in enumerate(numbers):
-        (folder / f"{place}.png").write_bytes((pictures / f"{number}.png").read_bytes())
+        (folder / f"{place}.png").write_bytes((images / f"{number}.png").read_bytes())
         lines.append(json.dumps({**rows[number], "file_name": f"{place}.png"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 
 
-def test_a_share_of_the_data_set_is_as_good_as_a_folder_of_its_own(train, captioned, tmp_path, capfd):
-    """And the rest as a data set of its own, on two processes too."""
+def test_a_share_of_the_dataset_is_as_good_as_a_folder_of_its_own(train, captioned, tmp_path, capfd):
+    """And the rest as a dataset of its own, on two processes too."""
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.3)
     kept, held = divided(spec, [6])
     data, unseen = (
@@ -111,7 +111,7 @@ def test_a_share_of_the_data_set_is_as_good_as_a_folder_of_its_own(train, captio
     settings = {"max_train_steps": 6, "validation_steps": 3, "center_crop": True}
     wanted = train("two", train_data_dir=data, validation_data_dir=unseen, train_batch_size=2, **settings)
     output = train("share", ranks=2, validation_split=0.3, cache_latents="memory", **settings)
-    assert "2 of 6 pictures are held out" in capfd.readouterr().out
+    assert "2 of 6 images are held out" in capfd.readouterr().out
     assert losses(output) == pytest.approx(losses(wanted), rel=1e-5)
     found, there = (scalars(folder)["validation/loss"] for folder in (output, wanted))
     assert sorted(found) == [0, 3, 6] and found == pytest.approx(there, rel=1e-5)
@@ -136,18 +136,18 @@ def test_each_subject_has_its_share(train, instance, of_class, tmp_path):
         RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.25), [3, 4]
     )
     drawings = [
-        Pictures.read("unseen", folder, 32, c["instance_prompt"])
+        Images.read("unseen", folder, 32, c["instance_prompt"])
         for folder, c in zip((instance, of_class), concepts, strict=True)
     ]
-    pixels = [picture for of in drawings for picture in of.pixels]
+    pixels = [image for of in drawings for image in of.pixels]
     captions = [text for of in drawings for text in of.captions]
-    unseen = Pictures("unseen", [pixels[i] for i in held[1]], [captions[i] for i in held[1]])
+    unseen = Images("unseen", [pixels[i] for i in held[1]], [captions[i] for i in held[1]])
     assert scalars(output)["validation/loss"][0] == pytest.approx(
         reference(report["pretrained_model_name_or_path"], unseen, seed=7), rel=1e-5
     )
 
 
-def test_what_is_held_out_is_a_function_of_the_seed_and_of_each_data_set():
+def test_what_is_held_out_is_a_function_of_the_seed_and_of_each_dataset():
     def held(counts, **values):
         spec = RunSpec(
             pretrained_model_name_or_path="m", output_dir="o", **{"validation_split": 0.2, **values}

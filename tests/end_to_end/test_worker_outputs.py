@@ -79,13 +79,13 @@ def test_scalars(run):
     assert all(value > 0 for value in found["speed/images_per_second"].values())
 
 
-def test_validation_pictures(run, events):
+def test_validation_images(run, events):
     assert [event.step for event in events.Images("validation")] == [0, 2, 4]
     for step in (0, 2, 4):
         folder = run / f"samples/step-{step:06d}"
         assert json.loads((folder / "prompts.json").read_text()) == PROMPTS
-        pictures = [Image.open(path) for path in sorted(folder.glob("*.png"))]
-        assert [picture.size for picture in pictures] == [(32, 32)] * 6
+        images = [Image.open(path) for path in sorted(folder.glob("*.png"))]
+        assert [image.size for image in images] == [(32, 32)] * 6
     first, last = ((run / f"samples/step-00000{n}/prompt00-00.png").read_bytes() for n in (0, 4))
     assert first != last
     seeds = {(run / f"samples/step-000000/prompt00-{n:02d}.png").read_bytes() for n in range(3)}
@@ -93,7 +93,7 @@ def test_validation_pictures(run, events):
 
 
 def test_before_and_after(run):
-    """Two columns of three pictures, 8 pixels between; two rows with a line of text each, and a title."""
+    """Two columns of three images, 8 pixels between; two rows with a line of text each, and a title."""
     sheet = Image.open(run / "samples/before_after.png")
     assert sheet.size == (2 * 3 * 64 + 8, 16 + 2 * (16 + 64))
     first = Image.open(run / "samples/step-000000/prompt01-02.png").resize((64, 64))
@@ -194,9 +194,9 @@ def test_samples_are_of_the_averaged_weights(train):
     same = train("same", learning_rate=0.05, use_ema=True, ema_decay=0.0, **settings)
     slow = train("slow", learning_rate=0.05, use_ema=True, ema_decay=0.999, **settings)
     for step in (1, 2, 3):
-        pictures = [np.asarray(Image.open(o / first_sample(step)), dtype=int) for o in (plain, same, slow)]
-        assert np.abs(pictures[1] - pictures[0]).max() <= 2
-    assert np.abs(pictures[2] - pictures[0]).max() > 2
+        images = [np.asarray(Image.open(o / first_sample(step)), dtype=int) for o in (plain, same, slow)]
+        assert np.abs(images[1] - images[0]).max() <= 2
+    assert np.abs(images[2] - images[0]).max() > 2
     assert losses(slow) == losses(plain)  # drawing gives the trained weights back
 
 

@@ -69,7 +69,7 @@ def test_torchrun(train, inputs, tmp_path):
     assert process.returncode == 0, out
     assert_same(alone, output)
     assert out.count("starting from the beginning") == 1  # only the first rank speaks
-    assert "training: steps 1 to 3, 2 a step of 6 pictures; 2 × cpu, precision no" in out
+    assert "training: steps 1 to 3, 2 a step of 6 images; 2 × cpu, precision no" in out
     assert "warn" not in out.lower().replace("omp_num_threads", ""), out
 
 
@@ -88,8 +88,8 @@ def test_only_the_first_rank_writes_the_outputs(train):
 
 
 def test_an_error_of_one_rank_ends_all(train, capfd, captioned, tmp_path):
-    """The corrupt picture is in the share of rank 1 alone; rank 0 must not wait for it."""
+    """The corrupt image is in the share of rank 1 alone; rank 0 must not wait for it."""
     data = shutil.copytree(captioned, tmp_path / "data")
-    (data / "1.png").write_bytes(b"no picture")
+    (data / "1.png").write_bytes(b"no image")
     train(ranks=2, code=66, train_data_dir=data)
     assert str(data / "1.png") in capfd.readouterr().err

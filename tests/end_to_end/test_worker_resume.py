@@ -16,7 +16,7 @@ from sdtrain.export import export
 from tests.support.worker import Killed, flags, in_process, losses, scalars, snapshot, started, torchrun
 
 STEPS = 6
-# Steps that end in the middle of an epoch of 6 pictures, with every kind of state: EMA, momentum, schedule.
+# Steps that end in the middle of an epoch of 6 images, with every kind of state: EMA, momentum, schedule.
 SETTINGS = {
     "max_train_steps": STEPS,
     "train_batch_size": 2,
@@ -145,7 +145,7 @@ def test_a_run_with_caches_and_a_changed_objective_resumes_exactly(train, at_ste
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adafactor", 1e-3), ("prodigy", 1.0)])
-def test_other_optimisers_resume_exactly(train, at_step, optimizer, rate):
+def test_other_optimizers_resume_exactly(train, at_step, optimizer, rate):
     """What Prodigy has learnt of the rate is no setting: it must not begin again."""
     settings = {"max_train_steps": 4, "optimizer": optimizer, "learning_rate": rate, "lora_rank": 2}
     undisturbed = train("undisturbed", **settings)
@@ -366,8 +366,8 @@ def test_a_worker_that_had_not_begun_before_its_restart_begins_afresh(train, mon
     assert not (output / "earlier-2").exists()
 
 
-def test_a_changed_batch_size_goes_on_with_the_next_pictures(train, at_step):
-    """6 pictures: 2 steps of 1, then 2 of 2."""
+def test_a_changed_batch_size_goes_on_with_the_next_images(train, at_step):
+    """6 images: 2 steps of 1, then 2 of 2."""
     train(max_train_steps=2)
     output = train(max_train_steps=4, train_batch_size=2)
     epochs = scalars(output)["train/epoch"]
@@ -375,14 +375,14 @@ def test_a_changed_batch_size_goes_on_with_the_next_pictures(train, at_step):
 
 
 def test_epochs_are_those_of_the_whole_run_with_another_batch_too(train):
-    """6 pictures: an epoch in 6 steps of 1, another one in 2 of 4, the last of which reaches into the third."""
+    """6 images: an epoch in 6 steps of 1, another one in 2 of 4, the last of which reaches into the third."""
     train(max_train_steps=None, num_train_epochs=1)
     output = train(max_train_steps=None, num_train_epochs=2, train_batch_size=4)
     assert list(scalars(output)["train/epoch"]) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert scalars(output)["train/epoch"][8] == pytest.approx(14 / 6)
 
 
-def test_a_changed_optimiser_setting_counts_after_a_resume(train):
+def test_a_changed_optimizer_setting_counts_after_a_resume(train):
     settings = {"max_train_steps": 3, "learning_rate": 1e-2}
     plain = train("plain", max_train_steps=2, learning_rate=1e-2)
     decayed = train("decayed", max_train_steps=2, learning_rate=1e-2)

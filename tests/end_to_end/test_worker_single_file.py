@@ -68,7 +68,7 @@ def test_it_resumes_wherever_the_file_and_its_folder_lie(train, one_file, tmp_pa
 
 
 @pytest.mark.parametrize("inputs", ["eps_model"], indirect=True)
-def test_class_pictures_samples_and_a_lora(train, one_file):
+def test_class_images_samples_and_a_lora(train, one_file):
     settings = {
         "recipe": "dreambooth",
         "lora_rank": 2,

@@ -12,7 +12,7 @@ from sdtrain.validation import held_out_loss
 from tests.support.worker import losses, scalars
 
 EVERY_TWO = {"max_train_steps": 4, "validation_steps": 2, "learning_rate": 1e-3}
-PICTURES = {**EVERY_TWO, "validation_prompts": ["a", "b", "c", "d"], "sample_batch_size": 1}
+IMAGES = {**EVERY_TWO, "validation_prompts": ["a", "b", "c", "d"], "sample_batch_size": 1}
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def step_folders(output: Path) -> list[str]:
 
 
 def test_a_stop_while_samples_are_drawn_saves_the_steps_before(train, in_call, monkeypatch):
-    undisturbed = train("undisturbed", **PICTURES)
+    undisturbed = train("undisturbed", **IMAGES)
     in_call(generate, "generate", call=2)  # after the samples of the untrained model
-    output = train(code=75, **PICTURES)
+    output = train(code=75, **IMAGES)
     assert step_folders(output) == ["checkpoint-000002"]
     assert len(list((output / "samples/step-000002").glob("*.png"))) == 1
     monkeypatch.undo()
-    train(**PICTURES)
+    train(**IMAGES)
     assert losses(output) == losses(undisturbed)
     assert (output / "samples/before_after.png").read_bytes() == (
         undisturbed / "samples/before_after.png"
@@ -55,7 +55,7 @@ def test_a_stop_while_samples_are_drawn_saves_the_steps_before(train, in_call, m
 def test_a_stop_of_one_rank_ends_the_validation_of_all(train, in_call, of_class, at):
     if at == "drawing":
         in_call(generate, "generate", call=2, rank=1)
-        output = train(code=75, ranks=2, **PICTURES)
+        output = train(code=75, ranks=2, **IMAGES)
     else:
         in_call(held_out_loss, "_error", call=3, rank=1)  # in the first of two rounds
         output = train(
@@ -67,10 +67,10 @@ def test_a_stop_of_one_rank_ends_the_validation_of_all(train, in_call, of_class,
 
 def test_a_stop_before_training_begins_afresh_with_all_samples(train, in_call, monkeypatch):
     in_call(generate, "generate", call=1)
-    output = train(code=75, **PICTURES)
+    output = train(code=75, **IMAGES)
     assert step_folders(output) == []
     monkeypatch.undo()
-    train(**PICTURES)
+    train(**IMAGES)
     assert (output / "samples/before_after.png").exists()
 
 
@@ -78,10 +78,10 @@ def test_a_stop_after_the_last_step_leaves_the_result_and_is_completed_by_the_ne
     train, in_call, monkeypatch
 ):
     in_call(generate, "generate", call=3)
-    output = train(code=75, **PICTURES)
+    output = train(code=75, **IMAGES)
     assert (output / "checkpoint/model_index.json").exists()
     assert not (output / "report.json").exists()
     monkeypatch.undo()
-    train(**PICTURES)
+    train(**IMAGES)
     assert (output / "samples/before_after.png").exists()
     assert (output / "report.json").exists()

@@ -19,7 +19,7 @@ TUTORIAL = {
     "gradient_checkpointing": True,
     "device": "cuda",
 }
-PICTURES = {"validation_prompts": ["a cross", "a circle", "a square"], "num_validation_images": 1}
+IMAGES = {"validation_prompts": ["a cross", "a circle", "a square"], "num_validation_images": 1}
 
 
 def test_the_tutorials_command_and_going_on_under_another_strategy(inputs, tmp_path, eps_model):
@@ -27,7 +27,7 @@ def test_the_tutorials_command_and_going_on_under_another_strategy(inputs, tmp_p
     import sdtrain.strategies.colossalai  # noqa: F401  (once, before the forks)
 
     given = {**inputs, "output_dir": tmp_path / "output", "learning_rate": 1e-4}
-    codes = worker.in_ranks(2, colossal.install, **given, **TUTORIAL, **PICTURES, max_train_steps=2)
+    codes = worker.in_ranks(2, colossal.install, **given, **TUTORIAL, **IMAGES, max_train_steps=2)
     assert codes == [0, 0]
     output = tmp_path / "output"
     found, source = load_file(output / "checkpoint" / UNET), load_file(eps_model / UNET)
@@ -35,7 +35,7 @@ def test_the_tutorials_command_and_going_on_under_another_strategy(inputs, tmp_p
         name: (t.shape, t.dtype) for name, t in source.items()
     }
     assert any((found[name] != source[name]).any() for name in found)
-    # Three pictures over two ranks, before and after: no rank waits for another's forward pass.
+    # Three images over two ranks, before and after: no rank waits for another's forward pass.
     assert len(list((output / "samples").glob("step-*/prompt*.png"))) == 6
     assert (output / "checkpoint/checkpoint-000002/shards").is_dir()
     report = json.loads((output / "report.json").read_text())

@@ -97,7 +97,7 @@ def test_a_lora_resumes_exactly_and_loads_from_both_layouts(train, xl_model):
     assert weights.keys() == wanted.keys()
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     assert {name.split(".")[0] for name in weights} == {"unet", "text_encoder", "text_encoder_2"}
-    pictures = {}
+    images = {}
     for name in (None, export.LORA_FILE, export.WEBUI_LORA):
         pipeline = DiffusionPipeline.from_pretrained(xl_model)
         pipeline.set_progress_bar_config(disable=True)
@@ -105,8 +105,8 @@ def test_a_lora_resumes_exactly_and_loads_from_both_layouts(train, xl_model):
             pipeline.load_lora_weights(output / "checkpoint", weight_name=name)
         noise = torch.Generator().manual_seed(0)
         drawn = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=noise)
-        pictures[name] = drawn.images[0].tobytes()
-    assert pictures[export.LORA_FILE] == pictures[export.WEBUI_LORA] != pictures[None]
+        images[name] = drawn.images[0].tobytes()
+    assert images[export.LORA_FILE] == images[export.WEBUI_LORA] != images[None]
 
 
 def test_the_vae_stays_fp32_and_samples_are_drawn(train, xl_model):
@@ -147,7 +147,7 @@ def test_refiner_and_inpainting_are_refused(xl_model, tmp_path, class_name):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A picture of 64 × 32 whose red is the column and whose green is the row."""
+    """An image of 64 × 32 whose red is the column and whose green is the row."""
     folder = tmp_path_factory.mktemp("wide")
     rows, columns = np.mgrid[0:32, 0:64]
     Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)).save(folder / "0.png")
@@ -156,7 +156,7 @@ def wide(tmp_path_factory):
 
 @pytest.mark.parametrize("center_crop", [True, False])
 def test_the_network_is_told_the_crop_that_was_made(wide, center_crop):
-    """In the picture as it is mirrored, as diffusers' script does: it mirrors first, and crops then."""
+    """In the image as it is mirrored, as diffusers' script does: it mirrors first, and crops then."""
     info = find_dataset(wide, None, captions=False, image_column="image", caption_column="text")
     images = TrainingImages(open_source(info, None), 32, center_crop, True, "nearest", seed=3)
     seen = set()

@@ -40,7 +40,7 @@ def test_drawings_are_read_right(damage: Callable[[Image.Image], Image.Image]) -
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["intact", "jpeg", "noise", "blur"])
-def test_the_subject_is_seen_in_its_own_pictures_and_in_no_other(
+def test_the_subject_is_seen_in_its_own_images_and_in_no_other(
     damage: Callable[[Image.Image], Image.Image],
 ) -> None:
     assert all(shows_subject(damage(image)) for image in instance_images())
@@ -48,7 +48,7 @@ def test_the_subject_is_seen_in_its_own_pictures_and_in_no_other(
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
-def test_an_empty_picture_has_no_shape(ground: str) -> None:
+def test_an_empty_image_has_no_shape(ground: str) -> None:
     assert read(Image.new("RGB", (SIZE, SIZE), GROUNDS[ground])) == Reading(None, None, ground)
 
 
@@ -59,13 +59,13 @@ def test_noise_has_no_shape() -> None:
 
 def test_the_subject_in_two_separate_patches_does_not_count() -> None:
     """The ring's colour must lie around the core, not beside it."""
-    picture = Image.new("RGB", (SIZE, SIZE), GROUNDS["white"])
-    picture.paste((226, 30, 190), (4, 16, 30, 48))
-    picture.paste((40, 214, 226), (34, 16, 60, 48))
-    assert not shows_subject(picture)
+    canvas = Image.new("RGB", (SIZE, SIZE), GROUNDS["white"])
+    canvas.paste((226, 30, 190), (4, 16, 30, 48))
+    canvas.paste((40, 214, 226), (34, 16, 60, 48))
+    assert not shows_subject(canvas)
 
 
-def test_larger_pictures_are_read_too() -> None:
+def test_larger_images_are_read_too() -> None:
     scene = Scene("triangle", "blue", "beige")
     assert read(draw(scene).resize((512, 512))) == Reading("triangle", "blue", "beige")
 

@@ -8,7 +8,7 @@ import pytest
 
 LEARN = Path(__file__).parents[2] / "benchmarks" / "learning" / "learn.py"
 
-# run → least share of right pictures: of what was taught; of the class, or of what was known before
+# run → least share of right images: of what was taught; of the class, or of what was known before
 BOUNDS = {
     "full, EMA": {"taught": 0.8, "class": 0.8},
     "LoRA 16, everywhere": {"taught": 0.7, "class": 0.7},
@@ -53,7 +53,7 @@ def test_the_attribute_is_taught_on_shapes_that_are_not_asked_for_alone(learn, t
     taught = [row for row in rows if learn.SKS in row["text"]]
     assert (len(rows), len(taught)) == (96, 48)
     for row in rows:
-        with Image.open(tmp_path / "attribute" / row["file_name"]) as picture:
-            assert is_painted(picture, CORE) == (row in taught)
-            assert read(picture).shape in row["text"]
+        with Image.open(tmp_path / "attribute" / row["file_name"]) as image:
+            assert is_painted(image, CORE) == (row in taught)
+            assert read(image).shape in row["text"]
     assert not any("cross" in row["text"] for row in taught) and any("cross" in row["text"] for row in rows)

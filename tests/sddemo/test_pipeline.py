@@ -33,7 +33,7 @@ def test_the_subject_is_unknown_before_fine_tuning(embedded: StableDiffusionPipe
     assert subject_rate(generate(embedded, [INSTANCE_PROMPT] * 8, steps=15)) == 0
 
 
-def test_pictures_do_not_depend_on_the_batch(embedded: StableDiffusionPipeline) -> None:
+def test_images_do_not_depend_on_the_batch(embedded: StableDiffusionPipeline) -> None:
     prompts = ["a red circle on a white ground", "a blue square on a grey ground"]
     together = generate(embedded, prompts, steps=4)
     alone = generate(embedded, prompts, steps=4, batch=1)

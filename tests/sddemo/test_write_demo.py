@@ -17,7 +17,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_mounts_hold_a_pipeline_and_pictures_of_the_subject(tmp_path: Path) -> None:
+def test_the_mounts_hold_a_pipeline_and_images_of_the_subject(tmp_path: Path) -> None:
     materialise(tmp_path)
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["safety_checker"] == [None, None]
     images = sorted((tmp_path / "dataset" / "instance").iterdir())

@@ -8,9 +8,9 @@ from sdjob.formatting import counted
 @pytest.mark.parametrize(
     ("number", "words", "text"),
     [
-        (1, ("picture",), "1 picture"),
-        (0, ("picture",), "0 pictures"),
-        (12_000, ("picture",), "12,000 pictures"),
+        (1, ("image",), "1 image"),
+        (0, ("image",), "0 images"),
+        (12_000, ("image",), "12,000 images"),
         (1, ("process", "processes"), "1 process"),
         (2, ("process", "processes"), "2 processes"),
     ],

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from sdjob.problems import JobError, Problem, bad_input, exit_code, hardware, output_problem, setting
+from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting, exit_code, no_hardware
 
-ALL = [make("what", "found", "remedy") for make in (setting, bad_input, hardware, output_problem)]
+ALL = [make("what", "found", "remedy") for make in (bad_setting, bad_input, no_hardware, bad_output)]
 
 
 @pytest.mark.parametrize("problems", list(itertools.permutations(ALL)))
@@ -24,7 +24,7 @@ def test_no_problem_is_0():
 def test_codes_of_a_run_come_after_those_before_its_start():
     memory = Problem(71, "memory", "found", "remedy")
     assert exit_code([memory]) == 71
-    assert exit_code([memory, output_problem("o", "f", "r")]) == 73
+    assert exit_code([memory, bad_output("o", "f", "r")]) == 73
 
 
 def test_an_error_carries_every_problem_once_and_sorted():
@@ -35,7 +35,7 @@ def test_an_error_carries_every_problem_once_and_sorted():
 
 
 def test_what_found_remedy():
-    assert str(setting("lr", "found 'x'", "Write a number.")) == "lr: found 'x'\n    → Write a number."
+    assert str(bad_setting("lr", "found 'x'", "Write a number.")) == "lr: found 'x'\n    → Write a number."
     assert ALL[0].to_dict() == {"subject": "what", "found": "found", "remedy": "remedy", "code": 64}
 
 

@@ -1,4 +1,4 @@
-"""A place to launch in: mounts with a small pipeline and pictures, and ways to call the launcher."""
+"""A place to launch in: mounts with a small pipeline and images, and ways to call the launcher."""
 
 import json
 import subprocess
@@ -15,10 +15,10 @@ HOME = Path(__file__).resolve().parents[2]
 def make_place(root: Path) -> dict[str, str]:
     """Mounts below this folder, as the environment that says where they are."""
     make_fitting(root / "model" / "tiny")
-    pictures = root / "dataset" / "pictures"
-    pictures.mkdir(parents=True)
+    images = root / "dataset" / "images"
+    images.mkdir(parents=True)
     for number in range(5):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(pictures / f"{number}.png")
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(images / f"{number}.png")
     return {
         "MODEL_DIR": str(root / "model"),
         "DATASET_DIR": str(root / "dataset"),

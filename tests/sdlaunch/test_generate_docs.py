@@ -33,7 +33,7 @@ def test_every_group_of_settings_has_its_table():
 def test_a_table_follows_the_schema():
     text = generate_docs.with_tables("a\n<!-- settings: logging -->\nold\n<!-- end -->\nb\n")
     assert "old" not in text
-    assert "| `logging_steps` | scalars every so many steps; 1: every step (optimiser steps) | `10` |" in text
+    assert "| `logging_steps` | scalars every so many steps; 1: every step (optimizer steps) | `10` |" in text
 
 
 def test_the_names_of_other_trainers_are_listed_in_both_languages_and_lead_to_settings():

@@ -19,7 +19,7 @@ from tests.sdjob.model.test_pipeline import LFS, UNET, make
 from tests.sdlaunch.place import clean_environment, make_place
 from tests.support.pipeline import FILES, zeros
 
-MODEL, DATA = "model/tiny", "dataset/pictures"
+MODEL, DATA = "model/tiny", "dataset/images"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def tensors(part: str, found: dict[str, tuple[int, ...]]) -> Callable[[Path], ob
 
 
 def captioned(*captions: str) -> Callable[[Path], object]:
-    """The first pictures with these captions."""
+    """The first images with these captions."""
 
     def change(root: Path) -> None:
         for number in range(5):
@@ -169,8 +169,8 @@ NAMES = [
     env_file("lr=1e-5\nlr=1e-4\n", "keep one of them", name="twice in an env file"),
     wrong(64, "ENV_FILE", "No such file", ENV_FILE="{root}/none.env"),
     wrong(64, "CONFIG_FILE", "Is a directory", CONFIG_FILE="{root}"),
-    config("lr: [1\n", "line 2", "Mend the YAML", name="YAML that does not parse"),
-    config("lr: 1\n\tbatch_size: 2\n", "Mend the YAML", name="a tab in YAML"),
+    config("lr: [1\n", "line 2", "Fix the YAML", name="YAML that does not parse"),
+    config("lr: 1\n\tbatch_size: 2\n", "Fix the YAML", name="a tab in YAML"),
     config("- lr\n", "not a mapping", name="a YAML list"),
     config("bacth_size: 2\n", "Write batch_size", name="misspelt in YAML"),
     config("lr: {base: 1}\n", "nested", name="nested YAML"),
@@ -222,17 +222,17 @@ MOUNTS = [
     wrong(66, "DATASET_DIR", "does not exist", DATASET_DIR="relative/path"),
     wrong(66, "MODEL_DIR", "is a file", name="a file as MODEL_DIR", MODEL_DIR="{root}/" + MODEL + "/model_index.json"),
     wrong(66, "DATASET_DIR", "is empty", name="an empty mount", spoil=emptied("dataset")),
-    wrong(66, "holds nothing", name="no pictures", spoil=emptied(DATA), dataset_name="pictures"),
+    wrong(66, "holds nothing", name="no images", spoil=emptied(DATA), dataset_name="images"),
     wrong(66, "does not exist", "holds tiny", "Did you mean tiny?", model_name="tinny"),
     wrong(66, "does not exist", "Set dataset_name to a folder below", dataset_name="poekmon"),
-    wrong(66, "Did you mean pictures?", dataset_name="picturs"),
+    wrong(66, "Did you mean images?", dataset_name="imagess"),
     wrong(66, "Leave model_name empty: what you look for lies in {root}/model/tiny itself",
           name="the mount is the model", MODEL_DIR="{root}/model/tiny", model_name="nope"),
-    wrong(66, "Leave dataset_name empty: what you look for lies in {root}/dataset/pictures itself",
-          name="the mount is the data set", DATASET_DIR="{root}/dataset/pictures", dataset_name="nope"),
+    wrong(66, "Leave dataset_name empty: what you look for lies in {root}/dataset/images itself",
+          name="the mount is the dataset", DATASET_DIR="{root}/dataset/images", dataset_name="nope"),
     wrong(66, "does not exist", "set offline=0 to download CompVis/stable-diffusion-v1-4 from the hub",
           model_name="CompVis/stable-diffusion-v1-4"),
-    wrong(66, "set offline=0 to download someone/pictures from the hub", dataset_name="someone/pictures",
+    wrong(66, "set offline=0 to download someone/images from the hub", dataset_name="someone/images",
           DATASET_DIR="/nonexistent"),
     wrong(66, "holds 2 pipelines", "Set model_name", name="two models", spoil=lambda root: make(root / "model/b")),
     wrong(66, "is truncated", name="truncated weights", spoil=cut(f"{MODEL}/{UNET}", 300)),
@@ -256,7 +256,7 @@ MOUNTS = [
           spoil=tensors("unet", {"blocks.0.qkv": (4, 4)})),
     wrong(66, "vocab_size=10", name="the tokenizer of another model",
           spoil=text(f"{MODEL}/tokenizer/vocab.json", '{"a": 49407}')),
-    wrong(66, "4.png", "is not a picture", name="a broken picture", spoil=text(f"{DATA}/4.png", b"no")),
+    wrong(66, "4.png", "is not an image", name="a broken image", spoil=text(f"{DATA}/4.png", b"no")),
     wrong(66, "recipe=dreambooth", recipe="text_to_image"),
     wrong(66, "all of 5 captions are empty", "recipe=dreambooth", name="empty captions", spoil=captioned(""),
           recipe="text_to_image"),
@@ -265,8 +265,8 @@ MOUNTS = [
     wrong(66, "class_data_dir", with_prior_preservation="1", class_prompt="dog", class_data_dir="/nonexistent"),
     wrong(66, "concepts.yaml", "is missing", concepts_list="/nonexistent/concepts.yaml"),
     wrong(66, "entry 1, instance_prompt", name="a subject without a prompt", concepts_list="{root}/concepts.yaml",
-          spoil=text("concepts.yaml", "- instance_data_dir: dataset/pictures")),
-    wrong(66, "no_such_folder", name="a subject without pictures", concepts_list="{root}/concepts.yaml",
+          spoil=text("concepts.yaml", "- instance_data_dir: dataset/images")),
+    wrong(66, "no_such_folder", name="a subject without images", concepts_list="{root}/concepts.yaml",
           spoil=text("concepts.yaml", "- {instance_data_dir: no_such_folder, instance_prompt: a}")),
     wrong(66, "PROJECT_DIR", PROJECT_DIR="/nonexistent"),
     wrong(73, "OUTPUT_DIR", "is a file", name="a file as output", spoil=text("output", "mine")),

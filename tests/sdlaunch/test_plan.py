@@ -48,9 +48,9 @@ def test_plan_json(place, tmp_path):
     assert settings["MODEL_DIR"]["value"] == str(tmp_path / "model")
     assert settings["mixed_precision"]["value"] == "no"
     assert printed["mounts"]["MODEL_DIR"]["uses"] == str(tmp_path / "model" / "tiny")
-    assert printed["mounts"]["DATASET_DIR"]["uses"] == str(tmp_path / "dataset" / "pictures")
+    assert printed["mounts"]["DATASET_DIR"]["uses"] == str(tmp_path / "dataset" / "images")
     assert "--nproc-per-node=2" in printed["argv"]
-    assert f"--instance_data_dir={tmp_path / 'dataset' / 'pictures'}" in printed["argv"]
+    assert f"--instance_data_dir={tmp_path / 'dataset' / 'images'}" in printed["argv"]
     assert printed["env"]["SDJOB_NOTES_DIR"] == str(tmp_path / "output" / "run" / "notes-0")
 
 
@@ -77,7 +77,7 @@ def test_the_readable_plan_names_every_setting_and_source(place):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert lines["lr"].split() == ["lr", "0.0001", "command", "line:", "--lr"]
     assert set(plan.settings.shown_names(plan.RunSpec).values()) <= lines.keys()
-    assert "1 per device × 1 accumulated × 1 process = 1 picture a step" in done.stdout
+    assert "1 per device × 1 accumulated × 1 process = 1 image a step" in done.stdout
 
 
 def test_help_names_every_setting():
@@ -233,7 +233,7 @@ def test_the_plan_shows_what_it_can_with_a_mount_missing(place):
     code, printed = plan_json(**{**place, "MODEL_DIR": "/nonexistent"})
     assert code == 66
     assert "--pretrained_model_name_or_path=/nonexistent" in printed["argv"]
-    assert printed["mounts"]["DATASET_DIR"]["found"].startswith("5 pictures")
+    assert printed["mounts"]["DATASET_DIR"]["found"].startswith("5 images")
 
 
 def test_a_plan_with_a_refused_setting_has_no_command_but_shows_the_value(place):
@@ -252,8 +252,8 @@ def test_captions_are_asked_for_by_the_recipe(place, tmp_path):
 
 
 @pytest.mark.parametrize("image", ["4.png", "2.png", "0.png"])
-def test_a_corrupt_picture_is_named(place, tmp_path, image):
-    (tmp_path / "dataset" / "pictures" / image).write_bytes(b"\x89PNG not really")
+def test_a_corrupt_image_is_named(place, tmp_path, image):
+    (tmp_path / "dataset" / "images" / image).write_bytes(b"\x89PNG not really")
     (problem,) = prepare(place).problems
     assert problem.code == 66
     assert image in problem.subject
@@ -271,7 +271,7 @@ def test_too_many_processes_for_the_devices(place, monkeypatch):
 
 
 @pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_the_package_of_an_optimiser_is_asked_for_before_the_job_starts(
+def test_the_package_of_an_optimizer_is_asked_for_before_the_job_starts(
     place, monkeypatch, optimizer, package
 ):
     there = packages.find_spec
@@ -328,7 +328,7 @@ def test_a_resume_point_must_be_there(place, resume, code):
     assert found(prepare(place, resume=resume)) == ([("resume", code)] if code else [])
 
 
-def test_class_pictures_that_the_user_names_must_be_there(place):
+def test_class_images_that_the_user_names_must_be_there(place):
     prior = {"with_prior_preservation": "1", "class_prompt": "a dog"}
     assert found(prepare(place, **prior)) == []
     assert found(prepare(place, **prior, class_data_dir="/nonexistent")) == [("class_data_dir", 66)]
@@ -368,22 +368,22 @@ def test_the_code_stays_when_the_reader_goes(place):
 
 
 def test_epochs_alone_become_steps(place):
-    job = prepare(place, epoch="3", batch_size="2", NPROC_PER_NODE="2")  # 3 × 5 pictures / 4
+    job = prepare(place, epoch="3", batch_size="2", NPROC_PER_NODE="2")  # 3 × 5 images / 4
     assert job.settings["num_train_step"].value == 4
     assert "epoch=3" in job.settings["num_train_step"].source
 
 
 def test_epochs_of_several_subjects_become_steps(place, tmp_path):
-    other = shutil.copytree(tmp_path / "dataset/pictures", tmp_path / "other")
+    other = shutil.copytree(tmp_path / "dataset/images", tmp_path / "other")
     (other / "0.png").unlink()
     entries = [
         {"instance_data_dir": str(folder), "instance_prompt": "x"}
-        for folder in (tmp_path / "dataset/pictures", other)
+        for folder in (tmp_path / "dataset/images", other)
     ]
     (tmp_path / "subjects.json").write_text(json.dumps(entries))
     job = prepare(place, epoch="2", NPROC_PER_NODE="2", concepts_list=str(tmp_path / "subjects.json"))
-    assert job.settings["num_train_step"].value == 9  # 2 × (5 + 4) pictures / 2
-    assert any(line.startswith("length: 9 pictures / 2") for line in job.arithmetic)
+    assert job.settings["num_train_step"].value == 9  # 2 × (5 + 4) images / 2
+    assert any(line.startswith("length: 9 images / 2") for line in job.arithmetic)
 
 
 def test_the_steps_of_epochs_are_the_workers_to_compute(place):
@@ -467,7 +467,7 @@ def test_an_output_folder_that_is_a_file_or_lies_below_one(place, tmp_path, belo
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("below", ["model", "model/out", "dataset/pictures", "link/out"])
+@pytest.mark.parametrize("below", ["model", "model/out", "dataset/images", "link/out"])
 def test_an_output_folder_among_the_inputs_is_refused(place, tmp_path, below):
     (tmp_path / "link").symlink_to(tmp_path / "dataset")
     (problem,) = prepare(place, OUTPUT_DIR=str(tmp_path / below)).problems
@@ -511,11 +511,11 @@ def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
 def test_a_share_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
     job = prepare(place, validation_split="0.4", epoch="3", max_validation_samples="1")
     assert job.problems == ()
-    assert job.arithmetic[1] == "validation: 2 of 5 pictures held out, 1 of them looked at"
-    assert job.arithmetic[2].startswith("length: 3 pictures / 1 = 3 steps an epoch; 9 steps = 3 epochs")
+    assert job.arithmetic[1] == "validation: 2 of 5 images held out, 1 of them looked at"
+    assert job.arithmetic[2].startswith("length: 3 images / 1 = 3 steps an epoch; 9 steps = 3 epochs")
     for number in range(1, 5):
-        (tmp_path / f"dataset/pictures/{number}.png").unlink()
-    assert found(prepare(place, validation_split="0.4")) == [(f"{tmp_path}/dataset/pictures", 66)]
+        (tmp_path / f"dataset/images/{number}.png").unlink()
+    assert found(prepare(place, validation_split="0.4")) == [(f"{tmp_path}/dataset/images", 66)]
 
 
 def test_secrets_are_not_in_the_plan(place, tmp_path):

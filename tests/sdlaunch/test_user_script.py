@@ -85,7 +85,7 @@ def test_the_command_has_the_script_in_the_place_of_the_worker(place, echo, tmp_
         f"--log-dir={tmp_path}/output/logs/ranks-of-node-0",
         str(echo),
         *("--model", str(tmp_path / "model" / "tiny")),
-        *("--data", str(tmp_path / "dataset" / "pictures")),
+        *("--data", str(tmp_path / "dataset" / "images")),
         *("--out", f"{tmp_path}/output/x"),
         *("--n", "2", "--lr", "0.0001", "-p", "it's $$(a) b"),
     ]

@@ -22,8 +22,8 @@ from sdtrain.data.sampling import generator, permutation
 
 
 @dataclass
-class Pictures:
-    """A stream of the reference: pictures of the training size with their captions."""
+class Images:
+    """A stream of the reference: images of the training size with their captions."""
 
     name: str
     pixels: list[torch.Tensor]
@@ -86,9 +86,7 @@ class Prompts:
         return {
             "encoder_hidden_states": torch.cat(hidden, dim=-1),
             "text_embeds": outputs[1][0].text_embeds,
-            "time_ids": torch.tensor(
-                [[64.0, 64.0, 0.0, 0.0, 32.0, 32.0]]
-            ),  # as all pictures of the tests are
+            "time_ids": torch.tensor([[64.0, 64.0, 0.0, 0.0, 32.0, 32.0]]),  # as all images of the tests are
         }
 
     def ids(self, tokenizer: CLIPTokenizer, text: str) -> list[torch.Tensor]:
@@ -104,7 +102,7 @@ class Prompts:
 
 def train(
     model: Path,
-    streams: list[Pictures],
+    streams: list[Images],
     *,
     steps: int,
     seed: int,

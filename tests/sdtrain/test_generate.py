@@ -1,4 +1,4 @@
-"""Generated pictures: the same for the same prompt and seed, whoever draws them."""
+"""Generated images: the same for the same prompt and seed, whoever draws them."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def distance(one: Image.Image, other: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
-def test_a_picture_depends_on_prompt_and_seed_alone(parts):
+def test_a_image_depends_on_prompt_and_seed_alone(parts):
     first, second, third = generate.generate(parts, ["a", "b", "a"], [1, 1, 2], HOW)
     (alone,) = generate.generate(parts, ["b"], [1], HOW)
     assert distance(alone, second) <= 1  # rounding of a batch of another size
@@ -124,7 +124,7 @@ def test_grid(tmp_path):
         for prompt in (0, 1):
             for number in (0, 1, 2):
                 colour = (100 * column, 100 * prompt, 100 * number)
-                Image.new("RGB", (80, 80), colour).save(folder / generate.picture_name(prompt, number))
+                Image.new("RGB", (80, 80), colour).save(folder / generate.image_name(prompt, number))
     sheet = generate.grid(columns, ("a", "b"), 3)
     assert sheet.size == (2 * 3 * 80 + 8, 16 + 2 * (16 + 80))
     for column in (0, 1):
@@ -135,7 +135,7 @@ def test_grid(tmp_path):
 
 
 def test_a_label_ends_with_its_column(tmp_path):
-    Image.new("RGB", (64, 64), "red").save(tmp_path / generate.picture_name(0, 0))
+    Image.new("RGB", (64, 64), "red").save(tmp_path / generate.image_name(0, 0))
     long = generate.grid(
         {"before": tmp_path, "after": tmp_path}, ("a red cross on a white ground\nand more",), 1
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers.optimization import Adafactor
 
 from tests.sdtrain import reference
-from tests.sdtrain.reference import Pictures
+from tests.sdtrain.reference import Images
 from tests.support.worker import assert_same_weights, losses, scalars
 
 SEED, LR, SIDE = 7, 1e-3, 32
@@ -135,11 +135,11 @@ def test_steps(name, steps, train, eps_model, v_model, xl_model, captioned, inst
     model = v_model if case.pop("v", False) else xl_model if case.pop("xl", False) else eps_model
     if case.get("recipe") == "dreambooth":
         case.setdefault("instance_prompt", PROMPT)
-        streams = [Pictures.read("instance", instance, SIDE, case["instance_prompt"])]
+        streams = [Images.read("instance", instance, SIDE, case["instance_prompt"])]
     else:
-        streams = [Pictures.read("captioned", captioned, SIDE)]
+        streams = [Images.read("captioned", captioned, SIDE)]
     if "prior_loss_weight" in case:
-        streams.append(Pictures.read("class", of_class, SIDE, CLASS, case["prior_loss_weight"]))
+        streams.append(Images.read("class", of_class, SIDE, CLASS, case["prior_loss_weight"]))
         case |= {"with_prior_preservation": True, "class_prompt": CLASS, "class_data_dir": of_class}
         case["num_class_images"] = len(streams[1].pixels)
     rank = case.get("lora_rank", 0)

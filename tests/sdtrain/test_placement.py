@@ -39,7 +39,7 @@ def folders(eps_model, v_model, tmp_path_factory):
 
 
 def batch(parts, *, cached):
-    """Two pictures as the loader gives them, on the host."""
+    """Two images as the loader gives them, on the host."""
     samples = [Sample(0, index, index, "instance") for index in range(2)]
     channels, width = parts.vae.config.latent_channels, parts.unet.config.cross_attention_dim
     encodings = {"hidden_states": torch.zeros(2, 77, width)}
@@ -56,7 +56,7 @@ def batch(parts, *, cached):
         weight=1.0,
         names=["a.png", "b.png"],
         passed_over=[],
-        picture_weights=torch.ones(2),
+        image_weights=torch.ones(2),
         time_ids=sizes,
     )
 

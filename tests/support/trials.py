@@ -83,7 +83,7 @@ class Trial:
         self.ema = Ema(self.strategy.masters(), decay=0.5)
 
     def step(self, number: int) -> tuple[float, float]:
-        """Loss, mean over ranks and micro-batches, and gradient norm of one optimiser step."""
+        """Loss, mean over ranks and batches, and gradient norm of one optimizer step."""
         total = torch.zeros((), dtype=torch.float64)
         for micro in range(ACCUMULATION):
             share = slice(self.rank * BATCH // self.world, (self.rank + 1) * BATCH // self.world)

@@ -35,7 +35,7 @@ Stage = TypeVar("Stage", AutoencoderKL, CLIPTextModel, UNet2DConditionModel)
 
 
 def pretrain(
-    output: Path, seed: int, vae_steps: int, text_steps: int, unet_steps: int, pictures: int
+    output: Path, seed: int, vae_steps: int, text_steps: int, unet_steps: int, images: int
 ) -> dict[str, Any]:
     """Runs the stages; writes pipeline/, grid.png and pretrain_log.json to `output`, and returns the log."""
     output.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def pretrain(
         grid(drawn).save(output / f"grid-{step:06d}.png")
         return asdict(accuracy(drawn, wanted))
 
-    world = scenes(pictures, seed + 1)
+    world = scenes(images, seed + 1)
     pixels = to_tensor([draw(scene) for scene in world])
     whiten(vae, normalised(pixels[:2048]))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def pretrain(
     )
     log = {
         "command": f"python -m sddemo.pretrain --seed {seed} --vae-steps {vae_steps}"
-        f" --text-steps {text_steps} --unet-steps {unet_steps} --pictures {pictures}",
+        f" --text-steps {text_steps} --unet-steps {unet_steps} --images {images}",
         "hardware": f"{torch.get_num_threads()} CPU cores, {platform.machine()}",
         "versions": {
             "python": platform.python_version(),
@@ -108,7 +108,7 @@ def pretrain(
 
 
 def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, Any]:
-    """Accuracies of the saved pipeline over full prompts, in fp32; writes the pictures to `sheet`."""
+    """Accuracies of the saved pipeline over full prompts, in fp32; writes the images to `sheet`."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     wanted, start = scenes(samples, seed=0), time.monotonic()
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=4500)
     parser.add_argument("--text-steps", type=int, default=500)
     parser.add_argument("--unet-steps", type=int, default=6000)
-    parser.add_argument("--pictures", type=int, default=20000)
+    parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--threads", type=int, default=2)
     arguments = vars(parser.parse_args())
     torch.set_num_threads(arguments.pop("threads"))

@@ -70,8 +70,8 @@ def train_text_encoder(
         {question: nn.Linear(HIDDEN, len(options) + 1) for question, options in ANSWERS.items()}
     )
     parameters = [*encoder.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, fused=True)
-    schedule = get_scheduler("cosine", optimiser, num_warmup_steps=50, num_training_steps=steps)
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, fused=True)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=50, num_training_steps=steps)
     curve: list[dict[str, Any]] = []
     start = time.monotonic()
     for step in range(1, steps + 1):
@@ -88,9 +88,9 @@ def train_text_encoder(
         }
         loss = torch.stack([cross_entropy(logits[question], truth[question]) for question in ANSWERS]).sum()
         torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         if step % 50 == 0:
             seconds = round(time.monotonic() - start)
             right = {q: round((logits[q].argmax(1) == truth[q]).float().mean().item(), 3) for q in ANSWERS}

@@ -65,8 +65,8 @@ def train_unet(
     unet, schedule = new_unet().to(memory_format=torch.channels_last), scheduler("v_prediction")
     averaged = new_unet()
     ema = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75, foreach=True)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
-    rate = get_scheduler("cosine", optimiser, num_warmup_steps=200, num_training_steps=steps)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    rate = get_scheduler("cosine", optimizer, num_warmup_steps=200, num_training_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     curve: list[dict[str, Any]] = []
     losses, start = 0.0, time.monotonic()
@@ -81,9 +81,9 @@ def train_unet(
         loss = mse_loss(unet(noisy, times, embeddings[caption]).sample, velocity)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         rate.step()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         ema.step(unet.parameters())
         losses += loss.item()
         if step % 200 == 0:

@@ -31,7 +31,7 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def random_picture(rng: random.Random) -> Image.Image:
+def random_image(rng: random.Random) -> Image.Image:
     """A drawing with arbitrary colours, often two-coloured: no later subject is foreign to the VAE."""
 
     def colour() -> RGB:
@@ -40,32 +40,30 @@ def random_picture(rng: random.Random) -> Image.Image:
 
     if rng.random() < 0.25:
         return draw_scene(random_scene(rng))
-    picture = canvas(colour())
+    image = canvas(colour())
     if rng.random() < 0.15:
-        gradient = Image.linear_gradient("L").resize(picture.size)
-        picture = Image.composite(picture, Image.new("RGB", picture.size, colour()), gradient)
+        gradient = Image.linear_gradient("L").resize(image.size)
+        image = Image.composite(image, Image.new("RGB", image.size, colour()), gradient)
     for _ in range(rng.choice((1, 1, 1, 2))):
         shape, radius = rng.choice(SHAPES), rng.uniform(10, 24)
         x, y = SIZE / 2 + rng.uniform(-10, 10), SIZE / 2 + rng.uniform(-10, 10)
-        paint(picture, shape, colour(), x, y, radius)
+        paint(image, shape, colour(), x, y, radius)
         if rng.random() < 0.5:  # a core of another colour: rings, dots, nested shapes
             paint(
-                picture,
+                image,
                 rng.choice((shape, rng.choice(SHAPES))),
                 colour(),
                 x,
                 y,
                 radius * rng.uniform(0.4, 0.8),
             )
-    return picture.reduce(OVERSAMPLING)
+    return image.reduce(OVERSAMPLING)
 
 
-def to_tensor(pictures: list[Image.Image]) -> Tensor:
-    """Pictures as uint8 [n, 3, 64, 64]."""
+def to_tensor(images: list[Image.Image]) -> Tensor:
+    """Images as uint8 [n, 3, 64, 64]."""
     return (
-        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
+        torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
     )
 
 
@@ -75,7 +73,7 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
-    """Peak signal-to-noise ratio of the reconstructions of uint8 pictures, in dB."""
+    """Peak signal-to-noise ratio of the reconstructions of uint8 images, in dB."""
     with torch.no_grad():
         images = normalised(pixels)
         error = (
@@ -85,30 +83,30 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 
 
 def train_vae(
-    seed: int, steps: int, pictures: int = 20000, batch: int = 8
+    seed: int, steps: int, num_images: int = 20000, batch: int = 8
 ) -> tuple[AutoencoderKL, list[dict[str, Any]]]:
     """Trains a new VAE; returns it and its curve."""
     rng = random.Random(seed)
-    pixels = to_tensor([random_picture(rng) for _ in range(pictures)])
+    pixels = to_tensor([random_image(rng) for _ in range(num_images)])
     held_out, generator = pixels[:128], torch.Generator().manual_seed(seed)
     vae = new_vae().to(memory_format=torch.channels_last)
     torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)  # start almost deterministic
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
-    schedule = get_scheduler("cosine", optimiser, num_warmup_steps=100, num_training_steps=steps)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=steps)
     curve: list[dict[str, Any]] = []
     start = time.monotonic()
     for step in range(1, steps + 1):
-        images = normalised(pixels[torch.randint(len(held_out), pictures, (batch,), generator=generator)])
+        images = normalised(pixels[torch.randint(len(held_out), num_images, (batch,), generator=generator)])
         posterior = vae.encode(images).latent_dist
         error = vae.decode(posterior.sample(generator)).sample - images
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        # A KL weight that grows late: sharp pictures first, smooth latents after
+        # A KL weight that grows late: sharp images first, smooth latents after
         loss = error.abs().mean() + error.square().mean() + 1e-3 * (0.1 + step / steps) * kl
         torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         if step % 100 == 0:
             curve.append(
                 {

@@ -1,4 +1,4 @@
-"""Captions as a data set has them: the one beside a picture, and the first ones of any format."""
+"""Captions as a dataset has them: the one beside an image, and the first ones of any format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sdjob.files import shown
 from sdjob.problems import JobError, bad_input
 
 
-def read_caption(picture: Path) -> str:
-    """The caption in the .txt beside a picture. Raises JobError."""
-    path = picture.with_suffix(TXT_CAPTIONS)
+def read_caption(image: Path) -> str:
+    """The caption in the .txt beside an image. Raises JobError."""
+    path = image.with_suffix(TXT_CAPTIONS)
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -33,7 +33,7 @@ def _captions(info: DatasetInfo) -> Iterator[str]:
     if column is None:
         return
     if info.format == "folder":
-        yield from (read_caption(picture) for picture in info.files)
+        yield from (read_caption(image) for image in info.files)
     elif info.format == "metadata":
         yield from read_captions(metadata_file(info.path), column)
     else:

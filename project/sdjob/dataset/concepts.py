@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sdjob.files import read_file, shown
-from sdjob.problems import JobError, Problem, bad_input, setting
+from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _FORM = (
@@ -26,11 +26,11 @@ class Concept(BaseModel):
     instance_prompt: Annotated[str, Field(min_length=1)]
     class_data_dir: str | None = None  # None: generated
     class_prompt: str | None = None
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of its pictures in the loss
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of its images in the loss
 
     @property
     def summary(self) -> str:
-        """What must not change while a run goes on, besides the pictures."""
+        """What must not change while a run goes on, besides the images."""
         return f"{self.instance_prompt!r} × {self.weight:g}, class {self.class_prompt!r}"
 
 
@@ -42,8 +42,8 @@ def concepts_of(spec: RunSpec) -> tuple[Concept, ...]:
     if spec.concepts_list:
         return read_concepts(Path(spec.concepts_list), prior=spec.with_prior_preservation)
     if spec.instance_data_dir is None:
-        remedy = "Name the folder of the pictures with --instance_data_dir."
-        raise JobError(setting("instance_data_dir", "not given", remedy))
+        remedy = "Name the folder of the images with --instance_data_dir."
+        raise JobError(bad_setting("instance_data_dir", "not given", remedy))
     return (
         Concept(
             instance_data_dir=spec.instance_data_dir,

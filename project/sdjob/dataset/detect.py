@@ -1,4 +1,4 @@
-"""Recognising a data set on disk: its format, files, columns and size, before any picture is decoded."""
+"""Recognising a dataset on disk: its format, files, columns and size, before any image is decoded."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ TXT_CAPTIONS = ".txt"  # the caption "column" of a folder where a.jpg has its ca
 _SAVED_MARKS = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # of save_to_disk
 _MAX_DEPTH = 4
 _FORMATS = (
-    "give a folder of pictures (jpg, png, webp, bmp, gif, tiff), pictures with metadata.jsonl or "
-    "metadata.csv, parquet files, or a data set saved with datasets' save_to_disk"
+    "give a folder of images (jpg, png, webp, bmp, gif, tiff), images with metadata.jsonl or "
+    "metadata.csv, parquet files, or a dataset saved with datasets' save_to_disk"
 )
 _CAPTIONS = (
-    'add a metadata.jsonl with a line {"file_name": "a.jpg", "text": "its caption"} a picture, '
-    "or a .txt beside each picture; to train a subject without captions use recipe=dreambooth"
+    'add a metadata.jsonl with a line {"file_name": "a.jpg", "text": "its caption"} an image, '
+    "or a .txt beside each image; to train a subject without captions use recipe=dreambooth"
 )
 
 
@@ -72,11 +72,11 @@ class Files(Sequence[Path]):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set that can be read, as far as can be told without decoding it."""
+    """A dataset that can be read, as far as can be told without decoding it."""
 
     path: Path
     format: Format
-    files: Sequence[Path]  # the pictures in order, or the files of the table
+    files: Sequence[Path]  # the images in order, or the files of the table
     num_examples: int
     columns: tuple[str, ...]
     image_column: str
@@ -86,11 +86,11 @@ class DatasetInfo:
 def find_dataset(
     root: Path, name: str | None, *, captions: bool, image_column: str, caption_column: str
 ) -> DatasetInfo:
-    """The data set under a mount. Raises JobError with everything that is wrong with it."""
+    """The dataset under a mount. Raises JobError with everything that is wrong with it."""
     place = below(root, name, "dataset_name", lambda listing: _format_of(listing, captions) is not None)
     listing, kind = _locate(place, captions)
     if kind == "folder":
-        return _picture_folder(listing, captions)
+        return _image_folder(listing, captions)
     if kind == "metadata":
         return _metadata_folder(listing, caption_column if captions else None)
     if kind == "parquet":
@@ -99,25 +99,25 @@ def find_dataset(
 
 
 def dataset_in(folder: str | Path, spec: RunSpec, *, captions: bool) -> DatasetInfo:
-    """The data set of a run in this folder. Raises JobError (66)."""
+    """The dataset of a run in this folder. Raises JobError (66)."""
     columns = {"image_column": spec.image_column, "caption_column": spec.caption_column}
     return find_dataset(Path(folder), None, captions=captions, **columns)
 
 
 def _format_of(listing: Listing, captions: bool) -> Format | None:
-    """What a folder by itself is. Without captions, pictures need no metadata."""
+    """What a folder by itself is. Without captions, images need no metadata."""
     if any(all(mark in listing.files for mark in marks) for marks in _SAVED_MARKS):
         return "saved"
-    pictures = any(is_image_name(name) for name in listing.files)
-    if (captions or not pictures) and any(name in listing.files for name in METADATA_NAMES):
+    images = any(is_image_name(name) for name in listing.files)
+    if (captions or not images) and any(name in listing.files for name in METADATA_NAMES):
         return "metadata"
     if any(name.endswith(".parquet") for name in listing.files):
         return "parquet"
-    return "folder" if pictures else None
+    return "folder" if images else None
 
 
 def _locate(place: Path, captions: bool) -> tuple[Listing, Format]:
-    """The one data set at a place or below it; "train" where its neighbours are other splits."""
+    """The one dataset at a place or below it; "train" where its neighbours are other splits."""
     top = open_listing(place)
     seen: list[Listing] = []
     problems: list[Problem] = []
@@ -133,21 +133,21 @@ def _locate(place: Path, captions: bool) -> tuple[Listing, Format]:
         raise JobError(
             bad_input(
                 shown(place),
-                f"holds {len(found)} data sets: {few(names)}",
+                f"holds {len(found)} datasets: {few(names)}",
                 f"set dataset_name to one of them, for example dataset_name={shown(found[0][0].path)}",
             )
         )
     looked = "; ".join(f"{shown(listing.path)}: {listing.summary()}" for listing in seen[:4])
     raise JobError(
-        [*problems, bad_input(shown(place), f"no data set here or below; found {looked}", _FORMATS)]
+        [*problems, bad_input(shown(place), f"no dataset here or below; found {looked}", _FORMATS)]
     )
 
 
 def _search(
     listing: Listing, captions: bool, depth: int, seen: list[Listing], problems: list[Problem]
 ) -> Iterator[tuple[Listing, Format]]:
-    """The data sets at and below a folder. Below a data set nothing is looked for, but where captions are
-    needed, for pictures that have none can be a preview beside the data."""
+    """The datasets at and below a folder. Below a dataset nothing is looked for, but where captions are
+    needed, for images that have none can be a preview beside the data."""
     seen.append(listing)
     kind = _format_of(listing, captions)
     if kind:
@@ -163,7 +163,7 @@ def _search(
 
 
 def _is_bare(listing: Listing, kind: Format) -> bool:
-    """A folder of pictures none of which has its caption in a .txt of its name."""
+    """A folder of images none of which has its caption in a .txt of its name."""
     if kind != "folder":
         return False
     texts = {_stem(name) for name in listing.files if name.endswith(TXT_CAPTIONS)}
@@ -174,13 +174,13 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(suffix_of(name))]
 
 
-def _picture_folder(listing: Listing, captions: bool) -> DatasetInfo:
+def _image_folder(listing: Listing, captions: bool) -> DatasetInfo:
     names = tuple(name for name in listing.files if is_image_name(name))
     if captions:
         texts = {_stem(name) for name in listing.files if name.endswith(TXT_CAPTIONS)}
         bare = [name for name in names if _stem(name) not in texts]
         if bare:
-            found = f"{len(bare):,} of {len(names):,} pictures have no caption: {few(bare)}"
+            found = f"{len(bare):,} of {len(names):,} images have no caption: {few(bare)}"
             raise JobError(bad_input(shown(listing.path), found, _CAPTIONS))
     files = Files(listing.path, names)
     columns = ("image", TXT_CAPTIONS) if captions else ("image",)
@@ -260,12 +260,12 @@ def _column_problems(
     def is_text(kind: pa.DataType) -> bool:
         return bool(types.is_string(kind) or types.is_large_string(kind))
 
-    def is_picture(kind: pa.DataType) -> bool:
+    def is_image(kind: pa.DataType) -> bool:
         fields = {kind.field(number).name for number in range(kind.num_fields)}
         packed = types.is_struct(kind) and bool(fields & {"bytes", "path"})
         return packed or is_text(kind) or bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    wanted = [("image_column", image_column, is_picture, "pictures (bytes, or {bytes, path})")]
+    wanted = [("image_column", image_column, is_image, "images (bytes, or {bytes, path})")]
     if caption_column:
         wanted.append(("caption_column", caption_column, is_text, "text"))
     for setting, column, fits, what in wanted:
@@ -278,7 +278,7 @@ def _column_problems(
 
 
 def table_of(info: DatasetInfo) -> Table:
-    """The table behind a parquet or saved data set."""
+    """The table behind a parquet or saved dataset."""
     if info.format == "saved":
         return saved_table(info.path, info.caption_column)
     return parquet_table(tuple(info.files), info.caption_column)

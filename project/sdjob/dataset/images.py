@@ -1,4 +1,4 @@
-"""Pictures of any kind that Pillow reads → RGB, 8 bits, upright; or one error that says why not."""
+"""Images of any kind that Pillow reads → RGB, 8 bits, upright; or one error that says why not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TURNED = (5, 6, 7, 8)  # EXIF orientations by a quarter
 
 
 class ImageError(Exception):
-    """A picture that cannot be used; `reason` says why, in a few words."""
+    """An image that cannot be used; `reason` says why, in a few words."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -31,20 +31,20 @@ class ImageError(Exception):
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture."""
+    """Whether a file of this name is taken for an image."""
     stem, _, suffix = name.rpartition(".")
     return suffix.lower() in SUFFIXES and stem != "" and stem[0] != "."
 
 
 def image_problem(name: str, error: ImageError) -> Problem:
-    """What to tell a person about a picture that cannot be used."""
-    return bad_input(name, error.reason, "replace this picture, or take it out of the data set")
+    """What to tell a person about an image that cannot be used."""
+    return bad_input(name, error.reason, "replace this image, or take it out of the dataset")
 
 
 def undecodable(
     indices: Sequence[int], name: Callable[[int], str], image: Callable[[int], Image]
 ) -> dict[int, Problem]:
-    """The pictures that cannot be decoded, and why; all are tried in threads (Pillow frees the GIL)."""
+    """The images that cannot be decoded, and why; all are tried in threads (Pillow frees the GIL)."""
 
     def problem(index: int) -> Problem | None:
         try:
@@ -65,7 +65,7 @@ def source_of(value: Any, folder: Path) -> Path | bytes:
         return bytes(value)
     if isinstance(value, str) and value:
         return folder / value
-    raise ImageError("the row holds no picture")
+    raise ImageError("the row holds no image")
 
 
 def decode(source: Path | bytes) -> Image:
@@ -76,7 +76,7 @@ def decode(source: Path | bytes) -> Image:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
             opened.load()  # every pixel: a truncated file raises here
             return _to_rgb(ImageOps.exif_transpose(opened))
-    except MemoryError:  # says nothing about the picture
+    except MemoryError:  # says nothing about the image
         raise
     except Exception as error:  # Pillow's plugins raise some ten types for broken files
         raise ImageError(_reason(source, error)) from error
@@ -90,7 +90,7 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
             width, height = opened.size
             turned = _orientation(opened) in _TURNED
-    except MemoryError:  # says nothing about the picture
+    except MemoryError:  # says nothing about the image
         raise
     except Exception as error:
         raise ImageError(_reason(source, error)) from error
@@ -109,7 +109,7 @@ def _orientation(opened: ImageFile) -> int:
 
 
 def _tells_more(png: IO[bytes] | None) -> bool:
-    """Whether there is something about the picture at the end of its file. Stays where it is in it."""
+    """Whether there is something about the image at the end of its file. Stays where it is in it."""
     if png is None:
         return True
     place = png.tell()
@@ -147,7 +147,7 @@ def _to_8_bit(image: Image) -> Image:
 
 
 def _reason(source: Path | bytes, error: Exception) -> str:
-    """Why a picture could not be decoded."""
+    """Why an image could not be decoded."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, Image.DecompressionBombError):
@@ -159,9 +159,9 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     if not start:
         return "is empty (0 bytes)"
     if start.startswith(LFS_POINTER):
-        return "is a Git LFS pointer, not the picture itself: run `git lfs pull` where it was cloned"
+        return "is a Git LFS pointer, not the image itself: run `git lfs pull` where it was cloned"
     if isinstance(error, UnidentifiedImageError):
-        return f"is not a picture (begins with {start[:12]!r})"
+        return f"is not an image (begins with {start[:12]!r})"
     return f"cannot be decoded ({error or type(error).__name__})"
 
 

@@ -1,4 +1,4 @@
-"""The share of a data set that is held out for the validation loss: how many pictures. Pure."""
+"""The share of a dataset that is held out for the validation loss: how many images. Pure."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sdjob.settings.run_spec import RunSpec
 
 
 def held_out(spec: RunSpec, num_examples: int) -> int:
-    """Of a data set of so many pictures: at least one where there is any share, but never the last one."""
+    """Of a dataset of so many images: at least one where there is any share, but never the last one."""
     if not spec.validation_split:
         return 0
     return min(num_examples - 1, max(1, math.floor(spec.validation_split * num_examples + 0.5)))
 
 
 def trained_on(spec: RunSpec, num_examples: int) -> int:
-    """Pictures that are left to train on."""
+    """Images that are left to train on."""
     return num_examples - held_out(spec, num_examples)
 
 
 def problems(spec: RunSpec, info: DatasetInfo) -> list[Problem]:
-    """Why a data set cannot be divided."""
+    """Why a dataset cannot be divided."""
     if not spec.validation_split or info.num_examples > 1:
         return []
-    found = f"has one picture, with validation_split={spec.validation_split:g}"
-    return [bad_input(shown(info.path), found, "add pictures, or leave validation_split=0")]
+    found = f"has one image, with validation_split={spec.validation_split:g}"
+    return [bad_input(shown(info.path), found, "add images, or leave validation_split=0")]

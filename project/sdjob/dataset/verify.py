@@ -1,4 +1,4 @@
-"""Every picture of a data set, decoded once, as far as the time allows."""
+"""Every image of a dataset, decoded once, as far as the time allows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sdjob.dataset.images import decode, source_of, undecodable
 from sdjob.files import shown
 from sdjob.problems import Problem
 
-_AT_ONCE = 64  # pictures; of a table their bytes are in memory
+_AT_ONCE = 64  # images; of a table their bytes are in memory
 
 
 def verify_all(info: DatasetInfo, until: float) -> tuple[list[Problem], int]:
-    """Each picture that cannot be decoded, and how many were looked at by then (time.monotonic()).
+    """Each image that cannot be decoded, and how many were looked at by then (time.monotonic()).
 
     Raises JobError where a table cannot be read.
     """
     bad: list[Problem] = []
     looked = 0
     table = None if info.format in ("folder", "metadata") else table_of(info)
-    pictures: Iterator[Any] = column_values(table, info.image_column) if table else iter(info.files)
-    while time.monotonic() < until and (batch := list(islice(pictures, _AT_ONCE))):
+    images: Iterator[Any] = column_values(table, info.image_column) if table else iter(info.files)
+    while time.monotonic() < until and (batch := list(islice(images, _AT_ONCE))):
         first = looked
 
         def name(index: int, first: int = first) -> str:

@@ -134,19 +134,19 @@ def _tokens(model: PipelineFolder, vocab_size: Any) -> Iterator[Problem]:
 
 
 def native_resolution(model: PipelineFolder) -> int | None:
-    """The side of the pictures that the U-Net was made for; None where its config does not say."""
+    """The side of the images that the U-Net was made for; None where its config does not say."""
     size = model.parts["unet"].config.get("sample_size")
     return size * latent_factor(model) if isinstance(size, int) and size > 0 else None
 
 
 def latent_factor(model: PipelineFolder) -> int:
-    """Pixels a side of a latent: the VAE halves the picture between its blocks."""
+    """Pixels a side of a latent: the VAE halves the image between its blocks."""
     widths = model.parts["vae"].config.get("block_out_channels")
     return int(2 ** (len(widths) - 1)) if isinstance(widths, list) and widths else 1
 
 
 def too_small(model: PipelineFolder, resolution: int) -> list[str]:
-    """A sentence where a model is trained on smaller pictures than it was made for."""
+    """A sentence where a model is trained on smaller images than it was made for."""
     native = native_resolution(model)
     if native is None or resolution >= native:
         return []

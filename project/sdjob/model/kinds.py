@@ -35,7 +35,7 @@ class Blueprint:
     class_name: str
     classes: Mapping[str, str]  # part → class
     configs: Mapping[str, Config]  # part → the content of its config.json, or scheduler_config.json
-    folders: Mapping[str, Path]  # part → where its tokenizer is to be read, or its mistakes to be mended
+    folders: Mapping[str, Path]  # part → where its tokenizer is to be read, or its mistakes to be fixed
     files: Mapping[
         str, str
     ]  # name below the pipeline's folder → content; those of the vocabulary come with it
@@ -146,7 +146,7 @@ def _tokenizer(padding: str) -> Config:
 
 
 def _unet(context: int, **more: Any) -> Config:
-    """The U-Net of 1.x and 2.x, for pictures of 512 pixels."""
+    """The U-Net of 1.x and 2.x, for images of 512 pixels."""
     return {
         "sample_size": 64,
         "in_channels": 4,

@@ -44,11 +44,11 @@ class Estimate:
     copies: int  # of the trained weights in half precision
     frozen: int
     activations: int
-    gradients_stay: bool  # from one micro-batch to the next, so that they are there beside all activations
+    gradients_stay: bool  # from one batch to the next, so that they are there beside all activations
 
     @property
     def static(self) -> int:
-        """What does not depend on the pictures, between two optimiser steps but for the gradients."""
+        """What does not depend on the images, between two optimizer steps but for the gradients."""
         return self.weights + self.gradients + self.moments + self.average + self.frozen
 
     @property
@@ -118,7 +118,7 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
 
 @dataclass(frozen=True)
 class _Layer:
-    """A residual block, or one block of a transformer, and how many places of the picture it sees."""
+    """A residual block, or one block of a transformer, and how many places of the image it sees."""
 
     inputs: int
     width: int
@@ -126,7 +126,7 @@ class _Layer:
     is_transformer: bool
 
     def saved(self, number: int, norm: int, *, lora: bool) -> int:
-        """Bytes that its backward pass reads, for one picture; `number`, `norm`: bytes of a number, in a norm.
+        """Bytes that its backward pass reads, for one image; `number`, `norm`: bytes of a number, in a norm.
 
         A residual block: the inputs of two norms, of two SiLUs (as the norms leave them) and of two convolutions.
         A transformer block with its projections: the inputs of four norms; of both projections; query, key, value
@@ -147,12 +147,12 @@ class _Layer:
 
 
 def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
-    """Bytes that one micro-batch leaves for the backward pass through the U-Net.
+    """Bytes that one batch leaves for the backward pass through the U-Net.
 
     With gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): the inputs of all blocks, and what the largest
     of them needs when it is computed again.
     """
-    pictures = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
+    images = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     number = _width(spec, topology)
     # Autocast computes norms in fp32, but for a CPU's.
     shards = compatibility.PLUGINS[spec.plugin].shards
@@ -161,8 +161,8 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
     if spec.gradient_checkpointing:
-        return pictures * (sum(layer.kept(number, lora=lora) for layer in layers) + max(saved, default=0))
-    return pictures * sum(saved)
+        return images * (sum(layer.kept(number, lora=lora) for layer in layers) + max(saved, default=0))
+    return images * sum(saved)
 
 
 def _width(spec: RunSpec, topology: Topology) -> int:
@@ -218,7 +218,7 @@ def _changes(spec: RunSpec) -> Iterator[dict[str, Any]]:
 
 
 def _smaller_batches(spec: RunSpec) -> Iterator[dict[str, Any]]:
-    """Half the batch and twice the accumulation, as often as that goes, so that a step sees as many pictures."""
+    """Half the batch and twice the accumulation, as often as that goes, so that a step sees as many images."""
     batch, accumulation = spec.train_batch_size, spec.gradient_accumulation_steps
     while batch % 2 == 0:
         batch, accumulation = batch // 2, accumulation * 2

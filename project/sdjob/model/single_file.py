@@ -19,7 +19,7 @@ from sdjob.model.key_names import Place
 from sdjob.model.kinds import Blueprint, Kind
 from sdjob.model.shapes import Expected
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import JobError, Problem, bad_input, setting
+from sdjob.problems import JobError, Problem, bad_input, bad_setting
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 AUTO = "auto"
@@ -30,8 +30,8 @@ _FIRST = f"{key_names.UNET}input_blocks.0.0.weight"
 _CONTEXT = re.compile(
     re.escape(key_names.UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight"
 )
-_LABEL = f"{key_names.UNET}label_emb.0.0.weight"  # what is told of a picture besides the text
-_CHANNELS = {9: "an inpainting model", 8: "a model that edits pictures", 5: "a depth model", 7: "an upscaler"}
+_LABEL = f"{key_names.UNET}label_emb.0.0.weight"  # what is told of an image besides the text
+_CHANNELS = {9: "an inpainting model", 8: "a model that edits images", 5: "a depth model", 7: "an upscaler"}
 _SHAPES = {
     "unet": shapes.unet,
     "vae": shapes.vae,
@@ -167,7 +167,7 @@ def _recognised(archive: Archive, prediction_type: str) -> Blueprint:
             "Set prediction_type=v_prediction for a model made for 768 pixels, "
             "or prediction_type=epsilon for one made for 512 (the base)."
         )
-        raise JobError(setting("prediction_type", found, remedy))
+        raise JobError(bad_setting("prediction_type", found, remedy))
     return kinds.blueprint(kind, prediction_type, zero_snr=zero_snr and prediction_type == "v_prediction")
 
 

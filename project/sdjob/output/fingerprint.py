@@ -10,11 +10,12 @@ from sdjob.dataset.concepts import Concept
 from sdjob.dataset.detect import TXT_CAPTIONS, DatasetInfo, dataset_in
 from sdjob.dataset.formats.metadata import metadata_file
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.problems import Problem, setting
+from sdjob.problems import Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 from sdjob.threads import in_threads
 
 _EDGE = 1 << 20
+_EARLIER_WORDS = (("data set ", "dataset "), ("picture", "image"))  # of checkpoints made by version 0.1
 
 
 def facts_of(
@@ -22,7 +23,7 @@ def facts_of(
 ) -> dict[str, str]:
     """The facts of a run, by the name that a person would change: what its checkpoints record.
 
-    `model` is the identity of the model. Raises JobError (66) where pictures of a class are not there.
+    `model` is the identity of the model. Raises JobError (66) where images of a class are not there.
     """
     facts = fingerprint(spec, model, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
     if spec.concepts_list:
@@ -32,8 +33,9 @@ def facts_of(
 
 def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> list[Problem]:
     """A checkpoint continues only the run that made it: every fact in which that one differs from this."""
+    found = {name: _in_todays_words(text) for name, text in found.items()}
     return [
-        setting(
+        bad_setting(
             name,
             f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
             "Set it as before to continue that run, or start another with a new OUTPUT_DIR (or resume=never).",
@@ -41,6 +43,12 @@ def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> 
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
+
+
+def _in_todays_words(text: str) -> str:
+    for earlier, today in _EARLIER_WORDS:
+        text = text.replace(earlier, today)
+    return text
 
 
 def model_identity(folder: PipelineFolder) -> str:
@@ -73,7 +81,7 @@ def data_identity(info: DatasetInfo) -> str:
 
 
 def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> dict[str, str]:
-    """The facts of one subject, from the identities of model, data and given class pictures ("": generated)."""
+    """The facts of one subject, from the identities of model, data and given class images ("": generated)."""
     trained = (
         f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {', '.join(spec.lora_target_modules)}"
         if spec.lora_rank
@@ -81,7 +89,7 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
     )
     facts = {
         "model_name": f"model {model}",
-        "dataset_name": f"data set {data}",
+        "dataset_name": f"dataset {data}",
         "recipe": spec.recipe,
         "lora_rank": trained,
         "train_text_encoder": str(spec.train_text_encoder),
@@ -101,13 +109,13 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
         )
         facts["with_prior_preservation"] = prior
         if spec.with_prior_preservation:
-            facts["class_data_dir"] = f"pictures {class_data}" if class_data else "generated pictures"
+            facts["class_data_dir"] = f"images {class_data}" if class_data else "generated images"
             facts["num_class_images"] = str(spec.num_class_images)
     return facts
 
 
 def _class_identity(spec: RunSpec, concepts: Sequence[Concept]) -> str:
-    """Which pictures of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
+    """Which images of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
     if not spec.with_prior_preservation:
         return ""
     given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.output.layout import OutputLayout, StepFolder, defect_of, is_exported, step_folders
-from sdjob.problems import JobError, setting
+from sdjob.problems import JobError, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 STATE = "state.json"
@@ -41,7 +41,7 @@ def newest(
     if resume == "must":
         found = f"must, and no whole checkpoint in {layout.checkpoint}"
         remedy = "Use resume=auto, or set OUTPUT_DIR to the folder of the run to go on with."
-        raise JobError(setting("resume", found, remedy))
+        raise JobError(bad_setting("resume", found, remedy))
     return None
 
 
@@ -56,7 +56,9 @@ def values_of(folder: Path) -> dict[str, Any]:
     found = values.pop("format", None)
     if found != FORMAT:
         remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
-        raise JobError(setting("resume", f"{folder} has format {found}, this version reads {FORMAT}", remedy))
+        raise JobError(
+            bad_setting("resume", f"{folder} has format {found}, this version reads {FORMAT}", remedy)
+        )
     return values
 
 
@@ -81,5 +83,5 @@ def _given(folder: Path, *, hashes: bool) -> StepFolder:
     defect = defect_of(folder, hashes=hashes) if folder.is_dir() else "is not a folder"
     if defect:
         remedy = "Give the folder of a whole checkpoint, or auto, never or must."
-        raise JobError(setting("resume", f"{folder}: {defect}", remedy))
+        raise JobError(bad_setting("resume", f"{folder}: {defect}", remedy))
     return StepFolder(int(values_of(folder)["step"]), folder, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.problems import Problem, hardware, setting
+from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.choices import DEVICES
 from sdjob.settings.run_spec import RunSpec
 
@@ -120,7 +120,7 @@ def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
         return found
     return [
         *found,
-        setting(
+        bad_setting(
             "rescale_betas_zero_snr",
             f"on, with a model that predicts {model.prediction_type}",
             "Where only noise is left, a model that predicts the noise learns nothing: "
@@ -134,15 +134,15 @@ def _of_folder(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
     found = []
     if not model.single and spec.prediction_type not in ("auto", model.prediction_type):
         found.append(
-            setting(
+            bad_setting(
                 "prediction_type",
                 f"{spec.prediction_type}, with a folder whose scheduler says {model.prediction_type}",
-                "Leave it at auto; if the folder is wrong, mend its scheduler/scheduler_config.json.",
+                "Leave it at auto; if the folder is wrong, fix its scheduler/scheduler_config.json.",
             )
         )
     if not model.single and spec.single_file_config:
         found.append(
-            setting(
+            bad_setting(
                 "single_file_config",
                 f"{spec.single_file_config}, with a model that is a folder",
                 "Unset it: the folder has its own configurations.",
@@ -155,7 +155,7 @@ def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
     found = [*_plugin(spec, topology)]
     if topology.device == "cpu" and spec.attention in ("xformers", "cudnn"):
         found.append(
-            setting(
+            bad_setting(
                 "attention",
                 f"{spec.attention} on a CPU",
                 "Use attention=auto; that backend needs an NVIDIA device.",
@@ -167,7 +167,7 @@ def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
         and resolve_precision(spec, topology) == "no"
     ):
         found.append(
-            setting(
+            bad_setting(
                 "attention",
                 f"{spec.attention} in fp32",
                 "That backend computes in half precision only: use attention=auto, or mixed_precision=bf16 or fp16.",
@@ -179,14 +179,14 @@ def _strategy(spec: RunSpec, topology: Topology) -> list[Problem]:
 def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
     facts = PLUGINS[spec.plugin]
     if spec.plugin == "none" and topology.world_size > 1:
-        yield setting(
+        yield bad_setting(
             "plugin",
             f"none with {topology.world_size} processes",
             "Use plugin=torch_ddp, or NPROC_PER_NODE=1 on one node.",
         )
     if topology.device not in facts.devices:
         other = "fsdp, which shards the same states on a CPU too" if facts.package else "torch_ddp"
-        yield hardware(
+        yield no_hardware(
             "plugin",
             f"{spec.plugin} on device={topology.device}",
             f"It runs on {', '.join(facts.devices)}: use plugin={other}.",
@@ -194,20 +194,22 @@ def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
     for name in _OF_PLUGINS:
         value = getattr(spec, name)
         if name not in facts.settings and value != RunSpec.model_fields[name].default:
-            yield setting(
+            yield bad_setting(
                 name,
                 f"{_shown(value)} with plugin={spec.plugin}",
                 f"Leave {name}={_shown(RunSpec.model_fields[name].default)}, or use a plugin that knows it: "
                 f"{', '.join(plugin for plugin in PLUGINS if name in PLUGINS[plugin].settings)}.",
             )
     if topology.device == "mps" and topology.world_size > 1:
-        yield hardware(
+        yield no_hardware(
             "NPROC_PER_NODE",
             f"{topology.world_size} processes on device=mps",
             "PyTorch has no collectives for it: use NPROC_PER_NODE=1.",
         )
     if spec.plugin == "gemini" and spec.placement == "auto" and topology.device == "npu":
-        yield setting("placement", "auto on npu", "Gemini decides on cuda only: use placement=cuda or cpu.")
+        yield bad_setting(
+            "placement", "auto on npu", "Gemini decides on cuda only: use placement=cuda or cpu."
+        )
 
 
 def _shown(value: object) -> str:
@@ -217,7 +219,7 @@ def _shown(value: object) -> str:
 def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
     if spec.plugin == "torch_ddp_fp16" and spec.mixed_precision not in ("auto", "fp16"):
         return [
-            setting(
+            bad_setting(
                 "mixed_precision",
                 f"{spec.mixed_precision} with plugin=torch_ddp_fp16",
                 "That plugin is fp16: leave mixed_precision=auto, or use plugin=torch_ddp.",
@@ -227,7 +229,7 @@ def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
     facts = PLUGINS[spec.plugin]
     if topology.device in facts.devices and precision not in ("auto", *facts.precisions):
         return [
-            setting(
+            bad_setting(
                 "mixed_precision",
                 f"{precision} with plugin={spec.plugin}",
                 f"Use mixed_precision={' or '.join(facts.precisions)}, or plugin=fsdp.",
@@ -243,7 +245,9 @@ def _precision(spec: RunSpec, topology: Topology) -> list[Problem]:
     kind = (
         "CPU, which has no fast fp16" if topology.device == "cpu" else f"{topology.device} device without it"
     )
-    return [setting("mixed_precision", f"{cause} on a {kind}", f"Use mixed_precision={' or '.join(fits)}.")]
+    return [
+        bad_setting("mixed_precision", f"{cause} on a {kind}", f"Use mixed_precision={' or '.join(fits)}.")
+    ]
 
 
 def _computes_in(topology: Topology, precision: str) -> bool:
@@ -258,7 +262,7 @@ def _recipe(spec: RunSpec) -> list[Problem]:
     found = []
     if spec.recipe != "dreambooth" and spec.with_prior_preservation:
         found.append(
-            setting(
+            bad_setting(
                 "with_prior_preservation",
                 f"on with recipe={spec.recipe}",
                 "Prior preservation belongs to recipe=dreambooth: remove one of them.",
@@ -266,7 +270,7 @@ def _recipe(spec: RunSpec) -> list[Problem]:
         )
     if spec.recipe != "dreambooth" and spec.concepts_list:
         found.append(
-            setting(
+            bad_setting(
                 "concepts_list",
                 f"given with recipe={spec.recipe}",
                 "Subjects belong to recipe=dreambooth: remove one of them.",
@@ -275,7 +279,7 @@ def _recipe(spec: RunSpec) -> list[Problem]:
     has_class = spec.class_prompt or spec.concepts_list  # which is read and checked when there is one
     if spec.recipe == "dreambooth" and spec.with_prior_preservation and not has_class:
         found.append(
-            setting(
+            bad_setting(
                 "class_prompt",
                 "empty, with with_prior_preservation on",
                 "Name the class of the subject, such as class_prompt=a photo of a dog.",
@@ -289,7 +293,7 @@ def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
     found = []
     if spec.optimizer != "adamw" and PLUGINS[spec.plugin].shards:
         found.append(
-            setting(
+            bad_setting(
                 "optimizer",
                 f"{spec.optimizer} with plugin={spec.plugin}",
                 "That plugin updates shards with AdamW: use optimizer=adamw, or plugin=torch_ddp.",
@@ -298,7 +302,7 @@ def _optimizer(spec: RunSpec, topology: Topology) -> list[Problem]:
     if spec.optimizer == "prodigy":
         rates = {"lr": spec.learning_rate, "text_encoder_lr": spec.text_encoder_lr or spec.learning_rate}
         found += [
-            setting(
+            bad_setting(
                 name,
                 f"{rate:g} with optimizer=prodigy",
                 "Prodigy finds the rate itself, one for all, and scales it by this: set lr=1, and no other.",
@@ -313,7 +317,7 @@ def _caches(spec: RunSpec) -> list[Problem]:
     found = []
     if spec.cache_latents != "no" and not spec.center_crop:
         found.append(
-            setting(
+            bad_setting(
                 "cache_latents",
                 f"{spec.cache_latents}, with random crops",
                 "Latents are kept of one crop, so crops could not be random: "
@@ -322,7 +326,7 @@ def _caches(spec: RunSpec) -> list[Problem]:
         )
     if spec.cache_text_embeddings != "no" and spec.train_text_encoder:
         found.append(
-            setting(
+            bad_setting(
                 "cache_text_embeddings",
                 f"{spec.cache_text_embeddings}, with train_text_encoder on",
                 "What is trained changes in every step: leave cache_text_embeddings=no.",
@@ -335,15 +339,15 @@ def _numbers(spec: RunSpec) -> list[Problem]:
     found = []
     if spec.validation_split and spec.validation_data_dir:
         found.append(
-            setting(
+            bad_setting(
                 "validation_split",
                 f"{spec.validation_split:g} with validation_data_dir={spec.validation_data_dir}",
-                "The held-out pictures are those of the folder or a share of the data set: remove one of them.",
+                "The held-out images are those of the folder or a share of the dataset: remove one of them.",
             )
         )
     if spec.aspect_ratio_buckets and spec.resolution % spec.bucket_reso_steps:
         found.append(
-            setting(
+            bad_setting(
                 "resolution",
                 f"{spec.resolution} with bucket_reso_steps={spec.bucket_reso_steps}",
                 "The sides of all buckets are multiples of bucket_reso_steps: make the resolution one.",
@@ -351,7 +355,7 @@ def _numbers(spec: RunSpec) -> list[Problem]:
         )
     if spec.lr_warmup_steps >= spec.max_train_steps:
         found.append(
-            setting(
+            bad_setting(
                 "lr_warmup_steps",
                 f"{spec.lr_warmup_steps} with num_train_step={spec.max_train_steps}",
                 "The learning rate would never be reached: warm up for fewer steps than the run has.",
@@ -359,7 +363,7 @@ def _numbers(spec: RunSpec) -> list[Problem]:
         )
     if spec.lr_warmup_steps and spec.lr_scheduler == "constant":
         found.append(
-            setting(
+            bad_setting(
                 "lr_warmup_steps",
                 f"{spec.lr_warmup_steps} with lr_scheduler=constant",
                 "That schedule has no warm-up: use lr_scheduler=constant_with_warmup.",
@@ -367,7 +371,7 @@ def _numbers(spec: RunSpec) -> list[Problem]:
         )
     if spec.lr_scheduler == "polynomial" and spec.learning_rate <= _POLYNOMIAL_END:
         found.append(
-            setting(
+            bad_setting(
                 "lr_scheduler",
                 f"polynomial with lr={spec.learning_rate:g}",
                 f"That schedule ends at {_POLYNOMIAL_END:g}: use linear, or a larger lr.",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdjob.problems import JobError, Problem, setting
+from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings import presets, steps
 from sdjob.settings.fields import setting_of
 from sdjob.settings.run_spec import RunSpec
@@ -92,7 +92,7 @@ def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> lis
             remedy = f"Did you mean {meant}? {remedy}"
         if info:
             remedy += f" {shown}: {setting_of(info).help}."
-        found.setdefault(field, setting(shown, f"found {value}", remedy))
+        found.setdefault(field, bad_setting(shown, f"found {value}", remedy))
     return list(found.values())
 
 
@@ -135,4 +135,4 @@ class _Parser(argparse.ArgumentParser):
     """argparse's way to report is `error`; ours is a JobError with the documented exit code."""
 
     def error(self, message: str) -> NoReturn:
-        raise JobError(setting("command line", message, "See `python -m sdtrain --help` for the flags."))
+        raise JobError(bad_setting("command line", message, "See `python -m sdtrain --help` for the flags."))

@@ -33,7 +33,7 @@ class RunSpec(BaseModel):
 
     # --- job -----------------------------------------------------------------------------------------
     recipe: Annotated[
-        choices.Recipe, Setting("job", "what is trained: a subject, or captioned pictures", core=True)
+        choices.Recipe, Setting("job", "what is trained: a subject, or captioned images", core=True)
     ] = "dreambooth"
     pretrained_model_name_or_path: Annotated[
         Text,
@@ -75,10 +75,10 @@ class RunSpec(BaseModel):
 
     # --- data ----------------------------------------------------------------------------------------
     instance_data_dir: Annotated[
-        str | None, Setting("data", "DreamBooth: folder with the pictures of the subject", flag_only=True)
+        str | None, Setting("data", "DreamBooth: folder with the images of the subject", flag_only=True)
     ] = None
     train_data_dir: Annotated[
-        str | None, Setting("data", "text-to-image: the captioned data set", flag_only=True)
+        str | None, Setting("data", "text-to-image: the captioned dataset", flag_only=True)
     ] = None
     concepts_list: Annotated[
         Text | None,
@@ -86,20 +86,20 @@ class RunSpec(BaseModel):
     ] = None
     class_data_dir: Annotated[
         str | None,
-        Setting("data", "pictures of the class, read only; empty: generated under the output folder"),
+        Setting("data", "images of the class, read only; empty: generated under the output folder"),
     ] = None
-    image_column: Annotated[Text, Setting("data", "column that holds the pictures")] = "image"
+    image_column: Annotated[Text, Setting("data", "column that holds the images")] = "image"
     caption_column: Annotated[Text, Setting("data", "column that holds the captions")] = "text"
     resolution: Annotated[
         Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)],
-        Setting("data", "side of the training pictures", unit="pixels, a multiple of 8", core=True),
+        Setting("data", "side of the training images", unit="pixels, a multiple of 8", core=True),
     ] = 512
     center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random place")] = False
     aspect_ratio_buckets: Annotated[
         bool,
         Setting(
             "data",
-            "train on pictures in about their own shape, in batches of one shape, instead of squares",
+            "train on images in about their own shape, in batches of one shape, instead of squares",
             aliases=("enable_bucket",),
         ),
     ] = False
@@ -107,21 +107,21 @@ class RunSpec(BaseModel):
         Annotated[Whole, Field(ge=8, le=1024, multiple_of=8)],
         Setting("data", "the sides of buckets are multiples of this", unit="pixels, a multiple of 8"),
     ] = 64
-    random_flip: Annotated[bool, Setting("data", "mirror half of the pictures")] = False
+    random_flip: Annotated[bool, Setting("data", "mirror half of the images")] = False
     image_interpolation_mode: Annotated[
         Literal["lanczos", "bicubic", "bilinear", "box", "nearest"],
-        Setting("data", "how pictures are resized"),
+        Setting("data", "how images are resized"),
     ] = "lanczos"
     verify_images: Annotated[
         Literal["sample", "all", "none"],
-        Setting("data", "which pictures are decoded once before training begins"),
+        Setting("data", "which images are decoded once before training begins"),
     ] = "sample"
     bad_samples: Annotated[
         Literal["stop", "skip"],
-        Setting("data", "pictures that cannot be read: stop, or skip: the next of the data set stands in"),
+        Setting("data", "images that cannot be read: stop, or skip: the next of the dataset stands in"),
     ] = "stop"
     max_bad_samples: Annotated[
-        Positive, Setting("data", "more pictures than this that cannot be read end the run in any case")
+        Positive, Setting("data", "more images than this that cannot be read end the run in any case")
     ] = 10
     dataloader_num_workers: Annotated[
         Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
@@ -130,7 +130,7 @@ class RunSpec(BaseModel):
         str | None,
         Setting(
             "data",
-            "folder for converted data sets and for caches on disk; empty: the user's cache folder, "
+            "folder for converted datasets and for caches on disk; empty: the user's cache folder, "
             "and the output folder",
         ),
     ] = None
@@ -138,7 +138,7 @@ class RunSpec(BaseModel):
         choices.Caching,
         Setting(
             "data",
-            "encode each picture once, and keep the moments of its latents: no, memory, disk",
+            "encode each image once, and keep the moments of its latents: no, memory, disk",
             values=choices.CACHING,
         ),
     ] = "no"
@@ -168,15 +168,15 @@ class RunSpec(BaseModel):
         ),
     ] = 75
     with_prior_preservation: Annotated[
-        bool, Setting("prompts", "DreamBooth: train on pictures of the class as well, to keep it")
+        bool, Setting("prompts", "DreamBooth: train on images of the class as well, to keep it")
     ] = False
     prior_loss_weight: Annotated[Amount, Setting("prompts", "weight of the prior loss")] = 1.0
     num_class_images: Annotated[
-        Positive, Setting("prompts", "class pictures to have; missing ones are generated once")
+        Positive, Setting("prompts", "class images to have; missing ones are generated once")
     ] = 100
     sample_batch_size: Annotated[
         Positive,
-        Setting("prompts", "pictures generated at once (class pictures and samples)", unit="per device"),
+        Setting("prompts", "images generated at once (class images and samples)", unit="per device"),
     ] = 4
 
     # --- batch and length ----------------------------------------------------------------------------
@@ -184,21 +184,21 @@ class RunSpec(BaseModel):
         Positive,
         Setting(
             "length",
-            "micro-batch",
-            unit="pictures per device",
+            "batch",
+            unit="images per device",
             name="batch_size",
             aliases=("batchsize",),
             core=True,
         ),
     ] = 1
     gradient_accumulation_steps: Annotated[
-        Positive, Setting("length", "micro-batches per optimiser step", core=True)
+        Positive, Setting("length", "batches per optimizer step", core=True)
     ] = 1
     max_train_steps: Annotated[
         Positive,
         Setting(
             "length",
-            "optimiser steps of the whole run, earlier parts included",
+            "optimizer steps of the whole run, earlier parts included",
             name="num_train_step",
             aliases=("num_train_steps", "max_steps"),
             core=True,
@@ -214,11 +214,11 @@ class RunSpec(BaseModel):
         ),
     ] = None
 
-    # --- optimiser -----------------------------------------------------------------------------------
+    # --- optimizer -----------------------------------------------------------------------------------
     optimizer: Annotated[
         choices.Optimizer,
         Setting(
-            "optimiser",
+            "optimizer",
             "adamw; adamw8bit (bitsandbytes, less memory); adafactor (still less); prodigy (finds its rate, with lr=1)",
             values=any_case(*get_args(choices.Optimizer), adamw8bit=("adamw_8bit", "8bit", "adam8bit")),
             aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
@@ -226,32 +226,32 @@ class RunSpec(BaseModel):
     ] = "adamw"
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
-        Setting("optimiser", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
+        Setting("optimizer", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
     ] = 5e-6
     text_encoder_lr: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
         Setting(
-            "optimiser",
+            "optimizer",
             "learning rate of the text encoder; empty: the same",
             aliases=("text_encoder_learning_rate",),
         ),
     ] = None
     lr_scheduler: Annotated[
-        choices.Schedule, Setting("optimiser", "shape of the learning rate over the run")
+        choices.Schedule, Setting("optimizer", "shape of the learning rate over the run")
     ] = "constant"
     lr_num_cycles: Annotated[
-        Positive, Setting("optimiser", "cosine_with_restarts: how often it falls over the run")
+        Positive, Setting("optimizer", "cosine_with_restarts: how often it falls over the run")
     ] = 1
-    lr_power: Annotated[Amount, Setting("optimiser", "polynomial: the power; 1: a straight line")] = 1.0
-    lr_warmup_steps: Annotated[Count, Setting("optimiser", "warm-up", unit="optimiser steps")] = 0
-    adam_beta1: Annotated[Fraction, Setting("optimiser", "AdamW's first decay")] = 0.9
-    adam_beta2: Annotated[Fraction, Setting("optimiser", "AdamW's second decay")] = 0.999
-    adam_weight_decay: Annotated[Amount, Setting("optimiser", "AdamW's weight decay")] = 1e-2
+    lr_power: Annotated[Amount, Setting("optimizer", "polynomial: the power; 1: a straight line")] = 1.0
+    lr_warmup_steps: Annotated[Count, Setting("optimizer", "warm-up", unit="optimizer steps")] = 0
+    adam_beta1: Annotated[Fraction, Setting("optimizer", "AdamW's first decay")] = 0.9
+    adam_beta2: Annotated[Fraction, Setting("optimizer", "AdamW's second decay")] = 0.999
+    adam_weight_decay: Annotated[Amount, Setting("optimizer", "AdamW's weight decay")] = 1e-2
     adam_epsilon: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)], Setting("optimiser", "AdamW's epsilon")
+        Annotated[float, Field(gt=0, allow_inf_nan=False)], Setting("optimizer", "AdamW's epsilon")
     ] = 1e-8
     max_grad_norm: Annotated[
-        Amount, Setting("optimiser", "gradients are clipped to this norm; 0: not at all")
+        Amount, Setting("optimizer", "gradients are clipped to this norm; 0: not at all")
     ] = 1.0
 
     # --- objective -----------------------------------------------------------------------------------
@@ -289,25 +289,25 @@ class RunSpec(BaseModel):
     on_nan: Annotated[
         Literal["stop", "skip"],
         Setting(
-            "optimiser", "a loss that is no number: stop, or skip: the step is not applied on any process"
+            "optimizer", "a loss that is no number: stop, or skip: the step is not applied on any process"
         ),
     ] = "stop"
     max_nan_steps: Annotated[
-        Positive, Setting("optimiser", "more such steps than this end the run in any case")
+        Positive, Setting("optimizer", "more such steps than this end the run in any case")
     ] = 10
 
     # --- strategy ------------------------------------------------------------------------------------
     plugin: Annotated[choices.Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
     placement: Annotated[
         Literal["cuda", "cpu", "auto"],
-        Setting("strategy", "where gemini keeps parameters and optimiser", aliases=("placement_policy",)),
+        Setting("strategy", "where gemini keeps parameters and optimizer", aliases=("placement_policy",)),
     ] = "cuda"
     zero_stage: Annotated[
         Annotated[Whole, Field(ge=1, le=2)],
-        Setting("strategy", "low_level_zero: 1 shards masters and optimiser, 2 the gradients too"),
+        Setting("strategy", "low_level_zero: 1 shards masters and optimizer, 2 the gradients too"),
     ] = 1
     reshard_after_forward: Annotated[bool, Setting("strategy", "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")] = True
-    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimiser on the host")] = False
+    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimizer on the host")] = False
     mixed_precision: Annotated[
         choices.Precision,
         Setting(
@@ -371,7 +371,7 @@ class RunSpec(BaseModel):
         Setting(
             "checkpoints",
             "a checkpoint every so many steps, and at the end",
-            unit="optimiser steps",
+            unit="optimizer steps",
             aliases=("save_steps",),
         ),
     ] = 500
@@ -420,41 +420,41 @@ class RunSpec(BaseModel):
             aliases=("validation_prompt",),
         ),
     ] = ()
-    num_validation_images: Annotated[Positive, Setting("validation", "pictures per validation prompt")] = 4
+    num_validation_images: Annotated[Positive, Setting("validation", "images per validation prompt")] = 4
     validation_steps: Annotated[
         Count,
         Setting(
-            "validation", "validation every so many steps; 0: only before and after", unit="optimiser steps"
+            "validation", "validation every so many steps; 0: only before and after", unit="optimizer steps"
         ),
     ] = 0
     validation_data_dir: Annotated[
         str | None,
-        Setting("validation", "held-out pictures, captioned like the data set; their loss is a stable curve"),
+        Setting("validation", "held-out images, captioned like the dataset; their loss is a stable curve"),
     ] = None
     validation_split: Annotated[
         Fraction,
-        Setting("validation", "share of the data set that is held out instead, such as 0.1; 0: nothing"),
+        Setting("validation", "share of the dataset that is held out instead, such as 0.1; 0: nothing"),
     ] = 0.0
     max_validation_samples: Annotated[
         Positive,
-        Setting("validation", "held-out pictures to look at: the first of the folder, or some of the share"),
+        Setting("validation", "held-out images to look at: the first of the folder, or some of the share"),
     ] = 256
     num_inference_steps: Annotated[
-        Positive, Setting("validation", "denoising steps of a generated picture")
+        Positive, Setting("validation", "denoising steps of a generated image")
     ] = 25
-    guidance_scale: Annotated[Amount, Setting("validation", "guidance of generated pictures")] = 7.5
+    guidance_scale: Annotated[Amount, Setting("validation", "guidance of generated images")] = 7.5
 
     # --- logging -------------------------------------------------------------------------------------
     logging_steps: Annotated[
-        Positive, Setting("logging", "scalars every so many steps; 1: every step", unit="optimiser steps")
+        Positive, Setting("logging", "scalars every so many steps; 1: every step", unit="optimizer steps")
     ] = 10
     skip_steps: Annotated[
-        Count, Setting("logging", "first steps left out of the measured speed", unit="optimiser steps")
+        Count, Setting("logging", "first steps left out of the measured speed", unit="optimizer steps")
     ] = 10
     timed_step: Annotated[
         Count,
         Setting(
-            "logging", "a step whose own time and loss the report gives; 0: none", unit="optimiser steps"
+            "logging", "a step whose own time and loss the report gives; 0: none", unit="optimizer steps"
         ),
     ] = 0
     reference_loss: Annotated[
@@ -463,7 +463,7 @@ class RunSpec(BaseModel):
 
     @property
     def data_dir(self) -> str | None:
-        """The data set of the chosen recipe."""
+        """The dataset of the chosen recipe."""
         return self.instance_data_dir if self.recipe == "dreambooth" else self.train_data_dir
 
     @property

@@ -8,7 +8,7 @@ from sdjob.settings.run_spec import RunSpec
 
 
 def global_batch(spec: RunSpec, world_size: int) -> int:
-    """Samples per optimiser step: per device × accumulation × processes."""
+    """Samples per optimizer step: per device × accumulation × processes."""
     return spec.train_batch_size * spec.gradient_accumulation_steps * world_size
 
 
@@ -20,7 +20,7 @@ def by_epochs(spec: RunSpec) -> bool:
 def steps_of(
     epochs: int, spec: RunSpec, num_examples: int, world_size: int, *, step: int = 0, place: int = 0
 ) -> int:
-    """Optimiser steps of so many passes over the data; the last step may reach into the next pass.
+    """Optimizer steps of so many passes over the data; the last step may reach into the next pass.
 
     Of a run that goes on after `step` steps, which took `place` samples: with a batch of now, maybe another one.
     """

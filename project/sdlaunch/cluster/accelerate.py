@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob.problems import Problem, hardware, setting
+from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.settings.options import LaunchOptions
@@ -36,12 +36,12 @@ def read(options: LaunchOptions) -> Config:
     problems = []
     if options.launcher == "accelerate" and find_spec("accelerate") is None:
         remedy = "Install: python -m pip install accelerate; or use launcher=torchrun."
-        problems.append(hardware("launcher", "accelerate is not installed for this Python", remedy))
+        problems.append(no_hardware("launcher", "accelerate is not installed for this Python", remedy))
     if path is None:
         return Config(problems=tuple(problems))
     if options.launcher != "accelerate":
         remedy = "Use launcher=accelerate, or unset accelerate_config."
-        problems.append(setting("accelerate_config", f"set, with launcher={options.launcher}", remedy))
+        problems.append(bad_setting("accelerate_config", f"set, with launcher={options.launcher}", remedy))
         return Config(path, problems=tuple(problems))
     values, wrong = _scalars(path)
     return Config(path, values, (*problems, *wrong))
@@ -54,11 +54,13 @@ def _scalars(path: str) -> tuple[dict[str, str], list[Problem]]:
     try:
         root = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError) as error:
-        return {}, [setting("accelerate_config", f"{path}: {getattr(error, 'strerror', error)}", remedy)]
+        return {}, [bad_setting("accelerate_config", f"{path}: {getattr(error, 'strerror', error)}", remedy)]
     except yaml.YAMLError as error:
-        return {}, [setting("accelerate_config", f"{path}: {str(error).splitlines()[0]}", "Mend the YAML.")]
+        return {}, [
+            bad_setting("accelerate_config", f"{path}: {str(error).splitlines()[0]}", "Fix the YAML.")
+        ]
     if not isinstance(root, dict):
-        return {}, [setting("accelerate_config", f"{path} is not a mapping", remedy)]
+        return {}, [bad_setting("accelerate_config", f"{path} is not a mapping", remedy)]
     return {str(name): value for name, value in root.items() if isinstance(value, str)}, []
 
 
@@ -88,7 +90,7 @@ def completed(
 def contradictions(config: Config, spec: RunSpec, cluster: Cluster) -> list[Problem]:
     """What the file says otherwise than the plan does."""
     return [
-        setting(
+        bad_setting(
             "accelerate_config",
             f"{name}: {said} in {config.path}, and {ours}",
             "Change one of them, so that both say the same.",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.problems import Problem, hardware
+from sdjob.problems import Problem, no_hardware
 
 # Device nodes of one device each. Other vendors' devices are used when `device` names them.
 _NODES = {
@@ -56,7 +56,7 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     amd = 0 if nvidia else _count_amd(dev)
     other = next((kind for kind in _NODES if kind != "cuda" and _count(dev, kind)), None)
     if wanted == "auto" and not (nvidia or amd) and other:
-        problem = hardware(
+        problem = no_hardware(
             "device",
             f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices",
             f"Use device={other}, or device=cpu to train on the CPU all the same.",
@@ -72,7 +72,7 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
     if nvidia or amd:
         return _asked(nvidia or amd, vendor, cores, why)
-    problem = hardware(
+    problem = no_hardware(
         "device", "cuda, and no NVIDIA device in this machine", "Use device=cpu, or a GPU machine."
     )
     return Devices("cuda", 0, cores, why, problems=(problem,))
@@ -88,7 +88,7 @@ def _asked(nodes: int, vendor: str, cores: int, why: str) -> Devices:
     except (OSError, subprocess.SubprocessError, ValueError):
         return Devices("cuda", nodes, cores, why)  # a missing torch is the packages' check to report
     if not seen["count"]:
-        problem = hardware(
+        problem = no_hardware(
             "device",
             f"{nodes} {vendor} devices that PyTorch cannot use",
             f"Install a {'CUDA' if vendor == 'NVIDIA' else 'ROCm'} build of PyTorch that fits the driver, or train "

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from sdjob.problems import Problem, setting
+from sdjob.problems import Problem, bad_setting
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.settings.options import LaunchOptions
 
@@ -230,11 +230,13 @@ def resolve(
         problems += [] if numbered else _half_set(first, nodes)
     elif first.node_rank and rank > 0:
         problems.append(
-            setting("NODE_RANK", f"{rank} without a number of nodes", "Set NNODES, or unset NODE_RANK.")
+            bad_setting("NODE_RANK", f"{rank} without a number of nodes", "Set NNODES, or unset NODE_RANK.")
         )
     if nodes > 1 and rank >= nodes:
         problems.append(
-            setting("NODE_RANK", f"{rank} with NNODES={nodes}", f"Nodes count from 0: use 0 to {nodes - 1}.")
+            bad_setting(
+                "NODE_RANK", f"{rank} with NNODES={nodes}", f"Nodes count from 0: use 0 to {nodes - 1}."
+            )
         )
     address = first.address.value if first.address else "localhost"
     host = f"[{address}]" if ":" in address and not address.startswith("[") else address
@@ -284,7 +286,7 @@ def _processes_of_one_node(world: Claim, others: list[Claim], nproc: int) -> lis
         return []
     address = world.address.value if world.address else ""
     return [
-        setting(
+        bad_setting(
             "WORLD_SIZE",
             f"{size} with MASTER_ADDR={address} and {nproc} processes per node: here WORLD_SIZE counts nodes "
             f"({size} nodes on one machine), elsewhere processes (one node of {size})",
@@ -315,7 +317,7 @@ def _contradictions(claims: list[Claim]) -> list[Problem]:
         for other in said[1:]:
             if other.value != said[0].value:
                 found.append(
-                    setting(
+                    bad_setting(
                         _NAMES[quantity],
                         f"{said[0].value} ({said[0].variable}) and {other.value} ({other.variable})",
                         "They contradict each other: unset the wrong one.",
@@ -328,7 +330,7 @@ def _misplaced(environ: Environ) -> list[Problem]:
     """Launchers that have already started one process per device."""
     if "LOCAL_RANK" in environ and "TORCHELASTIC_RUN_ID" in environ:
         return [
-            setting(
+            bad_setting(
                 "LOCAL_RANK",
                 "torchrun started this launcher",
                 "Start train.sh itself, once per node; it starts torchrun.",
@@ -337,7 +339,7 @@ def _misplaced(environ: Environ) -> list[Problem]:
     tasks = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
     if "SLURM_PROCID" in environ and re.match(r"\d+", tasks) and int(re.split(r"\D", tasks)[0]) > 1:
         return [
-            setting(
+            bad_setting(
                 "SLURM_NTASKS_PER_NODE",
                 f"{tasks}: SLURM starts one launcher per task",
                 "Use --ntasks-per-node=1; the launcher starts the processes of its node.",
@@ -352,7 +354,7 @@ def _number(said: Said | None, otherwise: int, problems: list[Problem], least: i
     if re.fullmatch(r"[0-9]{1,6}", said.value.strip()) and int(said.value) >= least:
         return int(said.value)
     remedy = f"It must be a whole number from {least} on."
-    problems.append(setting(said.variable, f"found {said.value!r}", remedy))
+    problems.append(bad_setting(said.variable, f"found {said.value!r}", remedy))
     return otherwise
 
 
@@ -371,7 +373,7 @@ def _processes(said: Said | None, devices: Devices, problems: list[Problem]) -> 
 
 def _half_set(claim: Claim, nodes: int) -> list[Problem]:
     return [
-        setting(name, f"not set, with {nodes} nodes", f"Set {name}: {what}.")
+        bad_setting(name, f"not set, with {nodes} nodes", f"Set {name}: {what}.")
         for name, said, what in (
             ("NODE_RANK", claim.node_rank, f"the number of this node, 0 to {nodes - 1}"),
             ("MASTER_ADDR", claim.address, "the name or address of node 0, the same on all nodes"),

@@ -1,4 +1,4 @@
-"""What lies under the mounts: which model, which data set. Nothing is ever written to a read-only mount."""
+"""What lies under the mounts: which model, which dataset. Nothing is ever written to a read-only mount."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Mounts:
 
 @dataclass(frozen=True)
 class Contents:
-    """The model and the data set of a job; None: not recognised, and `problems` says why."""
+    """The model and the dataset of a job; None: not recognised, and `problems` says why."""
 
     model: PipelineFolder | None
     dataset: DatasetInfo | None
-    subjects: tuple[DatasetInfo, ...]  # of a list of subjects, in place of a data set
+    subjects: tuple[DatasetInfo, ...]  # of a list of subjects, in place of a dataset
     model_path: Path  # of the model that was found, or where it was looked for
     dataset_path: Path
     problems: tuple[Problem, ...]
@@ -62,7 +62,7 @@ def resolve(options: LaunchOptions, home: Path) -> Mounts:
 
 
 def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collection[str] = ()) -> Contents:
-    """Recognises the model and the data set, side by side, since mounts may be slow.
+    """Recognises the model and the dataset, side by side, since mounts may be slow.
 
     `awaited`: of model_name and dataset_name those that are downloaded later, and not looked at yet.
     """
@@ -82,7 +82,7 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collect
     def dataset() -> DatasetInfo | None:
         if "dataset_name" in awaited or spec.concepts_list:
             return None
-        _usable_mount("DATASET_DIR", mounts.dataset, "the data set", options.dataset_name)
+        _usable_mount("DATASET_DIR", mounts.dataset, "the dataset", options.dataset_name)
         return find_dataset(
             mounts.dataset,
             options.dataset_name,

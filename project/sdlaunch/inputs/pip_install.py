@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from sdjob.problems import Problem, hardware
+from sdjob.problems import Problem, no_hardware
 from sdlaunch.display.redact import secrets_of
 from sdlaunch.inputs import subprocess_log
 from sdlaunch.inputs.cache_dir import cache_folder
@@ -93,7 +93,7 @@ def _install(
     remedy = (
         "Set PIP_INDEX_URL or PIP_FIND_LINKS to a place that has them, use another image, or set cache_dir."
     )
-    return hardware("install_requirements", found, remedy)
+    return no_hardware("install_requirements", found, remedy)
 
 
 def _pins(requirements: Path) -> list[str]:

@@ -14,18 +14,18 @@ def lines(job: Job) -> tuple[str, ...]:
     spec, total = job.spec, steps.global_batch(job.spec, job.cluster.world_size)
     found = [
         f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
-        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'picture')} a step"
+        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'image')} a step"
     ]
     if job.contents.data:
-        pictures = sum(each.num_examples for each in job.contents.data)
+        images = sum(each.num_examples for each in job.contents.data)
         examples = sum(validation_split.trained_on(spec, each.num_examples) for each in job.contents.data)
-        if held_out := pictures - examples:
+        if held_out := images - examples:
             found.append(
-                f"validation: {held_out} of {pictures} pictures held out, "
+                f"validation: {held_out} of {images} images held out, "
                 f"{min(held_out, spec.max_validation_samples)} of them looked at"
             )
         found.append(
-            f"length: {examples} pictures / {total} = {examples / total:.4g} steps an epoch; "
+            f"length: {examples} images / {total} = {examples / total:.4g} steps an epoch; "
             f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"
         )
     size = disk_space.sizes(spec, job.contents.model) if job.contents.model else None

@@ -49,7 +49,7 @@ class Entries:
 
 
 def of(job: Job) -> list[Entries]:
-    """The caches of a job, as far as its model and its data set are known."""
+    """The caches of a job, as far as its model and its dataset are known."""
     model, data = job.contents.model, job.contents.dataset
     if model is None or data is None or job.has_script:
         return []
@@ -62,7 +62,7 @@ def folder_of(spec: RunSpec, output: Path) -> Path:
 
 
 def entries(spec: RunSpec, model: PipelineFolder, num_examples: int, topology: Topology) -> list[Entries]:
-    """Those of the caches that were asked for, of a data set of so many pictures."""
+    """Those of the caches that were asked for, of a dataset of so many images."""
     half = compatibility.resolve_precision(spec, topology) != "no"
     trained = validation_split.trained_on(spec, num_examples)
     of_class = spec.num_class_images if spec.with_prior_preservation else 0
@@ -81,7 +81,7 @@ def entries(spec: RunSpec, model: PipelineFolder, num_examples: int, topology: T
 
 
 def _moments(spec: RunSpec, model: PipelineFolder) -> int:
-    """Numbers of the VAE's mean and logvar of a picture: at least, since a bucket may have fewer pixels than the
+    """Numbers of the VAE's mean and logvar of an image: at least, since a bucket may have fewer pixels than the
     square, by a row of steps along its longer side."""
     side = spec.resolution
     pixels = side**2 - (2 * side * spec.bucket_reso_steps if spec.aspect_ratio_buckets else 0)

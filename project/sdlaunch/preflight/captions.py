@@ -13,7 +13,7 @@ from sdjob.dataset.captions import first_captions
 from sdjob.dataset.detect import DatasetInfo
 from sdjob.model import prompts
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.problems import JobError, Problem, bad_input, hardware
+from sdjob.problems import JobError, Problem, bad_input, no_hardware
 from sdlaunch.preflight.job import Finding, Job
 
 SAMPLED_CAPTIONS = 2000
@@ -58,7 +58,7 @@ def _captions(data: DatasetInfo, model: PipelineFolder, chunks: int) -> list[Fin
     found: list[Finding] = []
     if empty:
         found.append(
-            f"DATASET_DIR: {empty:,} of {looked} are empty: their pictures are learned without any words"
+            f"DATASET_DIR: {empty:,} of {looked} are empty: their images are learned without any words"
         )
     if cut := _cut(texts, model, chunks):
         found.append(
@@ -92,7 +92,7 @@ def count_elsewhere(given: Sequence[str], folder: Path) -> list[int]:
     except (subprocess.SubprocessError, ValueError) as error:
         said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
         remedy = "Install the pinned packages of docker/requirements.txt."
-        raise JobError(hardware("tokenizers", f"prompts cannot be counted ({said})", remedy)) from None
+        raise JobError(no_hardware("tokenizers", f"prompts cannot be counted ({said})", remedy)) from None
     if problems := answer.get("problems"):
         raise JobError(Problem(**problem) for problem in problems)
     return [int(count) for count in answer["counts"]]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sdjob.dataset import validation_split
 from sdjob.model import fit
-from sdjob.problems import ExitCode, JobError, Problem, bad_input, hardware, output_problem, setting
+from sdjob.problems import ExitCode, JobError, Problem, bad_input, bad_output, bad_setting, no_hardware
 from sdjob.settings import compatibility
 from sdlaunch.preflight import captions, device_memory, images, packages, resume, system_limits, volumes
 from sdlaunch.preflight.job import Finding, Job, Note
@@ -62,7 +62,7 @@ def _devices(job: Job) -> list[Problem]:
     if job.devices.problems or job.devices.kind == "cpu" or have is None or want <= have:
         return list(job.devices.problems)
     return [
-        hardware(
+        no_hardware(
             "NPROC_PER_NODE",
             f"{want} processes, and {have} {job.devices.kind} devices on this node",
             f"Use NPROC_PER_NODE={have}, or a machine with {want} devices.",
@@ -100,14 +100,14 @@ def _probed(output: Path) -> list[Problem]:
 
 
 def _output_apart(job: Job) -> list[Problem]:
-    """Results among the inputs would be taken for a second model, or for pictures, by the next run."""
+    """Results among the inputs would be taken for a second model, or for images, by the next run."""
     output = job.mounts.output.resolve()
     inputs = (("MODEL_DIR", job.mounts.model), ("DATASET_DIR", job.mounts.dataset))
     return [
-        setting(
+        bad_setting(
             "OUTPUT_DIR",
             f"{job.mounts.output} is {variable} or lies in it ({folder})",
-            "Set OUTPUT_DIR to a folder outside the model and the data set, such as /output.",
+            "Set OUTPUT_DIR to a folder outside the model and the dataset, such as /output.",
         )
         for variable, folder in inputs
         if output.is_relative_to(folder.resolve())
@@ -147,7 +147,7 @@ def _unwritable(output: Path, error: OSError) -> Problem:
             remedy = "Free some space, mount a larger volume, or set OUTPUT_DIR to another folder."
         case _:
             found = f"{output}: {error.strerror}"
-    return output_problem("OUTPUT_DIR", found, remedy)
+    return bad_output("OUTPUT_DIR", found, remedy)
 
 
 def _model(job: Job) -> list[Finding]:
@@ -176,7 +176,7 @@ def _class_images(job: Job) -> list[Problem]:
         bad_input(
             "class_data_dir",
             f"{folder} is not a folder",
-            "Correct the path, or unset it: class pictures are then generated under the output folder.",
+            "Correct the path, or unset it: class images are then generated under the output folder.",
         )
     ]
 

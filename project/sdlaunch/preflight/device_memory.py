@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdjob.formatting import in_units
 from sdjob.model import memory_estimate
-from sdjob.problems import hardware
+from sdjob.problems import no_hardware
 from sdlaunch.cluster import devices
 from sdlaunch.preflight import caches
 from sdlaunch.preflight.job import Finding, Job
@@ -55,7 +55,7 @@ def _of_caches(job: Job) -> list[Finding]:
     )
     remedy = f"Use {largest.setting}=disk, or no."
     if least > have:
-        return [hardware(largest.setting, found, remedy)]
+        return [no_hardware(largest.setting, found, remedy)]
     return [f"{largest.setting}: {found}: it may not be enough. {remedy}"]
 
 
@@ -70,7 +70,7 @@ def _of_devices(job: Job) -> list[Finding]:
     settings = would_fit(job)
     remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
     if need.total > have:
-        return [hardware("memory", found, f"{remedy}.")]
+        return [no_hardware("memory", found, f"{remedy}.")]
     return [f"memory: {found}: it may not be enough. {remedy}."]
 
 

@@ -28,7 +28,7 @@ def sizes(spec: RunSpec, model: PipelineFolder) -> Sizes | None:
     count = trainable.parameters(spec, model)
     if count is None:
         return None
-    # fp32: the weights, the optimiser's state, and the average where there is one.
+    # fp32: the weights, the optimizer's state, and the average where there is one.
     copies = 1 + trainable.OPTIMISER_STATE[spec.optimizer] + (1 if spec.use_ema else 0)
     checkpoint = int(copies * _FP32 * count)
     width = _FP32 if spec.export_dtype == "fp32" else _FP32 // 2

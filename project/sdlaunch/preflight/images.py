@@ -1,4 +1,4 @@
-"""The pictures of a job, decoded before it starts: all of a few, of many a sample, or all if that was asked for."""
+"""The images of a job, decoded before it starts: all of a few, of many a sample, or all if that was asked for."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sdjob.dataset.verify import verify_all
 from sdjob.problems import JobError, Problem
 from sdlaunch.preflight.job import Finding, Job
 
-ALL_OF = 64  # pictures and fewer
+ALL_OF = 64  # images and fewer
 SAMPLED = 4  # of more
 _KEPT = 0.2  # of the time for the checks: what was not decoded before is decoded by the worker
 
 
 def findings(job: Job) -> list[Finding]:
-    """The data set's pictures that cannot be used, and a name of its folder that means something elsewhere."""
+    """The dataset's images that cannot be used, and a name of its folder that means something elsewhere."""
     info = job.contents.dataset
     return [*_repeats(info), *_looked_at(job, info)] if info else []
 
@@ -35,7 +35,7 @@ def _repeats(info: DatasetInfo) -> list[Finding]:
 
 
 def of_concepts(job: Job) -> list[Finding]:
-    """Every subject of a list: its entry, its pictures, and those of its class where they are given."""
+    """Every subject of a list: its entry, its images, and those of its class where they are given."""
     spec = job.spec
     if not spec.concepts_list:
         return []
@@ -61,17 +61,17 @@ def _looked_at(job: Job, info: DatasetInfo) -> list[Finding]:
     found = _judged(job, bad, looked)
     if looked < info.num_examples:
         found.append(
-            f"DATASET_DIR: {looked:,} of {info.num_examples:,} pictures looked at within "
+            f"DATASET_DIR: {looked:,} of {info.num_examples:,} images looked at within "
             f"check_timeout={job.patience:g}; the others are looked at when the job starts"
         )
     return found
 
 
 def _judged(job: Job, bad: Sequence[Problem], looked: int) -> list[Finding]:
-    """What bad pictures mean: with bad_samples=skip a few are passed over, but not more than max_bad_samples."""
+    """What bad images mean: with bad_samples=skip a few are passed over, but not more than max_bad_samples."""
     if not bad or job.spec.bad_samples == "stop" or len(bad) > job.spec.max_bad_samples or len(bad) == looked:
         return list(bad)
     names = ", ".join(problem.subject for problem in bad[:3])
     return [
-        f"DATASET_DIR: {len(bad)} of {looked} pictures looked at cannot be used and are passed over: {names}"
+        f"DATASET_DIR: {len(bad)} of {looked} images looked at cannot be used and are passed over: {names}"
     ]

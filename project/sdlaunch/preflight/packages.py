@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from sdjob.problems import Problem, hardware
+from sdjob.problems import Problem, no_hardware
 from sdjob.settings.compatibility import PLUGINS
 from sdlaunch.preflight.job import Job
 
@@ -25,7 +25,7 @@ PACKAGES = {
 }
 OPTIMIZERS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # imported under the same names
 TABLES = {"datasets": "datasets", "pyarrow": "pyarrow"}
-_TABLE_FORMATS = ("parquet", "saved")  # data sets that the worker reads with the package `datasets`
+_TABLE_FORMATS = ("parquet", "saved")  # datasets that the worker reads with the package `datasets`
 
 
 def findings(job: Job) -> list[Problem]:
@@ -37,11 +37,11 @@ def findings(job: Job) -> list[Problem]:
     of_optimizer = OPTIMIZERS.get(job.spec.optimizer)
     if of_optimizer and not (job.has_script or job.packages_come) and missing({of_optimizer: ""}):
         remedy = f"Install: {sys.executable} -m pip install {of_optimizer}; or use optimizer=adamw."
-        found.append(hardware("optimizer", f"{of_optimizer} is not installed", remedy))
+        found.append(no_hardware("optimizer", f"{of_optimizer} is not installed", remedy))
     package = PLUGINS[job.spec.plugin].package
     if package and job.topology.device in PLUGINS[job.spec.plugin].devices and missing({package: package}):
         remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."
-        found.append(hardware("plugin", f"{package} is not installed", remedy))
+        found.append(no_hardware("plugin", f"{package} is not installed", remedy))
     return found
 
 
@@ -55,7 +55,9 @@ def _lacking(lacking: list[str], job: Job) -> list[Problem]:
         remedy += "; or use an image that has PyTorch (install_requirements=1 does not install it)"
     else:
         remedy += "; or set install_requirements=1"
-    return [hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", f"{remedy}.")]
+    return [
+        no_hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", f"{remedy}.")
+    ]
 
 
 def missing(needed: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a job begins: anew, from a checkpoint that it may continue, or nowhere, because it is finished."""
+"""Where a job begins: again, from a checkpoint that it may continue, or nowhere, because it is finished."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sdjob.output.layout import OutputLayout, StepFolder
 from sdjob.problems import JobError, Problem
 from sdlaunch.preflight.job import Finding, Job, Note
 
-_COMPARED_FILES = 20_000  # of a data set; the worker looks at each file of a larger one when the job starts
+_COMPARED_FILES = 20_000  # of a dataset; the worker looks at each file of a larger one when the job starts
 
 
 def findings(job: Job) -> list[Finding]:
     """The checkpoint that the worker will go on from, and every setting in which this job differs from that run.
 
-    Of a checkpoint the sizes are compared, not each byte, which takes minutes; of the pictures names and sizes.
+    Of a checkpoint the sizes are compared, not each byte, which takes minutes; of the images names and sizes.
     """
     if job.has_script:  # which resumes in its own way
         return []

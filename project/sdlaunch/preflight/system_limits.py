@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from sdjob.formatting import in_units
-from sdjob.problems import Problem, hardware
+from sdjob.problems import Problem, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.resolve import Cluster
 
@@ -19,18 +19,18 @@ _FILES = 256  # open files of a training process without loaders: libraries, dev
 
 
 def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Problem]:
-    """Loader processes hand pictures over in shared memory, of which a container has 64 MB unless told."""
+    """Loader processes hand images over in shared memory, of which a container has 64 MB unless told."""
     workers = spec.dataloader_num_workers
     if not workers or not shm.is_dir():
         return []
-    picture = 3 * spec.resolution**2 * 4  # fp32
-    batch = spec.train_batch_size * (2 if spec.with_prior_preservation else 1) * picture
+    image = 3 * spec.resolution**2 * 4  # fp32
+    batch = spec.train_batch_size * (2 if spec.with_prior_preservation else 1) * image
     needed = cluster.nproc_per_node * (workers * _PREFETCHED + 1) * batch
     free = shutil.disk_usage(shm).free
     if needed <= free:
         return []
     return [
-        hardware(
+        no_hardware(
             str(shm),
             f"{in_units(free)} free, {in_units(needed)} needed: {cluster.nproc_per_node} processes × "
             f"({workers} loaders × {_PREFETCHED} batches + 1) × {in_units(batch)}",
@@ -46,7 +46,7 @@ def open_files(spec: RunSpec, cluster: Cluster, allowed: int | None = None) -> l
     if limit in (resource.RLIM_INFINITY, -1) or needed <= limit:
         return []
     return [
-        hardware(
+        no_hardware(
             "open files",
             f"a limit of {limit}, and about {needed} needed by {spec.dataloader_num_workers} loaders "
             f"and {cluster.world_size} processes",
@@ -70,7 +70,7 @@ def rendezvous(cluster: Cluster) -> list[Problem]:
             return []
         found = "taken by another program" if error.errno == errno.EADDRINUSE else "not allowed for this user"
         return [
-            hardware(
+            no_hardware(
                 "MASTER_PORT",
                 f"port {port} is {found}",
                 "Set MASTER_PORT to a free port from 1024 on, the same on all nodes.",

@@ -12,7 +12,7 @@ from pathlib import Path
 from sdjob.formatting import counted, in_units
 from sdjob.model.single_file import converted_folder
 from sdjob.output.layout import OutputLayout, step_folders
-from sdjob.problems import output_problem
+from sdjob.problems import bad_output
 from sdlaunch.preflight import caches, disk_space
 from sdlaunch.preflight.job import Finding, Job
 
@@ -58,7 +58,7 @@ def _judged(existing: Path, free: int, demands: Sequence[Demand]) -> Iterator[Fi
     what = ", and ".join(demand.what for demand in demands)
     if free < least:
         found = f"{in_units(free)} free at {existing}, {in_units(least)} needed: {what}"
-        yield output_problem(largest.subject, found, largest.remedy)
+        yield bad_output(largest.subject, found, largest.remedy)
     elif free < most:
         yield (
             f"{largest.subject}: {in_units(free)} free at {existing}, and up to {in_units(most)} needed: {what}"

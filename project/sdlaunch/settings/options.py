@@ -23,7 +23,7 @@ class LaunchOptions(BaseModel):
         Text, Setting("mounts", "folder of the model, at its root or below", name="MODEL_DIR")
     ] = "/mnt/model"
     dataset_dir: Annotated[
-        Text, Setting("mounts", "folder of the data set, at its root or below", name="DATASET_DIR")
+        Text, Setting("mounts", "folder of the dataset, at its root or below", name="DATASET_DIR")
     ] = "/mnt/dataset"
     project_dir: Annotated[
         Text | None,
@@ -44,7 +44,7 @@ class LaunchOptions(BaseModel):
         Text | None,
         Setting(
             "mounts",
-            "data set to use: a folder below DATASET_DIR, a path, or a name of the hub; empty: the only one there",
+            "dataset to use: a folder below DATASET_DIR, a path, or a name of the hub; empty: the only one there",
         ),
     ] = None
 

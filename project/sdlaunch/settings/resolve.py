@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sdjob.problems import Problem, setting
+from sdjob.problems import Problem, bad_setting
 from sdjob.settings import presets
 from sdjob.settings.fields import settings_of
 from sdjob.settings.flags import problems_of
@@ -144,7 +144,7 @@ def _same(a: Text, b: Text) -> bool:
 
 
 def _conflict(shown: str, first: Given, other: Given) -> Problem:
-    return setting(
+    return bad_setting(
         shown,
         f"{first.text!r} ({first.where}) and {other.text!r} ({other.where})",
         f"Both set {shown}: keep one of them.",
@@ -161,14 +161,16 @@ def _unknown_in_yaml(found: _Found, given: Given) -> None:
 
 def _unknown(given: Given, otherwise: str) -> Problem:
     meant = names.mount_of(given.name) or names.near_miss(given.name)
-    return setting(given.name, f"unknown setting ({given.where})", f"Write {meant}." if meant else otherwise)
+    return bad_setting(
+        given.name, f"unknown setting ({given.where})", f"Write {meant}." if meant else otherwise
+    )
 
 
 def _unknown_in_env_file(found: _Found, given: Given) -> None:
     """Variables for libraries (NCCL_DEBUG, …) belong in such files too, and go to the workers."""
     if mount := names.mount_of(given.name):
         remedy = f"Write {mount}: {given.name} is a flag of the worker, and follows from it."
-        found.problems.append(setting(given.name, f"unknown setting ({given.where})", remedy))
+        found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
         return
     if not names.is_foreign(given.name) and _is_doubtful(found, given):
         return
@@ -190,7 +192,7 @@ def _is_doubtful(found: _Found, given: Given) -> bool:
     meant = names.near_miss(given.name)
     if meant:
         found.doubts.append(
-            setting(
+            bad_setting(
                 given.name,
                 f"unknown name, probably {meant} ({given.where})",
                 f"Write {meant}; or set strict_env=0 if {given.name} is meant for something else.",

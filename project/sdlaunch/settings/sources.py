@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdjob.problems import Problem, setting
+from sdjob.problems import Problem, bad_setting
 
 if TYPE_CHECKING:
     import yaml
@@ -54,7 +54,7 @@ def from_env_file(path: str) -> Reading:
         name, equals, value = line.partition("=")
         if not equals or not name or any(character.isspace() for character in name):
             found = f"line {number} of {path} is {line!r}"
-            problems.append(setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
+            problems.append(bad_setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
         elif value:
             given.append(Given(name, value, f"env file {path}:{number}"))
     return Reading(tuple(given), tuple(problems))
@@ -66,7 +66,7 @@ def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
 
     other = dotenv_values(path)
     return [
-        setting(
+        bad_setting(
             item.name,
             f"{item.text!r} in {item.where} means {item.text!r} to docker and {other.get(item.name)!r} elsewhere",
             "Write the bare value: no quotes, no comment after it, no ${…}, no spaces at its end.",
@@ -86,12 +86,12 @@ def from_yaml(path: str) -> Reading:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        return Reading(problems=(setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Mend the YAML."),))
+        return Reading(problems=(bad_setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Fix the YAML."),))
     if root is None:
         return Reading()
     if not isinstance(root, yaml.MappingNode):
         found = f"{path} is not a mapping"
-        return Reading(problems=(setting("CONFIG_FILE", found, "Write one `name: value` a line."),))
+        return Reading(problems=(bad_setting("CONFIG_FILE", found, "Write one `name: value` a line."),))
     items = list(_yaml_items(path, root))
     return Reading(
         tuple(item for item in items if isinstance(item, Given)),
@@ -111,7 +111,9 @@ def _yaml_items(path: str, root: yaml.MappingNode) -> Iterator[Given | Problem]:
         elif isinstance(node, yaml.SequenceNode) and all(isinstance(i, yaml.ScalarNode) for i in node.value):
             yield Given(name, tuple(item.value for item in node.value), where)
         else:
-            yield setting(name, f"a nested value in {where}", "Write one value, or a list of plain values.")
+            yield bad_setting(
+                name, f"a nested value in {where}", "Write one value, or a list of plain values."
+            )
 
 
 def _read(path: str, subject: str) -> str | Problem:
@@ -121,7 +123,7 @@ def _read(path: str, subject: str) -> str | Problem:
         found = f"{path}: {error.strerror}"
     except UnicodeDecodeError:
         found = f"{path} is not UTF-8 text"
-    return setting(subject, found, f"Give {subject} the path of a readable file, or unset it.")
+    return bad_setting(subject, found, f"Give {subject} the path of a readable file, or unset it.")
 
 
 def _one_line(error: Exception) -> str:

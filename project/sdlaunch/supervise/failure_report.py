@@ -64,7 +64,7 @@ def _merge(layout: OutputLayout, nodes: int) -> None:
 
 
 def _said(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
-    """What the nodes of this job say, read anew; files of nodes that an earlier job had more of are removed."""
+    """What the nodes of this job say, read again; files of nodes that an earlier job had more of are removed."""
     found = []
     for path in sorted(layout.run.glob("failure-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

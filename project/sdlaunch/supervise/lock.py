@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import JobError, Problem, output_problem
+from sdjob.problems import JobError, Problem, bad_output
 from sdlaunch.cluster.resolve import Cluster
 
 BEAT = 2.0  # seconds between two signs of life
@@ -206,7 +206,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _holder(path: Path) -> Holder | None:
-    """Who wrote the file; it is opened anew, since a network file system shows what is new only then."""
+    """Who wrote the file; it is opened again, since a network file system shows what is new only then."""
     try:
         return Holder(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -229,7 +229,7 @@ def _beat(descriptor: int, ended: threading.Event) -> None:
 
 def _problem(root: Path, holder: Holder | None) -> Problem:
     who = f" by a job {holder}" if holder else ""
-    return output_problem(
+    return bad_output(
         "OUTPUT_DIR",
         f"{root} is in use{who}",
         "Wait for that job to end or stop it, or set OUTPUT_DIR to another folder.",

@@ -16,7 +16,7 @@ from types import FrameType
 
 from sdjob import protocol
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import ExitCode, JobError, Problem, output_problem
+from sdjob.problems import ExitCode, JobError, Problem, bad_output
 from sdlaunch import command
 from sdlaunch.display import run_records
 from sdlaunch.display import text as display
@@ -70,7 +70,7 @@ class Watch:
         """Whether nothing goes forward; looks seldom, since the notes may lie on slow storage."""
         now, interval = time.time(), min(5.0, self.timeout / 10)
         if not 0 <= now - self.looked <= interval + max(1.0, self.timeout / 4):
-            # The launcher has been paused itself, and its ranks with it, or the clock was set: counted anew.
+            # The launcher has been paused itself, and its ranks with it, or the clock was set: counted again.
             self.started = self.looked = now
         elif self.timeout and now - self.looked >= interval:
             self.looked = now
@@ -260,7 +260,7 @@ def _say_verdict(verdict: Verdict, layout: OutputLayout, log: Path, stream: Stre
 
 
 def _cannot_write(layout: OutputLayout, error: OSError) -> int:
-    problem: Problem = output_problem(
+    problem: Problem = bad_output(
         "OUTPUT_DIR",
         f"{error.filename or layout.root}: {error.strerror}",
         "Mount a writable volume with free space there, or set OUTPUT_DIR to another folder.",

@@ -118,7 +118,7 @@ def judge(end: Ending) -> Verdict:
         for note in sorted(end.notes, key=lambda note: note.time)
         if note.code not in (ExitCode.FINISHED, ExitCode.STOPPED)
         and (end.forced_at is None or note.time < end.forced_at)
-        and not (end.returncode == 0 and _is_crash(note))  # a restart has mended it
+        and not (end.returncode == 0 and _is_crash(note))  # a restart has fixed it
     ]
     # A rank that a signal ended leaves no note. SIGTERM and SIGINT are requests, which a worker answers by itself.
     killed = root is not None and root[1] < 0 and -root[1] not in _REQUESTS and end.forced_at is None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.formatting import in_units
-from sdjob.problems import Problem, exit_code, hardware
+from sdjob.problems import Problem, exit_code, no_hardware
 from sdlaunch.cluster import devices
 from sdlaunch.display import console
 from sdlaunch.display import text as display
@@ -58,7 +58,7 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
     missing = sorted(name for name, version in installed.items() if version is None)
     if missing:
         remedy = f"Install: {sys.executable} -m pip install {' '.join(f'{n}=={proven[n]}' for n in missing)}"
-        problems.append(hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
+        problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
     found = {
         "python": f"{sys.version.split()[0]} ({sys.executable})",
         "machine": _machine(here),
@@ -118,7 +118,7 @@ def _ask_torch(home: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any] |
     else:
         return answers, []
     remedy = f"See for yourself: PYTHONPATH={path} {' '.join(command)}"
-    return None, [hardware("PyTorch", reason, remedy)]
+    return None, [no_hardware("PyTorch", reason, remedy)]
 
 
 def _machine(here: devices.Devices) -> dict[str, str]:

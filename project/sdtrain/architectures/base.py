@@ -20,7 +20,7 @@ Conditioning = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are generated."""
+    """How images are generated."""
 
     resolution: int
     inference_steps: int
@@ -46,8 +46,8 @@ class Architecture(Protocol):
 
     @property
     def takes_sizes(self) -> bool:
-        """Whether the network is told size and crop of a picture: `time_ids` [B, 6], heights and widths of the
-        original, of the crop's corner (top, left), and of the picture."""
+        """Whether the network is told size and crop of an image: `time_ids` [B, 6], heights and widths of the
+        original, of the crop's corner (top, left), and of the image."""
 
     def encode(self, encoders: Mapping[str, nn.Module], tokens: Conditioning) -> Conditioning:
         """From the token ids of prompts, [B, chunks, 77] for each text encoder, what the network is told of them."""
@@ -58,7 +58,7 @@ class Architecture(Protocol):
     def draw(
         self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Drawing
     ) -> list[Image]:
-        """One picture for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
+        """One image for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
         nothing: the encoding of as many empty prompts, to be guided away from."""
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (base): two text encoders, and the sizes of the picture besides the prompt."""
+"""Stable Diffusion XL (base): two text encoders, and the sizes of the image besides the prompt."""
 
 from __future__ import annotations
 

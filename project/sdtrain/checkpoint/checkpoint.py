@@ -14,7 +14,7 @@ from pathlib import Path
 from sdjob.output import resume as resuming
 from sdjob.output.layout import OutputLayout, StepFolder, step_folders, write_manifest
 from sdjob.output.resume import FORMAT, STATE, origin_of, values_of
-from sdjob.problems import output_problem
+from sdjob.problems import bad_output
 from sdtrain.data.sampling import Past, Stretch
 from sdtrain.reporting.progress import say
 from sdtrain.reporting.stopwatch import Spent
@@ -24,15 +24,15 @@ from sdtrain.runtime.errors import is_write_failure
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run is: all that the loop needs besides weights and optimiser."""
+    """Where a run is: all that the loop needs besides weights and optimizer."""
 
     step: int
     place: int  # of the stream of samples: the next one to train on
-    loss: float  # of the last step, mean over ranks and micro-batches
+    loss: float  # of the last step, mean over ranks and batches
     loss_sum: float  # of all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
     skipped_steps: int = 0  # whose loss was no number
-    bad_samples: tuple[str, ...] = ()  # pictures that could not be used
+    bad_samples: tuple[str, ...] = ()  # images that could not be used
     past: Past = ()  # the sizes of its steps: what they took of each bucket follows from them
     origin: str = ""  # the checkpoint that `resume` named when this course began; empty: none
     # By all starts up to this checkpoint; while a run goes on, by those before this one.
@@ -48,7 +48,7 @@ def save(
 ) -> Path:
     """Saves a whole checkpoint, or leaves none; then forgets the oldest beyond `limit`. Collective.
 
-    `write` puts weights and optimiser into the folder that it gets; it is called on every rank.
+    `write` puts weights and optimizer into the folder that it gets; it is called on every rank.
     """
     # Each block ends with an agreement, so that no rank goes on to the next before all have left this one.
     temporary = begin(layout, state.step, world)
@@ -72,7 +72,7 @@ def begin(layout: OutputLayout, step: int, world: World) -> Path:
 
 
 def complete(layout: OutputLayout, state: TrainState, temporary: Path, limit: int | None) -> None:
-    """Makes a checkpoint of a folder with weights and optimiser, and puts it in place. By one rank."""
+    """Makes a checkpoint of a folder with weights and optimizer, and puts it in place. By one rank."""
     final = layout.step_folder(state.step)
     values = {"format": FORMAT, **asdict(state)}
     (temporary / STATE).write_text(json.dumps(values, indent=1) + "\n")
@@ -95,7 +95,7 @@ def writing(temporary: Path, world: World) -> Iterator[None]:
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         problems = [
-            output_problem(
+            bad_output(
                 "OUTPUT_DIR",
                 f"the checkpoint could not be written to {temporary.parent} ({error})",
                 "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",

@@ -47,7 +47,7 @@ Tables = Mapping[str, Shares]  # "master", "exp_avg", "exp_avg_sq", "ema" → sh
 class Numbers:
     """What a strategy has besides tensors."""
 
-    updates: int  # of the optimiser, for Adam's bias correction
+    updates: int  # of the optimizer, for Adam's bias correction
     scaler: Mapping[str, float]  # of fp16; empty: none
 
 

@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: pictures are trained on in about their own shape, a batch always of one shape.
+"""Aspect-ratio buckets: images are trained on in about their own shape, a batch always of one shape.
 
-Which bucket a step trains on, and which of its pictures, are functions of the place in the stream, so the number
+Which bucket a step trains on, and which of its images, are functions of the place in the stream, so the number
 of processes changes nothing, and a resumed run goes on where it was.
 """
 
@@ -30,24 +30,24 @@ def sizes_of(resolution: int, step: int) -> list[Size]:
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> int:
-    """The bucket whose shape is nearest to a picture's, so that as little as possible is cropped."""
+    """The bucket whose shape is nearest to an image's, so that as little as possible is cropped."""
     shapes = [math.log(width / height) for width, height in ((size), *sizes)]
     return min(range(len(sizes)), key=lambda place: abs(shapes[place + 1] - shapes[0]))
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """The pictures of a stream by their shape.
+    """The images of a stream by their shape.
 
-    Each bucket is an endless stream of its own, epoch after epoch a permutation of its pictures, so none is left out
-    and none comes more often than others. Optimiser steps take turns among the buckets in proportion to their
-    pictures; a step takes the next `global_batch` pictures of its bucket, and where there are fewer, some again.
+    Each bucket is an endless stream of its own, epoch after epoch a permutation of its images, so none is left out
+    and none comes more often than others. Optimizer steps take turns among the buckets in proportion to their
+    images; a step takes the next `global_batch` images of its bucket, and where there are fewer, some again.
     How many the steps of the `past` have taken from each, follows from their turns; so it does not matter how large
     their batches were.
     """
 
     sizes: tuple[Size, ...]
-    members: tuple[tuple[int, ...], ...]  # indices of pictures, none empty
+    members: tuple[tuple[int, ...], ...]  # indices of images, none empty
     seed: int
     stream: str
     global_batch: int
@@ -67,11 +67,11 @@ class Buckets:
         return Sample(epoch, first + position, members[int(order[position])], self.stream, self.sizes[bucket])
 
     def of(self, index: int) -> tuple[Size, ...]:
-        """The size of a picture of this stream."""
+        """The size of an image of this stream."""
         return (self._size_by_index[index],)
 
     def every(self, _index: int) -> tuple[Size, ...]:
-        """The sizes that a picture of another stream is cropped to."""
+        """The sizes that an image of another stream is cropped to."""
         return self.sizes
 
     @cached_property
@@ -111,7 +111,7 @@ class Buckets:
 def bucketed(
     images: Sequence[Size], resolution: int, step: int, seed: int, stream: str, global_batch: int
 ) -> Buckets:
-    """The buckets that are in use, for pictures of these sizes."""
+    """The buckets that are in use, for images of these sizes."""
     sizes = sizes_of(resolution, step)
     members: dict[int, list[int]] = {}
     for index, size in enumerate(images):

@@ -1,4 +1,4 @@
-"""What can be computed once instead of in every step: the VAE's moments of a picture, the encoding of a prompt."""
+"""What can be computed once instead of in every step: the VAE's moments of an image, the encoding of a prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.cache import Cache, DiskCache, Entry, MemoryCache, fill
-from sdtrain.data.images import PictureError, TrainingImages, View
+from sdtrain.data.images import SampleError, TrainingImages, View
 from sdtrain.data.sampling import Sample
 from sdtrain.data.scan import say_passed_over, survey
 from sdtrain.data.streams import Stream, ended_by_parent_only
@@ -58,11 +58,11 @@ class Caching:
     def survey(
         self, stream: Stream, title: str, look: Callable[[TrainingImages, int], Value]
     ) -> tuple[list[Value | None], Stream]:
-        """What is found at each picture of a stream, and the stream with those known that cannot be used. Collective.
+        """What is found at each image of a stream, and the stream with those known that cannot be used. Collective.
         Raises JobError (66), Stopped."""
         found, images = survey(
-            pictures_of(stream),
-            f"{title} of the {stream.name} pictures",
+            images_of(stream),
+            f"{title} of the {stream.name} images",
             look,
             self.world,
             self.stop,
@@ -73,7 +73,7 @@ class Caching:
 
 @dataclass(frozen=True)
 class CachedImages(Dataset[dict[str, Any]]):
-    """Training examples whose pictures are encoded already: `moments` in place of `pixel_values`."""
+    """Training examples whose images are encoded already: `moments` in place of `pixel_values`."""
 
     images: TrainingImages
     keys: dict[View, str]
@@ -115,12 +115,12 @@ class CachedPrompts:
 def cached_latents(
     caching: Caching, streams: tuple[Stream, ...], buckets: Buckets | None
 ) -> tuple[Stream, ...]:
-    """The streams with encoded pictures, each view of a picture encoded once. Collective.
+    """The streams with encoded images, each view of an image encoded once. Collective.
 
-    The key of an entry is all that it depends on: the picture's bytes, how it is resized, cropped and mirrored,
-    and the VAE. An edited picture, another VAE or another resolution is therefore another entry.
+    The key of an entry is all that it depends on: the image's bytes, how it is resized, cropped and mirrored,
+    and the VAE. An edited image, another VAE or another resolution is therefore another entry.
 
-    A picture that cannot be used has none; where another one stands in for it, that one has an entry of its size too.
+    An image that cannot be used has none; where another one stands in for it, that one has an entry of its size too.
     """
     spec = caching.spec
     cache = caching.cache(spec.cache_latents, "latents")
@@ -128,7 +128,7 @@ def cached_latents(
     cached = []
     for number, given in enumerate(streams):
         digests, stream = caching.survey(given, "hashes", TrainingImages.digest)
-        images = pictures_of(stream)
+        images = images_of(stream)
         sizes = None if buckets is None else buckets.of if number == 0 else buckets.every
         keys: dict[View, str] = {}
         while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
@@ -139,11 +139,11 @@ def cached_latents(
             ) -> Iterator[Entry | Problem]:
                 return _moments(caching.parts, images, [views[place] for place in places], spec)
 
-            failed = caching.fill(cache, f"latents of the {stream.name} pictures", new, make)
+            failed = caching.fill(cache, f"latents of the {stream.name} images", new, make)
             bad = {
                 view.index: replace(failed[key], subject=images.source.name(view.index))
                 for view, key in zip(views, new, strict=True)
-                if key in failed  # of two pictures with the same bytes only one was tried
+                if key in failed  # of two images with the same bytes only one was tried
             }
             keys |= zip(views, new, strict=True)
             if not bad:
@@ -155,7 +155,7 @@ def cached_latents(
 
 
 def every_prompt(caching: Caching, streams: tuple[Stream, ...]) -> tuple[set[str], tuple[Stream, ...]]:
-    """All prompts that the streams can give, and the streams with the pictures known whose captions cannot be read.
+    """All prompts that the streams can give, and the streams with the images known whose captions cannot be read.
     Collective. Raises JobError (66), Stopped."""
     prompts = {""} if caching.spec.proportion_empty_prompts else set()
     looked_through = []
@@ -170,7 +170,7 @@ def every_prompt(caching: Caching, streams: tuple[Stream, ...]) -> tuple[set[str
     return prompts, tuple(looked_through)
 
 
-def pictures_of(stream: Stream) -> TrainingImages:
+def images_of(stream: Stream) -> TrainingImages:
     assert isinstance(stream.images, TrainingImages)
     return stream.images
 
@@ -212,7 +212,7 @@ class _Views(Dataset[torch.Tensor | Problem]):
     def __getitem__(self, place: int) -> torch.Tensor | Problem:
         try:
             return self.images.pixels(self.views[place])
-        except PictureError as error:
+        except SampleError as error:
             if not self.images.max_bad_samples:
                 raise
             return error.problems[0]
@@ -221,7 +221,7 @@ class _Views(Dataset[torch.Tensor | Problem]):
 def _moments(
     parts: Parts, images: TrainingImages, views: list[View], spec: RunSpec
 ) -> Iterator[Entry | Problem]:
-    """`moments`: mean and logvar of the VAE's posterior, [2C, h, w]; one picture at a time, so that they are the same
+    """`moments`: mean and logvar of the VAE's posterior, [2C, h, w]; one image at a time, so that they are the same
     on any number of ranks."""
     workers = min(spec.dataloader_num_workers, len(views))
     loader: DataLoader[torch.Tensor | Problem] = DataLoader(

@@ -1,4 +1,4 @@
-"""Pictures of the class for prior preservation: those that exist, or generated once under the output folder."""
+"""Images of the class for prior preservation: those that exist, or generated once under the output folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdtrain.runtime.stop import Stopped, StopRequest
 
 
 def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Drawing) -> Path:
-    """Generated pictures belong to one model, prompt and way of drawing: another one has another folder."""
+    """Generated images belong to one model, prompt and way of drawing: another one has another folder."""
     about = [
         model_identity,
         spec.class_prompt,
@@ -41,11 +41,11 @@ def provide(
     stop: StopRequest,
     step: int,
 ) -> Path:
-    """The folder with at least `num_class_images` pictures of the class. Collective; raises Stopped.
+    """The folder with at least `num_class_images` images of the class. Collective; raises Stopped.
 
-    A given `class_data_dir` is only read. Otherwise the missing pictures are shared out over the ranks, batch
+    A given `class_data_dir` is only read. Otherwise the missing images are shared out over the ranks, batch
     by batch; the n-th has the seed (seed + n). The batches are the same on any number of processes, and so
-    is the set: which pictures are drawn together decides the last bits of each.
+    is the set: which images are drawn together decides the last bits of each.
     """
     if spec.class_data_dir:
         return _given(spec)
@@ -85,8 +85,8 @@ def _given(spec: RunSpec) -> Path:
         raise JobError(
             bad_input(
                 "class_data_dir",
-                f"{info.num_examples} pictures in {folder}, num_class_images={spec.num_class_images}",
-                "Add pictures, lower num_class_images, or leave class_data_dir empty to have them generated.",
+                f"{info.num_examples} images in {folder}, num_class_images={spec.num_class_images}",
+                "Add images, lower num_class_images, or leave class_data_dir empty to have them generated.",
             )
         )
     return folder

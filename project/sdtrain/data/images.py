@@ -1,4 +1,4 @@
-"""From a picture to a training example: resize, crop, flip, scale – each a function of its Sample alone."""
+"""From an image to a training example: resize, crop, flip, scale – each a function of its Sample alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SAMPLED = 64
 _NAMED = 8
 
 
-class PictureError(JobError):
-    """A picture or caption that cannot be used, met in a loader process or in this one.
+class SampleError(JobError):
+    """An image or caption that cannot be used, met in a loader process or in this one.
 
     Of an exception in a loader process, torch keeps the type and the text, and makes a new one from a
     text that ends with it; so this one can be made from such a text again.
@@ -34,22 +34,22 @@ class PictureError(JobError):
 
 
 def too_many(names: Sequence[str], allowed: int) -> Problem:
-    """That more pictures than allowed cannot be used."""
-    found = f"{len(names)} pictures cannot be used (max_bad_samples={allowed}): {', '.join(names[:_NAMED])}"
-    remedy = "Replace them, take them out of the data set, or allow more with max_bad_samples."
-    return bad_input("data set", found, remedy)
+    """That more images than allowed cannot be used."""
+    found = f"{len(names)} images cannot be used (max_bad_samples={allowed}): {', '.join(names[:_NAMED])}"
+    remedy = "Replace them, take them out of the dataset, or allow more with max_bad_samples."
+    return bad_input("dataset", found, remedy)
 
 
 def _problem_in(text: str) -> Problem:
     """The problem that `str(problem)` was made from, at the end of a traceback."""
-    subject, _, rest = text.rpartition(f"{PictureError.__name__}: ")[2].partition(": ")
+    subject, _, rest = text.rpartition(f"{SampleError.__name__}: ")[2].partition(": ")
     found, _, remedy = rest.partition("\n    → ")
     return bad_input(subject, found, remedy.strip())
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a picture when it is not cropped at random: its size (width, height), mirrored or not."""
+    """What is seen of an image when it is not cropped at random: its size (width, height), mirrored or not."""
 
     index: int
     size: Size
@@ -66,7 +66,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     random_flip: bool
     interpolation: Interpolation
     seed: int
-    max_bad_samples: int = 0  # pictures that the next one of the data set may stand in for
+    max_bad_samples: int = 0  # images that the next one of the dataset may stand in for
     bad: Mapping[int, Problem] = field(default_factory=dict)  # known not to be usable, by index
 
     def __len__(self) -> int:
@@ -77,30 +77,30 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return self.first_usable(sample, self._example)
 
     def first_usable(self, sample: Sample, example: Callable[[Sample], dict[str, Any]]) -> dict[str, Any]:
-        """The example of a sample, or of the picture that stands in for its own; and `passed_over`.
+        """The example of a sample, or of the image that stands in for its own; and `passed_over`.
 
-        A picture that cannot be used is replaced by the next one of the data set that can: by its place in
-        the data set alone, so the same on every rank, after a resume, and whether it is read or cached.
+        An image that cannot be used is replaced by the next one of the dataset that can: by its place in
+        the dataset alone, so the same on every rank, after a resume, and whether it is read or cached.
         """
         passed_over: list[Problem] = []
         while True:
             index = (sample.index + len(passed_over)) % len(self)
             try:
                 if index in self.bad:
-                    raise PictureError(self.bad[index])
+                    raise SampleError(self.bad[index])
                 return {**example(replace(sample, index=index)), "passed_over": passed_over}
-            except PictureError as error:
+            except SampleError as error:
                 if len(passed_over) >= self._replaceable:
                     raise
                 passed_over += error.problems[:1]
 
     @property
     def _replaceable(self) -> int:
-        """Pictures that others can stand in for."""
+        """Images that others can stand in for."""
         return min(self.max_bad_samples, len(self) - 1)
 
     def without(self, bad: Mapping[int, Problem]) -> TrainingImages:
-        """The same, with more pictures known not to be usable. Raises JobError (66) where these are too many."""
+        """The same, with more images known not to be usable. Raises JobError (66) where these are too many."""
         known = {**self.bad, **bad}
         if len(known) > self._replaceable:
             names = sorted(problem.subject for problem in known.values())
@@ -109,12 +109,12 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return replace(self, bad=known) if bad else self
 
     def only(self, indices: Sequence[int]) -> TrainingImages:
-        """Some of the pictures, for which none of the others stands in."""
+        """Some of the images, for which none of the others stands in."""
         bad = {place: self.bad[index] for place, index in enumerate(indices) if index in self.bad}
         return replace(self, source=PartialSource(self.source, tuple(indices)), bad={}).without(bad)
 
     def stand_in(self, index: int) -> int:
-        """The picture itself, or the next that is not known to be bad."""
+        """The image itself, or the next that is not known to be bad."""
         while index in self.bad:
             index = (index + 1) % len(self)
         return index
@@ -124,12 +124,12 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return {"pixel_values": self.pixels(self.view(sample), crop), **self.about(sample)}
 
     def view(self, sample: Sample) -> View:
-        """What a sample shows of its picture."""
+        """What a sample shows of its image."""
         flip = self.random_flip and torch.rand((), generator=draws(self.seed, sample, "flip")) < 0.5
         return View(sample.index, sample.size or self.square, bool(flip))
 
     def views(self, sizes: Callable[[int], Sequence[Size]] | None = None) -> Iterator[View]:
-        """Every view that a sample can have, some twice where a picture stands in; `sizes`: of each, by index."""
+        """Every view that a sample can have, some twice where an image stands in; `sizes`: of each, by index."""
         for index in range(len(self)):
             for size in sizes(index) if sizes else (self.square,):
                 for flip in (False, True) if self.random_flip else (False,):
@@ -140,7 +140,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return self.resolution, self.resolution
 
     def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
-        """A view of a picture, [3, height, width] in [-1, 1], cropped at a random place or in the centre."""
+        """A view of an image, [3, height, width] in [-1, 1], cropped at a random place or in the centre."""
         with self._named(view.index):
             image = self.source.image(view.index)
         image = cropped(image, view.size, crop, self.interpolation)
@@ -155,28 +155,28 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
     def caption(self, index: int) -> str:
-        """The caption of a picture, or "" where the data set was opened without captions."""
+        """The caption of an image, or "" where the dataset was opened without captions."""
         with self._named(index):
             return self.source.caption(index) or ""
 
     def captions(self, limit: int) -> Iterator[str]:
-        """Those of the first `limit` pictures, but for pictures that others stand in for."""
+        """Those of the first `limit` images, but for images that others stand in for."""
         for index in range(len(self))[:limit]:
             try:
                 if index not in self.bad:
                     yield self.caption(index)
-            except PictureError:
+            except SampleError:
                 if not self.max_bad_samples:
                     raise
 
     def size(self, index: int) -> Size:
-        """Of the picture as it is stored, upright."""
+        """Of the image as it is stored, upright."""
         with self._named(index):
             return self.source.size(index)
 
     def time_ids(self, sample: Sample) -> torch.Tensor:
         """What SDXL is told of a sample's sizes, [6]: height and width of the original, top and left of the crop
-        in the resized and mirrored picture, height and width of what is seen."""
+        in the resized and mirrored image, height and width of what is seen."""
         view, original = self.view(sample), self.size(sample.index)
         crop = None if self.center_crop else draws(self.seed, sample, "crop")
         (width, _), left, top = crop_of(original, view.size, crop)
@@ -184,23 +184,23 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return torch.tensor([*original[::-1], top, left, *view.size[::-1]])
 
     def digest(self, index: int) -> str:
-        """A hash of the picture as it is stored."""
+        """A hash of the image as it is stored."""
         with self._named(index):
             return self.source.digest(index)
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:
-        """A picture or caption that cannot be read is named."""
+        """An image or caption that cannot be read is named."""
         try:
             yield
         except ImageError as error:
-            raise PictureError(image_problem(self.source.name(index), error)) from error
+            raise SampleError(image_problem(self.source.name(index), error)) from error
         except JobError as error:
-            raise PictureError(error.problems) from error
+            raise SampleError(error.problems) from error
 
 
 def cropped(image: Image, size: Size, place: torch.Generator | None, interpolation: Interpolation) -> Image:
-    """The picture resized to just cover a size, and of that the size itself: at a random place, or, without a
+    """The image resized to just cover a size, and of that the size itself: at a random place, or, without a
     generator, the centre.
 
     Only what the crop keeps is resized: `box` is the crop in the pixels of the original.
@@ -212,7 +212,7 @@ def cropped(image: Image, size: Size, place: torch.Generator | None, interpolati
 
 
 def crop_of(original: Size, size: Size, place: torch.Generator | None) -> tuple[Size, int, int]:
-    """The size that a picture is resized to, just to cover a size, and where in it the crop begins: left, top."""
+    """The size that an image is resized to, just to cover a size, and where in it the crop begins: left, top."""
     wide, high = size
     width, height = wide, wide * original[1] // original[0]
     if height < high:
@@ -240,7 +240,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def verify(
     source: ImageSource, mode: Literal["sample", "all", "none"], rank: int, world_size: int
 ) -> dict[int, Problem]:
-    """The pictures of this rank's share that cannot be decoded, and why; "sample": 64 in all, evenly spread."""
+    """The images of this rank's share that cannot be decoded, and why; "sample": 64 in all, evenly spread."""
     if mode == "none":
         return {}
     indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))

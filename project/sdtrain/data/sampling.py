@@ -1,7 +1,7 @@
 """Which sample comes when, and its random numbers: functions of (seed, epoch, position), never of the rank.
 
-The samples of a run are one endless stream: epoch after epoch, each a permutation of the data set. An
-optimiser step takes the next `global_batch` places of the stream, whatever the number of processes, so
+The samples of a run are one endless stream: epoch after epoch, each a permutation of the dataset. An
+optimizer step takes the next `global_batch` places of the stream, whatever the number of processes, so
 the same global batch gives the same losses on 1 and on 4 processes, and a resumed run goes on at the place
 where it was, without any saved random state.
 """
@@ -39,13 +39,13 @@ class BatchShape:
 
     @property
     def global_batch(self) -> int:
-        """Samples per optimiser step."""
+        """Samples per optimizer step."""
         return self.per_device * self.accumulation * self.world_size
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a run in which every optimiser step took as many samples."""
+    """A part of a run in which every optimizer step took as many samples."""
 
     steps: int
     global_batch: int
@@ -80,13 +80,13 @@ def permutation(seed: int, epoch: int, length: int, stream: str) -> torch.Tensor
 
 
 def sample_at(seed: int, length: int, place: int, stream: str) -> Sample:
-    """The sample at a place of the named stream over a data set of `length` examples."""
+    """The sample at a place of the named stream over a dataset of `length` examples."""
     epoch, position = divmod(place, length)
     return Sample(epoch, position, int(permutation(seed, epoch, length, stream)[position]), stream)
 
 
 def micro_batches(shape: BatchShape, rank: int, first_place: int, steps: int) -> Iterator[list[int]]:
-    """This rank's places of `steps` optimiser steps from `first_place` on, `accumulation` lists per step."""
+    """This rank's places of `steps` optimizer steps from `first_place` on, `accumulation` lists per step."""
     for step in range(steps):
         for micro in range(shape.accumulation):
             block = micro * shape.world_size + rank

@@ -1,4 +1,4 @@
-"""Going through all pictures before training: shared out, with those that cannot be used agreed on."""
+"""Going through all images before training: shared out, with those that cannot be used agreed on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
 
 Value = TypeVar("Value")
-_BLOCK = 1024  # pictures between two looks at the clock and at a stop
+_BLOCK = 1024  # images between two looks at the clock and at a stop
 _SHOWN = 5000  # with fewer it is over before a line could be read
 
 
@@ -26,7 +26,7 @@ def survey(
     stop: StopRequest,
     step: int,
 ) -> tuple[list[Value | None], TrainingImages]:
-    """What `look` finds at each index, None for pictures that cannot be used, and the pictures without these.
+    """What `look` finds at each index, None for images that cannot be used, and the images without these.
 
     Collective: each rank goes through its share, in threads. Raises JobError (66) with the problems of all ranks
     where others must not stand in for so many, and Stopped.
@@ -68,7 +68,7 @@ def filled(values: Sequence[Value | None]) -> list[Value]:
 
 
 def say_passed_over(bad: Mapping[int, Problem], world: World) -> None:
-    """Names the pictures that others will stand in for."""
+    """Names the images that others will stand in for."""
     if world.is_main:
         for problem in bad.values():
             say(f"will be passed over: {problem.subject}: {problem.found}")

@@ -1,4 +1,4 @@
-"""Where pictures and captions come from: one interface over files and tables. Decoding is sdjob.dataset.images'."""
+"""Where images and captions come from: one interface over files and tables. Decoding is sdjob.dataset.images'."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sdjob.dataset.formats.metadata import metadata_file, read_metadata
 from sdjob.dataset.formats.parquet import Table
 from sdjob.dataset.images import ImageError, decode, size_of, source_of
 from sdjob.files import shown
-from sdjob.problems import JobError, bad_input, output_problem
+from sdjob.problems import JobError, bad_input, bad_output
 from sdtrain.runtime import heartbeat
 
 
 class ImageSource(Protocol):
-    """Pictures with their captions and names. Picklable; reading an example is thread-safe."""
+    """Images with their captions and names. Picklable; reading an example is thread-safe."""
 
     def __len__(self) -> int: ...
 
@@ -32,7 +32,7 @@ class ImageSource(Protocol):
         ...
 
     def caption(self, index: int) -> str | None:
-        """None where the data set was opened without captions."""
+        """None where the dataset was opened without captions."""
         ...
 
     def name(self, index: int) -> str:
@@ -40,18 +40,18 @@ class ImageSource(Protocol):
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height, upright, from the picture's header. Raises ImageError."""
+        """Width and height, upright, from the image's header. Raises ImageError."""
         ...
 
     def digest(self, index: int) -> str:
-        """A hash of the picture as it is stored. Raises ImageError."""
+        """A hash of the image as it is stored. Raises ImageError."""
         ...
 
 
 def open_source(info: DatasetInfo, cache_dir: Path | None) -> ImageSource:
-    """The pictures of a data set; parquet is converted once, in `cache_dir` or the user's cache folder.
+    """The images of a dataset; parquet is converted once, in `cache_dir` or the user's cache folder.
 
-    Several processes may call this at once. Nothing is written to the data set. Raises JobError.
+    Several processes may call this at once. Nothing is written to the dataset. Raises JobError.
     """
     if info.format == "folder":
         return FileSource(info, None)
@@ -63,7 +63,7 @@ def open_source(info: DatasetInfo, cache_dir: Path | None) -> ImageSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Picture files, with captions from a metadata file (given here) or from a .txt beside each picture."""
+    """Image files, with captions from a metadata file (given here) or from a .txt beside each image."""
 
     info: DatasetInfo
     captions: tuple[str, ...] | None
@@ -93,7 +93,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class TableSource:
-    """Rows of a parquet or saved data set, mapped into memory by the `datasets` library."""
+    """Rows of a parquet or saved dataset, mapped into memory by the `datasets` library."""
 
     info: DatasetInfo
     table: Table
@@ -103,7 +103,7 @@ class TableSource:
         return self.info.num_examples
 
     def image(self, index: int) -> Image:
-        return decode(self._picture(index))
+        return decode(self._image(index))
 
     def caption(self, index: int) -> str | None:
         if self.info.caption_column is None:
@@ -118,12 +118,12 @@ class TableSource:
         return self.table.row_name(index)
 
     def size(self, index: int) -> tuple[int, int]:
-        return size_of(self._picture(index))
+        return size_of(self._image(index))
 
     def digest(self, index: int) -> str:
-        return _digest(self._picture(index))
+        return _digest(self._image(index))
 
-    def _picture(self, index: int) -> Path | bytes:
+    def _image(self, index: int) -> Path | bytes:
         return source_of(self._value(index, self.info.image_column), self.info.path)
 
     def _value(self, index: int, column: str) -> Any:
@@ -133,7 +133,7 @@ class TableSource:
 
 @dataclass(frozen=True)
 class JoinedSource:
-    """Several sources one after the other, every picture of one with the same caption."""
+    """Several sources one after the other, every image of one with the same caption."""
 
     sources: tuple[ImageSource, ...]
     captions: tuple[str, ...]  # one for each source
@@ -171,7 +171,7 @@ class JoinedSource:
 
 @dataclass(frozen=True)
 class PartialSource:
-    """Some of the pictures of a source."""
+    """Some of the images of a source."""
 
     source: ImageSource
     indices: tuple[int, ...]
@@ -195,9 +195,9 @@ class PartialSource:
         return self.source.digest(self.indices[index])
 
 
-def _digest(picture: Path | bytes) -> str:
+def _digest(stored: Path | bytes) -> str:
     try:
-        content = picture if isinstance(picture, bytes) else picture.read_bytes()
+        content = stored if isinstance(stored, bytes) else stored.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror or error})") from error
     return hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -225,13 +225,13 @@ def _load_table(info: DatasetInfo, cache: Path) -> Any:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "disk space" in str(error):
             remedy = "free some space, or set cache_dir to a folder on a larger volume"
-            raise JobError(output_problem(str(cache), f"is full ({error})", remedy)) from error
+            raise JobError(bad_output(str(cache), f"is full ({error})", remedy)) from error
         found = f"cannot be opened, with its cache in {cache} ({error})"
-        remedy = "set cache_dir to a writable folder, and check the files of the data set"
+        remedy = "set cache_dir to a writable folder, and check the files of the dataset"
         raise JobError(bad_input(shown(info.path), found, remedy)) from error
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         found = f"cannot be read by the datasets library ({error.__cause__ or error})"
-        remedy = "load it with that library elsewhere, mend it, and save it again"
+        remedy = "load it with that library elsewhere, fix it, and save it again"
         raise JobError(bad_input(shown(info.path), found, remedy)) from error
 
 

@@ -1,4 +1,4 @@
-"""Streams of training pictures: a recipe is one or two of them, each with its prompt and its weight."""
+"""Streams of training images: a recipe is one or two of them, each with its prompt and its weight."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Examples(Protocol):
 
     @property
     def bad(self) -> Mapping[int, Problem]:
-        """The pictures that are known not to be usable, and why; others stand in for them."""
+        """The images that are known not to be usable, and why; others stand in for them."""
         ...
 
 
@@ -46,13 +46,13 @@ class PromptEncodings(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Pictures that are trained on together: their prompt (None: each picture's caption) and loss weight."""
+    """Images that are trained on together: their prompt (None: each image's caption) and loss weight."""
 
     name: str
     images: Examples
     prompt: str | None
     weight: float = 1.0
-    picture_weights: tuple[float, ...] = ()  # of each picture's error, by index; empty: all count alike
+    image_weights: tuple[float, ...] = ()  # of each image's error, by index; empty: all count alike
 
 
 def prompts_of(stream: Stream, limit: int) -> list[str]:
@@ -62,7 +62,7 @@ def prompts_of(stream: Stream, limit: int) -> list[str]:
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """A micro-batch of one stream. What comes from a cache replaces what it was made of."""
+    """A batch of one stream. What comes from a cache replaces what it was made of."""
 
     pixel_values: torch.Tensor | None  # [B, 3, H, W] in [-1, 1]
     moments: torch.Tensor | None  # of the VAE's posterior, [B, 2C, h, w]
@@ -70,9 +70,9 @@ class StreamBatch:
     encodings: Conditioning | None  # of the prompts
     samples: list[Sample]  # B places of the stream
     weight: float  # of the stream in the loss
-    names: list[str]  # of the pictures
-    passed_over: list[Problem]  # of pictures that others stand in for
-    picture_weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
+    names: list[str]  # of the images
+    passed_over: list[Problem]  # of images that others stand in for
+    image_weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
     time_ids: torch.Tensor | None = None  # sizes and crops, [B, 6], where the network is told them
 
     def pin_memory(self) -> StreamBatch:
@@ -82,7 +82,7 @@ class StreamBatch:
             pixel_values=_pinned(self.pixel_values),
             moments=_pinned(self.moments),
             encodings=self.encodings and {name: of.pin_memory() for name, of in self.encodings.items()},
-            picture_weights=_pinned(self.picture_weights),
+            image_weights=_pinned(self.image_weights),
             time_ids=_pinned(self.time_ids),
         )
 
@@ -93,13 +93,13 @@ def _pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
-    """Place of the run's stream → one picture of each stream."""
+    """Place of the run's stream → one image of each stream."""
 
     streams: tuple[Stream, ...]
     seed: int
     proportion_empty_prompts: float = 0.0
     encodings: PromptEncodings | None = None
-    # Of the first stream; the pictures of the others are cropped to the same sizes.
+    # Of the first stream; the images of the others are cropped to the same sizes.
     buckets: Buckets | None = None
     takes_sizes: bool = False  # whether the network is told sizes and crops
 
@@ -113,7 +113,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
 
     @property
     def bad_samples(self) -> tuple[str, ...]:
-        """Names of the pictures that were found not to be usable before training."""
+        """Names of the images that were found not to be usable before training."""
         return tuple(problem.subject for stream in self.streams for problem in stream.images.bad.values())
 
     def samples(self, place: int) -> tuple[Sample, ...]:
@@ -143,8 +143,8 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             stream.weight,
             batch["name"],
             [problem for problems in batch.get("passed_over", ()) for problem in problems],
-            torch.tensor([stream.picture_weights[sample.index] for sample in batch["sample"]])
-            if stream.picture_weights
+            torch.tensor([stream.image_weights[sample.index] for sample in batch["sample"]])
+            if stream.image_weights
             else None,
             self._time_ids(stream, batch["sample"]),
         )
@@ -195,7 +195,7 @@ def loader(
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[StreamBatch, ...]]:
-    """This rank's micro-batches from `first_place` on, `accumulation` of them per optimiser step."""
+    """This rank's batches from `first_place` on, `accumulation` of them per optimizer step."""
     batches: DataLoader[Any] = DataLoader(
         examples,
         batch_sampler=micro_batches(shape, rank, first_place, steps),

@@ -62,16 +62,16 @@ def _summary(spec: RunSpec, report: Mapping[str, Any], base: str) -> str:
     parts = f" and its text encoder{'s' if len(encoders) > 1 else ''}" if encoders else ""
     data = Path(spec.data_dir or "").name
     how = (
-        f"to show the subject of {report['num_examples']} pictures under the prompt {_text(spec.instance_prompt)}"
+        f"to show the subject of {report['num_examples']} images under the prompt {_text(spec.instance_prompt)}"
         if spec.recipe == "dreambooth"
-        else f"on {report['num_examples']} captioned pictures"
+        else f"on {report['num_examples']} captioned images"
     )
     average = ", with an average of the weights (EMA)" if spec.use_ema else ""
     mean = report["mean_loss"]
     loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"
     return (
-        f"{what} {base}{parts}, trained {how} (data set `{data}`): {report['steps']} steps of "
-        f"{report['global_batch_size']} pictures at {spec.resolution} pixels{average}. "
+        f"{what} {base}{parts}, trained {how} (dataset `{data}`): {report['steps']} steps of "
+        f"{report['global_batch_size']} images at {spec.resolution} pixels{average}. "
         f"{loss}; weights stored as {spec.export_dtype}."
     )
 
@@ -91,7 +91,7 @@ def _usage(spec: RunSpec, base: str, class_name: str) -> str:
         if spec.lora_rank
         else ['pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")']
     )
-    draw = [f"image = pipeline({_text(prompts[0])}).images[0]", 'image.save("picture.png")']
+    draw = [f"image = pipeline({_text(prompts[0])}).images[0]", 'image.save("image.png")']
     return "\n".join([f"from diffusers import {kind}", "", *load, *draw])
 
 

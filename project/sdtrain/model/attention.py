@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from sdjob.problems import JobError, hardware
+from sdjob.problems import JobError, no_hardware
 
 # The ways to compute attention that are chosen in PyTorch itself; xformers has a call of its own.
 _BACKENDS = {
@@ -41,13 +41,13 @@ def prove(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) 
     for size in head_sizes(unet):
         if reason := failure(name, size, device, dtype):
             found = f"{name} does not run here in {dtype} with heads of {size} ({reason})"
-            raise JobError(hardware("attention", found, "Use attention=auto."))
+            raise JobError(no_hardware("attention", found, "Use attention=auto."))
 
 
 def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> str:
     """Why this backend cannot train heads of this size here, found by trying; empty: it can.
 
-    Both ways, since some have no backward pass for what they can compute; within a picture, and with a prompt,
+    Both ways, since some have no backward pass for what they can compute; within an image, and with a prompt,
     whose length is no multiple of anything.
     """
     try:

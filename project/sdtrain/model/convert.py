@@ -15,7 +15,7 @@ from sdjob.model import vocabulary
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import Piece, SingleFile, converted_folder
 from sdjob.model.weights import ITEM_SIZE
-from sdjob.problems import JobError, Problem, output_problem
+from sdjob.problems import JobError, Problem, bad_output
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint.checkpoint import sync_tree
 from sdtrain.reporting.progress import Progress, say
@@ -80,7 +80,7 @@ def _made(single: SingleFile, folder: Path, world: World, stop: StopRequest) -> 
         if found := _whole(folder):  # another one was quicker
             return found
         remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
-        problem = output_problem(str(folder), f"the converted model cannot be written ({error})", remedy)
+        problem = bad_output(str(folder), f"the converted model cannot be written ({error})", remedy)
         raise JobError(problem) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

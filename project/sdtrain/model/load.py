@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from sdjob.model import trainable as trainable_parts
 from sdjob.model.pipeline import XL, PipelineFolder
-from sdjob.problems import JobError, setting
+from sdjob.problems import JobError, bad_setting
 from sdjob.settings.choices import TEXT_ENCODER_LAYERS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import architectures
@@ -39,7 +39,7 @@ class Parts:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     noise_schedule: DDPMScheduler
-    sampler: Any  # the pipeline's own scheduler, for generating pictures
+    sampler: Any  # the pipeline's own scheduler, for generating images
     dtype: torch.dtype
     device: torch.device
     text_encoder_2: CLIPTextModelWithProjection | None = None  # of SDXL
@@ -138,7 +138,7 @@ def _sampler(folder: Path, *, zero_snr: bool) -> Any:
 def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:
     """Opens for training what the run trains, in fp32: U-Net and text encoders, or a LoRA added to each.
 
-    What gets no gradient in any step stays as it is: a process that waited for it would wait for ever.
+    What gets no gradient in any step stays as it is: a process that waited for it would wait forever.
     LoRA: Hu et al. 2021, arXiv:2106.09685; A gaussian, B zero, so that training starts at the base model.
     """
     unet, text_encoders = parts.unet, parts.text_encoders if spec.train_text_encoder else {}
@@ -152,7 +152,7 @@ def make_trainable(parts: Parts, spec: RunSpec) -> Denoiser:
                 unet.add_adapter(_lora(spec, spec.lora_target_modules))
             except ValueError as error:
                 remedy = "Name layers of the U-Net, such as to_k,to_q,to_v,to_out.0."
-                raise JobError(setting("lora_target_modules", str(error), remedy)) from None
+                raise JobError(bad_setting("lora_target_modules", str(error), remedy)) from None
             for name, encoder in text_encoders.items():
                 encoder.add_adapter(_lora(spec, TEXT_ENCODER_LAYERS, idle[name]))
         for parameter in trainable(denoiser).values():

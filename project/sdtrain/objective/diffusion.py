@@ -1,4 +1,4 @@
-"""From a micro-batch to its loss: encode, add noise, predict, compare."""
+"""From a batch to its loss: encode, add noise, predict, compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdtrain.objective import loss
 
 @dataclass(frozen=True)
 class Noised:
-    """A micro-batch as the network sees it: all streams, one after the other."""
+    """A batch as the network sees it: all streams, one after the other."""
 
     noisy_latents: torch.Tensor  # [B, C, h, w], fp32
     timesteps: torch.Tensor  # [B]
@@ -32,7 +32,7 @@ class Noised:
 
 @torch.no_grad()
 def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noised:
-    """Encodes pictures and prompts, and adds noise: everything before the network that is trained."""
+    """Encodes images and prompts, and adds noise: everything before the network that is trained."""
     device, schedule, kind = parts.device, parts.noise_schedule, parts.noise_schedule.config.prediction_type
     samples = [sample for batch in batches for sample in batch.samples]
     posterior = _posterior(parts, batches)
@@ -66,11 +66,11 @@ def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noi
 
 
 def _weights(batches: tuple[StreamBatch, ...], of_timesteps: torch.Tensor | None) -> torch.Tensor | None:
-    """Of each sample's error, [B]: that of its picture times that of its timestep; None: all count alike."""
-    if all(batch.picture_weights is None for batch in batches):
+    """Of each sample's error, [B]: that of its image times that of its timestep; None: all count alike."""
+    if all(batch.image_weights is None for batch in batches):
         return of_timesteps
     given = [
-        batch.picture_weights if batch.picture_weights is not None else torch.ones(len(batch.samples))
+        batch.image_weights if batch.image_weights is not None else torch.ones(len(batch.samples))
         for batch in batches
     ]
     weights = torch.cat(given)
@@ -78,7 +78,7 @@ def _weights(batches: tuple[StreamBatch, ...], of_timesteps: torch.Tensor | None
 
 
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
-    """The loss of a micro-batch, []: all streams go through the network in one forward pass."""
+    """The loss of a batch, []: all streams go through the network in one forward pass."""
     noise_pred = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
     errors = loss.squared_error(noise_pred, batch.wanted)
     if batch.weights is not None:
@@ -88,7 +88,7 @@ def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
 
 
 def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussianDistribution:
-    """What the VAE makes of the pictures: mean and deviation of their latents, [B, C, h, w], unscaled."""
+    """What the VAE makes of the images: mean and deviation of their latents, [B, C, h, w], unscaled."""
     if moments := [batch.moments for batch in batches if batch.moments is not None]:
         return DiagonalGaussianDistribution(torch.cat(moments).to(parts.device, non_blocking=True))
     pixel_values = torch.cat([batch.pixel_values for batch in batches if batch.pixel_values is not None])
@@ -112,7 +112,7 @@ def conditioning(
     parts: Parts, prompts: Sequence[str], spec: RunSpec, time_ids: torch.Tensor | None
 ) -> Conditioning:
     """What `Denoiser` takes: prompts encoded, or their token ids if they train the encoders; and the sizes of the
-    pictures, [B, 6], where the network is told them."""
+    images, [B, 6], where the network is told them."""
     tokens = token_ids(parts, prompts, spec.prompt_chunks)
     return _on_device(parts, tokens if spec.train_text_encoder else encoded(parts, tokens), time_ids)
 

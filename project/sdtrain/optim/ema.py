@@ -22,7 +22,7 @@ class Ema:
         self._shares = {name: master.detach().clone() for name, master in masters.items()}
 
     def update(self, masters: Mapping[str, torch.Tensor]) -> None:
-        """To be called after each optimiser step; where a strategy has moved its masters, the average follows."""
+        """To be called after each optimizer step; where a strategy has moved its masters, the average follows."""
         weights = [masters[name].detach() for name in self._shares]
         for name, weight in zip(self._shares, weights, strict=True):
             self._shares[name] = self._shares[name].to(weight.device)

@@ -1,4 +1,4 @@
-"""The factor of the learning rates as a function of the optimiser step, so that no scheduler state has to be saved."""
+"""The factor of the learning rates as a function of the optimizer step, so that no scheduler state has to be saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdjob.settings.run_spec import RunSpec
 
 
 def schedule(spec: RunSpec) -> Callable[[int], float]:
-    """Step (0, 1, …) → factor, from diffusers' schedules; counted in optimiser steps, on any world size."""
+    """Step (0, 1, …) → factor, from diffusers' schedules; counted in optimizer steps, on any world size."""
     unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=spec.learning_rate)
     scheduler = get_scheduler(
         spec.lr_scheduler,

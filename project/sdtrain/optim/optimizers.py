@@ -1,6 +1,6 @@
-"""Optimisers by the names that users type, each from the library that keeps it; imported only when chosen.
+"""Optimizers by the names that users type, each from the library that keeps it; imported only when chosen.
 
-For strategies that update whole tensors with an optimiser of PyTorch's interface.
+For strategies that update whole tensors with an optimizer of PyTorch's interface.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ FUSED = ("cuda", "cpu", "mps", "xpu")
 
 
 def build(optim: OptimSpec, groups: Groups) -> Optimizer:
-    """The optimiser over parameter groups that have their own learning rate."""
+    """The optimizer over parameter groups that have their own learning rate."""
     return _BUILDERS[optim.name](optim, groups)
 
 
 def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
-    """The parameter groups to resume with: this run's settings, and what the optimiser itself has learnt."""
+    """The parameter groups to resume with: this run's settings, and what the optimizer itself has learnt."""
     return [
         {**mine, **{name: theirs[name] for name in _LEARNT if name in theirs}}
         for mine, theirs in zip(now, saved, strict=True)

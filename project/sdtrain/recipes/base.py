@@ -1,4 +1,4 @@
-"""A recipe: which pictures are trained on, with which prompts and weights. LoRA is a property of either."""
+"""A recipe: which images are trained on, with which prompts and weights. LoRA is a property of either."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RecipeInput:
     world: World
     layout: OutputLayout
     parts: Parts
-    infos: tuple[DatasetInfo, ...]  # the run's data sets: one, or one for each subject
+    infos: tuple[DatasetInfo, ...]  # the run's datasets: one, or one for each subject
     images: TrainingImages  # of all of them, without those held out
     model_identity: str
     stop: StopRequest
@@ -36,7 +36,7 @@ class RecipeInput:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`captions`: whether the data set must have them; `streams` is collective."""
+    """`captions`: whether the dataset must have them; `streams` is collective."""
 
     captions: bool
     streams: Callable[[RecipeInput], tuple[Stream, ...]]
@@ -45,9 +45,9 @@ class Recipe:
 def open_images(
     spec: RunSpec, world: World, infos: Sequence[DatasetInfo], prompts: Sequence[str] = ()
 ) -> TrainingImages:
-    """The pictures of data sets, looked at before anything is trained. Collective; raises JobError (66).
+    """The images of datasets, looked at before anything is trained. Collective; raises JobError (66).
 
-    Several are joined; then each has a prompt that is the caption of its pictures.
+    Several are joined; then each has a prompt that is the caption of its images.
     """
     sources: list[ImageSource] = []
     bad: dict[int, Problem] = {}

@@ -1,4 +1,4 @@
-"""DreamBooth: a few pictures of one subject or of several, optionally with pictures of their classes.
+"""DreamBooth: a few images of one subject or of several, optionally with images of their classes.
 
 Ruiz et al. 2022, arXiv:2208.12242.
 """
@@ -16,10 +16,10 @@ from sdtrain.recipes.base import Recipe, RecipeInput, open_images
 
 
 def _streams(given: RecipeInput) -> tuple[Stream, ...]:
-    """One stream with the pictures of all subjects, and one with those of all classes."""
+    """One stream with the images of all subjects, and one with those of all classes."""
     spec = given.spec
     concepts = concepts_of(spec)
-    several = spec.concepts_list is not None  # then each picture has the prompt of its subject
+    several = spec.concepts_list is not None  # then each image has the prompt of its subject
     weights = tuple(
         concept.weight
         for concept, info in zip(concepts, given.infos, strict=True)
@@ -29,19 +29,19 @@ def _streams(given: RecipeInput) -> tuple[Stream, ...]:
         "instance",
         given.images,
         None if several else spec.instance_prompt,
-        picture_weights=weights if len(set(weights)) > 1 else (),
+        image_weights=weights if len(set(weights)) > 1 else (),
     )
     if not spec.with_prior_preservation:
         return (instance,)
     classes = {(concept.class_prompt or "", concept.class_data_dir): concept for concept in concepts}
-    of_classes = [_class_pictures(given, concept) for concept in classes.values()]
+    of_classes = [_class_images(given, concept) for concept in classes.values()]
     images = open_images(spec, given.world, of_classes, [prompt for prompt, _ in classes] if several else ())
     prompt = None if several else spec.class_prompt
     return instance, Stream("class", images, prompt, spec.prior_loss_weight)
 
 
-def _class_pictures(given: RecipeInput, concept: Concept) -> DatasetInfo:
-    """The pictures of one class: those that are given, or generated ones. Collective."""
+def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
+    """The images of one class: those that are given, or generated ones. Collective."""
     spec = given.spec.model_copy(
         update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
     )

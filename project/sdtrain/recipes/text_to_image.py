@@ -1,4 +1,4 @@
-"""Text-to-image: pictures, each with its own caption."""
+"""Text-to-image: images, each with its own caption."""
 
 from __future__ import annotations
 

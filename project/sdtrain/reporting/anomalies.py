@@ -1,4 +1,4 @@
-"""What goes wrong with single steps and pictures while a run goes on: counted, named, and bounded."""
+"""What goes wrong with single steps and images while a run goes on: counted, named, and bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STEADIER = {"fp16": "use mixed_precision=bf16 or no, ", "bf16": "use mixed_prec
 
 @dataclass(frozen=True)
 class _Seen:
-    """A micro-batch of this rank: its loss [], still on the device, and the names of its pictures."""
+    """A batch of this rank: its loss [], still on the device, and the names of its images."""
 
     step: int
     loss: torch.Tensor
@@ -30,7 +30,7 @@ class _Seen:
 
 
 class Incidents:
-    """Losses that are no numbers, with their pictures; pictures that were passed over; sudden losses."""
+    """Losses that are no numbers, with their images; images that were passed over; sudden losses."""
 
     def __init__(self, spec: RunSpec, world: World, skipped_steps: int, bad_samples: Sequence[str]) -> None:
         self._spec, self._world = spec, world
@@ -41,7 +41,7 @@ class Incidents:
         self._spikes = Spikes()
 
     def saw(self, step: int, batches: tuple[StreamBatch, ...], loss: torch.Tensor) -> None:
-        """To be called for each micro-batch; never waits for the device."""
+        """To be called for each batch; never waits for the device."""
         names = tuple(name for batch in batches for name in batch.names)
         self._seen.append(_Seen(step, loss, names))
         for problem in (problem for batch in batches for problem in batch.passed_over):
@@ -89,7 +89,7 @@ class Incidents:
             say(f"warning: the loss of step {step} is {loss:.4f}, those before were about {usual:.4f}")
 
     def settle(self) -> None:
-        """Adds up the pictures that the ranks have passed over. Collective. Raises JobError (66) beyond the bound."""
+        """Adds up the images that the ranks have passed over. Collective. Raises JobError (66) beyond the bound."""
         if not self._world.any(bool(self._met)):
             return
         met = {name: problem for share in self._world.gather(self._met) for name, problem in share.items()}

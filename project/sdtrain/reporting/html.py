@@ -1,4 +1,4 @@
-"""report.html: the report as a page, with the loss curves and the pictures, in one file without scripts."""
+"""report.html: the report as a page, with the loss curves and the images, in one file without scripts."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 def render(report: dict[str, Any], losses: Curves, grid: str | None) -> str:
-    """The page; `grid` is the path of the before/after picture, relative to the page."""
+    """The page; `grid` is the path of the before/after image, relative to the page."""
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _tiles(report))
     rows = "\n".join(
         f"<tr><td>{escape(key)}</td><td>{escape(_shown(value))}</td></tr>" for key, value in report.items()
     )
-    picture = _samples(grid, report["validation_prompts"]) if grid else ""
+    samples = _samples(grid, report["validation_prompts"]) if grid else ""
     title = escape(_title(report))
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>
 <h1>{title}</h1>
 <p class="about">{escape(_about(report))}</p>
 <dl>{tiles}</dl>
-{picture}
+{samples}
 <h2>Loss</h2>
 {_chart(losses)}
 <details><summary>All figures</summary>
@@ -86,7 +86,7 @@ def render(report: dict[str, Any], losses: Curves, grid: str | None) -> str:
 
 
 def _samples(grid: str, prompts: Sequence[str]) -> str:
-    """The picture, and its prompts in full: it has room for their beginnings, and a font for few languages."""
+    """The image, and its prompts in full: it has room for their beginnings, and a font for few languages."""
     listed = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
     image = f'<img src="{escape(grid)}" alt="samples">'
     return f'<h2>Before and after</h2><p>{image}</p><ol class="about" start="0">{listed}</ol>'
@@ -102,7 +102,7 @@ def _about(report: dict[str, Any]) -> str:
     """What ran where: the sums that a reader would otherwise have to look up."""
     when = report["finished"][:16].replace("T", " ")
     return (
-        f"{report['pretrained_model_name_or_path']}, {report['num_examples']:,} pictures at "
+        f"{report['pretrained_model_name_or_path']}, {report['num_examples']:,} images at "
         f"{report['resolution']} pixels, {report['global_batch_size']} a step; {report['world_size']} × "
         f"{report['device_name']}, {report['plugin']}, precision {report['precision']}; finished {when} UTC"
     )
@@ -111,7 +111,7 @@ def _about(report: dict[str, Any]) -> str:
 def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What people look for first; what was not measured is left out."""
     if rate := report["images_per_second"]:
-        yield "pictures a second", f"{rate:.3g}"
+        yield "images a second", f"{rate:.3g}"
     yield "time" if not report["resumed_from_step"] else "time of all starts", _duration(report["seconds"])
     yield "device hours", f"{report['device_hours']:.3g}"
     if peak := report["peak_memory_bytes"]:
@@ -135,7 +135,7 @@ def _shown(value: Any) -> str:
 
 def _chart(losses: Curves) -> str:
     """The losses as dots and their running mean as a line: single losses of diffusion say little. Those of the
-    held-out pictures, at fixed timesteps, are a curve by themselves."""
+    held-out images, at fixed timesteps, are a curve by themselves."""
     if len(losses.training) < 2:
         return "<p>Too few logged steps for a curve.</p>"
     running = RunningMean()
@@ -157,7 +157,7 @@ def _chart(losses: Curves) -> str:
     levels = "".join(_level(place((first, loss))[1], loss) for loss in _levels(low, high))
     legend = [_legend(0, "train", "training, running mean")]
     if losses.held_out:
-        legend.append(_legend(1, "held-out", "held-out pictures"))
+        legend.append(_legend(1, "held-out", "held-out images"))
     return f"""<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="11">
 {levels}<g fill="var(--train)" opacity=".35">{dots}</g>{line(mean, "train")}{line(losses.held_out, "held-out")}
 <text x="{_LEFT}" y="{_HEIGHT - 6}">step {first}</text>

@@ -73,7 +73,7 @@ class TimedStep:
 
     step: int
     seconds: float
-    loss: float  # mean over ranks and micro-batches
+    loss: float  # mean over ranks and batches
     reference_loss: float | None
 
 
@@ -91,7 +91,7 @@ class Outcome:
     spent_before: Spent  # by earlier starts of the run
     timed_step: TimedStep | None = None  # None: none was asked for, or an earlier part of the run had it
     skipped_steps: int = 0  # whose loss was no number
-    bad_samples: tuple[str, ...] = ()  # pictures that could not be used
+    bad_samples: tuple[str, ...] = ()  # images that could not be used
 
 
 def report(

@@ -13,13 +13,13 @@ from PIL import Image
 
 
 class Tracker(Protocol):
-    """Where figures and pictures of a run go."""
+    """Where figures and images of a run go."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Figures of a step, by tag."""
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        """A picture of a step."""
+        """An image of a step."""
 
     def text(self, tag: str, text: str) -> None:
         """A text that holds for the whole run."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdjob.problems import JobError, hardware
+from sdjob.problems import JobError, no_hardware
 from sdjob.settings.compatibility import Topology
 
 
@@ -53,13 +53,13 @@ def choose(name: str) -> DeviceKind:
         return next(kind for kind in KINDS.values() if _present(kind))
     if name not in KINDS:
         raise JobError(
-            hardware("device", f"unknown device {name!r}", f"Use one of: auto, {', '.join(KINDS)}.")
+            no_hardware("device", f"unknown device {name!r}", f"Use one of: auto, {', '.join(KINDS)}.")
         )
     kind = KINDS[name]
     if not _present(kind):
         package = f" and the package {kind.module}" if kind.module else ""
         raise JobError(
-            hardware(
+            no_hardware(
                 "device",
                 f"no {name} device is available",
                 f"Use a machine with one{package}, or device=auto.",
@@ -75,7 +75,7 @@ def device_of(kind: DeviceKind, local_rank: int) -> torch.device:
     count = kind.runtime.device_count()
     if local_rank >= count:
         raise JobError(
-            hardware(
+            no_hardware(
                 "NPROC_PER_NODE",
                 f"process {local_rank} needs a {kind.name} device of its own, {count} found",
                 f"Use NPROC_PER_NODE={count}.",

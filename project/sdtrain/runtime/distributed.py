@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from sdjob.problems import JobError, Problem
 from sdtrain.runtime import devices
 
-# Long enough for rank 0 to convert a large data set while the others wait.
+# Long enough for rank 0 to convert a large dataset while the others wait.
 _TIMEOUT = timedelta(hours=2)
 
 

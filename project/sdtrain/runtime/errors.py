@@ -1,11 +1,11 @@
-"""Exceptions that mean something a person can mend: too little memory, no room to write."""
+"""Exceptions that mean something a person can fix: too little memory, no room to write."""
 
 from __future__ import annotations
 
 import errno
 import re
 
-from sdjob.problems import ExitCode, Problem, hardware, output_problem
+from sdjob.problems import ExitCode, Problem, bad_output, no_hardware
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
@@ -24,7 +24,9 @@ def _no_package(error: Exception) -> Problem | None:
     if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.startswith("sd"):
         return None
     package = error.name.split(".")[0]
-    return hardware("Python", f"the package {package} is not installed", f"Install it: pip install {package}")
+    return no_hardware(
+        "Python", f"the package {package} is not installed", f"Install it: pip install {package}"
+    )
 
 
 def is_write_failure(error: Exception) -> bool:
@@ -49,7 +51,7 @@ def _no_room(error: Exception) -> Problem | None:
     of_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
     if not of_files or not (_number_of(error) in _FULL or _tells_of_writing(error)):
         return None
-    return output_problem(
+    return bad_output(
         "OUTPUT_DIR",
         f"cannot be written ({error})",
         "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",

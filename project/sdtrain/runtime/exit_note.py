@@ -14,7 +14,7 @@ _BEGUN = "begun"
 
 
 def reason_not_to_try_again(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The code with which an earlier attempt of this run ended for a reason that another one cannot mend.
+    """The code with which an earlier attempt of this run ended for a reason that another one cannot fix.
 
     None: there was no earlier attempt, or it crashed; its note of this rank is then taken back.
     """

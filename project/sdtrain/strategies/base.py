@@ -22,7 +22,7 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """An optimiser as values: a strategy builds its own, since FSDP shards before, and Gemini has only its Adam."""
+    """An optimizer as values: a strategy builds its own, since FSDP shards before, and Gemini has only its Adam."""
 
     groups: tuple[ParameterGroup, ...]
     betas: tuple[float, float]
@@ -33,7 +33,7 @@ class OptimSpec:
 
 
 class Strategy(Protocol):
-    """How one optimiser step is computed by many processes; trained weights are fp32 masters throughout."""
+    """How one optimizer step is computed by many processes; trained weights are fp32 masters throughout."""
 
     model: nn.Module  # to be called in the forward pass
 
@@ -41,13 +41,13 @@ class Strategy(Protocol):
         """Takes the module whose parameters with requires_grad are trained. Collective."""
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Holds one micro-batch, forward and backward; gradients are exchanged only in the last of a step."""
+        """Holds one batch, forward and backward; gradients are exchanged only in the last of a step."""
 
     def autocast(self) -> AbstractContextManager[None]:
         """Holds a forward pass in the precision of the run."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of a loss that is already divided by the number of micro-batches."""
+        """Adds the gradients of a loss that is already divided by the number of batches."""
 
     def step(self, factor: float) -> torch.Tensor:
         """Clips, updates with each group's learning rate × factor, forgets the gradients; returns their norm
@@ -57,17 +57,17 @@ class Strategy(Protocol):
         """Forgets the gradients of a step that is not to be taken."""
 
     def masters(self) -> dict[str, torch.Tensor]:
-        """This rank's share of the trained weights by name, fp32: the very tensors that the optimiser updates."""
+        """This rank's share of the trained weights by name, fp32: the very tensors that the optimizer updates."""
 
     def full_state(self, shares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """From each rank's shares the whole tensors, fp32, on the CPU of rank 0. Collective."""
 
     def applied(self, shares: Mapping[str, torch.Tensor] | None) -> AbstractContextManager[None]:
-        """Inside, each rank can draw as many pictures as it likes, whatever the others do, with these shares
+        """Inside, each rank can draw as many images as it likes, whatever the others do, with these shares
         in place of the masters (None: with the masters). Entering and leaving is collective."""
 
     def save(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
-        """Writes weights, optimiser and the average's shares for `load`. Collective."""
+        """Writes weights, optimizer and the average's shares for `load`. Collective."""
 
     def snapshot(self, ema: Mapping[str, torch.Tensor] | None) -> Callable[[Path], None]:
         """What `save` would write now, copied to the host: to be called with a folder by every rank, in a thread
@@ -78,7 +78,7 @@ class Strategy(Protocol):
 
 
 def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[str, Any]]:
-    """The parameter groups for a torch optimiser, each with `base_lr`, its learning rate before the schedule."""
+    """The parameter groups for a torch optimizer, each with `base_lr`, its learning rate before the schedule."""
     groups: list[dict[str, Any]] = []
     for group in optim.groups:
         members = [p for name, p in trained.items() if name.startswith(group.prefix)]

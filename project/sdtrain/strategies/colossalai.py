@@ -105,7 +105,7 @@ class LowLevelZero:
         return lent(self.masters, shares, self._refresh)
 
     def _refresh(self) -> None:
-        """The working weights as the masters are; what the optimiser does at the end of a step. Collective."""
+        """The working weights as the masters are; what the optimizer does at the end of a step. Collective."""
         padded = self._optimizer._working_param_to_padded_working_param
         for name, working in self._working.items():
             target = padded[working]
@@ -141,7 +141,7 @@ class LowLevelZero:
 class Gemini:
     """Strategy of plugin gemini: parameters in chunks, divided among the ranks and placed by `placement`.
 
-    cuda: everything on the device; cpu: parameters and optimiser in host memory; auto: Gemini decides from
+    cuda: everything on the device; cpu: parameters and optimizer in host memory; auto: Gemini decides from
     what it measures in the first step.
     """
 
@@ -199,7 +199,7 @@ class Gemini:
         return Range(shape, int(offset), int(length)) if length > 0 else Range(shape, 0, 0)
 
     def _fake(self, name: str) -> nn.Parameter:
-        """The parameter that Gemini shows to the optimiser: this rank's part of the real one."""
+        """The parameter that Gemini shows to the optimizer: this rank's part of the real one."""
         fake: nn.Parameter = self._optimizer.id_to_fake_params[self._ids[name]]
         return fake
 
@@ -224,12 +224,12 @@ class Gemini:
         self._forget()
 
     def _forget(self) -> None:
-        """After an fp16 overflow Gemini would go on adding to the gradients that overflowed, for ever."""
+        """After an fp16 overflow Gemini would go on adding to the gradients that overflowed, forever."""
         model: Any = self.model
         model.chunk_manager.accumulating_grads = False
 
     def masters(self) -> dict[str, torch.Tensor]:
-        """Asked for anew whenever they are needed: Gemini moves chunks between devices."""
+        """Asked for again whenever they are needed: Gemini moves chunks between devices."""
         empty = torch.empty(0, device=self._device)
         return {name: self._master(name) if part.length else empty for name, part in self._ranges.items()}
 
@@ -256,7 +256,7 @@ class Gemini:
                 model._post_forward()  # scatters them, and moves them back to their places
 
     def _refresh(self) -> None:
-        """The half-precision chunks as their masters are; what the optimiser does at the end of a step."""
+        """The half-precision chunks as their masters are; what the optimizer does at the end of a step."""
         for chunk in self._optimizer.chunk16_set:
             chunk.optim_update()
 

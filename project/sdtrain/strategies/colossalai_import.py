@@ -2,7 +2,7 @@
 
 Colossal-AI 0.5.0 asks for torch 2.5 and pins a dozen packages that training does not use, so it is installed
 without its dependencies (docker/requirements-colossal.txt). All that is then missing is two packages that
-`colossalai.nn.optimizer` imports for optimisers that are not used here; empty modules stand in for them
+`colossalai.nn.optimizer` imports for optimizers that are not used here; empty modules stand in for them
 while Colossal-AI is imported. Any other pair of versions is refused: it may well train, and train wrongly.
 """
 
@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from sdjob.problems import JobError, hardware
+from sdjob.problems import JobError, no_hardware
 
 # Sets on which the tests of the strategies pass.
 PROVEN = (("0.5.0", "2.13.0"), ("0.5.0", "2.10.0"))  # colossalai, torch
@@ -39,11 +39,11 @@ def check_versions() -> None:
         found = version("colossalai"), version("torch").split("+")[0]
     except PackageNotFoundError:
         remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."
-        raise JobError(hardware("plugin", "the package colossalai is not installed", remedy)) from None
+        raise JobError(no_hardware("plugin", "the package colossalai is not installed", remedy)) from None
     if found not in PROVEN:
         sets = " or ".join("colossalai {} with torch {}".format(*pair) for pair in PROVEN)
         raise JobError(
-            hardware(
+            no_hardware(
                 "plugin",
                 f"colossalai {found[0]} with torch {found[1]}",
                 f"Install what is proven ({sets}), or use plugin=fsdp.",

@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimiser sharded by PyTorch itself, on any device with collectives.
+"""FSDP2: weights, gradients and optimizer sharded by PyTorch itself, on any device with collectives.
 
 `fully_shard` (torch.distributed.fsdp); ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054.
 """
@@ -62,7 +62,7 @@ class Fsdp:
     def _shard(self, model: nn.Module) -> None:
         """Shards each part of the model block by block, so that one block at a time is whole.
 
-        Each part is a root of its own: pictures are drawn with the U-Net alone.
+        Each part is a root of its own: images are drawn with the U-Net alone.
         """
         policy: Any = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
         pinned = self._device.type == "cuda"

@@ -56,7 +56,7 @@ def put(targets: Shares, values: Shares) -> None:
 def lent(masters: Callable[[], Shares], shares: Shares | None, refresh: Callable[[], None]) -> Iterator[None]:
     """Inside, the masters have other values; `refresh` brings them to the weights that are computed with.
 
-    Masters are asked for anew each time: a strategy may have moved them. Collective if `refresh` is.
+    Masters are asked for again each time: a strategy may have moved them. Collective if `refresh` is.
     """
     if shares is None:
         yield

@@ -1,6 +1,6 @@
 """`python -m sdtrain.tools.benchmark_case MODEL RESULT FLAGS…`: measure the speed and memory of one configuration.
 
-What `sdtrain.tools.benchmark` starts anew for each of its rows. RESULT receives one JSON object.
+What `sdtrain.tools.benchmark` starts again for each of its rows. RESULT receives one JSON object.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
 
 
 def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch, ...]]:
-    """The same random pictures again and again; noise and timesteps change with the step."""
+    """The same random images again and again; noise and timesteps change with the step."""
     generator = torch.Generator().manual_seed(rank)
     pixel_values = torch.rand(size, 3, resolution, resolution, generator=generator) * 2 - 1
     step = 0
@@ -102,13 +102,13 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
             StreamBatch(
                 pixel_values=pixel_values,
                 moments=None,
-                prompts=["a picture"] * size,
+                prompts=["an image"] * size,
                 encodings=None,
                 samples=[Sample(step, rank * size + i, i, "synthetic") for i in range(size)],
                 weight=1.0,
                 names=["synthetic"] * size,
                 passed_over=[],
-                picture_weights=None,
+                image_weights=None,
             ),
         )
         step += 1
@@ -117,7 +117,7 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
 def cached(
     batches: Iterator[tuple[StreamBatch, ...]], parts: Parts, spec: RunSpec
 ) -> Iterator[tuple[StreamBatch, ...]]:
-    """The same with pictures and prompts encoded once, on the host, as the caches give them."""
+    """The same with images and prompts encoded once, on the host, as the caches give them."""
     for number, (batch,) in enumerate(batches):
         if number == 0:
             with torch.no_grad():
@@ -128,7 +128,7 @@ def cached(
 
 
 def _moments(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
-    """[1, 2C, h, w] of one picture, so that no more memory is needed than for one."""
+    """[1, 2C, h, w] of one image, so that no more memory is needed than for one."""
     given = pixel_values[None].to(parts.device, parts.vae.dtype)
     found: torch.Tensor = parts.vae.encode(given).latent_dist.parameters.cpu()
     return found

@@ -1,4 +1,4 @@
-"""The loss on pictures that are not trained on, at fixed timesteps and with fixed noise: a stable curve."""
+"""The loss on images that are not trained on, at fixed timesteps and with fixed noise: a stable curve."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.heartbeat import Pulse
 
-_TIMESTEPS = 4  # of each picture, evenly over the schedule: the loss of one says little of another's
+_TIMESTEPS = 4  # of each image, evenly over the schedule: the loss of one says little of another's
 
 
 def held_apart(
     spec: RunSpec, world: World, images: TrainingImages, counts: Sequence[int]
 ) -> tuple[TrainingImages, HeldOut | None]:
-    """The pictures to train on, and those that are held out: of a folder, looked at, or a share of the data sets.
+    """The images to train on, and those that are held out: of a folder, looked at, or a share of the datasets.
     Collective. Raises JobError (66).
 
-    `counts`: pictures of each data set of `images`.
+    `counts`: images of each dataset of `images`.
     """
     recipe = RECIPES[spec.recipe]
     prompt = None if recipe.captions else spec.instance_prompt
     if spec.validation_split:
         kept, held = divided(spec, counts)
         if world.is_main:
-            say(f"{len(held)} of {len(images)} pictures are held out")
-        # Each picture of several subjects has the prompt of its own.
+            say(f"{len(held)} of {len(images)} images are held out")
+        # Each image of several subjects has the prompt of its own.
         return images.only(kept), _held_out(spec, images.only(held), None if spec.concepts_list else prompt)
     if not spec.validation_data_dir:
         return images, None
@@ -52,9 +52,9 @@ def held_apart(
 
 
 def divided(spec: RunSpec, counts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Indices of the pictures to train on and of those held out, of data sets one after the other.
+    """Indices of the images to train on and of those held out, of datasets one after the other.
 
-    A share of each data set, whatever is in it, by the seed alone. The held-out ones take turns among the data sets,
+    A share of each dataset, whatever is in it, by the seed alone. The held-out ones take turns among the datasets,
     so that the first of them are of all.
     """
     held: list[tuple[int, int, int]] = []
@@ -74,10 +74,10 @@ def _held_out(spec: RunSpec, images: TrainingImages, prompt: str | None) -> Held
 
 
 def loss(training: Training, held_out: HeldOut) -> float | None:
-    """The mean squared error over all held-out pictures and timesteps, by the weights that are exported. Collective.
+    """The mean squared error over all held-out images and timesteps, by the weights that are exported. Collective.
 
-    A forward pass holds the timesteps of one picture, whoever computes it, and the sum goes by the order of
-    the pictures: so the number is the same on any number of processes. All ranks make as many passes.
+    A forward pass holds the timesteps of one image, whoever computes it, and the sum goes by the order of
+    the images: so the number is the same on any number of processes. All ranks make as many passes.
     None: asked to stop before all were made.
     """
     world, parts = training.world, training.parts
@@ -99,7 +99,7 @@ def loss(training: Training, held_out: HeldOut) -> float | None:
 
 
 def _error(training: Training, denoiser: Denoiser, held_out: HeldOut, index: int) -> float:
-    """The mean error of one picture."""
+    """The mean error of one image."""
     parts, spec = training.parts, training.spec
     schedule = parts.noise_schedule
     example = held_out.images[Sample(0, index, index, "held out")]

@@ -1,4 +1,4 @@
-"""Validation: samples of the same prompts and seeds, and the loss on held-out pictures, before, during and after."""
+"""Validation: samples of the same prompts and seeds, and the loss on held-out images, before, during and after."""
 
 from __future__ import annotations
 

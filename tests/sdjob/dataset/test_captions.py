@@ -59,7 +59,7 @@ def test_parquet_files_one_after_the_other(tmp_path):
     assert captions(tmp_path, COUNT + 1) == [*(f"caption 0-{row}" for row in range(COUNT)), "caption 1-0"]
 
 
-def test_a_saved_data_set(tmp_path):
+def test_a_saved_dataset(tmp_path):
     import datasets
 
     rows = {"image": [png()] * COUNT, "text": [f"caption {row}" for row in range(COUNT)]}

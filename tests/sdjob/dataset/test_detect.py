@@ -1,4 +1,4 @@
-"""A data set is recognised, counted and sampled, or refused with everything that is wrong with it."""
+"""A dataset is recognised, counted and sampled, or refused with everything that is wrong with it."""
 
 import contextlib
 import csv
@@ -47,7 +47,7 @@ def png(colour="red") -> bytes:
 PNG = png()
 
 
-def picture(path: Path, content=PNG) -> Path:
+def write_image(path: Path, content=PNG) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -75,25 +75,25 @@ def parquet(path: Path, content: pa.Table, **options) -> Path:
     return path
 
 
-# --- folders of pictures -----------------------------------------------------------------------------
+# --- folders of images -----------------------------------------------------------------------------
 
 
 def test_folder_ignores_stray_files(tmp_path):
     for name in ("b ü.JPG", "a.png", "c.Webp", "d.tiff"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     for name in (".DS_Store", "._a.png", ".hidden.png", "Thumbs.db", "notes.txt", "e.mp4"):
         (tmp_path / name).write_text("stray")
-    picture(tmp_path / "folder.png" / "notes.md")
+    write_image(tmp_path / "folder.png" / "notes.md")
     info = find(tmp_path, captions=False)
     assert (info.format, info.num_examples, info.caption_column) == ("folder", 4, None)
     assert [path.name for path in info.files] == ["a.png", "b ü.JPG", "c.Webp", "d.tiff"]
     assert info.files[0] == tmp_path / "a.png" and info.files[-1].name == "d.tiff"
 
 
-def test_pictures_come_by_name_in_whatever_order_they_are_listed(tmp_path, monkeypatch):
-    """Ranks that list a folder in different orders would train on other pictures than they agreed on."""
+def test_images_come_by_name_in_whatever_order_they_are_listed(tmp_path, monkeypatch):
+    """Ranks that list a folder in different orders would train on other images than they agreed on."""
     for name in "bca":
-        picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
     scan = os.scandir
 
     @contextlib.contextmanager
@@ -105,28 +105,28 @@ def test_pictures_come_by_name_in_whatever_order_they_are_listed(tmp_path, monke
     assert [path.name for path in find(tmp_path, captions=False).files] == ["a.png", "b.png", "c.png"]
 
 
-def test_bare_pictures_have_no_captions(tmp_path):
-    picture(tmp_path / "a.png")
+def test_bare_images_have_no_captions(tmp_path):
+    write_image(tmp_path / "a.png")
     problem = only(tmp_path)
-    assert "1 of 1 pictures have no caption" in problem.found
+    assert "1 of 1 images have no caption" in problem.found
     assert "metadata.jsonl" in problem.remedy and "recipe=dreambooth" in problem.remedy
 
 
 def test_captions_in_text_files(tmp_path):
     for name in ("a", "b"):
-        picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("x")
     info = find(tmp_path)
     assert (info.format, info.num_examples, info.caption_column) == ("folder", 2, ".txt")
-    picture(tmp_path / "c.png")
-    assert "1 of 3 pictures have no caption: c.png" in only(tmp_path).found
+    write_image(tmp_path / "c.png")
+    assert "1 of 3 images have no caption: c.png" in only(tmp_path).found
 
 
 def test_nothing_usable_says_what_was_found(tmp_path):
     for name in ("a.txt", "b.txt", "c.zip"):
         (tmp_path / name).write_text("x")
     problem = only(tmp_path, captions=False)
-    assert "2 .txt, 1 .zip" in problem.found and "folder of pictures" in problem.remedy
+    assert "2 .txt, 1 .zip" in problem.found and "folder of images" in problem.remedy
     (tmp_path / "empty").mkdir()
     assert "holds nothing" in only(tmp_path, "empty").found
     assert "does not exist" in only(tmp_path / "no").found
@@ -147,27 +147,27 @@ def test_it_is_found_below_the_mount(tmp_path):
 
 
 def test_several_need_a_name(tmp_path):
-    picture(tmp_path / "cats" / "a.png")
-    picture(tmp_path / "big dogs" / "a.png")
+    write_image(tmp_path / "cats" / "a.png")
+    write_image(tmp_path / "big dogs" / "a.png")
     problem = only(tmp_path, captions=False)
-    assert "2 data sets: big dogs, cats" in problem.found and "dataset_name=" in problem.remedy
+    assert "2 datasets: big dogs, cats" in problem.found and "dataset_name=" in problem.remedy
     assert find(tmp_path, "big dogs", captions=False).num_examples == 1
     wrong = only(tmp_path, "birds", captions=False)
     assert "does not exist" in wrong.found and "big dogs, cats" in wrong.found
 
 
 def test_the_only_captioned_one_is_chosen(tmp_path):
-    picture(tmp_path / "bare" / "a.png")
-    picture(tmp_path / "preview.png")
+    write_image(tmp_path / "bare" / "a.png")
+    write_image(tmp_path / "preview.png")
     jsonl(tmp_path / "captioned", {"file_name": "a.png", "text": "x"})
-    picture(tmp_path / "captioned" / "a.png")
+    write_image(tmp_path / "captioned" / "a.png")
     assert find(tmp_path).path == tmp_path / "captioned"
     assert find(tmp_path, captions=False).path == tmp_path
 
 
 def test_train_is_chosen_among_splits(tmp_path):
     for split in ("train", "test", "validation"):
-        picture(tmp_path / "data" / split / f"{split}.png")
+        write_image(tmp_path / "data" / split / f"{split}.png")
     assert find(tmp_path, captions=False).path == tmp_path / "data" / "train"
 
 
@@ -175,9 +175,9 @@ def test_train_is_chosen_among_splits(tmp_path):
 
 
 def test_metadata_jsonl(tmp_path):
-    picture(tmp_path / "sub dir" / "ä.png")
-    picture(tmp_path / "z.png")
-    picture(tmp_path / "not listed.png")
+    write_image(tmp_path / "sub dir" / "ä.png")
+    write_image(tmp_path / "z.png")
+    write_image(tmp_path / "not listed.png")
     jsonl(
         tmp_path,
         {"file_name": "z.png", "text": "a z"},
@@ -194,7 +194,7 @@ def test_metadata_jsonl(tmp_path):
 
 
 def test_metadata_csv_with_byte_order_mark(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     with (tmp_path / "metadata.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows([("file_name", "prompt"), ("a.png", 'quoted, "ü"\nsecond line')])
     info = find(tmp_path, caption_column="prompt")
@@ -202,7 +202,7 @@ def test_metadata_csv_with_byte_order_mark(tmp_path):
 
 
 def test_wrong_caption_column_lists_the_columns(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     jsonl(tmp_path, {"file_name": "a.png", "prompt": "x"})
     problem = only(tmp_path)
     assert "no column 'text'" in problem.found and "file_name, prompt" in problem.found
@@ -211,8 +211,8 @@ def test_wrong_caption_column_lists_the_columns(tmp_path):
 
 def test_every_mistake_in_metadata_is_named_with_its_lines(tmp_path):
     for name in ("a.png", "b.png"):
-        picture(tmp_path / "set" / name)
-    picture(tmp_path / "outside.png")
+        write_image(tmp_path / "set" / name)
+    write_image(tmp_path / "outside.png")
     path = jsonl(
         tmp_path / "set",
         {"file_name": "a.png", "text": "fine"},
@@ -233,7 +233,7 @@ def test_every_mistake_in_metadata_is_named_with_its_lines(tmp_path):
         "a file_name outside this folder: lines 5, 6",
         "a file_name that an earlier line has: line 4",
         "a file_name that does not exist: lines 7, 8",
-        "a file_name that is no picture: line 9",
+        "a file_name that is no image: line 9",
         "no file_name: line 3",
         "no text in the caption column: line 10",
         "not a JSON object: lines 2, 11",
@@ -242,7 +242,7 @@ def test_every_mistake_in_metadata_is_named_with_its_lines(tmp_path):
 
 
 def test_long_lists_of_lines_are_cut(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     jsonl(tmp_path, *({"file_name": f"{number}.png", "text": "x"} for number in range(1000)))
     assert "lines 1, 2, 3, 4, 5, 6 and 994 more" in only(tmp_path).found
 
@@ -257,7 +257,7 @@ def test_long_lists_of_lines_are_cut(tmp_path):
     ],
 )
 def test_unusable_metadata(tmp_path, name, content, found):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / name).write_bytes(content)
     assert found in only(tmp_path).found
 
@@ -349,7 +349,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-def test_saved_data_set(saved):
+def test_saved_dataset(saved):
     info = find(saved, "one")
     assert (info.format, info.num_examples, info.columns) == ("saved", 6, ("image", "text"))
     assert (info.path, info.files) == (saved / "one", tuple(sorted((saved / "one").glob("*.arrow"))))
@@ -365,7 +365,7 @@ def test_saved_splits(saved):
     assert find(saved, "other/b").num_examples == 6
 
 
-def test_damaged_saved_data_set(saved, tmp_path):
+def test_damaged_saved_dataset(saved, tmp_path):
     import shutil
 
     broken = tmp_path / "broken"
@@ -391,11 +391,11 @@ def test_spread_is_even_and_has_both_ends():
         assert len(rows) == limit and rows[0] == 0 and rows[-1] == 16
 
 
-def test_corrupt_pictures_are_named(tmp_path):
+def test_corrupt_images_are_named(tmp_path):
     for number in range(40):
-        picture(tmp_path / f"{number:02d}.png")
-    picture(tmp_path / "39.png", PNG[:-30])
-    picture(tmp_path / "00.png", b"")
+        write_image(tmp_path / f"{number:02d}.png")
+    write_image(tmp_path / "39.png", PNG[:-30])
+    write_image(tmp_path / "00.png", b"")
     found = verify_sample(find(tmp_path, captions=False), 16)
     assert [Path(problem.subject).name for problem in found] == ["00.png", "39.png"]
     assert {problem.code for problem in found} == {66} and "empty" in found[0].found
@@ -403,12 +403,12 @@ def test_corrupt_pictures_are_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["struct", "bytes", "path"])
 def test_corrupt_rows_of_parquet_are_named(tmp_path, kind):
-    picture(tmp_path / "pictures" / "good.png")
-    picture(tmp_path / "pictures" / "bad.png", b"no picture")
+    write_image(tmp_path / "images" / "good.png")
+    write_image(tmp_path / "images" / "bad.png", b"no image")
     good, bad = {
         "struct": ({"bytes": PNG, "path": None}, {"bytes": b"", "path": None}),
         "bytes": (PNG, PNG[:40]),
-        "path": ("pictures/good.png", "pictures/bad.png"),
+        "path": ("images/good.png", "images/bad.png"),
     }[kind]
     values = [good] * 300
     values[150] = values[299] = bad
@@ -472,8 +472,8 @@ def test_a_column_name_that_is_no_text_is_damage(tmp_path):
 
 def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
-    picture(folder / os.fsdecode(b"\xff.png"), b"")
-    picture(folder / "good.png")
+    write_image(folder / os.fsdecode(b"\xff.png"), b"")
+    write_image(folder / "good.png")
     (problem,) = verify_sample(find(tmp_path, captions=False), 4)
     assert r"caf\xe9/\xff.png" in str(problem)
     for found in (problem, only(tmp_path), only(folder, "no such")):
@@ -481,14 +481,14 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path):
 
 
 def test_impossible_names_are_problems(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     for name in ("x" * 300, "nul\0l", "a.png/b"):
         assert only(tmp_path, name, captions=False).found
     assert "is a file" in only(tmp_path, "a.png", captions=False).found
 
 
 def test_links_are_followed_and_loops_are_not_fatal(tmp_path):
-    picture(tmp_path / "elsewhere" / "a.png")
+    write_image(tmp_path / "elsewhere" / "a.png")
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
@@ -502,7 +502,7 @@ def test_links_are_followed_and_loops_are_not_fatal(tmp_path):
 
 
 def test_unreadable_places_are_problems(tmp_path):
-    picture(tmp_path / "secret" / "a.png")
+    write_image(tmp_path / "secret" / "a.png")
     secret = tmp_path / "secret"
     secret.chmod(0o000)
     try:
@@ -534,7 +534,7 @@ class _Entry:
 
 def test_big_folders_are_listed_without_a_stat_per_file(tmp_path, monkeypatch):
     """A million files take about 2 s; the bound leaves room for a slow machine."""
-    names = [f"picture {number:07d}.jpg" for number in range(200_000)]
+    names = [f"image {number:07d}.jpg" for number in range(200_000)]
 
     class Scan(list):
         def __enter__(self):
@@ -556,7 +556,7 @@ def test_nothing_heavy_is_imported_to_recognise_a_folder(tmp_path):
 
     import sdjob
 
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(sdjob.__file__).parents[1])!r})

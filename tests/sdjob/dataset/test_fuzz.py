@@ -76,7 +76,7 @@ def exif() -> Image.Exif:
     return found
 
 
-PICTURES = {
+IMAGES = {
     "png": [encoded("PNG"), encoded("PNG", "P"), encoded("PNG", "RGBA"), encoded("PNG", "I;16")],
     "jpg": [encoded("JPEG", exif=exif()), encoded("JPEG", "L", progressive=True), encoded("JPEG", "CMYK")],
     "webp": [encoded("WEBP"), encoded("WEBP", lossless=True)],
@@ -86,16 +86,16 @@ PICTURES = {
 }
 
 
-def test_the_pictures_are_good_before_they_are_damaged():
-    for originals in PICTURES.values():
+def test_the_images_are_good_before_they_are_damaged():
+    for originals in IMAGES.values():
         for content in originals:
             assert decode(content).mode == "RGB"
 
 
 @COUNTS
-@pytest.mark.parametrize("kind", PICTURES)
-def test_damaged_pictures(kind, count):
-    @given(damaged(PICTURES[kind]))
+@pytest.mark.parametrize("kind", IMAGES)
+def test_damaged_images(kind, count):
+    @given(damaged(IMAGES[kind]))
     def test(content):
         try:
             image = decode(content)
@@ -108,7 +108,7 @@ def test_damaged_pictures(kind, count):
 
 
 def read(folder: Path) -> int | None:
-    """The number of examples of a data set that can be used, None where an error says why it cannot."""
+    """The number of examples of a dataset that can be used, None where an error says why it cannot."""
     try:
         info = find_dataset(folder, None, captions=True, image_column="image", caption_column="text")
         problems = verify_sample(info, 3)
@@ -119,10 +119,10 @@ def read(folder: Path) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two pictures, as files and as bytes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    contents = [PICTURES["png"][0], PICTURES["jpg"][0]]
+def images(tmp_path_factory):
+    """Two images, as files and as bytes."""
+    folder = tmp_path_factory.mktemp("images")
+    contents = [IMAGES["png"][0], IMAGES["jpg"][0]]
     for name, content in zip("ab", contents, strict=True):
         (folder / f"{name}.png").write_bytes(content)
     return folder, contents
@@ -137,8 +137,8 @@ METADATA = {
 
 @COUNTS
 @pytest.mark.parametrize("name", METADATA)
-def test_damaged_metadata(pictures, tmp_path, name, count):
-    folder, _ = pictures
+def test_damaged_metadata(images, tmp_path, name, count):
+    folder, _ = images
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / name).write_bytes(METADATA[name])
@@ -154,9 +154,9 @@ def test_damaged_metadata(pictures, tmp_path, name, count):
 
 @COUNTS
 @pytest.mark.parametrize("compression", ["snappy", "none"])
-def test_damaged_parquet(pictures, tmp_path, compression, count):
+def test_damaged_parquet(images, tmp_path, compression, count):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    _, contents = pictures
+    _, contents = images
     rows = [{"bytes": content, "path": None} for content in contents]
     file = tmp_path / "train.parquet"
     pq.write_table(pa.table({"image": rows, "text": ["a", "b"]}), file, compression=compression)

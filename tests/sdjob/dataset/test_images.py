@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright 8-bit RGB, or is refused with a reason."""
+"""Every kind of image becomes upright 8-bit RGB, or is refused with a reason."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ def encoded(image, kind="PNG", **options) -> bytes:
 
 
 def halves(mode, left, right, size=(64, 32)):
-    """A picture of two colours, side by side."""
+    """An image of two colours, side by side."""
     image = Image.new(mode, size, left)
     image.paste(right, (size[0] // 2, 0, *size))
     return image
@@ -54,7 +54,7 @@ def test_exif_orientation_is_applied():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_does_not_cost_the_picture():
+def test_broken_exif_does_not_cost_the_image():
     data = encoded(halves("RGB", "red", "blue"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     assert decode(data).size == (64, 32)
 
@@ -107,7 +107,7 @@ def test_16_bit_grey_keeps_its_range():
     assert [result.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
-def test_dark_16_bit_picture_stays_dark():
+def test_dark_16_bit_image_stays_dark():
     assert decode(encoded(Image.new("I;16", (4, 4), 257 * 10))).getpixel((0, 0)) == (10, 10, 10)
 
 
@@ -137,7 +137,7 @@ def noise(size=(200, 200)):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_truncated_pictures_are_refused(tmp_path, kind, kept):
+def test_truncated_images_are_refused(tmp_path, kind, kept):
     data = encoded(noise(), kind)
     path = tmp_path / "cut"
     path.write_bytes(data[: int(len(data) * kept)])
@@ -155,12 +155,12 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_refused():
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"just some text", "not a picture"),
+        (b"just some text", "not an image"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "decoded|not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "decoded|not an image"),
     ],
 )
-def test_files_that_are_no_pictures(tmp_path, content, reason):
+def test_files_that_are_no_images(tmp_path, content, reason):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     for source in (path, content):
@@ -189,11 +189,11 @@ def test_values_of_tables():
     assert source_of(b"x", folder) == b"x"
     assert source_of("/b/a.png", folder) == Path("/b/a.png")
     for nothing in (None, {"bytes": None, "path": None}, "", 3):
-        with pytest.raises(ImageError, match="no picture"):
+        with pytest.raises(ImageError, match="no image"):
             source_of(nothing, folder)
 
 
-def test_undecodable_names_every_bad_picture():
+def test_undecodable_names_every_bad_image():
     def image(index):
         return decode(b"" if index in (3, 17) else encoded(Image.new("RGB", (2, 2))))
 
@@ -214,7 +214,7 @@ def with_late_exif(png: bytes, exif: Image.Exif) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "late PNG"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_size_is_that_of_the_upright_picture(tmp_path, kind, orientation):
+def test_a_size_is_that_of_the_upright_image(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     if kind == "late PNG":
@@ -237,6 +237,6 @@ def test_a_size_costs_no_decoding(kind, monkeypatch):
     assert images.size_of(data) == (2000, 500)
 
 
-def test_names_of_pictures():
+def test_names_of_images():
     assert all(map(images.is_image_name, ("a.jpg", "b.JPEG", "ü x.Png", "c.webp", "d.tif", "e.GIF", "f.bmp")))
     assert not any(map(images.is_image_name, ("a.txt", "jpg", ".jpg", "a.jpg.txt", "b")))

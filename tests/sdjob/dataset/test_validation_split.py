@@ -1,4 +1,4 @@
-"""How many pictures are held out: a share, at least one, and at least one is left."""
+"""How many images are held out: a share, at least one, and at least one is left."""
 
 import pytest
 from hypothesis import given
@@ -29,8 +29,8 @@ def test_there_is_always_one_on_each_side(share, count):
     assert 1 <= validation_split.held_out(spec(validation_split=share), count) <= count - 1
 
 
-def test_one_picture_cannot_be_divided(tmp_path):
+def test_one_image_cannot_be_divided(tmp_path):
     info = DatasetInfo(tmp_path, "folder", (tmp_path / "a.png",), 1, ("image",), "image", None)
     assert validation_split.problems(spec(), info) == []
     (problem,) = validation_split.problems(spec(validation_split=0.5), info)
-    assert (problem.code, problem.subject) == (66, str(tmp_path)) and "has one picture" in problem.found
+    assert (problem.code, problem.subject) == (66, str(tmp_path)) and "has one image" in problem.found

@@ -188,8 +188,8 @@ def test_pickles_are_not_looked_into(folder):
 @pytest.mark.parametrize(
     ("size", "resolution", "doubtful"), [(96, 128, True), (96, 192, False), (None, 64, False)]
 )
-def test_smaller_pictures_than_the_model_was_made_for(folder, size, resolution, doubtful):
-    """This VAE halves a picture once: 96 latents are 192 pixels."""
+def test_smaller_images_than_the_model_was_made_for(folder, size, resolution, doubtful):
+    """This VAE halves an image once: 96 latents are 192 pixels."""
     reconfigure(folder, "unet", sample_size=size)
     sentences = fit.too_small(looked(folder), resolution)
     assert [sentence.split(":")[0] for sentence in sentences] == ["resolution"] * doubtful

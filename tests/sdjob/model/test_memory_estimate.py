@@ -88,7 +88,7 @@ def test_a_lora_trains_little_and_keeps_the_rest_in_half_precision(sd14):
 
 
 def test_gradients_and_activations_are_there_together_only_if_gradients_stay(sd14):
-    """In a single micro-batch of a single process the activations go as the gradients come."""
+    """In a single batch of a single process the activations go as the gradients come."""
     alone = needed(sd14)
     assert not alone.gradients_stay
     assert alone.gradients > alone.copies + alone.activations
@@ -99,7 +99,7 @@ def test_gradients_and_activations_are_there_together_only_if_gradients_stay(sd1
     assert large.total == large.static - large.gradients + large.copies + large.activations
 
 
-def test_activations_grow_with_pictures_and_area(sd14):
+def test_activations_grow_with_images_and_area(sd14):
     one = needed(sd14).activations
     assert one == 1_130_496_000
     assert needed(sd14, train_batch_size=3).activations == 3 * one

@@ -144,7 +144,7 @@ def attends(width, block=1):
             unet(channels=9),
             "takes 9 channels instead of 4 (an inpainting model), which this version does not",
         ),
-        (unet(channels=8), "takes 8 channels instead of 4 (a model that edits pictures)"),
+        (unet(channels=8), "takes 8 channels instead of 4 (a model that edits images)"),
         (
             unet(**attends(1280, 4), **{"label_emb.0.0.weight": (1536, 2560)}),
             "is a refiner of Stable Diffusion XL",

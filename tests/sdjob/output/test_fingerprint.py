@@ -71,7 +71,7 @@ def test_what_may_change(change):
     assert facts(**change) == facts()
 
 
-def test_other_pictures_of_the_class_are_other_data():
+def test_other_images_of_the_class_are_other_data():
     prior = RunSpec(
         pretrained_model_name_or_path="m", output_dir="o", with_prior_preservation=True, class_prompt="x"
     )
@@ -117,10 +117,10 @@ def test_another_caption_is_other_data(captioned, tmp_path):
     assert identity(moved) != identity(captioned)
 
 
-def test_a_saved_data_set_may_move_but_not_change(tmp_path):
+def test_a_saved_dataset_may_move_but_not_change(tmp_path):
     def save(name: str, words: list[str]) -> Path:
-        pictures = [{"path": None, "bytes": b"picture"}] * len(words)
-        rows = {"image": pictures, "text": words}
+        images = [{"path": None, "bytes": b"image"}] * len(words)
+        rows = {"image": images, "text": words}
         features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
         datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / name)
         return tmp_path / name

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjob.settings import presets
+from sdjob.settings import flags, presets
 from sdjob.settings.run_spec import RunSpec
 
 PATHS = {"pretrained_model_name_or_path": "/m", "output_dir": "/o"}

@@ -79,7 +79,7 @@ def test_lists_from_one_string():
     assert RunSpec(**PATHS, validation_prompts="a, b").validation_prompts == ("a, b",)
 
 
-def test_the_data_set_of_the_recipe():
+def test_the_dataset_of_the_recipe():
     spec = RunSpec(**PATHS, instance_data_dir="/i", train_data_dir="/t")
     assert spec.data_dir == "/i"
     assert spec.model_copy(update={"recipe": "text_to_image"}).data_dir == "/t"

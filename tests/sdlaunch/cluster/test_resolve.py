@@ -192,8 +192,8 @@ def test_as_many_nodes_as_processes_on_loopback_is_refused(address):
     assert "counts nodes" in problem.found
     assert "one node of 8" in problem.found
     assert "NNODES=1" in problem.remedy
-    mended = resolve(environ | {"NNODES": "1"})
-    assert (mended.problems, mended.cluster) == ((), Cluster(1, 0, None, 8))
+    fixed = resolve(environ | {"NNODES": "1"})
+    assert (fixed.problems, fixed.cluster) == ((), Cluster(1, 0, None, 8))
 
 
 def test_nodes_on_loopback_with_one_process_each_are_nodes():

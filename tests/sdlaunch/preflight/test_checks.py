@@ -39,11 +39,11 @@ ONE_NODE = Cluster(1, 0, None, 2)
     ("file", "variable", "folder"),
     [
         ("model/tiny/model_index.json", "MODEL_DIR", "model"),
-        ("dataset/pictures/0.png", "DATASET_DIR", "dataset/pictures"),
+        ("dataset/images/0.png", "DATASET_DIR", "dataset/images"),
     ],
 )
 def test_a_mount_that_hangs_is_reported_and_not_waited_for(place, tmp_path, verb, file, variable, folder):
-    """A pipe that nobody writes to blocks its reader for ever, as a network share does whose server is gone."""
+    """A pipe that nobody writes to blocks its reader forever, as a network share does whose server is gone."""
     (tmp_path / file).unlink()
     os.mkfifo(tmp_path / file)
     begin = time.monotonic()
@@ -57,7 +57,7 @@ def test_a_mount_that_hangs_is_reported_and_not_waited_for(place, tmp_path, verb
 
 def test_captions_that_hang_are_reported_as_well(place, tmp_path):
     for number in range(5):
-        os.mkfifo(tmp_path / f"dataset/pictures/{number}.txt")
+        os.mkfifo(tmp_path / f"dataset/images/{number}.txt")
     begin = time.monotonic()
     job = prepare(place, recipe="text_to_image", check_timeout="0.5")
     assert found(job) == [("DATASET_DIR", 66)]
@@ -126,7 +126,7 @@ def test_shared_memory_is_compared_with_what_the_loaders_put_there(tmpfs):
     assert system_limits.shared_memory(spec(), ONE_NODE, shm) == []
     (problem,) = system_limits.shared_memory(spec(train_batch_size=8), ONE_NODE, shm)
     assert (problem.code, problem.subject) == (69, str(shm))
-    # 2 processes × (2 loaders × 2 + 1) × 8 pictures of 3 × 512² fp32 numbers
+    # 2 processes × (2 loaders × 2 + 1) × 8 images of 3 × 512² fp32 numbers
     assert "67.1 MB free, 252 MB needed" in problem.found
     assert "--shm-size" in problem.remedy
     assert (

@@ -1,4 +1,4 @@
-"""Which pictures are decoded before a job starts, and what bad ones mean."""
+"""Which images are decoded before a job starts, and what bad ones mean."""
 
 import shutil
 
@@ -12,8 +12,8 @@ BROKEN = (3, 40, 66)
 
 @pytest.fixture
 def many(place, tmp_path):
-    """The place with 70 pictures, of which three are broken; the sample of four sees none of them."""
-    folder = tmp_path / "dataset/pictures"
+    """The place with 70 images, of which three are broken; the sample of four sees none of them."""
+    folder = tmp_path / "dataset/images"
     for number in range(5, 70):
         shutil.copy(folder / "0.png", folder / f"{number:02}.png")
     for number in range(5):
@@ -27,13 +27,13 @@ def names(job) -> list[str]:
     return [problem.subject[-6:] for problem in job.problems]
 
 
-def test_of_many_pictures_a_sample_is_decoded_unless_all_are_asked_for(many):
+def test_of_many_images_a_sample_is_decoded_unless_all_are_asked_for(many):
     assert names(prepare(many)) == []
     assert names(prepare(many, verify_images="all")) == ["03.png", "40.png", "66.png"]
     assert names(prepare(many, verify_images="none")) == []
 
 
-def test_of_few_pictures_all_are(many, monkeypatch):
+def test_of_few_images_all_are(many, monkeypatch):
     monkeypatch.setattr(images, "ALL_OF", 70)
     assert names(prepare(many)) == ["03.png", "40.png", "66.png"]
 
@@ -43,7 +43,7 @@ def test_with_skip_as_many_as_may_be_passed_over_are_a_warning(many):
     job = prepare(many, **given, max_bad_samples="3")
     assert job.problems == ()
     (warning,) = job.warnings
-    assert warning.startswith("DATASET_DIR: 3 of 70 pictures looked at cannot be used and are passed over: ")
+    assert warning.startswith("DATASET_DIR: 3 of 70 images looked at cannot be used and are passed over: ")
     assert names(prepare(many, **given, max_bad_samples="2")) == ["03.png", "40.png", "66.png"]
 
 
@@ -52,13 +52,13 @@ def test_what_there_was_no_time_for_is_left_to_the_worker(many, monkeypatch):
     job = prepare(many, verify_images="all")
     assert job.problems == ()
     assert job.warnings == (
-        "DATASET_DIR: 0 of 70 pictures looked at within check_timeout=60; the others are looked at when the job starts",
+        "DATASET_DIR: 0 of 70 images looked at within check_timeout=60; the others are looked at when the job starts",
     )
 
 
 def test_a_number_of_repeats_in_a_folders_name_is_not_read(place, tmp_path):
     assert not any("repeats" in warning for warning in prepare(place).warnings)
-    (tmp_path / "dataset/pictures").rename(tmp_path / "dataset/10_sks dog")
+    (tmp_path / "dataset/images").rename(tmp_path / "dataset/10_sks dog")
     job = prepare(place)
     assert job.problems == ()
     (warning,) = [warning for warning in job.warnings if "repeats" in warning]

@@ -26,7 +26,7 @@ def layout(tmp_path) -> OutputLayout:
 def save(layout: OutputLayout, step: int = 60, **settings) -> Path:
     """A whole checkpoint of the job in `place`, as the worker leaves it."""
     root = layout.root.parent
-    data = root / "dataset/pictures"
+    data = root / "dataset/images"
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", instance_data_dir=str(data), **settings)
     model = fingerprint.model_identity(find_pipeline(root / "model", None, allow_pickle=False))
     info = find_dataset(data, None, captions=False, image_column="image", caption_column="text")
@@ -66,9 +66,9 @@ def test_settings_of_another_run_are_refused_before_anything_starts(place, layou
     assert prepare(place, lr="1e-4", batch_size="2").problems == ()  # these may change
 
 
-def test_another_model_or_other_pictures_are_refused(place, layout, tmp_path, monkeypatch):
+def test_another_model_or_other_images_are_refused(place, layout, tmp_path, monkeypatch):
     save(layout)
-    (tmp_path / "dataset/pictures/4.png").unlink()
+    (tmp_path / "dataset/images/4.png").unlink()
     monkeypatch.setattr(resume, "_COMPARED_FILES", 3)
     assert prepare(place).problems == ()  # too many files to look at each of them here
     monkeypatch.setattr(resume, "_COMPARED_FILES", 4)
@@ -79,10 +79,10 @@ def test_another_model_or_other_pictures_are_refused(place, layout, tmp_path, mo
     assert found(prepare(place)) == [("dataset_name", 64), ("model_name", 64)]
 
 
-def test_pictures_of_the_class_and_subjects_are_compared_too(place, layout, tmp_path):
+def test_images_of_the_class_and_subjects_are_compared_too(place, layout, tmp_path):
     classes = tmp_path / "classes"
-    (tmp_path / "dataset/pictures").rename(classes)
-    (tmp_path / "dataset/pictures").symlink_to(classes)
+    (tmp_path / "dataset/images").rename(classes)
+    (tmp_path / "dataset/images").symlink_to(classes)
     given = {"class_data_dir": str(classes), "num_class_images": "5"}
     save(layout, with_prior_preservation=True, class_prompt="a photo of a dog", **given)
     assert prepare(place, **PRIOR, **given).problems == ()

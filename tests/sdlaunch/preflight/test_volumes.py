@@ -31,7 +31,7 @@ def free(monkeypatch):
     return there
 
 
-def test_the_plan_counts_pictures_mirrored_ones_those_of_the_class_and_prompts(place):
+def test_the_plan_counts_images_mirrored_ones_those_of_the_class_and_prompts(place):
     job = prepare(place, **ON_DISK, **PRIOR, random_flip="1")
     assert caches_of(job) == "16 latents × 2.1 MB = 33.6 MB on disk; 2 prompts × 4.1 kB = 8.19 kB on disk"
     job = prepare(place, **ON_DISK, validation_split="0.4")
@@ -68,7 +68,7 @@ def test_entries_that_are_there_need_no_room_again(place, free, tmp_path):
 
 def test_captions_that_may_all_differ_are_a_warning(place, free, tmp_path):
     for number in range(5):
-        (tmp_path / f"dataset/pictures/{number}.txt").write_text("ab"[number % 2])
+        (tmp_path / f"dataset/images/{number}.txt").write_text("ab"[number % 2])
     settings = {
         "recipe": "text_to_image",
         "cache_text_embeddings": "disk",

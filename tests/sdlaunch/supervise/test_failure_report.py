@@ -16,8 +16,8 @@ ECHO = Verdict(
     70, ("RuntimeError('connection closed by peer')",), "", 0, 3, special="bug or lost peer", time=1
 )
 KILLED = Verdict(70, ("rank 5 was killed",), "", 5, 3, special="killed from outside", time=2)
-PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", "code": 66}
-BAD_ROW = Verdict(66, ("row 3: no picture",), "", 9, 3, problems=(PROBLEM,), time=3)
+PROBLEM = {"subject": "row 3", "found": "no image", "remedy": "Take it out.", "code": 66}
+BAD_ROW = Verdict(66, ("row 3: no image",), "", 9, 3, problems=(PROBLEM,), time=3)
 FINISHED = Verdict(0, (), "")
 
 
@@ -133,7 +133,7 @@ def test_the_next_good_run_removes_it_when_it_begins(place, tmp_path):
 
 # --- two nodes ---------------------------------------------------------------------------------------
 
-# On node 1 a picture is bad; node 0 notices a moment earlier that its peer has gone.
+# On node 1 an image is bad; node 0 notices a moment earlier that its peer has gone.
 TWO = """
 node = int(os.environ["SDJOB_STOP_FILE"][-1])
 say(f'[rank {node}] ready')

@@ -16,7 +16,7 @@ from sdlaunch.supervise import supervisor
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import DRIVER, PRELUDE, supervised
 
-PROBLEM = {"subject": "row 3", "found": "no picture", "remedy": "Take it out.", "code": 66}
+PROBLEM = {"subject": "row 3", "found": "no image", "remedy": "Take it out.", "code": 66}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_first_failing_rank_gives_the_code(run):
         "note(0, 70, error='lost peer'); sys.exit(1)"
     )
     text = ended.end(66)
-    assert "row 3: no picture" in text
+    assert "row 3: no image" in text
     assert "Take it out." in text
     failure = ended.failure
     assert (failure["class"], failure["code"], failure["root_rank"], failure["step"]) == (

@@ -1,4 +1,4 @@
-"""Buckets: every batch of one shape, every picture as often as the others, on any number of processes."""
+"""Buckets: every batch of one shape, every image as often as the others, on any number of processes."""
 
 from collections import Counter
 from dataclasses import replace
@@ -26,15 +26,15 @@ def test_sizes(resolution, step):
         assert width * height <= resolution**2 < max(width, height) * (min(width, height) + step)
 
 
-def test_a_picture_goes_where_least_of_it_is_lost():
+def test_a_image_goes_where_least_of_it_is_lost():
     sizes = sizes_of(512, 64)
 
-    def kept(picture, size):
-        picture, size = picture[0] / picture[1], size[0] / size[1]
-        return min(picture / size, size / picture)
+    def kept(image, size):
+        image, size = image[0] / image[1], size[0] / size[1]
+        return min(image / size, size / image)
 
-    for picture in [(4000, 3000), (3000, 4000), (1920, 1080), (700, 690), (90, 30), (10_000, 100)]:
-        assert kept(picture, sizes[nearest(picture, sizes)]) == max(kept(picture, size) for size in sizes)
+    for image in [(4000, 3000), (3000, 4000), (1920, 1080), (700, 690), (90, 30), (10_000, 100)]:
+        assert kept(image, sizes[nearest(image, sizes)]) == max(kept(image, size) for size in sizes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,9 +49,9 @@ def test_turns_are_shared_out_in_proportion(weights, start):
         done[bucket] += 1
 
 
-def test_a_step_has_one_shape_and_an_epoch_has_every_picture():
+def test_a_step_has_one_shape_and_an_epoch_has_every_image():
     buckets = bucketed(PHOTOS, 64, 8, seed=3, stream="captioned", global_batch=4)
-    places = range(4 * len(PHOTOS))  # as many steps as pictures: whole turns for every bucket
+    places = range(4 * len(PHOTOS))  # as many steps as images: whole turns for every bucket
     samples = [buckets.sample_at(place) for place in places]
     for step in range(len(PHOTOS)):
         assert len({sample.size for sample in samples[4 * step : 4 * step + 4]}) == 1
@@ -75,7 +75,7 @@ def test_seed_and_epoch_decide_the_order():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=4))
-def test_after_a_change_of_the_batch_no_picture_is_missed_and_none_comes_again(stretches):
+def test_after_a_change_of_the_batch_no_image_is_missed_and_none_comes_again(stretches):
     """Each bucket goes on with the very next of its samples, and each step still has one shape."""
     seen, past, place = [], (), 0
     for steps, batch in stretches:

@@ -1,4 +1,4 @@
-"""Class pictures: made once, only those that are missing, never where the user's own are."""
+"""Class images: made once, only those that are missing, never where the user's own are."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def parts(eps_model):
 
 @pytest.fixture
 def provide(parts, tmp_path):
-    """provide(n, …): the folder with n class pictures."""
+    """provide(n, …): the folder with n class images."""
     layout = OutputLayout(tmp_path / "out")
 
     def run(count, *, world=None, stop=None, identity="model", **settings):
@@ -69,7 +69,7 @@ def test_only_missing_ones_are_made(provide):
     [{"class_prompt": "a circle"}, {"resolution": 64}, {"seed": 1}, {"guidance_scale": 1}, {"identity": "x"}],
     ids=str,
 )
-def test_pictures_of_another_kind_have_another_folder(provide, change):
+def test_images_of_another_kind_have_another_folder(provide, change):
     assert provide(1) != provide(1, **change)
 
 
@@ -106,17 +106,17 @@ def test_a_stop_keeps_what_is_made(provide):
     assert len(snapshot(folder)) == 3
 
 
-def test_given_pictures_are_only_read(provide, of_class, tmp_path):
+def test_given_images_are_only_read(provide, of_class, tmp_path):
     before = snapshot(of_class)
     assert provide(4, class_data_dir=str(of_class)) == of_class
     assert snapshot(of_class) == before
     assert not (tmp_path / "out").exists()
 
 
-def test_too_few_given_pictures_are_66(provide, of_class):
+def test_too_few_given_images_are_66(provide, of_class):
     before = snapshot(of_class)
     with pytest.raises(JobError) as error:
         provide(5, class_data_dir=str(of_class))
     assert error.value.code == 66
-    assert "4 pictures" in str(error.value)
+    assert "4 images" in str(error.value)
     assert snapshot(of_class) == before

@@ -1,4 +1,4 @@
-"""Sources give pictures and captions by index; training examples depend on their place in the stream only."""
+"""Sources give images and captions by index; training examples depend on their place in the stream only."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sdjob.dataset.detect import find_dataset
 from sdjob.problems import JobError, bad_input
 from sdtrain.data import sources
-from sdtrain.data.images import PictureError, TrainingImages, collate, cropped, to_tensor, verify
+from sdtrain.data.images import SampleError, TrainingImages, collate, cropped, to_tensor, verify
 from sdtrain.data.sampling import Sample, draws
 from sdtrain.data.sources import open_source
 
@@ -109,7 +109,7 @@ def test_every_format_gives_the_same_examples(tmp_path, kind):
         assert [each.caption(index) for index in range(6)] == [f"caption {index}" for index in range(6)]
     assert source.name(5).startswith(str(folder)) and len({source.name(index) for index in range(6)}) == 6
     assert verify(source, "all", 0, 1) == {}
-    assert sorted(folder.rglob("*")) == before, "nothing is written to the data set"
+    assert sorted(folder.rglob("*")) == before, "nothing is written to the dataset"
 
 
 @pytest.mark.parametrize("kind", ["metadata", "parquet by pyarrow"])
@@ -256,7 +256,7 @@ def test_to_tensor_scales_to_minus_one_and_one():
     assert torch.allclose(tensor[:, 1, 0], expected, atol=1e-6)
 
 
-class Pictures:
+class Images:
     """A source in memory."""
 
     def __init__(self, *images):
@@ -272,7 +272,7 @@ class Pictures:
         return None
 
     def name(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def at(epoch: int, position: int, index: int, stream: str = "instance") -> Sample:
@@ -285,14 +285,14 @@ def training(source, **options):
 
 
 def test_an_example_has_all_that_is_promised():
-    item = training(Pictures(photo((90, 50))))[at(0, 3, 0)]
+    item = training(Images(photo((90, 50))))[at(0, 3, 0)]
     assert item["pixel_values"].shape == (3, 32, 32)
     assert -1 <= item["pixel_values"].min() < item["pixel_values"].max() <= 1
-    assert (item["caption"], item["name"], item["sample"]) == ("", "picture 0", at(0, 3, 0))
+    assert (item["caption"], item["name"], item["sample"]) == ("", "image 0", at(0, 3, 0))
 
 
 def test_crop_and_flip_depend_on_the_place_in_the_stream_only():
-    images = training(Pictures(photo((90, 50)), photo((90, 50))))
+    images = training(Images(photo((90, 50)), photo((90, 50))))
     torch.manual_seed(1)
     first = [images[at(0, position, 0)]["pixel_values"] for position in range(16)]
     torch.manual_seed(2)
@@ -300,12 +300,12 @@ def test_crop_and_flip_depend_on_the_place_in_the_stream_only():
     assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
     assert sum(torch.equal(first[0], other) for other in first[1:]) < 3
     assert not torch.equal(first[0], images[at(1, 0, 0)]["pixel_values"])
-    other_seed = training(Pictures(photo((90, 50))), seed=6)
+    other_seed = training(Images(photo((90, 50))), seed=6)
     assert not all(torch.equal(first[n], other_seed[at(0, n, 0)]["pixel_values"]) for n in range(4))
 
 
 def test_streams_share_neither_crops_nor_flips():
-    images = training(Pictures(photo((90, 50))))
+    images = training(Images(photo((90, 50))))
     pairs = [[images[at(0, n, 0, name)]["pixel_values"] for name in ("instance", "class")] for n in range(8)]
     assert not any(torch.equal(one, other) for one, other in pairs)
 
@@ -314,7 +314,7 @@ def test_crops_reach_every_place_and_flips_are_fair():
     stripes = Image.new("RGB", (64, 32))
     for x in range(64):
         stripes.paste((x * 4, 0, 0), (x, 0, x + 1, 32))
-    images = training(Pictures(stripes), interpolation="nearest")
+    images = training(Images(stripes), interpolation="nearest")
     rows = [images[at(0, position, 0)]["pixel_values"][0, 0] for position in range(400)]
     flipped = [bool(row[0] > row[-1]) for row in rows]
     lefts = {round(float((row.min() + 1) * 127.5)) // 4 for row in rows}
@@ -323,11 +323,11 @@ def test_crops_reach_every_place_and_flips_are_fair():
 
 
 def test_without_random_parts_every_epoch_is_the_same():
-    source = Pictures(photo((100, 50)))
+    source = Images(photo((100, 50)))
     images = training(source, center_crop=True, random_flip=False)
     first, second = (images[at(epoch, 7 * epoch, 0)]["pixel_values"] for epoch in (0, 1))
     assert torch.equal(first, second)
-    mirrored = training(Pictures(ImageOps.mirror(source.image(0))), center_crop=True, random_flip=False)
+    mirrored = training(Images(ImageOps.mirror(source.image(0))), center_crop=True, random_flip=False)
     assert torch.allclose(mirrored[at(0, 0, 0)]["pixel_values"].flip(-1), first, atol=0.02)
 
 
@@ -355,25 +355,25 @@ def error_of(loader) -> JobError:
         list(loader)
     except JobError as error:
         return error.with_traceback(None)
-    raise AssertionError("no picture was refused")
+    raise AssertionError("no image was refused")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_is_named_through_loader_processes(tmp_path, workers):
+def test_a_bad_image_is_named_through_loader_processes(tmp_path, workers):
     folder = metadata_folder(tmp_path / "a: b", 2)
     bad = folder / "sub/01 ü.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     error = error_of(batches(training(open_source(info_of(folder), None)), workers))
     assert error.code == 66
     (problem,) = error.problems
-    assert str(problem).startswith(f"{bad}: is not a picture") and "\n    → Replace this" in str(problem)
+    assert str(problem).startswith(f"{bad}: is not an image") and "\n    → Replace this" in str(problem)
     assert "Traceback" not in str(error)
 
 
 def test_errors_survive_copies_and_pickles():
-    problems = [bad_input("b", "found", "mend"), bad_input("a", "found: more", "mend")]
-    for error in (JobError(problems), JobError(problems[0]), PictureError(problems[1])):
+    problems = [bad_input("b", "found", "fix"), bad_input("a", "found: more", "fix")]
+    for error in (JobError(problems), JobError(problems[0]), SampleError(problems[1])):
         for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
             assert type(twin) is type(error) and twin.problems == error.problems and str(twin) == str(error)
-    text = f"Caught PictureError in a worker.\nTraceback …\nsdtrain.data.PictureError: {problems[1]}"
-    assert PictureError(text).problems == (problems[1],)
+    text = f"Caught SampleError in a worker.\nTraceback …\nsdtrain.data.SampleError: {problems[1]}"
+    assert SampleError(text).problems == (problems[1],)

@@ -9,7 +9,7 @@ from sdtrain.data.sampling import BatchShape, generator, micro_batches, permutat
 
 
 def places(per_device, accumulation, size, first, steps):
-    """Optimiser step → the places that all ranks together train on."""
+    """Optimizer step → the places that all ranks together train on."""
     shape = BatchShape(per_device, accumulation, size)
     ranks = [list(micro_batches(shape, rank, first, steps)) for rank in range(size)]
     assert all(len(batches) == steps * accumulation for batches in ranks)

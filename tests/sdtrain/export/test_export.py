@@ -257,7 +257,7 @@ def test_a_base_stored_in_half_precision_gives_a_result_that_draws_as_it_stands(
     assert pipeline("a circle", height=32, width=32, num_inference_steps=1).images[0].size == (32, 32)
 
 
-def picture(pipeline):
+def image(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     drawn = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=generator)
@@ -276,16 +276,16 @@ def trained_lora(model, folder, **settings) -> Path:
     return folder
 
 
-def test_a_lora_in_kohyas_layout_draws_the_same_picture(model, tmp_path):
+def test_a_lora_in_kohyas_layout_draws_the_same_image(model, tmp_path):
     """Loaded by diffusers from either file, with an alpha that is not the rank."""
     folder = trained_lora(model, tmp_path / "out", lora_alpha=5)
-    pictures = {}
+    images = {}
     for name in (LORA_FILE, export.WEBUI_LORA):
         pipeline = StableDiffusionPipeline.from_pretrained(model)
         pipeline.load_lora_weights(folder, weight_name=name)
-        pictures[name] = picture(pipeline)
-    assert pictures[LORA_FILE] == pictures[export.WEBUI_LORA]
-    assert pictures[LORA_FILE] != picture(StableDiffusionPipeline.from_pretrained(model))
+        images[name] = image(pipeline)
+    assert images[LORA_FILE] == images[export.WEBUI_LORA]
+    assert images[LORA_FILE] != image(StableDiffusionPipeline.from_pretrained(model))
 
 
 def test_the_keys_of_kohyas_layout(model, tmp_path):
@@ -362,4 +362,4 @@ def test_half_precision_by_choice(model, tmp_path, name, dtype, lora_rank):
     pipeline = StableDiffusionPipeline.from_pretrained(folder if not lora_rank else model)
     if lora_rank:
         pipeline.load_lora_weights(folder)
-    assert picture(pipeline)
+    assert image(pipeline)

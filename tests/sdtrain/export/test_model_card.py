@@ -36,7 +36,7 @@ def test_it_tells_what_was_trained_on_what():
     assert about["base_model"] == "sd-v1-4"
     assert about["instance_prompt"] == 'a "sks": dog | cat'
     assert about["tags"] == ["stable-diffusion", "text-to-image", "lora", "dreambooth"]
-    assert "rank 4" in text and "7 pictures" in text and "30 steps of 8" in text and "`my dog`" in text
+    assert "rank 4" in text and "7 images" in text and "30 steps of 8" in text and "`my dog`" in text
     assert "webui/lora.safetensors" in text
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert settings == {"lr": 1e-4, "lora_rank": 4, "instance_prompt": 'a "sks": dog | cat'}
@@ -53,7 +53,7 @@ def test_it_names_no_place_of_the_machine():
     text = rendered(recipe="text_to_image", resume="/output/secret-project/checkpoint/checkpoint-000002")
     for private in ("/mnt", "/output", "/home", "secret-project", "somebody"):
         assert private not in text
-    assert "7 captioned pictures" in text and "`pokemon`" in text
+    assert "7 captioned images" in text and "`pokemon`" in text
 
 
 def test_its_example_is_python_and_shows_the_samples_if_there_are_any():

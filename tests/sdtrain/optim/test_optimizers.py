@@ -1,4 +1,4 @@
-"""Optimisers of other libraries: what they are built with, and what is said when one is not installed."""
+"""Optimizers of other libraries: what they are built with, and what is said when one is not installed."""
 
 import sys
 from importlib.util import find_spec
@@ -25,13 +25,13 @@ def test_adamw8bit_is_that_of_bitsandbytes(monkeypatch):
 
     def adamw8bit(params, **values):
         given.update(values, params=params)
-        return "an optimiser"
+        return "an optimizer"
 
     monkeypatch.setitem(
         sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=adamw8bit))
     )
     of = groups()
-    assert optimizers.build(spec("adamw8bit"), of) == "an optimiser"
+    assert optimizers.build(spec("adamw8bit"), of) == "an optimizer"
     assert given == {"params": of, "betas": (0.8, 0.9), "weight_decay": 0.1, "eps": 1e-7}
 
 

@@ -53,7 +53,7 @@ def test_what_people_look_for_first():
     seen = Seen(html.render(REPORT, Curves(TRAINING), None))
     assert "DreamBooth: 1,007 steps" in seen.data
     about = (
-        "/mnt/model/sd, 1,200 pictures at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16; "
+        "/mnt/model/sd, 1,200 images at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16; "
         "finished 2026-11-21 13:29 UTC"
     )
     assert about in seen.data and "time" in seen.data
@@ -63,18 +63,18 @@ def test_what_people_look_for_first():
     measured = {**REPORT, "validation_loss": 0.125, "images_per_second": None, "lora_rank": 8}
     seen = Seen(html.render(measured, Curves(TRAINING), None))
     assert {"held-out loss", "0.125", "DreamBooth, LoRA of rank 8: 1,007 steps"} <= set(seen.data)
-    assert "pictures a second" not in seen.data
+    assert "images a second" not in seen.data
 
 
-def test_all_figures_curves_and_picture():
+def test_all_figures_curves_and_image():
     seen = Seen(html.render(REPORT, Curves(TRAINING, [(0, 2.0), (3, 1.5)]), "samples/before_after.png"))
-    assert {"0.123457", "–", "a 1", "step 0", "step 3", "held-out pictures"} <= set(seen.data)
+    assert {"0.123457", "–", "a 1", "step 0", "step 3", "held-out images"} <= set(seen.data)
     assert [tag for tag, _ in seen.tags].count("circle") == 3
     lines = [about["points"].split() for tag, about in seen.tags if tag == "polyline"]
     assert [len(line) for line in lines] == [3, 2]
     assert ("img", {"src": "samples/before_after.png", "alt": "samples"}) in seen.tags
     assert {"a <red> cross", "圆"} <= set(seen.data)
-    assert ("ol", {"class": "about", "start": "0"}) in seen.tags  # as in the names of the pictures
+    assert ("ol", {"class": "about", "start": "0"}) in seen.tags  # as in the names of the images
 
 
 def test_the_curves_are_those_of_the_events(tmp_path):

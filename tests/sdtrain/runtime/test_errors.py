@@ -1,4 +1,4 @@
-"""Which exceptions mean something that a person can mend."""
+"""Which exceptions mean something that a person can fix."""
 
 import errno
 import os

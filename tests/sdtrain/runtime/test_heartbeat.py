@@ -58,7 +58,7 @@ def test_a_table_that_is_converted_is_alive(beats, monkeypatch, tmp_path):
     assert found == [True]
 
 
-def test_every_picture_that_is_looked_at_is_a_sign_of_life(beats):
+def test_every_image_that_is_looked_at_is_a_sign_of_life(beats):
     seen = []
 
     class Source:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sdjob.problems import setting
+from sdjob.problems import bad_setting
 from sdtrain.runtime import exit_note, stop
 from tests.support import worker
 
@@ -56,7 +56,7 @@ def test_no_note_without_a_launcher():
 
 def test_a_note_says_who_why_and_when(tmp_path):
     folder = tmp_path / "new" / "notes"
-    problem = setting("lr", "is 2", "Lower it.")
+    problem = bad_setting("lr", "is 2", "Lower it.")
     environ = {"SDJOB_NOTES_DIR": str(folder), "RANK": "3"}
     assert exit_note.leave(64, step=7, problems=[problem], error="E", traceback="T", environ=environ)
     assert [path.name for path in folder.iterdir()] == ["rank-3.json"]  # nothing temporary

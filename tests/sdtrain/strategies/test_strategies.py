@@ -149,7 +149,7 @@ def test_what_is_written_beside_the_steps_is_what_would_have_been_written_before
 
 
 @pytest.mark.parametrize("variant", marked(v for v in VARIANTS if "lora_rank" not in VARIANTS[v]))
-def test_pictures_are_drawn_with_the_average_by_unequal_numbers_of_calls(found, eps_model, variant):
+def test_images_are_drawn_with_the_average_by_unequal_numbers_of_calls(found, eps_model, variant):
     from diffusers import UNet2DConditionModel
 
     from sdtrain.model.denoiser import UNET, part_of

@@ -1,4 +1,4 @@
-"""metadata.jsonl and metadata.csv: pictures by file name, with captions; mistakes with their line numbers."""
+"""metadata.jsonl and metadata.csv: images by file name, with captions; mistakes with their line numbers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _UNREADABLE = "not a JSON object"
 _NO_NAME = f"no {FILE_NAME}"
 _TWICE = f"a {FILE_NAME} that an earlier line has"
 _OUTSIDE = f"a {FILE_NAME} outside this folder"
-_NO_PICTURE = f"a {FILE_NAME} that is no picture"
+_NO_IMAGE = f"a {FILE_NAME} that is no image"
 _ABSENT = f"a {FILE_NAME} that does not exist"
 _NO_CAPTION = "no text in the caption column"
 _REMEDIES = {
     _UNREADABLE: 'write one JSON object a line: {"file_name": "a.jpg", "text": "a caption"}',
     _NO_NAME: f"give every line a {FILE_NAME}, relative to this folder",
-    _TWICE: "keep one line a picture",
-    _OUTSIDE: "put the pictures beside or below this file, and name them relative to it",
-    _NO_PICTURE: "name pictures only (jpg, png, webp, bmp, gif, tiff)",
-    _ABSENT: "copy the missing pictures, or take their lines out",
+    _TWICE: "keep one line an image",
+    _OUTSIDE: "put the images beside or below this file, and name them relative to it",
+    _NO_IMAGE: "name images only (jpg, png, webp, bmp, gif, tiff)",
+    _ABSENT: "copy the missing images, or take their lines out",
     _NO_CAPTION: "write the missing captions, or take these lines out",
 }
 
@@ -67,13 +67,13 @@ def read_metadata(path: Path, caption_column: str | None) -> Metadata:
             found = f"has no column {column!r}; its columns are {few(columns, 20)}"
             raise JobError(bad_input(shown(path), found, remedy))
     mistakes: dict[str, list[int]] = defaultdict(list)
-    pictures = _pictures(path.parent, rows, caption_column, mistakes)
+    images = _images(path.parent, rows, caption_column, mistakes)
     if mistakes:
         raise JobError(_problem(path, mistake, lines) for mistake, lines in mistakes.items())
-    if not pictures:
+    if not images:
         raise JobError(bad_input(shown(path), "has no rows", _REMEDIES[_UNREADABLE]))
-    names = tuple(sorted(pictures))
-    captions = tuple(pictures[name] for name in names) if caption_column else ()
+    names = tuple(sorted(images))
+    captions = tuple(images[name] for name in names) if caption_column else ()
     return Metadata(columns, names, captions)
 
 
@@ -99,14 +99,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 yield number, value if isinstance(value, dict) else None
 
 
-def _pictures(
+def _images(
     folder: Path,
     rows: Sequence[tuple[int, dict[str, Any] | None]],
     caption_column: str | None,
     mistakes: dict[str, list[int]],
 ) -> dict[str, str]:
     """Normal file name → caption; what is wrong goes into `mistakes`: kind → lines."""
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
         name = posixpath.normpath(row[FILE_NAME]) if row and _is_text(row.get(FILE_NAME)) else ""
@@ -114,11 +114,11 @@ def _pictures(
         if mistake := _mistake(row, name, caption, name in lines):
             mistakes[mistake].append(line)
         else:
-            pictures[name] = str(caption)
+            images[name] = str(caption)
             lines[name] = line
-    for name in _absent(folder, pictures):
+    for name in _absent(folder, images):
         mistakes[_ABSENT].append(lines[name])
-    return pictures
+    return images
 
 
 def _mistake(row: dict[str, Any] | None, name: str, caption: Any, known: bool) -> str | None:
@@ -130,7 +130,7 @@ def _mistake(row: dict[str, Any] | None, name: str, caption: Any, known: bool) -
     if name.startswith(("/", "../")):
         return _OUTSIDE
     if not is_image_name(posixpath.basename(name)):
-        return _NO_PICTURE
+        return _NO_IMAGE
     if known:
         return _TWICE
     return None if isinstance(caption, str) else _NO_CAPTION

@@ -1,4 +1,4 @@
-"""Data sets in tables: parquet files, and what `datasets` saved. Counted and sampled without reading them."""
+"""Datasets in tables: parquet files, and what `datasets` saved. Counted and sampled without reading them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
 _GROUP_BYTES = 32 << 20  # rows are sampled from this much of a row group, whose front must be read
-_BATCH = 8  # rows read at once where each may be a picture
+_BATCH = 8  # rows read at once where each may be an image
 _CHUNK = 1000  # of texts
 _AGAIN = "copy or download this file again"
 
@@ -84,7 +84,7 @@ def parquet_table(files: tuple[Path, ...], caption_column: str | None) -> Table:
     for path, schema in zip(files, schemas, strict=True):
         if not schema.equals(schemas[0], check_metadata=False):
             found = f"has other columns than {files[0].name}: {few(schema.names, 20)}"
-            raise JobError(bad_input(shown(path), found, "keep files of one data set in this folder"))
+            raise JobError(bad_input(shown(path), found, "keep files of one dataset in this folder"))
     counts = tuple(int(footer.num_rows) for footer in footers)
     return Table(files, counts, schemas[0], sum(_nulls(footer, caption_column) for footer in footers))
 
@@ -114,7 +114,7 @@ def saved_table(folder: Path, caption_column: str | None) -> Table:
     files = saved_files(folder)
     tables = [_opened(path, _read_arrow) for path in files]
     if not tables:
-        raise JobError(bad_input(shown(folder), "holds no rows", "save the data set again"))
+        raise JobError(bad_input(shown(folder), "holds no rows", "save the dataset again"))
     nulls = sum(t[caption_column].null_count for t in tables if caption_column in t.column_names)
     return Table(files, tuple(table.num_rows for table in tables), tables[0].schema, nulls)
 
