@@ -15,7 +15,10 @@ from sdjob.settings.run_spec import RunSpec
 from sdjob.threads import in_threads
 
 _EDGE = 1 << 20
-_EARLIER_WORDS = (("data set ", "dataset "), ("picture", "image"))  # of checkpoints made by version 0.1
+_EARLIER_WORDS = {  # of checkpoints made by version 0.1
+    "dataset_name": ("data set ", "dataset "),
+    "class_data_dir": ("pictures", "images"),
+}
 
 
 def facts_of(
@@ -33,7 +36,7 @@ def facts_of(
 
 def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> list[Problem]:
     """A checkpoint continues only the run that made it: every fact in which that one differs from this."""
-    found = {name: _in_todays_words(text) for name, text in found.items()}
+    found = {name: _in_todays_words(name, text) for name, text in found.items()}
     return [
         bad_setting(
             name,
@@ -45,10 +48,8 @@ def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> 
     ]
 
 
-def _in_todays_words(text: str) -> str:
-    for earlier, today in _EARLIER_WORDS:
-        text = text.replace(earlier, today)
-    return text
+def _in_todays_words(name: str, text: str) -> str:
+    return text.replace(*_EARLIER_WORDS[name]) if name in _EARLIER_WORDS else text
 
 
 def model_identity(folder: PipelineFolder) -> str:

@@ -143,3 +143,14 @@ def test_model_may_move_but_not_change(eps_model, v_model, tmp_path):
         file.seek(-4, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
     assert model_of(moved) != model_of(eps_model)
+
+
+def test_checkpoints_of_an_earlier_version_are_recognised(tmp_path):
+    """Version 0.1 wrote other words around the same identities; a prompt is compared as it was written."""
+    wanted = facts(with_prior_preservation=True, class_prompt="a picture", instance_prompt="a picture of sks")
+    earlier = {**wanted, "dataset_name": "data set data", "class_data_dir": "generated pictures"}
+    assert differences(earlier, wanted, tmp_path) == []
+    assert [
+        problem.subject
+        for problem in differences({**earlier, "dataset_name": "data set x"}, wanted, tmp_path)
+    ] == ["dataset_name"]
