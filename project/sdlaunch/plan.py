@@ -208,7 +208,7 @@ def _completed(
 ) -> tuple[RunSpec, dict[str, str]]:
     """The spec with everything that the launcher knows better, and the sources of those values."""
     spec = read.spec
-    data = "instance_data_dir" if spec.recipe == "dreambooth" else "train_data_dir"
+    data = spec.recipe_facts.data_setting
     values: dict[str, Any] = {
         "pretrained_model_name_or_path": str(contents.model_path),
         "output_dir": str(place.output),

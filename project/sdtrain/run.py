@@ -170,8 +170,8 @@ def _inputs(spec: RunSpec) -> tuple[PipelineFolder, tuple[Concept, ...], tuple[D
     except JobError as error:
         problems += error.problems
     try:
-        concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
-        if spec.recipe == "dreambooth":
+        concepts = concepts_of(spec) if spec.recipe_facts.has_subjects else ()
+        if spec.recipe_facts.has_subjects:
             infos = [_dataset(spec, concept.instance_data_dir) for concept in concepts]
         else:
             infos = [_dataset(spec, spec.train_data_dir)]
@@ -187,7 +187,7 @@ def _dataset(spec: RunSpec, path: str | None) -> DatasetInfo:
     if path is None:
         remedy = "Name the folder of the images with --train_data_dir."
         raise JobError(bad_setting("train_data_dir", "not given", remedy))
-    return dataset_in(path, spec, captions=RECIPES[spec.recipe].captions)
+    return dataset_in(path, spec, captions=spec.recipe_facts.reads_captions)
 
 
 def _prompts(spec: RunSpec, concepts: tuple[Concept, ...]) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
     }
     if spec.validation_split:
         facts["validation_split"] = f"{spec.validation_split:g}"
-    if spec.recipe == "dreambooth":
+    if spec.recipe_facts.has_subjects:
         facts["instance_prompt"] = repr(spec.instance_prompt)
         prior = (
             f"with prior preservation of {spec.class_prompt!r}" if spec.with_prior_preservation else "without"

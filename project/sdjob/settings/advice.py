@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdjob.settings import recipes
 from sdjob.settings.run_spec import RunSpec
 
 _HIGH = 1e-3  # learning rates of AdamW beyond this one destroy what the weights have learned
@@ -45,7 +46,7 @@ def without_effect(spec: RunSpec) -> list[str]:
             "leaving concepts_list empty",
             ("instance_prompt", "class_prompt", "class_data_dir"),
         ),
-        (spec.recipe != "dreambooth", "recipe=dreambooth", ("instance_prompt",)),
+        (not spec.recipe_facts.has_subjects, recipes.with_subjects(), ("instance_prompt",)),
         (not spec.timed_step, "timed_step", ("reference_loss",)),
     )
     fields = RunSpec.model_fields

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.choices import DEVICES
+from sdjob.settings.recipes import with_subjects
 from sdjob.settings.run_spec import RunSpec
 
 _LOW_FOR_PRODIGY = 0.1
@@ -260,24 +261,24 @@ def _computes_in(topology: Topology, precision: str) -> bool:
 
 def _recipe(spec: RunSpec) -> list[Problem]:
     found = []
-    if spec.recipe != "dreambooth" and spec.with_prior_preservation:
+    if not spec.recipe_facts.has_subjects and spec.with_prior_preservation:
         found.append(
             bad_setting(
                 "with_prior_preservation",
                 f"on with recipe={spec.recipe}",
-                "Prior preservation belongs to recipe=dreambooth: remove one of them.",
+                f"Prior preservation belongs to {with_subjects()}: remove one of them.",
             )
         )
-    if spec.recipe != "dreambooth" and spec.concepts_list:
+    if not spec.recipe_facts.has_subjects and spec.concepts_list:
         found.append(
             bad_setting(
                 "concepts_list",
                 f"given with recipe={spec.recipe}",
-                "Subjects belong to recipe=dreambooth: remove one of them.",
+                f"Subjects belong to {with_subjects()}: remove one of them.",
             )
         )
     has_class = spec.class_prompt or spec.concepts_list  # which is read and checked when there is one
-    if spec.recipe == "dreambooth" and spec.with_prior_preservation and not has_class:
+    if spec.recipe_facts.has_subjects and spec.with_prior_preservation and not has_class:
         found.append(
             bad_setting(
                 "class_prompt",

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
+
+
+def _has_recipe(name: str, spec: RunSpec) -> bool:
+    return spec.recipe == name
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,11 @@ class Preset:
 PRESETS = (
     Preset("learning_rate", 1.0, "optimizer=prodigy", lambda spec: spec.optimizer == "prodigy"),
     Preset("learning_rate", 1e-4, "lora_rank above 0", lambda spec: spec.lora_rank > 0),
-    Preset("learning_rate", 1e-5, "recipe=text_to_image", lambda spec: spec.recipe == "text_to_image"),
+    *(
+        Preset("learning_rate", facts.learning_rate, f"recipe={name}", partial(_has_recipe, name))
+        for name, facts in RECIPES.items()
+        if facts.learning_rate is not None
+    ),
 )
 
 

@@ -24,6 +24,7 @@ from sdjob.settings.fields import (
     switch,
     text_list,
 )
+from sdjob.settings.recipes import RECIPES, RecipeFacts
 
 
 class RunSpec(BaseModel):
@@ -462,9 +463,14 @@ class RunSpec(BaseModel):
     ] = None
 
     @property
+    def recipe_facts(self) -> RecipeFacts:
+        return RECIPES[self.recipe]
+
+    @property
     def data_dir(self) -> str | None:
         """The dataset of the chosen recipe."""
-        return self.instance_data_dir if self.recipe == "dreambooth" else self.train_data_dir
+        folder: str | None = getattr(self, self.recipe_facts.data_setting)
+        return folder
 
     @property
     def prompt_chunks(self) -> int:

@@ -86,7 +86,7 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collect
         return find_dataset(
             mounts.dataset,
             options.dataset_name,
-            captions=spec.recipe == "text_to_image",
+            captions=spec.recipe_facts.reads_captions,
             image_column=spec.image_column,
             caption_column=spec.caption_column,
         )

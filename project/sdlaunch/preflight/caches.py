@@ -72,9 +72,9 @@ def entries(spec: RunSpec, model: PipelineFolder, num_examples: int, topology: T
         number = 2 if half and model.class_name != XL else 4  # SDXL's VAE computes in fp32
         found.append(Entries("latents", spec.cache_latents, count, count, number * _moments(spec, model)))
     if spec.cache_text_embeddings != "no":
-        fixed = 1 + spec.with_prior_preservation if spec.recipe == "dreambooth" else 1
+        fixed = 1 + spec.with_prior_preservation
         empty = bool(spec.proportion_empty_prompts)
-        most = fixed if spec.recipe == "dreambooth" else trained  # captions may be the same
+        most = trained if spec.recipe_facts.reads_captions else fixed  # captions may be the same
         size = (2 if half else 4) * _encodings(spec, model)
         found.append(Entries("prompts", spec.cache_text_embeddings, fixed + empty, most + empty, size))
     return found

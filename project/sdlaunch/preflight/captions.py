@@ -27,7 +27,7 @@ def findings(job: Job) -> list[Finding]:
     if model is None or job.has_script:
         return []
     given = [("validation_prompts", prompt) for prompt in spec.validation_prompts]
-    if spec.recipe == "dreambooth":
+    if spec.recipe_facts.has_subjects:
         given.append(("instance_prompt", spec.instance_prompt))
         if spec.with_prior_preservation and spec.class_prompt:
             given.append(("class_prompt", spec.class_prompt))

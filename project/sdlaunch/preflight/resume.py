@@ -42,7 +42,7 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
     infos = job.contents.data
     if job.contents.model is None or not infos:
         return []
-    concepts = concepts_of(spec) if spec.recipe == "dreambooth" else ()
+    concepts = concepts_of(spec) if spec.recipe_facts.has_subjects else ()
     few = sum(len(info.files) for info in infos) <= _COMPARED_FILES
     identity = _model_identity(job, job.contents.model)
     wanted = fingerprint.facts_of(spec, identity, infos if few else (), concepts)

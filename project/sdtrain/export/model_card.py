@@ -43,10 +43,14 @@ def render(
 
 
 def _front_matter(spec: RunSpec, base: str) -> str:
-    tags = ["stable-diffusion", "text-to-image", *(["lora"] if spec.lora_rank else [])]
+    tags = [
+        "stable-diffusion",
+        "text-to-image",
+        *(["lora"] if spec.lora_rank else []),
+        *spec.recipe_facts.tags,
+    ]
     values: dict[str, Any] = {"library_name": "diffusers", "base_model": base}
-    if spec.recipe == "dreambooth":
-        tags.append("dreambooth")
+    if spec.recipe_facts.has_subjects:
         values["instance_prompt"] = spec.instance_prompt
     lines = [f"{name}: {_text(value)}" for name, value in {**values, "tags": tags}.items()]
     return "\n".join(["---", *lines, "---"])
@@ -63,7 +67,7 @@ def _summary(spec: RunSpec, report: Mapping[str, Any], base: str) -> str:
     data = Path(spec.data_dir or "").name
     how = (
         f"to show the subject of {report['num_examples']} images under the prompt {_text(spec.instance_prompt)}"
-        if spec.recipe == "dreambooth"
+        if spec.recipe_facts.has_subjects
         else f"on {report['num_examples']} captioned images"
     )
     average = ", with an average of the weights (EMA)" if spec.use_ema else ""
@@ -81,7 +85,7 @@ def _usage(spec: RunSpec, base: str, class_name: str) -> str:
     kind, loader = (class_name, "from_single_file") if one_file else ("DiffusionPipeline", "from_pretrained")
     prompts = [
         *spec.validation_prompts[:1],
-        spec.instance_prompt if spec.recipe == "dreambooth" else "a prompt",
+        spec.instance_prompt if spec.recipe_facts.has_subjects else "a prompt",
     ]
     load = (
         [

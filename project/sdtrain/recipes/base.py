@@ -36,9 +36,8 @@ class RecipeInput:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`captions`: whether the dataset must have them; `streams` is collective."""
+    """How a recipe trains; its facts are in sdjob.settings.recipes. `streams` is collective."""
 
-    captions: bool
     streams: Callable[[RecipeInput], tuple[Stream, ...]]
 
 

@@ -54,4 +54,4 @@ def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
     return info
 
 
-DREAMBOOTH = Recipe(captions=False, streams=_streams)
+DREAMBOOTH = Recipe(streams=_streams)

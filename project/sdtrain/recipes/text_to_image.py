@@ -10,4 +10,4 @@ def _streams(given: RecipeInput) -> tuple[Stream, ...]:
     return (Stream("captioned", given.images, prompt=None),)
 
 
-TEXT_TO_IMAGE = Recipe(captions=True, streams=_streams)
+TEXT_TO_IMAGE = Recipe(streams=_streams)

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from sdjob.settings.recipes import RECIPES
 from sdtrain.reporting.metrics import RunningMean
 
 Points = Sequence[tuple[int, float]]  # (step, loss)
@@ -93,7 +94,7 @@ def _samples(grid: str, prompts: Sequence[str]) -> str:
 
 
 def _title(report: dict[str, Any]) -> str:
-    recipe = {"dreambooth": "DreamBooth", "text_to_image": "Text to image"}[report["recipe"]]
+    recipe = RECIPES[report["recipe"]].title
     lora = f", LoRA of rank {report['lora_rank']}" if report["lora_rank"] else ""
     return f"{recipe}{lora}: {report['steps']:,} steps"
 

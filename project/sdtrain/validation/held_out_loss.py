@@ -20,7 +20,6 @@ from sdtrain.model import attention
 from sdtrain.model.denoiser import Denoiser
 from sdtrain.objective import loss as objective
 from sdtrain.objective.diffusion import conditioning
-from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import open_images
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World
@@ -37,8 +36,8 @@ def held_apart(
 
     `counts`: images of each dataset of `images`.
     """
-    recipe = RECIPES[spec.recipe]
-    prompt = None if recipe.captions else spec.instance_prompt
+    facts = spec.recipe_facts
+    prompt = None if facts.reads_captions else spec.instance_prompt
     if spec.validation_split:
         kept, held = divided(spec, counts)
         if world.is_main:
@@ -47,7 +46,7 @@ def held_apart(
         return images.only(kept), _held_out(spec, images.only(held), None if spec.concepts_list else prompt)
     if not spec.validation_data_dir:
         return images, None
-    info = dataset_in(spec.validation_data_dir, spec, captions=recipe.captions)
+    info = dataset_in(spec.validation_data_dir, spec, captions=facts.reads_captions)
     return images, _held_out(spec, open_images(spec, world, [info]), prompt)
 
 
