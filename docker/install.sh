@@ -10,10 +10,18 @@ if [ -n "$(ls /wheels)" ]; then
 fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_PROGRESS_BAR=off
 for file in "$@"; do
-    # The CPU build of torch is in PyTorch's own index, and its mirrors, only.
-    [ "$file" = requirements-torch.txt ] && index="${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}" || index=
-    "$python" -m pip install --no-cache-dir --no-compile --no-deps --require-hashes \
-        ${index:+"--extra-index-url=$index"} --requirement "$file"
+    index=
+    if [ "$file" = requirements-torch.txt ]; then
+        index=${TORCH_CPU_INDEX:-}
+    fi
+    if ! "$python" -m pip install --no-cache-dir --no-compile --no-deps --require-hashes \
+        ${index:+"--extra-index-url=$index"} --requirement "$file"; then
+        if [ "$file" = requirements-torch.txt ] && [ -z "$index" ]; then
+            echo "torch: the pinned CPU build was not found" >&2
+            echo "    → --build-arg TORCH_CPU_INDEX=… (an index with CPU builds of PyTorch), or --build-context wheels=…" >&2
+        fi
+        exit 69
+    fi
 done
 # PyTorch's own test programs, 80 MB of them.
 rm -rf /opt/venv/lib/python3*/site-packages/torch/test

@@ -1,7 +1,7 @@
 """Makes .venv with everything that a job and its tests need: `python3 docker/setup_venv.py [--venv DIR]`.
 
-Standard library only. Done once per set of pins; a second call ends at once. On a machine without an
-NVIDIA device the CPU build of torch is taken, and never a CUDA package.
+Standard library only. Done once per set of pins; a second call ends at once. Packages come from where pip is
+configured to look. TORCH_CPU_INDEX names an index with CPU builds of torch, used on machines without an NVIDIA device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ HERE = Path(__file__).resolve().parent
 TORCH = HERE / "requirements-torch.txt"
 REQUIREMENTS = (HERE / "requirements.txt", HERE / "requirements-dev.txt")
 WITHOUT_DEPENDENCIES = HERE / "requirements-colossal.txt"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNAVAILABLE = 69
 
 
@@ -42,11 +41,11 @@ def main() -> int:
         venv.create(target, with_pip=True, clear=not stamp.exists() and target.exists())
     except (subprocess.CalledProcessError, ImportError):
         return _fail("this Python cannot make virtual environments", "apt-get install python3-venv")
-    sources = torch_sources(python)
-    if sources is None:
-        return _fail(
-            "no CPU build of torch was found in the configured package index or in PyTorch's own",
-            f"Set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to a place that has one, such as {CPU_INDEX}.",
+    sources = torch_sources()
+    if not _has_nvidia() and not _without_cuda(python, sources):
+        print(
+            "setup: pip finds a CUDA build of torch only, which runs on a CPU too but takes several GB more; "
+            "to avoid that, set TORCH_CPU_INDEX to an index with CPU builds"
         )
     _pip(python, "install", *sources, "-r", str(TORCH))
     _pip(python, "install", *(f"--requirement={path}" for path in REQUIREMENTS))
@@ -57,16 +56,18 @@ def main() -> int:
     return 0
 
 
-def torch_sources(python: Path) -> list[str] | None:
-    """pip options that give a fitting torch; None: only CUDA builds are within reach of a CPU-only machine."""
-    if Path("/dev/nvidia0").exists() or sys.platform == "darwin":
-        return []
-    choices: list[list[str]] = [[], ["--index-url", CPU_INDEX]]
-    return next((options for options in choices if _without_cuda(python, options)), None)
+def torch_sources() -> list[str]:
+    """pip's options for torch: the user's index of CPU builds where that is what this machine needs."""
+    index = os.environ.get("TORCH_CPU_INDEX")
+    return ["--index-url", index] if index and not _has_nvidia() else []
+
+
+def _has_nvidia() -> bool:
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
 
 
 def _without_cuda(python: Path, options: list[str]) -> bool:
-    """Whether pip would install torch from there without a single CUDA package; asks, and installs nothing."""
+    """Whether pip would install torch from there without a CUDA package (a dry run)."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         asked = ["install", "--dry-run", "--quiet", "--report", str(report), *options, "-r", str(TORCH)]

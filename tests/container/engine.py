@@ -80,6 +80,8 @@ def _defect(engine: Engine) -> str:
             answer = engine.run("run", "--rm", "--network=none", base_image(engine), "true")
         except FileNotFoundError as error:
             return f"no base image: {error.filename} is not installed, and CONTAINER_TEST_BASE_IMAGE not set"
+        except AssertionError as error:
+            return f"no base image: {error}"
     said = answer.stderr.strip().splitlines() or [f"ended with {answer.returncode}"]
     return said[-1] if answer.returncode else ""
 
@@ -133,7 +135,7 @@ def wheels() -> Path:
 
 
 def _download(lock: Path, folder: Path) -> None:
-    """What the image's Python would install for this file, from here or, torch, from PyTorch's own index."""
+    """Download what the image's Python would install for this file; torch also from TORCH_CPU_INDEX, if set."""
     newest = int((os.confstr("CS_GNU_LIBC_VERSION") or "glibc 2.36").rpartition(".")[2])
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(5, newest + 1)]
     platforms += ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", "linux_x86_64"]
@@ -147,10 +149,9 @@ def _download(lock: Path, folder: Path) -> None:
     ]
     command += [f"--platform={platform}" for platform in platforms]
     command += [f"--dest={folder}", f"--requirement={lock}"]
+    if (index := os.environ.get("TORCH_CPU_INDEX")) and "torch" in lock.name:
+        command.append(f"--extra-index-url={index}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-    if done.returncode and "torch" in lock.name:
-        command.append("--extra-index-url=https://download.pytorch.org/whl/cpu")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -184,16 +185,17 @@ def base_image(engine: Engine) -> str:
 
 
 def apt_sources() -> str:
-    """Lines for sources.list: where this machine's apt finds the release, or Debian's own address."""
+    """Lines for sources.list: where this machine's apt finds the release of the base image."""
     form = "$(ORIGIN)\t$(REPO_URI)\t$(RELEASE)"
     asked = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
     rows = dict.fromkeys(tuple(line.split("\t")) for line in found if line.startswith("Debian\t"))
-    lines = [f"deb {place} {suite} main" for _, place, suite in rows if suite.startswith(RELEASE)]
-    own = [f"deb http://deb.debian.org/debian {RELEASE} main"]
-    own += [f"deb http://deb.debian.org/debian-security {RELEASE}-security main"]
+    lines = [f"deb {uri} {suite} main" for _, uri, suite in rows if suite.startswith(RELEASE)]
     lines.sort(key=lambda line: line.split()[2] != RELEASE)  # the release itself first: its mirror is used
-    return "\n".join(lines if lines and lines[0].split()[2] == RELEASE else own) + "\n"
+    assert lines and lines[0].split()[2] == RELEASE, (
+        f"apt on this machine has no sources of Debian {RELEASE}; set CONTAINER_TEST_BASE_IMAGE to an image with apt"
+    )
+    return "\n".join(lines) + "\n"
 
 
 def proxies() -> dict[str, str]:
