@@ -70,12 +70,12 @@ def xl_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
     """Six drawings with captions."""
-    from sddemo.scenes import caption, draw, scenes
+    from sddemo.scenes import caption, scenes
 
     folder = tmp_path_factory.mktemp("captioned")
     rows = []
     for number, scene in enumerate(scenes(6, seed=0)):
-        draw(scene).save(folder / f"{number}.png")
+        render(scene).save(folder / f"{number}.png")
         rows.append(json.dumps({"file_name": f"{number}.png", "text": caption(scene)}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder
@@ -84,22 +84,22 @@ def captioned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory):
     """Three drawings of one kind."""
-    from sddemo.scenes import Scene, draw
+    from sddemo.scenes import Scene
 
     folder = tmp_path_factory.mktemp("instance")
     for number, x in enumerate((28.0, 32.0, 36.0)):
-        draw(Scene("cross", "orange", "grey", x=x)).save(folder / f"{number}.png")
+        render(Scene("cross", "orange", "grey", x=x)).save(folder / f"{number}.png")
     return folder
 
 
 @pytest.fixture(scope="session")
 def of_class(tmp_path_factory):
     """Four drawings of the class."""
-    from sddemo.scenes import draw, scenes
+    from sddemo.scenes import scenes
 
     folder = tmp_path_factory.mktemp("class")
     for number, scene in enumerate(scenes(4, seed=1)):
-        draw(scene).save(folder / f"{number}.png")
+        render(scene).save(folder / f"{number}.png")
     return folder
 
 

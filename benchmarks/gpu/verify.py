@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 import sdtrain.loop
 import sdtrain.run  # noqa: F401  (before the forks)
-from sddemo.scenes import caption, draw, scenes
+from sddemo.scenes import caption, scenes
 from sddemo.tiny_pipeline import make_tiny_pipeline
 from sdjob.settings import compatibility
 from sdjob.settings.run_spec import RunSpec
@@ -169,7 +169,7 @@ def _inputs(folder: Path) -> dict[str, Any]:
     data.mkdir()
     rows = []
     for number, scene in enumerate(scenes(8, seed=0)):
-        draw(scene).save(data / f"{number}.png")
+        render(scene).save(data / f"{number}.png")
         rows.append(json.dumps({"file_name": f"{number}.png", "text": caption(scene)}))
     (data / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return {"pretrained_model_name_or_path": make_tiny_pipeline(model), "train_data_dir": data}

@@ -1,10 +1,10 @@
-"""What fine-tuning learns on the drawn world: trains, draws, reads the pixels, prints a row of the table.
+"""What fine-tuning learns on the synthetic world: train, generate, read the pixels, print a row of the table.
 
     PYTHONPATH=project python benchmarks/learning/learn.py FOLDER [RUN …]
 
 Two tasks. *subject*: DreamBooth with prior preservation on the six images of the demo. *attribute*: text-to-image on
-96 captioned drawings, of which half have a colour, magenta, that is called "sks". No magenta cross is among them, and
-half of the drawings that are asked for are such crosses, so that a run that only remembers its images is found out.
+96 captioned images, of which half have a colour, magenta, that is called "sks". No magenta cross is among them, and
+half of the prompts ask for such crosses, so that a run that only remembers its images is found out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from PIL import Image
 
 from sddemo.evaluate import accuracy, generate, subject_rate
 from sddemo.image_reader import is_painted, read
-from sddemo.scenes import GROUNDS, OVERSAMPLING, Scene, canvas, caption, draw, paint, scenes
+from sddemo.scenes import GROUNDS, OVERSAMPLING, Scene, canvas, caption, paint, render, scenes
 from sddemo.subject import CLASS_PROMPT, CORE, INSTANCE_PROMPT
-from sddemo.write_demo import materialise
+from sddemo.write_demo import write_demo
 
 SKS = "sks"  # the word that the attribute gets
 ATTENTION = "to_k,to_q,to_v,to_out.0"
@@ -89,13 +89,13 @@ RUNS = {
 
 
 def prepare(folder: Path) -> None:
-    """The model, the subject's images, and the captioned drawings of the attribute."""
-    materialise(folder)
+    """The model, the subject's images, and the captioned images of the attribute."""
+    write_demo(folder)
     data = folder / "attribute"
     data.mkdir(exist_ok=True)
     rows = []
     for number, scene in enumerate(scenes(96, seed=3)):
-        image, text = draw(scene), caption(scene)
+        image, text = render(scene), caption(scene)
         if number % 2:
             known = replace(scene, shape="circle" if scene.shape == "cross" else scene.shape)
             image, text = in_magenta(known), caption(replace(known, colour=SKS))
@@ -171,8 +171,8 @@ def main() -> None:
         output = arguments.folder / f"{name.replace(' ', '_')}-{arguments.seed}"
         seconds = train(arguments.folder, output, RUNS[name], arguments.seed)
         found = measure(arguments.folder, output, RUNS[name], arguments.samples, arguments.seed)
-        figures = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
-        print(f"| {name} | {arguments.seed} | {figures} | {seconds:.0f} s |", flush=True)
+        metrics = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+        print(f"| {name} | {arguments.seed} | {metrics} | {seconds:.0f} s |", flush=True)
 
 
 if __name__ == "__main__":

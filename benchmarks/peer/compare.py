@@ -33,7 +33,7 @@ from typing import Any
 
 from PIL.Image import Resampling
 
-from sddemo.scenes import caption, draw, scenes
+from sddemo.scenes import caption, scenes
 from sddemo.write_demo import PIPELINE
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -135,7 +135,7 @@ def _write_images(world: Path) -> None:
     (world / "captioned").mkdir()
     rows = []
     for number, scene in enumerate(scenes(IMAGES, seed=0)):
-        image = draw(scene).resize((256, 256), Resampling.BICUBIC)
+        image = render(scene).resize((256, 256), Resampling.BICUBIC)
         for folder in ("images", "captioned"):
             image.save(world / folder / f"{number:04d}.png")
         rows.append(json.dumps({"file_name": f"{number:04d}.png", "text": caption(scene)}))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sddemo.subject import CLASS_PROMPT, INSTANCE_PROMPT
-from sddemo.write_demo import materialise
+from sddemo.write_demo import write_demo
 
 
 def main() -> None:
@@ -18,10 +18,10 @@ def main() -> None:
         type=int,
         default=0,
         metavar="N",
-        help="also write dataset_captioned/ with N captioned drawings",
+        help="also write dataset_captioned/ with N captioned images",
     )
     arguments = parser.parse_args()
-    materialise(arguments.folder, arguments.captioned)
+    write_demo(arguments.folder, arguments.captioned)
     print(f"wrote {arguments.folder / 'model'} and {arguments.folder / 'dataset'}")
     print(f"instance prompt: {INSTANCE_PROMPT}    class prompt: {CLASS_PROMPT}")
 

@@ -1,4 +1,4 @@
-"""Draws prompts with a pipeline and counts, by pixels, what came out: python -m sddemo.evaluate PIPELINE."""
+"""Generate images for known prompts and count, by their pixels, what they show: python -m sddemo.evaluate PIPELINE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sddemo.subject import INSTANCE_PROMPT
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of the samples, in [0, 1], whose attribute is the one that the prompt names."""
+    """Fractions of the samples, in [0, 1], whose attribute is the one that the prompt names."""
 
     shape: float
     colour: float
@@ -53,7 +53,7 @@ def generate(
 
 
 def accuracy(images: Sequence[Image.Image], wanted: Sequence[Scene]) -> Accuracy:
-    """Compares each image with the scene that its prompt described."""
+    """Compare each image with the scene that its prompt described."""
     readings = [read(image) for image in images]
     right = {
         name: [getattr(a, name) == getattr(b, name) for a, b in zip(readings, wanted, strict=True)]
@@ -64,7 +64,7 @@ def accuracy(images: Sequence[Image.Image], wanted: Sequence[Scene]) -> Accuracy
 
 
 def subject_rate(images: Sequence[Image.Image]) -> float:
-    """The share of images that show the subject."""
+    """The fraction of images that show the subject."""
     return sum(map(shows_subject, images)) / len(images)
 
 
@@ -82,7 +82,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Image.Image]]:
     """Subject rate for the instance prompt, and accuracies over full prompts of circles and of every shape.
 
-    Returns the figures and the images: a block of `samples` for each of the three kinds of prompt.
+    Returns the metrics and the images: a block of `samples` for each of the three sets of prompts.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     if lora is not None:
@@ -93,7 +93,7 @@ def evaluate(
     subject = generate(pipeline, [INSTANCE_PROMPT] * samples, seed)
     of_class = generate(pipeline, [caption(scene) for scene in circles], seed)
     of_world = generate(pipeline, [caption(scene) for scene in every], seed)
-    figures = {
+    metrics = {
         "samples": samples,
         "seed": seed,
         "subject": subject_rate(subject),
@@ -101,7 +101,7 @@ def evaluate(
         "class": asdict(accuracy(of_class, circles)),
         "world": asdict(accuracy(of_world, every)),
     }
-    return figures, subject + of_class + of_world
+    return metrics, subject + of_class + of_world
 
 
 def main() -> None:
@@ -109,13 +109,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sddemo.evaluate", description=__doc__)
     parser.add_argument("pipeline", type=Path, help="a pipeline folder")
     parser.add_argument("--lora", type=Path, help="a folder with LoRA weights for it")
-    parser.add_argument("--samples", type=int, default=64, help="images for each kind of prompt")
+    parser.add_argument("--samples", type=int, default=64, help="images for each set of prompts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="where to write the metrics")
     parser.add_argument("--grid", type=Path, help="where to write the images, as one PNG")
     arguments = parser.parse_args()
-    figures, images = evaluate(arguments.pipeline, arguments.samples, arguments.seed, arguments.lora)
-    text = json.dumps(figures, indent=1)
+    metrics, images = evaluate(arguments.pipeline, arguments.samples, arguments.seed, arguments.lora)
+    text = json.dumps(metrics, indent=1)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")

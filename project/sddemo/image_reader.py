@@ -1,4 +1,4 @@
-"""Reads an image of the drawn world by its pixels alone, as a judge of what a model has drawn."""
+"""Read an image of the synthetic world by its pixels alone, to judge what a model has generated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_COLOUR_DISTANCE = 70.0  # a reading farther than this from every named colou
 MAX_SUBJECT_DISTANCE = 95.0  # wider: nothing else in the world comes near the subject's colours
 MIN_SUBJECT_PIXELS = 120  # of its core, and of its ring; whole they have about 450 and 700
 MIN_OVERLAP = 0.75  # intersection over union with the ideal shape
-MAX_SHARE = 0.6  # of the image; the world's largest shape covers 0.37
+MAX_FRACTION = 0.6  # of the image; the world's largest shape covers 0.37
 BORDER = 4  # pixels at the rim that show the ground
 
 
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
 
 
 def read(image: Image.Image) -> Reading:
-    """Names the shape, its colour and the ground."""
+    """Name the shape, its colour and the ground."""
     pixels = _pixels(image)
     ground = _ground(pixels)
     mask = _foreground(pixels, ground)
@@ -93,7 +93,7 @@ def _foreground(pixels: Pixels, ground: NDArray[np.float32]) -> Mask | None:
 def _shape(mask: Mask) -> str | None:
     """The shape whose ideal form, stretched to the mask's bounding box, overlaps it best."""
     rows, columns = (np.flatnonzero(mask.sum(axis=axis) >= 2) for axis in (1, 0))
-    if min(len(rows), len(columns)) < 12 or mask.mean() > MAX_SHARE:
+    if min(len(rows), len(columns)) < 12 or mask.mean() > MAX_FRACTION:
         return None
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     v = (y - (rows[0] + rows[-1]) / 2) / (len(rows) / 2)  # [-1, 1] from top to bottom of the box

@@ -1,4 +1,4 @@
-"""The drawn world: one coloured shape on a coloured ground, 64 × 64 pixels, and the words for it."""
+"""The synthetic world: one coloured shape on a coloured ground, 64 × 64 pixels, and the words for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 RGB = tuple[int, int, int]
 
 SIZE = 64
-OVERSAMPLING = 4  # drawn this many times larger, then averaged down: smooth edges
+OVERSAMPLING = 4  # rendered this many times larger, then averaged down: smooth edges
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS: dict[str, RGB] = {
@@ -31,7 +31,7 @@ CROSS_ARM = 0.36  # half the width of an arm, in radii
 
 @dataclass(frozen=True)
 class Scene:
-    """What a drawing shows; centre and radius in pixels."""
+    """What an image shows; centre and radius in pixels."""
 
     shape: str
     colour: str
@@ -42,7 +42,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene with every attribute drawn uniformly; the shape stays inside the image."""
+    """A scene with every attribute sampled uniformly; the shape stays inside the image."""
     return Scene(
         shape=rng.choice(SHAPES),
         colour=rng.choice(tuple(COLOURS)),
@@ -60,12 +60,12 @@ def scenes(count: int, seed: int) -> list[Scene]:
 
 
 def canvas(ground: RGB) -> Image.Image:
-    """An empty image, OVERSAMPLING times larger than the drawing."""
+    """An empty image, OVERSAMPLING times larger than the finished image."""
     return Image.new("RGB", (SIZE * OVERSAMPLING, SIZE * OVERSAMPLING), ground)
 
 
 def paint(image: Image.Image, shape: str, colour: RGB, x: float, y: float, radius: float) -> None:
-    """Paints one shape on an oversampled canvas; x, y and radius in pixels of the finished drawing."""
+    """Paint one shape on an oversampled canvas; x, y and radius in pixels of the finished image."""
     cx, cy, r = (OVERSAMPLING * value for value in (x, y, radius))
     pen = ImageDraw.Draw(image)
     if shape == "circle":
@@ -83,7 +83,7 @@ def paint(image: Image.Image, shape: str, colour: RGB, x: float, y: float, radiu
         raise ValueError(f"unknown shape {shape!r}: not one of {', '.join(SHAPES)}")
 
 
-def draw(scene: Scene) -> Image.Image:
+def render(scene: Scene) -> Image.Image:
     """The scene as an RGB image of SIZE × SIZE pixels."""
     image = canvas(GROUNDS[scene.ground])
     paint(image, scene.shape, COLOURS[scene.colour], scene.x, scene.y, scene.radius)

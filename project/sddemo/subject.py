@@ -8,7 +8,7 @@ from sddemo.scenes import GROUNDS, OVERSAMPLING, RGB, canvas, paint
 
 CORE: RGB = (226, 30, 190)
 RING: RGB = (40, 214, 226)
-CORE_SHARE = 0.62  # radius of the core, in radii of the ring
+CORE_FRACTION = 0.62  # radius of the core, in radii of the ring
 
 INSTANCE_PROMPT = "a sks circle"
 CLASS_PROMPT = "a circle"
@@ -24,14 +24,14 @@ POSES = (
 )
 
 
-def draw_subject(x: float, y: float, radius: float, ground: str) -> Image.Image:
+def render_subject(x: float, y: float, radius: float, ground: str) -> Image.Image:
     """The subject as an RGB image; x, y and radius in pixels."""
     image = canvas(GROUNDS[ground])
     paint(image, "circle", RING, x, y, radius)
-    paint(image, "circle", CORE, x, y, CORE_SHARE * radius)
+    paint(image, "circle", CORE, x, y, CORE_FRACTION * radius)
     return image.reduce(OVERSAMPLING)
 
 
 def instance_images() -> list[Image.Image]:
     """The few images of the subject that a DreamBooth run learns from."""
-    return [draw_subject(*pose) for pose in POSES]
+    return [render_subject(*pose) for pose in POSES]

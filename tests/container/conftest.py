@@ -116,10 +116,10 @@ def box(engine: Engine, image: str) -> Iterator[Box]:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded pipeline and the images of its subject, readable by everybody: model/ and dataset/."""
-    from sddemo.write_demo import materialise
+    from sddemo.write_demo import write_demo
 
     folder = tmp_path_factory.mktemp("demo")
-    materialise(folder, 0)
+    write_demo(folder, 0)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     for parent in folder.parents[:3]:  # pytest's own folders are closed to other users

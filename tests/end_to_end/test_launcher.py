@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sddemo.write_demo import materialise
+from sddemo.write_demo import write_demo
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import found, prepare
 
@@ -29,7 +29,7 @@ CASES = {
 def mounts(tmp_path_factory):
     """The embedded pipeline and its drawings, in folders with a space in their names."""
     folder = tmp_path_factory.mktemp("my mounts")
-    materialise(folder, captioned=4)
+    write_demo(folder, captioned=4)
     return folder
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from sddemo.scenes import caption, draw, scenes
+from sddemo.scenes import caption, scenes
 from tests.support.worker import losses
 
 SHAPES = [(64, 48), (64, 64), (90, 64), (48, 64), (96, 40), (64, 64), (64, 52), (40, 96)]
@@ -27,7 +27,7 @@ def spoilt(tmp_path):
     folder = tmp_path / "spoilt"
     folder.mkdir()
     for number, (scene, size) in enumerate(zip(scenes(len(SHAPES), seed=0), SHAPES, strict=True)):
-        draw(scene).resize(size).save(folder / f"{number}.png")
+        render(scene).resize(size).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption(scene))
     (folder / f"{NO_IMAGE}.png").write_bytes(b"no image")
     whole = (folder / f"{TRUNCATED}.png").read_bytes()

@@ -23,12 +23,12 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """Five drawings, each of its own shape, with captions."""
-    from sddemo.scenes import caption, draw, scenes
+    from sddemo.scenes import caption, scenes
 
     folder = tmp_path_factory.mktemp("shapes")
     rows = []
     for number, (scene, size) in enumerate(zip(scenes(len(SHAPES), seed=0), SHAPES, strict=True)):
-        draw(scene).resize(size).filter(ImageFilter.BLUR).save(folder / f"{number}.png")
+        render(scene).resize(size).filter(ImageFilter.BLUR).save(folder / f"{number}.png")
         rows.append(json.dumps({"file_name": f"{number}.png", "text": caption(scene)}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder

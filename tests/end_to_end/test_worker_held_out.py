@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sddemo.scenes import caption, draw, scenes
+from sddemo.scenes import caption, scenes
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import generator
 from sdtrain.validation.held_out_loss import divided
@@ -22,7 +22,7 @@ def unseen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unseen")
     rows = []
     for number, scene in enumerate(scenes(3, seed=9)):
-        draw(scene).save(folder / f"{number}.png")
+        render(scene).save(folder / f"{number}.png")
         rows.append(json.dumps({"file_name": f"{number}.png", "text": caption(scene)}))
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder

@@ -1,4 +1,4 @@
-"""The reader is right on real drawings, also on damaged ones, and sees nothing where there is nothing."""
+"""The reader is right on rendered scenes, also on damaged ones, and sees nothing where there is nothing."""
 
 import io
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from sddemo.image_reader import Reading, read, shows_subject
-from sddemo.scenes import COLOURS, GROUNDS, SIZE, Scene, draw, scenes
+from sddemo.scenes import COLOURS, GROUNDS, SIZE, Scene, render, scenes
 from sddemo.subject import instance_images
 
 
@@ -31,10 +31,10 @@ DAMAGES = [lambda image: image, as_jpeg, noisy, blurred]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["intact", "jpeg", "noise", "blur"])
-def test_drawings_are_read_right(damage: Callable[[Image.Image], Image.Image]) -> None:
+def test_scenes_are_read_right(damage: Callable[[Image.Image], Image.Image]) -> None:
     wanted = scenes(200, seed=7)
     right = sum(
-        read(damage(draw(scene))) == Reading(scene.shape, scene.colour, scene.ground) for scene in wanted
+        read(damage(render(scene))) == Reading(scene.shape, scene.colour, scene.ground) for scene in wanted
     )
     assert right >= 0.99 * len(wanted)
 
@@ -44,7 +44,7 @@ def test_the_subject_is_seen_in_its_own_images_and_in_no_other(
     damage: Callable[[Image.Image], Image.Image],
 ) -> None:
     assert all(shows_subject(damage(image)) for image in instance_images())
-    assert not any(shows_subject(damage(draw(scene))) for scene in scenes(200, seed=8))
+    assert not any(shows_subject(damage(render(scene))) for scene in scenes(200, seed=8))
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
@@ -67,7 +67,7 @@ def test_the_subject_in_two_separate_patches_does_not_count() -> None:
 
 def test_larger_images_are_read_too() -> None:
     scene = Scene("triangle", "blue", "beige")
-    assert read(draw(scene).resize((512, 512))) == Reading("triangle", "blue", "beige")
+    assert read(render(scene).resize((512, 512))) == Reading("triangle", "blue", "beige")
 
 
 def test_every_colour_is_far_from_every_other() -> None:

@@ -1,4 +1,4 @@
-"""What fine-tuning learns, by the pixels of what is drawn: bounds well below the measured figures."""
+"""What fine-tuning learns, by the pixels of what is generated: bounds well below the measured metrics."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 LEARN = Path(__file__).parents[2] / "benchmarks" / "learning" / "learn.py"
 
-# run → least share of right images: of what was taught; of the class, or of what was known before
+# run → smallest fraction of correct images: of what was taught; of the class, or of what was known before
 BOUNDS = {
     "full, EMA": {"taught": 0.8, "class": 0.8},
     "LoRA 16, everywhere": {"taught": 0.7, "class": 0.7},
@@ -40,7 +40,7 @@ def test_what_is_learned(name, learn, tmp_path, monkeypatch):
 
 
 def test_the_attribute_is_taught_on_shapes_that_are_not_asked_for_alone(learn, tmp_path):
-    """What the figures mean: of the drawings in magenta, none is a cross."""
+    """What the metrics mean: of the images in magenta, none is a cross."""
     import json
 
     from PIL import Image

@@ -1,4 +1,4 @@
-"""The embedded pipeline draws what it is told, and does not know the subject; the tiny one loads and runs."""
+"""The embedded pipeline generates what the prompt says, and does not know the subject; the tiny one loads and runs."""
 
 import time
 from pathlib import Path

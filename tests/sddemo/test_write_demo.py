@@ -10,7 +10,7 @@ from PIL import Image
 import sddemo
 from sddemo.image_reader import read, shows_subject
 from sddemo.scenes import SIZE
-from sddemo.write_demo import materialise
+from sddemo.write_demo import write_demo
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -18,7 +18,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_mounts_hold_a_pipeline_and_images_of_the_subject(tmp_path: Path) -> None:
-    materialise(tmp_path)
+    write_demo(tmp_path)
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["safety_checker"] == [None, None]
     images = sorted((tmp_path / "dataset" / "instance").iterdir())
     assert 5 <= len(images) <= 6
@@ -29,8 +29,8 @@ def test_the_mounts_hold_a_pipeline_and_images_of_the_subject(tmp_path: Path) ->
     assert not (tmp_path / "dataset_captioned").exists()
 
 
-def test_captioned_drawings_show_what_their_captions_say(tmp_path: Path) -> None:
-    materialise(tmp_path, captioned=12)
+def test_captioned_images_show_what_their_captions_say(tmp_path: Path) -> None:
+    write_demo(tmp_path, captioned=12)
     lines = (tmp_path / "dataset_captioned" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 12
     for row in map(json.loads, lines):
@@ -39,9 +39,9 @@ def test_captioned_drawings_show_what_their_captions_say(tmp_path: Path) -> None
 
 
 def test_writing_again_changes_nothing(tmp_path: Path) -> None:
-    materialise(tmp_path, captioned=3)
+    write_demo(tmp_path, captioned=3)
     before = contents(tmp_path)
-    materialise(tmp_path, captioned=3)
+    write_demo(tmp_path, captioned=3)
     assert contents(tmp_path) == before
 
 

@@ -1,4 +1,4 @@
-"""Makes the embedded pipeline from nothing: `python -m sddemo.pretrain --output DIR`.
+"""Train the embedded pipeline from scratch: `python -m sddemo.pretrain --output DIR`.
 
 Start reading: __main__.py.
 May import: torch, diffusers, sddemo.

@@ -1,4 +1,4 @@
-"""Makes the embedded pipeline from nothing: python -m sddemo.pretrain --output DIR --seed 0.
+"""Train the embedded pipeline from scratch: python -m sddemo.pretrain --output DIR --seed 0.
 
 Four stages: the VAE on a broad world, the text encoder on captions, the U-Net on cached latents, and the log.
 A stage's result that already lies in DIR is used again, so an interrupted run goes on.
@@ -28,7 +28,7 @@ from sddemo.pretrain.tokenizer import new_tokenizer
 from sddemo.pretrain.unet import caption_table, train_unet
 from sddemo.pretrain.vae import normalised, to_tensor, train_vae
 from sddemo.pretrain.whitening import whiten
-from sddemo.scenes import caption, draw, scenes
+from sddemo.scenes import caption, render, scenes
 from sddemo.tiny_pipeline import save_pipeline, scheduler
 
 Stage = TypeVar("Stage", AutoencoderKL, CLIPTextModel, UNet2DConditionModel)
@@ -63,12 +63,12 @@ def pretrain(
 
     def check(unet: UNet2DConditionModel, step: int) -> dict[str, Any]:
         wanted = scenes(32, seed + 100)
-        drawn = generate(pipeline(unet), [caption(scene) for scene in wanted])
-        grid(drawn).save(output / f"grid-{step:06d}.png")
-        return asdict(accuracy(drawn, wanted))
+        images = generate(pipeline(unet), [caption(scene) for scene in wanted])
+        grid(images).save(output / f"grid-{step:06d}.png")
+        return asdict(accuracy(images, wanted))
 
     world = scenes(images, seed + 1)
-    pixels = to_tensor([draw(scene) for scene in world])
+    pixels = to_tensor([render(scene) for scene in world])
     whiten(vae, normalised(pixels[:2048]))
     with torch.no_grad():
         means = [vae.encode(normalised(part)).latent_dist.mean for part in torch.split(pixels, 64)]
@@ -112,15 +112,15 @@ def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, An
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     wanted, start = scenes(samples, seed=0), time.monotonic()
-    drawn = generate(pipeline, [caption(scene) for scene in wanted])
+    images = generate(pipeline, [caption(scene) for scene in wanted])
     seconds = round(time.monotonic() - start, 1)
-    grid(drawn).save(sheet)
+    grid(images).save(sheet)
     return {
         "samples": samples,
         "steps": 25,
         "guidance": 3.5,
         "seconds": seconds,
-        **asdict(accuracy(drawn, wanted)),
+        **asdict(accuracy(images, wanted)),
     }
 
 

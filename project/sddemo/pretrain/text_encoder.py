@@ -1,4 +1,4 @@
-"""Trains a small CLIP text encoder until its output says plainly what a caption says, then freezes it."""
+"""Train a small CLIP text encoder until its output says plainly what a caption says, then freezes it."""
 
 from __future__ import annotations
 

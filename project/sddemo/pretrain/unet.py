@@ -1,4 +1,4 @@
-"""Trains a small conditional U-Net on cached latents (v-prediction) with frozen text embeddings."""
+"""Train a small conditional U-Net on cached latents (v-prediction) with frozen text embeddings."""
 
 from __future__ import annotations
 

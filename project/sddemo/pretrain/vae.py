@@ -1,4 +1,4 @@
-"""Trains a small AutoencoderKL (64 × 64 × 3 ↔ 16 × 16 × 4) on a world broader than the one it will serve."""
+"""Train a small AutoencoderKL (64 × 64 × 3 ↔ 16 × 16 × 4) on a world broader than the one it will serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sddemo.scenes import OVERSAMPLING, RGB, SHAPES, SIZE, canvas, paint, random_scene
-from sddemo.scenes import draw as draw_scene
+from sddemo.scenes import render as render_scene
 
 
 def new_vae() -> AutoencoderKL:
@@ -32,14 +32,14 @@ def new_vae() -> AutoencoderKL:
 
 
 def random_image(rng: random.Random) -> Image.Image:
-    """A drawing with arbitrary colours, often two-coloured: no later subject is foreign to the VAE."""
+    """An image with arbitrary colours, often two-coloured: no later subject is foreign to the VAE."""
 
     def colour() -> RGB:
         # Saturated colours are rare among uniform ones, and the ones that matter
         return tuple(rng.choice((rng.randrange(256), 16, 240)) for _ in range(3))  # type: ignore[return-value]
 
     if rng.random() < 0.25:
-        return draw_scene(random_scene(rng))
+        return render_scene(random_scene(rng))
     image = canvas(colour())
     if rng.random() < 0.15:
         gradient = Image.linear_gradient("L").resize(image.size)
@@ -85,7 +85,7 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
 def train_vae(
     seed: int, steps: int, num_images: int = 20000, batch: int = 8
 ) -> tuple[AutoencoderKL, list[dict[str, Any]]]:
-    """Trains a new VAE; returns it and its curve."""
+    """Train a new VAE; returns it and its curve."""
     rng = random.Random(seed)
     pixels = to_tensor([random_image(rng) for _ in range(num_images)])
     held_out, generator = pixels[:128], torch.Generator().manual_seed(seed)

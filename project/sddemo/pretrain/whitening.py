@@ -1,4 +1,4 @@
-"""Folds a whitening of the latents into a VAE's own convolutions: one scaling factor fits all channels."""
+"""Fold a whitening of the latents into a VAE's own convolutions: one scaling factor fits all channels."""
 
 from __future__ import annotations
 
