@@ -70,7 +70,7 @@ def xl_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
     """Six drawings with captions."""
-    from sddemo.scenes import caption, scenes
+    from sddemo.scenes import caption, render, scenes
 
     folder = tmp_path_factory.mktemp("captioned")
     rows = []
@@ -84,7 +84,7 @@ def captioned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory):
     """Three drawings of one kind."""
-    from sddemo.scenes import Scene
+    from sddemo.scenes import Scene, render
 
     folder = tmp_path_factory.mktemp("instance")
     for number, x in enumerate((28.0, 32.0, 36.0)):
@@ -95,7 +95,7 @@ def instance(tmp_path_factory):
 @pytest.fixture(scope="session")
 def of_class(tmp_path_factory):
     """Four drawings of the class."""
-    from sddemo.scenes import scenes
+    from sddemo.scenes import render, scenes
 
     folder = tmp_path_factory.mktemp("class")
     for number, scene in enumerate(scenes(4, seed=1)):

@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 import sdtrain.loop
 import sdtrain.run  # noqa: F401  (before the forks)
-from sddemo.scenes import caption, scenes
+from sddemo.scenes import caption, render, scenes
 from sddemo.tiny_pipeline import make_tiny_pipeline
 from sdjob.settings import compatibility
 from sdjob.settings.run_spec import RunSpec

@@ -33,7 +33,7 @@ from typing import Any
 
 from PIL.Image import Resampling
 
-from sddemo.scenes import caption, scenes
+from sddemo.scenes import caption, render, scenes
 from sddemo.write_demo import PIPELINE
 
 sys.path.insert(0, str(Path(__file__).parent))

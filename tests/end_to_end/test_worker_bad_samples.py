@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from sddemo.scenes import caption, scenes
+from sddemo.scenes import caption, render, scenes
 from tests.support.worker import losses
 
 SHAPES = [(64, 48), (64, 64), (90, 64), (48, 64), (96, 40), (64, 64), (64, 52), (40, 96)]

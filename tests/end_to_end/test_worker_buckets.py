@@ -23,7 +23,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """Five drawings, each of its own shape, with captions."""
-    from sddemo.scenes import caption, scenes
+    from sddemo.scenes import caption, render, scenes
 
     folder = tmp_path_factory.mktemp("shapes")
     rows = []

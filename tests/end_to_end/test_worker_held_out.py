@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sddemo.scenes import caption, scenes
+from sddemo.scenes import caption, render, scenes
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import generator
 from sdtrain.validation.held_out_loss import divided
