@@ -40,7 +40,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
         return doctor.run(HOME, environ, as_json=request.json)
     job = plan.prepare(
-        request.flags, environ, HOME, request.problems, fetch=request.verb == "run", numbered=request.numbered
+        request.flags,
+        environ,
+        HOME,
+        request.problems,
+        fetch=request.verb == "run",
+        assigns_ranks=request.assigns_ranks,
     )
     if request.verb == "run" and not job.problems:
         from sdlaunch.supervise import supervisor

@@ -48,9 +48,9 @@ class Request:
     problems: tuple[Problem, ...] = ()  # what could not be understood
 
     @property
-    def numbered(self) -> bool:
+    def assigns_ranks(self) -> bool:
         """Whether the job is for a platform that numbers its nodes."""
-        return self.target in task.NUMBERING
+        return self.target in task.ASSIGNS_RANKS
 
 
 def parse(argv: Sequence[str]) -> Request:

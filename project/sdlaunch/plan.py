@@ -97,15 +97,15 @@ def prepare(
     worker: str = command.WORKER,
     *,
     fetch: bool = False,
-    numbered: bool = False,
+    assigns_ranks: bool = False,
 ) -> JobPlan:
     """Reads the settings, looks at the machine and the mounts, checks everything, builds the command.
 
-    `numbered`: the job is for a platform that numbers its nodes.
+    `assigns_ranks`: the job is for a platform that numbers its nodes.
     `fetch`: what has to come from outside comes now, if nothing else is wrong; otherwise it is only named.
     """
     read = settings.read(flags, environ)
-    plan = _prepared(read, environ, home, misunderstood, worker, fetch=False, numbered=numbered)
+    plan = _prepared(read, environ, home, misunderstood, worker, fetch=False, assigns_ranks=assigns_ranks)
     if not fetch or plan.problems or not plan.awaited:
         return plan
     return _prepared(read, environ, home, misunderstood, worker, fetch=True)
@@ -119,14 +119,14 @@ def _prepared(
     worker: str,
     *,
     fetch: bool,
-    numbered: bool = False,
+    assigns_ranks: bool = False,
 ) -> JobPlan:
     place = mounts.resolve(read.options, home)
     supplies = fetching.gather(read, place, home, environ, fetch=fetch)
     found = devices.find(read.spec.device, environ)
     config = accelerate.read(read.options)
     options, sources = accelerate.completed(read.options, _sources(read, LaunchOptions), config)
-    where = cluster.resolve(options, sources, environ, found, numbered=numbered)
+    where = cluster.resolve(options, sources, environ, found, assigns_ranks=assigns_ranks)
     contents = mounts.look(place, supplies.options, read.spec, supplies.awaited)
     spec, computed = _completed(read, place, contents, where.cluster, found)
     job = Job(
@@ -216,13 +216,13 @@ def _completed(
     }
     sources = {"pretrained_model_name_or_path": "MODEL_DIR", "output_dir": "OUTPUT_DIR", data: "DATASET_DIR"}
     if spec.device == "auto":
-        values["device"], sources["device"] = found.kind, found.why
+        values["device"], sources["device"] = found.type, found.why
     precision = compatibility.resolve_precision(
-        spec, compatibility.Topology(found.kind, where.world_size, found.bf16)
+        spec, compatibility.Topology(found.type, where.world_size, found.bf16)
     )
     if precision != spec.mixed_precision:
         values["mixed_precision"] = precision
-        sources["mixed_precision"] = f"auto: {found.kind} with plugin={spec.plugin}"
+        sources["mixed_precision"] = f"auto: {found.type} with plugin={spec.plugin}"
     epochs = spec.num_train_epochs
     if epochs and contents.data and steps.by_epochs(spec):
         examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)

@@ -1,7 +1,8 @@
-"""Which devices this machine has, without torch: device nodes, cores; torch is asked only where GPUs are."""
+"""Devices, cores and memory of this machine; torch is asked, in a process of its own, only where GPUs are."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -36,50 +37,45 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Devices:
-    """What a job computes on. `count` is None where the launcher cannot count this kind of device."""
+    """What a job computes on. `count` is None where the launcher cannot count devices of this type."""
 
-    kind: str  # cuda, cpu, or the vendor's name that the user gave
+    type: str  # cuda, cpu, or the vendor's name that the user gave
     count: int | None
     cores: int
-    why: str  # how the kind was found
+    why: str  # how the type was found; "": the user chose it
     bf16: bool | None = None  # None: not known
-    memory: int | None = (
-        None  # bytes of the smallest device; of a CPU: of the host, or what the container may have
-    )
+    memory: int | None = None  # bytes of the smallest device; of a CPU: of the host or the container
     problems: tuple[Problem, ...] = ()
 
 
 def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> Devices:
     """The devices for `device=wanted`, as far as the machine shows them."""
     cores = usable_cores()
+    if wanted not in ("auto", "cuda", "cpu"):
+        return Devices(wanted, None, cores, "")
     nvidia = _visible(_count(dev, "cuda"), environ)
     amd = 0 if nvidia else _count_amd(dev)
-    other = next((kind for kind in _NODES if kind != "cuda" and _count(dev, kind)), None)
-    if wanted == "auto" and not (nvidia or amd) and other:
-        problem = no_hardware(
-            "device",
-            f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices",
-            f"Use device={other}, or device=cpu to train on the CPU all the same.",
-        )
-        why = f"auto: {other} devices not asked for"
-        return Devices("cpu", cores, cores, why, memory=host_memory(), problems=(problem,))
-    if wanted == "cpu" or (wanted == "auto" and not (nvidia or amd)):
-        why = "" if wanted == "cpu" else "auto: no accelerator found"
-        return Devices("cpu", cores, cores, why, memory=host_memory())
-    if wanted not in ("auto", "cuda"):
-        return Devices(wanted, None, cores, "")
-    vendor = "NVIDIA" if nvidia else "AMD"
-    why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
-    if nvidia or amd:
-        return _asked(nvidia or amd, vendor, cores, why)
-    problem = no_hardware(
-        "device", "cuda, and no NVIDIA device in this machine", "Use device=cpu, or a GPU machine."
-    )
-    return Devices("cuda", 0, cores, why, problems=(problem,))
+    if wanted != "cpu" and (nvidia or amd):
+        vendor = "NVIDIA" if nvidia else "AMD"
+        why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
+        return _ask_torch(nvidia or amd, vendor, cores, why)
+    if wanted == "cuda":
+        remedy = "Use device=cpu, or a GPU machine."
+        problem = no_hardware("device", "cuda, and no NVIDIA device in this machine", remedy)
+        return Devices("cuda", 0, cores, "", problems=(problem,))
+    why, problems = "", []
+    if wanted == "auto":
+        why = "auto: no accelerator found"
+        if other := next((each for each in _NODES if each != "cuda" and _count(dev, each)), None):
+            why = f"auto: {other} devices not asked for"
+            found = f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices"
+            remedy = f"Use device={other}, or device=cpu to train on the CPU all the same."
+            problems = [no_hardware("device", found, remedy)]
+    return Devices("cpu", cores, cores, why, memory=host_memory(), problems=tuple(problems))
 
 
-def _asked(nodes: int, vendor: str, cores: int, why: str) -> Devices:
-    """The devices that torch calls cuda, as it sees them, asked in a process of its own that ends at once."""
+def _ask_torch(nodes: int, vendor: str, cores: int, why: str) -> Devices:
+    """The devices that torch calls cuda, as a short-lived process of its own reports them."""
     try:
         reply = subprocess.run(
             [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=60, check=True
@@ -87,31 +83,31 @@ def _asked(nodes: int, vendor: str, cores: int, why: str) -> Devices:
         seen = json.loads(reply.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return Devices("cuda", nodes, cores, why)  # a missing torch is the packages' check to report
-    if not seen["count"]:
-        problem = no_hardware(
-            "device",
-            f"{nodes} {vendor} devices that PyTorch cannot use",
-            f"Install a {'CUDA' if vendor == 'NVIDIA' else 'ROCm'} build of PyTorch that fits the driver, or train "
-            "on the CPU with device=cpu.",
-        )
-        return Devices("cuda", nodes, cores, why, problems=(problem,))
-    return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"] or None)
+    if seen["count"]:
+        return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"] or None)
+    build = "CUDA" if vendor == "NVIDIA" else "ROCm"
+    problem = no_hardware(
+        "device",
+        f"{nodes} {vendor} devices that PyTorch cannot use",
+        f"Install a {build} build of PyTorch that fits the driver, or train on the CPU with device=cpu.",
+    )
+    return Devices("cuda", nodes, cores, why, problems=(problem,))
 
 
-def _count(dev: Path, kind: str) -> int:
-    try:
-        return sum(bool(re.fullmatch(_NODES[kind], entry.name)) for entry in dev.iterdir())
-    except OSError:
-        return 0
+def _count(dev: Path, device: str) -> int:
+    return _matching(dev, _NODES[device])
 
 
 def _count_amd(dev: Path) -> int:
     """AMD's devices, which PyTorch calls cuda."""
+    return _matching(dev / "dri", _AMD_NODE) if (dev / "kfd").exists() else 0
+
+
+def _matching(folder: Path, pattern: str) -> int:
     try:
-        nodes = [entry.name for entry in (dev / "dri").iterdir()] if (dev / "kfd").exists() else []
+        return sum(bool(re.fullmatch(pattern, entry.name)) for entry in folder.iterdir())
     except OSError:
         return 0
-    return sum(bool(re.fullmatch(_AMD_NODE, name)) for name in nodes)
 
 
 def _visible(count: int, environ: Mapping[str, str]) -> int:
@@ -128,7 +124,7 @@ def _visible(count: int, environ: Mapping[str, str]) -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the share that the container was given."""
+    """Cores that this process may use: its affinity, or the quota of the container where that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -137,17 +133,12 @@ def usable_cores() -> int:
         return cores
 
 
-def host_memory(proc: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+def host_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that this machine has, or that the container may have where that is less; None: not known."""
     known = []
-    try:
-        total = next(line for line in proc.read_text().splitlines() if line.startswith("MemTotal:"))
-        known.append(int(total.split()[1]) * 1024)
-    except (OSError, StopIteration, ValueError, IndexError):
-        pass
-    for limit in (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"):
-        try:
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not a name on this system
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in (cgroups / "memory.max", cgroups / "memory" / "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
             known.append(int(limit.read_text()))
-        except (OSError, ValueError):  # "max": no limit
-            continue
     return min(known, default=None)

@@ -13,7 +13,11 @@ from sdjob.problems import ExitCode
 from sdlaunch.plan import JobPlan
 
 TARGETS = ("docker", "compose", "kubernetes", "slurm", "skypilot")
-NUMBERING = ("kubernetes", "slurm", "skypilot")  # these tell each node its number, and where the first one is
+ASSIGNS_RANKS = (
+    "kubernetes",
+    "slurm",
+    "skypilot",
+)  # these tell each node its number, and where the first one is
 KINDS = ("trainjob", "job")  # of kubernetes
 NAME = "sdjob"
 _MOUNTS = {

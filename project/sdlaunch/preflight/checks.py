@@ -59,12 +59,12 @@ def _combination(job: Job) -> list[Problem]:
 
 def _devices(job: Job) -> list[Problem]:
     have, want = job.devices.count, job.cluster.nproc_per_node
-    if job.devices.problems or job.devices.kind == "cpu" or have is None or want <= have:
+    if job.devices.problems or job.devices.type == "cpu" or have is None or want <= have:
         return list(job.devices.problems)
     return [
         no_hardware(
             "NPROC_PER_NODE",
-            f"{want} processes, and {have} {job.devices.kind} devices on this node",
+            f"{want} processes, and {have} {job.devices.type} devices on this node",
             f"Use NPROC_PER_NODE={have}, or a machine with {want} devices.",
         )
     ]
@@ -224,8 +224,8 @@ def _output(job: Job) -> Path:
 
 CHECKS: tuple[Check, ...] = (
     Check(_combination, "settings", lambda _: "the table of combinations", ExitCode.BAD_SETTING),
-    Check(_devices, "device", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
-    Check(device_memory.findings, "memory", lambda job: job.devices.kind, ExitCode.NO_HARDWARE),
+    Check(_devices, "device", lambda job: job.devices.type, ExitCode.NO_HARDWARE),
+    Check(device_memory.findings, "memory", lambda job: job.devices.type, ExitCode.NO_HARDWARE),
     Check(packages.findings, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
     Check(
         lambda job: system_limits.shared_memory(job.spec, job.cluster),

@@ -14,7 +14,7 @@ _CLOSE = 0.9  # share of the memory from which on the rest may be too little for
 
 def each(job: Job) -> int | None:
     """Bytes that each process can have: its device's, or its share of the host's; None: not known."""
-    if job.devices.memory is None or job.devices.kind != "cpu":
+    if job.devices.memory is None or job.devices.type != "cpu":
         return job.devices.memory
     return job.devices.memory // job.cluster.nproc_per_node
 
@@ -64,7 +64,7 @@ def _of_devices(job: Job) -> list[Finding]:
     if need is None or have is None or need.total <= _CLOSE * have:
         return []
     where = (
-        "of the host for each process" if job.devices.kind == "cpu" else f"on each {job.devices.kind} device"
+        "of the host for each process" if job.devices.type == "cpu" else f"on each {job.devices.type} device"
     )
     found = f"at least {in_units(need.total)} needed {where} ({spelt(need)}), and {in_units(have)} there"
     settings = would_fit(job)

@@ -39,4 +39,4 @@ class Job:
 
     @property
     def topology(self) -> Topology:
-        return Topology(self.devices.kind, self.cluster.world_size, self.devices.bf16)
+        return Topology(self.devices.type, self.cluster.world_size, self.devices.bf16)

@@ -1,5 +1,6 @@
 """Devices are found through their nodes, torch is asked only where there are any."""
 
+import psutil
 import pytest
 
 from sdlaunch.cluster import devices
@@ -31,20 +32,20 @@ def torch_says(monkeypatch):
 def test_no_accelerator_is_a_cpu_and_torch_is_not_asked(tmp_path, torch_says):
     calls = torch_says("")
     found = devices.find("auto", {}, tmp_path)
-    assert (found.kind, found.problems, calls) == ("cpu", (), [])
+    assert (found.type, found.problems, calls) == ("cpu", (), [])
     assert "no accelerator" in found.why
 
 
 def test_a_cpu_that_was_asked_for_needs_no_question(dev, torch_says):
     calls = torch_says("")
-    assert devices.find("cpu", {}, dev).kind == "cpu"
+    assert devices.find("cpu", {}, dev).type == "cpu"
     assert calls == []
 
 
 def test_nvidia_devices_are_counted_by_torch(dev, torch_says):
     torch_says('{"count": 3, "bf16": true, "memory": 80000000000}')
     found = devices.find("auto", {}, dev)
-    assert (found.kind, found.count, found.bf16, found.memory) == ("cuda", 3, True, 80_000_000_000)
+    assert (found.type, found.count, found.bf16, found.memory) == ("cuda", 3, True, 80_000_000_000)
     assert "3 NVIDIA devices" in found.why
 
 
@@ -67,12 +68,12 @@ def test_cuda_without_a_device_is_a_problem(tmp_path):
 def test_hidden_devices_do_not_count(dev, torch_says, visible, count):
     torch_says("not json")  # a torch that cannot answer: the nodes are counted
     found = devices.find("auto", {"CUDA_VISIBLE_DEVICES": visible}, dev)
-    assert (found.kind, found.count) == (("cuda", count) if count else ("cpu", found.cores))
+    assert (found.type, found.count) == (("cuda", count) if count else ("cpu", found.cores))
 
 
 def test_a_vendors_device_is_taken_as_given(tmp_path):
     found = devices.find("gcu", {}, tmp_path)
-    assert (found.kind, found.count, found.problems) == ("gcu", None, ())
+    assert (found.type, found.count, found.problems) == ("gcu", None, ())
 
 
 @pytest.mark.parametrize(
@@ -83,18 +84,27 @@ def test_another_vendors_device_is_not_passed_over_in_silence(tmp_path, node, ki
     (problem,) = devices.find("auto", {}, tmp_path).problems
     assert (problem.code, f"device={kind}" in problem.remedy) == (69, True)
     assert devices.find("cpu", {}, tmp_path).problems == ()
-    assert devices.find(kind, {}, tmp_path).kind == kind
+    assert devices.find(kind, {}, tmp_path).type == kind
 
 
 def test_amd_devices_are_cuda_to_torch_and_counted_where_they_can_compute(tmp_path, torch_says):
     (tmp_path / "dri").mkdir()
     for name in ("renderD128", "renderD129", "card0"):
         (tmp_path / "dri" / name).touch()
-    assert devices.find("auto", {}, tmp_path).kind == "cpu"  # a display, without the compute driver
+    assert devices.find("auto", {}, tmp_path).type == "cpu"  # a display, without the compute driver
     (tmp_path / "kfd").touch()
     torch_says('{"count": 2, "bf16": true, "memory": 5}')
     found = devices.find("auto", {}, tmp_path)
-    assert (found.kind, found.count, found.bf16, found.why) == ("cuda", 2, True, "auto: 2 AMD devices")
+    assert (found.type, found.count, found.bf16, found.why) == ("cuda", 2, True, "auto: 2 AMD devices")
     torch_says('{"count": 0, "bf16": false, "memory": 0}')
     (problem,) = devices.find("auto", {}, tmp_path).problems
     assert problem.code == 69 and "ROCm" in problem.remedy
+
+
+def test_host_memory_is_limited_by_the_container(tmp_path):
+    installed = devices.host_memory(tmp_path)
+    assert installed == psutil.virtual_memory().total
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.host_memory(tmp_path) == installed
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert devices.host_memory(tmp_path) == 1_048_576

@@ -15,7 +15,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.output.layout import StepFolder
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import devices
-from sdlaunch.cluster.devices import Devices, host_memory
+from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.preflight import disk_space, system_limits
 from sdlaunch.preflight.timeouts import NoAnswer, Task
@@ -267,16 +267,6 @@ def test_what_is_not_known_is_not_refused(place, monkeypatch):
     job = prepare(place, device="", batch_size="4096", dataloader_num_workers="0")
     assert job.problems == ()
     assert any(line.startswith("memory: at least 419 GB a process: ") for line in job.arithmetic)
-
-
-def test_the_memory_of_the_host_is_what_the_container_may_have(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal:       2000 kB\nMemFree:  5 kB\n")
-    assert host_memory(tmp_path / "meminfo", tmp_path) == 2_048_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert host_memory(tmp_path / "meminfo", tmp_path) == 2_048_000
-    (tmp_path / "memory.max").write_text("1048576\n")
-    assert host_memory(tmp_path / "meminfo", tmp_path) == 1_048_576
-    assert host_memory(tmp_path / "none", tmp_path / "none") is None
 
 
 def test_a_failure_for_memory_names_settings_that_need_clearly_less(place):
