@@ -2,20 +2,17 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops
 
 from sdjob.model.pipeline import find_pipeline
 from sdtrain import generate
-from sdtrain.generate import Drawing
+from sdtrain.generate import Sampling
 from sdtrain.model import load
-from sdtrain.runtime.stop import StopRequest
 
-NO_STOP = StopRequest(None)
-HOW = Drawing(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
+HOW = Sampling(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +28,6 @@ def xl_parts(xl_model):
 
 
 def distance(one: Image.Image, other: Image.Image) -> int:
-    from PIL import ImageChops
-
     return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
@@ -104,49 +99,3 @@ def test_drawing_does_not_move_the_global_random_state(parts):
     state = torch.random.get_rng_state()
     list(generate.generate(parts, ["a"], [1], HOW))
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_shares_of_the_ranks_together_are_the_whole(parts, tmp_path):
-    for rank in (0, 1):
-        generate.draw_samples(
-            parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "two", slice(rank, None, 2), NO_STOP
-        )
-    generate.draw_samples(parts, ("a", "b", "c"), 1, 5, HOW, tmp_path / "one", slice(0, None, 1), NO_STOP)
-    for name in ("prompt00-00.png", "prompt01-00.png", "prompt02-00.png"):
-        assert distance(Image.open(tmp_path / "one" / name), Image.open(tmp_path / "two" / name)) <= 1
-
-
-def test_grid(tmp_path):
-    columns = {}
-    for column, title in enumerate(("before", "after")):
-        folder = columns[title] = tmp_path / title
-        folder.mkdir()
-        for prompt in (0, 1):
-            for number in (0, 1, 2):
-                colour = (100 * column, 100 * prompt, 100 * number)
-                Image.new("RGB", (80, 80), colour).save(folder / generate.image_name(prompt, number))
-    sheet = generate.grid(columns, ("a", "b"), 3)
-    assert sheet.size == (2 * 3 * 80 + 8, 16 + 2 * (16 + 80))
-    for column in (0, 1):
-        for prompt in (0, 1):
-            for number in (0, 1, 2):
-                left, top = column * (3 * 80 + 8) + number * 80, 16 + prompt * 96 + 16
-                assert sheet.getpixel((left + 40, top + 40)) == (100 * column, 100 * prompt, 100 * number)
-
-
-def test_a_label_ends_with_its_column(tmp_path):
-    Image.new("RGB", (64, 64), "red").save(tmp_path / generate.image_name(0, 0))
-    long = generate.grid(
-        {"before": tmp_path, "after": tmp_path}, ("a red cross on a white ground\nand more",), 1
-    )
-    pixels = np.asarray(long.convert("L"))[16:32]
-    assert (pixels[:, 64:72] == 255).all()  # between the columns
-    assert (pixels[:, :64] == pixels[:, 72:136]).all() and (pixels[:, :64] < 200).any()
-
-
-def test_labels_are_whole_or_end_in_dots_or_are_numbers():
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    assert generate._label(pen, "a cross", 3, 60) == "a cross"
-    assert generate._label(pen, "圆", 3, 60) == "prompt 3"
-    cut = generate._label(pen, "a red cross on a white ground", 3, 60)
-    assert cut.startswith("a red") and cut.endswith("...") and 40 < pen.textlength(cut) <= 60

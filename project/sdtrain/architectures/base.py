@@ -19,7 +19,7 @@ Conditioning = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Sampling:
     """How images are generated."""
 
     resolution: int
@@ -56,7 +56,7 @@ class Architecture(Protocol):
         """What the network takes besides latents and timesteps, as its forward pass names it."""
 
     def draw(
-        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Drawing
+        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
         """One image for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
         nothing: the encoding of as many empty prompts, to be guided away from."""

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
 from torch import nn
 
-from sdtrain.architectures.base import Conditioning, Drawing, in_chunks
+from sdtrain.architectures.base import Conditioning, Sampling, in_chunks
 
 if TYPE_CHECKING:
     from sdtrain.model.load import Parts
@@ -34,7 +34,7 @@ class StableDiffusion:
         return {"encoder_hidden_states": conditioning["hidden_states"]}
 
     def draw(
-        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Drawing
+        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
         pipeline = StableDiffusionPipeline(
             vae=parts.vae,

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 from torch import nn
 
-from sdtrain.architectures.base import Conditioning, Drawing, in_chunks
+from sdtrain.architectures.base import Conditioning, Sampling, in_chunks
 
 if TYPE_CHECKING:
     from sdtrain.model.load import Parts
@@ -51,7 +51,7 @@ class StableDiffusionXL:
         return {"encoder_hidden_states": conditioning["hidden_states"], "added_cond_kwargs": added}
 
     def draw(
-        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Drawing
+        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
         pipeline = StableDiffusionXLPipeline(
             vae=parts.vae,

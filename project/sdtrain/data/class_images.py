@@ -10,15 +10,15 @@ from sdjob.dataset.detect import dataset_in
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Drawing
-from sdtrain.generate import drawing, generate
+from sdtrain.architectures.base import Sampling
+from sdtrain.generate import generate, sampling
 from sdtrain.model.load import Parts
 from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
 
 
-def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Drawing) -> Path:
+def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Sampling) -> Path:
     """Generated images belong to one model, prompt and way of drawing: another one has another folder."""
     about = [
         model_identity,
@@ -49,7 +49,7 @@ def provide(
     """
     if spec.class_data_dir:
         return _given(spec)
-    how = drawing(spec)
+    how = sampling(spec)
     folder = folder_of(spec, layout, model_identity, how)
     folder.mkdir(parents=True, exist_ok=True)
     world.barrier()  # nobody lists the folder while another already adds to it

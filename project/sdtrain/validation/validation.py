@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -10,8 +11,10 @@ from sdjob.output.layout import OutputLayout
 from sdtrain import generate
 from sdtrain.context import Training
 from sdtrain.reporting.progress import say
+from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.runtime.stop import Stopped
 from sdtrain.validation import held_out_loss
+from sdtrain.validation.grid import grid, image_name
 
 
 def folder_of(layout: OutputLayout, step: int) -> Path:
@@ -21,10 +24,10 @@ def folder_of(layout: OutputLayout, step: int) -> Path:
 def validate(training: Training, step: int) -> float | None:
     """Samples and held-out loss after a step, as far as they were asked for; returns the loss. Collective.
 
-    Raises Stopped when asked to stop before all is drawn and measured; who calls this has to save.
+    Raises Stopped when asked to stop before all is generated and measured; who calls this has to save.
     """
     if training.spec.validation_prompts:
-        draw(training, step)
+        write_samples(training, step)
     if training.held_out is None:
         return None
     loss = held_out_loss.loss(training, training.held_out)
@@ -36,24 +39,42 @@ def validate(training: Training, step: int) -> float | None:
     return loss
 
 
-def draw(training: Training, step: int) -> None:
-    """Writes the samples of a step, shared out over the ranks, and shows them in TensorBoard. Collective.
+def write_samples(training: Training, step: int) -> None:
+    """Write the samples of a step, divided among the ranks, and show them in TensorBoard. Collective.
 
-    Raises Stopped when asked to stop before all are drawn.
+    Raises Stopped when asked to stop before all are generated.
     """
     spec, world = training.spec, training.world
     folder = folder_of(training.layout, step)
-    how = generate.drawing(spec)
-    share = slice(world.rank, None, world.size)
-    wanted = spec.validation_prompts, spec.num_validation_images, spec.seed
     with training.averaged():
-        complete = generate.draw_samples(training.parts, *wanted, how, folder, share, training.stop)
+        complete = _write_slice(training, folder)
     if world.any(not complete):
         raise Stopped(step)
     if world.is_main:
-        generate.write_prompts(folder, spec.validation_prompts)
-        sheet = generate.grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
+        text = json.dumps(list(spec.validation_prompts), indent=1, ensure_ascii=False)
+        (folder / "prompts.json").write_text(f"{text}\n", encoding="utf-8")
+        sheet = grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
         training.tracker.image("validation", sheet, step)
+
+
+def _write_slice(training: Training, folder: Path) -> bool:
+    """Write this rank's slice of the samples; image i of every prompt always has the seed `seed + i`.
+
+    Returns whether all of them were written: ends after an image when asked to stop.
+    """
+    spec, world = training.spec, training.world
+    folder.mkdir(parents=True, exist_ok=True)
+    every = [(p, i) for p in range(len(spec.validation_prompts)) for i in range(spec.num_validation_images)]
+    todo = every[world.rank :: world.size]
+    prompts, seeds = [spec.validation_prompts[p] for p, _ in todo], [spec.seed + i for _, i in todo]
+    images = generate.generate(training.parts, prompts, seeds, generate.sampling(spec))
+    pulse = Pulse()
+    for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
+        image.save(folder / image_name(p, i))
+        pulse()
+        if training.stop and done < len(todo):
+            return False
+    return True
 
 
 def before_after(training: Training) -> Image.Image | None:
@@ -61,7 +82,7 @@ def before_after(training: Training) -> Image.Image | None:
     spec, layout = training.spec, training.layout
     before, after = folder_of(layout, 0), folder_of(layout, spec.max_train_steps)
     try:
-        return generate.grid(
+        return grid(
             {"before": before, f"after {spec.max_train_steps} steps": after},
             spec.validation_prompts,
             spec.num_validation_images,

@@ -1,0 +1,41 @@
+"""The grid of validation images, and its labels."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sdtrain.validation import grid
+from sdtrain.validation.grid import image_name
+
+
+def test_grid(tmp_path):
+    columns = {}
+    for column, title in enumerate(("before", "after")):
+        folder = columns[title] = tmp_path / title
+        folder.mkdir()
+        for prompt in (0, 1):
+            for number in (0, 1, 2):
+                colour = (100 * column, 100 * prompt, 100 * number)
+                Image.new("RGB", (80, 80), colour).save(folder / image_name(prompt, number))
+    sheet = grid.grid(columns, ("a", "b"), 3)
+    assert sheet.size == (2 * 3 * 80 + 8, 16 + 2 * (16 + 80))
+    for column in (0, 1):
+        for prompt in (0, 1):
+            for number in (0, 1, 2):
+                left, top = column * (3 * 80 + 8) + number * 80, 16 + prompt * 96 + 16
+                assert sheet.getpixel((left + 40, top + 40)) == (100 * column, 100 * prompt, 100 * number)
+
+
+def test_a_label_ends_with_its_column(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / image_name(0, 0))
+    long = grid.grid({"before": tmp_path, "after": tmp_path}, ("a red cross on a white ground\nand more",), 1)
+    pixels = np.asarray(long.convert("L"))[16:32]
+    assert (pixels[:, 64:72] == 255).all()  # between the columns
+    assert (pixels[:, :64] == pixels[:, 72:136]).all() and (pixels[:, :64] < 200).any()
+
+
+def test_labels_are_whole_or_end_in_dots_or_are_numbers():
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    assert grid._label(pen, "a cross", 3, 60) == "a cross"
+    assert grid._label(pen, "圆", 3, 60) == "prompt 3"
+    cut = grid._label(pen, "a red cross on a white ground", 3, 60)
+    assert cut.startswith("a red") and cut.endswith("...") and 40 < pen.textlength(cut) <= 60
