@@ -19,7 +19,7 @@ from sdtrain.model import attention
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.lr_schedule import schedule
 from sdtrain.reporting.anomalies import Incidents
-from sdtrain.reporting.metrics import Losses
+from sdtrain.reporting.metrics import Losses, StepMetrics
 from sdtrain.reporting.progress import Progress, say
 from sdtrain.reporting.report import Outcome, Stopwatch, TimedStep
 from sdtrain.runtime import devices, host_memory
@@ -231,24 +231,24 @@ def _log(
     watch: Stopwatch,
     incidents: Incidents,
 ) -> float:
-    """Logs the figures of a step; gives its loss, the mean over all ranks and batches. Collective."""
+    """Logs the metrics of a step; gives its loss, the mean over all ranks and batches. Collective."""
     world = training.world
     loss, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()]))
     value = incidents.check(loss, step)
     incidents.logged(value, step)
     incidents.settle()
-    values = {
-        "train/loss": value,
-        "train/learning_rate": result.learning_rate,
-        "train/grad_norm": float(grad_norm),
-        "train/epoch": _place(training, state, step) / training.num_examples,
-        "speed/peak_memory_gib": devices.peak_memory(world.device) / 2**30,
-    }
-    if incidents.skipped_steps:
-        values["train/skipped_steps"] = incidents.skipped_steps
-    if watch.steps_per_second:
-        values["speed/images_per_second"] = watch.steps_per_second * training.shape.global_batch
-    training.tracker.scalars(values, step)
+    rate = watch.steps_per_second
+    metrics = StepMetrics(
+        step,
+        loss=value,
+        learning_rate=result.learning_rate,
+        grad_norm=float(grad_norm),
+        epoch=_place(training, state, step) / training.num_examples,
+        skipped_steps=incidents.skipped_steps or None,
+        images_per_second=rate * training.shape.global_batch if rate else None,
+        peak_memory_gib=devices.peak_memory(world.device) / 2**30,
+    )
+    training.tracker.log(metrics)
     return value
 
 

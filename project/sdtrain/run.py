@@ -36,7 +36,7 @@ from sdtrain.model.load import Parts, cut_prompts
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
-from sdtrain.reporting import html, report
+from sdtrain.reporting import html, metrics, report
 from sdtrain.reporting.progress import say
 from sdtrain.reporting.report import Outcome
 from sdtrain.reporting.tracker import Tracker, tracker
@@ -97,7 +97,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     if world.is_main:
         _warn_of_cut_prompts(parts, streams, spec.prompt_chunks)
     examples = _examples(Caching(spec, world, layout, parts, stop, start.step if start else 0), streams)
-    with tracker(layout.tensorboard, start.step if start else 0, writing=world.is_main) as tracking:
+    with tracker(layout, start.step if start else 0, writing=world.is_main) as tracking:
         training = _training(given, denoiser, examples, held_out, tracking)
         _train(training, folder, start, facts)
 
@@ -148,7 +148,7 @@ def _finish(training: Training, folder: PipelineFolder, outcome: Outcome) -> Non
         (layout.checkpoint / model_card.FILE).write_text(about, encoding="utf-8")
         report.write(layout.report, values)
         image = layout.before_after.relative_to(layout.root).as_posix() if sheet else None
-        layout.page.write_text(html.render(values, html.curves(layout.tensorboard), image), encoding="utf-8")
+        layout.page.write_text(html.render(values, metrics.read(layout.metrics), image), encoding="utf-8")
         say(f"finished: {outcome.last_step} steps, result in {layout.checkpoint}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime, timezone
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.reporting.metrics import read
 from sdtrain.reporting.stopwatch import Spent
 from tests.support.worker import losses, scalars
 
@@ -77,6 +79,13 @@ def test_scalars(run):
     assert all(0.05 < value < 64 for value in found["speed/peak_memory_gib"].values())
     assert sorted(found["speed/images_per_second"]) == [2, 3, 4]  # the first step is not measured
     assert all(value > 0 for value in found["speed/images_per_second"].values())
+
+
+def test_metrics_jsonl_holds_what_tensorboard_shows(run):
+    metrics = read(run / "run/metrics.jsonl")
+    assert [each.step for each in metrics] == [0, 1, 2, 3, 4]
+    assert {each.step: each.loss for each in metrics[1:]} == pytest.approx(scalars(run)["train/loss"])
+    assert all(before.time <= after.time for before, after in pairwise(metrics))
 
 
 def test_validation_images(run, events):

@@ -52,6 +52,11 @@ class OutputLayout:
         return self.root / "run"
 
     @property
+    def metrics(self) -> Path:
+        """One line a logged step."""
+        return self.run / "metrics.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.json"
 

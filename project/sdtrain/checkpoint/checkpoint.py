@@ -141,7 +141,14 @@ def move_aside(layout: OutputLayout, start: StepFolder | None) -> Path | None:
     Returns where it is kept now; None: there was nothing.
     """
     if start is None:
-        places = (layout.checkpoint, layout.tensorboard, layout.samples, layout.report, layout.page)
+        places = (
+            layout.checkpoint,
+            layout.tensorboard,
+            layout.samples,
+            layout.metrics,
+            layout.report,
+            layout.page,
+        )
         items = [path for path in places if _holds_something(path)]
     else:
         kept = {folder.path for folder in step_folders(layout) if folder.step <= start.step}

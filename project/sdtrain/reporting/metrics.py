@@ -1,8 +1,74 @@
-"""The losses of a run's steps: their sum, for the mean of the whole run, and a mean for people who watch."""
+"""Metrics of a run: metrics.jsonl, one line a logged step, and the losses that the step loop keeps."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
 import torch
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What was measured after a step; None: not measured, or not finite in metrics.jsonl."""
+
+    step: int
+    loss: float | None = None  # mean over ranks and batches
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    epoch: float | None = None
+    skipped_steps: int | None = None  # so far, for a non-finite loss
+    images_per_second: float | None = None
+    peak_memory_gib: float | None = None
+    validation_loss: float | None = None
+    time: float = field(default_factory=time.time)  # seconds since 1970
+
+
+class MetricsFile:
+    """Appends metrics to metrics.jsonl: training and validation metrics of one step are two lines.
+
+    Each start begins with a line of its first step alone, which supersedes what an earlier start logged after it.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """`first_step`: 0, or the step of the checkpoint that the run resumes from."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+        self._file = path.open("a", encoding="ascii", buffering=1)  # by lines
+        if not whole:  # the process before was killed while it wrote
+            self._file.write("\n")
+        self.log(StepMetrics(first_step))
+
+    def log(self, metrics: StepMetrics) -> None:
+        values = {name: value for name, value in asdict(metrics).items() if _is_known(value)}
+        self._file.write(json.dumps(values) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[StepMetrics]:
+    """The metrics of each step, in order. A line supersedes those of later steps above it, which a resumed run
+    repeats; lines that were cut off are skipped. Without a file: none."""
+    steps: dict[int, dict[str, Any]] = {}
+    names = {each.name for each in fields(StepMetrics)}
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines() if path.exists() else ():
+        try:
+            values = {name: value for name, value in json.loads(line).items() if name in names}
+        except ValueError:
+            continue
+        while steps and next(reversed(steps)) > values["step"]:
+            steps.popitem()
+        steps[values["step"]] = {**steps.get(values["step"], {}), **values}
+    return [StepMetrics(**values) for values in steps.values()]
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 class RunningMean:

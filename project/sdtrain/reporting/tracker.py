@@ -1,48 +1,64 @@
-"""TensorBoard, written by the first rank only."""
+"""Trackers: the first rank hands metrics, images and texts to metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from sdjob.output.layout import OutputLayout
+from sdtrain.reporting.metrics import MetricsFile, StepMetrics
 
-class Tracker(Protocol):
-    """Where figures and images of a run go."""
+_TAGS = {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "epoch": "train/epoch",
+    "skipped_steps": "train/skipped_steps",
+    "images_per_second": "speed/images_per_second",
+    "peak_memory_gib": "speed/peak_memory_gib",
+    "validation_loss": "validation/loss",
+}
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Figures of a step, by tag."""
+
+class Backend(Protocol):
+    """A program that shows a run."""
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Show the metrics of a step."""
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        """An image of a step."""
+        """Show an image of a step."""
 
     def text(self, tag: str, text: str) -> None:
-        """A text that holds for the whole run."""
+        """Show a text about the whole run."""
 
     def flush(self) -> None:
-        """Has everything so far in the files, so that a killed run loses nothing from before its checkpoint."""
+        """Write everything so far, so that a killed run loses nothing from before its checkpoint."""
 
 
 class TensorBoard:
-    """A Tracker that writes event files."""
+    """A backend that writes event files."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Event files are read in the order of their names, which tell the second in which they were made.
+        # TensorBoard reads event files in the order of their names, which hold the second of their creation.
         while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
-        # What an earlier process wrote of the steps to come goes: those after the checkpoint, or all.
+        # Hides what an earlier process wrote of the steps to come: those after the checkpoint, or all.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+    def log(self, metrics: StepMetrics) -> None:
+        for name, tag in _TAGS.items():
+            if (value := getattr(metrics, name)) is not None:
+                self._writer.add_scalar(tag, value, metrics.step, metrics.time)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
         self._writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
@@ -57,30 +73,40 @@ class TensorBoard:
         self._writer.close()
 
 
-class Silent:
-    """A Tracker of the ranks that write nothing."""
+@dataclass(frozen=True)
+class Tracker:
+    """Writes metrics.jsonl and hands everything to the backends; ranks other than the first have neither."""
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing: the first rank writes."""
+    file: MetricsFile | None = None
+    backends: tuple[Backend, ...] = ()
+
+    def log(self, metrics: StepMetrics) -> None:
+        if self.file:
+            self.file.log(metrics)
+        for backend in self.backends:
+            backend.log(metrics)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        """Nothing: the first rank writes."""
+        for backend in self.backends:
+            backend.image(tag, image, step)
 
     def text(self, tag: str, text: str) -> None:
-        """Nothing: the first rank writes."""
+        for backend in self.backends:
+            backend.text(tag, text)
 
     def flush(self) -> None:
-        """Nothing: the first rank writes."""
+        for backend in self.backends:
+            backend.flush()
 
 
 @contextmanager
-def tracker(folder: Path, first_step: int, *, writing: bool) -> Iterator[Tracker]:
-    """The tracker of this rank; event files are whole when the block ends."""
+def tracker(layout: OutputLayout, first_step: int, *, writing: bool) -> Iterator[Tracker]:
+    """The tracker of this rank; its files are complete when the block ends."""
     if not writing:
-        yield Silent()
+        yield Tracker()
         return
-    board = TensorBoard(folder, first_step)
-    try:
-        yield board
-    finally:
-        board.close()
+    with (
+        closing(MetricsFile(layout.metrics, first_step)) as file,
+        closing(TensorBoard(layout.tensorboard, first_step)) as board,
+    ):
+        yield Tracker(file, (board,))

@@ -10,6 +10,7 @@ from PIL import Image
 from sdjob.output.layout import OutputLayout
 from sdtrain import generate
 from sdtrain.context import Training
+from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.runtime.stop import Stopped
@@ -33,7 +34,7 @@ def validate(training: Training, step: int) -> float | None:
     loss = held_out_loss.loss(training, training.held_out)
     if loss is None:
         raise Stopped(step)
-    training.tracker.scalars({"validation/loss": loss}, step)
+    training.tracker.log(StepMetrics(step, validation_loss=loss))
     if training.world.is_main:
         say(f"validation loss {loss:.4f} after step {step}")
     return loss

@@ -255,11 +255,17 @@ def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
     layout.tensorboard.mkdir(parents=True)
     assert checkpoint.move_aside(layout, None) is None
     (layout.tensorboard / "events").write_text("of the earlier run")
+    layout.run.mkdir()
+    layout.metrics.write_text("{}")
     (layout.checkpoint / ".checkpoint-000001.tmp").mkdir(parents=True)
     layout.samples.mkdir()
     layout.page.write_text("page")
     assert checkpoint.move_aside(layout, None) == layout.root / "earlier-1"
-    assert list(snapshot(layout.root)) == ["earlier-1/report.html", "earlier-1/tensorboard/events"]
+    assert list(snapshot(layout.root)) == [
+        "earlier-1/report.html",
+        "earlier-1/run/metrics.jsonl",
+        "earlier-1/tensorboard/events",
+    ]
     assert not layout.tensorboard.exists()
 
 

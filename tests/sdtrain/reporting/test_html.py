@@ -1,15 +1,14 @@
-"""The report as a page: the figures, the curve, nothing that runs."""
+"""The report as a page: values, curves, images, and nothing that runs."""
 
 from html.parser import HTMLParser
 
 import pytest
 
 from sdtrain.reporting import html
-from sdtrain.reporting.html import Curves
-from sdtrain.reporting.tracker import tracker
+from sdtrain.reporting.metrics import StepMetrics
 
 
-class Seen(HTMLParser):
+class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.data = [], []
@@ -46,61 +45,65 @@ REPORT = {
     "validation_loss": None,
     "versions": {"a": "1"},
 }
-TRAINING = [(1, 3.0), (2, 1.0), (3, 2.0)]
+TRAINING = [StepMetrics(step, loss=loss) for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0))]
 
 
 def test_what_people_look_for_first():
-    seen = Seen(html.render(REPORT, Curves(TRAINING), None))
-    assert "DreamBooth: 1,007 steps" in seen.data
+    page = Page(html.render(REPORT, TRAINING, None))
+    assert "DreamBooth: 1,007 steps" in page.data
     about = (
         "/mnt/model/sd, 1,200 images at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16; "
         "finished 2026-11-21 13:29 UTC"
     )
-    assert about in seen.data and "time" in seen.data
+    assert about in page.data and "time" in page.data
     tiles = {"128", "1:02:05", "8.28", "20.5 GB", "0.25"}
-    assert tiles <= set(seen.data)
-    assert "held-out loss" not in seen.data
+    assert tiles <= set(page.data)
+    assert "held-out loss" not in page.data
     measured = {**REPORT, "validation_loss": 0.125, "images_per_second": None, "lora_rank": 8}
-    seen = Seen(html.render(measured, Curves(TRAINING), None))
-    assert {"held-out loss", "0.125", "DreamBooth, LoRA of rank 8: 1,007 steps"} <= set(seen.data)
-    assert "images a second" not in seen.data
+    page = Page(html.render(measured, TRAINING, None))
+    assert {"held-out loss", "0.125", "DreamBooth, LoRA of rank 8: 1,007 steps"} <= set(page.data)
+    assert "images a second" not in page.data
 
 
-def test_all_figures_curves_and_image():
-    seen = Seen(html.render(REPORT, Curves(TRAINING, [(0, 2.0), (3, 1.5)]), "samples/before_after.png"))
-    assert {"0.123457", "–", "a 1", "step 0", "step 3", "held-out images"} <= set(seen.data)
-    assert [tag for tag, _ in seen.tags].count("circle") == 3
-    lines = [about["points"].split() for tag, about in seen.tags if tag == "polyline"]
-    assert [len(line) for line in lines] == [3, 2]
-    assert ("img", {"src": "samples/before_after.png", "alt": "samples"}) in seen.tags
-    assert {"a <red> cross", "圆"} <= set(seen.data)
-    assert ("ol", {"class": "about", "start": "0"}) in seen.tags  # as in the names of the images
+def test_all_values_curves_and_image():
+    last = StepMetrics(3, loss=2.0, validation_loss=1.5)
+    metrics = [StepMetrics(0, validation_loss=2.0), *TRAINING[:2], last]
+    page = Page(html.render(REPORT, metrics, "samples/before_after.png"))
+    assert {"0.123457", "–", "a 1", "step 0", "step 3", "held-out images"} <= set(page.data)
+    assert [tag for tag, _ in page.tags].count("circle") == 3
+    curves = [attributes["points"].split() for tag, attributes in page.tags if tag == "polyline"]
+    assert [len(curve) for curve in curves] == [3, 2]
+    assert ("img", {"src": "samples/before_after.png", "alt": "samples"}) in page.tags
+    assert {"a <red> cross", "圆"} <= set(page.data)
+    assert ("ol", {"class": "about", "start": "0"}) in page.tags  # as in the names of the images
 
 
-def test_the_curves_are_those_of_the_events(tmp_path):
-    with tracker(tmp_path, 0, writing=True) as tracking:
-        for step in (1, 2):
-            tracking.scalars({"train/loss": step / 4, "train/learning_rate": 1.0}, step)
-        tracking.scalars({"validation/loss": 0.5}, 2)
-    assert html.curves(tmp_path) == Curves([(1, 0.25), (2, 0.5)], [(2, 0.5)])
+def lines(metrics):
+    """The points of each curve, in pixels."""
+    page = Page(html.render(REPORT, metrics, None))
+    paths = [attributes["points"].split() for tag, attributes in page.tags if tag == "polyline"]
+    return [[tuple(map(float, point.split(","))) for point in path] for path in paths]
 
 
-def test_steps_that_were_taken_again_have_the_last_loss_and_nothing_is_logged(tmp_path, caplog):
-    for first, loss in ((0, 1.0), (1, 2.0)):
-        with tracker(tmp_path, first, writing=True) as tracking:
-            for step in (first + 1, first + 2):
-                tracking.scalars({"train/loss": loss}, step)
-    assert html.curves(tmp_path).training == [(1, 1.0), (2, 2.0), (3, 2.0)]
-    assert not caplog.records
+def test_the_curve_of_training_is_the_running_mean_and_that_of_held_out_images_is_not():
+    mean, held_out = lines([StepMetrics(1, loss=0.0), StepMetrics(11, loss=1.0, validation_loss=0.5)])
+    assert mean == [(50.0, 235.0), (775.0, 124.5)]  # 0.1 / 0.19 of the height: no bias towards the first
+    assert held_out == [(775.0, 130.0)]
+
+
+def test_long_runs_have_curves_of_at_most_2000_points():
+    metrics = [StepMetrics(step, loss=1.0) for step in range(5000)]
+    assert len(lines(metrics)[0]) == 1667
+    assert len(lines(metrics[:2000])[0]) == 2000
 
 
 @pytest.mark.parametrize("points", [[], [(1, 2.0)], [(1, 2.0), (2, 2.0)]])
 def test_any_curve(points):
-    text = html.render(REPORT, Curves(points), None)
+    text = html.render(REPORT, [StepMetrics(step, loss=loss) for step, loss in points], None)
     assert ("Too few" in text) == (len(points) < 2)
     assert "<img" not in text
 
 
 def test_what_users_typed_does_not_run():
-    text = html.render({**REPORT, "plugin": "<script>alert(1)</script>"}, Curves([]), '"><script>')
-    assert "script" not in {tag for tag, _ in Seen(text).tags}
+    text = html.render({**REPORT, "plugin": "<script>alert(1)</script>"}, [], '"><script>')
+    assert "script" not in {tag for tag, _ in Page(text).tags}

@@ -1,11 +1,66 @@
-"""The losses of the steps: summed for the whole run, and a mean for people who watch."""
+"""metrics.jsonl, and the losses of the steps: their sum, and a running mean for the log."""
+
+import json
 
 import pytest
 import torch
 
-from sdtrain.reporting.metrics import Losses, RunningMean
+from sdtrain.reporting.metrics import Losses, MetricsFile, RunningMean, StepMetrics, read
 
 CPU = torch.device("cpu")
+
+
+def write(path, first_step, *metrics):
+    file = MetricsFile(path, first_step)
+    for each in metrics:
+        file.log(each)
+    file.close()
+
+
+def test_a_line_holds_what_was_measured_after_a_step(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    file.log(StepMetrics(5, loss=0.25, grad_norm=float("inf"), time=7.0))
+    lines = path.read_text().splitlines()  # before it is closed, for those who follow a run
+    assert json.loads(lines[1], parse_constant=pytest.fail) == {"step": 5, "loss": 0.25, "time": 7.0}
+    file.close()
+
+
+def test_training_and_validation_metrics_of_a_step_are_read_as_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, StepMetrics(5, loss=0.5), StepMetrics(5, validation_loss=0.75, time=9.0))
+    assert read(path)[1:] == [StepMetrics(5, loss=0.5, validation_loss=0.75, time=9.0)]
+
+
+def test_a_resumed_run_supersedes_the_steps_after_its_checkpoint(tmp_path):
+    """Steps 5 and 6 were logged before the run was killed and resumed from step 4; only 6 is logged again."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, *(StepMetrics(step, loss=1.0) for step in (3, 4, 5, 6)))
+    write(path, 4, StepMetrics(6, loss=2.0))
+    assert [(each.step, each.loss) for each in read(path)] == [(0, None), (3, 1.0), (4, 1.0), (6, 2.0)]
+
+
+@pytest.mark.parametrize("cut", [1, 8, 20])
+def test_a_line_that_was_cut_off_is_skipped(tmp_path, cut):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, StepMetrics(1, loss=1.0), StepMetrics(2, loss=1.0))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [each.step for each in read(path)] == ([0, 1, 2] if cut == 1 else [0, 1])
+    write(path, 1, StepMetrics(2, loss=2.0))
+    assert [(each.step, each.loss) for each in read(path)] == [(0, None), (1, 1.0), (2, 2.0)]
+
+
+def test_a_run_resumed_from_before_there_was_a_file_starts_at_its_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read(path) == []
+    write(path, 4, StepMetrics(5, loss=2.0))
+    assert [each.step for each in read(path)] == [4, 5]
+
+
+def test_metrics_of_another_version_are_ignored(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0, "time": 3.0, "temperature": 4.0}\n')
+    assert read(path) == [StepMetrics(1, loss=2.0, time=3.0)]
 
 
 def test_the_mean_has_no_bias_towards_zero():

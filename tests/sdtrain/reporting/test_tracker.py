@@ -1,0 +1,62 @@
+"""The trackers of a run: the same metrics in metrics.jsonl and in TensorBoard."""
+
+from dataclasses import fields
+
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sdjob.output.layout import OutputLayout
+from sdtrain.reporting import metrics
+from sdtrain.reporting.metrics import StepMetrics
+from sdtrain.reporting.tracker import tracker
+from tests.support.worker import scalars
+
+TAGS = {
+    "train/loss": 1,
+    "train/learning_rate": 2,
+    "train/grad_norm": 3,
+    "train/epoch": 4,
+    "train/skipped_steps": 5,
+    "speed/images_per_second": 6,
+    "speed/peak_memory_gib": 7,
+    "validation/loss": 8,
+}
+
+
+def test_every_metric_is_in_both(tmp_path):
+    layout = OutputLayout(tmp_path)
+    measured = StepMetrics(3, *range(1, 9), time=10.0)
+    with tracker(layout, 0, writing=True) as tracking:
+        tracking.log(measured)
+    assert scalars(tmp_path) == {tag: {3: value} for tag, value in TAGS.items()}
+    assert metrics.read(layout.metrics)[1:] == [measured]
+    assert len(TAGS) == len(fields(StepMetrics)) - 2  # step and time
+
+
+def test_images_and_texts(tmp_path):
+    layout = OutputLayout(tmp_path)
+    with tracker(layout, 0, writing=True) as tracking:
+        tracking.image("validation", Image.new("RGB", (4, 4)), 2)
+        tracking.text("settings", "--seed=7")
+    tags = EventAccumulator(str(layout.tensorboard)).Reload().Tags()
+    assert (tags["images"], tags["tensors"]) == (["validation"], ["settings/text_summary"])
+
+
+def test_a_resumed_run_repeats_the_steps_after_its_checkpoint_in_both(tmp_path):
+    layout = OutputLayout(tmp_path)
+    for first, loss in ((0, 1.0), (1, 2.0)):
+        with tracker(layout, first, writing=True) as tracking:
+            for step in (first + 1, first + 2):
+                tracking.log(StepMetrics(step, loss=loss))
+    losses = {1: 1.0, 2: 2.0, 3: 2.0}
+    assert scalars(tmp_path)["train/loss"] == losses
+    assert {each.step: each.loss for each in metrics.read(layout.metrics)[1:]} == losses
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with tracker(OutputLayout(tmp_path), 0, writing=False) as tracking:
+        tracking.log(StepMetrics(1, loss=1.0))
+        tracking.image("validation", Image.new("RGB", (4, 4)), 1)
+        tracking.text("settings", "--seed=7")
+        tracking.flush()
+    assert list(tmp_path.iterdir()) == []
