@@ -11,7 +11,7 @@ from PIL import Image
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import architectures
 from sdtrain.architectures.base import Sampling
-from sdtrain.model import load
+from sdtrain.model import tokenize
 from sdtrain.model.load import Parts
 
 
@@ -49,7 +49,7 @@ def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Sampling) 
             batch = slice(start, start + how.batch_size)
             # Encoded as in training, so that a long prompt means the same.
             wanted, nothing = (
-                load.encoded(parts, load.token_ids(parts, texts, how.prompt_chunks))
+                tokenize.encoded(parts, tokenize.token_ids(parts, texts, how.prompt_chunks))
                 for texts in (prompts[batch], [""] * len(prompts[batch]))
             )
             yield from architecture.draw(parts, wanted, nothing, seeds[batch], how)

@@ -30,9 +30,9 @@ from sdtrain.data.scan import filled
 from sdtrain.data.streams import Stream, StreamSet, prompts_of
 from sdtrain.export import export, model_card
 from sdtrain.loop import train_steps
-from sdtrain.model import attention, convert, load
+from sdtrain.model import attention, convert, load, tokenize
 from sdtrain.model.denoiser import UNET, Denoiser
-from sdtrain.model.load import Parts, cut_prompts
+from sdtrain.model.load import Parts
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
@@ -95,7 +95,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
     # All that can be wrong with the inputs is known by now: what an earlier run left may be put aside.
     _begin(spec, world, layout, start)
     if world.is_main:
-        _warn_of_cut_prompts(parts, streams, spec.prompt_chunks)
+        _warn_of_cut_prompts(spec, parts, streams)
     examples = _examples(Caching(spec, world, layout, parts, stop, start.step if start else 0), streams)
     with tracker(layout, start.step if start else 0, writing=world.is_main) as tracking:
         training = _training(given, denoiser, examples, held_out, tracking)
@@ -361,15 +361,11 @@ def _say_attention(spec: RunSpec, world: World, parts: Parts) -> None:
         say(f"warning: PyTorch has no fused attention for {parts.dtype} here; mixed_precision=bf16 may help")
 
 
-def _warn_of_cut_prompts(parts: Parts, streams: tuple[Stream, ...], chunks: int) -> None:
-    """CLIP sees 77 tokens; what a caption says after them is not learned, and diffusers does not say so."""
-    for stream in streams:
-        prompts = prompts_of(stream, limit=1000)
-        if cut := cut_prompts(parts.tokenizer, prompts, chunks):
-            say(
-                f"warning: {len(cut)} of {len(prompts)} {stream.name} prompts are longer than "
-                f"{chunks * (parts.tokenizer.model_max_length - 2)} tokens and are cut, such as {cut[0][:60]!r}"
-            )
+def _warn_of_cut_prompts(spec: RunSpec, parts: Parts, streams: tuple[Stream, ...]) -> None:
+    prompts = {stream.name: prompts_of(stream, limit=1000) for stream in streams}
+    prompts["validation"] = list(spec.validation_prompts)
+    for warning in tokenize.length_warnings(parts.tokenizer, prompts, spec.prompt_chunks):
+        say(f"warning: {warning}")
 
 
 def _what_begins(training: Training, state: TrainState) -> str:

@@ -136,8 +136,11 @@ def test_a_step_never_waits_for_the_device(train, monkeypatch):
 
 
 def test_long_captions_are_named_before_training(train, capsys):
-    train(recipe="dreambooth", instance_prompt="a red cross on a white ground " * 20, max_train_steps=1)
-    assert "1 of 1 instance prompts are longer than 75 tokens and are cut" in capsys.readouterr().out
+    long = "a red cross on a white ground " * 20
+    train(recipe="dreambooth", instance_prompt=long, validation_prompts=["a cross", long], max_train_steps=1)
+    out = capsys.readouterr().out
+    assert "1 of 1 instance prompts are longer than 75 tokens and are cut" in out
+    assert "1 of 2 validation prompts are longer than 75 tokens and are cut" in out
 
 
 def test_the_learning_rate_is_that_of_the_schedule(train):

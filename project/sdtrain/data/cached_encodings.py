@@ -23,7 +23,8 @@ from sdtrain.data.images import SampleError, TrainingImages, View
 from sdtrain.data.sampling import Sample
 from sdtrain.data.scan import say_passed_over, survey
 from sdtrain.data.streams import Stream, ended_by_parent_only
-from sdtrain.model.load import Parts, encoded, token_ids
+from sdtrain.model.load import Parts
+from sdtrain.model.tokenize import encoded, token_ids
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import StopRequest
 

@@ -23,7 +23,6 @@ from sdjob.problems import JobError, bad_setting
 from sdjob.settings.choices import TEXT_ENCODER_LAYERS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import architectures
-from sdtrain.architectures.base import Conditioning
 from sdtrain.model.denoiser import Denoiser
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -193,37 +192,3 @@ def _lora(spec: RunSpec, layers: Sequence[str], idle: Sequence[str] = ()) -> Lor
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) -> torch.Tensor:
-    """Token ids, [B, chunks, 77]: each chunk of 75 tokens with begin and end, padded; what is longer is cut.
-
-    Chunks are how Stable Diffusion WebUI takes prompts that are longer than CLIP sees. Their number is the same
-    for all prompts, whatever else is in a batch.
-    """
-    length = tokenizer.model_max_length
-    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    rows = []
-    for ids in tokenizer(list(prompts), add_special_tokens=False, truncation=False).input_ids:
-        for start in range(0, chunks * (length - 2), length - 2):
-            row = [begin, *ids[start : start + length - 2], end]
-            rows.append(row + [pad] * (length - len(row)))
-    return torch.tensor(rows).view(-1, chunks, length)
-
-
-def token_ids(parts: Parts, prompts: Sequence[str], chunks: int) -> Conditioning:
-    """Token ids [B, chunks, 77] by the names of the text encoders."""
-    return {name: tokenize(tokenizer, prompts, chunks) for name, tokenizer in parts.tokenizers.items()}
-
-
-def encoded(parts: Parts, tokens: Conditioning) -> Conditioning:
-    """What the network is told of prompts, by their token ids on any device."""
-    ids = {name: of_encoder.to(parts.device) for name, of_encoder in tokens.items()}
-    return architectures.of(parts).encode(parts.text_encoders, ids)
-
-
-def cut_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) -> list[str]:
-    """The prompts that are longer than what is encoded of them (75 tokens a chunk)."""
-    limit = chunks * (tokenizer.model_max_length - 2)
-    ids = tokenizer(list(prompts), add_special_tokens=False).input_ids if prompts else []
-    return [prompt for prompt, of in zip(prompts, ids, strict=True) if len(of) > limit]

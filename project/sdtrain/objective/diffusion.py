@@ -13,7 +13,8 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning
 from sdtrain.data.sampling import Sample, draws
 from sdtrain.data.streams import StreamBatch
-from sdtrain.model.load import Parts, encoded, token_ids
+from sdtrain.model.load import Parts
+from sdtrain.model.tokenize import encoded, token_ids
 from sdtrain.objective import loss
 
 

@@ -15,7 +15,7 @@ from sdjob.output.layout import LORA_FILE, is_exported
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import architectures
 from sdtrain.export import export
-from sdtrain.model import load
+from sdtrain.model import load, tokenize
 from tests.support.worker import Killed, snapshot
 
 
@@ -177,7 +177,7 @@ def test_trained_text_encoders_are_in_the_result(eps_model, xl_model, tmp_path, 
             # As in the files that everybody has: older transformers read no other names.
             assert all(key.startswith(("text_model.", "text_projection.")) for key in found)
             assert len(found) == len(stored)
-    tokens = load.token_ids(parts, ["a red cross", ""], 1)
+    tokens = tokenize.token_ids(parts, ["a red cross", ""], 1)
     found, wanted, before = (
         architectures.of(parts).encode({name: getattr(of, name) for name in parts.text_encoders}, tokens)
         for of in (pipeline, parts, base)

@@ -17,7 +17,7 @@ from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.export import export
 from sdtrain.model import convert, load
-from sdtrain.model.load import tokenize
+from sdtrain.model.tokenize import tokenize
 from sdtrain.runtime.stop import Stopped, StopRequest
 from tests.support.worker import alone, snapshot
 

@@ -1,8 +1,5 @@
 """Loading a pipeline, and opening for training what is trained and nothing else."""
 
-import json
-import shutil
-
 import pytest
 import torch
 
@@ -82,27 +79,3 @@ def test_layers_that_are_not_there_are_64(eps_model):
         load.make_trainable(loaded(eps_model), spec(lora_rank=2, lora_target_modules=("to_x",)))
     assert error.value.code == 64
     assert "to_x" in str(error.value)
-
-
-def test_prompts_fill_the_encoder_and_long_ones_are_cut_and_named(eps_model):
-    tokenizer = loaded(eps_model).tokenizer
-    long, short = "a red cross " * 40, "a red cross"
-    for pad in (tokenizer.pad_token, "!"):  # as the second tokenizer of SDXL has it
-        tokenizer.pad_token = pad
-        found = load.tokenize(tokenizer, [short, long])
-        wanted = tokenizer(
-            [short, long], padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        assert torch.equal(found, wanted[:, None])  # as the pipeline does it
-    assert load.cut_prompts(tokenizer, [short, long]) == [long]
-    assert load.cut_prompts(tokenizer, [short, long], chunks=3) == []
-    assert load.cut_prompts(tokenizer, []) == []
-
-
-def test_a_tokenizer_that_does_not_know_the_encoders_length(eps_model, tmp_path):
-    folder = shutil.copytree(eps_model, tmp_path / "model")
-    path = folder / "tokenizer/tokenizer_config.json"
-    config = json.loads(path.read_text())
-    del config["model_max_length"]
-    path.write_text(json.dumps(config))
-    assert load.tokenize(loaded(folder).tokenizer, ["a red cross"]).shape == (1, 1, 77)

@@ -8,7 +8,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.preflight import disk_space
-from sdtrain.model import load
+from sdtrain.model import load, tokenize
 from sdtrain.optim.ema import Ema
 
 CPU = Topology("cpu", 1)
@@ -43,7 +43,7 @@ def test_of_two_text_encoders_only_what_gets_a_gradient_is_trained_and_counted(x
     parts = load.load(folder, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
     denoiser = load.make_trainable(parts, spec)
     opened = load.trainable(denoiser)
-    tokens = load.token_ids(parts, ["a red cross", ""], 2)
+    tokens = tokenize.token_ids(parts, ["a red cross", ""], 2)
     sizes = {"time_ids": torch.full((2, 6), 32)}
     denoiser(torch.ones(2, 4, 8, 8), torch.tensor([5, 6]), {**tokens, **sizes}).sum().backward()
     assert [name for name, weight in opened.items() if weight.grad is None] == []
