@@ -28,6 +28,7 @@ import sdtrain.run  # noqa: F401  (before the forks)
 from sddemo.scenes import caption, render, scenes
 from sddemo.tiny_pipeline import make_tiny_pipeline
 from sdjob.settings import compatibility
+from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.model import attention
 from sdtrain.reporting import report
@@ -47,8 +48,8 @@ EXTRAS: dict[str, tuple[dict[str, Any], ...]] = {
 HEADS = (40, 64, 80, 160)
 
 
-PARTS = (*compatibility.PLUGINS, "attention", "speed")
-TOGETHER = {"strategies": tuple(compatibility.PLUGINS), "everything": PARTS}
+PARTS = (*PLUGINS, "attention", "speed")
+TOGETHER = {"strategies": tuple(PLUGINS), "everything": PARTS}
 
 
 def main() -> int:
@@ -178,7 +179,7 @@ def _inputs(folder: Path) -> dict[str, Any]:
 def _cases(plugin: str, kind: str, quick: bool) -> list[dict[str, Any]]:
     return [
         {"plugin": plugin, "mixed_precision": precision, "device": kind, **extra}
-        for precision in compatibility.PLUGINS[plugin].precisions
+        for precision in PLUGINS[plugin].precisions
         for extra in ({}, *(() if quick else EXTRAS.get(plugin, ())))
     ]
 

@@ -9,13 +9,13 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
 
 from pydantic import BaseModel
 
 from sdjob.settings import compatibility, presets
-from sdjob.settings.choices import DEVICES, Recipe
 from sdjob.settings.fields import settings_of
+from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
+from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cli import default_of, defaults_of
 from sdlaunch.settings import names, other_trainers, resolve
@@ -95,12 +95,12 @@ def with_compatibility(text: str) -> str:
 
 
 def _compatibility() -> str:
-    kinds = [name for name in DEVICES if name != "auto"]
+    kinds = list(DEVICE_FACTS)
     lines = [
         f"| plugin | precision | {' | '.join(kinds)} | tests |",
         "|---" * (len(kinds) + 3) + "|",
     ]
-    for plugin in compatibility.PLUGINS:
+    for plugin in PLUGINS:
         for precision in ("no", "bf16", "fp16"):
             cells = [_works(plugin, precision, kind) for kind in kinds]
             if set(cells) != {"–"}:
@@ -112,20 +112,20 @@ def _compatibility() -> str:
 def _works(plugin: str, precision: str, device: str) -> str:
     """With either recipe, with and without EMA and LoRA, which makes no difference to any plugin."""
     topology = compatibility.Topology(device, 1 if plugin == "none" or device == "mps" else 2, bf16=True)
-    for recipe in get_args(Recipe):
+    for recipe in RECIPES:
         for use_ema, lora_rank in itertools.product((False, True), (0, 4)):
             spec = RunSpec(
                 pretrained_model_name_or_path="-",
                 output_dir="-",
                 recipe=recipe,
-                plugin=plugin,  # type: ignore[arg-type]
+                plugin=plugin,
                 mixed_precision=precision,  # type: ignore[arg-type]
                 use_ema=use_ema,
                 lora_rank=lora_rank,
             )
             if compatibility.problems(spec, topology):
                 return "–"
-    if compatibility.PLUGINS[plugin].package and device == "cuda":
+    if PLUGINS[plugin].package and device == "cuda":
         return "stand-in"
     return "tested" if device == "cpu" else "accepted"
 

@@ -8,7 +8,7 @@ import traceback
 
 from sdjob.problems import ExitCode, JobError
 from sdjob.settings import flags
-from sdjob.settings.compatibility import PLUGINS
+from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.runtime import errors, exit_note, heartbeat, stop
 from sdtrain.runtime.stop import Stopped

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sdjob.model import trainable
-from sdjob.settings import compatibility
+from sdjob.settings.optimizers import OPTIMIZERS
+from sdjob.settings.plugins import PLUGINS
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.context import Training
@@ -212,8 +212,8 @@ def _has_room_to_copy(training: Training) -> bool:
     """Whether every host has memory for copies of what its ranks save, and of the weights once more. Collective."""
     spec, world = training.spec, training.world
     weights = sum(master.numel() * master.element_size() for master in training.strategy.masters().values())
-    copies = 2 + trainable.OPTIMISER_STATE[spec.optimizer] + (1 if training.ema else 0)
-    saves = world.is_main or compatibility.PLUGINS[spec.plugin].shards
+    copies = 2 + OPTIMIZERS[spec.optimizer].state_bytes / 4 + (1 if training.ema else 0)
+    saves = world.is_main or PLUGINS[spec.plugin].shards
     host = world.rank - world.local_rank  # by its first rank
     asked = world.gather((host, copies * weights if saves else 0))
     needed = sum(size for where, size in asked if where == host)

@@ -5,8 +5,8 @@ import re
 import pytest
 from dotenv import dotenv_values
 
-from sdjob.settings import compatibility
 from sdjob.settings.fields import settings_of
+from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import generate_docs, plan
 from sdlaunch.settings import names, other_trainers, resolve
@@ -86,7 +86,7 @@ def test_with_a_preset_only_the_mounts_are_missing(preset, tmp_path):
     }
     environ = clean_environment(**mounts, ENV_FILE=str(preset), device="cpu")
     job = plan.prepare((), environ, HOME)
-    on_cpu = "cpu" in compatibility.PLUGINS[job.settings["plugin"].value].devices
+    on_cpu = "cpu" in PLUGINS[job.settings["plugin"].value].devices
     unavailable = [] if on_cpu else [("plugin", 69)]
     found = [(problem.subject, problem.code) for problem in job.problems]
     assert found == [("DATASET_DIR", 66), ("MODEL_DIR", 66), *unavailable]

@@ -23,6 +23,8 @@ from sdjob.model.weights import Tensor
 from sdjob.settings import compatibility
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.fields import settings_of
+from sdjob.settings.optimizers import OPTIMIZERS
+from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 
 _FP32, _HALF = 4, 2
@@ -104,7 +106,7 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     return Estimate(
         _FP32 * masters + working,
         gradients,
-        int(trainable.OPTIMISER_STATE[spec.optimizer] * _FP32 * masters),
+        OPTIMIZERS[spec.optimizer].state_bytes * masters,
         _FP32 * masters if spec.use_ema else 0,
         copies,
         width * frozen,
@@ -155,7 +157,7 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     images = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     number = _width(spec, topology)
     # Autocast computes norms in fp32, but for a CPU's.
-    shards = compatibility.PLUGINS[spec.plugin].shards
+    shards = PLUGINS[spec.plugin].shards
     norm = number if shards or topology.device == "cpu" else _FP32
     layers = list(_layers(model.parts["unet"].tensors, spec.resolution // fit.latent_factor(model)))
     lora = spec.lora_rank > 0
@@ -205,8 +207,8 @@ def _changes(spec: RunSpec) -> Iterator[dict[str, Any]]:
         yield checkpointing
     yield from smaller
     yield from ({**checkpointing, **batch} for batch in smaller)
-    if not compatibility.PLUGINS[spec.plugin].shards:
-        yield from ({"plugin": plugin} for plugin, facts in compatibility.PLUGINS.items() if facts.shards)
+    if not PLUGINS[spec.plugin].shards:
+        yield from ({"plugin": plugin} for plugin, facts in PLUGINS.items() if facts.shards)
     if spec.mixed_precision == "no":
         yield {"mixed_precision": "bf16"}
     least = {**checkpointing, **(smaller[-1] if smaller else {})}

@@ -11,9 +11,6 @@ from sdjob.model.weights import Tensor
 from sdjob.settings.choices import TEXT_ENCODER_LAYERS
 from sdjob.settings.run_spec import RunSpec
 
-# What an optimizer keeps of each trained number, in numbers of fp32. Adafactor keeps rows and columns only.
-OPTIMISER_STATE = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0, "prodigy": 4.0}
-
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sdjob.settings.fields import OFF, ON, any_case
+from sdjob.settings.optimizers import OPTIMIZERS
+from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
+from sdjob.settings.recipes import RECIPES
 
-Recipe = Literal["dreambooth", "text_to_image"]
-Plugin = Literal["none", "torch_ddp", "torch_ddp_fp16", "low_level_zero", "gemini", "fsdp"]
+DEVICES = ("auto", *DEVICE_FACTS)
+
+if TYPE_CHECKING:  # a type checker cannot read the tables
+    Recipe = str
+    Plugin = str
+    Optimizer = str
+    Device = str
+else:
+    Recipe = Literal[tuple(RECIPES)]
+    Plugin = Literal[tuple(PLUGINS)]
+    Optimizer = Literal[tuple(OPTIMIZERS)]
+    Device = Literal[DEVICES]
+
 Precision = Literal["auto", "no", "fp16", "bf16"]
-Device = Literal["auto", "cuda", "cpu", "mps", "gcu", "npu", "musa", "mlu", "xpu"]
 Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
 PRECISIONS = any_case(
     *get_args(Precision),
@@ -21,7 +34,6 @@ Prediction = Literal["auto", "epsilon", "v_prediction"]
 PREDICTIONS = any_case(
     *get_args(Prediction), epsilon=("eps",), v_prediction=("v", "v-prediction", "v_pred", "vpred")
 )
-Optimizer = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 Caching = Literal["no", "memory", "disk"]
 CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
 EXPORTED = any_case(
@@ -37,4 +49,3 @@ Schedule = Literal[
 ]
 
 TEXT_ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # that get a LoRA, as in diffusers' scripts
-DEVICES: tuple[str, ...] = get_args(Device)

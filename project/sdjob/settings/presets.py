@@ -5,17 +5,14 @@ One default cannot serve all: at the rate of a full fine-tune, a LoRA moves by n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sdjob.settings.recipes import RECIPES
+from sdjob.settings.optimizers import OPTIMIZERS, OptimizerFacts
+from sdjob.settings.recipes import RECIPES, RecipeFacts
 from sdjob.settings.run_spec import RunSpec
-
-
-def _has_recipe(name: str, spec: RunSpec) -> bool:
-    return spec.recipe == name
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,24 @@ class Preset:
     applies: Callable[[RunSpec], bool]
 
 
+def _rates(setting: str, table: Mapping[str, RecipeFacts] | Mapping[str, OptimizerFacts]) -> Iterator[Preset]:
+    """A preset for each row that has a learning rate."""
+    for name, facts in table.items():
+        if facts.learning_rate is not None:
+            yield Preset(
+                "learning_rate", facts.learning_rate, f"{setting}={name}", partial(_is, setting, name)
+            )
+
+
+def _is(setting: str, value: str, spec: RunSpec) -> bool:
+    return bool(getattr(spec, setting) == value)
+
+
 # Of several presets of a field the first counts. The rates are those of the diffusers examples and of the tutorials.
 PRESETS = (
-    Preset("learning_rate", 1.0, "optimizer=prodigy", lambda spec: spec.optimizer == "prodigy"),
+    *_rates("optimizer", OPTIMIZERS),
     Preset("learning_rate", 1e-4, "lora_rank above 0", lambda spec: spec.lora_rank > 0),
-    *(
-        Preset("learning_rate", facts.learning_rate, f"recipe={name}", partial(_has_recipe, name))
-        for name, facts in RECIPES.items()
-        if facts.learning_rate is not None
-    ),
+    *_rates("recipe", RECIPES),
 )
 
 

@@ -6,11 +6,11 @@ wherever these have one. The parser, the help, the documentation and the presets
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sdjob.settings import choices
+from sdjob.settings import choices, optimizers
 from sdjob.settings.fields import (
     Amount,
     Count,
@@ -24,6 +24,7 @@ from sdjob.settings.fields import (
     switch,
     text_list,
 )
+from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.recipes import RECIPES, RecipeFacts
 
 
@@ -220,8 +221,8 @@ class RunSpec(BaseModel):
         choices.Optimizer,
         Setting(
             "optimizer",
-            "adamw; adamw8bit (bitsandbytes, less memory); adafactor (still less); prodigy (finds its rate, with lr=1)",
-            values=any_case(*get_args(choices.Optimizer), adamw8bit=("adamw_8bit", "8bit", "adam8bit")),
+            optimizers.HELP,
+            values=any_case(*OPTIMIZERS, **{name: facts.spellings for name, facts in OPTIMIZERS.items()}),
             aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
         ),
     ] = "adamw"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output.layout import StepFolder
+from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.run_spec import RunSpec
 
 _FP32 = 4
@@ -29,8 +30,8 @@ def sizes(spec: RunSpec, model: PipelineFolder) -> Sizes | None:
     if count is None:
         return None
     # fp32: the weights, the optimizer's state, and the average where there is one.
-    copies = 1 + trainable.OPTIMISER_STATE[spec.optimizer] + (1 if spec.use_ema else 0)
-    checkpoint = int(copies * _FP32 * count)
+    each = _FP32 + OPTIMIZERS[spec.optimizer].state_bytes + (_FP32 if spec.use_ema else 0)
+    checkpoint = each * count
     width = _FP32 if spec.export_dtype == "fp32" else _FP32 // 2
     if spec.lora_rank:
         return Sizes(checkpoint, _LORA_LAYOUTS * width * count)

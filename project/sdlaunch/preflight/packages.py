@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from sdjob.problems import Problem, no_hardware
-from sdjob.settings.compatibility import PLUGINS
+from sdjob.settings.optimizers import OPTIMIZERS
+from sdjob.settings.plugins import PLUGINS
 from sdlaunch.preflight.job import Job
 
 # Import name → what to install.
@@ -23,7 +24,6 @@ PACKAGES = {
     "peft": "peft",
     "tokenizers": "tokenizers",
 }
-OPTIMIZERS = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # imported under the same names
 TABLES = {"datasets": "datasets", "pyarrow": "pyarrow"}
 _TABLE_FORMATS = ("parquet", "saved")  # datasets that the worker reads with the package `datasets`
 
@@ -34,7 +34,7 @@ def findings(job: Job) -> list[Problem]:
     needed = PACKAGES | (TABLES if data and data.format in _TABLE_FORMATS else {})
     lacking = missing(needed)
     found = _lacking(lacking, job)
-    of_optimizer = OPTIMIZERS.get(job.spec.optimizer)
+    of_optimizer = OPTIMIZERS[job.spec.optimizer].package
     if of_optimizer and not (job.has_script or job.packages_come) and missing({of_optimizer: ""}):
         remedy = f"Install: {sys.executable} -m pip install {of_optimizer}; or use optimizer=adamw."
         found.append(no_hardware("optimizer", f"{of_optimizer} is not installed", remedy))

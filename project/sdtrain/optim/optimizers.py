@@ -27,7 +27,7 @@ FUSED = ("cuda", "cpu", "mps", "xpu")
 
 def build(optim: OptimSpec, groups: Groups) -> Optimizer:
     """The optimizer over parameter groups that have their own learning rate."""
-    return _BUILDERS[optim.name](optim, groups)
+    return BUILDERS[optim.name](optim, groups)
 
 
 def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
@@ -85,7 +85,7 @@ def _prodigy(optim: OptimSpec, groups: Groups) -> Optimizer:
     return optimizer
 
 
-_BUILDERS: dict[str, Callable[[OptimSpec, Groups], Optimizer]] = {
+BUILDERS: dict[str, Callable[[OptimSpec, Groups], Optimizer]] = {
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
     "adafactor": _adafactor,

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import torch
 
-from sdjob.settings.compatibility import PLUGINS
+from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.strategies.base import Strategy
 

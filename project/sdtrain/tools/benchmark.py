@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sdjob.problems import ExitCode
-from sdjob.settings.compatibility import PLUGINS
+from sdjob.settings.plugins import PLUGINS
 from sdtrain.reporting import report
 from sdtrain.runtime import devices
 from sdtrain.tools import synthetic

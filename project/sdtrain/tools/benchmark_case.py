@@ -17,6 +17,7 @@ import torch
 
 from sdjob.problems import ExitCode, JobError
 from sdjob.settings import compatibility, flags
+from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import strategies
 from sdtrain.model import attention, load
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     spec = flags.parse(argv)
     row: dict[str, Any]
     try:
-        with join(spec.device, group_of_one=compatibility.PLUGINS[spec.plugin].shards) as world:
+        with join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
             row = measured(spec, world, model)
     except JobError as error:
         row = {"problem": str(error.problems[0]), "code": error.code}

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from sdjob.problems import JobError
 from sdjob.settings import compatibility
 from sdjob.settings.choices import Attention
-from sdjob.settings.compatibility import PLUGINS, PluginFacts
+from sdjob.settings.plugins import PLUGINS, PluginFacts
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.model import attention
 from sdtrain.runtime import devices

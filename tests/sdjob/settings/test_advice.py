@@ -1,4 +1,4 @@
-"""Settings that are allowed and probably not meant."""
+"""Settings that are allowed but probably not intended."""
 
 import pytest
 
@@ -26,13 +26,19 @@ def spec(**values) -> RunSpec:
         ),
         ({"lr_num_cycles": 3}, "lr_num_cycles: no effect without lr_scheduler=cosine_with_restarts"),
         ({"lr_power": 2.0}, "lr_power: no effect without lr_scheduler=polynomial"),
-        ({"optimizer": "adafactor", "adam_beta1": 0.5}, "adam_beta1: no effect without an optimizer of Adam"),
+        (
+            {"optimizer": "adafactor", "adam_beta1": 0.5},
+            "adam_beta1: no effect without one of the optimizers adamw, adamw8bit, prodigy",
+        ),
         ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
         (
             {"validation_steps": 5},
             "validation_steps: no effect without validation_prompts, validation_data_dir or validation_split",
         ),
-        ({"num_train_epochs": 3, "max_train_steps": 100}, "epoch: no effect beside num_train_step"),
+        (
+            {"num_train_epochs": 3, "max_train_steps": 100},
+            "epoch: no effect alongside num_train_step, which wins",
+        ),
         ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
     ],
 )

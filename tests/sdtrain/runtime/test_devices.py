@@ -11,7 +11,8 @@ from diffusers.models.attention_processor import Attention
 
 from sdjob.problems import JobError
 from sdjob.settings.choices import DEVICES
-from sdjob.settings.compatibility import DEVICE_FACTS, Topology
+from sdjob.settings.compatibility import Topology
+from sdjob.settings.plugins import DEVICE_FACTS
 from sdtrain.model import attention
 from sdtrain.runtime import devices
 from tests.support.worker import PROJECT, environment

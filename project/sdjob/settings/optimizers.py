@@ -1,0 +1,34 @@
+"""Facts of each optimizer, for settings, estimates and checks; sdtrain.optim.optimizers has a builder for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OptimizerFacts:
+    """What an optimizer needs, and which settings mean what with it."""
+
+    help: str
+    state_bytes: int  # of its state, per trainable parameter
+    package: str = ""  # imported and installed under this name; "": comes with the packages of every run
+    sharded: bool = False  # can update a shard of a tensor
+    uses_betas: bool = True  # adam_beta1, adam_beta2 and adam_epsilon apply, and AdamW's learning rates
+    learning_rate: float | None = None  # preset; None: that of the recipe
+    rate_is_scale: bool = False  # finds the rate itself, one for all groups, and multiplies it by lr
+    spellings: tuple[str, ...] = ()  # other names that users write
+
+
+OPTIMIZERS: dict[str, OptimizerFacts] = {
+    "adamw": OptimizerFacts("", 8, sharded=True),
+    "adamw8bit": OptimizerFacts(
+        "bitsandbytes, less memory", 2, "bitsandbytes", spellings=("adamw_8bit", "8bit", "adam8bit")
+    ),
+    # A row and a column of each matrix, which is next to nothing.
+    "adafactor": OptimizerFacts("still less", 0, uses_betas=False),
+    "prodigy": OptimizerFacts(
+        "finds its rate, with lr=1", 16, "prodigyopt", learning_rate=1.0, rate_is_scale=True
+    ),
+}
+
+HELP = "; ".join(f"{name} ({facts.help})" if facts.help else name for name, facts in OPTIMIZERS.items())

@@ -1,0 +1,71 @@
+"""Facts of each parallel strategy and device type; launcher, worker and documents all read these tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a device type computes in besides fp32, as far as that does not depend on the individual device."""
+
+    precisions: tuple[str, ...] = ("bf16", "fp16")
+    auto_mixes: bool = True  # whether mixed_precision=auto takes one of them where it can
+
+
+DEVICE_FACTS: dict[str, DeviceFacts] = {
+    "cuda": DeviceFacts(),
+    "cpu": DeviceFacts(("bf16",), auto_mixes=False),  # fp16 runs, slower than fp32; bf16 is fast on few
+    "mps": DeviceFacts(auto_mixes=False),  # bf16 from macOS 14 on, and emulated by the older chips
+    **dict.fromkeys(("gcu", "npu", "musa", "mlu", "xpu"), DeviceFacts()),
+}
+
+_ANY_DEVICE = tuple(DEVICE_FACTS)
+_COLOSSAL_DEVICES = ("cuda", "npu")
+
+
+@dataclass(frozen=True)
+class PluginFacts:
+    """What a parallel strategy can do."""
+
+    module: str  # of sdtrain.strategies
+    devices: tuple[str, ...] = _ANY_DEVICE
+    precisions: tuple[str, ...] = ("no", "bf16", "fp16")
+    settings: tuple[str, ...] = ()  # those that only some plugins have
+    package: str = ""  # what has to be installed besides torch
+
+    @property
+    def shards(self) -> bool:
+        """Whether each process holds a shard, and computes with weights in the type of the run. With the others
+        each holds everything in fp32, and autocast chooses the type of each operation."""
+        return self.module != "ddp"
+
+
+PLUGINS: dict[str, PluginFacts] = {
+    "none": PluginFacts("ddp"),
+    "torch_ddp": PluginFacts("ddp"),
+    "torch_ddp_fp16": PluginFacts("ddp", precisions=("fp16",)),
+    "fsdp": PluginFacts(
+        "fsdp",
+        tuple(name for name in _ANY_DEVICE if name != "mps"),  # torch.distributed has no backend for it
+        settings=("reshard_after_forward", "cpu_offload"),
+    ),
+    "low_level_zero": PluginFacts(
+        "colossalai",
+        _COLOSSAL_DEVICES,
+        settings=("zero_stage", "cpu_offload"),
+        package="colossalai",
+    ),
+    "gemini": PluginFacts(
+        "colossalai",
+        _COLOSSAL_DEVICES,
+        precisions=("bf16", "fp16"),
+        settings=("placement",),
+        package="colossalai",
+    ),
+}
+
+
+def plugins_with(setting: str) -> list[str]:
+    """The plugins that have this setting; none: it belongs to all."""
+    return [name for name, facts in PLUGINS.items() if setting in facts.settings]
