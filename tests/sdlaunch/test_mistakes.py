@@ -185,7 +185,7 @@ COMBINATIONS = [
     wrong(64, "mixed_precision", "no fast fp16", mixed_precision="fp16"),
     wrong(64, "plugin=torch_ddp_fp16", plugin="torch_ddp_fp16", mixed_precision="bf16"),
     wrong(64, "none with 2 processes", plugin="none", NPROC_PER_NODE="2"),
-    wrong(64, "placement", "a plugin that knows it: gemini", placement="cpu"),
+    wrong(64, "placement", "a plugin that has it: gemini", placement="cpu"),
     wrong(64, "optimizer", "adafactor with plugin=fsdp", optimizer="adafactor", plugin="fsdp"),
     wrong(64, "lr", "lr=1", optimizer="prodigy", lr="1e-4"),
     wrong(64, "cache_latents", "center_crop=1", cache_latents="1"),
