@@ -10,7 +10,6 @@ import torch
 
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.data.images import TrainingImages
 from sdtrain.data.sampling import BatchShape
 from sdtrain.data.streams import StreamSet
 from sdtrain.model.load import Parts
@@ -19,15 +18,7 @@ from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import StopRequest
 from sdtrain.strategies.base import Strategy
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Images that are not trained on; the first `count` of them are looked at. `prompt`: None: their captions."""
-
-    images: TrainingImages
-    count: int
-    prompt: str | None
+from sdtrain.validation.held_out_images import HeldOut
 
 
 @dataclass(frozen=True)

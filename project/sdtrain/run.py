@@ -21,7 +21,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain import architectures, strategies
 from sdtrain.checkpoint import checkpoint
 from sdtrain.checkpoint.checkpoint import TrainState
-from sdtrain.context import HeldOut, Training
+from sdtrain.context import Training
 from sdtrain.data.buckets import Buckets, bucketed
 from sdtrain.data.cached_encodings import Caching, cached_latents, cached_prompts, every_prompt
 from sdtrain.data.images import TrainingImages
@@ -45,7 +45,7 @@ from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.validation import validation
-from sdtrain.validation.held_out_loss import held_apart
+from sdtrain.validation.held_out_images import HeldOut, hold_out
 
 
 def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
@@ -74,7 +74,7 @@ def run(spec: RunSpec, world: World, stop: StopRequest) -> None:
             )
         return
     images = open_images(spec, world, infos, _prompts(spec, concepts))
-    images, held_out = held_apart(spec, world, images, [info.num_examples for info in infos])
+    images, held_out = hold_out(spec, world, images, [info.num_examples for info in infos])
     parts = load.load(
         folder,
         spec.mixed_precision,

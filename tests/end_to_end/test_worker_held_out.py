@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sddemo.scenes import caption, render, scenes
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import generator
-from sdtrain.validation.held_out_loss import divided
+from sdtrain.validation.held_out_images import split
 from tests.sdtrain.reference import Images
 from tests.support.worker import losses, scalars
 
@@ -104,7 +104,7 @@ def folder_of(images, numbers, folder):
 def test_a_share_of_the_dataset_is_as_good_as_a_folder_of_its_own(train, captioned, tmp_path, capfd):
     """And the rest as a dataset of its own, on two processes too."""
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.3)
-    kept, held = divided(spec, [6])
+    kept, held = split(spec, [6])
     data, unseen = (
         folder_of(captioned, of, tmp_path / name) for of, name in ((kept, "kept"), (held, "held"))
     )
@@ -132,7 +132,7 @@ def test_each_subject_has_its_share(train, instance, of_class, tmp_path):
     output = train(validation_split=0.25, num_train_epochs=2, max_train_steps=None, **settings)
     report = json.loads((output / "report.json").read_text())
     assert (report["num_examples"], report["held_out_examples"], report["steps"]) == (5, 2, 10)
-    held = divided(
+    held = split(
         RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.25), [3, 4]
     )
     drawings = [
@@ -145,18 +145,3 @@ def test_each_subject_has_its_share(train, instance, of_class, tmp_path):
     assert scalars(output)["validation/loss"][0] == pytest.approx(
         reference(report["pretrained_model_name_or_path"], unseen, seed=7), rel=1e-5
     )
-
-
-def test_what_is_held_out_is_a_function_of_the_seed_and_of_each_dataset():
-    def held(counts, **values):
-        spec = RunSpec(
-            pretrained_model_name_or_path="m", output_dir="o", **{"validation_split": 0.2, **values}
-        )
-        kept, held = divided(spec, counts)
-        assert sorted([*kept, *held]) == list(range(sum(counts))) and kept == sorted(kept)
-        return held
-
-    first = held([100, 10])
-    assert first == held([100, 10]) != held([100, 10], seed=1)
-    assert [index >= 100 for index in first] == [False, True, False, True] + [False] * 18  # in turns
-    assert sorted(held([100])) == sorted(index for index in first if index < 100)

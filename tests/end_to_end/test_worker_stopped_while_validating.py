@@ -57,7 +57,7 @@ def test_a_stop_of_one_rank_ends_the_validation_of_all(train, in_call, of_class,
         in_call(generate, "generate", call=2, rank=1)
         output = train(code=75, ranks=2, **IMAGES)
     else:
-        in_call(held_out_loss, "_error", call=3, rank=1)  # in the first of two rounds
+        in_call(held_out_loss, "_noised", call=3, rank=1)  # in the first of two rounds
         output = train(
             code=75, ranks=2, plugin="fsdp", recipe="dreambooth", validation_data_dir=of_class, **EVERY_TWO
         )
