@@ -24,6 +24,7 @@ _BUFFERS = ("embeddings.position_ids",)
 _ONE_MODEL = (
     "copy config.json and weights of one and the same model into this folder (save_pretrained writes both)"
 )
+_MARKS = ("<|startoftext|>", "<|endoftext|>")  # without which CLIP's tokenizer encodes no prompt
 _MATCHING = "take all parts of the pipeline from one model"
 
 
@@ -124,7 +125,11 @@ def _tokens(model: PipelineFolder, vocab_size: Any) -> Iterator[Problem]:
     path = model.parts["tokenizer"].folder / "vocab.json"
     if not path.is_file() or not isinstance(vocab_size, int):
         return
-    largest = max((number for number in read_json(path).values() if isinstance(number, int)), default=0)
+    vocabulary = read_json(path)
+    if missing := [mark for mark in _MARKS if mark not in vocabulary]:
+        remedy = "copy the tokenizer of the pipeline again (save_pretrained writes all of it)"
+        yield bad_input(shown(path), f"does not hold {' and '.join(missing)}", remedy)
+    largest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
     if largest >= vocab_size:
         yield bad_input(
             shown(path),

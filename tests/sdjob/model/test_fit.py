@@ -82,7 +82,7 @@ def test_latents_that_the_u_net_does_not_take(folder):
 
 
 def test_token_ids_beyond_the_table(folder):
-    (folder / "tokenizer/vocab.json").write_text(json.dumps({"a": 0, "b": 10}))
+    (folder / "tokenizer/vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 10}))
     assert only(folder).found == "has token ids up to 10, and text_encoder/config.json vocab_size=10"
 
 
