@@ -95,7 +95,9 @@ def test_two_processes_killed_at_random_moments(train, inputs, tmp_path, capfd, 
         if newest:
             assert newest.step >= max(at, default=0), "work was lost"
             at.append(newest.step)
-        assert "not whole" not in capfd.readouterr().out, "what a killed save left was taken for a checkpoint"
+        assert "is incomplete" not in capfd.readouterr().out, (
+            "what a killed save left was taken for a checkpoint"
+        )
     assert inside >= kills // 4, f"of {kills} kills only {inside} came inside a save"
     assert train("killed", ranks=2, **settings, **SAVING) == output
     assert f"resuming from {layout.step_folder(at[-1])}" in capfd.readouterr().out

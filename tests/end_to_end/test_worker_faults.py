@@ -297,7 +297,7 @@ def test_a_full_disk_is_73_wherever_it_happens(train, monkeypatch, capsys, write
 def test_a_full_disk_under_one_rank_ends_both(train, monkeypatch, step):
     """Only the first rank writes; the other one must hear of it, whichever call has failed."""
     if step == 1:
-        monkeypatch.setattr(checkpoint, "_sweep", full)
+        monkeypatch.setattr(checkpoint, "_delete_leftovers", full)
     else:
         monkeypatch.setattr(torch, "save", full)
     output = train(ranks=2, code=73)

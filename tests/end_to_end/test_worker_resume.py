@@ -159,7 +159,7 @@ DEATHS = {
     "in a step": (None, "show"),
     "while weights are written": (checkpoint, "write_manifest"),
     "before the rename": (checkpoint, "sync_tree"),
-    "after the rename": (checkpoint, "_forget"),
+    "after the rename": (checkpoint, "_delete_oldest"),
     "before the export": (export, "export"),
     "in the export": (export, "_put_in_place"),
     "before the report": (run.report, "write"),

@@ -1,4 +1,4 @@
-"""The layout of the output folder, and what makes a checkpoint whole: a manifest, written last."""
+"""Paths of the output folder, and checkpoints in it: a manifest, written last, makes one complete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OutputLayout:
 
     @property
     def cache(self) -> Path:
-        """Latents and encoded prompts that were kept on disk."""
+        """Latents and encoded prompts cached on disk."""
         return self.root / "cache"
 
     @property
@@ -78,7 +78,7 @@ class OutputLayout:
 
 @dataclass(frozen=True)
 class StepFolder:
-    """A checkpoint on disk; `defect` says why it cannot be used, None: nothing seen so far."""
+    """A checkpoint on disk; `defect`: why it cannot be used, None: no defect found so far."""
 
     step: int
     path: Path
@@ -86,7 +86,7 @@ class StepFolder:
 
 
 def step_folders(layout: OutputLayout, *, hashes: bool = False) -> list[StepFolder]:
-    """All checkpoints, newest first, each looked at; `hashes` reads every byte."""
+    """All checkpoints with their defects, newest first; `hashes` reads every byte."""
     if not layout.checkpoint.is_dir():
         return []
     found = []
@@ -98,12 +98,12 @@ def step_folders(layout: OutputLayout, *, hashes: bool = False) -> list[StepFold
 
 
 def is_exported(folder: Path, *, lora: bool) -> bool:
-    """Whether the result is there; its last file is put in place last."""
+    """Whether the export is complete: this file is moved into place last."""
     return (folder / (LORA_FILE if lora else INDEX_FILE)).is_file()
 
 
 def write_manifest(folder: Path) -> None:
-    """Sizes and SHA-256 of every file in the folder; to be called when everything else is written."""
+    """Record size and SHA-256 of every file in the folder; the last file to be written there."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -113,16 +113,16 @@ def write_manifest(folder: Path) -> None:
 
 
 def defect_of(folder: Path, *, hashes: bool) -> str | None:
-    """Why this folder is not whole, or None. Sizes are always compared, contents on request."""
+    """Why this checkpoint is incomplete or damaged; None: it is not. `hashes` compares contents besides sizes."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, about in files.items():
+        for name, recorded in files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != about["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {about['bytes']}"
-            if hashes and _sha256(path) != about["sha256"]:
+            if path.stat().st_size != recorded["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {recorded['bytes']}"
+            if hashes and _sha256(path) != recorded["sha256"]:
                 return f"{name} has changed since it was saved"
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the save did not finish"

@@ -1,4 +1,4 @@
-"""Where a run goes on: the checkpoint that `resume` means, what its state says, and whether the run is finished."""
+"""The checkpoint that a run continues: the meaning of `resume`, the state in it, and whether the run is finished."""
 
 from __future__ import annotations
 
@@ -12,76 +12,78 @@ from sdjob.problems import JobError, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 STATE = "state.json"
-FORMAT = 2  # of the whole folder; to be raised when an older one can no longer be read
+FORMAT = 3  # of the checkpoint folder
+_READABLE = (2, FORMAT)
+_RENAMED = {"place": "samples_seen"}  # keys of format 2
 
 
 def newest(
     layout: OutputLayout,
-    resume: str,
-    passed_over: Callable[[StepFolder, str], object],
+    setting: str,
+    skipped: Callable[[StepFolder, str], object],
     *,
     hashes: bool,
 ) -> StepFolder | None:
-    """The checkpoint that `resume` means; None: start afresh. Raises JobError (64).
+    """The checkpoint that `resume` means; None: start from the beginning. Raises JobError (64).
 
-    Newer ones that are not whole are `passed_over` with the reason; `hashes` reads every byte. A named folder is
-    where a new course begins; once that has a checkpoint of its own, the same command goes on from there.
+    `skipped` is called for newer incomplete ones with the reason; `hashes` reads every byte. A named checkpoint
+    starts a branch; once that has checkpoints, the same command continues from the newest of them.
     """
-    if resume == "never":
+    if setting == "never":
         return None
-    origin = origin_of(resume)
+    origin = origin_of(setting)
     for folder in step_folders(layout):
         defect = folder.defect or (defect_of(folder.path, hashes=True) if hashes else None)
         if defect:
-            passed_over(folder, defect)
-        elif not origin or values_of(folder.path).get("origin", "") == origin:
+            skipped(folder, defect)
+        elif not origin or read_values(folder.path).get("origin", "") == origin:
             return folder
     if origin:
-        return _given(Path(resume), hashes=hashes)
-    if resume == "must":
-        found = f"must, and no whole checkpoint in {layout.checkpoint}"
-        remedy = "Use resume=auto, or set OUTPUT_DIR to the folder of the run to go on with."
+        return _named(Path(setting), hashes=hashes)
+    if setting == "must":
+        found = f"must, but there is no complete checkpoint in {layout.checkpoint}"
+        remedy = "Use resume=auto, or set OUTPUT_DIR to the folder of the run to continue."
         raise JobError(bad_setting("resume", found, remedy))
     return None
 
 
-def origin_of(resume: str) -> str:
-    """The folder that a setting of `resume` names, in full; nothing where it names none."""
-    return "" if resume in ("auto", "must", "never") else str(Path(resume).resolve())
+def origin_of(setting: str) -> str:
+    """The absolute path of the checkpoint that `resume` names; empty: it names none."""
+    return "" if setting in ("auto", "must", "never") else str(Path(setting).resolve())
 
 
-def values_of(folder: Path) -> dict[str, Any]:
-    """The state in a whole checkpoint; raises JobError (64) if another version of this project wrote it."""
+def read_values(folder: Path) -> dict[str, Any]:
+    """The state in a complete checkpoint; raises JobError (64) if an incompatible version wrote it."""
     values: dict[str, Any] = json.loads((folder / STATE).read_text())
     found = values.pop("format", None)
-    if found != FORMAT:
+    if found not in _READABLE:
         remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
+        readable = " and ".join(map(str, _READABLE))
         raise JobError(
-            bad_setting("resume", f"{folder} has format {found}, this version reads {FORMAT}", remedy)
+            bad_setting("resume", f"{folder} has format {found}, this version reads {readable}", remedy)
         )
-    return values
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
-def is_finished(spec: RunSpec, layout: OutputLayout, start: StepFolder) -> bool:
+def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:
     """Whether the result of all these steps is there: exported, and reported, which comes last."""
     return (
-        start.step >= spec.max_train_steps
+        step >= spec.max_train_steps
         and is_exported(layout.checkpoint, lora=spec.lora_rank > 0)
-        and _steps_in(layout.report) >= start.step
+        and _reported_steps(layout.report) >= step
     )
 
 
-def _steps_in(report: Path) -> int:
-    """The steps that the report in place speaks of; 0: there is none."""
+def _reported_steps(report: Path) -> int:
     try:
         return int(json.loads(report.read_text())["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
-def _given(folder: Path, *, hashes: bool) -> StepFolder:
+def _named(folder: Path, *, hashes: bool) -> StepFolder:
     defect = defect_of(folder, hashes=hashes) if folder.is_dir() else "is not a folder"
     if defect:
-        remedy = "Give the folder of a whole checkpoint, or auto, never or must."
+        remedy = "Name a complete checkpoint folder, or use auto, never or must."
         raise JobError(bad_setting("resume", f"{folder}: {defect}", remedy))
-    return StepFolder(int(values_of(folder)["step"]), folder, None)
+    return StepFolder(int(read_values(folder)["step"]), folder, None)

@@ -31,7 +31,7 @@ def findings(job: Job) -> list[Finding]:
         return [*found, Note("resume: starts at the beginning")]
     if differences := _differences(job, start):
         return [*found, *differences]
-    if resume.is_finished(job.spec, layout, start):
+    if resume.is_finished(job.spec, layout, start.step):
         return [*found, Note(f"resume: already finished, at step {start.step}")]
     return [*found, Note(f"resume: from step {start.step} of {job.spec.max_train_steps}")]
 
@@ -47,7 +47,7 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
     identity = _model_identity(job, job.contents.model)
     wanted = fingerprint.facts_of(spec, identity, infos if few else (), concepts)
     known = {"model_name": bool(identity), "dataset_name": few}
-    problems = fingerprint.differences(resume.values_of(start.path)["fingerprint"], wanted, start.path)
+    problems = fingerprint.differences(resume.read_values(start.path)["fingerprint"], wanted, start.path)
     return [problem for problem in problems if known.get(problem.subject, True)]
 
 

@@ -1,30 +1,36 @@
-"""When a checkpoint is written: at once, or by a thread beside the next steps."""
+"""When a checkpoint is written: at once, or by a thread while the next steps run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from sdjob.output.layout import OutputLayout
+from sdjob.settings.optimizers import OPTIMIZERS
+from sdjob.settings.plugins import PLUGINS
+from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import checkpoint
-from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.checkpoint.checkpoint import TrainState, Write
 from sdtrain.reporting.progress import say
+from sdtrain.runtime import host_memory
 from sdtrain.runtime.distributed import World
+from sdtrain.strategies.base import Strategy
+from sdtrain.strategies.shards import Shares as Shards
 
 
 class Saver:
-    """Saves the checkpoints of a run, one after the other.
+    """Saves the checkpoints of a run, one after the other; every method is collective.
 
-    A failure beside the steps is raised on every rank by the next save; `failed` tells of it at once.
+    A failure in the background is raised on every rank by the next save; `failed` reports it at once.
     """
 
-    def __init__(self, layout: OutputLayout, world: World, limit: int | None) -> None:
-        self._layout, self._world, self._limit = layout, world, limit
+    def __init__(self, spec: RunSpec, world: World, layout: OutputLayout) -> None:
+        self._spec, self._world, self._layout = spec, world, layout
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._begun: Path | None = None  # the folder that is being written, on every rank
-        self._writing: Future[None] | None = None  # who writes this rank's part of it
+        self._folder: Path | None = None  # that is being written in the background, on every rank
+        self._writing: Future[None] | None = None  # this rank's part of it
 
     def __enter__(self) -> Saver:
         return self
@@ -32,41 +38,72 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown()  # whatever has ended the run: what was begun is of before, and is completed
+        self._thread.shutdown()  # a started checkpoint is completed, whatever has ended the run
 
     @property
     def failed(self) -> bool:
-        """Whether the save that was under way has failed, as far as this rank knows."""
+        """Whether the save in the background has failed, as far as this rank knows. Not collective."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
-    def save(self, state: TrainState, write: Callable[[Path], None]) -> None:
-        """A whole checkpoint, as `checkpoint.save`. Collective. Raises JobError (73)."""
+    def save(
+        self,
+        state: TrainState,
+        strategy: Strategy,
+        ema: Shards | None,
+        *,
+        background: bool,
+    ) -> None:
+        """Save a complete checkpoint; `background`: from a copy in host memory, where that has room.
+
+        Raises JobError (73), also that of the save before.
+        """
+        if background and _has_room_for_copy(self._spec, self._world, strategy, ema):
+            self.write_in_background(state, strategy.snapshot(ema))
+        else:
+            self.write(state, partial(strategy.save, ema=ema))
+
+    def write(self, state: TrainState, write: Write) -> None:
+        """A complete checkpoint, as `checkpoint.save`."""
         self._wait()
-        path = checkpoint.save(self._layout, state, write, self._world, self._limit)
+        path = checkpoint.save(self._layout, state, write, self._world, self._spec.checkpoints_total_limit)
         if self._world.is_main:
             say(f"saved {path}")
 
-    def save_beside(self, state: TrainState, write: Callable[[Path], None]) -> None:
-        """The same, while the run goes on. Collective. Raises JobError (73), of the save before too.
+    def write_in_background(self, state: TrainState, write: Write) -> None:
+        """The same while the run continues.
 
         `write` is called on every rank, in another thread: it calls nothing that is collective for the run
         itself, and what it writes must not change any more. On the first rank it returns when all have written.
         """
         self._wait()
-        self._begun = checkpoint.begin(self._layout, state.step, self._world)
-        self._writing = self._thread.submit(self._write, self._begun, state, write)
+        self._folder = checkpoint.begin(self._layout, state.step, self._world)
+        self._writing = self._thread.submit(self._write, self._folder, state, write)
 
-    def _write(self, folder: Path, state: TrainState, write: Callable[[Path], None]) -> None:
+    def _write(self, folder: Path, state: TrainState, write: Write) -> None:
         write(folder)
         if self._world.is_main:
-            checkpoint.complete(self._layout, state, folder, self._limit)
+            checkpoint.complete(self._layout, state, folder, self._spec.checkpoints_total_limit)
             say(f"saved {self._layout.step_folder(state.step)}")
 
     def _wait(self) -> None:
-        """For the save under way, if there is one. Collective."""
-        if self._begun is None:
+        """Wait for the save in the background, if there is one."""
+        if self._folder is None:
             return
-        folder, writing, self._begun, self._writing = self._begun, self._writing, None, None
+        folder, writing, self._folder, self._writing = self._folder, self._writing, None, None
         with checkpoint.writing(folder, self._world):
             if writing is not None:
                 writing.result()
+
+
+def _has_room_for_copy(spec: RunSpec, world: World, strategy: Strategy, ema: Shards | None) -> bool:
+    """Whether every host has memory for copies of what its ranks save, and of the weights once more. Collective."""
+    weights = sum(master.numel() * master.element_size() for master in strategy.masters().values())
+    copies = 2 + OPTIMIZERS[spec.optimizer].state_bytes / 4 + (1 if ema else 0)
+    saves = world.is_main or PLUGINS[spec.plugin].shards
+    host = world.rank - world.local_rank  # identified by its first rank
+    sizes = world.gather((host, copies * weights if saves else 0))
+    needed = sum(size for where, size in sizes if where == host)
+    short = world.local_rank == 0 and host_memory.available() < needed
+    if short:
+        say(f"not enough host memory for a copy of {needed / 1e9:.1f} GB: training waits for the checkpoint")
+    return not world.any(short)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.model.denoiser import UNET
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class OptimSpec:
     epsilon: float
     max_grad_norm: float  # 0: no clipping
     name: str = "adamw"
+
+
+def optim_spec(spec: RunSpec, text_encoders: Iterable[str] = ()) -> OptimSpec:
+    """The optimizer of a run; trained text encoders, by name, have their own learning rate."""
+    encoder_rate = spec.text_encoder_lr or spec.learning_rate
+    return OptimSpec(
+        groups=(
+            ParameterGroup(f"{UNET}.", spec.learning_rate),
+            *(ParameterGroup(f"{name}.", encoder_rate) for name in text_encoders),
+        ),
+        betas=(spec.adam_beta1, spec.adam_beta2),
+        weight_decay=spec.adam_weight_decay,
+        epsilon=spec.adam_epsilon,
+        max_grad_norm=spec.max_grad_norm,
+        name=spec.optimizer,
+    )
 
 
 class Strategy(Protocol):

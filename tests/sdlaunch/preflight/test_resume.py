@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_format_is_refused(place, layout):
     write_manifest(folder)
     (problem,) = prepare(place).problems
     assert (problem.code, problem.subject) == (64, "resume")
-    assert "format 1, this version reads 2" in problem.found
+    assert "format 1, this version reads 2 and 3" in problem.found
 
 
 def test_a_script_resumes_in_its_own_way(place, layout, tmp_path):

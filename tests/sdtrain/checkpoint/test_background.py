@@ -12,8 +12,7 @@ import torch
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import loop
-from sdtrain.checkpoint import checkpoint, state_io
+from sdtrain.checkpoint import background, resume, state_io
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.runtime import host_memory
@@ -21,6 +20,7 @@ from sdtrain.strategies import ddp, fsdp
 from tests.support.worker import alone, snapshot
 
 PATIENCE = 30
+SPEC = RunSpec(pretrained_model_name_or_path="-", output_dir="-")
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def layout(tmp_path):
 
 @pytest.fixture
 def saver(layout):
-    with Saver(layout, alone(), None) as saver:
+    with Saver(SPEC, alone(), layout) as saver:
         yield saver
 
 
 def state(step: int) -> TrainState:
-    return TrainState(step=step, place=step, loss=0.5, loss_sum=0.5, fingerprint={})
+    return TrainState(step=step, samples_seen=step, loss=0.5, loss_sum=0.5, fingerprint={})
 
 
 def write(folder):
@@ -57,14 +57,14 @@ def test_the_run_goes_on_while_it_is_written_and_the_next_save_waits(layout, sav
         assert go_on.wait(PATIENCE)
         write(folder)
 
-    saver.save_beside(state(1), slowly)
+    saver.write_in_background(state(1), slowly)
     assert steps(layout) == []
     go_on.set()
-    saver.save_beside(state(2), write)
+    saver.write_in_background(state(2), write)
     assert 1 in steps(layout)
-    saver.save(state(3), write)
+    saver.write(state(3), write)
     assert steps(layout) == [1, 2, 3]
-    assert checkpoint.newest(layout, "auto").step == 3
+    assert resume.newest(layout, "auto").step == 3
 
 
 def test_what_was_begun_is_completed_whatever_ends_the_run(layout):
@@ -74,21 +74,21 @@ def test_what_was_begun_is_completed_whatever_ends_the_run(layout):
         assert go_on.wait(PATIENCE)
         write(folder)
 
-    with pytest.raises(ZeroDivisionError), Saver(layout, alone(), None) as saver:
-        saver.save_beside(state(1), slowly)
+    with pytest.raises(ZeroDivisionError), Saver(SPEC, alone(), layout) as saver:
+        saver.write_in_background(state(1), slowly)
         threading.Timer(0.05, go_on.set).start()
         raise ZeroDivisionError
-    assert checkpoint.newest(layout, "auto").step == 1
+    assert resume.newest(layout, "auto").step == 1
 
 
 def test_a_full_disk_is_told_at_once_and_raised_by_the_next_save(layout, saver):
-    saver.save(state(1), write)
+    saver.write(state(1), write)
     assert not saver.failed
-    saver.save_beside(state(2), full)
+    saver.write_in_background(state(2), full)
     saver._thread.submit(lambda: None).result()
     assert saver.failed
     with pytest.raises(JobError) as error:
-        saver.save_beside(state(3), write)
+        saver.write_in_background(state(3), write)
     assert error.value.code == 73
     assert "No space left" in str(error.value)
     assert [path.name for path in layout.checkpoint.iterdir()] == ["checkpoint-000001"]
@@ -98,9 +98,9 @@ def test_another_failure_is_not_taken_for_a_full_disk(saver):
     def wrong(folder):
         raise ValueError("shapes differ")
 
-    saver.save_beside(state(1), wrong)
+    saver.write_in_background(state(1), wrong)
     with pytest.raises(ValueError, match="shapes differ"):
-        saver.save(state(2), write)
+        saver.write(state(2), write)
 
 
 WRITTEN = {
@@ -185,7 +185,7 @@ def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, 
             gather=lambda value: mine.append(value) or asked,
             any=lambda flag: flag,
         )
-        found = loop._has_room_to_copy(SimpleNamespace(spec=spec, world=world, strategy=strategy, ema=None))
+        found = background._has_room_for_copy(spec, world, strategy, None)
         assert mine == [asked[rank]]
         return found
 
@@ -195,10 +195,10 @@ def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, 
 
 def test_without_memory_for_a_copy_it_is_written_at_once(train, monkeypatch, capsys):
     monkeypatch.setattr(host_memory, "available", lambda: 100)
-    monkeypatch.setattr(loop.Saver, "save_beside", None)
+    monkeypatch.setattr(Saver, "write_in_background", None)
     train(checkpointing_steps=1, max_train_steps=2)
     said = capsys.readouterr().out
-    assert "no room for a copy" in said and "checkpoint-000002" in said
+    assert "not enough host memory for a copy" in said and "checkpoint-000002" in said
 
 
 CGROUPS = {

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from sdjob.output.layout import MANIFEST, OutputLayout
 from sdjob.problems import JobError
-from sdtrain.checkpoint import checkpoint
+from sdtrain.checkpoint import checkpoint, resume
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.data.sampling import Stretch
 from sdtrain.reporting.stopwatch import Spent
@@ -32,7 +32,7 @@ def layout(tmp_path):
 def state(step: int) -> TrainState:
     return TrainState(
         step,
-        place=10 * step,
+        samples_seen=10 * step,
         loss=0.5,
         loss_sum=0.5 * step,
         fingerprint=FACTS,
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
     with pytest.raises(JobError) as caught:
         checkpoint.read_state(folder)
     assert caught.value.code == 64
-    assert "format 99, this version reads 2" in str(caught.value)
+    assert "format 99, this version reads 2 and 3" in str(caught.value)
 
 
 def test_of_a_checkpoint_without_a_past_all_steps_were_alike(layout):
@@ -102,16 +102,16 @@ def test_saves_what_is_needed_to_go_on(layout):
     assert names(layout) == ["checkpoint-000003"]  # nothing temporary stays
     assert checkpoint.read_state(folder) == state(3)
     assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"state.json", "weights.bin"}
-    assert checkpoint.newest(layout, "auto").path == folder
+    assert resume.newest(layout, "auto").path == folder
 
 
 @pytest.mark.parametrize("how", REASONS)
 def test_a_broken_newest_one_is_passed_over_and_named(layout, capsys, how):
     save(layout, 2)
     spoil(save(layout, 4), how)
-    assert checkpoint.newest(layout, "auto").step == 2
+    assert resume.newest(layout, "auto").step == 2
     out = capsys.readouterr().out
-    assert f"checkpoint-000004 is not whole and is passed over: {REASONS[how]}" in out
+    assert f"checkpoint-000004 is incomplete and is skipped: {REASONS[how]}" in out
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]  # and is left alone
 
 
@@ -124,13 +124,13 @@ def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_half_one(layout):
 
     with pytest.raises(Killed):
         save(layout, 4, write=half)
-    assert checkpoint.newest(layout, "auto").step == 2
+    assert resume.newest(layout, "auto").step == 2
     save(layout, 4)
-    assert checkpoint.newest(layout, "auto").step == 4
+    assert resume.newest(layout, "auto").step == 4
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]
 
 
-@pytest.mark.parametrize("function", ["write_manifest", "sync_tree", "sync_folder", "_forget"])
+@pytest.mark.parametrize("function", ["write_manifest", "sync_tree", "sync_folder", "_delete_oldest"])
 def test_death_anywhere_in_a_save_leaves_a_whole_newest_one(layout, monkeypatch, function):
     save(layout, 2)
 
@@ -140,7 +140,7 @@ def test_death_anywhere_in_a_save_leaves_a_whole_newest_one(layout, monkeypatch,
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint, function, die)
         save(layout, 4, limit=1)
-    assert checkpoint.newest(layout, "auto").step in (2, 4)
+    assert resume.newest(layout, "auto").step in (2, 4)
     save(layout, 6, limit=1)
     assert names(layout) == ["checkpoint-000006"]  # what the dead one left is gone too
 
@@ -156,7 +156,7 @@ def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(layout, monkey
 
     monkeypatch.setattr(os, "fsync", of_files_alone)
     save(layout, 2)
-    assert checkpoint.newest(layout, "auto").step == 2
+    assert resume.newest(layout, "auto").step == 2
 
 
 def test_a_file_that_cannot_be_synced_is_no_checkpoint(layout, monkeypatch):
@@ -198,25 +198,25 @@ def test_broken_ones_do_not_count_for_the_limit(layout):
     save(layout, 1)
     spoil(save(layout, 2), "file cut")
     save(layout, 3, limit=2)
-    assert checkpoint.newest(layout, "auto").step == 3
+    assert resume.newest(layout, "auto").step == 3
     spoil(layout.step_folder(3), "changed byte")
-    assert checkpoint.newest(layout, "auto").step == 1
+    assert resume.newest(layout, "auto").step == 1
 
 
 def test_resume_never_and_must(layout):
     with pytest.raises(JobError) as error:
-        checkpoint.newest(layout, "must")
+        resume.newest(layout, "must")
     assert error.value.code == 64
-    assert checkpoint.newest(layout, "auto") is None
+    assert resume.newest(layout, "auto") is None
     save(layout, 1)
-    assert checkpoint.newest(layout, "never") is None
-    assert checkpoint.newest(layout, "must").step == 1
+    assert resume.newest(layout, "never") is None
+    assert resume.newest(layout, "must").step == 1
 
 
 def test_resume_from_a_path(layout):
     save(layout, 2)
     save(layout, 4)
-    found = checkpoint.newest(layout, str(layout.step_folder(2)))
+    found = resume.newest(layout, str(layout.step_folder(2)))
     assert (found.step, found.path) == (2, layout.step_folder(2))
 
 
@@ -224,43 +224,43 @@ def test_resume_from_a_path(layout):
 def test_a_broken_path_to_resume_from_is_refused_with_the_reason(layout, how):
     spoil(save(layout, 2), how)
     with pytest.raises(JobError) as error:
-        checkpoint.newest(layout, str(layout.step_folder(2)))
+        resume.newest(layout, str(layout.step_folder(2)))
     assert error.value.code == 64
     assert REASONS[how] in str(error.value)
 
 
 def test_a_path_that_is_not_there_is_refused(layout):
     with pytest.raises(JobError) as error:
-        checkpoint.newest(layout, str(layout.root / "nowhere"))
+        resume.newest(layout, str(layout.root / "nowhere"))
     assert error.value.code == 64
     assert str(layout.root / "nowhere") in str(error.value)
 
 
 def test_move_aside_loses_nothing(layout):
-    assert checkpoint.move_aside(layout, None) is None
+    assert resume.move_aside(layout, None) is None
     contents = []
     for step in (1, 2):
         save(layout, step)
         (layout.checkpoint / "model_index.json").write_text(str(step))
         contents.append(snapshot(layout.checkpoint))
-        aside = checkpoint.move_aside(layout, None)
+        aside = resume.move_aside(layout, None)
         assert aside == layout.root / f"earlier-{step}"
         assert not layout.checkpoint.exists()
     assert [snapshot(layout.root / f"earlier-{step}" / "checkpoint") for step in (1, 2)] == contents
     layout.checkpoint.mkdir()
-    assert checkpoint.move_aside(layout, None) is None  # an empty folder is no earlier run
+    assert resume.move_aside(layout, None) is None  # an empty folder is no earlier run
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
     layout.tensorboard.mkdir(parents=True)
-    assert checkpoint.move_aside(layout, None) is None
+    assert resume.move_aside(layout, None) is None
     (layout.tensorboard / "events").write_text("of the earlier run")
     layout.run.mkdir()
     layout.metrics.write_text("{}")
     (layout.checkpoint / ".checkpoint-000001.tmp").mkdir(parents=True)
     layout.samples.mkdir()
     layout.page.write_text("page")
-    assert checkpoint.move_aside(layout, None) == layout.root / "earlier-1"
+    assert resume.move_aside(layout, None) == layout.root / "earlier-1"
     assert list(snapshot(layout.root)) == [
         "earlier-1/report.html",
         "earlier-1/run/metrics.jsonl",
@@ -302,7 +302,7 @@ def test_a_full_disk_is_73_and_keeps_the_earlier_checkpoint(small_disk, write):
     assert error.value.code == 73
     assert str(layout.checkpoint) in str(error.value)
     assert names(layout) == [first.name]
-    assert checkpoint.newest(layout, "auto").step == 1
+    assert resume.newest(layout, "auto").step == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

@@ -1,0 +1,105 @@
+"""From the settings to what they mean here: model and datasets, precision, device and steps, and the fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdjob.dataset import validation_split
+from sdjob.dataset.concepts import Concept, concepts_of
+from sdjob.dataset.detect import DatasetInfo, dataset_in
+from sdjob.model import fit
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.output import fingerprint
+from sdjob.problems import JobError, Problem, bad_setting
+from sdjob.settings import compatibility, steps
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.runtime import devices
+from sdtrain.runtime.distributed import World
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The model and the datasets of a run, recognised but not loaded."""
+
+    model: PipelineFolder
+    concepts: tuple[Concept, ...]  # the subjects of DreamBooth, one for each dataset
+    datasets: tuple[DatasetInfo, ...]
+
+
+def find_inputs(spec: RunSpec) -> Inputs:
+    """Recognise model and datasets; raises JobError with the problems of all of them."""
+    problems: list[Problem] = []
+    model: PipelineFolder | None = None
+    concepts: tuple[Concept, ...] = ()
+    datasets: tuple[DatasetInfo, ...] = ()
+    try:
+        model = find_pipeline(
+            Path(spec.pretrained_model_name_or_path),
+            None,
+            allow_pickle=spec.allow_pickle,
+            prediction_type=spec.prediction_type,
+            single_file_config=spec.single_file_config,
+        )
+        problems += fit.problems(model)
+    except JobError as error:
+        problems += error.problems
+    try:
+        concepts = concepts_of(spec) if spec.recipe_facts.has_subjects else ()
+        paths = tuple(concept.instance_data_dir for concept in concepts)
+        datasets = tuple(_dataset(spec, path) for path in paths or (spec.train_data_dir,))
+        problems += [problem for info in datasets for problem in validation_split.problems(spec, info)]
+    except JobError as error:
+        problems += error.problems
+    if problems or model is None:
+        raise JobError(problems)
+    return Inputs(model, concepts, datasets)
+
+
+def _dataset(spec: RunSpec, path: str | None) -> DatasetInfo:
+    if path is None:
+        remedy = "Name the folder of the images with --train_data_dir."
+        raise JobError(bad_setting("train_data_dir", "not given", remedy))
+    return dataset_in(path, spec, captions=spec.recipe_facts.reads_captions)
+
+
+def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
+    """Replace `auto` and epochs by values; raises JobError if the run is not possible on these devices."""
+    topology = devices.topology(world.kind, world.size)
+    spec = spec.model_copy(
+        update={
+            "device": world.kind.name,
+            "max_train_steps": num_steps(spec, world, inputs),
+            "mixed_precision": compatibility.resolve_precision(spec, topology),
+        }
+    )
+    if problems := [
+        *compatibility.problems(spec, topology),
+        *compatibility.model_problems(spec, inputs.model),
+    ]:
+        raise JobError(problems)
+    return spec
+
+
+def num_steps(spec: RunSpec, world: World, inputs: Inputs, state: TrainState | None = None) -> int:
+    """The last step of a run; one whose length is in epochs counts what is left after `state` in today's batches."""
+    if not spec.num_train_epochs or not steps.by_epochs(spec):
+        return spec.max_train_steps
+    num_examples = sum(validation_split.trained_on(spec, info.num_examples) for info in inputs.datasets)
+    step, samples = (state.step, state.samples_seen) if state else (0, 0)
+    return steps.steps_of(spec.num_train_epochs, spec, num_examples, world.size, step=step, place=samples)
+
+
+def facts_to_compare(spec: RunSpec, world: World, inputs: Inputs, model_identity: str) -> dict[str, str]:
+    """The fingerprint of the run. Collective: rank 0 inspects every file for all. Raises JobError (66)."""
+    facts: dict[str, str] = {}
+    problems: tuple[Problem, ...] = ()
+    if world.is_main:
+        try:
+            facts = fingerprint.facts_of(spec, model_identity, inputs.datasets, inputs.concepts)
+        except JobError as error:
+            problems = error.problems
+    world.agree(list(problems))
+    of_main: dict[str, str] = world.gather(facts)[0]
+    return of_main
