@@ -1,39 +1,24 @@
-"""The launcher's command line: an optional verb, settings as flags, and the help made from the schema."""
+"""The launcher's command line: an optional verb, then settings as flags. A verb is a function and a line of VERBS.
+
+Not argparse: a setting is `name=value`, `--name=value` or `--name value` with any text as its value (`--lr -1`,
+`--instance_prompt "--x"`), its name in any case, with dashes or underscores, and all mistakes are reported at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from pydantic import BaseModel
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting
-from sdjob.settings import presets
-from sdjob.settings.fields import settings_of
-from sdjob.settings.run_spec import RunSpec
-from sdlaunch.emit import task
+from sdlaunch import plan
+from sdlaunch.display import console
+from sdlaunch.display import text as display
+from sdlaunch.display.redact import redact
 from sdlaunch.settings import names
-from sdlaunch.settings.options import LaunchOptions
 
-VERBS = ("run", "plan", "check", "emit", "doctor")
-USAGE = """\
-usage: bash train.sh [verb] [name=value ...]
-
-verbs
-  (none)         check everything, then train
-  plan [--json]  show every setting with its source, the mounts, the command and the problems
-  check [--json] show the problems only
-  emit TARGET    print the same job for docker, compose, kubernetes [--kind=trainjob|job], slurm or skypilot
-  doctor [--json]  what this machine and its packages can do: versions, devices, kernels; needs no mounts
-  --dry-run      the same as plan
-  --help         this text
-
-Settings are given on the command line (--lr=1e-5 or lr=1e-5), in the environment (lr=1e-5 bash train.sh),
-in an env file (ENV_FILE), or in a YAML file (CONFIG_FILE); the first of these that has a value wins.
-
-exit codes: 0 finished, 64 wrong setting, 66 wrong mount, model or data, 69 hardware does not fit,
-  70 training failed, 71 out of memory, 73 output folder cannot hold the result, 75 stopped and resumable"""
+_SWITCHES = {"--dry-run": "plan", "-h": "help", "--help": "help"}
 
 
 @dataclass(frozen=True)
@@ -41,72 +26,159 @@ class Request:
     """What the command line asks for."""
 
     verb: str
-    json: bool
-    flags: tuple[tuple[str, str], ...]
-    target: str = ""  # of emit
-    kind: str = task.KINDS[0]
-    problems: tuple[Problem, ...] = ()  # what could not be understood
+    json: bool = False
+    flags: tuple[tuple[str, str], ...] = ()
+    operand: str = ""  # the word after a verb that takes one
+    arguments: Mapping[str, str] = field(default_factory=dict)  # of the verb itself, which are not settings
+    problems: tuple[Problem, ...] = ()  # words that could not be understood
 
-    @property
-    def assigns_ranks(self) -> bool:
-        """Whether the job is for a platform that numbers its nodes."""
-        return self.target in task.ASSIGNS_RANKS
+
+@dataclass(frozen=True)
+class Verb:
+    """What the launcher can do. `run` returns the exit code; its Path is the folder of train.sh."""
+
+    run: Callable[[Request, Mapping[str, str], Path], int]
+    usage: str
+    help: str
+    has_operand: bool = False
+    arguments: tuple[str, ...] = ()
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    request = parse(argv)
+    return VERBS[request.verb].run(request, environ, home)
+
+
+# --- verbs -------------------------------------------------------------------------------------------
+
+
+def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    job = plan.prepare(request.flags, environ, home, request.problems, fetch=True)
+    if job.problems:
+        from sdlaunch.supervise import refusal
+
+        job = refusal.complete(job, request.verb)
+        console.show(display.check(job, as_json=request.json), sys.stderr)
+        return job.code
+    from sdlaunch.supervise import supervisor
+
+    console.show(display.start(job), sys.stdout)
+    return supervisor.run(job, environ)
+
+
+def _report(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    """`plan` and `check`."""
+    from sdlaunch.supervise import refusal
+
+    job = plan.prepare(request.flags, environ, home, request.problems)
+    job = refusal.complete(job, request.verb)
+    if request.verb == "check":
+        text = display.check(job, as_json=request.json)
+    elif request.json:
+        text = display.plan_json(job)
+    else:
+        text = display.plan(job, dim=sys.stdout.isatty() and "NO_COLOR" not in environ)
+    console.show(text, sys.stdout)
+    return job.code
+
+
+def _emit(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch import emit
+    from sdlaunch.emit.kubernetes import KINDS
+
+    kind = request.arguments.get("kind", KINDS[0])
+    target = emit.TARGETS.get(request.operand)
+    problems = [*request.problems, *emit.problems_of(request.operand, kind)]
+    ranks = target is not None and target.assigns_ranks
+    job = plan.prepare(request.flags, environ, home, problems, assigns_ranks=ranks)
+    if target is None or job.launch is None:
+        console.show(redact(display.problems(job.problems), job.secrets), sys.stderr)
+        return job.code
+    console.show(redact(emit.render(job, home, target, kind), job.secrets), sys.stdout)
+    return 0
+
+
+def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import doctor
+
+    problems = list(request.problems)
+    if request.flags:
+        found = f"doctor with {', '.join(name for name, _ in request.flags)}"
+        problems.append(bad_setting("command line", found, "doctor takes no settings: leave them out."))
+    if problems:
+        refused = doctor.Diagnosis({}, tuple(problems))
+        console.show(refused.to_json() if request.json else display.problems(problems), sys.stdout)
+        return refused.code
+    return doctor.run(home, environ, as_json=request.json)
+
+
+def _help(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import help as help_verb
+
+    verbs = [(verb.usage, verb.help) for verb in VERBS.values()]
+    console.show(help_verb.text(verbs), sys.stdout)
+    return 0
+
+
+VERBS: Mapping[str, Verb] = {
+    "run": Verb(_run, "(none)", "check everything, then train"),
+    "plan": Verb(
+        _report,
+        "plan [--json]",
+        "show every setting with its source, the mounts, the command and the problems (also --dry-run)",
+    ),
+    "check": Verb(_report, "check [--json]", "show the problems only"),
+    "emit": Verb(
+        _emit,
+        "emit TARGET",
+        "print the same job for docker, compose, kubernetes [--kind=trainjob|job], slurm or skypilot",
+        has_operand=True,
+        arguments=("kind",),
+    ),
+    "doctor": Verb(
+        _doctor,
+        "doctor [--json]",
+        "what this machine and its packages can do: versions, devices, kernels; needs no mounts",
+    ),
+    "help": Verb(_help, "--help", "this text"),
+}
+
+
+# --- parsing -----------------------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str]) -> Request:
-    """Every word of the command line, understood or reported."""
+    """Parse every word of the command line; a word that means nothing is a problem."""
+    own = {name for word in argv if word in VERBS for name in VERBS[word].arguments}
     verbs: list[str] = []
     flags: list[tuple[str, str]] = []
-    as_json = False
+    arguments: dict[str, str] = {}
     problems: list[Problem] = []
-    target, kind = "", task.KINDS[0]
+    operand, as_json = "", False
     words = iter(argv)
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        if word == "emit":
-            verbs.append(word)
-            target = next(words, "")
-        elif name == "kind" and equals and "emit" in argv:
-            kind = value
-        elif word in VERBS:
-            verbs.append(word)
-        elif word == "--dry-run":
-            verbs.append("plan")
-        elif word in ("-h", "--help"):
-            verbs.append("help")
+        if (verb := _SWITCHES.get(word, word)) in VERBS:
+            verbs.append(verb)
+            operand = next(words, "") if VERBS[verb].has_operand else operand
         elif word == "--json":
             as_json = True
+        elif equals and name in own:
+            arguments[name] = value
         elif equals and name:
             flags.append((name, value))
         elif word.startswith("--") and name:
             problems += _flag_without_equals(name, words, flags)
         else:
             problems.append(_not_understood(word))
-    if len(set(verbs)) > 1 and "help" not in verbs:
-        problems.append(bad_setting("command line", f"{' and '.join(verbs)}", "Ask for one thing at a time."))
     verb = "help" if "help" in verbs else (verbs or ["run"])[0]
+    if len(set(verbs)) > 1 and verb != "help":
+        problems.append(bad_setting("command line", " and ".join(verbs), "Ask for one thing at a time."))
     if as_json and verb == "run":
         problems.append(bad_setting("--json", "without plan or check", "Write plan --json or check --json."))
-    if verb == "emit":
-        problems += _emit_problems(target, kind)
-    if verb == "doctor" and flags:
-        found = f"doctor with {', '.join(name for name, _ in flags)}"
-        problems.append(
-            bad_setting("command line", found, "It looks at the machine, not at a job: leave that out.")
-        )
-    return Request(verb, as_json, tuple(flags), target, kind, tuple(problems))
-
-
-def _emit_problems(target: str, kind: str) -> list[Problem]:
-    wrong = []
-    if target not in task.TARGETS:
-        wrong.append(
-            bad_setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(task.TARGETS)}.")
-        )
-    if kind not in task.KINDS:
-        wrong.append(bad_setting("--kind", f"found {kind!r}", f"Use one of {', '.join(task.KINDS)}."))
-    return wrong
+    return Request(verb, as_json, tuple(flags), operand, arguments, tuple(problems))
 
 
 def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
@@ -114,13 +186,11 @@ def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str,
     target = names.lookup(name, any_case=True)
     if target is None:
         return [_not_understood(f"--{name}")]
-    if target.model.model_fields[target.field].annotation is bool:
-        flags.append((name, "true"))
-    else:
-        value = next(words, None)
-        if value is None:
-            return [bad_setting(name, "no value", f"Write --{name}=VALUE.")]
-        flags.append((name, value))
+    switch = target.model.model_fields[target.field].annotation is bool
+    value = "true" if switch else next(words, None)
+    if value is None:
+        return [bad_setting(name, "no value", f"Write --{name}=VALUE.")]
+    flags.append((name, value))
     return []
 
 
@@ -128,38 +198,3 @@ def _not_understood(word: str) -> Problem:
     meant = names.near_miss(word.strip("-").partition("=")[0])
     remedy = f"Write {meant}=VALUE." if meant else f"Verbs are {', '.join(VERBS)}; settings are name=value."
     return bad_setting("command line", f"{word!r} is neither a verb nor a setting", remedy)
-
-
-def help_text() -> str:
-    """Usage and every setting, from the schema."""
-    sections: dict[str, list[str]] = {}
-    models: tuple[type[BaseModel], ...] = (LaunchOptions, RunSpec)
-    for model in models:
-        for field, about in settings_of(model).items():
-            if not about.flag_only:
-                sections.setdefault(about.group, []).append(_help_line(model, field))
-    return "\n\n".join([USAGE, *(f"{group}\n" + "\n".join(lines) for group, lines in sections.items())])
-
-
-def _help_line(model: type[BaseModel], field: str) -> str:
-    about = settings_of(model)[field]
-    first, others = about.name or field, names.other_names(model, field)
-    unit = f" ({about.unit})" if about.unit else ""
-    also = f"; also {', '.join(others)}" if others else ""
-    return f"  {first:<28} {about.help}{unit} [{defaults_of(model, field)}{also}]"
-
-
-def defaults_of(model: type[BaseModel], field: str) -> str:
-    """A default, and the presets of some runs, as users would type them."""
-    own = (f"; {each.value:g} with {each.when}" for each in presets.PRESETS if each.field == field)
-    return default_of(model, field) + "".join(own)
-
-
-def default_of(model: type[BaseModel], field: str) -> str:
-    """A default as users would type it; "-" for none."""
-    default: Any = model.model_fields[field].default
-    if default is None or default == ():
-        return "-"
-    if isinstance(default, bool):
-        return "1" if default else "0"
-    return ",".join(default) if isinstance(default, tuple) else str(default)

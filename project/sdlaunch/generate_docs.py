@@ -17,9 +17,9 @@ from sdjob.settings.fields import settings_of
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cli import default_of, defaults_of
 from sdlaunch.settings import names, other_trainers, resolve
 from sdlaunch.settings.options import LaunchOptions
+from sdlaunch.verbs.help import default_of, defaults_of
 
 HOME = Path(__file__).resolve().parents[2]
 

@@ -1,5 +1,8 @@
 """The command line: verbs, flags in every spelling, and what is not understood."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from sdlaunch import cli
@@ -63,3 +66,35 @@ def test_a_misspelt_flag_without_a_value_is_answered_with_its_name():
 @pytest.mark.parametrize("argv", [["plan", "check"], ["--json"], ["--lr"]])
 def test_requests_that_make_no_sense(argv):
     assert [problem.code for problem in cli.parse(argv).problems] == [64]
+
+
+def test_emit_takes_the_next_word_and_an_argument_of_its_own():
+    request = cli.parse(["--kind=job", "emit", "kubernetes", "lr=1"])
+    assert (request.verb, request.operand, request.arguments) == ("emit", "kubernetes", {"kind": "job"})
+    assert (request.flags, request.problems) == ((("lr", "1"),), ())
+    assert cli.parse(["--kind=job", "plan"]).flags == (("kind", "job"),)  # an unknown setting
+
+
+def test_a_new_verb_is_a_function_and_a_line_of_the_table(monkeypatch, capsys):
+    def greet(request, environ, home):
+        print("hello", request.arguments["to"], environ["ME"])
+        return 7
+
+    monkeypatch.setitem(cli.VERBS, "greet", cli.Verb(greet, "greet to=NAME", "says hello", arguments=("to",)))
+    assert cli.main(["greet", "to=you"], {"ME": "I"}, Path()) == 7
+    assert cli.main(["--help"], {}, Path()) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("hello you I\n")
+    assert "  greet to=NAME    says hello\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"), [(["doctor", "lr=1"], "doctor with lr"), (["doctor", "x"], "'x'")]
+)
+def test_doctor_takes_no_settings_and_looks_at_no_mounts(argv, found, capsys):
+    assert cli.main(argv, {}, Path()) == 64
+    printed = capsys.readouterr().out
+    assert found in printed and "1 problem;" in printed
+    assert cli.main([*argv, "--json"], {}, Path()) == 64
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert found in problem["found"]

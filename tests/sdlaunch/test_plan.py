@@ -80,15 +80,6 @@ def test_the_readable_plan_names_every_setting_and_source(place):
     assert "1 per device × 1 accumulated × 1 process = 1 image a step" in done.stdout
 
 
-def test_help_names_every_setting():
-    done = launch("--help", MODEL_DIR="/nonexistent")
-    assert done.returncode == 0
-    assert all(
-        f"  {name} " in done.stdout for name in ("lr", "batch_size", "MODEL_DIR", "use_ema", "stop_grace")
-    )
-    assert "output_dir" not in done.stdout
-
-
 def test_it_works_from_any_working_directory_and_through_a_link(place, tmp_path):
     link = tmp_path / "with space"
     link.symlink_to(HOME)

@@ -1,4 +1,4 @@
-"""The launcher's start, where even its own packages may be missing or broken."""
+"""The launcher's start, where even its packages may be missing. Tests of entrypoint and display/console."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_a_missing_package_is_named_as_pip_knows_it(tmp_path, module, package):
     )
 
 
-def test_a_fault_of_the_launcher_is_one_line_with_its_place(tmp_path):
+def test_a_bug_of_the_launcher_is_one_line_with_its_position(tmp_path):
     ended = started(tmp_path, "pydantic", "raise RuntimeError('broken')")
     assert ended.returncode == 70
     assert ended.stderr.startswith("launcher: RuntimeError: broken (pydantic.py:1)\n    → This is a bug")

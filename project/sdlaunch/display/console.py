@@ -1,18 +1,22 @@
-"""The three standard streams, whatever the launcher was started with: closed, in any locale, without a reader."""
+"""Standard streams in any state (closed, another locale, no reader), and a process that ends without a traceback."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
+
+from sdjob.problems import ExitCode
 
 
 def prepare() -> None:
-    """Makes standard output and error ready for any text. To be called before a file is opened."""
-    # Closed ones, as after `>&-`: the next file that is opened would take their place.
+    """Make standard output and error ready for any text. To be called before a file is opened."""
+    # A closed one, as after `>&-`: the next file that is opened would get its descriptor.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -24,26 +28,40 @@ def prepare() -> None:
 
 
 def show(text: str, stream: TextIO) -> None:
-    """Prints a text for whoever still reads; gone readers, as in `plan | head`, are no error."""
+    """Print a text to a reader that may have gone, as in `plan | head`: that is not an error."""
     try:
         print(text, file=stream, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def missing_package(error: ModuleNotFoundError) -> str:
-    """What to install, for this very Python."""
-    package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
-    return (
-        f"Python package {package}: not installed for {sys.executable}\n"
-        f"    → Install it: {sys.executable} -m pip install {package}"
-    )
+def guarded(main: Callable[[], int]) -> int:
+    """The exit code of `main`; an exception becomes one message on stderr instead of a traceback."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        text, code = "stopped before training started; start again at any time", ExitCode.STOPPED
+    except ModuleNotFoundError as error:
+        package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
+        text = (
+            f"Python package {package}: not installed for {sys.executable}\n"
+            f"    → Install it: {sys.executable} -m pip install {package}"
+        )
+        code = ExitCode.NO_HARDWARE
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = (
+            f"launcher: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})\n"
+            "    → This is a bug: please report it with this line and the output of `plan`."
+        )
+        code = ExitCode.TRAINING_FAILED
+    show(text, sys.stderr)
+    return int(code)
 
 
-def bug(error: Exception) -> str:
-    """A fault of the launcher in one line, with its place for a report."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"launcher: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})\n"
-        "    → This is a bug: please report it with this line and the output of `plan`."
-    )
+def leave(code: int) -> NoReturn:
+    """End the process at once: a thread that reads from a mount that hangs would keep it alive."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -18,13 +18,9 @@ _MEANING = {
 }
 
 
-def report(job: JobPlan, verb: str, *, as_json: bool, dim: bool = False) -> str:
-    """What a verb prints of a job, without secrets. `dim`: on a terminal, where what matters less may be pale."""
-    if verb == "emit":
-        text = problems(job.problems)
-    elif verb == "plan":
-        text = _as_json(job.to_dict()) if as_json else plan(job, dim=dim)
-    elif as_json:
+def check(job: JobPlan, *, as_json: bool) -> str:
+    """The problems of a job, or that there are none."""
+    if as_json:
         text = _as_json({"problems": [problem.to_dict() for problem in job.problems]})
     else:
         found = problems(job.problems) if job.problems else "no problems: the job can start"
@@ -60,7 +56,13 @@ def plan(job: JobPlan, *, dim: bool = False) -> str:
     if job.warnings:
         sections.append(("Warnings", _warnings(job.warnings)))
     sections.append(("Problems", problems(job.problems) if job.problems else "  none: the job can start"))
-    return "\n\n".join(f"{title}\n{body}" for title, body in sections if body)
+    text = "\n\n".join(f"{title}\n{body}" for title, body in sections if body)
+    return redact(text, job.secrets)
+
+
+def plan_json(job: JobPlan) -> str:
+    """The whole plan, for programs."""
+    return redact(_as_json(job.to_dict()), job.secrets)
 
 
 def problems(found: Sequence[Problem]) -> str:

@@ -1,5 +1,51 @@
-"""The same job for another place, one module for each target; pure functions from a plan to text.
+"""The same job for another platform: a module and a line of TARGETS each; pure functions from a plan to text.
 
 Start reading: task.py, which every target starts from.
-May import: sdjob, sdlaunch.plan, sdlaunch.settings.
+May import: sdjob, sdlaunch.plan.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdjob.problems import Problem, bad_setting
+from sdlaunch.emit import compose, docker, kubernetes, skypilot, slurm
+from sdlaunch.emit.kubernetes import KINDS
+from sdlaunch.emit.task import Task, task_of
+from sdlaunch.plan import JobPlan
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a job is written for one platform."""
+
+    render: Callable[[Task], str]
+    assigns_ranks: bool = False  # the platform sets the rank of each node and the address of node 0 itself
+
+
+TARGETS: Mapping[str, Target] = {
+    "docker": Target(docker.render),
+    "compose": Target(compose.render),
+    "kubernetes": Target(kubernetes.render, assigns_ranks=True),
+    "slurm": Target(slurm.render, assigns_ranks=True),
+    "skypilot": Target(skypilot.render, assigns_ranks=True),
+}
+
+
+def problems_of(target: str, kind: str) -> list[Problem]:
+    """What is wrong with the name of a target, and with --kind."""
+    problems = []
+    if target not in TARGETS:
+        problems.append(
+            bad_setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(TARGETS)}.")
+        )
+    if kind not in KINDS:
+        problems.append(bad_setting("--kind", f"found {kind!r}", f"Use one of {', '.join(KINDS)}."))
+    return problems
+
+
+def render(job: JobPlan, home: Path, target: Target, kind: str) -> str:
+    """The job as the text of this target; `home` is the folder of train.sh."""
+    return target.render(task_of(job, home, kind))

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from sdlaunch.verbs import doctor
-from tests.sdlaunch.place import launch
 
 ANSWERS = {
     "torch": {"version": "2.13.0", "cuda": ""},
@@ -73,9 +72,3 @@ def test_a_torch_that_does_not_start_is_quoted(home):
     assert diagnosis.code == 69
     assert [problem.found for problem in diagnosis.problems] == ["libcudart.so.12: cannot open"]
     assert "1 problem; exit code 69" in doctor.render(diagnosis)
-
-
-def test_it_takes_no_settings():
-    done = launch("doctor", "lr=1e-5")
-    assert done.returncode == 64
-    assert "doctor with lr" in done.stderr + done.stdout

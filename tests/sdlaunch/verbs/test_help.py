@@ -1,0 +1,18 @@
+"""The help text comes from the schema and the table of verbs."""
+
+from sdlaunch import cli
+from tests.sdlaunch.place import launch
+
+
+def test_help_names_every_setting():
+    done = launch("--help", MODEL_DIR="/nonexistent")
+    assert done.returncode == 0
+    assert all(
+        f"  {name} " in done.stdout for name in ("lr", "batch_size", "MODEL_DIR", "use_ema", "stop_grace")
+    )
+    assert "output_dir" not in done.stdout
+
+
+def test_help_names_every_verb():
+    printed = launch("--help").stdout
+    assert all(f"\n  {verb.usage:<15}  {verb.help}\n" in printed for verb in cli.VERBS.values())
