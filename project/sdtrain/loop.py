@@ -22,7 +22,8 @@ from sdtrain.optim.lr_schedule import schedule
 from sdtrain.reporting.anomalies import Incidents
 from sdtrain.reporting.metrics import Losses, StepMetrics
 from sdtrain.reporting.progress import Progress
-from sdtrain.reporting.report import Outcome, Stopwatch, TimedStep
+from sdtrain.reporting.report import Outcome, TimedStep
+from sdtrain.reporting.stopwatch import Stopwatch
 from sdtrain.runtime import devices
 from sdtrain.runtime.stop import Stopped
 from sdtrain.strategies.base import Strategy

@@ -1,13 +1,9 @@
-"""Progress of long work, a line every few seconds.
-
-A worker that was started by hand on a terminal shows a bar instead; below the launcher its output is a pipe.
-"""
+"""Progress of long work: a bar on a terminal, otherwise lines in the log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,22 +11,23 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from sdtrain.reporting.metrics import RunningMean
 from sdtrain.runtime.heartbeat import Pulse
 
-_SECONDS_BETWEEN_LINES = (5.0, 30.0)  # at first, and after hours
-_GROWTH = 1 / 24  # of the time since the start: 5 s up to two minutes, 30 s from twelve on
+_SECONDS_BETWEEN_LINES = (5.0, 30.0)  # in the first two minutes, after twelve hours
+_GROWTH = 1 / 24  # in between, this fraction of the time since the start
+_DECAY = 0.7  # of the rate, a line
 
 
 class Progress:
-    """Shows how far something is; nothing at all where `shown` is false (every rank but the first)."""
+    """Shows how far some work is; silent on ranks where `shown` is false."""
 
     def __init__(self, title: str, total: int, *, done: int = 0, shown: bool = True) -> None:
-        self._title, self._total, self._shown = title, total, shown
-        self._started = self._last_line = time.monotonic()
-        interactive = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=title, dynamic_ncols=True) if interactive else None
-        self._printed = -1
-        self._pace = Pace(self._started, done)
+        on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total, initial=done, desc=title, dynamic_ncols=True, disable=not (shown and on_terminal)
+        )
+        self._lines = _Lines(title, total, done) if shown and not on_terminal else None
         self._pulse = Pulse()
 
     def __enter__(self) -> Progress:
@@ -39,80 +36,61 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not the work itself, and must not make it look slow."""
-        began = time.monotonic()
+        """Exclude other work from the rate."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            self._pace.pause(time.monotonic() - began)
+            if self._lines:
+                self._lines.paused += time.monotonic() - start
 
     def show(self, done: int, note: str = "") -> None:
-        """Says that `done` of the total is done; `note` is what else there is to know."""
+        """Show that `done` of the total is done, and a note."""
         self._pulse()
-        if not self._shown:
-            return
-        if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        rate = self._pace.at(now, done)
-        first, most = _SECONDS_BETWEEN_LINES
-        spacing = min(most, max(first, (now - self._started) * _GROWTH))
-        due = now - self._last_line >= spacing or done >= self._total or self._printed < 0
-        if due and done != self._printed:
-            self._last_line, self._printed = now, done
-            left = timedelta(seconds=round(self._pace.left(self._total - done))) if rate else "?"
-            line = (f"{self._title} {done:4d}/{self._total}", note, _spelt(rate), f"eta {left}")
-            print("  ".join(part for part in line if part), flush=True)
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if self._lines:
+            self._lines.show(done, note)
 
 
-class Pace:
-    """How fast it goes of late: over the last minute, or the last steps where they are slow.
+class _Lines:
+    """The first line at once, then one every few seconds, later fewer, and the last.
 
-    Pauses are no part of the rate, but of the time that is left: there will be more of them. The first step, which
-    warms up, counts only as long as it is the only one.
+    The rate is a running mean without pauses and without the first line, since the first step warms up. The time that
+    is left includes as many pauses as so far.
     """
 
-    _SECONDS, _MARKS = 60.0, 10
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.paused = 0.0  # seconds so far
+        self._title, self._total, self._first = title, total, done
+        self._start = self._printed_at = time.monotonic()  # without pauses
+        self._printed, self._is_first = done, True
+        self._steps, self._seconds = RunningMean(_DECAY), RunningMean(_DECAY)  # of each line
 
-    def __init__(self, now: float, done: int) -> None:
-        self._first = done
-        self._done = done
-        self._paused = self._rate = 0.0
-        self._marks = deque([(now, done)])  # seconds without pauses; the rate is measured from the second one
-
-    def pause(self, seconds: float) -> None:
-        """So long nothing could be done."""
-        self._paused += seconds
-
-    def at(self, now: float, done: int) -> float:
-        """The rate (1/s) when `done` is done."""
-        working = now - self._paused
-        since, before = self._marks[min(1, len(self._marks) - 1)]
-        self._done, self._rate = done, (done - before) / max(working - since, 1e-9)
-        if working - self._marks[-1][0] >= 1 or len(self._marks) == 1:
-            self._marks.append((working, done))
-        while len(self._marks) > self._MARKS and working - self._marks[1][0] > self._SECONDS:
-            self._marks.popleft()
-        return self._rate
-
-    def left(self, steps: int) -> float:
-        """Seconds for so many more, with as many pauses as so far."""
-        return steps * (1 / self._rate + self._paused / (self._done - self._first))
-
-
-def _spelt(rate: float) -> str:
-    if rate == 0:
-        return "? it/s"
-    return f"{rate:.1f} it/s" if rate >= 1 else f"{1 / rate:.1f} s/it"
+    def show(self, done: int, note: str) -> None:
+        now = time.monotonic() - self.paused
+        least, most = _SECONDS_BETWEEN_LINES
+        steps, seconds = float(done - self._printed), now - self._printed_at
+        is_due = done >= self._total or seconds >= min(most, max(least, (now - self._start) * _GROWTH))
+        if not self._is_first:
+            if not steps or not is_due:
+                return
+            steps, seconds = self._steps.add(steps), self._seconds.add(seconds)
+        self._printed, self._printed_at, self._is_first = done, now, False
+        rate, left = "? it/s", "?"
+        if steps:
+            step = max(seconds, 1e-9) / steps
+            rate = f"{1 / step:.1f} it/s" if step <= 1 else f"{step:.1f} s/it"
+            step += self.paused / (done - self._first)
+            left = str(timedelta(seconds=round((self._total - done) * step)))
+        parts = (f"{self._title} {done:4d}/{self._total}", note, rate, f"eta {left}")
+        print("  ".join(part for part in parts if part), flush=True)
 
 
 def say(text: str) -> None:
-    """One line for the person who reads the log."""
+    """Print one line for readers of the log."""
     print(text, flush=True)

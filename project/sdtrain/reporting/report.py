@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import BatchShape
@@ -21,65 +17,37 @@ from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime import devices
 from sdtrain.runtime.distributed import World
 
-
-class Stopwatch:
-    """Time of the training steps alone, without the first ones, checkpoints, and samples."""
-
-    def __init__(self, device: torch.device, skip_steps: int) -> None:
-        self._device, self.skip_steps = device, skip_steps
-        self._seen = self.steps = 0
-        self.seconds = 0.0
-        self._since: float | None = None
-
-    def step(self) -> None:
-        """To be called after each step; starts measuring when the skipped ones are over."""
-        self._seen += 1
-        if self._since is not None:
-            self.steps += 1
-        elif self._seen >= self.skip_steps:
-            self.go_on()
-
-    def pause(self) -> None:
-        """Before something that is no training step."""
-        if self._since is not None:
-            devices.synchronize(self._device)
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around it; not for what ends the run."""
-        self.pause()
-        yield
-        self.go_on()
-
-    def go_on(self) -> None:
-        """After it."""
-        if self._seen >= self.skip_steps and self._since is None:
-            devices.synchronize(self._device)
-            self._since = time.perf_counter()
-
-    @property
-    def steps_per_second(self) -> float | None:
-        """None: no step was measured."""
-        running = time.perf_counter() - self._since if self._since is not None else 0.0
-        seconds = self.seconds + running
-        return self.steps / seconds if self.steps and seconds > 0 else None
+# Settings with the same name in the report.
+_SETTINGS = (
+    "train_text_encoder",
+    "pretrained_model_name_or_path",
+    "recipe",
+    "plugin",
+    "resolution",
+    "gradient_accumulation_steps",
+    "attention",
+    "use_ema",
+    "lora_rank",
+    "learning_rate",
+    "lr_scheduler",
+    "seed",
+    "max_train_steps",
+)
 
 
 @dataclass(frozen=True)
 class TimedStep:
-    """One step as benchmarks give it: its own time, forward to update, and its loss beside a published one."""
+    """One step as benchmarks publish it: its time from forward pass to update, and its loss."""
 
     step: int
     seconds: float
     loss: float  # mean over ranks and batches
-    reference_loss: float | None
+    reference_loss: float | None  # the published one
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop has to tell at the end."""
+    """The result of the step loop."""
 
     first_step: int  # 0, or where the run was resumed
     last_step: int
@@ -89,15 +57,15 @@ class Outcome:
     skip_steps: int
     num_examples: int
     spent_before: Spent  # by earlier starts of the run
-    timed_step: TimedStep | None = None  # None: none was asked for, or an earlier part of the run had it
-    skipped_steps: int = 0  # whose loss was no number
+    timed_step: TimedStep | None = None  # None: not asked for, or before the resume
+    skipped_steps: int = 0  # for a non-finite loss
     bad_samples: tuple[str, ...] = ()  # images that could not be used
 
 
 def report(
     spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome, attention: str
 ) -> dict[str, Any]:
-    """The report as plain values. Collective, for the largest memory of all ranks.
+    """The content of report.json. Collective, for the largest memory of all ranks.
 
     seconds, device_hours: of all starts of the run; seconds_of_this_start: of the last one.
     """
@@ -106,28 +74,17 @@ def report(
     images = rate * shape.global_batch if rate else None
     return {
         "trained": "lora" if spec.lora_rank else "unet",
-        "train_text_encoder": spec.train_text_encoder,
-        "pretrained_model_name_or_path": spec.pretrained_model_name_or_path,
-        "recipe": spec.recipe,
-        "plugin": spec.plugin,
-        "resolution": spec.resolution,
+        **{name: getattr(spec, name) for name in _SETTINGS},
+        "batch_size": spec.train_batch_size,
+        "precision": spec.mixed_precision,
+        "validation_prompts": list(spec.validation_prompts),
+        "attention_backend": attention,
         "device": world.kind.name,
         "device_name": _device_name(world),
         "local_rank": world.local_rank,
         "world_size": world.size,
-        "batch_size": spec.train_batch_size,
-        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
         "global_batch_size": shape.global_batch,
         "num_examples": outcome.num_examples,
-        "precision": spec.mixed_precision,
-        "attention": spec.attention,
-        "attention_backend": attention,
-        "use_ema": spec.use_ema,
-        "lora_rank": spec.lora_rank,
-        "learning_rate": spec.learning_rate,
-        "lr_scheduler": spec.lr_scheduler,
-        "seed": spec.seed,
-        "max_train_steps": spec.max_train_steps,
         "steps": outcome.last_step,
         "resumed_from_step": outcome.first_step,
         "skip_steps": outcome.skip_steps,
@@ -140,7 +97,6 @@ def report(
         "images_per_second_per_device": images / world.size if images else None,
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
         "timed_step": asdict(outcome.timed_step) if outcome.timed_step else None,
-        "validation_prompts": list(spec.validation_prompts),
         "final_loss": outcome.final_loss,
         "mean_loss": outcome.mean_loss,
         "skipped_steps": outcome.skipped_steps,
@@ -150,7 +106,7 @@ def report(
 
 
 def versions() -> dict[str, str]:
-    """The versions that results depend on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in ("torch", "diffusers", "transformers", "peft", "datasets", "safetensors", "colossalai"):
         with suppress(PackageNotFoundError):
@@ -159,7 +115,7 @@ def versions() -> dict[str, str]:
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Puts the report in place whole."""
+    """Write the report atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(values, indent=1) + "\n")
     temporary.replace(path)

@@ -1,24 +1,73 @@
-"""What a run costs: its time, and that of all its devices, over all starts."""
+"""Time: of the training steps alone, for the speed, and of all starts of a run, for its cost."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
+import torch
+
+from sdtrain.runtime import devices
+
+
+class Stopwatch:
+    """Measures training steps without the first `skip_steps`, checkpoints and validation."""
+
+    def __init__(self, device: torch.device, skip_steps: int) -> None:
+        self._device, self.skip_steps = device, skip_steps
+        self._seen = self._steps = 0
+        self._seconds = 0.0
+        self._since: float | None = None  # None: not running
+
+    def step(self) -> None:
+        """Count a step; the last skipped one starts the measurement."""
+        self._seen += 1
+        if self._since is not None:
+            self._steps += 1
+        else:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Run again, unless steps have to be skipped first."""
+        if self._seen >= self.skip_steps and self._since is None:
+            devices.synchronize(self._device)
+            self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        if self._since is not None:
+            devices.synchronize(self._device)
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Pause for work other than training steps; stay paused if it raises."""
+        self.pause()
+        yield
+        self.go_on()
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """None: no step was measured."""
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        seconds = self._seconds + running
+        return self._steps / seconds if self._steps and seconds > 0 else None
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds from the start of the worker on, and the same times its processes.
+    """Wall-clock and device seconds, summed over all starts of the run.
 
-    Of a start that did not end in order, up to its last checkpoint.
+    A start that was killed counts up to its last checkpoint.
     """
 
     seconds: float = 0.0
     device_seconds: float = 0.0
 
     def and_this_start(self, processes: int) -> Spent:
-        """With what this process has taken so far, as a platform counts it: imports and checks included."""
+        """With the time since this process was created, as a platform bills it: imports and checks included."""
         seconds = time.time() - psutil.Process().create_time()
         return Spent(self.seconds + seconds, self.device_seconds + seconds * processes)

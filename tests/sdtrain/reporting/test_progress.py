@@ -1,4 +1,4 @@
-"""Progress in a log: the first line at once, then one every few seconds, later fewer, and the last."""
+"""Progress: a bar on a terminal; in a log the first line at once, then one every few seconds, and the last."""
 
 from itertools import pairwise
 
@@ -30,14 +30,14 @@ def test_lines(clock, capsys):
     assert len(lines) == 11
 
 
-def test_the_rate_of_a_resumed_run_is_of_its_own_steps(clock, capsys):
+def test_a_resumed_run_measures_its_own_steps(clock, capsys):
     with Progress("step", 100, done=90) as shown:
         clock[0] += 5
         shown.show(95)
     assert capsys.readouterr().out == "step   95/100  1.0 it/s  eta 0:00:05\n"
 
 
-def test_slow_steps_are_told_in_seconds_each(clock, capsys):
+def test_slow_steps_are_shown_in_seconds_each(clock, capsys):
     with Progress("step", 4) as shown:
         for done in (1, 2):
             clock[0] += 40
@@ -45,18 +45,27 @@ def test_slow_steps_are_told_in_seconds_each(clock, capsys):
     assert capsys.readouterr().out.splitlines()[1] == "step    2/4  40.0 s/it  eta 0:01:20"
 
 
-def test_the_first_step_and_what_is_long_ago_say_nothing_of_the_pace(clock, capsys):
+def test_the_rate_forgets_the_first_step_and_slow_steps_long_ago(clock, capsys):
     with Progress("step", 1000) as shown:
-        for done in range(1, 401):
+        for done in range(1, 601):
             clock[0] += 90 if done == 1 else 1 if done <= 200 else 0.5
             shown.show(done)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step    1/1000  90.0 s/it  eta 1 day, 0:58:30"
     assert lines[1] == "step    6/1000  1.0 it/s  eta 0:16:34"
-    assert lines[-1] == "step  385/1000  2.0 it/s  eta 0:05:08"
+    assert lines[-1] == "step  569/1000  2.0 it/s  eta 0:03:37"
 
 
-def test_pauses_are_no_part_of_the_pace_but_of_the_time_that_is_left(clock, capsys):
+def test_the_rate_is_a_running_mean_over_lines(clock, capsys):
+    """After 5 steps in 5 s, 10 in 5 s: (0.3 * 10 + 0.7 * 0.3 * 5) / (0.3 + 0.7 * 0.3) / 5 = 1.59."""
+    with Progress("step", 100) as shown:
+        for done in (1, 6, 16):
+            clock[0] += 5
+            shown.show(done)
+    assert "1.6 it/s" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
     with Progress("step", 20) as shown:
         for done in range(1, 11):
             clock[0] += 1
@@ -78,19 +87,25 @@ def test_lines_become_fewer_with_the_hours(clock, capsys):
     assert spaces == sorted(spaces)
 
 
-def test_a_bar_on_a_terminal_has_no_lines_beside_it(monkeypatch, capsys):
-    """As of a worker that was started by hand."""
+def test_a_terminal_has_a_bar_instead_of_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     with Progress("step", 2) as shown:
         shown.show(1, "lr 1")
         shown.show(2, "lr 1")
-    said = capsys.readouterr()
-    assert said.out == "" and "step: 100%" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and "step: 100%" in printed.err
+
+
+def test_work_that_has_not_advanced_has_no_rate(clock, capsys):
+    with Progress("images", 4) as shown:
+        clock[0] += 1
+        shown.show(0)
+    assert capsys.readouterr().out == "images    0/4  ? it/s  eta ?\n"
 
 
 def test_other_ranks_are_silent(clock, capsys):
     with Progress("step", 2, shown=False) as shown:
         shown.show(1)
         shown.show(2)
-    said = capsys.readouterr()
-    assert said.out == said.err == ""
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
