@@ -334,7 +334,7 @@ def _mount_table(
         "DATASET_DIR": {
             "path": str(place.dataset),
             "uses": str(contents.dataset_path),
-            "found": f"{data.num_examples} images, {data.format}"
+            "found": f"{data.num_examples} images, {data.format.name}"
             if data
             else f"not looked for: {spec.concepts_list} names folders"
             if spec.concepts_list

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
-from sdjob.dataset.detect import DatasetInfo, dataset_in
+from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.model import fit
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.output import fingerprint

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sdjob.dataset.formats.folder import FOLDER
+from sdjob.dataset.formats.parquet import PARQUET
+from sdjob.dataset.formats.saved import SAVED
 from sdlaunch import plan
 from sdlaunch.preflight import packages
 from tests.sdlaunch.place import HOME, clean_environment, launch, make_place, plan_json
@@ -291,9 +294,9 @@ def test_every_run_needs_peft(place, monkeypatch):
     assert found(prepare(place)) == [("Python packages", 69)]
 
 
-@pytest.mark.parametrize(("data_format", "code"), [("folder", 0), ("parquet", 69), ("saved", 69)])
-def test_only_tables_need_datasets(place, monkeypatch, data_format, code):
-    without(monkeypatch, "datasets")
+@pytest.mark.parametrize(("data_format", "code"), [(FOLDER, 0), (PARQUET, 69), (SAVED, 69)])
+def test_only_tables_need_pyarrow(place, monkeypatch, data_format, code):
+    without(monkeypatch, "pyarrow")
     look = plan.mounts.look
 
     def looked(*given):

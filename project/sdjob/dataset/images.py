@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 
-_PNG_END = 1 << 17  # bytes at the end of a file; what cameras write of EXIF and XMP has half as much each
-_TURNED = (5, 6, 7, 8)  # EXIF orientations by a quarter
+_PNG_END = 1 << 17  # bytes at the end of a file; EXIF and XMP of cameras take at most half of it each
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ImageError(Exception):
@@ -31,14 +31,14 @@ class ImageError(Exception):
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Whether a file of this name counts as an image."""
     stem, _, suffix = name.rpartition(".")
     return suffix.lower() in SUFFIXES and stem != "" and stem[0] != "."
 
 
 def image_problem(name: str, error: ImageError) -> Problem:
-    """What to tell a person about an image that cannot be used."""
-    return bad_input(name, error.reason, "replace this image, or take it out of the dataset")
+    """The problem of an image that cannot be used."""
+    return bad_input(name, error.reason, "replace this image, or remove it from the dataset")
 
 
 def undecodable(
@@ -58,14 +58,16 @@ def undecodable(
 
 
 def source_of(value: Any, folder: Path) -> Path | bytes:
-    """Where the pixels of a table's image value are: a {bytes, path} struct, encoded bytes, or a path."""
+    """The encoded image of a stored value: a path, encoded bytes, or a {bytes, path} dictionary. Raises ImageError."""
+    if isinstance(value, Path):
+        return value
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, str) and value:
         return folder / value
-    raise ImageError("the row holds no image")
+    raise ImageError("the row does not hold an image")
 
 
 def decode(source: Path | bytes) -> Image:
@@ -83,7 +85,7 @@ def decode(source: Path | bytes) -> Image:
 
 
 def size_of(source: Path | bytes) -> tuple[int, int]:
-    """Width and height as `decode` gives them, from the header and the end alone. Raises ImageError."""
+    """Width and height as `decode` gives them, from the start and the end of the file. Raises ImageError."""
     from PIL import Image
 
     try:
@@ -98,25 +100,30 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
 
 
 def _orientation(opened: ImageFile) -> int:
-    """By EXIF or XMP. In a PNG these may come after the pixels, so Pillow would decode it all; only where the end of
-    the file holds them is it asked to."""
+    """The orientation by EXIF or XMP.
+
+    In a PNG these may follow the pixels, and Pillow decodes all of them to get there: only if the file ends with such
+    metadata.
+    """
     from PIL import ExifTags, Image
 
     exif = (
-        opened.getexif() if opened.format != "PNG" or _tells_more(opened.fp) else Image.Image.getexif(opened)
+        opened.getexif()
+        if opened.format != "PNG" or _ends_with_metadata(opened.fp)
+        else Image.Image.getexif(opened)
     )
     return int(exif.get(ExifTags.Base.Orientation, 1))
 
 
-def _tells_more(png: IO[bytes] | None) -> bool:
-    """Whether there is something about the image at the end of its file. Stays where it is in it."""
+def _ends_with_metadata(png: IO[bytes] | None) -> bool:
+    """Whether metadata may follow the pixels. Keeps the position in the file."""
     if png is None:
         return True
-    place = png.tell()
+    position = png.tell()
     png.seek(0, os.SEEK_END)
-    png.seek(max(place, png.tell() - _PNG_END))
+    png.seek(max(position, png.tell() - _PNG_END))
     end = png.read()
-    png.seek(place)
+    png.seek(position)
     return any(mark in end for mark in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
 
 
@@ -161,7 +168,7 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     if start.startswith(LFS_POINTER):
         return "is a Git LFS pointer, not the image itself: run `git lfs pull` where it was cloned"
     if isinstance(error, UnidentifiedImageError):
-        return f"is not an image (begins with {start[:12]!r})"
+        return f"is not an image (starts with {start[:12]!r})"
     return f"cannot be decoded ({error or type(error).__name__})"
 
 

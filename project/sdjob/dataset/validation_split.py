@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sdjob.dataset.detect import DatasetInfo
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.files import shown
 from sdjob.problems import Problem, bad_input
 from sdjob.settings.run_spec import RunSpec

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdjob.dataset.concepts import Concept
-from sdjob.dataset.detect import TXT_CAPTIONS, DatasetInfo, dataset_in
-from sdjob.dataset.formats.metadata import metadata_file
+from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
-from sdjob.threads import in_threads
 
 _EDGE = 1 << 20
 _EARLIER_WORDS = {  # of checkpoints made by version 0.1
@@ -65,19 +64,11 @@ def model_identity(folder: PipelineFolder) -> str:
 
 
 def data_identity(info: DatasetInfo) -> str:
-    """A hash of the number of examples, the captions' place, and the files' names and sizes; the mount's own
-    path may change."""
+    """A hash of the number of examples, the columns, and names and sizes of the files; the mount may move."""
     columns = f"{info.image_column}/{info.caption_column}"
-    digest = hashlib.sha256(f"{info.format}/{info.num_examples}/{columns}".encode())
-
-    def sizes(path: Path) -> str:
-        caption = path.with_suffix(TXT_CAPTIONS) if info.caption_column == TXT_CAPTIONS else None
-        return f"{path.name}/{path.stat().st_size}\n" + (f"{caption.stat().st_size}\n" if caption else "")
-
-    for lines in in_threads(sizes, info.files):
-        digest.update(lines.encode())
-    if info.format == "metadata":
-        digest.update(metadata_file(info.path).read_bytes())
+    digest = hashlib.sha256(f"{info.format.name}/{info.num_examples}/{columns}".encode())
+    for part in info.format.identity(info):
+        digest.update(part)
     return digest.hexdigest()[:16]
 
 

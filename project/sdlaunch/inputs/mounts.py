@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdjob.dataset.concepts import concepts_of
-from sdjob.dataset.detect import DatasetInfo, dataset_in, find_dataset
+from sdjob.dataset.detect import dataset_in, find_dataset
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.model.archive import looks_like_archive
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import SUFFIXES

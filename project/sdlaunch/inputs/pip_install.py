@@ -16,7 +16,7 @@ from sdjob.problems import Problem, no_hardware
 from sdlaunch.display.redact import secrets_of
 from sdlaunch.inputs import subprocess_log
 from sdlaunch.inputs.cache_dir import cache_folder
-from sdlaunch.preflight.packages import PACKAGES, TABLES, missing
+from sdlaunch.preflight.packages import FORMAT_PACKAGES, PACKAGES, missing
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def provide(
 
     With `fetch`, pip is run where that was not done before. What is there is never changed.
     """
-    lacking = missing(PACKAGES | TABLES)
+    lacking = missing(PACKAGES | FORMAT_PACKAGES)
     own = project / "requirements.txt" if project else None
     if own is not None and not own.is_file():
         own = None

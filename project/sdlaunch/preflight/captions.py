@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sdjob.dataset.captions import first_captions
+from itertools import islice
+
 from sdjob.problems import bad_input
 from sdlaunch.preflight.job import Finding, Job
 
@@ -12,7 +13,7 @@ SAMPLED_CAPTIONS = 2000
 def findings(job: Job) -> list[Finding]:
     """Empty captions among the first of the dataset: some are a warning, all of them a problem."""
     data = job.contents.dataset
-    texts = first_captions(data, SAMPLED_CAPTIONS) if data and not job.has_script else []
+    texts = list(islice(data.format.captions(data), SAMPLED_CAPTIONS)) if data and not job.has_script else []
     empty = sum(not text.strip() for text in texts)
     if not data or not empty:
         return []

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import concepts_of
-from sdjob.dataset.detect import DatasetInfo, dataset_in, verify_sample
-from sdjob.dataset.verify import verify_all
+from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.verify import verify_all, verify_sample
 from sdjob.problems import JobError, Problem
 from sdlaunch.preflight.job import Finding, Job
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from sdjob.dataset.detect import FORMATS
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
@@ -24,14 +25,12 @@ PACKAGES = {
     "peft": "peft",
     "tokenizers": "tokenizers",
 }
-TABLES = {"datasets": "datasets", "pyarrow": "pyarrow"}
-_TABLE_FORMATS = ("parquet", "saved")  # datasets that the worker reads with the package `datasets`
+FORMAT_PACKAGES = {name: name for each in FORMATS for name in each.packages}
 
 
 def findings(job: Job) -> list[Problem]:
     """Packages that are missing, but for those that are installed when the job starts."""
-    data = job.contents.dataset
-    needed = PACKAGES | (TABLES if data and data.format in _TABLE_FORMATS else {})
+    needed = PACKAGES | {name: name for info in job.contents.data for name in info.format.packages}
     lacking = missing(needed)
     found = _lacking(lacking, job)
     of_optimizer = OPTIMIZERS[job.spec.optimizer].package

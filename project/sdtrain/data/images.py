@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,9 @@ from typing import Any, Literal
 import torch
 from PIL.Image import Image, Resampling, Transpose
 
-from sdjob.dataset.detect import spread
-from sdjob.dataset.images import ImageError, image_problem, undecodable
+from sdjob.dataset.images import ImageError, decode, image_problem, size_of, undecodable
+from sdjob.dataset.verify import spread
+from sdjob.files import reason_of
 from sdjob.problems import JobError, Problem, bad_input
 from sdtrain.data.sampling import Sample, Size, draws
 from sdtrain.data.sources import ImageSource, PartialSource
@@ -142,7 +144,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
         """A view of an image, [3, height, width] in [-1, 1], cropped at a random place or in the centre."""
         with self._named(view.index):
-            image = self.source.image(view.index)
+            image = decode(self.source.encoded(view.index))
         image = cropped(image, view.size, crop, self.interpolation)
         return to_tensor(image.transpose(Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
@@ -172,7 +174,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def size(self, index: int) -> Size:
         """Of the image as it is stored, upright."""
         with self._named(index):
-            return self.source.size(index)
+            return size_of(self.source.encoded(index))
 
     def time_ids(self, sample: Sample) -> torch.Tensor:
         """What SDXL is told of a sample's sizes, [6]: height and width of the original, top and left of the crop
@@ -186,7 +188,12 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def digest(self, index: int) -> str:
         """A hash of the image as it is stored."""
         with self._named(index):
-            return self.source.digest(index)
+            encoded = self.source.encoded(index)
+            try:
+                content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+            except OSError as error:
+                raise ImageError(reason_of(error)) from error
+            return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:
@@ -248,6 +255,6 @@ def verify(
 
     def image(index: int) -> Image:
         pulse()
-        return source.image(index)
+        return decode(source.encoded(index))
 
     return undecodable(indices[rank::world_size], source.name, image)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.dataset.detect import DatasetInfo
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec

@@ -5,11 +5,10 @@ Ruiz et al. 2022, arXiv:2208.12242.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
-from sdjob.dataset.detect import DatasetInfo, dataset_in
+from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.formats import DatasetInfo
 from sdtrain.data import class_images
 from sdtrain.data.streams import Stream
 from sdtrain.recipes.base import Recipe, RecipeInput, open_images
@@ -48,10 +47,8 @@ def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
     folder = class_images.provide(
         spec, given.world, given.layout, given.parts, given.model_identity, given.stop, given.step
     )
-    info = dataset_in(folder, spec, captions=False)
-    if info.format == "folder":  # may hold more, from a run that asked for more
-        return replace(info, files=info.files[: spec.num_class_images], num_examples=spec.num_class_images)
-    return info
+    # The folder may hold more images, generated for a run with a larger num_class_images.
+    return dataset_in(folder, spec, captions=False).first(spec.num_class_images)
 
 
 DREAMBOOTH = Recipe(streams=_streams)

@@ -6,7 +6,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,36 +49,6 @@ class Pulse:
             self._last = now
             with contextlib.suppress(OSError):
                 os.utime(self._path)
-
-
-@contextlib.contextmanager
-def while_writing(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Around work of a library that tells nobody how far it is: a sign of life as long as this process writes."""
-    pulse, over = Pulse(environ), threading.Event()
-
-    def watch() -> None:
-        before = _written()
-        while not over.wait(_SECONDS_BETWEEN_BEATS):
-            if (now := _written()) != before:
-                before = now
-                pulse()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _written() -> int:
-    """Bytes that this process has written so far; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-        return int(dict(line.split(": ") for line in lines)["wchar"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def _file(environ: Mapping[str, str]) -> Path | None:

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdjob.dataset.detect import find_dataset, verify_sample
+from sdjob.dataset.detect import find_dataset
 from sdjob.dataset.images import ImageError, decode
+from sdjob.dataset.verify import verify_sample
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
 from tests.support.single import sparse

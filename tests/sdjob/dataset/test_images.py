@@ -189,7 +189,7 @@ def test_values_of_tables():
     assert source_of(b"x", folder) == b"x"
     assert source_of("/b/a.png", folder) == Path("/b/a.png")
     for nothing in (None, {"bytes": None, "path": None}, "", 3):
-        with pytest.raises(ImageError, match="no image"):
+        with pytest.raises(ImageError, match="does not hold an image"):
             source_of(nothing, folder)
 
 

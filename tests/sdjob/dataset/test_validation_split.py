@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdjob.dataset import validation_split
-from sdjob.dataset.detect import DatasetInfo
+from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.formats.folder import FOLDER
 from sdjob.settings.run_spec import RunSpec
 
 
@@ -30,7 +31,7 @@ def test_there_is_always_one_on_each_side(share, count):
 
 
 def test_one_image_cannot_be_divided(tmp_path):
-    info = DatasetInfo(tmp_path, "folder", (tmp_path / "a.png",), 1, ("image",), "image", None)
+    info = DatasetInfo(tmp_path, FOLDER, (tmp_path / "a.png",), 1, ("image",), "image", None)
     assert validation_split.problems(spec(), info) == []
     (problem,) = validation_split.problems(spec(validation_split=0.5), info)
     assert (problem.code, problem.subject) == (66, str(tmp_path)) and "has one image" in problem.found

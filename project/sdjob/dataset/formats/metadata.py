@@ -7,52 +7,96 @@ import json
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdjob.dataset.formats import Columns, DatasetInfo, Files, Format, file_sizes
 from sdjob.dataset.images import is_image_name
-from sdjob.files import few, shown, unreadable
+from sdjob.files import Listing, few, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input
 
-FILE_NAME = "file_name"
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+_NAMES = ("metadata.jsonl", "metadata.csv")  # the first that exists is read
+_COLUMN = "file_name"
 
 _UNREADABLE = "not a JSON object"
-_NO_NAME = f"no {FILE_NAME}"
-_TWICE = f"a {FILE_NAME} that an earlier line has"
-_OUTSIDE = f"a {FILE_NAME} outside this folder"
-_NO_IMAGE = f"a {FILE_NAME} that is no image"
-_ABSENT = f"a {FILE_NAME} that does not exist"
+_NO_NAME = f"no {_COLUMN}"
+_TWICE = f"a {_COLUMN} that an earlier line has"
+_OUTSIDE = f"a {_COLUMN} outside this folder"
+_NO_IMAGE = f"a {_COLUMN} that is not an image"
+_ABSENT = f"a {_COLUMN} that does not exist"
 _NO_CAPTION = "no text in the caption column"
 _REMEDIES = {
     _UNREADABLE: 'write one JSON object a line: {"file_name": "a.jpg", "text": "a caption"}',
-    _NO_NAME: f"give every line a {FILE_NAME}, relative to this folder",
-    _TWICE: "keep one line an image",
-    _OUTSIDE: "put the images beside or below this file, and name them relative to it",
+    _NO_NAME: f"give every line a {_COLUMN}, relative to this folder",
+    _TWICE: "keep one line for each image",
+    _OUTSIDE: "put the images into the folder of this file or below it, and name them relative to it",
     _NO_IMAGE: "name images only (jpg, png, webp, bmp, gif, tiff)",
     _ABSENT: "copy the missing images, or take their lines out",
     _NO_CAPTION: "write the missing captions, or take these lines out",
 }
 
 
-def metadata_file(folder: Path) -> Path:
-    """metadata.jsonl, else metadata.csv."""
-    first, second = (folder / name for name in METADATA_NAMES)
+def _detect(listing: Listing, captions: bool) -> bool:
+    """Images that need no captions need no metadata either."""
+    there = any(name in listing.files for name in _NAMES)
+    return there and (captions or not any(is_image_name(name) for name in listing.files))
+
+
+def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
+    metadata = _read(_file_of(listing.path), columns.caption)
+    files = Files(listing.path, metadata.names)
+    return DatasetInfo(listing.path, METADATA, files, len(files), metadata.columns, _COLUMN, columns.caption)
+
+
+def _captions(info: DatasetInfo) -> Iterator[str]:
+    """In the order of the lines, of a file that `_read` has accepted."""
+    column = info.caption_column
+    if column is None:
+        return iter(())
+    return (str(row[column]) for _, row in _rows(_file_of(info.path)) if row and column in row)
+
+
+def _identity(info: DatasetInfo) -> Iterable[bytes]:
+    yield from file_sizes(info)
+    yield _file_of(info.path).read_bytes()
+
+
+@dataclass(frozen=True)
+class _MetadataRows:
+    files: Sequence[Path]
+    captions: tuple[str, ...]
+
+    def image(self, index: int) -> Path:
+        return self.files[index]
+
+    def caption(self, index: int) -> str | None:
+        return self.captions[index] if self.captions else None
+
+
+def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -> _MetadataRows:
+    return _MetadataRows(info.files, _read(_file_of(info.path), info.caption_column).captions)
+
+
+METADATA = Format("metadata", _detect, _inspect, _captions, _open, identity=_identity)
+
+
+def _file_of(folder: Path) -> Path:
+    first, second = (folder / name for name in _NAMES)
     return first if os.access(first, os.F_OK) else second
 
 
 @dataclass(frozen=True)
-class Metadata:
-    """The rows of a metadata file, sorted by name; `captions` is empty where none were asked for."""
+class _Metadata:
+    """The rows of a metadata file, sorted by name; `captions` is empty where they are not needed."""
 
     columns: tuple[str, ...]
     names: tuple[str, ...]  # relative to the folder of the file
     captions: tuple[str, ...]
 
 
-def read_metadata(path: Path, caption_column: str | None) -> Metadata:
+def _read(path: Path, caption_column: str | None) -> _Metadata:
     """All rows, checked. Raises JobError with every kind of mistake and its lines."""
     try:
         rows = list(_rows(path))
@@ -62,7 +106,7 @@ def read_metadata(path: Path, caption_column: str | None) -> Metadata:
         found = f"cannot be read as UTF-8 text ({error})"
         raise JobError(bad_input(shown(path), found, "save it again as UTF-8")) from error
     columns = tuple(dict.fromkeys(key for _, row in rows for key in row or ()))
-    for column, remedy in ((FILE_NAME, _REMEDIES[_NO_NAME]), (caption_column, _other_column(columns))):
+    for column, remedy in ((_COLUMN, _REMEDIES[_NO_NAME]), (caption_column, _other_column(columns))):
         if column and column not in columns and columns:
             found = f"has no column {column!r}; its columns are {few(columns, 20)}"
             raise JobError(bad_input(shown(path), found, remedy))
@@ -74,12 +118,7 @@ def read_metadata(path: Path, caption_column: str | None) -> Metadata:
         raise JobError(bad_input(shown(path), "has no rows", _REMEDIES[_UNREADABLE]))
     names = tuple(sorted(images))
     captions = tuple(images[name] for name in names) if caption_column else ()
-    return Metadata(columns, names, captions)
-
-
-def read_captions(path: Path, caption_column: str) -> Iterator[str]:
-    """The captions in the order of the lines, of a file that `read_metadata` has accepted."""
-    return (str(row[caption_column]) for _, row in _rows(path) if row and caption_column in row)
+    return _Metadata(columns, names, captions)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -109,7 +148,7 @@ def _images(
     images: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
-        name = posixpath.normpath(row[FILE_NAME]) if row and _is_text(row.get(FILE_NAME)) else ""
+        name = posixpath.normpath(row[_COLUMN]) if row and _is_text(row.get(_COLUMN)) else ""
         caption = row.get(caption_column) if row and caption_column else ""
         if mistake := _mistake(row, name, caption, name in lines):
             mistakes[mistake].append(line)
@@ -160,7 +199,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _other_column(columns: tuple[str, ...]) -> str:
-    others = [column for column in columns if column != FILE_NAME]
+    others = [column for column in columns if column != _COLUMN]
     return f"set caption_column to one of {few(others, 20)}" if others else "add the captions to this file"
 
 

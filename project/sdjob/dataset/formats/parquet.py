@@ -1,49 +1,55 @@
-"""Datasets in tables: parquet files, and what `datasets` saved. Counted and sampled without reading them."""
+"""Parquet files: counted by their footers and sampled without reading them; converted to Arrow for training."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
 import re
+import tempfile
+import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
-from sdjob.files import check_pointer, few, read_json, shown, unreadable
-from sdjob.problems import JobError, Problem, bad_input
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from sdjob.dataset.formats import Columns, DatasetInfo, Format
+from sdjob.dataset.formats.tables import ArrowRows, captions, checked, images, reading, row_name, sample
+from sdjob.files import Listing, few, shown
+from sdjob.problems import JobError, Problem, bad_input, bad_output
 
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
 _GROUP_BYTES = 32 << 20  # rows are sampled from this much of a row group, whose front must be read
-_BATCH = 8  # rows read at once where each may be an image
-_CHUNK = 1000  # of texts
-_AGAIN = "copy or download this file again"
+_SAMPLED_AT_ONCE = 8  # rows: those after the last one needed are read in vain
+_AT_ONCE = 64  # rows in memory, each of which may be an image
 
 
-@dataclass(frozen=True)
-class Table:
-    """What the footers of a table's files say. Rows are named by file and place, as a person finds them."""
+def _detect(listing: Listing, captions: bool) -> bool:
+    return any(name.endswith(".parquet") for name in listing.files)
 
-    files: tuple[Path, ...]
-    row_counts: tuple[int, ...]
-    schema: pa.Schema
-    nulls: int  # rows without a value in the caption column, as far as the footers know
 
-    @property
-    def num_rows(self) -> int:
-        return sum(self.row_counts)
-
-    def row_name(self, row: int) -> str:
-        """ "file.parquet row N" of a row of the whole table, N from 0."""
-        ends = list(accumulate(self.row_counts))
-        number = bisect_right(ends, row)
-        return f"{shown(self.files[number])} row {row - (ends[number - 1] if number else 0)}"
+def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
+    every = [name for name in listing.files if name.endswith(".parquet")]
+    names = train_files(every)
+    if not names:
+        found = f"holds other splits only: {few(every)}"
+        raise JobError(bad_input(shown(listing.path), found, "add the files of the training split (train-*)"))
+    if missing := missing_shards(names):
+        found = f"{len(missing)} of its files are missing: {few(missing)}"
+        raise JobError(bad_input(shown(listing.path), found, "copy or download the missing files"))
+    files = tuple(listing.path / name for name in names)
+    footers = _footers(files)
+    schema = _common_schema(files, footers)
+    counts = tuple(int(footer.num_rows) for footer in footers)
+    info = DatasetInfo(
+        listing.path, PARQUET, files, sum(counts), tuple(schema.names), columns.image, columns.caption, counts
+    )
+    return checked(info, schema, sum(_nulls(footer, columns.caption) for footer in footers))
 
 
 def train_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -67,133 +73,156 @@ def missing_shards(names: Iterable[str]) -> list[str]:
     ]
 
 
-def parquet_table(files: tuple[Path, ...], caption_column: str | None) -> Table:
-    """The footers of parquet files of one schema. Raises JobError."""
+def _footers(files: Sequence[Path]) -> list[Any]:
+    """Raises JobError with every file that cannot be read."""
     import pyarrow.parquet as pq
 
-    problems: list[Problem] = []
     footers: list[Any] = []
+    problems: list[Problem] = []
     for path in files:
         try:
-            footers.append(_opened(path, pq.read_metadata))
+            with reading(path):
+                footers.append(pq.read_metadata(path))
         except JobError as error:
             problems += error.problems
     if problems:
         raise JobError(problems)
+    return footers
+
+
+def _common_schema(files: Sequence[Path], footers: Sequence[Any]) -> Any:
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     for path, schema in zip(files, schemas, strict=True):
         if not schema.equals(schemas[0], check_metadata=False):
             found = f"has other columns than {files[0].name}: {few(schema.names, 20)}"
             raise JobError(bad_input(shown(path), found, "keep files of one dataset in this folder"))
-    counts = tuple(int(footer.num_rows) for footer in footers)
-    return Table(files, counts, schemas[0], sum(_nulls(footer, caption_column) for footer in footers))
+    return schemas[0]
 
 
 def _nulls(footer: Any, column: str | None) -> int:
-    """Null values of a column, from the statistics of its row groups."""
+    """Null values of a column, from the statistics of its row groups, as far as these are there."""
     count = 0
     for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
-        for chunk in (group.column(number) for number in range(group.num_columns)):
+        known = min(group.num_columns, footer.num_columns)  # pyarrow crashes on a damaged group that has more
+        for chunk in (group.column(number) for number in range(known)):
             if chunk.path_in_schema == column and chunk.statistics and chunk.statistics.has_null_count:
                 count += chunk.statistics.null_count
     return count
 
 
-def saved_files(folder: Path) -> tuple[Path, ...]:
-    """The arrow files that `save_to_disk` lists in state.json. Raises JobError."""
-    path = folder / "state.json"
-    try:
-        names = [entry["filename"] for entry in read_json(path)["_data_files"]]
-    except (KeyError, TypeError) as error:
-        raise JobError(bad_input(shown(path), f"is not readable ({error!r})", "save it again")) from error
-    return tuple(folder / name for name in names)
-
-
-def saved_table(folder: Path, caption_column: str | None) -> Table:
-    """A folder written by `Dataset.save_to_disk`; its files are mapped, not read. Raises JobError."""
-    files = saved_files(folder)
-    tables = [_opened(path, _read_arrow) for path in files]
-    if not tables:
-        raise JobError(bad_input(shown(folder), "holds no rows", "save the dataset again"))
-    nulls = sum(t[caption_column].null_count for t in tables if caption_column in t.column_names)
-    return Table(files, tuple(table.num_rows for table in tables), tables[0].schema, nulls)
-
-
-def _read_arrow(path: Path) -> Any:
-    import pyarrow as pa
-
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-
-
-def _opened(path: Path, read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a file; its failures as JobError."""
-    import pyarrow as pa
-
-    try:
-        check_pointer(path)
-        return read(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names in a damaged footer
-        if isinstance(error, OSError) and error.errno is not None:
-            raise JobError(unreadable(path, error)) from error
-        found = f"is damaged or truncated ({str(error).splitlines()[0]})"
-        raise JobError(bad_input(shown(path), found, _AGAIN)) from error
-
-
-def read_values(table: Table, column: str, rows: Sequence[int]) -> dict[int, Any]:
-    """Row → value of one column, for a few rows in rising order; little else is read. Raises JobError."""
-    values: dict[int, Any] = {}
-    starts = [0, *accumulate(table.row_counts)]
-    for number, group in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
-        path, start = table.files[number], starts[number]
-        read = _parquet_values if path.suffix == ".parquet" else _arrow_values
-        local = _opened(path, partial(read, column, [row - start for row in group]))
-        values |= {row + start: value for row, value in local.items()}
-    return values
-
-
-def column_values(table: Table, column: str) -> Iterator[Any]:
-    """The values of one column in order, read as they are asked for. Raises JobError."""
-    for path in table.files:
-        for chunk in _opened(path, partial(_chunks, column)):
-            yield from chunk.to_pylist()
-
-
-def _chunks(column: str, path: Path) -> Iterator[Any]:
-    if path.suffix != ".parquet":
-        yield from _read_arrow(path)[column].chunks
-        return
+def _file(path: Path) -> Any:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        for batch in file.iter_batches(_CHUNK, columns=[column]):
-            yield batch.column(0)
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
-def _arrow_values(column: str, rows: Sequence[int], path: Path) -> dict[int, Any]:
-    values = _read_arrow(path)[column]
-    return {row: values[row].as_py() for row in rows}
+def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    with reading(path), _file(path) as file:
+        yield from file.iter_batches(_AT_ONCE, columns=columns)
 
 
-def _parquet_values(column: str, rows: Sequence[int], path: Path) -> dict[int, Any]:
+def _column(path: Path, column: str) -> Iterator[Any]:
+    for batch in _batches(path, [column]):
+        yield from batch.column(0).to_pylist()
+
+
+def _rows(path: Path, column: str, rows: Sequence[int]) -> dict[int, Any]:
     """Reads only the row groups that hold the rows, in small batches, up to the last row needed.
 
-    A reader cannot jump inside a row group, so of a very large one rows near its front stand for the rest.
+    A reader cannot jump inside a row group, so rows near the front of a very large one replace the others.
     """
-    import pyarrow.parquet as pq
-
     values: dict[int, Any] = {}
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+    with reading(path), _file(path) as file:
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         starts = [0, *accumulate(group.num_rows for group in groups)]
         for number, wanted in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
             start, group = starts[number], groups[number]
             near = max(1, group.num_rows * _GROUP_BYTES // max(1, group.total_byte_size))
             local = sorted({(row - start) % near for row in wanted})
-            first = 0
-            for batch in file.iter_batches(_BATCH, [number], [column]):
-                here = [row for row in local if first <= row < first + batch.num_rows]
-                values |= {row + start: batch.column(0)[row - first].as_py() for row in here}
-                first += batch.num_rows
-                if first > local[-1]:
-                    break
+            batches = file.iter_batches(_SAMPLED_AT_ONCE, [number], [column])
+            values |= {row + start: value for row, value in _picked(batches, local)}
     return values
+
+
+def _picked(batches: Iterable[Any], rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """(row, value) of these rows; nothing is read after the last of them."""
+    first = 0
+    for batch in batches:
+        after = first + batch.num_rows
+        yield from ((row, batch.column(0)[row - first].as_py()) for row in rows if first <= row < after)
+        if after > rows[-1]:
+            return
+        first = after
+
+
+def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -> ArrowRows:
+    """Several processes may call this at once; the files are converted once, until they change."""
+    folder = cache or _default_cache()
+    converted = folder / f"parquet-{_key(info)}.arrow"
+    try:
+        if not converted.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _convert(info, converted, progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space, or set cache_dir to a folder on a larger volume"
+            raise JobError(bad_output(str(folder), f"is full ({error})", remedy)) from error
+        found = f"cannot be converted in {folder} ({error})"
+        raise JobError(bad_input(shown(info.path), found, "set cache_dir to a writable folder")) from error
+    return ArrowRows(info, (converted,))
+
+
+def _key(info: DatasetInfo) -> str:
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in info.files]
+    columns = [info.image_column, info.caption_column]
+    return hashlib.blake2b(json.dumps([files, columns]).encode(), digest_size=16).hexdigest()
+
+
+def _convert(info: DatasetInfo, target: Path, progress: Callable[[], None]) -> None:
+    """Writes the needed columns as one Arrow file, put in place by a rename. Raises OSError, JobError."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as out:
+            _copy(info, out, progress)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [column for column in (info.image_column, info.caption_column) if column]
+    known = pq.read_schema(info.files[0])
+    schema = pa.schema([known.field(column) for column in columns])
+    with pa.ipc.new_stream(out, schema) as writer:
+        for batch in chain.from_iterable(_batches(path, columns) for path in info.files):
+            arrays = [batch.column(column) for column in columns]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            progress()
+
+
+def _default_cache() -> Path:
+    """The user's cache folder, or a temporary one where the home cannot be written."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = base / "sd-finetune" / "datasets"
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except (OSError, RuntimeError):  # not writable, or a user without a home
+        return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}" / "datasets"
+
+
+PARQUET = Format(
+    "parquet",
+    _detect,
+    _inspect,
+    partial(captions, _column),
+    _open,
+    name_of=row_name,
+    images=partial(images, _column),
+    sample=partial(sample, _rows),
+    packages=("pyarrow",),
+)
