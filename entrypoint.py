@@ -23,7 +23,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _on_signals(reaction: Callable[[int, object], object]) -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    from sdjob import protocol
+
+    for signum in protocol.STOP_SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, reaction)
 

@@ -1,11 +1,14 @@
-"""Looking at folders that others filled: what lies there, without a stat per file, and how to speak of it."""
+"""Files and folders: listing and reading what users provide, and writing whole files or none."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -168,3 +171,58 @@ def few(items: Iterable[str], limit: int = 6) -> str:
     texts = [shown(item) for item in items]
     more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A temporary path alongside; the file or folder that the body writes there takes the name, unless the body fails.
+
+    `durable`: even after a power cut the name never shows before the content. Raises OSError.
+    """
+    # Random, because process ids of two containers are often equal.
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            sync_tree(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below, so that a rename cannot become visible before the data. Raises OSError.
+
+    Makes them readable to those who can read the folder around them: safetensors writes files for their owner only.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with contextlib.suppress(OSError):  # storage without modes
+                path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o666)
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or folder; some file systems cannot sync folders. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

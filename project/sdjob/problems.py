@@ -20,6 +20,40 @@ class ExitCode(IntEnum):
     STOPPED = 75
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What an exit code says: its class in failure.json, a line for help and documents, whether to start again."""
+
+    name: str
+    text: str
+    retry: str = "no"
+
+
+MEANINGS = {
+    ExitCode.FINISHED: Meaning("finished", "finished", ""),
+    ExitCode.BAD_SETTING: Meaning("bad setting", "a setting is wrong"),
+    ExitCode.BAD_INPUT: Meaning("bad input", "a mount, the model or the data is wrong"),
+    ExitCode.NO_HARDWARE: Meaning(
+        "hardware does not fit", "the hardware or software does not fit", "elsewhere"
+    ),
+    ExitCode.TRAINING_FAILED: Meaning("training failed", "training failed: see `failure.json`", "maybe"),
+    ExitCode.OUT_OF_MEMORY: Meaning(
+        "out of memory", "out of memory, on the device or the host", "with the printed remedy"
+    ),
+    ExitCode.OUTPUT_FULL: Meaning(
+        "output cannot hold the result",
+        "`/output` cannot hold the result, or another job is at work in it",
+    ),
+    ExitCode.STOPPED: Meaning("stopped", "stopped from outside and resumable", "yes, it resumes"),
+}
+
+
+def meaning_of(code: int) -> Meaning:
+    """The meaning of any code: an unknown one is a failed training."""
+    known = code in ExitCode.__members__.values()
+    return MEANINGS[ExitCode(code) if known else ExitCode.TRAINING_FAILED]
+
+
 _BEFORE_START = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)
 
 

@@ -1,7 +1,234 @@
-"""When signals that ask a job to stop are one request, and when a person insists: for launcher and worker alike."""
+"""What launcher and worker say to each other: variables, files, signals, and marks in the worker's output.
+
+The messages of a node lie in one folder, `/output/run/notes-<node>`, and go away when it ends:
+
+    alive-<rank>         Heartbeat: worker → launcher; the file's time is the sign of life, so `touch` is one too
+    rank-<rank>.json     ExitNote: worker → launcher, and → the next attempt of the worker
+    stacks-of-rank-<r>   stacks of all threads: worker → launcher, on STACKS_SIGNAL
+    started              worker → the next attempt: the output folder belongs to this run
+
+`/output/run/stop-<node>` asks the workers of the node to save and end. A damaged or foreign message reads as None.
+"""
 
 from __future__ import annotations
 
-# A platform that signals every process, a terminal that closes, `timeout`: each of these signals the same process more
-# than once, directly and through its group, its shell or its parent.
-ONE_REQUEST = 3.0  # seconds
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sdjob import files
+from sdjob.problems import Problem
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Message = TypeVar("Message")
+
+# Variables of the worker.
+_NOTES_DIR = "SDJOB_NOTES_DIR"
+_STOP_FILE = "SDJOB_STOP_FILE"
+_LINE_PREFIX_TEMPLATE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+
+# Files: below /output/run, and in the folder of notes.
+_NOTES_OF_NODE = "notes-{}"
+_STOP_OF_NODE = "stop-{}"
+_EXIT_NOTE = "rank-{}.json"
+_HEARTBEAT = "alive-{}"
+_STACKS = "stacks-of-rank-{}"
+_STARTED = "started"
+
+_LINE_PREFIX = "[rank ${rank}] "  # torchrun puts it before each line of a worker
+_PROGRESS_END = "\t"  # of a progress line: invisible, and it survives torchrun, which rewrites line ends
+_HEARTBEAT_BYTES = 200
+
+STACKS_SIGNAL = signal.SIGUSR1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # to the launcher
+WORKER_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # to a worker, which has no terminal that could close
+# Platforms, terminals and `timeout` signal a process directly and through its group, shell or parent.
+ONE_REQUEST = 3.0  # seconds within which several stop signals are one request
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The folder of messages and the stop file of one node."""
+
+    notes: Path
+    stop_file: Path
+
+    @classmethod
+    def of_node(cls, run: Path, node: int) -> Channel:
+        """`run`: the folder of that name below /output."""
+        return cls(run / _NOTES_OF_NODE.format(node), run / _STOP_OF_NODE.format(node))
+
+    def environment(self) -> dict[str, str]:
+        """The variables that lead workers here, and have torchrun say whose line it passes on."""
+        return {
+            _LINE_PREFIX_TEMPLATE: _LINE_PREFIX,
+            _STOP_FILE: str(self.stop_file),
+            _NOTES_DIR: str(self.notes),
+        }
+
+    def clear(self) -> None:
+        """Remove the messages of an earlier run. Raises OSError."""
+        shutil.rmtree(self.notes, ignore_errors=True)  # on a network mount an empty folder may stay
+        self.notes.mkdir(parents=True, exist_ok=True)
+        for path in self.notes.glob("[!.]*"):
+            path.unlink()
+        self.stop_file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove every trace. Raises OSError."""
+        self.stop_file.unlink(missing_ok=True)
+        shutil.rmtree(self.notes)
+
+
+def notes_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where a worker leaves its messages; None: it has no launcher."""
+    folder = environ.get(_NOTES_DIR)
+    return Path(folder) if folder else None
+
+
+def stop_file(environ: Mapping[str, str]) -> Path | None:
+    """The file whose presence asks a worker to save and end; None: it has no launcher."""
+    path = environ.get(_STOP_FILE)
+    return Path(path) if path else None
+
+
+def stacks_file(notes: Path, rank: int) -> Path:
+    return notes / _STACKS.format(rank)
+
+
+def started_file(notes: Path) -> Path:
+    return notes / _STARTED
+
+
+@dataclass(frozen=True)
+class ExitNote:
+    """Why a worker ended, if it did not finish."""
+
+    rank: int
+    code: int
+    step: int | None = None
+    time: float = field(default_factory=time.time)
+    problems: tuple[Problem, ...] = ()
+    error: str = ""
+    traceback: str = ""
+
+    def write(self, notes: Path) -> None:
+        """Raises OSError."""
+        notes.mkdir(parents=True, exist_ok=True)
+        files.write_text(notes / _EXIT_NOTE.format(self.rank), json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, notes: Path, rank: int) -> ExitNote | None:
+        return _read(cls, notes / _EXIT_NOTE.format(rank))
+
+    @classmethod
+    def read_all(cls, notes: Path) -> tuple[ExitNote, ...]:
+        return tuple(note for rank in _ranks(notes, _EXIT_NOTE) if (note := cls.read(notes, rank)))
+
+    @staticmethod
+    def remove(notes: Path, rank: int) -> None:
+        """Raises OSError."""
+        (notes / _EXIT_NOTE.format(rank)).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How far a worker is: its process id, what it is doing, and the last optimizer step."""
+
+    pid: int
+    stage: str
+    step: int | None = None
+
+    def write(self, notes: Path, rank: int) -> None:
+        """Overwrite the file in place, which renews its time, costs little and needs no space. Raises OSError."""
+        text = json.dumps(asdict(self)).encode().ljust(_HEARTBEAT_BYTES)
+        descriptor = os.open(_heartbeat(notes, rank), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            os.write(descriptor, text)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def read(cls, notes: Path, rank: int) -> Heartbeat | None:
+        return _read(cls, _heartbeat(notes, rank))
+
+    @classmethod
+    def read_all(cls, notes: Path) -> dict[int, Heartbeat]:
+        """By rank."""
+        found = {rank: cls.read(notes, rank) for rank in _ranks(notes, _HEARTBEAT)}
+        return {rank: heartbeat for rank, heartbeat in found.items() if heartbeat}
+
+    @staticmethod
+    def last(notes: Path) -> float:
+        """The time of the newest one, readable or not; 0: no rank has sent one."""
+        times = [0.0]
+        for rank in _ranks(notes, _HEARTBEAT):
+            with contextlib.suppress(OSError):
+                times.append(_heartbeat(notes, rank).stat().st_mtime)
+        return max(times)
+
+
+@dataclass(frozen=True)
+class OutputLine:
+    """A line of output as torchrun passes it on; `rank` is None for its own lines."""
+
+    rank: int | None
+    text: str
+    is_progress: bool = False  # on a terminal the next one may replace it
+
+    @classmethod
+    def parse(cls, line: str) -> OutputLine:
+        match = re.match(re.escape(_LINE_PREFIX).replace(re.escape("${rank}"), r"(\d+)"), line)
+        if not match:
+            return cls(None, line)
+        text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
+        return cls(int(match[1]), text.removesuffix(_PROGRESS_END), text.endswith(_PROGRESS_END))
+
+    def label(self) -> str:
+        """The rank, for a line that is shown among those of others."""
+        return _LINE_PREFIX.replace("${rank}", str(self.rank))
+
+
+def progress_line(text: str) -> str:
+    """A worker's line that the launcher shows as progress."""
+    return text + _PROGRESS_END
+
+
+def _heartbeat(notes: Path, rank: int) -> Path:
+    return notes / _HEARTBEAT.format(rank)
+
+
+def _ranks(notes: Path, name: str) -> list[int]:
+    """The ranks with a file of this name."""
+    before, after = name.split("{}")
+    ranks = [path.name.removeprefix(before).removesuffix(after) for path in notes.glob(name.format("*"))]
+    return sorted(int(rank) for rank in ranks if rank.isdecimal())
+
+
+def _read(message: type[Message], path: Path) -> Message | None:
+    try:
+        reader = _reader(message)  # type: ignore[arg-type]  # mypy takes type[T] for unhashable
+        value: Message = reader.validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value
+
+
+@cache
+def _reader(message: Any) -> TypeAdapter[Any]:
+    from pydantic import (
+        TypeAdapter,
+    )  # not before the launcher has listened for signals, which needs this module
+
+    return TypeAdapter(message)

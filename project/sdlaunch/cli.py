@@ -56,9 +56,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
 def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
     job = plan.prepare(request.flags, environ, home, request.problems, fetch=True)
     if job.problems:
-        from sdlaunch.supervise import refusal
+        from sdlaunch.supervise import failure_report
 
-        job = refusal.complete(job, request.verb)
+        job = failure_report.refuse(job, request.verb)
         console.show(display.check(job, as_json=request.json), sys.stderr)
         return job.code
     from sdlaunch.supervise import supervisor
@@ -69,10 +69,10 @@ def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
 
 def _report(request: Request, environ: Mapping[str, str], home: Path) -> int:
     """`plan` and `check`."""
-    from sdlaunch.supervise import refusal
+    from sdlaunch.supervise import failure_report
 
     job = plan.prepare(request.flags, environ, home, request.problems)
-    job = refusal.complete(job, request.verb)
+    job = failure_report.refuse(job, request.verb)
     if request.verb == "check":
         text = display.check(job, as_json=request.json)
     elif request.json:

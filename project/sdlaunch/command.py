@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
+from sdjob.protocol import Channel
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import accelerate
@@ -16,8 +17,6 @@ from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.user_script import Script
 
 WORKER = "sdtrain"
-# What torchrun puts before each line of a worker; the supervisor reads it back.
-LINE_PREFIX = "[rank ${rank}] "
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,6 @@ class Program:
         """The program and its arguments, as torchrun takes them: it replaces ${local_rank} and $$ in them."""
         words = self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
         return tuple(word.replace("$", "$$") for word in words)
-
-
-def notes_dir(layout: OutputLayout, node: int) -> Path:
-    """Where the workers of a node leave word of how they ended."""
-    return layout.run / f"notes-{node}"
-
-
-def stop_file(layout: OutputLayout, node: int) -> Path:
-    """The file whose presence asks the workers of a node to save and exit."""
-    return layout.run / f"stop-{node}"
 
 
 def build(
@@ -156,7 +145,5 @@ def _environment(
         "PYTHONUTF8": "1",
         **nodes,
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
-        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": LINE_PREFIX,
-        "SDJOB_STOP_FILE": str(stop_file(layout, cluster.node_rank)),
-        "SDJOB_NOTES_DIR": str(notes_dir(layout, cluster.node_rank)),
+        **Channel.of_node(layout.run, cluster.node_rank).environment(),
     }

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from sdjob import protocol
+from sdjob.problems import MEANINGS
 from sdjob.settings import compatibility, presets
 from sdjob.settings.fields import settings_of
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
@@ -44,8 +46,9 @@ def generated(home: Path = HOME) -> Iterator[tuple[Path, str]]:
 
 
 def with_tables(text: str) -> str:
-    """The text with the table of each group of settings between its marks, and with that of the presets."""
+    """The text with the tables of settings, presets and exit codes between their marks."""
     text = _filled(text, "presets", lambda _: _presets())
+    text = _filled(text, "exit codes", lambda _: _exit_codes())
     return _filled(text, r"settings: ([\w ]+)", lambda match: _table(match[2]))
 
 
@@ -73,6 +76,13 @@ def _table(group: str) -> str:
                     f"| `{name}` | {meaning} | {'–' if default == '-' else f'`{default}`'} | {also or '–'} |"
                 )
     return "\n".join(rows) + "\n"
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code} | {meaning.text} | {meaning.retry} |" for code, meaning in MEANINGS.items()]
+    insisted = ", ".join(str(128 + number) for number in sorted(protocol.STOP_SIGNALS))
+    rows.append(f"| {insisted} | stopped at once by a second signal | yes, from the last checkpoint |")
+    return "\n".join(["| code | meaning | start again? |", "|---|---|---|", *rows]) + "\n"
 
 
 def _presets() -> str:

@@ -16,13 +16,13 @@ from sdtrain.runtime.stop import Stopped
 
 def main(arguments: list[str]) -> int:
     """One process of a run, from its flags to its exit code."""
-    if (code := exit_note.reason_not_to_try_again()) is not None:
+    if (code := exit_note.reason_not_to_retry()) is not None:
         return code
     try:
         with heartbeat.announced():
             _train(flags.parse(arguments))
     except Stopped as stopped:
-        # Not a failure for torchrun, which would signal the other ranks and print a traceback.
+        # With a note 0 suffices: torchrun would take another code for a failure and signal the other ranks.
         noted = exit_note.leave(ExitCode.STOPPED, step=stopped.step)
         return int(ExitCode.FINISHED if noted else ExitCode.STOPPED)
     except JobError as error:
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(spec: RunSpec) -> None:
-    """Imports what takes seconds to import only now, when the settings are known to be right."""
-    # Their advice concerns code that is not the user's; what matters of it is checked in preflight.
+    """Import what takes seconds, now that the settings are valid, and train."""
+    # These libraries' advice is meant for their direct users; preflight checks what matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     import torch
@@ -52,9 +52,7 @@ def _train(spec: RunSpec) -> None:
     with stop.watch() as request, join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
-        if world.any(
-            bool(request)
-        ):  # while everything was imported: nothing is begun that would be thrown away
+        if world.any(bool(request)):  # during the imports
             raise Stopped(0)
         run(spec, world, request)
 

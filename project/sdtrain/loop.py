@@ -89,7 +89,7 @@ def train_steps(training: Training, state: TrainState) -> Outcome:
     spec, world = training.spec, training.world
     first, last = state.step, spec.max_train_steps
     with (
-        Progress("step", last, done=first, shown=world.is_main) as progress,
+        Progress("step", last, done=first, shown=world.is_main, steps=True) as progress,
         Saver(spec, world, training.layout) as saver,
     ):
         loop = _Loop(training, state, progress, saver)

@@ -18,10 +18,13 @@ DRIVER = (sys.executable, str(Path(__file__).with_name("driver.py")))
 # What a script in the place of torchrun begins with.
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
-stop_file, notes = os.environ["SDJOB_STOP_FILE"], os.environ["SDJOB_NOTES_DIR"]
+from sdjob import protocol
+stop_file, notes = (os.fspath(find(os.environ)) for find in (protocol.stop_file, protocol.notes_folder))
 def note(rank, code, **more):
     text = json.dumps({"rank": rank, "code": code, "step": 7, "time": time.time(), "problems": [], **more})
     open(f"{notes}/rank-{rank}.json", "w").write(text)
+def beat(rank, **more):
+    protocol.Heartbeat(os.getpid(), "step", **more).write(protocol.notes_folder(os.environ), rank)
 def say(text):
     print(text, flush=True)
 def asked(seconds=20):
@@ -66,7 +69,9 @@ class Launched:
                 time.sleep(protocol.ONE_REQUEST + 0.5)
 
     def signal_rank(self, rank: int, signum: int) -> None:
-        os.kill(int((self.output / "run" / "notes-0" / f"alive-{rank}").read_text()), signum)
+        beat = protocol.Heartbeat.read(protocol.Channel.of_node(self.output / "run", 0).notes, rank)
+        assert beat
+        os.kill(beat.pid, signum)
 
     @property
     def failure(self) -> dict[str, Any]:

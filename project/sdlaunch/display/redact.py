@@ -15,22 +15,20 @@ _SECRET_NAME = re.compile(
 )
 # user:password@, or a token alone; a password may hold a slash, unless what precedes it is a port.
 _URL_LOGIN = re.compile(r"(://)[^/\s:@]+(?::(?!\d+/)[^\s@]*)?(?=@)")
-_SHORTEST = 6  # a shorter value would blot out ordinary words
+_SHORTEST = 6  # characters; to redact a shorter value would also hide ordinary words
 
 
 def is_secret(name: str) -> bool:
+    """Whether a variable of this name holds a secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 def secrets_of(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What to hide wherever it occurs, longest first: the values, each line of them, and how JSON, YAML and a
-    shell spell these."""
+    """The strings to redact, longest first: secret values and their lines, as JSON, YAML and shells spell them."""
     values = [value for name, value in environ.items() if is_secret(name)]
     lines = [line for value in values for line in (value, *value.splitlines())]
     spellings = {spelling for line in lines for spelling in _spellings(line.strip())}
-    return tuple(
-        sorted((one for one in spellings if len(one) >= _SHORTEST), key=lambda one: (-len(one), one))
-    )
+    return tuple(sorted((s for s in spellings if len(s) >= _SHORTEST), key=lambda s: (-len(s), s)))
 
 
 def _spellings(text: str) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
@@ -24,9 +24,9 @@ _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
     """run/plan.json, run/spec.yaml and run/environment.json."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    write(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets))
-    write(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
-    write(layout.run / "environment.json", as_json(_surroundings(environ)))
+    write_text(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets))
+    write_text(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
+    write_text(layout.run / "environment.json", as_json(_surroundings(environ)))
 
 
 def replayable(plan: JobPlan) -> str:
@@ -64,12 +64,3 @@ def _version(package: str) -> str | None:
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all. Raises OSError."""
-    part = path.with_name(
-        f".{path.name}.{os.urandom(4).hex()}"
-    )  # process ids of two containers are often equal
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)

@@ -6,16 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sdjob.problems import ExitCode, Problem, exit_code
+from sdjob.problems import Problem, exit_code, meaning_of
 from sdlaunch.display.redact import redact
 from sdlaunch.plan import JobPlan
-
-_MEANING = {
-    ExitCode.BAD_SETTING: "a setting is wrong",
-    ExitCode.BAD_INPUT: "a mount, the model or the data is wrong",
-    ExitCode.NO_HARDWARE: "the hardware or software does not fit",
-    ExitCode.OUTPUT_FULL: "the output folder cannot hold the result",
-}
 
 
 def check(job: JobPlan, *, as_json: bool) -> str:
@@ -69,9 +62,8 @@ def problems(found: Sequence[Problem]) -> str:
     """Every problem as what – found – remedy, and the exit code that they lead to."""
     lines = [f"  {problem.subject}: {problem.found}\n      → {problem.remedy}" for problem in sorted(found)]
     code = exit_code(found)
-    meaning = f" ({_MEANING[ExitCode(code)]})" if code in _MEANING else ""
     number = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-    return "\n".join([*lines, f"{number}; exit code {code}{meaning}."])
+    return "\n".join([*lines, f"{number}; exit code {code} ({meaning_of(code).text})."])
 
 
 def _warnings(found: Iterable[str]) -> str:

@@ -1,86 +1,105 @@
-"""failure.json: one file for the job, made of what each of its nodes says of its own end.
+"""failure.json: one file for the job, made of the reports of its nodes; also for a job that is refused.
 
-Every node keeps its own word in run/failure-<node>.json. The node whose word names the cause, and not only what
-followed from it elsewhere, is the one that failure.json repeats; the others are listed there.
+Every node keeps its own report in run/failure-<node>.json. failure.json repeats the one that names the cause, and not
+only what followed from it on other nodes, and lists the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import ExitCode, Problem
+from sdjob.problems import ExitCode
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.display.redact import redact
-from sdlaunch.display.run_records import as_json, write
+from sdlaunch.display.run_records import as_json
+from sdlaunch.plan import JobPlan
+from sdlaunch.preflight.timeouts import NoAnswer, Task
+from sdlaunch.supervise import lock
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.verdict import Verdict
 
-_VAGUE = ("training failed", "bug or lost peer")  # classes that may be the echo of a failure elsewhere
+_PATIENCE = 5.0  # seconds for an output folder that may not answer
+_VAGUE = (
+    "training failed",
+    "bug or lost peer",
+)  # classes of failures that may follow from one on another node
 
 
 def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tuple[str, ...]) -> None:
-    """Writes down how this node ended, or takes back what it said of an earlier run. Raises OSError."""
-    mine = _path(layout, cluster.node_rank)
-    if verdict.failed:
-        text = as_json({"node": cluster.node_rank, **verdict.to_dict()})
-        layout.run.mkdir(parents=True, exist_ok=True)
-        write(mine, redact(text, secrets))
-    else:
-        mine.unlink(missing_ok=True)
+    """Write how this node ended, or remove its report if it did not fail. Raises OSError."""
+    if not verdict.failed:
+        clear(layout, cluster)
+        return
+    layout.run.mkdir(parents=True, exist_ok=True)
+    text = as_json({"node": cluster.node_rank, **verdict.to_dict()})
+    write_text(_path(layout, cluster.node_rank), redact(text, secrets))
     _merge(layout, cluster.nodes)
 
 
 def clear(layout: OutputLayout, cluster: Cluster) -> None:
-    """Takes back what this node said of an earlier run, for one that begins. Raises OSError."""
+    """Remove this node's report. Raises OSError."""
     _path(layout, cluster.node_rank).unlink(missing_ok=True)
     _merge(layout, cluster.nodes)
 
 
-def record_refusal(
-    layout: OutputLayout, cluster: Cluster, problems: Sequence[Problem], secrets: tuple[str, ...]
-) -> None:
-    """Writes down why a job was not started, if the output folder can take that."""
-    if not any(p.subject == "OUTPUT_DIR" and p.code == ExitCode.BAD_SETTING for p in problems):
+def refuse(job: JobPlan, verb: str) -> JobPlan:
+    """Handle a refused job: report a lock held by another job, and write failure.json for a run."""
+    try:
+        return Task(lambda: _refuse(job, verb)).result(time.monotonic() + _PATIENCE)
+    except NoAnswer:  # already among the problems
+        return job
+
+
+def _refuse(job: JobPlan, verb: str) -> JobPlan:
+    layout = OutputLayout(job.output)
+    if taken := lock.in_use(layout, job.cluster):
+        return replace(job, problems=tuple(sorted({*job.problems, *taken})))
+    misplaced = any(p.subject == "OUTPUT_DIR" and p.code == ExitCode.BAD_SETTING for p in job.problems)
+    expected = "OUTPUT_DIR" in job.given or job.output.is_dir()  # otherwise no user would look there
+    if verb == "run" and expected and not misplaced:
         with contextlib.suppress(OSError):
-            record(layout, cluster, verdicts.refused(problems), secrets)
+            record(layout, job.cluster, verdicts.refused(job.problems), job.secrets)
+    return job
 
 
 def _merge(layout: OutputLayout, nodes: int) -> None:
-    """Brings failure.json up to date with the words of all nodes; once more if one has spoken meanwhile."""
-    said = None
-    while said != (now := _said(layout, nodes)):
-        said = now
-        if said:
-            first, *others = sorted(said, key=_order)
+    """Update failure.json from the reports of all nodes; again if one was written meanwhile."""
+    merged = None
+    while merged != (reports := _reports(layout, nodes)):
+        merged = reports
+        if reports:
+            first, *others = sorted(reports, key=_order)
             known = [{key: each[key] for key in ("node", "class", "code", "root_rank")} for each in others]
-            write(layout.failure, as_json({**first, "other_nodes": known}))
+            write_text(layout.failure, as_json({**first, "other_nodes": known}))
         else:
             layout.failure.unlink(missing_ok=True)
 
 
-def _said(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
-    """What the nodes of this job say, read again; files of nodes that an earlier job had more of are removed."""
-    found = []
+def _reports(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
+    """The reports of this job's nodes; those of further nodes, which an earlier job had, are removed."""
+    reports = []
     for path in sorted(layout.run.glob("failure-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            said = json.loads(path.read_text(encoding="utf-8"))
-            if said["node"] < nodes:
-                found.append(said)
+            report = json.loads(path.read_text(encoding="utf-8"))
+            if report["node"] < nodes:
+                reports.append(report)
             else:
                 path.unlink()
-    return found
+    return reports
 
 
-def _order(said: dict[str, Any]) -> tuple[bool, str, int]:
-    """The cause first: what names it before what may be an echo, then by time."""
-    echo = said["code"] == ExitCode.TRAINING_FAILED and not said["problems"]
-    vague = echo and (said["class"] in _VAGUE or said["root_rank"] is None)
-    return vague, said["time"], said["node"]
+def _order(report: dict[str, Any]) -> tuple[bool, str, int]:
+    """The cause before what may follow from it, then by time."""
+    unexplained = report["code"] == ExitCode.TRAINING_FAILED and not report["problems"]
+    vague = unexplained and (report["class"] in _VAGUE or report["root_rank"] is None)
+    return vague, report["time"], report["node"]
 
 
 def _path(layout: OutputLayout, node: int) -> Path:

@@ -1,4 +1,8 @@
-"""Processes below this one: found through /proc, since every worker of torchrun leads a session of its own."""
+"""Processes below this one: adopted, examined and ended; every worker of torchrun leads a session of its own.
+
+psutil walks and reads them; what it does not offer stays here: prctl, and the kernel's count of processes killed for
+memory in this container.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,30 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_STATES = {
+    psutil.STATUS_STOPPED: "it is stopped",
+    psutil.STATUS_DISK_SLEEP: "it waits for a device or a mount",
+    psutil.STATUS_ZOMBIE: "it has ended",
+}
 
 
 def adopt_orphans() -> None:
-    """Makes workers whose torchrun has died children of this process, so that they can be found and ended."""
+    """Make workers whose torchrun has died children of this process, so that they can be found and ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_with_parent() -> Callable[[], None]:
-    """To be called in a child before it becomes another program: it gets SIGTERM when this process dies.
+    """A function for a new child to call before it executes another program: it gets SIGTERM when this process dies.
 
-    A launcher that is killed cannot stop anything; torchrun then ends the workers, which save before.
+    A launcher that is killed cannot stop anything; torchrun then ends the workers, which save first.
     """
     if sys.platform != "linux":
         return lambda: None
@@ -33,23 +43,13 @@ def end_with_parent() -> Callable[[], None]:
     return lambda: libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
-def descendants(root: int) -> list[int]:
+def descendants() -> list[psutil.Process]:
     """All processes below this one, parents first."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                children[int(_stat(entry)[1])].append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        below = children.get(waiting.pop(0), [])
-        found += below
-        waiting += below
-    return found
+    return list(psutil.Process().children(recursive=True))
 
 
 def reap_orphans(keep: int) -> None:
-    """Takes the exit status of adopted processes that have ended, as PID 1 must; never that of `keep`."""
+    """Take the exit status of adopted processes that have ended, as PID 1 must; never that of `keep`."""
     with contextlib.suppress(ChildProcessError):  # no children at all
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if ended.si_pid == keep:
@@ -59,40 +59,61 @@ def reap_orphans(keep: int) -> None:
 
 def state(pid: int) -> str:
     """The state of a process in words."""
-    try:
-        letter = _stat(Path(f"/proc/{pid}"))[0]
-    except OSError:
-        return "it has ended"
-    words = {"T": "it is stopped", "D": "it waits for a device or a mount", "Z": "it has ended"}
-    return words.get(letter, f"its state is {letter}")
+    status = _status(pid)
+    return _STATES.get(status, f"its state is {status}")
 
 
 def kill_all(child: int, patience: float = 2.0) -> None:
-    """Kills everything below this process, and takes the exit status of all but `child`, which has a keeper.
+    """Kill every process below this one, and take the exit status of all but `child`, whose caller does so.
 
-    Repeated until nothing is left, since a process may start another one meanwhile.
+    Repeated until none is left, since a process may start another one meanwhile.
     """
     until = time.monotonic() + patience
-    while below := [pid for pid in descendants(os.getpid()) if not _is_zombie(pid) or pid != child]:
-        for pid in below:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in below:
-            if pid != child:
-                with contextlib.suppress(ChildProcessError):  # somebody else's child
-                    os.waitpid(pid, os.WNOHANG)
-        if time.monotonic() > until:  # a process in the kernel's hands cannot be killed: not waited for
+    while below := [each for each in descendants() if each.pid != child or not _is_zombie(child)]:
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        for process in below:
+            if process.pid != child:
+                with contextlib.suppress(ChildProcessError):  # the child of another process
+                    os.waitpid(process.pid, os.WNOHANG)
+        if time.monotonic() > until:  # a process that waits in the kernel cannot be killed
             return
         time.sleep(0.01)
 
 
 def _is_zombie(pid: int) -> bool:
+    return bool(_status(pid) == psutil.STATUS_ZOMBIE)
+
+
+def _status(pid: int) -> str:
     try:
-        return _stat(Path(f"/proc/{pid}"))[0] == "Z"
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return str(psutil.STATUS_ZOMBIE)
+
+
+def oom_kills(root: Path = Path("/")) -> int:
+    """How many processes the kernel has killed for memory in this container, as far as it tells."""
+    for path in _counters(root):
+        try:
+            counters = dict(line.split() for line in path.read_text().splitlines())
+            return int(counters["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0
+
+
+def _counters(root: Path) -> Iterator[Path]:
+    """Files with that count: of this process's own group; in a container that group is the root."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return True
-
-
-def _stat(folder: Path) -> list[str]:
-    """State, parent, … of a process: what follows its name, which is in parentheses and may hold spaces."""
-    return (folder / "stat").read_text().rpartition(")")[2].split()
+        lines = []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        if not controllers:
+            yield root / f"sys/fs/cgroup{group}/memory.events"
+        elif controllers == "memory":
+            yield root / f"sys/fs/cgroup/memory{group}/memory.oom_control"
+    yield root / "sys/fs/cgroup/memory.events"
+    yield root / "sys/fs/cgroup/memory/memory.oom_control"

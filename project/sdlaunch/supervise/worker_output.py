@@ -1,23 +1,21 @@
-"""The output of torchrun, line by line: to the terminal for people, all of it to the log of the node."""
+"""The output of torchrun, line by line: workers' lines to the terminal, everything to the log of the node."""
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable
 from typing import IO
 
+from sdjob.protocol import OutputLine
 from sdlaunch.display.redact import redact
 from sdlaunch.supervise.node_log import NodeLog
 from sdlaunch.supervise.terminal import Terminal
 
-_PREFIX = re.compile(r"\[rank (\d+)\] ")  # command.LINE_PREFIX, filled in
-_PROGRESS = re.compile(r"step +\d+/\d+ ")
 _TAIL = 200
 
 
 class Stream:
-    """Distributes lines. What torchrun itself says (tables, tracebacks) goes to the log only."""
+    """Distributes lines. Torchrun's own (tables, tracebacks) go to the log only."""
 
     def __init__(self, log: NodeLog, terminal: Terminal, secrets: tuple[str, ...]) -> None:
         self.quiet = False  # workers' lines go to the log only
@@ -25,21 +23,21 @@ class Stream:
         self._log = log
         self._terminal = terminal
         self._secrets = secrets
-        self._in_traceback: set[str] = set()  # ranks
+        self._in_traceback: set[int] = set()  # ranks
 
     def pump(self, lines: Iterable[bytes]) -> None:
-        """Passes on every line until the stream ends."""
+        """Pass on every line until the stream ends."""
         for raw in lines:
-            line = redact(raw.decode("utf-8", "replace").rstrip("\r\n"), self._secrets)
-            self.tail.append(line)
-            self._log.note(line)
-            match = _PREFIX.match(line)
-            if match and not self.quiet:
-                text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
-                if not self._is_traceback(match[1], text):
-                    self._show(text if match[1] == "0" else match[0] + text)
+            text = redact(raw.decode("utf-8", "replace").rstrip("\r\n"), self._secrets)
+            line = OutputLine.parse(text)
+            self.tail.append(text)
+            self._log.note(text)
+            if line.rank is not None and not self.quiet and not self._is_traceback(line.rank, line.text):
+                self._terminal.show(
+                    line.text if line.rank == 0 else line.label() + line.text, progress=line.is_progress
+                )
 
-    def _is_traceback(self, rank: str, text: str) -> bool:
+    def _is_traceback(self, rank: int, text: str) -> bool:
         """Whether this line is for the log only; the error itself, which ends a traceback, is for people."""
         if text.startswith("Traceback (most recent call last)"):
             self._in_traceback.add(rank)
@@ -48,13 +46,10 @@ class Stream:
         return rank in self._in_traceback
 
     def say(self, text: str) -> None:
-        """A line of the launcher's own, for terminal and log."""
+        """Show and log a line of the launcher."""
         text = redact(text, self._secrets)
         self._log.note(text)
-        self._show(text)
-
-    def _show(self, text: str) -> None:
-        self._terminal.show(text, progress=_PROGRESS.match(text) is not None)
+        self._terminal.show(text)
 
 
 def lines_of(pipe: IO[bytes]) -> Iterable[bytes]:

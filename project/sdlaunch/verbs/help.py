@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sdjob.problems import MEANINGS
 from sdjob.settings import presets
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
@@ -22,13 +23,16 @@ verbs
 Settings are given on the command line (--lr=1e-5 or lr=1e-5), in the environment (lr=1e-5 bash train.sh),
 in an env file (ENV_FILE), or in a YAML file (CONFIG_FILE); the first of these that has a value wins.
 
-exit codes: 0 finished, 64 wrong setting, 66 wrong mount, model or data, 69 hardware does not fit,
-  70 training failed, 71 out of memory, 73 output folder cannot hold the result, 75 stopped and resumable"""
+exit codes
+{codes}"""
 
 
 def text(verbs: Iterable[tuple[str, str]]) -> str:
     """The whole help; `verbs`: (usage, what it does) of each."""
-    usage = _USAGE.format(verbs="\n".join(f"  {name:<15}  {about}" for name, about in verbs))
+    usage = _USAGE.format(
+        verbs="\n".join(f"  {name:<15}  {about}" for name, about in verbs),
+        codes="\n".join(f"  {int(code):>2}  {meaning.text}" for code, meaning in MEANINGS.items()),
+    )
     sections: dict[str, list[str]] = {}
     models: tuple[type[BaseModel], ...] = (LaunchOptions, RunSpec)
     for model in models:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from sdjob.files import sync, sync_tree
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
 from sdjob.output.resume import FORMAT, STATE, read_values
 from sdjob.problems import bad_output
@@ -79,7 +78,7 @@ def complete(layout: OutputLayout, state: TrainState, temporary: Path, limit: in
     sync_tree(temporary)
     shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a complete one is resumed from
     temporary.rename(final)
-    sync_folder(final.parent)
+    sync(final.parent)
     _delete_oldest(layout, state.step, limit)
 
 
@@ -108,31 +107,6 @@ def read_state(folder: Path) -> TrainState:
     spent = Spent(**values.pop("spent", {}))
     bad_samples = tuple(values.pop("bad_samples", ()))
     return TrainState(**values, past=past, bad_samples=bad_samples, spent=spent)
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below, so that a rename cannot become visible before the data.
-
-    Also make files readable for all who may read their folder: safetensors makes them readable for the owner only.
-    """
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with suppress(OSError):  # storage without modes
-                path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o666)
-        sync_folder(path)
-    sync_folder(folder)
-
-
-def sync_folder(path: Path) -> None:
-    """fsync a file, or a folder where the file system supports it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP) or not path.is_dir():
-            raise
-    finally:
-        os.close(handle)
 
 
 def _delete_oldest(layout: OutputLayout, step: int, limit: int | None) -> None:

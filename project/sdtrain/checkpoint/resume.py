@@ -30,7 +30,7 @@ def find(spec: RunSpec, world: World, layout: OutputLayout, facts: dict[str, str
     Rank 0 looks for all ranks: so each byte is verified once, and the ranks cannot disagree.
     """
     # A restart after a crash of this very run must not start from the beginning a second time.
-    restarted = spec.resume == "never" and world.gather(exit_note.has_begun())[0]
+    restarted = spec.resume == "never" and world.gather(exit_note.has_started())[0]
     point: ResumePoint | None = None
     problems: tuple[Problem, ...] = ()
     if world.is_main:
@@ -78,7 +78,7 @@ def take_over(world: World, layout: OutputLayout, start: ResumePoint | None) -> 
             layout.root.mkdir(parents=True, exist_ok=True)
             aside = move_aside(layout, start) if start is None or start.is_branch else None
             layout.checkpoint.mkdir(exist_ok=True)
-            exit_note.begin()
+            exit_note.mark_started()
         except OSError as error:
             remedy = "Name a folder that can be written, or that can be created."
             problems = [bad_output("OUTPUT_DIR", f"cannot be written ({error})", remedy)]

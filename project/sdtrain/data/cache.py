@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from sdjob import files
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.threads import in_threads
 from sdtrain.reporting.progress import Progress, say
@@ -82,9 +82,8 @@ class DiskCache:
         for key, entry in entries.items():
             path = self._path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{key}.{os.getpid()}.tmp")
-            save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
-            temporary.replace(path)
+            with files.replacing(path) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
 
     def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
         world.barrier()  # they are in the folder

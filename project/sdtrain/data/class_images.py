@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from sdjob import files
 from sdjob.dataset.detect import dataset_in
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, bad_input
@@ -67,9 +68,8 @@ def provide(
             for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
                 if number not in missing:
                     continue
-                temporary = folder / f".{number:06d}.{world.rank}.tmp"
-                image.save(temporary, format="PNG")
-                temporary.rename(folder / f"{number:06d}.png")
+                with files.replacing(folder / f"{number:06d}.png") as temporary:
+                    image.save(temporary, format="PNG")
                 progress.show(min(done * world.size, len(missing)))
                 if stop:
                     break  # what is there is used by the next start

@@ -251,7 +251,7 @@ def verify(
     if mode == "none":
         return {}
     indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))
-    pulse = Pulse()
+    pulse = Pulse("check images")
 
     def image(index: int) -> Image:
         pulse()

@@ -36,7 +36,7 @@ def open_source(info: DatasetInfo, cache_dir: Path | None) -> ImageSource:
 
     Several processes may call this at once. Nothing is written to the dataset. Raises JobError.
     """
-    return DatasetSource(info, info.format.open(info, cache_dir, Pulse()))
+    return DatasetSource(info, info.format.open(info, cache_dir, Pulse("open the dataset")))
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sdjob.files import sync_tree
 from sdjob.model.pipeline import XL, Part, PipelineFolder
 from sdjob.output.layout import INDEX_FILE, LORA_FILE
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import architectures
-from sdtrain.checkpoint.checkpoint import sync_tree
 from sdtrain.export import webui
 from sdtrain.model.denoiser import UNET, part_of
 from sdtrain.model.load import Parts

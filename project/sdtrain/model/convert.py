@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from sdjob.files import sync_tree
 from sdjob.model import vocabulary
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import Piece, SingleFile, converted_folder
 from sdjob.model.weights import ITEM_SIZE
 from sdjob.problems import JobError, Problem, bad_output
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.checkpoint.checkpoint import sync_tree
 from sdtrain.reporting.progress import Progress, say
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest

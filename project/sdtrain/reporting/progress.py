@@ -11,6 +11,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from sdjob import protocol
 from sdtrain.reporting.metrics import RunningMean
 from sdtrain.runtime.heartbeat import Pulse
 
@@ -22,13 +23,16 @@ _DECAY = 0.7  # of the rate, a line
 class Progress:
     """Shows how far some work is; silent on ranks where `shown` is false."""
 
-    def __init__(self, title: str, total: int, *, done: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self, title: str, total: int, *, done: int = 0, shown: bool = True, steps: bool = False
+    ) -> None:
+        """`steps`: what is counted are optimizer steps, for the heartbeat."""
         on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total, initial=done, desc=title, dynamic_ncols=True, disable=not (shown and on_terminal)
         )
         self._lines = _Lines(title, total, done) if shown and not on_terminal else None
-        self._pulse = Pulse()
+        self._pulse, self._steps = Pulse(title), steps
 
     def __enter__(self) -> Progress:
         return self
@@ -50,7 +54,7 @@ class Progress:
 
     def show(self, done: int, note: str = "") -> None:
         """Show that `done` of the total is done, and a note."""
-        self._pulse()
+        self._pulse(done if self._steps else None)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
         if self._lines:
@@ -88,7 +92,7 @@ class _Lines:
             step += self.paused / (done - self._first)
             left = str(timedelta(seconds=round((self._total - done) * step)))
         parts = (f"{self._title} {done:4d}/{self._total}", note, rate, f"eta {left}")
-        print("  ".join(part for part in parts if part), flush=True)
+        print(protocol.progress_line("  ".join(part for part in parts if part)), flush=True)
 
 
 def say(text: str) -> None:

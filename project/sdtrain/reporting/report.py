@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sdjob import files
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import BatchShape
 from sdtrain.reporting.stopwatch import Spent
@@ -116,9 +117,7 @@ def versions() -> dict[str, str]:
 
 def write(path: Path, values: dict[str, Any]) -> None:
     """Write the report atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def _device_name(world: World) -> str:

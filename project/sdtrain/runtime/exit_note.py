@@ -1,58 +1,45 @@
-"""What a process leaves behind for the launcher when it does not finish: a note of why, as JSON."""
+"""The exit note that a worker leaves for the launcher, and what an earlier attempt left for this one."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
+from sdjob import protocol
 from sdjob.problems import Problem
+from sdjob.protocol import ExitNote, Heartbeat
 
-_BEGUN = "begun"
 
+def reason_not_to_retry(environ: Mapping[str, str] = os.environ) -> int | None:
+    """The exit code of an earlier attempt of this run, if another attempt would end in the same way.
 
-def reason_not_to_try_again(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The code with which an earlier attempt of this run ended for a reason that another one cannot fix.
-
-    None: there was no earlier attempt, or it crashed; its note of this rank is then taken back.
+    None: this is the first attempt, or the earlier one crashed; this rank's note of it is then removed.
     """
-    folder = environ.get("SDJOB_NOTES_DIR")
-    if not folder or int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+    notes = protocol.notes_folder(environ)
+    if not notes or _restarts(environ) == 0:
         return None
-    for path in sorted(Path(folder).glob("rank-*.json")):
-        note = json.loads(path.read_text())
-        if note["problems"]:
-            return int(note["code"])
-    _path(folder, environ).unlink(missing_ok=True)
+    for note in ExitNote.read_all(notes):
+        if note.problems:
+            return note.code
+    ExitNote.remove(notes, rank(environ))
     return None
 
 
-def has_begun(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether an earlier attempt of this very run got as far as `begin`.
+def has_started(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether an earlier attempt of this run called `mark_started`.
 
-    torchrun's own count of restarts says less: it grows before anything was begun too, and differs between nodes.
-    Without a launcher there is nothing else to ask.
+    torchrun's count of restarts is not enough: it also grows before that, and differs between nodes. Without a
+    launcher there is nothing else.
     """
-    folder = environ.get("SDJOB_NOTES_DIR")
-    if not folder:
-        return int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    return (Path(folder) / _BEGUN).exists()
+    notes = protocol.notes_folder(environ)
+    return protocol.started_file(notes).exists() if notes else _restarts(environ) > 0
 
 
-def begin(environ: Mapping[str, str] = os.environ) -> None:
-    """Leaves word that what an earlier run left is put aside: from here on the output folder is this run's.
-
-    Raises OSError.
-    """
-    if folder := environ.get("SDJOB_NOTES_DIR"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / _BEGUN).touch()
-
-
-def _path(folder: str, environ: Mapping[str, str]) -> Path:
-    return Path(folder) / f"rank-{environ.get('RANK', 0)}.json"
+def mark_started(environ: Mapping[str, str] = os.environ) -> None:
+    """Mark the output folder as owned by this run after moving an earlier run's files away. Raises OSError."""
+    if notes := protocol.notes_folder(environ):
+        notes.mkdir(parents=True, exist_ok=True)
+        protocol.started_file(notes).touch()
 
 
 def leave(
@@ -64,26 +51,30 @@ def leave(
     traceback: str = "",
     environ: Mapping[str, str] = os.environ,
 ) -> bool:
-    """Writes rank-<r>.json into SDJOB_NOTES_DIR; False: no launcher asked for notes, or it cannot be written."""
-    folder = environ.get("SDJOB_NOTES_DIR")
-    if not folder:
+    """Write this rank's exit note; `step`: that of its heartbeat, unless given.
+
+    False: there is no launcher, or the note cannot be written.
+    """
+    notes = protocol.notes_folder(environ)
+    if not notes:
         return False
-    rank = int(environ.get("RANK", 0))
-    note = {
-        "rank": rank,
-        "code": code,
-        "step": step,
-        "time": time.time(),
-        "problems": [problem.to_dict() for problem in problems],
-        "error": error,
-        "traceback": traceback,
-    }
-    path = _path(folder, environ)
-    temporary = path.with_suffix(".tmp")
+    heartbeat = Heartbeat.read(notes, rank(environ))
+    if step is None and heartbeat:
+        step = heartbeat.step
+    note = ExitNote(
+        rank(environ), int(code), step, problems=tuple(problems), error=error, traceback=traceback
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(note, indent=1) + "\n")
-        temporary.replace(path)
-    except OSError:  # the reason for this note may be a full disk
+        note.write(notes)
+    except OSError:  # a full disk may be the reason for this note
         return False
     return True
+
+
+def rank(environ: Mapping[str, str]) -> int:
+    """The rank that torchrun gave to this process."""
+    return int(environ.get("RANK", 0))
+
+
+def _restarts(environ: Mapping[str, str]) -> int:
+    return int(environ.get("TORCHELASTIC_RESTART_COUNT", 0))

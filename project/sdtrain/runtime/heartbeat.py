@@ -1,56 +1,60 @@
-"""Signs of life for the launcher: a file whose time tells of progress, and stacks on request."""
+"""Signs of life for the launcher: heartbeats, and stacks on request."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import replace
+
+from sdjob import protocol
+from sdjob.protocol import STACKS_SIGNAL, Heartbeat
+from sdtrain.runtime.exit_note import rank
 
 _SECONDS_BETWEEN_BEATS = 1.0  # the file may lie on slow storage
 
 
 @contextlib.contextmanager
 def announced(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """While the body runs, alive-<rank> holds this process's id, and SIGUSR1 writes stacks-<rank>.txt.
+    """While the body runs, the launcher knows this process and can ask it for its stacks.
 
-    Both lie in SDJOB_NOTES_DIR; without a launcher, or where they cannot be written, nothing happens.
+    Does nothing without a launcher, or where its folder cannot be written.
     """
-    path = _file(environ)
+    notes = protocol.notes_folder(environ)
+    if notes is None:
+        yield
+        return
     try:
-        if path is None:
-            raise FileNotFoundError
-        path.write_text(str(os.getpid()))
-        stacks = path.with_name(f"stacks-{environ.get('RANK', 0)}.txt").open("w")
+        Heartbeat(os.getpid(), "start").write(notes, rank(environ))
+        stacks = protocol.stacks_file(notes, rank(environ)).open("w")
     except OSError:
         yield
         return
     with stacks:
-        faulthandler.register(signal.SIGUSR1, file=stacks)
+        faulthandler.register(STACKS_SIGNAL, file=stacks)
         try:
             yield
         finally:
-            faulthandler.unregister(signal.SIGUSR1)
+            faulthandler.unregister(STACKS_SIGNAL)
 
 
 class Pulse:
-    """Renews the time of alive-<rank>; to be called wherever something has gone forward."""
+    """Sends heartbeats of a stage, at most one a second; to be called on any progress."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        self._path = _file(environ)
+    def __init__(self, stage: str, environ: Mapping[str, str] = os.environ) -> None:
+        self._stage, self._rank = stage, rank(environ)
+        self._notes = protocol.notes_folder(environ)
         self._last = -_SECONDS_BETWEEN_BEATS
 
-    def __call__(self) -> None:
+    def __call__(self, step: int | None = None) -> None:
+        """`step`: the last optimizer step; None: unchanged."""
         now = time.monotonic()
-        if self._path is not None and now - self._last >= _SECONDS_BETWEEN_BEATS:
-            self._last = now
-            with contextlib.suppress(OSError):
-                os.utime(self._path)
-
-
-def _file(environ: Mapping[str, str]) -> Path | None:
-    folder = environ.get("SDJOB_NOTES_DIR")
-    return Path(folder) / f"alive-{environ.get('RANK', 0)}" if folder else None
+        if self._notes is None or now - self._last < _SECONDS_BETWEEN_BEATS:
+            return
+        self._last = now
+        with contextlib.suppress(OSError):
+            before = Heartbeat.read(self._notes, self._rank) or Heartbeat(os.getpid(), self._stage)
+            beat = replace(before, stage=self._stage, step=before.step if step is None else step)
+            beat.write(self._notes, self._rank)

@@ -1,4 +1,4 @@
-"""Requests to stop: a signal to this process, or the flag file that the launcher creates."""
+"""Requests to stop: a signal to this process, or the stop file that the launcher creates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sdjob import protocol
 class StopRequest:
     """Whether this process was asked to stop; the ranks agree on it at a step boundary."""
 
-    def __init__(self, flag: Path | None) -> None:
-        self._flag = flag
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
         self._signalled: float | None = None
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler; a signal that comes later ends the process, so that a person can insist."""
+        """Signal handler. A later second request ends the process at once."""
         now = time.monotonic()
         if self._signalled is None:
             self._signalled = now
@@ -30,15 +30,14 @@ class StopRequest:
             signal.raise_signal(number)
 
     def __bool__(self) -> bool:
-        return self._signalled is not None or (self._flag is not None and self._flag.exists())
+        return self._signalled is not None or (self._file is not None and self._file.exists())
 
 
 @contextmanager
 def watch(environ: Mapping[str, str] = os.environ) -> Iterator[StopRequest]:
-    """Listens for SIGTERM, SIGINT and the launcher's flag file (SDJOB_STOP_FILE)."""
-    path = environ.get("SDJOB_STOP_FILE")
-    request = StopRequest(Path(path) if path else None)
-    before = {number: signal.signal(number, request.signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Listen for the stop signals of a worker and for the stop file."""
+    request = StopRequest(protocol.stop_file(environ))
+    before = {number: signal.signal(number, request.signalled) for number in protocol.WORKER_STOP_SIGNALS}
     try:
         yield request
     finally:
@@ -47,7 +46,7 @@ def watch(environ: Mapping[str, str] = os.environ) -> Iterator[StopRequest]:
 
 
 class Stopped(Exception):
-    """The run was asked to stop; what it had done is saved."""
+    """The run was asked to stop; its progress is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")

@@ -31,7 +31,7 @@ def loss(training: Training, held_out: HeldOut) -> float | None:
     denoiser = Denoiser(architectures.of(parts), parts.unet, trained_encoders)
     rounds = math.ceil(held_out.count / world.size)
     losses: dict[int, float] = {}
-    pulse = Pulse()
+    pulse = Pulse("validation loss")
     with training.averaged(), evaluating(parts), attention.chosen(training.spec.attention), torch.no_grad():
         for index in range(world.rank, rounds * world.size, world.size):
             if world.any(bool(training.stop)):

@@ -69,7 +69,7 @@ def _write_slice(training: Training, folder: Path) -> bool:
     todo = every[world.rank :: world.size]
     prompts, seeds = [spec.validation_prompts[p] for p, _ in todo], [spec.seed + i for _, i in todo]
     images = generate.generate(training.parts, prompts, seeds, generate.sampling(spec))
-    pulse = Pulse()
+    pulse = Pulse("generate images")
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
         image.save(folder / image_name(p, i))
         pulse()

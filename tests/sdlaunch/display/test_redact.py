@@ -66,6 +66,14 @@ def test_a_secret_within_a_longer_one():
     assert redact("abcdef123 abcdef", secrets) == "[redacted] [redacted]"
 
 
+@pytest.mark.parametrize(("value", "hidden"), [("abcde", False), ("abcdef", True)])
+def test_a_value_is_a_secret_from_six_characters_on(value, hidden):
+    text = f"the word {value}s"
+    assert redact(text, secrets_of({"API_KEY": value})) == (
+        text.replace(value, "[redacted]") if hidden else text
+    )
+
+
 @pytest.mark.parametrize(
     "spell", [str, json.dumps, shlex.quote, lambda text: shlex.quote(f"NAME={text}"), yaml.safe_dump]
 )

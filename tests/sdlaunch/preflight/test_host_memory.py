@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlaunch.supervise.verdict import oom_kills
+from sdlaunch.supervise.processes import oom_kills
 from tests.support.launcher import supervised
 
 LIMIT = 400 << 20

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdjob.output.layout import OutputLayout
+from sdjob.problems import bad_input
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.supervise import failure_report
 from sdlaunch.supervise.verdict import Verdict
@@ -16,7 +17,7 @@ ECHO = Verdict(
     70, ("RuntimeError('connection closed by peer')",), "", 0, 3, special="bug or lost peer", time=1
 )
 KILLED = Verdict(70, ("rank 5 was killed",), "", 5, 3, special="killed from outside", time=2)
-PROBLEM = {"subject": "row 3", "found": "no image", "remedy": "Take it out.", "code": 66}
+PROBLEM = bad_input("row 3", "no image", "Take it out.")
 BAD_ROW = Verdict(66, ("row 3: no image",), "", 9, 3, problems=(PROBLEM,), time=3)
 FINISHED = Verdict(0, (), "")
 
@@ -51,7 +52,11 @@ def test_the_node_that_names_the_cause_is_repeated_whoever_speaks_last(layout, v
     for each in order:
         failure_report.record(layout, clusters[each], verdicts[each], ())
     said = read(layout)
-    assert (said["node"], said["class"], said["code"]) == (node, verdicts[node].kind, verdicts[node].code)
+    assert (said["node"], said["class"], said["code"]) == (
+        node,
+        verdicts[node].failure_class,
+        verdicts[node].code,
+    )
     assert {each["node"] for each in said["other_nodes"]} == {0, 1, 2} - {node}
 
 
@@ -142,7 +147,7 @@ if node == 0:
 else:
     time.sleep(0.3); note(1, 66, problems=[PROBLEM])
 sys.exit(1)
-""".replace("PROBLEM", repr(PROBLEM))
+""".replace("PROBLEM", repr(PROBLEM.to_dict()))
 
 
 def test_two_launchers_in_one_folder_name_the_cause(place, tmp_path):

@@ -4,9 +4,8 @@ import time
 
 import pytest
 
-from sdlaunch.supervise import supervisor
-from sdlaunch.supervise.hang import Hang
-from sdlaunch.supervise.supervisor import Watch
+from sdlaunch.supervise import hang
+from sdlaunch.supervise.hang import Hang, Watch
 from tests.support.launcher import supervised
 
 # Ranks of a job without torch: they announce themselves as the worker does.
@@ -34,6 +33,7 @@ def test_a_hang_is_70_with_the_stacks_of_all_ranks(run):
     assert "hang (exit code 70" in text
     assert "rank 1: stuck (<string>:4)" in text
     assert ended.failure["class"] == "hang"
+    assert ended.failure["evidence"][0].endswith(" s (hang_timeout); last: start")
     stacks = (ended.output / "logs" / "stacks-of-node-0.txt").read_text()
     assert stacks == ended.failure["traceback"]
     assert stacks.count("in stuck") == 2
@@ -50,14 +50,14 @@ def test_a_rank_that_cannot_answer_is_described(run):
 
 
 def test_progress_is_no_hang(run):
-    steps = "['pulse = heartbeat.Pulse()', 'for n in range(30):', '    time.sleep(0.15); pulse()']"
+    steps = "['pulse = heartbeat.Pulse(\"step\")', 'for n in range(30):', '    time.sleep(0.15); pulse()']"
     run(f"sys.exit(rank(0, {steps}).wait())", hang_timeout="3").end(0)
 
 
 @pytest.mark.parametrize(("timeout", "hangs"), [(0.0, False), (8.0, True)])
 def test_without_a_limit_nothing_is_looked_for(tmp_path, monkeypatch, timeout, hangs):
     clock = [1e9]
-    monkeypatch.setattr(supervisor.time, "time", lambda: clock[0])
+    monkeypatch.setattr(hang.time, "time", lambda: clock[0])
     watch = Watch(tmp_path, timeout)
     for _ in range(100):
         clock[0] += 0.2  # as often as the launcher looks
@@ -75,7 +75,7 @@ def test_a_start_that_never_ends_is_a_hang_too(run):
 @pytest.mark.parametrize("jump", [100, -3600])
 def test_a_pause_of_everything_or_a_clock_that_is_set_is_no_hang(tmp_path, monkeypatch, jump):
     clock = [1e9]
-    monkeypatch.setattr(supervisor.time, "time", lambda: clock[0])
+    monkeypatch.setattr(hang.time, "time", lambda: clock[0])
     watch = Watch(tmp_path, timeout=8.0)
 
     def hangs_after(seconds: float) -> bool:
@@ -109,8 +109,8 @@ def test_the_rank_that_does_not_wait_for_the_others_is_the_root(stacks, culprit)
     assert Hang(1.0, stacks).culprit() == culprit
 
 
-def test_places_name_the_innermost_frame():
-    assert Hang(1.0, {1: BUSY, 0: WAITING}).places() == [
+def test_the_innermost_frames_are_named():
+    assert Hang(1.0, {1: BUSY, 0: WAITING}).innermost() == [
         "rank 0: reduce (c10d.py:9)",
         "rank 1: load (data.py:7)",
     ]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from sdlaunch.settings import resolve
-from sdlaunch.supervise import supervisor
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import DRIVER, PRELUDE, supervised
 
@@ -54,17 +53,6 @@ def test_a_run_that_finishes(run, tmp_path):
         "plan.json",
         "spec.yaml",
     ]
-
-
-def test_a_folder_of_notes_that_cannot_be_removed_is_emptied(tmp_path, monkeypatch):
-    """As on a network mount, while somebody has a file open there."""
-    notes = tmp_path / "notes-0"
-    notes.mkdir()
-    (notes / "rank-0.json").write_text("{}")
-    (notes / ".nfs0001").touch()
-    monkeypatch.setattr(supervisor.shutil, "rmtree", lambda *_, **__: None)
-    supervisor._fresh(notes, tmp_path / "stop-0")
-    assert [path.name for path in notes.iterdir()] == [".nfs0001"]
 
 
 @pytest.mark.parametrize("code", [0, 66])
@@ -129,7 +117,7 @@ def test_a_rank_that_was_killed_is_the_cause_whatever_its_peers_say(run):
     ],
 )
 def test_without_notes_the_log_tells(run, line, code, kind):
-    ended = run(f"say('[rank 1] step   12/400  loss 0.1'); say({line!r})" + ROOT_CAUSE.format(code=1))
+    ended = run(f"beat(1, step=12); beat(0, step=11); say({line!r})" + ROOT_CAUSE.format(code=1))
     ended.end(code)
     assert (ended.failure["class"], ended.failure["step"], ended.failure["root_rank"]) == (kind, 12, 1)
 
@@ -291,8 +279,8 @@ def test_every_line_of_the_log_has_its_time(run):
 
 def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
     (tmp_path / "fake.py").write_text(
-        PRELUDE
-        + "say('[rank 0] step   1/9  loss 1'); say('[rank 0] step   2/9  loss 1'); say('[rank 0] saved')"
+        PRELUDE + "for n in (1, 2): say('[rank 0] ' + protocol.progress_line(f'step   {n}/9  loss 1'))\n"
+        "say('[rank 0] saved')"
     )
     terminal, theirs = pty.openpty()
     subprocess.run(

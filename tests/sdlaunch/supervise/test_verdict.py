@@ -2,11 +2,13 @@
 
 import pytest
 
-from sdlaunch.supervise.verdict import Ending, Note, advised, judge
+from sdjob.problems import Problem
+from sdjob.protocol import ExitNote, Heartbeat
+from sdlaunch.supervise.verdict import Ending, advised, judge
 
 
 def note(rank=0, code=70, time=1.0):
-    return Note(rank, code, step=3, time=time, error="E", traceback=None, problems=())
+    return ExitNote(rank, code, step=3, time=time, error="E")
 
 
 def ending(**more):
@@ -62,7 +64,7 @@ def test_the_code(end, code):
 def test_a_rank_that_a_signal_ended_is_the_cause_of_what_its_peers_say(status, root, kind):
     table = (*KILLED[:2], f"  exitcode  : {status} (pid: 5)")
     verdict = judge(ending(log_tail=table, notes=(note(0, code=70),)))
-    assert (verdict.code, verdict.root_rank, verdict.kind) == (70, root, kind)
+    assert (verdict.code, verdict.root_rank, verdict.failure_class) == (70, root, kind)
 
 
 def test_the_line_of_a_crash_without_memory_goes_before_its_signal():
@@ -75,17 +77,18 @@ def test_the_line_of_a_crash_without_memory_goes_before_its_signal():
 
 
 def test_a_host_without_memory_names_the_victim_and_its_last_step():
-    verdict = judge(ending(oom_kills=2, log_tail=("[rank 0] step   41/400  loss 1", *KILLED)))
-    assert (verdict.root_rank, verdict.step, verdict.kind) == (1, 41, "out of memory")
+    beats = (Heartbeat(1, "step", 41), Heartbeat(2, "step", 40), Heartbeat(3, "start"))
+    verdict = judge(ending(oom_kills=2, log_tail=KILLED, heartbeats=beats))
+    assert (verdict.root_rank, verdict.step, verdict.failure_class) == (1, 41, "out of memory")
     assert "2 processes" in verdict.evidence[0]
 
 
 def test_a_device_without_memory_is_told_what_would_fit():
-    problem = {"subject": "memory", "found": "the device has too little", "remedy": "Lower something."}
-    verdict = judge(ending(notes=(Note(1, 71, 3, 1.0, None, None, (problem,)),)))
+    problem = Problem(71, "memory", "the device has too little", "Lower something.")
+    verdict = judge(ending(notes=(ExitNote(1, 71, 3, problems=(problem,)),)))
     advice = advised(verdict, ["gradient_checkpointing=1", "lora_rank=16"])
     assert advice.remedy == "Settings that need clearly less: gradient_checkpointing=1; lora_rank=16."
-    assert [each["remedy"] for each in advice.problems] == [advice.remedy]
+    assert [each.remedy for each in advice.problems] == [advice.remedy]
     assert advised(verdict, []) == verdict
     bug = judge(ending(notes=(note(code=70),)))
     assert advised(bug, ["lora_rank=16"]) == bug

@@ -130,7 +130,7 @@ def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_half_one(layout):
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]
 
 
-@pytest.mark.parametrize("function", ["write_manifest", "sync_tree", "sync_folder", "_delete_oldest"])
+@pytest.mark.parametrize("function", ["write_manifest", "sync_tree", "sync", "_delete_oldest"])
 def test_death_anywhere_in_a_save_leaves_a_whole_newest_one(layout, monkeypatch, function):
     save(layout, 2)
 

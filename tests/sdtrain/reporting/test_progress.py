@@ -1,9 +1,12 @@
 """Progress: a bar on a terminal; in a log the first line at once, then one every few seconds, and the last."""
 
+import os
 from itertools import pairwise
 
 import pytest
 
+from sdjob import protocol
+from sdjob.protocol import Channel, Heartbeat
 from sdtrain.reporting import progress
 from sdtrain.reporting.progress import Progress
 
@@ -18,12 +21,19 @@ def clock(monkeypatch):
     return now
 
 
+def printed(capsys) -> str:
+    """What a log shows; each line is marked as progress, which a terminal shows in place."""
+    lines = capsys.readouterr().out.splitlines(keepends=True)
+    assert [line for line in lines if line != f"{protocol.progress_line(line.rstrip())}\n"] == []
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
 def test_lines(clock, capsys):
     with Progress("step", 100) as shown:
         for done in range(1, 101):
             clock[0] += 0.5
             shown.show(done, f"loss {done}")
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed(capsys).splitlines()
     assert lines[0] == "step    1/100  loss 1  2.0 it/s  eta 0:00:50"
     assert lines[1] == "step   11/100  loss 11  2.0 it/s  eta 0:00:44"
     assert lines[-1] == "step  100/100  loss 100  2.0 it/s  eta 0:00:00"
@@ -34,7 +44,7 @@ def test_a_resumed_run_measures_its_own_steps(clock, capsys):
     with Progress("step", 100, done=90) as shown:
         clock[0] += 5
         shown.show(95)
-    assert capsys.readouterr().out == "step   95/100  1.0 it/s  eta 0:00:05\n"
+    assert printed(capsys) == "step   95/100  1.0 it/s  eta 0:00:05\n"
 
 
 def test_slow_steps_are_shown_in_seconds_each(clock, capsys):
@@ -42,7 +52,7 @@ def test_slow_steps_are_shown_in_seconds_each(clock, capsys):
         for done in (1, 2):
             clock[0] += 40
             shown.show(done)
-    assert capsys.readouterr().out.splitlines()[1] == "step    2/4  40.0 s/it  eta 0:01:20"
+    assert printed(capsys).splitlines()[1] == "step    2/4  40.0 s/it  eta 0:01:20"
 
 
 def test_the_rate_forgets_the_first_step_and_slow_steps_long_ago(clock, capsys):
@@ -50,7 +60,7 @@ def test_the_rate_forgets_the_first_step_and_slow_steps_long_ago(clock, capsys):
         for done in range(1, 601):
             clock[0] += 90 if done == 1 else 1 if done <= 200 else 0.5
             shown.show(done)
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed(capsys).splitlines()
     assert lines[0] == "step    1/1000  90.0 s/it  eta 1 day, 0:58:30"
     assert lines[1] == "step    6/1000  1.0 it/s  eta 0:16:34"
     assert lines[-1] == "step  569/1000  2.0 it/s  eta 0:03:37"
@@ -62,7 +72,7 @@ def test_the_rate_is_a_running_mean_over_lines(clock, capsys):
         for done in (1, 6, 16):
             clock[0] += 5
             shown.show(done)
-    assert "1.6 it/s" in capsys.readouterr().out.splitlines()[-1]
+    assert "1.6 it/s" in printed(capsys).splitlines()[-1]
 
 
 def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
@@ -73,7 +83,7 @@ def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
             if done == 5:
                 with shown.paused():
                     clock[0] += 30
-    assert capsys.readouterr().out.splitlines()[-1] == "step    6/20  1.0 it/s  eta 0:01:24"
+    assert printed(capsys).splitlines()[-1] == "step    6/20  1.0 it/s  eta 0:01:24"
 
 
 def test_lines_become_fewer_with_the_hours(clock, capsys):
@@ -81,7 +91,7 @@ def test_lines_become_fewer_with_the_hours(clock, capsys):
         for done in range(1, 8 * 3600 + 1):
             clock[0] += 1
             shown.show(done)
-    steps = [int(line.split()[1].partition("/")[0]) for line in capsys.readouterr().out.splitlines()]
+    steps = [int(line.split()[1].partition("/")[0]) for line in printed(capsys).splitlines()]
     spaces = [after - before for before, after in pairwise(steps[:-1])]
     assert (spaces[0], spaces[-1], len(steps)) == (5, 30, LINES_OF_EIGHT_HOURS)
     assert spaces == sorted(spaces)
@@ -100,7 +110,7 @@ def test_work_that_has_not_advanced_has_no_rate(clock, capsys):
     with Progress("images", 4) as shown:
         clock[0] += 1
         shown.show(0)
-    assert capsys.readouterr().out == "images    0/4  ? it/s  eta ?\n"
+    assert printed(capsys) == "images    0/4  ? it/s  eta ?\n"
 
 
 def test_other_ranks_are_silent(clock, capsys):
@@ -109,3 +119,15 @@ def test_other_ranks_are_silent(clock, capsys):
         shown.show(2)
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
+
+
+def test_heartbeats_tell_the_stage_and_keep_the_last_step(tmp_path, monkeypatch):
+    for name, value in Channel(tmp_path, tmp_path / "stop").environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "1")
+    with Progress("step", 100, shown=False, steps=True) as shown:
+        shown.show(41)
+    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "step", 41)
+    with Progress("class images", 9, shown=False) as shown:
+        shown.show(3)
+    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "class images", 41)
