@@ -97,17 +97,24 @@ def _against_config(part: Part, name: str) -> Iterator[Problem]:
 
 def _between_parts(model: PipelineFolder) -> Iterator[Problem]:
     """What one part hands to the next: latents to the U-Net, hidden states to its attention, token ids."""
-    unet, vae, text = (model.parts[name].config for name in ("unet", "vae", "text_encoder"))
-    texts = [name for name in ("text_encoder", "text_encoder_2") if name in model.parts]
+    denoiser, vae = model.denoiser.config, model.parts["vae"].config
+    texts = list(model.architecture.text_encoders)
+    text = model.parts[texts[0]].config
     widths = [
         model.parts[name].config.get("hidden_size", shapes.TEXT_DEFAULTS["hidden_size"]) for name in texts
     ]
     width = sum(widths) if all(isinstance(one, int) for one in widths) else widths[0]  # side by side
     pairs = (
-        ("in_channels", unet.get("in_channels", 4), "vae", "latent_channels", vae.get("latent_channels", 4)),
+        (
+            "in_channels",
+            denoiser.get("in_channels", 4),
+            "vae",
+            "latent_channels",
+            vae.get("latent_channels", 4),
+        ),
         (
             "cross_attention_dim",
-            unet.get("cross_attention_dim", 1280),
+            denoiser.get("cross_attention_dim", 1280),
             " and ".join(texts),
             "hidden_size",
             width,
@@ -115,7 +122,8 @@ def _between_parts(model: PipelineFolder) -> Iterator[Problem]:
     )
     for key, have, other, other_key, want in pairs:
         if isinstance(have, int) and have != want:
-            found = f"unet/config.json has {key}={have}, and {other}/config.json {other_key}={want}"
+            name = model.architecture.denoiser
+            found = f"{name}/config.json has {key}={have}, and {other}/config.json {other_key}={want}"
             yield bad_input(shown(model.path), found, _MATCHING)
     yield from _tokens(model, text.get("vocab_size", shapes.TEXT_DEFAULTS["vocab_size"]))
 
@@ -140,7 +148,7 @@ def _tokens(model: PipelineFolder, vocab_size: Any) -> Iterator[Problem]:
 
 def native_resolution(model: PipelineFolder) -> int | None:
     """The side of the images that the U-Net was made for; None where its config does not say."""
-    size = model.parts["unet"].config.get("sample_size")
+    size = model.denoiser.config.get("sample_size")
     return size * latent_factor(model) if isinstance(size, int) and size > 0 else None
 
 

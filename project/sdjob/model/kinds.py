@@ -13,18 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.model import vocabulary
+from sdjob.model.architectures import ARCHITECTURES, STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 
 Config = Mapping[str, Any]
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
-SD_PIPELINE, XL_PIPELINE = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
-CLASSES: Mapping[str, tuple[str, str]] = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,17 +55,20 @@ def blueprint(kind: Kind, prediction_type: str, *, zero_snr: bool) -> Blueprint:
         configs["vae"] = {**configs["vae"], "sample_size": 768}
     configs["scheduler"] = _scheduler(kind.scheduler, prediction_type, zero_snr=zero_snr)
     tokenizers = ("tokenizer", "tokenizer_2")[: len(kind.paddings)]
-    files = {f"{name}/config.json": _text(config) for name, config in _networks(configs).items()}
+    components = ARCHITECTURES[kind.class_name].components
+    classes = {
+        name: (components[name].library, components[name].classes[0]) for name in (*kind.parts, *tokenizers)
+    }
+    files = {f"{name}/config.json": _text(config) for name, config in _networks(configs, classes).items()}
     files[_SCHEDULER_FILE] = _text(configs["scheduler"])
     for name, padding in zip(tokenizers, kind.paddings, strict=True):
         files[f"{name}/tokenizer_config.json"] = _text(_tokenizer(padding))
-    classes = {name: CLASSES[name] for name in (*kind.parts, *tokenizers)}
     index: dict[str, Any] = {
         "_class_name": kind.class_name,
         **classes,
         "scheduler": ("diffusers", kind.scheduler),
     }
-    if kind.class_name == XL_PIPELINE:
+    if kind.class_name == STABLE_DIFFUSION_XL.class_name:
         index["force_zeros_for_empty_prompt"] = True
     else:
         index |= {"safety_checker": (None, None), "feature_extractor": (None, None)}
@@ -97,14 +92,14 @@ def predicting(plan: Blueprint, prediction_type: str) -> Blueprint:
     return replace(plan, configs={**plan.configs, "scheduler": scheduler}, files=files)
 
 
-def _networks(configs: Mapping[str, Config]) -> dict[str, Config]:
+def _networks(configs: Mapping[str, Config], classes: Mapping[str, tuple[str, str]]) -> dict[str, Config]:
     """The configurations of the networks, each with the name of its class."""
     key = {"diffusers": "_class_name", "transformers": "architectures"}
     found: dict[str, Config] = {}
     for name, config in configs.items():
         if name == "scheduler":
             continue
-        library, class_name = CLASSES[name]
+        library, class_name = classes[name]
         found[name] = {key[library]: class_name if library == "diffusers" else [class_name], **config}
     return found
 
@@ -200,7 +195,7 @@ _AFTER_END, _EXCLAMATION = vocabulary.END, "!"  # the latter has the number 0, w
 
 SD_1 = Kind(
     "Stable Diffusion 1.x",
-    SD_PIPELINE,
+    STABLE_DIFFUSION.class_name,
     768,
     {"unet": _unet(768), "vae": _vae(512, 0.18215), "text_encoder": _CLIP_L},
     "DDIMScheduler",
@@ -208,7 +203,7 @@ SD_1 = Kind(
 )
 SD_2 = Kind(
     "Stable Diffusion 2.x",
-    SD_PIPELINE,
+    STABLE_DIFFUSION.class_name,
     1024,
     {
         "unet": _unet(1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True),
@@ -222,7 +217,7 @@ SD_2 = Kind(
 )
 SD_XL = Kind(
     "Stable Diffusion XL",
-    XL_PIPELINE,
+    STABLE_DIFFUSION_XL.class_name,
     2048,
     {
         "unet": _unet(

@@ -77,7 +77,7 @@ class Estimate:
 def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estimate | None:
     """None where the shapes of the weights are not known: of pickles."""
     count = trainable.parameters(spec, model)
-    if count is None or model.parts["unet"].pickled:
+    if count is None or model.denoiser.pickled:
         return None
     world = topology.world_size
     width = _width(spec, topology)
@@ -159,7 +159,7 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     # Autocast computes norms in fp32, but for a CPU's.
     shards = PLUGINS[spec.plugin].shards
     norm = number if shards or topology.device == "cpu" else _FP32
-    layers = list(_layers(model.parts["unet"].tensors, spec.resolution // fit.latent_factor(model)))
+    layers = list(_layers(model.denoiser.tensors, spec.resolution // fit.latent_factor(model)))
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
     if spec.gradient_checkpointing:

@@ -22,49 +22,19 @@ from sdjob.files import (
     shown,
     unreadable,
 )
-from sdjob.model import single_file
-from sdjob.model.kinds import SD_PIPELINE, XL_PIPELINE, Blueprint
+from sdjob.model import architectures, single_file
+from sdjob.model.architectures import ARCHITECTURES, Architecture, Component
+from sdjob.model.kinds import Blueprint
 from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Tensor, find_weights
 from sdjob.problems import JobError, Problem, bad_input
 
-SUPPORTED, XL = SD_PIPELINE, XL_PIPELINE
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
 _MAX_TIMESTEPS = 100_000
 _WHOLE = "copy the whole pipeline folder again (save_pretrained writes all of it)"
-_TRAINABLE = "use Stable Diffusion 1.x or 2.x, or the base of XL"
+_TRAINABLE = f"use {architectures.titles()}"
 _MAX_FILES = 50  # single files in a folder that are looked into
 _MAX_REFUSALS = 6  # of which so many are spoken of
-
-
-@dataclass(frozen=True)
-class PartKind:
-    """What a part of the pipeline must be."""
-
-    classes: tuple[str, ...]  # empty: any
-    config: str | None = None
-    weights: tuple[str, str] | None = None  # stems of the safetensors files and of the pickles
-
-
-_DIFFUSERS = ("diffusion_pytorch_model", "diffusion_pytorch_model")
-PARTS: Mapping[str, PartKind] = {
-    "unet": PartKind(("UNet2DConditionModel",), "config.json", _DIFFUSERS),
-    "vae": PartKind(("AutoencoderKL",), "config.json", _DIFFUSERS),
-    "text_encoder": PartKind(("CLIPTextModel",), "config.json", ("model", "pytorch_model")),
-    "tokenizer": PartKind(("CLIPTokenizer", "CLIPTokenizerFast")),
-    "scheduler": PartKind((), "scheduler_config.json"),
-}
-_PARTS_OF: Mapping[str, Mapping[str, PartKind]] = {
-    SUPPORTED: PARTS,
-    XL: {
-        **PARTS,
-        "text_encoder_2": PartKind(
-            ("CLIPTextModelWithProjection",), "config.json", ("model", "pytorch_model")
-        ),
-        "tokenizer_2": PARTS["tokenizer"],
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -91,6 +61,14 @@ class PipelineFolder:
     prediction_type: str
     parts: Mapping[str, Part]
     single: SingleFile | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.class_name]
+
+    @property
+    def denoiser(self) -> Part:
+        return self.parts[self.architecture.denoiser]
 
 
 def find_pipeline(
@@ -119,14 +97,15 @@ def _in_folder(folder: Path, *, allow_pickle: bool) -> PipelineFolder:
     class_name, classes = _index_of(folder)
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
-    for part, kind in _PARTS_OF[class_name].items():
+    for part, kind in ARCHITECTURES[class_name].components.items():
         try:
             parts[part] = _read_part(folder / part, classes.get(part, ""), kind, allow_pickle)
         except JobError as error:
             problems += error.problems
-    prediction_type = "epsilon"
+    prediction_types = ARCHITECTURES[class_name].prediction_types
+    prediction_type = prediction_types[0]
     if "scheduler" in parts:
-        problems += _schedule_problems(parts["scheduler"])
+        problems += _schedule_problems(parts["scheduler"], prediction_types)
         prediction_type = str(parts["scheduler"].config.get("prediction_type", prediction_type))
     if problems:
         raise JobError(problems)
@@ -137,11 +116,11 @@ def _index_of(folder: Path) -> tuple[str, dict[str, str]]:
     """The class of the pipeline, and of each part. Raises JobError."""
     index = read_json(folder / "model_index.json")
     class_name = str(index.get("_class_name", "pipeline of no named class"))
-    if class_name not in _PARTS_OF:
+    if class_name not in ARCHITECTURES:
         raise JobError(
             bad_input(shown(folder), f"is a {class_name}, which this version does not train", _TRAINABLE)
         )
-    return class_name, {part: _class_of(index, part) for part in _PARTS_OF[class_name]}
+    return class_name, {part: _class_of(index, part) for part in ARCHITECTURES[class_name].components}
 
 
 # --- single files ------------------------------------------------------------------------------------
@@ -151,7 +130,7 @@ def _of_single_file(single: SingleFile) -> PipelineFolder:
     """The pipeline as the folder will be that is made of the file."""
     plan = single.blueprint
     parts = {}
-    for name in _PARTS_OF[plan.class_name]:
+    for name in ARCHITECTURES[plan.class_name].components:
         pieces = single.weights.get(name, {})
         parts[name] = Part(
             plan.folders[name],
@@ -162,7 +141,8 @@ def _of_single_file(single: SingleFile) -> PipelineFolder:
             config=plan.configs[name],
             tensors={key: Tensor(piece.stored.shape, single.path) for key, piece in pieces.items()},
         )
-    if problems := _schedule_problems(parts["scheduler"]):
+    prediction_types = ARCHITECTURES[plan.class_name].prediction_types
+    if problems := _schedule_problems(parts["scheduler"], prediction_types):
         raise JobError(problems)
     return PipelineFolder(single.path, plan.class_name, single.prediction_type, parts, single)
 
@@ -173,7 +153,7 @@ def _blueprint_in(folder: Path) -> Blueprint:
     configs: dict[str, Mapping[str, Any]] = {}
     files: dict[str, str] = {}
     problems: list[Problem] = []
-    for part, kind in _PARTS_OF[class_name].items():
+    for part, kind in ARCHITECTURES[class_name].components.items():
         try:
             listed, configs[part] = _read_config(folder / part, classes[part], kind)
             small = (name for name in listed if name.endswith((".json", ".txt")) and ".index." not in name)
@@ -263,7 +243,10 @@ def _ambiguous(place: Path, found: Sequence[Path], what: str) -> Problem:
 
 def _looks_like_pipeline(listing: Listing) -> bool:
     """Also where model_index.json itself is missing, so that the message can say just that."""
-    return "model_index.json" in listing.files or len(PARTS.keys() & set(listing.folders)) >= 2
+    return (
+        "model_index.json" in listing.files
+        or len(architectures.component_names() & set(listing.folders)) >= 2
+    )
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str:
@@ -272,7 +255,7 @@ def _class_of(index: Mapping[str, Any], part: str) -> str:
     return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else ""
 
 
-def _read_part(folder: Path, class_name: str, kind: PartKind, allow_pickle: bool) -> Part:
+def _read_part(folder: Path, class_name: str, kind: Component, allow_pickle: bool) -> Part:
     """One part, proven complete. Raises JobError."""
     _, config = _read_config(folder, class_name, kind)
     if not kind.weights:
@@ -291,7 +274,7 @@ def _read_part(folder: Path, class_name: str, kind: PartKind, allow_pickle: bool
     )
 
 
-def _read_config(folder: Path, class_name: str, kind: PartKind) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+def _read_config(folder: Path, class_name: str, kind: Component) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """The files of a part, and its configuration, with which it can be trained. Raises JobError."""
     try:
         names = list_folder(folder).files
@@ -309,27 +292,27 @@ def _read_config(folder: Path, class_name: str, kind: PartKind) -> tuple[tuple[s
         _check_tokenizer(folder, names)
         return names, {}
     config = read_json(folder / kind.config)
-    _check_config(folder, config, class_name)
+    _check_channels(folder, config, kind)
     return names, config
 
 
-def _check_config(folder: Path, config: Mapping[str, Any], class_name: str) -> None:
-    """Inpainting, depth and editing models differ in one number only: the channels that the U-Net takes."""
-    channels = config.get("in_channels", 4)
-    if class_name == "UNet2DConditionModel" and channels != 4:
+def _check_channels(folder: Path, config: Mapping[str, Any], kind: Component) -> None:
+    """Inpainting, depth and editing models differ in one number only: the channels that the denoiser takes."""
+    channels = config.get("in_channels", kind.in_channels)
+    if kind.in_channels is not None and channels != kind.in_channels:
         what = " (an inpainting model)" if channels == 9 else ""
-        found = f"takes {channels} channels instead of 4{what}, which this version does not train"
+        found = f"takes {channels} channels instead of {kind.in_channels}{what}, which this version does not train"
         raise JobError(bad_input(shown(folder), found, _TRAINABLE))
 
 
-def _schedule_problems(scheduler: Part) -> list[Problem]:
+def _schedule_problems(scheduler: Part, prediction_types: Sequence[str]) -> list[Problem]:
     """What the noise schedule must be for a loss to be computed with it."""
     config, subject = scheduler.config, shown(scheduler.folder)
     found: list[Problem] = []
-    prediction_type = str(config.get("prediction_type", "epsilon"))
-    if prediction_type not in PREDICTION_TYPES:
+    prediction_type = str(config.get("prediction_type", prediction_types[0]))
+    if prediction_type not in prediction_types:
         what = f"prediction_type is {prediction_type!r}, which this version does not train"
-        found.append(bad_input(subject, what, f"use {few(PREDICTION_TYPES)}"))
+        found.append(bad_input(subject, what, f"use {few(prediction_types)}"))
     steps = config.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 < steps <= _MAX_TIMESTEPS:
         what = f"num_train_timesteps is {steps!r}, not a number from 2 to {_MAX_TIMESTEPS:,}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sdjob.files import few, shown, unreadable
 from sdjob.model import key_names, kinds, shapes
+from sdjob.model.architectures import STABLE_DIFFUSION_XL
 from sdjob.model.archive import Archive, Stored, open_archive
 from sdjob.model.key_names import Place
 from sdjob.model.kinds import Blueprint, Kind
@@ -236,7 +237,7 @@ def _weights(archive: Archive, blueprint: Blueprint) -> tuple[dict[str, dict[str
                 bad_input(shown(blueprint.folders[part]), known, "use the model as a diffusers folder")
             )
             continue
-        xl = blueprint.class_name == kinds.XL_PIPELINE
+        xl = blueprint.class_name == STABLE_DIFFUSION_XL.class_name
         places = key_names.places(part, config, expected, xl=xl)
         there = {name: place for name, place in places.items() if place.name in tensors}
         if not there:

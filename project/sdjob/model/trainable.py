@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from sdjob.model.pipeline import XL, PipelineFolder
+from sdjob.model.architectures import Architecture
+from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Tensor
-from sdjob.settings.choices import TEXT_ENCODER_LAYERS
 from sdjob.settings.run_spec import RunSpec
 
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
@@ -16,15 +16,22 @@ _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 
 def parts(spec: RunSpec, model: PipelineFolder) -> tuple[str, ...]:
     """The parts of the pipeline that are trained, or get a LoRA."""
-    encoders = [name for name in model.parts if name.startswith("text_encoder")]
-    return ("unet", *encoders) if spec.train_text_encoder else ("unet",)
+    architecture = model.architecture
+    encoders = architecture.text_encoders if spec.train_text_encoder else ()
+    return architecture.denoiser, *encoders
 
 
-def idle(class_name: str, part: str, layers: int) -> tuple[str, ...]:
-    """What the names of those weights of a text encoder begin with that no loss depends on, so that they are not
-    trained: the U-Net of SDXL is told what enters the last layer of the first encoder, and nothing after it."""
-    of_xl = class_name == XL and part == "text_encoder"
-    return (f"encoder.layers.{layers - 1}.", "final_layer_norm.") if of_xl else ()
+def lora_targets(spec: RunSpec, architecture: Architecture, part: str) -> tuple[str, ...]:
+    """The layers of a part that get a LoRA."""
+    if part == architecture.denoiser:
+        return spec.lora_target_modules
+    return architecture.text_encoder_lora_targets
+
+
+def idle(architecture: Architecture, part: str, layers: int) -> tuple[str, ...]:
+    """Name prefixes of the weights of a text encoder that no loss depends on, so that they are not trained."""
+    unused = part in architecture.unused_last_layer
+    return (f"encoder.layers.{layers - 1}.", "final_layer_norm.") if unused else ()
 
 
 def parameters(spec: RunSpec, model: PipelineFolder) -> int | None:
@@ -38,7 +45,7 @@ def parameters(spec: RunSpec, model: PipelineFolder) -> int | None:
     return spec.lora_rank * sum(
         _widths(
             {key: t for key, t in part.tensors.items() if key not in _idle(model, name)},
-            spec.lora_target_modules if name == "unet" else TEXT_ENCODER_LAYERS,
+            lora_targets(spec, model.architecture, name),
         )
         for name, part in chosen.items()
     )
@@ -48,7 +55,7 @@ def _idle(model: PipelineFolder, name: str) -> dict[str, Tensor]:
     """The weights of a part that no loss depends on; none of pickles, whose names are not known."""
     tensors = model.parts[name].tensors
     layers = 1 + max((int(found[1]) for key in tensors if (found := _LAYER.search(key))), default=0)
-    prefixes = idle(model.class_name, name, layers)
+    prefixes = idle(model.architecture, name, layers)
     return {key: t for key, t in tensors.items() if key.removeprefix("text_model.").startswith(prefixes)}
 
 

@@ -52,10 +52,11 @@ def _in_todays_words(name: str, text: str) -> str:
 
 
 def model_identity(folder: PipelineFolder) -> str:
-    """A hash of the U-Net's and VAE's configuration, and of size, head and tail of each weight file."""
+    """A hash of the configurations, and of size, head and tail of each weight file."""
     digest = hashlib.sha256()
-    further = [name for name in ("text_encoder_2",) if name in folder.parts]
-    for name in ("unet", "vae", "text_encoder", "scheduler", *further):
+    architecture = folder.architecture
+    first, *further = architecture.text_encoders
+    for name in (architecture.denoiser, "vae", first, "scheduler", *further):
         for path in sorted((folder.path / name).glob("*config.json")):
             digest.update(path.read_bytes())
         for path in folder.parts[name].weights:

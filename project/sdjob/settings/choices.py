@@ -47,5 +47,3 @@ EXPORTED = any_case(
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
-
-TEXT_ENCODER_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # that get a LoRA, as in diffusers' scripts

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from sdjob.model.pipeline import PARTS
+from sdjob.model.architectures import component_names
 
 COMPLETE = ".complete"  # written last, so that half a download is never used
 # model.safetensors, model.fp16.safetensors.index.json, pytorch_model-00001-of-00002.bin, …
@@ -26,10 +26,11 @@ def wanted(kind: str, names: Sequence[str]) -> list[str]:
     pickles, the full precision rather than a variant."""
     if kind == "dataset":
         return [name for name in names if not name.startswith(".")]
+    components = component_names()
     parts: dict[str, list[str]] = defaultdict(list)
     for name in names:
         part, _, file = name.rpartition("/")
-        if (part in PARTS or name == "model_index.json") and not file.endswith(_OTHER_FRAMEWORKS):
+        if (part in components or name == "model_index.json") and not file.endswith(_OTHER_FRAMEWORKS):
             parts[part].append(name)
     return [name for files in parts.values() for name in _best(files)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from sdjob.dataset import validation_split
 from sdjob.formatting import in_units
 from sdjob.model import fit
-from sdjob.model.pipeline import XL, PipelineFolder
+from sdjob.model.pipeline import PipelineFolder
 from sdjob.output.layout import OutputLayout
 from sdjob.settings import compatibility
 from sdjob.settings.choices import Caching
@@ -69,7 +69,7 @@ def entries(spec: RunSpec, model: PipelineFolder, num_examples: int, topology: T
     found = []
     if spec.cache_latents != "no":
         count = (trained + of_class) * (2 if spec.random_flip else 1)
-        number = 2 if half and model.class_name != XL else 4  # SDXL's VAE computes in fp32
+        number = 2 if half and not model.architecture.vae_in_fp32 else 4
         found.append(Entries("latents", spec.cache_latents, count, count, number * _moments(spec, model)))
     if spec.cache_text_embeddings != "no":
         fixed = 1 + spec.with_prior_preservation
@@ -92,5 +92,5 @@ def _moments(spec: RunSpec, model: PipelineFolder) -> int:
 def _encodings(spec: RunSpec, model: PipelineFolder) -> int:
     """Numbers that the network is told of a prompt."""
     tokens = spec.prompt_chunks * int(model.parts["text_encoder"].config.get("max_position_embeddings", 77))
-    pooled = model.parts["text_encoder_2"].config.get("projection_dim", 0) if model.class_name == XL else 0
-    return tokens * int(model.parts["unet"].config.get("cross_attention_dim", 768)) + int(pooled)
+    pooled = sum(int(model.parts[name].config.get("projection_dim", 0)) for name in model.architecture.pooled)
+    return tokens * int(model.denoiser.config.get("cross_attention_dim", 768)) + pooled

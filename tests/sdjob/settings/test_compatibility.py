@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from sdjob.model.pipeline import SUPPORTED, XL, PipelineFolder
+from sdjob.model.architectures import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
+from sdjob.model.pipeline import PipelineFolder
 from sdjob.settings.compatibility import Topology, model_problems, problems, resolve_precision
 from sdjob.settings.run_spec import RunSpec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
 
 
-def model(prediction_type, class_name=SUPPORTED):
+def model(prediction_type, class_name=STABLE_DIFFUSION.class_name):
     return PipelineFolder(Path("/m"), class_name, prediction_type, {})
 
 
@@ -159,7 +160,7 @@ def test_stable_diffusion_xl_is_trained_with_the_same_settings():
         {"train_text_encoder": True, "max_token_length": 150},
         {"cache_text_embeddings": "memory", "export_single_file": True},
     ):
-        assert model_problems(spec(**values), model("epsilon", XL)) == []
+        assert model_problems(spec(**values), model("epsilon", STABLE_DIFFUSION_XL.class_name)) == []
 
 
 @pytest.mark.parametrize(

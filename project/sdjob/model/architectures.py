@@ -1,0 +1,109 @@
+"""Facts about each architecture that need no torch: one row for each pipeline class of diffusers.
+
+What an architecture does is a module of its own in sdtrain/architectures. Another architecture is a row here and a
+module there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Component:
+    """What a component of a pipeline must be."""
+
+    library: str
+    classes: tuple[str, ...]  # accepted in model_index.json, the first of which loads it; empty: any
+    config: str | None = None  # file name
+    weights: tuple[str, str] | None = None  # stems of the safetensors files and of the pickles
+    in_channels: int | None = None  # that the config must have; None: any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of models, as the launcher and the worker ask about it."""
+
+    class_name: str  # of diffusers' pipeline
+    name: str  # in report.json
+    title: str  # in messages
+    denoiser: str  # the component that predicts
+    components: Mapping[str, Component]  # all that must be there
+    text_encoders: Mapping[str, str]  # text encoder → its tokenizer, in the order of the pipeline
+    prediction_types: tuple[str, ...]  # that the scheduler may name; the first where it names none
+    lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
+    text_encoder_lora_targets: tuple[str, ...]
+    kohya_prefixes: Mapping[
+        str, str
+    ]  # trainable component → prefix of its layers in a LoRA of kohya's layout
+    vae_in_fp32: bool = False  # whatever the precision of the run
+    pooled: tuple[str, ...] = ()  # text encoders whose projected output is part of the conditioning
+    # Text encoders that end in a layer and a norm that feed nothing, and so get no gradient.
+    unused_last_layer: tuple[str, ...] = ()
+
+
+_ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+_CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # as in diffusers' scripts
+_DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model", "diffusion_pytorch_model")
+_TRANSFORMERS_WEIGHTS = ("model", "pytorch_model")
+_UNET = Component("diffusers", ("UNet2DConditionModel",), "config.json", _DIFFUSERS_WEIGHTS, in_channels=4)
+_VAE = Component("diffusers", ("AutoencoderKL",), "config.json", _DIFFUSERS_WEIGHTS)
+_CLIP = Component("transformers", ("CLIPTextModel",), "config.json", _TRANSFORMERS_WEIGHTS)
+_PROJECTED_CLIP = Component(
+    "transformers", ("CLIPTextModelWithProjection",), "config.json", _TRANSFORMERS_WEIGHTS
+)
+_CLIP_TOKENIZER = Component("transformers", ("CLIPTokenizer", "CLIPTokenizerFast"))
+_SCHEDULER = Component("diffusers", (), "scheduler_config.json")
+
+STABLE_DIFFUSION = Architecture(
+    class_name="StableDiffusionPipeline",
+    name="stable-diffusion",
+    title="Stable Diffusion 1.x or 2.x",
+    denoiser="unet",
+    components={
+        "unet": _UNET,
+        "vae": _VAE,
+        "text_encoder": _CLIP,
+        "tokenizer": _CLIP_TOKENIZER,
+        "scheduler": _SCHEDULER,
+    },
+    text_encoders={"text_encoder": "tokenizer"},
+    prediction_types=("epsilon", "v_prediction"),
+    lora_targets=_ATTENTION,
+    text_encoder_lora_targets=_CLIP_ATTENTION,
+    kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
+)
+STABLE_DIFFUSION_XL = Architecture(
+    class_name="StableDiffusionXLPipeline",
+    name="stable-diffusion-xl",
+    title="the base of Stable Diffusion XL",
+    denoiser="unet",
+    components={
+        **STABLE_DIFFUSION.components,
+        "text_encoder_2": _PROJECTED_CLIP,
+        "tokenizer_2": _CLIP_TOKENIZER,
+    },
+    text_encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    prediction_types=("epsilon", "v_prediction"),
+    lora_targets=_ATTENTION,
+    text_encoder_lora_targets=_CLIP_ATTENTION,
+    kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    vae_in_fp32=True,  # it overflows in fp16
+    pooled=("text_encoder_2",),
+    unused_last_layer=("text_encoder",),  # the U-Net attends to the input of its last layer
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    row.class_name: row for row in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+}
+
+
+def component_names() -> frozenset[str]:
+    """The components of all architectures."""
+    return frozenset(name for row in ARCHITECTURES.values() for name in row.components)
+
+
+def titles() -> str:
+    """All architectures in words, such as "A, or B"."""
+    return ", or ".join(row.title for row in ARCHITECTURES.values())
