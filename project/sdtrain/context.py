@@ -10,9 +10,9 @@ import torch
 
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.base import Parts
 from sdtrain.data.sampling import BatchShape
 from sdtrain.data.streams import StreamSet
-from sdtrain.model.load import Parts
 from sdtrain.optim.ema import Ema
 from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime.distributed import World

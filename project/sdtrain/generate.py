@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 from PIL import Image
 
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import architectures
-from sdtrain.architectures.base import Sampling
-from sdtrain.model import tokenize
-from sdtrain.model.load import Parts
+from sdtrain.architectures.base import Parts, Sampling
 
 
 def sampling(spec: RunSpec) -> Sampling:
@@ -28,8 +25,8 @@ def sampling(spec: RunSpec) -> Sampling:
 
 @contextmanager
 def evaluating(parts: Parts) -> Iterator[None]:
-    """What is trained in evaluation mode, its forward pass in the type of the run."""
-    modes = [(part, part.training) for part in (parts.unet, *parts.text_encoders.values())]
+    """Trainable parts in evaluation mode, their forward pass in the type of the run."""
+    modes = [(part, part.training) for part in parts.trainable.values()]
     for part, _ in modes:
         part.eval()
     mixed = parts.dtype != torch.float32
@@ -41,15 +38,16 @@ def evaluating(parts: Parts) -> Iterator[None]:
             part.train(training)
 
 
-def generate(parts: Parts, prompts: list[str], seeds: list[int], how: Sampling) -> Iterator[Image.Image]:
+def generate(
+    parts: Parts, prompts: Sequence[str], seeds: Sequence[int], how: Sampling
+) -> Iterator[Image.Image]:
     """One image per prompt and seed, in their order; an image does not depend on its batch."""
-    architecture = architectures.of(parts)
     with evaluating(parts), torch.inference_mode():
         for start in range(0, len(prompts), how.batch_size):
             batch = slice(start, start + how.batch_size)
             # Encoded as in training, so that a long prompt means the same.
-            wanted, nothing = (
-                tokenize.encoded(parts, tokenize.token_ids(parts, texts, how.prompt_chunks))
+            encoded, empty = (
+                parts.encode(parts.token_ids(texts, how.prompt_chunks))
                 for texts in (prompts[batch], [""] * len(prompts[batch]))
             )
-            yield from architecture.draw(parts, wanted, nothing, seeds[batch], how)
+            yield from parts.architecture.sample(parts, encoded, empty, list(seeds[batch]), how)

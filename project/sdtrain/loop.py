@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.context import Training
 from sdtrain.data.sampling import prolonged
 from sdtrain.data.streams import StreamBatch, loader
 from sdtrain.model import attention
-from sdtrain.model.load import Parts
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.lr_schedule import schedule
 from sdtrain.reporting.anomalies import Incidents

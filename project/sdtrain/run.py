@@ -13,7 +13,8 @@ from sdjob.output import fingerprint
 from sdjob.output.layout import OutputLayout
 from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import architectures, resolve, strategies
+from sdtrain import resolve, strategies
+from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint import resume
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.checkpoint.resume import ResumePoint
@@ -25,8 +26,7 @@ from sdtrain.data.streams import Stream, StreamSet
 from sdtrain.export import export, model_card
 from sdtrain.loop import train_steps
 from sdtrain.model import attention, convert, load
-from sdtrain.model.denoiser import Denoiser
-from sdtrain.model.load import Parts
+from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
@@ -47,7 +47,7 @@ class _Loaded:
     """Model and data in memory, before the model is sharded and the data cached."""
 
     parts: Parts
-    denoiser: Denoiser
+    model: TrainableModel
     streams: tuple[Stream, ...]
     held_out: HeldOut | None
 
@@ -105,7 +105,7 @@ def _load(
         train_text_encoder=spec.train_text_encoder,
         zero_snr=spec.rescale_betas_zero_snr,
     )
-    attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
+    attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
     _report_attention(spec, world, parts)
     recipe = RECIPES[spec.recipe]
     streams = recipe.streams(
@@ -116,7 +116,7 @@ def _load(
 
 def _report_attention(spec: RunSpec, world: World, parts: Parts) -> None:
     """Name the attention kernel; without a fused one a device is slow, and nothing else tells the user."""
-    kernel = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
+    kernel = attention.running(spec.attention, parts.denoiser, world.device, parts.dtype)
     _say(world, f"attention: {kernel}" + (f" ({spec.attention})" if spec.attention != kernel else ""))
     if spec.attention in ("auto", "sdpa") and "math" in kernel and world.kind.name != "cpu":
         remedy = "mixed_precision=bf16 may help"
@@ -135,7 +135,7 @@ def _prepare(
     """Shard or wrap the trainable model, and put everything together. Collective."""
     encoders = loaded.parts.text_encoders if spec.train_text_encoder else ()
     strategy = strategies.create(spec, world.device, world.size)
-    strategy.prepare(loaded.denoiser, optim_spec(spec, encoders))
+    strategy.prepare(loaded.model, optim_spec(spec, loaded.parts.architecture.facts.denoiser, encoders))
     return Training(
         spec,
         world,
@@ -186,9 +186,9 @@ def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None
     if world.is_main:
         export.export(layout.checkpoint, model, parts, weights, spec)
     loss = validation.validate(training, spec.max_train_steps)
-    kernel = attention.running(spec.attention, parts.unet, world.device, parts.dtype)
+    kernel = attention.running(spec.attention, parts.denoiser, world.device, parts.dtype)
     values = {
-        "model": architectures.of(parts).name,
+        "model": parts.architecture.facts.name,
         **report.report(spec, world, training.shape, outcome, kernel),
         "trained_parts": list(trainable.parts(spec, model)),
         "validation_loss": loss,
@@ -206,7 +206,7 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
     if grid:
         grid.save(layout.before_after)
         grid.save(layout.checkpoint / model_card.SAMPLES)
-    class_name = training.parts.class_name
+    class_name = training.parts.architecture.facts.class_name
     card = model_card.render(spec, values, samples=grid is not None, class_name=class_name)
     (layout.checkpoint / model_card.FILE).write_text(card, encoding="utf-8")
     report.write(layout.report, values)

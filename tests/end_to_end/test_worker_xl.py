@@ -113,7 +113,7 @@ def test_the_vae_stays_fp32_and_samples_are_drawn(train, xl_model):
     parts = load.load(
         find_pipeline(xl_model, None, allow_pickle=False), "bf16", torch.device("cpu"), allow_pickle=False
     )
-    assert (parts.vae.dtype, parts.text_encoder_2.dtype) == (torch.float32, torch.bfloat16)
+    assert (parts.vae.dtype, parts.text_encoders["text_encoder_2"].dtype) == (torch.float32, torch.bfloat16)
     settings = {"validation_prompts": ["a red cross"], "num_validation_images": 1}
     output = train(mixed_precision="bf16", max_train_steps=2, **settings)
     weights = load_file(output / "checkpoint/unet/diffusion_pytorch_model.safetensors")

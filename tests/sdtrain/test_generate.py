@@ -39,9 +39,7 @@ def test_a_image_depends_on_prompt_and_seed_alone(parts):
 
 
 def test_prompts_mean_what_they_mean_to_the_pipeline(parts):
-    pipeline = StableDiffusionPipeline(
-        parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, parts.sampler, None, None
-    )
+    pipeline = StableDiffusionPipeline(**parts.components, safety_checker=None, feature_extractor=None)
     (wanted,) = pipeline(
         "a red cross",
         height=32,
@@ -58,17 +56,8 @@ def test_prompts_mean_what_they_mean_to_the_pipeline(parts):
 @pytest.mark.parametrize("prompt", ["a red cross", ""])
 def test_prompts_mean_what_they_mean_to_the_pipeline_of_xl(xl_parts, prompt, zeros):
     """With its two ways of drawing without a negative prompt: zeros, or the empty prompt encoded."""
-    parts = replace(xl_parts, zeros_for_empty_prompt=zeros)
-    pipeline = StableDiffusionXLPipeline(
-        parts.vae,
-        parts.text_encoder,
-        parts.text_encoder_2,
-        parts.tokenizer,
-        parts.tokenizer_2,
-        parts.unet,
-        parts.sampler,
-        force_zeros_for_empty_prompt=zeros,
-    )
+    parts = replace(xl_parts, index={"force_zeros_for_empty_prompt": zeros})
+    pipeline = StableDiffusionXLPipeline(**parts.components, force_zeros_for_empty_prompt=zeros)
     given = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
     (wanted,) = pipeline(prompt, generator=torch.Generator().manual_seed(1), **given).images
     (found,) = generate.generate(parts, [prompt], [1], HOW)
@@ -86,13 +75,13 @@ def test_the_end_of_a_long_prompt_counts_where_it_is_encoded_in_chunks(parts, xl
 
 
 def test_drawing_leaves_the_network_as_it_was(parts):
-    parts.unet.train()
+    parts.denoiser.train()
     list(generate.generate(parts, ["a"], [1], HOW))
-    assert parts.unet.training
+    assert parts.denoiser.training
     assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
-    parts.unet.eval()
+    parts.denoiser.eval()
     list(generate.generate(parts, ["a"], [1], HOW))
-    assert not parts.unet.training
+    assert not parts.denoiser.training
 
 
 def test_drawing_does_not_move_the_global_random_state(parts):

@@ -41,11 +41,11 @@ def folders(eps_model, v_model, tmp_path_factory):
 def batch(parts, *, cached):
     """Two images as the loader gives them, on the host."""
     samples = [Sample(0, index, index, "instance") for index in range(2)]
-    channels, width = parts.vae.config.latent_channels, parts.unet.config.cross_attention_dim
+    channels, width = parts.vae.config.latent_channels, parts.denoiser.config.cross_attention_dim
     encodings = {"hidden_states": torch.zeros(2, 77, width)}
     sizes = None
-    if parts.text_encoder_2 is not None:
-        encodings["text_embeds"] = torch.zeros(2, parts.text_encoder_2.config.projection_dim)
+    if "text_encoder_2" in parts.text_encoders:
+        encodings["text_embeds"] = torch.zeros(2, parts.text_encoders["text_encoder_2"].config.projection_dim)
         sizes = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
     return StreamBatch(
         pixel_values=None if cached else torch.zeros(2, 3, 32, 32),
@@ -98,7 +98,9 @@ def test_the_device_of_these_tests_notices(folders):
     """The mistake that it is there for."""
     parts = load.load(find_pipeline(folders["eps"], None, allow_pickle=False), "no", META, allow_pickle=False)
     with pytest.raises((RuntimeError, NotImplementedError)):
-        parts.unet(torch.zeros(1, 4, 8, 8), torch.zeros(1, device=META), torch.zeros(1, 77, 32, device=META))
+        parts.denoiser(
+            torch.zeros(1, 4, 8, 8), torch.zeros(1, device=META), torch.zeros(1, 77, 32, device=META)
+        )
     with pytest.raises(RuntimeError):
         torch.zeros(2, device=META) + torch.zeros(2)
 

@@ -20,8 +20,8 @@ from peft import LoraConfig
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import strategies
 from sdtrain.architectures.stable_diffusion import StableDiffusion
-from sdtrain.model.denoiser import Denoiser
 from sdtrain.model.load import DTYPES
+from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.optim.ema import Ema
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from tests.support import colossal
@@ -79,7 +79,7 @@ class Trial:
         if spec.lora_rank:
             _add_lora(self.unet, spec)
         self.strategy = strategies.create(spec, CPU, self.world)
-        self.strategy.prepare(Denoiser(StableDiffusion(), self.unet).train(), OPTIM)
+        self.strategy.prepare(TrainableModel(StableDiffusion(), self.unet).train(), OPTIM)
         self.ema = Ema(self.strategy.masters(), decay=0.5)
 
     def step(self, number: int) -> tuple[float, float]:

@@ -22,7 +22,7 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ArchitectureFacts:
     """One family of models, as the launcher and the worker ask about it."""
 
     class_name: str  # of diffusers' pipeline
@@ -56,7 +56,7 @@ _PROJECTED_CLIP = Component(
 _CLIP_TOKENIZER = Component("transformers", ("CLIPTokenizer", "CLIPTokenizerFast"))
 _SCHEDULER = Component("diffusers", (), "scheduler_config.json")
 
-STABLE_DIFFUSION = Architecture(
+STABLE_DIFFUSION = ArchitectureFacts(
     class_name="StableDiffusionPipeline",
     name="stable-diffusion",
     title="Stable Diffusion 1.x or 2.x",
@@ -74,7 +74,7 @@ STABLE_DIFFUSION = Architecture(
     text_encoder_lora_targets=_CLIP_ATTENTION,
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
 )
-STABLE_DIFFUSION_XL = Architecture(
+STABLE_DIFFUSION_XL = ArchitectureFacts(
     class_name="StableDiffusionXLPipeline",
     name="stable-diffusion-xl",
     title="the base of Stable Diffusion XL",
@@ -94,7 +94,7 @@ STABLE_DIFFUSION_XL = Architecture(
     unused_last_layer=("text_encoder",),  # the U-Net attends to the input of its last layer
 )
 
-ARCHITECTURES: Mapping[str, Architecture] = {
+ARCHITECTURES: Mapping[str, ArchitectureFacts] = {
     row.class_name: row for row in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 }
 

@@ -23,7 +23,7 @@ from sdjob.files import (
     unreadable,
 )
 from sdjob.model import architectures, single_file
-from sdjob.model.architectures import ARCHITECTURES, Architecture, Component
+from sdjob.model.architectures import ARCHITECTURES, ArchitectureFacts, Component
 from sdjob.model.kinds import Blueprint
 from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Tensor, find_weights
@@ -63,7 +63,7 @@ class PipelineFolder:
     single: SingleFile | None = None
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> ArchitectureFacts:
         return ARCHITECTURES[self.class_name]
 
     @property

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from sdjob.model.architectures import Architecture
+from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Tensor
 from sdjob.settings.run_spec import RunSpec
@@ -21,14 +21,14 @@ def parts(spec: RunSpec, model: PipelineFolder) -> tuple[str, ...]:
     return architecture.denoiser, *encoders
 
 
-def lora_targets(spec: RunSpec, architecture: Architecture, part: str) -> tuple[str, ...]:
+def lora_targets(spec: RunSpec, architecture: ArchitectureFacts, part: str) -> tuple[str, ...]:
     """The layers of a part that get a LoRA."""
     if part == architecture.denoiser:
         return spec.lora_target_modules
     return architecture.text_encoder_lora_targets
 
 
-def idle(architecture: Architecture, part: str, layers: int) -> tuple[str, ...]:
+def idle(architecture: ArchitectureFacts, part: str, layers: int) -> tuple[str, ...]:
     """Name prefixes of the weights of a text encoder that no loss depends on, so that they are not trained."""
     unused = part in architecture.unused_last_layer
     return (f"encoder.layers.{layers - 1}.", "final_layer_norm.") if unused else ()

@@ -1,20 +1,23 @@
-"""What differs between kinds of diffusion models, beyond the weights of their parts."""
+"""What an architecture is asked for, and a pipeline in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL.Image import Image
 from torch import nn
 
-if TYPE_CHECKING:
-    from sdtrain.model.load import Parts
+from sdjob.model.architectures import ArchitectureFacts
+from sdjob.model.key_names import Place
+from sdtrain.objective.process import NoiseProcess
 
-# What a network is told besides latents and timesteps, by names that its architecture gives; each [B, …]. Where text
-# encoders are trained, their token ids [B, chunks, 77], by the names of the encoders, in place of what they make of it.
+# The denoiser's inputs besides latents and timesteps, by names that the architecture gives; each [B, …]. Where text
+# encoders are trained, the token ids of each, by its name, instead of their output.
 Conditioning = dict[str, torch.Tensor]
 
 
@@ -30,38 +33,107 @@ class Sampling:
 
 
 class Architecture(Protocol):
-    """One kind of model: how it is told what to draw, and how it draws."""
+    """One family of models: its conditioning, its training objective, and how it generates."""
 
     @property
-    def name(self) -> str:
-        """What the report calls a model of this kind."""
+    def facts(self) -> ArchitectureFacts: ...
 
     @property
     def pipeline(self) -> Any:
-        """diffusers' pipeline, which knows the layout of a LoRA too."""
-
-    @property
-    def kohya_prefixes(self) -> Mapping[str, str]:
-        """What the names of a part's layers begin with in a LoRA of kohya's layout."""
+        """The pipeline class of diffusers, which also knows the layout of a LoRA."""
 
     @property
     def takes_sizes(self) -> bool:
-        """Whether the network is told size and crop of an image: `time_ids` [B, 6], heights and widths of the
-        original, of the crop's corner (top, left), and of the image."""
+        """Whether `time_ids` [B, 6] are part of the conditioning: heights and widths of the original, of the crop's
+        corner (top, left), and of the image."""
 
-    def encode(self, encoders: Mapping[str, nn.Module], tokens: Conditioning) -> Conditioning:
-        """From the token ids of prompts, [B, chunks, 77] for each text encoder, what the network is told of them."""
+    def schedulers(self, folder: Path, *, zero_snr: bool) -> tuple[NoiseProcess, Any]:
+        """The noise process of training, and the scheduler that generates, from the folder of the scheduler.
 
-    def arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        """What the network takes besides latents and timesteps, as its forward pass names it."""
+        zero_snr: rescale the noise schedule to end in pure noise.
+        """
 
-    def draw(
-        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Sampling
+    def token_ids(self, tokenizers: Mapping[str, Any], prompts: Sequence[str], chunks: int) -> Conditioning:
+        """Token ids by the names of the text encoders, [B, …]."""
+
+    def length_warnings(
+        self, tokenizers: Mapping[str, Any], prompts: Mapping[str, Sequence[str]], chunks: int
+    ) -> Iterator[str]:
+        """A sentence for each group of prompts of which some are cut."""
+
+    def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
+        """The conditioning of prompts. A function of each prompt alone, so that it can be cached."""
+
+    def predict(
+        self, denoiser: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The prediction [B, C, h, w] for noisy latents [B, C, h, w] and timesteps [B]."""
+
+    def sample(
+        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
         """One image for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
-        nothing: the encoding of as many empty prompts, to be guided away from."""
+
+        empty: the encoding of as many empty prompts, for classifier-free guidance.
+        """
+
+    def original_names(self, part: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Place]:
+        """Where each tensor of a part lies in a single file, from the names of all of them."""
+
+    def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        """The architecture's name in a single file (github.com/Stability-AI/ModelSpec), by the parts' configs."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A pipeline in memory. Trainable parameters are fp32; frozen parts have `dtype`, some VAEs fp32."""
+
+    architecture: Architecture
+    denoiser: Any
+    vae: Any
+    text_encoders: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]  # by the names of the text encoders
+    process: NoiseProcess
+    sampler: Any  # the pipeline's scheduler, for generating images
+    dtype: torch.dtype
+    device: torch.device
+    index: Mapping[str, Any]  # model_index.json
+
+    @property
+    def trainable(self) -> dict[str, Any]:
+        """The parts that can be trained, by name."""
+        return {self.architecture.facts.denoiser: self.denoiser, **self.text_encoders}
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The components by the names of a pipeline's arguments."""
+        names = self.architecture.facts.text_encoders
+        tokenizers = {names[encoder]: tokenizer for encoder, tokenizer in self.tokenizers.items()}
+        return {**self.trainable, **tokenizers, "vae": self.vae, "scheduler": self.sampler}
+
+    def token_ids(self, prompts: Sequence[str], chunks: int) -> Conditioning:
+        """Token ids by the names of the text encoders, on the host."""
+        return self.architecture.token_ids(self.tokenizers, prompts, chunks)
+
+    def encode(self, token_ids: Conditioning) -> Conditioning:
+        """The conditioning of prompts, from their token ids on any device."""
+        ids = {name: of_encoder.to(self.device) for name, of_encoder in token_ids.items()}
+        return self.architecture.encode(self.text_encoders, ids)
+
+    def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
+        """The VAE's posterior of images [B, 3, H, W] in [-1, 1]: mean and deviation of latents, not normalized."""
+        dtype = next(self.vae.parameters()).dtype  # `vae.dtype` walks through every module, in every step
+        posterior: DiagonalGaussianDistribution = self.vae.encode(
+            pixel_values.to(self.device, dtype, non_blocking=True)
+        ).latent_dist
+        return posterior
+
+    def normalized(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents of the VAE, at the scale that the denoiser works with."""
+        shift = self.vae.config.get("shift_factor")
+        return (latents - shift if shift else latents) * float(self.vae.config.scaling_factor)
 
 
 def in_chunks(encoded: torch.Tensor, chunks: int) -> torch.Tensor:
-    """The chunks of a prompt one after the other: [B × chunks, tokens, width] → [B, chunks × tokens, width]."""
+    """Join the chunks of each prompt: [B × chunks, tokens, width] → [B, chunks × tokens, width]."""
     return encoded.reshape(len(encoded) // chunks, -1, encoded.shape[-1])

@@ -1,55 +1,68 @@
-"""Stable Diffusion 1.x and 2.x: one text encoder, whose last hidden states are all that the network is told."""
+"""Stable Diffusion 1.x and 2.x: conditioned on the last hidden states of one text encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
 from torch import nn
 
-from sdtrain.architectures.base import Conditioning, Sampling, in_chunks
-
-if TYPE_CHECKING:
-    from sdtrain.model.load import Parts
+from sdjob.model import key_names
+from sdjob.model.architectures import STABLE_DIFFUSION
+from sdjob.model.key_names import Place
+from sdtrain.architectures import ddpm
+from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
+from sdtrain.model import tokenize
+from sdtrain.objective.process import NoiseProcess
 
 
 class StableDiffusion:
     """Rombach et al. 2022, arXiv:2112.10752."""
 
-    name = "stable-diffusion"
+    facts = STABLE_DIFFUSION
     pipeline = StableDiffusionPipeline
-    kohya_prefixes: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
     takes_sizes = False
 
-    def encode(self, encoders: Mapping[str, nn.Module], tokens: Conditioning) -> Conditioning:
-        """`hidden_states` [B, chunks × 77, width], each chunk by itself."""
-        ids = tokens["text_encoder"]
+    def schedulers(self, folder: Path, *, zero_snr: bool) -> tuple[NoiseProcess, Any]:
+        return ddpm.schedulers(folder, zero_snr=zero_snr)
+
+    def token_ids(self, tokenizers: Mapping[str, Any], prompts: Sequence[str], chunks: int) -> Conditioning:
+        return tokenize.clip_token_ids(tokenizers, prompts, chunks)
+
+    def length_warnings(
+        self, tokenizers: Mapping[str, Any], prompts: Mapping[str, Sequence[str]], chunks: int
+    ) -> Iterator[str]:
+        return tokenize.length_warnings(tokenizers["text_encoder"], prompts, chunks)
+
+    def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
+        """`hidden_states` [B, chunks × 77, width], from ids [B, chunks, 77]; each chunk is encoded by itself."""
+        ids = token_ids["text_encoder"]
         hidden = encoders["text_encoder"](ids.flatten(0, 1))[0]
         return {"hidden_states": in_chunks(hidden, ids.shape[1])}
 
-    def arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        return {"encoder_hidden_states": conditioning["hidden_states"]}
+    def predict(
+        self, denoiser: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        hidden = conditioning["hidden_states"]
+        prediction: torch.Tensor = denoiser(
+            latents, timesteps, encoder_hidden_states=hidden, return_dict=False
+        )[0]
+        return prediction
 
-    def draw(
-        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Sampling
+    def sample(
+        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
         pipeline = StableDiffusionPipeline(
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            unet=parts.unet,
-            scheduler=parts.sampler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **parts.components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)
         images: list[Image] = pipeline(
-            prompt_embeds=wanted["hidden_states"],
-            negative_prompt_embeds=nothing["hidden_states"],
+            prompt_embeds=prompts["hidden_states"],
+            negative_prompt_embeds=empty["hidden_states"],
             height=how.resolution,
             width=how.resolution,
             num_inference_steps=how.inference_steps,
@@ -57,3 +70,12 @@ class StableDiffusion:
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         ).images
         return images
+
+    def original_names(self, part: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Place]:
+        return key_names.places(part, config, names, xl=False)
+
+    def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        if not key_names.is_open_clip(configs["text_encoder"]):
+            return "stable-diffusion-v1"
+        v_prediction = configs["scheduler"].get("prediction_type") == "v_prediction"
+        return f"stable-diffusion-v2-{'768-v' if v_prediction else '512'}"

@@ -1,76 +1,81 @@
-"""Stable Diffusion XL (base): two text encoders, and the sizes of the image besides the prompt."""
+"""Stable Diffusion XL (base): conditioned on two text encoders and on the sizes of the image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 from torch import nn
 
-from sdtrain.architectures.base import Conditioning, Sampling, in_chunks
-
-if TYPE_CHECKING:
-    from sdtrain.model.load import Parts
-
-_ENCODERS = ("text_encoder", "text_encoder_2")
+from sdjob.model import key_names
+from sdjob.model.architectures import STABLE_DIFFUSION_XL
+from sdjob.model.key_names import Place
+from sdtrain.architectures import ddpm
+from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
+from sdtrain.model import tokenize
+from sdtrain.objective.process import NoiseProcess
 
 
 class StableDiffusionXL:
     """Podell et al. 2023, arXiv:2307.01952, sections 2.1 and 2.2."""
 
-    name = "stable-diffusion-xl"
+    facts = STABLE_DIFFUSION_XL
     pipeline = StableDiffusionXLPipeline
-    kohya_prefixes: Mapping[str, str] = {
-        "unet": "lora_unet",
-        "text_encoder": "lora_te1",
-        "text_encoder_2": "lora_te2",
-    }
     takes_sizes = True
 
-    def encode(self, encoders: Mapping[str, nn.Module], tokens: Conditioning) -> Conditioning:
-        """`hidden_states` [B, chunks × 77, widths]: the last but one of both encoders side by side, each chunk by
-        itself; `text_embeds` [B, width]: the second one's pooled output, of the first chunk.
+    def schedulers(self, folder: Path, *, zero_snr: bool) -> tuple[NoiseProcess, Any]:
+        return ddpm.schedulers(folder, zero_snr=zero_snr)
 
-        There is one pooled output for a prompt, and WebUI and ComfyUI, with which the result is drawn, take that of
-        the first chunk (modules/sd_hijack_clip.py, comfy/sd1_clip.py).
+    def token_ids(self, tokenizers: Mapping[str, Any], prompts: Sequence[str], chunks: int) -> Conditioning:
+        return tokenize.clip_token_ids(tokenizers, prompts, chunks)
+
+    def length_warnings(
+        self, tokenizers: Mapping[str, Any], prompts: Mapping[str, Sequence[str]], chunks: int
+    ) -> Iterator[str]:
+        return tokenize.length_warnings(tokenizers["text_encoder"], prompts, chunks)
+
+    def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
+        """`hidden_states` [B, chunks × 77, widths]: the last but one of both encoders side by side, from ids
+        [B, chunks, 77]; `text_embeds` [B, width]: the second encoder's pooled output of the first chunk.
+
+        WebUI and ComfyUI take the pooled output of the first chunk too (modules/sd_hijack_clip.py,
+        comfy/sd1_clip.py).
         """
         hidden = []
-        for name in _ENCODERS:
-            ids = tokens[name]
+        for name in self.facts.text_encoders:
+            ids = token_ids[name]
             last_but_one, output = _outputs(encoders[name], ids.flatten(0, 1))
             hidden.append(in_chunks(last_but_one, ids.shape[1]))
         pooled = output.reshape(*ids.shape[:2], -1)[:, 0]
         return {"hidden_states": torch.cat(hidden, dim=-1), "text_embeds": pooled}
 
-    def arguments(self, conditioning: Conditioning) -> dict[str, Any]:
-        # Sizes are whole numbers and stay so: what is sharded in half precision casts only floating-point inputs.
+    def predict(
+        self, denoiser: nn.Module, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        # Sizes stay integers: a model that is sharded in half precision casts only floating-point inputs.
         added = {name: conditioning[name] for name in ("text_embeds", "time_ids")}
-        return {"encoder_hidden_states": conditioning["hidden_states"], "added_cond_kwargs": added}
+        hidden = conditioning["hidden_states"]
+        prediction: torch.Tensor = denoiser(
+            latents, timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return prediction
 
-    def draw(
-        self, parts: Parts, wanted: Conditioning, nothing: Conditioning, seeds: list[int], how: Sampling
+    def sample(
+        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
-        pipeline = StableDiffusionXLPipeline(
-            vae=parts.vae,
-            text_encoder=parts.text_encoder,
-            text_encoder_2=parts.text_encoder_2,
-            tokenizer=parts.tokenizer,
-            tokenizer_2=parts.tokenizer_2,
-            unet=parts.unet,
-            scheduler=parts.sampler,
-            add_watermarker=False,
-        )
+        pipeline = StableDiffusionXLPipeline(**parts.components, add_watermarker=False)
         pipeline.set_progress_bar_config(disable=True)
-        if parts.zeros_for_empty_prompt:
-            nothing = {name: torch.zeros_like(value) for name, value in nothing.items()}
+        if parts.index.get("force_zeros_for_empty_prompt", True):
+            empty = {name: torch.zeros_like(value) for name, value in empty.items()}
         latents = pipeline(
-            prompt_embeds=wanted["hidden_states"],
-            pooled_prompt_embeds=wanted["text_embeds"],
-            negative_prompt_embeds=nothing["hidden_states"],
-            negative_pooled_prompt_embeds=nothing["text_embeds"],
+            prompt_embeds=prompts["hidden_states"],
+            pooled_prompt_embeds=prompts["text_embeds"],
+            negative_prompt_embeds=empty["hidden_states"],
+            negative_pooled_prompt_embeds=empty["text_embeds"],
             height=how.resolution,
             width=how.resolution,
             num_inference_steps=how.inference_steps,
@@ -78,19 +83,25 @@ class StableDiffusionXL:
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="latent",
         ).images
-        # The VAE overflows in fp16, so it is fp32, and its pass is no part of the mixed precision.
+        # The VAE is fp32, also where the run is mixed: it overflows in fp16.
         with torch.autocast(parts.device.type, enabled=False):
             pixels = parts.vae.decode(latents.to(parts.vae.dtype) / parts.vae.config.scaling_factor).sample
         images: list[Image] = pipeline.image_processor.postprocess(pixels)
         return images
 
+    def original_names(self, part: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Place]:
+        return key_names.places(part, config, names, xl=True)
+
+    def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        return "stable-diffusion-xl-v1-base"
+
 
 def _outputs(encoder: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The last hidden states but one of a CLIP text encoder, and its first output.
 
-    `output_hidden_states` gives the former too, but nothing where FSDP has put a class of its own in the place of
-    the encoder's: transformers looks up by the class what it may record. The hooks come before those of FSDP, which
-    has to see all that leaves the encoder as its output: it gathers weights when the gradient of that arrives.
+    `output_hidden_states` gives nothing where FSDP has replaced the encoder's class: transformers looks up by class
+    what it may record. The hooks run before those of FSDP, which has to see everything that leaves the encoder as its
+    output: it gathers weights when the gradient of that arrives.
     """
     layers = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList))
     entered: list[torch.Tensor] = []

@@ -16,15 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Conditioning
+from sdtrain.architectures.base import Conditioning, Parts
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.cache import Cache, DiskCache, Entry, MemoryCache, fill
 from sdtrain.data.images import SampleError, TrainingImages, View
 from sdtrain.data.sampling import Sample
 from sdtrain.data.scan import say_passed_over, survey
 from sdtrain.data.streams import Stream, ended_by_parent_only
-from sdtrain.model.load import Parts
-from sdtrain.model.tokenize import encoded, token_ids
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import StopRequest
 
@@ -182,17 +180,17 @@ def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
     cache = caching.cache(spec.cache_text_embeddings, "prompts")
     every = sorted(prompts)
     encoders = [_identity(encoder, caching.world) for encoder in parts.text_encoders.values()]
-    tokens = token_ids(parts, every, spec.prompt_chunks)
+    tokens = parts.token_ids(every, spec.prompt_chunks)
 
     def key(place: int) -> str:
         ids = {name: of_encoder[place].tolist() for name, of_encoder in tokens.items()}
-        return _key("encodings", parts.class_name, encoders, ids)
+        return _key("encodings", parts.architecture.facts.class_name, encoders, ids)
 
     def make(places: list[int]) -> Iterator[Entry]:
         for place in places:
             alone = {name: of_encoder[place : place + 1] for name, of_encoder in tokens.items()}
             with torch.no_grad():
-                yield {name: tensor[0] for name, tensor in encoded(parts, alone).items()}
+                yield {name: tensor[0] for name, tensor in parts.encode(alone).items()}
 
     keys = [key(place) for place in range(len(every))]
 
@@ -236,7 +234,7 @@ def _moments(
             yield pixel_values
             continue
         with torch.no_grad():
-            posterior = parts.vae.encode(pixel_values[None].to(parts.device, parts.vae.dtype)).latent_dist
+            posterior = parts.posterior(pixel_values[None])
         yield {"moments": posterior.parameters[0]}
 
 

@@ -11,9 +11,8 @@ from sdjob.dataset.detect import dataset_in
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Sampling
+from sdtrain.architectures.base import Parts, Sampling
 from sdtrain.generate import generate, sampling
-from sdtrain.model.load import Parts
 from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest

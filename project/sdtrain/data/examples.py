@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from sdjob.settings import steps
-from sdtrain import architectures
 from sdtrain.data.buckets import Buckets, bucketed
 from sdtrain.data.cached_encodings import Caching, cached_latents, cached_prompts, every_prompt
 from sdtrain.data.images import TrainingImages
 from sdtrain.data.scan import filled
 from sdtrain.data.streams import Stream, StreamSet, prompts_of
-from sdtrain.model import tokenize
 from sdtrain.reporting.progress import say
 
 
@@ -28,7 +26,7 @@ def prepare_examples(caching: Caching, streams: tuple[Stream, ...]) -> StreamSet
         encodings = cached_prompts(caching, prompts) if spec.cache_text_embeddings != "no" else None
     if spec.cache_latents != "no":
         streams = cached_latents(caching, streams, buckets)
-    takes_sizes = architectures.of(caching.parts).takes_sizes
+    takes_sizes = caching.parts.architecture.takes_sizes
     return StreamSet(
         streams, spec.seed, spec.proportion_empty_prompts, encodings, buckets, takes_sizes=takes_sizes
     )
@@ -38,7 +36,9 @@ def _warn_of_cut_prompts(caching: Caching, streams: tuple[Stream, ...]) -> None:
     spec = caching.spec
     prompts = {stream.name: prompts_of(stream, limit=1000) for stream in streams}
     prompts["validation"] = list(spec.validation_prompts)
-    for warning in tokenize.length_warnings(caching.parts.tokenizer, prompts, spec.prompt_chunks):
+    for warning in caching.parts.architecture.length_warnings(
+        caching.parts.tokenizers, prompts, spec.prompt_chunks
+    ):
         say(f"warning: {warning}")
 
 

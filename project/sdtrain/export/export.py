@@ -1,175 +1,173 @@
-"""The result: a complete pipeline, or a LoRA, that diffusers loads as it stands; and the same for other programs."""
+"""The result: a complete pipeline, or a LoRA, that diffusers loads; and the same for other programs."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from sdjob.files import sync_tree
-from sdjob.model.pipeline import XL, Part, PipelineFolder
+from sdjob.model.pipeline import Part, PipelineFolder
+from sdjob.model.shapes import todays_name
 from sdjob.output.layout import INDEX_FILE, LORA_FILE
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import architectures
+from sdtrain.architectures.base import Architecture, Parts
 from sdtrain.export import webui
-from sdtrain.model.denoiser import UNET, part_of
-from sdtrain.model.load import Parts
+from sdtrain.model.trainable_model import part_of
+
+Weights = dict[str, torch.Tensor]
 
 WEBUI_LORA = "webui/lora.safetensors"
 WEBUI_MODEL = "webui/model.safetensors"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_UNET_FILE, _TEXT_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 _SCHEDULER_FILE = "scheduler_config.json"
-_ZERO_SNR = "rescale_betas_zero_snr"  # the noise schedule that was trained with is drawn with
+_ZERO_SNR = "rescale_betas_zero_snr"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".pb")
 # Of model.fp16.safetensors and of an index of shards; the shards themselves keep the names that it gives.
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema)(?=\.(?:safetensors|bin|json)$)")
 
 
-def export(
-    folder: Path, source: PipelineFolder, parts: Parts, state: dict[str, torch.Tensor], spec: RunSpec
-) -> None:
-    """Writes the result into `folder`, beside the step folders; whole or not at all. By one rank.
+def export(folder: Path, source: PipelineFolder, parts: Parts, state: Weights, spec: RunSpec) -> None:
+    """Write the result into `folder`, alongside the step folders; whole or not at all. By one rank.
 
-    `state`: the trained weights by name, fp32. Unless another type is asked for, the weights of the frozen
-    parts are copied byte by byte.
+    state: trained weights by name, fp32. The weights of frozen parts are copied byte for byte, unless another type is
+    asked for.
     """
     temporary = folder / ".export.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     dtype = _DTYPES[spec.export_dtype]
+    state = _cast(state, dtype)
+    trained = {name: weights for name in parts.trainable if (weights := part_of(state, name))}
     if spec.lora_rank:
-        _write_lora(temporary, parts, _cast(state, dtype))
+        _write_lora(temporary, parts, trained)
     else:
-        _write_pipeline(temporary, source, parts, _cast(state, dtype))
+        _write_pipeline(temporary, source, parts, trained)
         if spec.export_dtype != "fp32":
             for file in temporary.glob("*/*.safetensors"):
                 _save(file, _cast(load_file(file), dtype))
         if spec.export_single_file:
-            _write_single_file(temporary, f"Fine-tuned {Path(spec.pretrained_model_name_or_path).stem}")
+            title = f"Fine-tuned {Path(spec.pretrained_model_name_or_path).stem}"
+            _write_single_file(temporary, parts.architecture, title)
     sync_tree(temporary)
     _put_in_place(temporary, folder)
 
 
-def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _cast(weights: Weights, dtype: torch.dtype) -> Weights:
     return {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
 
 
-def _save(file: Path, weights: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+def _save(file: Path, weights: Weights, metadata: Mapping[str, str] | None = None) -> None:
     file.parent.mkdir(exist_ok=True)
-    metadata = {"format": "pt", **(about or {})}
-    save_file({name: w.contiguous() for name, w in weights.items()}, file, metadata=metadata)
+    contiguous = {name: w.contiguous() for name, w in weights.items()}
+    save_file(contiguous, file, metadata={"format": "pt", **(metadata or {})})
 
 
-def _write_lora(folder: Path, parts: Parts, state: dict[str, torch.Tensor]) -> None:
-    """In the layout of diffusers, and in kohya's.
+def _load(files: tuple[Path, ...]) -> Weights:
+    """Weights of safetensors files or of pickles, on the host."""
+    weights: Weights = {}
+    for file in files:
+        safe = file.suffix == ".safetensors"
+        weights |= load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    return weights
 
-    The former in PEFT's names (lora_A, lora_B), which diffusers reads since 0.22. Its converter to older names
-    (lora.down, lora.up) knows attention layers only, and of a file that mixes both, the attention is not loaded.
+
+def _write_lora(folder: Path, parts: Parts, trained: Mapping[str, Weights]) -> None:
+    """Write a LoRA in diffusers' layout and in kohya's.
+
+    The former by PEFT's names (lora_A, lora_B), which diffusers reads since 0.22. Its converter to older names
+    (lora.down, lora.up) knows attention layers only; of a file with both, it does not load the attention.
     """
-    architecture = architectures.of(parts)
-    layers = {UNET: _adapter(parts.unet, part_of(state, UNET))}
-    configs = {UNET: parts.unet.peft_config["default"]}
-    for name, encoder in parts.text_encoders.items():
-        if of_encoder := part_of(state, name):
-            layers[name] = _as_in_files(_adapter(encoder, of_encoder))
-            configs[name] = encoder.peft_config["default"]
-    given: dict[str, Any] = {}
-    for part, weights in layers.items():
-        given[f"{part}_lora_layers"] = weights
-        given[f"{part}_lora_adapter_metadata"] = configs[part].to_dict()
-    architecture.pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **given)
-    kohya: dict[str, torch.Tensor] = {}
-    for part, weights in layers.items():
-        kohya |= webui.kohya_lora(architecture.kohya_prefixes[part], weights, configs[part].lora_alpha)
+    arguments: dict[str, Any] = {}
+    kohya: Weights = {}
+    for name, weights in trained.items():
+        module = parts.trainable[name]
+        config = module.peft_config["default"]
+        layers = get_peft_model_state_dict(module, state_dict=weights, save_embedding_layers=False)
+        layers = _as_in_files(parts.architecture, name, layers)
+        arguments[f"{name}_lora_layers"] = layers
+        arguments[f"{name}_lora_adapter_metadata"] = config.to_dict()
+        prefix = parts.architecture.facts.kohya_prefixes[name]
+        kohya |= webui.kohya_lora(prefix, layers, config.lora_alpha)
+    parts.architecture.pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
     _save(folder / WEBUI_LORA, kohya)
 
 
-def _write_single_file(folder: Path, title: str) -> None:
-    """All parts of the exported pipeline in one file, by the names of the original Stable Diffusion."""
-    xl = json.loads((folder / INDEX_FILE).read_text())["_class_name"] == XL
-    scheduler = json.loads((folder / "scheduler" / _SCHEDULER_FILE).read_text())
-    configs = {"scheduler": scheduler}
-    everything = webui.marks(scheduler)
-    for part in (UNET, "vae", "text_encoder", *(["text_encoder_2"] if xl else [])):
+def _as_in_files(architecture: Architecture, part: str, weights: Weights) -> Weights:
+    """The weights of a part by the names that every version of transformers reads: all but the projection of a CLIP
+    text encoder is below `text_model`, which recent versions leave out in memory."""
+    if not architecture.facts.components[part].classes[0].startswith("CLIPText"):
+        return weights
+    return {
+        name
+        if name.startswith("text_projection.")
+        else f"text_model.{name.removeprefix('text_model.')}": weight
+        for name, weight in weights.items()
+    }
+
+
+def _write_single_file(folder: Path, architecture: Architecture, title: str) -> None:
+    """Write all parts of the exported pipeline into one file, by the names of the original Stable Diffusion."""
+    facts = architecture.facts
+    configs = {"scheduler": json.loads((folder / "scheduler" / _SCHEDULER_FILE).read_text())}
+    weights = webui.marks(configs["scheduler"])
+    for part in (facts.denoiser, "vae", *facts.text_encoders):
         configs[part] = json.loads((folder / part / "config.json").read_text())
-        everything |= webui.original(part, configs[part], _weights_in(folder / part), xl=xl)
-    _save(folder / WEBUI_MODEL, everything, webui.about_model(configs, title, xl=xl))
-
-
-def _weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        weights |= load_file(file)
-    for file in () if weights else folder.glob("*.bin"):
-        weights |= torch.load(file, map_location="cpu", weights_only=True)
-    return weights
-
-
-def _adapter(part: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(
-        part, state_dict=state, save_embedding_layers=False
-    )
-    return weights
-
-
-def _as_in_files(text_encoder: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a text encoder by the names that every version of transformers reads."""
-    return {_name_in_files(name): weight for name, weight in text_encoder.items()}
-
-
-def _name_in_files(name: str) -> str:
-    """Below `text_model` is all but the projection of the pooled output; recent versions hold CLIPTextModel flat."""
-    return name if name.startswith("text_projection.") else f"text_model.{name.removeprefix('text_model.')}"
+        files = tuple((folder / part).glob("*.safetensors")) or tuple((folder / part).glob("*.bin"))
+        named = {todays_name(name): weight for name, weight in _load(files).items()}
+        weights |= webui.original(architecture.original_names(part, configs[part], named), named)
+    configs["denoiser"] = configs[facts.denoiser]
+    _save(folder / WEBUI_MODEL, weights, webui.metadata(architecture.modelspec(configs), configs, title))
 
 
 def _write_pipeline(
-    folder: Path, source: PipelineFolder, parts: Parts, state: dict[str, torch.Tensor]
+    folder: Path, source: PipelineFolder, parts: Parts, trained: Mapping[str, Weights]
 ) -> None:
-    """Only the parts that the index names: other folders beside them may be anything, and large."""
-    index = json.loads((source.path / INDEX_FILE).read_text())
-    trained = {UNET: part_of(state, UNET)}
-    for name, encoder in parts.text_encoders.items():
-        if weights := part_of(state, name):
-            trained[name] = _as_in_files({**_untrained(encoder, source.parts[name]), **weights})
-    for name in sorted(name for name, entry in index.items() if isinstance(entry, list)):
+    """Write the components that the index names: other folders alongside them may be anything, and large."""
+    for name in sorted(name for name, entry in parts.index.items() if isinstance(entry, list)):
         if (source.path / name).is_dir():
-            _copy_part(source.path / name, folder / name, weights=not trained.get(name))
+            _copy_part(source.path / name, folder / name, weights=name not in trained)
     shutil.copyfile(source.path / INDEX_FILE, folder / INDEX_FILE)
-    before = json.loads((source.path / "scheduler" / _SCHEDULER_FILE).read_text())
-    if parts.sampler.config.get(_ZERO_SNR) and not before.get(_ZERO_SNR):
-        parts.sampler.save_pretrained(folder / "scheduler")
-        index["scheduler"] = ["diffusers", type(parts.sampler).__name__]
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    _write_scheduler(folder, parts)
     for name, weights in trained.items():
-        _save(folder / name / (_UNET_FILE if name == UNET else _TEXT_FILE), weights)
+        component, stored = source.architecture.components[name], source.parts[name]
+        assert component.weights
+        whole = _as_in_files(parts.architecture, name, weights)
+        if name in parts.text_encoders:
+            whole = {**_untrained(parts, name, stored), **whole}
+        _save(folder / name / f"{component.weights[0]}.safetensors", whole)
 
 
-def _untrained(encoder: nn.Module, stored: Part) -> dict[str, torch.Tensor]:
-    """The weights of a trained text encoder that are not trained themselves, fp32, as they are in the base: a strategy
-    may hold them in shards."""
-    names = [_name_in_files(name) for name, p in encoder.named_parameters() if not p.requires_grad]
-    weights: dict[str, torch.Tensor] = {}
-    for file in stored.weights if names else ():
-        weights |= (
-            torch.load(file, map_location="cpu", weights_only=True) if stored.pickled else load_file(file)
-        )
-    found = _as_in_files(weights)
-    return {name: found[name].float() for name in names}
+def _write_scheduler(folder: Path, parts: Parts) -> None:
+    """Make a scheduler whose noise schedule the run changed part of the result, so that it generates with it."""
+    file = folder / "scheduler" / _SCHEDULER_FILE
+    if not parts.sampler.config.get(_ZERO_SNR) or json.loads(file.read_text()).get(_ZERO_SNR):
+        return
+    parts.sampler.save_pretrained(folder / "scheduler")
+    index = {**parts.index, "scheduler": ["diffusers", type(parts.sampler).__name__]}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _untrained(parts: Parts, name: str, stored: Part) -> Weights:
+    """The frozen weights of a trained text encoder, fp32, from the base model: a strategy may hold them in shards."""
+    frozen = {n: p for n, p in parts.text_encoders[name].named_parameters() if not p.requires_grad}
+    names = _as_in_files(parts.architecture, name, frozen)
+    weights = _as_in_files(parts.architecture, name, _load(stored.weights) if names else {})
+    return {name: weights[name].float() for name in names}
 
 
 def _copy_part(source: Path, target: Path, *, weights: bool) -> None:
-    """The files of one part as they are; of its weights only those that diffusers loads unasked.
+    """Copy the files of one part; of its weights only those that diffusers loads by default.
 
     Not copied: hidden files, such as a hub's cache; pickles that have a safetensors twin; a variant (fp16)
-    beside the plain file. A variant that stands alone takes the plain name.
+    alongside the plain file. A variant without the plain file takes the plain name.
     """
     target.mkdir()
     names = {path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(".")}
@@ -185,10 +183,9 @@ def _copy_part(source: Path, target: Path, *, weights: bool) -> None:
 
 
 def _load_in_fp32(config: Path) -> None:
-    """A part stored in half precision is loaded in fp32, like the trained one, unless told otherwise.
+    """Have a part that is stored in half precision loaded in fp32, like the trained one, unless told otherwise.
 
-    diffusers does so by itself; transformers takes the type that the configuration names, and the two
-    would not fit together.
+    diffusers does so by default; transformers takes the type that the config names, and the two would not fit together.
     """
     values = json.loads(config.read_text()) if config.is_file() else {}
     half = {key: "float32" for key in ("dtype", "torch_dtype") if "float16" in str(values.get(key))}
@@ -197,7 +194,7 @@ def _load_in_fp32(config: Path) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Moves each item over its predecessor, the index last: without it nothing loads half of a result."""
+    """Move each item over its predecessor, the index last: without it, a half-written result does not load."""
     items = sorted(temporary.iterdir(), key=lambda item: item.name in (INDEX_FILE, LORA_FILE))
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for item in items:

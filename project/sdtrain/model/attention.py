@@ -31,14 +31,14 @@ def chosen(name: str) -> Iterator[None]:
         yield
 
 
-def prove(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def prove(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Runs the backend once at each head size of the U-Net; raises JobError (69) if it does not work here.
 
     Only the U-Net is trained with it: the VAE's one head of 512 channels is too wide for most backends.
     """
     if name != "xformers" and name not in _BACKENDS:
         return
-    for size in head_sizes(unet):
+    for size in head_sizes(denoiser):
         if reason := failure(name, size, device, dtype):
             found = f"{name} does not run here in {dtype} with heads of {size} ({reason})"
             raise JobError(no_hardware("attention", found, "Use attention=auto."))
@@ -68,7 +68,7 @@ def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> s
     return ""
 
 
-def running(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+def running(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that computes: the one that was asked for, or what PyTorch chooses for the U-Net's heads.
 
     Such as "flash", or "flash (40, 80), math (160)" where the choice depends on the size of the heads.
@@ -77,7 +77,7 @@ def running(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype
         return name
     names = {int(backend): each for each, backend in _BACKENDS.items()}  # type: ignore[call-overload]
     sizes: dict[str, list[int]] = {}
-    for size in head_sizes(unet):
+    for size in head_sizes(denoiser):
         query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
         choice = names.get(torch._fused_sdp_choice(query, query, query), "math")
         sizes.setdefault(choice, []).append(size)
@@ -86,6 +86,6 @@ def running(name: str, unet: nn.Module, device: torch.device, dtype: torch.dtype
     return ", ".join(f"{each} ({', '.join(map(str, heads))})" for each, heads in sizes.items())
 
 
-def head_sizes(unet: nn.Module) -> list[int]:
+def head_sizes(denoiser: nn.Module) -> list[int]:
     """Channels per head of all attention layers, such as 40, 80 and 160 for Stable Diffusion 1.x."""
-    return sorted({m.inner_dim // m.heads for m in unet.modules() if isinstance(m, Attention)})
+    return sorted({m.inner_dim // m.heads for m in denoiser.modules() if isinstance(m, Attention)})

@@ -1,4 +1,4 @@
-"""Prompts as token ids, and as what the text encoders make of them."""
+"""Prompts as token ids of CLIP, and a warning of those that are too long."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from transformers import CLIPTokenizer
-
-from sdtrain import architectures
-from sdtrain.architectures.base import Conditioning
-from sdtrain.model.load import Parts
 
 _MAX_CHUNKS = 3  # max_token_length=225
 _SHOWN = 60  # characters of a prompt in a warning
@@ -31,15 +27,11 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) 
     return torch.tensor(rows).view(-1, chunks, length)
 
 
-def token_ids(parts: Parts, prompts: Sequence[str], chunks: int) -> Conditioning:
+def clip_token_ids(
+    tokenizers: Mapping[str, CLIPTokenizer], prompts: Sequence[str], chunks: int
+) -> dict[str, torch.Tensor]:
     """Token ids [B, chunks, 77] by the names of the text encoders."""
-    return {name: tokenize(tokenizer, prompts, chunks) for name, tokenizer in parts.tokenizers.items()}
-
-
-def encoded(parts: Parts, tokens: Conditioning) -> Conditioning:
-    """The conditioning of prompts, from their token ids on any device."""
-    ids = {name: of_encoder.to(parts.device) for name, of_encoder in tokens.items()}
-    return architectures.of(parts).encode(parts.text_encoders, ids)
+    return {name: tokenize(tokenizer, prompts, chunks) for name, tokenizer in tokenizers.items()}
 
 
 def length_warnings(

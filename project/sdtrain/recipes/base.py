@@ -10,11 +10,11 @@ from sdjob.dataset.formats import DatasetInfo
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.base import Parts
 from sdtrain.data.images import TrainingImages, verify
 from sdtrain.data.scan import say_passed_over
 from sdtrain.data.sources import ImageSource, JoinedSource, open_source
 from sdtrain.data.streams import Stream
-from sdtrain.model.load import Parts
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import StopRequest
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.model.denoiser import UNET
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class OptimSpec:
     name: str = "adamw"
 
 
-def optim_spec(spec: RunSpec, text_encoders: Iterable[str] = ()) -> OptimSpec:
-    """The optimizer of a run; trained text encoders, by name, have their own learning rate."""
+def optim_spec(spec: RunSpec, denoiser: str, text_encoders: Iterable[str] = ()) -> OptimSpec:
+    """The optimizer of a run, by the names of the trained parts; text encoders have their own learning rate."""
     encoder_rate = spec.text_encoder_lr or spec.learning_rate
     return OptimSpec(
         groups=(
-            ParameterGroup(f"{UNET}.", spec.learning_rate),
+            ParameterGroup(f"{denoiser}.", spec.learning_rate),
             *(ParameterGroup(f"{name}.", encoder_rate) for name in text_encoders),
         ),
         betas=(spec.adam_beta1, spec.adam_beta2),

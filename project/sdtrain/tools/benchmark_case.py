@@ -54,7 +54,7 @@ def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     if problems := compatibility.problems(spec, topology):
         raise JobError(problems)
     parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)
-    attention.prove(spec.attention, parts.unet, world.device, parts.dtype)
+    attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
     strategy = strategies.create(spec, world.device, world.size)
     strategy.prepare(load.make_trainable(parts, spec), _optim(spec))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
@@ -90,7 +90,7 @@ def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
         "images_per_second": spec.train_batch_size * accumulation / max(world.gather(seconds)),
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
         "final_loss": final,
-        "attention": attention.running(spec.attention, parts.unet, world.device, parts.dtype),
+        "attention": attention.running(spec.attention, parts.denoiser, world.device, parts.dtype),
     }
 
 

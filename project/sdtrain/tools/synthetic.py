@@ -15,10 +15,13 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.base import Parts
+from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.data.sampling import Sample
 from sdtrain.data.streams import StreamBatch
-from sdtrain.model.load import DTYPES, Parts
-from sdtrain.objective.diffusion import conditioning
+from sdtrain.model.load import DTYPES
+from sdtrain.objective.diffusion import conditioning_of
+from sdtrain.objective.process import Ddpm
 
 _END = "<|endoftext|>"
 _VAE: dict[str, Any] = {
@@ -80,15 +83,18 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
     )
     return Parts(
-        class_name="StableDiffusionPipeline",
-        unet=made(lambda: UNet2DConditionModel(**_UNETS[model]), dtype if lora else torch.float32),
+        architecture=StableDiffusion(),
+        denoiser=made(lambda: UNet2DConditionModel(**_UNETS[model]), dtype if lora else torch.float32),
         vae=made(lambda: AutoencoderKL(**(_TINY_VAE if model == "tiny" else _VAE)), dtype),
-        text_encoder=made(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODERS[model])), dtype),
-        tokenizer=_tokenizer(),
-        noise_schedule=schedule,
+        text_encoders={
+            "text_encoder": made(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODERS[model])), dtype)
+        },
+        tokenizers={"text_encoder": _tokenizer()},
+        process=Ddpm(schedule, prediction),
         sampler=schedule,
         dtype=dtype,
         device=device,
+        index={},
     )
 
 
@@ -122,16 +128,15 @@ def cached(
         if number == 0:
             with torch.no_grad():
                 moments = torch.cat([_moments(parts, pixels) for pixels in batch.pixel_values])  # type: ignore[union-attr]
-                encodings = conditioning(parts, batch.prompts, spec, None)
+                encodings = conditioning_of(parts, batch.prompts, spec, None)
             encodings = {name: tensor.cpu() for name, tensor in encodings.items()}
         yield (replace(batch, pixel_values=None, moments=moments, encodings=encodings),)
 
 
 def _moments(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
     """[1, 2C, h, w] of one image, so that no more memory is needed than for one."""
-    given = pixel_values[None].to(parts.device, parts.vae.dtype)
-    found: torch.Tensor = parts.vae.encode(given).latent_dist.parameters.cpu()
-    return found
+    moments: torch.Tensor = parts.posterior(pixel_values[None]).parameters.cpu()
+    return moments
 
 
 def _tokenizer() -> CLIPTokenizer:

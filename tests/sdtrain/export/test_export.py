@@ -13,9 +13,8 @@ from sddemo.tiny_pipeline import make_tiny_pipeline
 from sdjob.model.pipeline import find_pipeline
 from sdjob.output.layout import LORA_FILE, is_exported
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import architectures
 from sdtrain.export import export
-from sdtrain.model import load, tokenize
+from sdtrain.model import load
 from tests.support.worker import Killed, snapshot
 
 
@@ -78,7 +77,7 @@ def test_zero_terminal_snr_is_drawn_with_as_it_was_trained(v_model, tmp_path, sa
     assert type(scheduler).__name__ == {"PNDMScheduler": "DDIMScheduler"}.get(sampler, sampler)
     assert scheduler.config.rescale_betas_zero_snr and scheduler.config.timestep_spacing == "trailing"
     scheduler.set_timesteps(4)
-    assert scheduler.timesteps[0] == 999 and parts.noise_schedule.alphas_cumprod[-1] == 0
+    assert scheduler.timesteps[0] == 999 and parts.process.schedule.alphas_cumprod[-1] == 0
 
 
 def test_only_parts_of_the_pipeline_are_copied(model, tmp_path):
@@ -147,7 +146,7 @@ def test_a_lora_of_other_layers_than_attention_loads_whole(model, tmp_path):
     base = unet(*inputs).sample
     pipeline = StableDiffusionPipeline.from_pretrained(model, unet=unet)
     pipeline.load_lora_weights(tmp_path / "out")
-    torch.testing.assert_close(unet(*inputs).sample, parts.unet.eval()(*inputs).sample)
+    torch.testing.assert_close(unet(*inputs).sample, parts.denoiser.eval()(*inputs).sample)
     assert (unet(*inputs).sample - base).abs().max() > 1e-2
 
 
@@ -177,10 +176,10 @@ def test_trained_text_encoders_are_in_the_result(eps_model, xl_model, tmp_path, 
             # As in the files that everybody has: older transformers read no other names.
             assert all(key.startswith(("text_model.", "text_projection.")) for key in found)
             assert len(found) == len(stored)
-    tokens = tokenize.token_ids(parts, ["a red cross", ""], 1)
+    tokens = parts.token_ids(["a red cross", ""], 1)
+    loaded, base = ({name: getattr(each, name) for name in parts.text_encoders} for each in (pipeline, base))
     found, wanted, before = (
-        architectures.of(parts).encode({name: getattr(of, name) for name in parts.text_encoders}, tokens)
-        for of in (pipeline, parts, base)
+        parts.architecture.encode(encoders, tokens) for encoders in (loaded, parts.text_encoders, base)
     )
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value)

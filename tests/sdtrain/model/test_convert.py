@@ -6,15 +6,17 @@ import time
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from sdjob.model import kinds
 from sdjob.model.pipeline import find_pipeline
 from sdjob.model.shapes import todays_name
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures import ddpm
 from sdtrain.export import export
 from sdtrain.model import convert, load
 from sdtrain.model.tokenize import tokenize
@@ -250,14 +252,14 @@ def test_the_pipelines_of_the_published_kinds(kind, tmp_path):
     single = convert.SingleFile(tmp_path / "none", plan, "v_prediction", {})
     convert.write_texts(single, tmp_path)
     for name, padding in zip(plan.vocabularies, kind.paddings, strict=True):
-        tokenizer = load.CLIPTokenizer.from_pretrained(tmp_path, subfolder=name, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(tmp_path, subfolder=name, local_files_only=True)
         (ids,) = tokenize(tokenizer, ["a photo of a cat"]).flatten(1).tolist()
         assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407] and len(ids) == 77
         assert set(ids[7:]) == {0 if padding == "!" else 49407}
-    scheduler = load.DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    scheduler = DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     assert scheduler.config.prediction_type == "v_prediction" and scheduler.alphas_cumprod[-1] == 0
-    sampler = load._sampler(tmp_path / "scheduler", zero_snr=False)
+    sampler = ddpm._sampler(tmp_path / "scheduler", zero_snr=False)
     assert type(sampler).__name__ == kind.scheduler and sampler.config.rescale_betas_zero_snr
     plain = kinds.blueprint(kind, "epsilon", zero_snr=False).configs["scheduler"]
-    betas = load.DDPMScheduler.from_config(plain).betas
+    betas = DDPMScheduler.from_config(plain).betas
     torch.testing.assert_close(betas[[0, -1]], torch.tensor([0.00085, 0.012]))

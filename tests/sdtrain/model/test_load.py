@@ -25,8 +25,8 @@ def dtypes(module) -> set[torch.dtype]:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_trained_weights_are_fp32_and_frozen_parts_have_the_type_of_the_run(eps_model, precision):
     parts = loaded(eps_model, precision)
-    assert dtypes(parts.unet) == {torch.float32}
-    assert dtypes(parts.vae) == dtypes(parts.text_encoder) == {load.DTYPES[precision]}
+    assert dtypes(parts.denoiser) == {torch.float32}
+    assert dtypes(parts.vae) == dtypes(parts.text_encoders["text_encoder"]) == {load.DTYPES[precision]}
     source = find_pipeline(eps_model, None, allow_pickle=False)
     both = load.load(source, precision, torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
     trained = load.trainable(load.make_trainable(both, spec(train_text_encoder=True)))
@@ -39,16 +39,16 @@ def test_a_lora_is_fp32_on_a_base_of_the_type_of_the_run(eps_model):
     parts = load.load(source, "bf16", torch.device("cpu"), allow_pickle=False, lora=True)
     trained = load.trainable(load.make_trainable(parts, spec(lora_rank=2)))
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
-    frozen = {w.dtype for w in parts.unet.parameters() if not w.requires_grad}
+    frozen = {w.dtype for w in parts.denoiser.parameters() if not w.requires_grad}
     assert frozen == {torch.bfloat16}
 
 
 def test_a_full_run_trains_the_whole_unet_and_nothing_else(eps_model):
     parts = loaded(eps_model)
     denoiser = load.make_trainable(parts, spec())
-    assert len(load.trainable(denoiser)) == len(list(parts.unet.parameters()))
-    assert parts.unet.training
-    for frozen in (parts.vae, parts.text_encoder):
+    assert len(load.trainable(denoiser)) == len(list(parts.denoiser.parameters()))
+    assert parts.denoiser.training
+    for frozen in (parts.vae, parts.text_encoders["text_encoder"]):
         assert not any(weight.requires_grad for weight in frozen.parameters())
         assert not frozen.training
 
@@ -61,7 +61,7 @@ def test_a_lora_run_trains_only_the_adapter_which_begins_at_the_base_model(eps_m
     assert all(weight.any() == ("lora_A" in name) for name, weight in trained.items())  # B is zero
     latents, timesteps, hidden = torch.ones(1, 4, 8, 8), torch.tensor([5]), torch.ones(1, 7, 32)
     found = denoiser.eval()(latents, timesteps, {"hidden_states": hidden})
-    torch.testing.assert_close(found, base.unet.eval()(latents, timesteps, hidden).sample)
+    torch.testing.assert_close(found, base.denoiser.eval()(latents, timesteps, hidden).sample)
 
 
 def test_a_lora_begins_the_same_on_every_rank_and_otherwise_for_another_seed(eps_model):

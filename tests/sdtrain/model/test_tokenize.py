@@ -20,7 +20,7 @@ def loaded(folder):
 
 @pytest.fixture
 def tokenizer(eps_model):
-    return loaded(eps_model).tokenizer
+    return loaded(eps_model).tokenizers["text_encoder"]
 
 
 def test_prompts_are_padded_and_cut_as_by_the_pipeline(tokenizer):
@@ -54,4 +54,4 @@ def test_a_tokenizer_without_a_length_gets_that_of_the_encoder(eps_model, tmp_pa
     config = json.loads(path.read_text())
     del config["model_max_length"]
     path.write_text(json.dumps(config))
-    assert tokenize.tokenize(loaded(folder).tokenizer, [SHORT]).shape == (1, 1, 77)
+    assert tokenize.tokenize(loaded(folder).tokenizers["text_encoder"], [SHORT]).shape == (1, 1, 77)

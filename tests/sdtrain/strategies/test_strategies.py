@@ -152,10 +152,10 @@ def test_what_is_written_beside_the_steps_is_what_would_have_been_written_before
 def test_images_are_drawn_with_the_average_by_unequal_numbers_of_calls(found, eps_model, variant):
     from diffusers import UNet2DConditionModel
 
-    from sdtrain.model.denoiser import UNET, part_of
+    from sdtrain.model.trainable_model import part_of
 
     unet = UNet2DConditionModel.from_pretrained(eps_model / "unet").train()
-    unet.load_state_dict(part_of(found[variant]["saved"]["ema"], UNET))
+    unet.load_state_dict(part_of(found[variant]["saved"]["ema"], "unet"))
     latents, timesteps, hidden, _ = trials.batch(99, 0)
     with torch.inference_mode():
         wanted = unet(latents, timesteps, hidden).sample

@@ -8,7 +8,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.preflight import disk_space
-from sdtrain.model import load, tokenize
+from sdtrain.model import load
 from sdtrain.optim.ema import Ema
 
 CPU = Topology("cpu", 1)
@@ -43,7 +43,7 @@ def test_of_two_text_encoders_only_what_gets_a_gradient_is_trained_and_counted(x
     parts = load.load(folder, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
     denoiser = load.make_trainable(parts, spec)
     opened = load.trainable(denoiser)
-    tokens = tokenize.token_ids(parts, ["a red cross", ""], 2)
+    tokens = parts.token_ids(["a red cross", ""], 2)
     sizes = {"time_ids": torch.full((2, 6), 32)}
     denoiser(torch.ones(2, 4, 8, 8), torch.tensor([5, 6]), {**tokens, **sizes}).sum().backward()
     assert [name for name, weight in opened.items() if weight.grad is None] == []
@@ -51,7 +51,9 @@ def test_of_two_text_encoders_only_what_gets_a_gradient_is_trained_and_counted(x
     assert len(parts.text_encoders) == len(trainable.parts(spec, folder)) - 1 == 2
     assert trainable.parameters(spec, folder) == sum(weight.numel() for weight in opened.values())
     need = memory_estimate.estimate(spec, folder, CPU)
-    every = [p for part in (parts.unet, parts.vae, *parts.text_encoders.values()) for p in part.parameters()]
+    every = [
+        p for part in (parts.denoiser, parts.vae, *parts.text_encoders.values()) for p in part.parameters()
+    ]
     assert size(p for p in every if not p.requires_grad) == need.frozen
     if not spec.lora_rank:
         assert disk_space.sizes(spec, folder).result == sum(part.num_bytes for part in folder.parts.values())
@@ -71,7 +73,11 @@ def test_what_is_held(eps_model, settings):
     parts = load.load(folder, "no", torch.device("cpu"), allow_pickle=False, lora=spec.lora_rank > 0)
     denoiser = load.make_trainable(parts, spec)
     opened = load.trainable(denoiser)
-    every = [p for part in (parts.unet, parts.vae, parts.text_encoder) for p in part.parameters()]
+    every = [
+        p
+        for part in (parts.denoiser, parts.vae, parts.text_encoders["text_encoder"])
+        for p in part.parameters()
+    ]
 
     latents, timesteps, hidden = (
         torch.zeros(2, 4, 16, 16),
