@@ -1,4 +1,4 @@
-"""A user's own script in the place of the worker: its path, and its arguments with placeholders filled in."""
+"""A user's script instead of the worker: its path, and its arguments with placeholders filled in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
+from sdlaunch.inputs.contents import Contents
+from sdlaunch.inputs.mounts import Mounts
+from sdlaunch.settings import names
+from sdlaunch.settings.options import LaunchOptions
 
 _PLACEHOLDER = re.compile(r"\{(\{)?([A-Za-z_]\w*)\}(?(1)\})")  # {name}; {{name}} stands for the text {name}
 
@@ -30,9 +34,31 @@ class Script:
         return (str(self.path), *self.arguments)
 
 
-def path_of(script: str, project: Path) -> Path:
-    """The script's absolute path; a relative one lies below the project."""
-    return project / Path(script).expanduser()
+def resolve(
+    options: LaunchOptions, mounts: Mounts, contents: Contents, values: Mapping[str, Any]
+) -> tuple[Script | None, list[Problem]]:
+    """The script with its arguments filled in, and what is wrong with either. `values`: of all settings, as shown."""
+    if options.script is None:
+        remedy = "Set script too, or unset script_args."
+        return None, [bad_setting("script_args", "set, and no script", remedy)] if options.script_args else []
+    path = mounts.project / Path(options.script).expanduser()  # an absolute one stays as it is
+    unreadable = any(problem.subject == "PROJECT_DIR" for problem in contents.problems)
+    problems = [] if unreadable and path.is_relative_to(mounts.project) else problems_of(path)
+    try:
+        known = _placeholders(mounts, contents, values)
+        return Script(path, arguments_of(options.script_args or "", known)), problems
+    except JobError as error:
+        return None, [*problems, *error.problems]
+
+
+def _placeholders(mounts: Mounts, contents: Contents, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What script_args may name in braces: four short names, and every name of every setting."""
+    return {name: values[target.shown] for name, target in names.catalogue().items()} | {
+        "model": str(contents.model_path),
+        "dataset": str(contents.dataset_path),
+        "output": str(mounts.output),
+        "nproc": values["NPROC_PER_NODE"],
+    }
 
 
 def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -45,8 +71,10 @@ def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
     except ValueError as error:
         remedy = "Close the quote, or write \\' for the character itself."
         raise JobError(bad_setting("script_args", f"{text!r}: {str(error).lower()}", remedy)) from None
-    asked = dict.fromkeys(match[2] for word in words for match in _PLACEHOLDER.finditer(word) if not match[1])
-    unknown = [_unknown(name, values) for name in asked if name not in values]
+    placeholders = dict.fromkeys(
+        match[2] for word in words for match in _PLACEHOLDER.finditer(word) if not match[1]
+    )
+    unknown = [_unknown(name, values) for name in placeholders if name not in values]
     if unknown:
         raise JobError(unknown)
     return tuple(_filled(word, values) for word in words)
@@ -64,7 +92,7 @@ def _unknown(name: str, values: Mapping[str, Any]) -> Problem:
 
 
 def as_text(value: Any) -> str:
-    """A setting's value as an argument; nothing is the empty text, several values are a JSON list."""
+    """A setting's value as an argument; None is the empty text, several values are a JSON list."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -73,7 +101,7 @@ def as_text(value: Any) -> str:
 
 
 def problems_of(path: Path) -> list[Problem]:
-    """Why this file cannot be run by Python, if so."""
+    """Why Python cannot run this file; empty if it can."""
     remedy = "Set script to a Python file, given absolutely or below PROJECT_DIR."
     try:
         source = path.read_bytes()

@@ -1,6 +1,7 @@
 """`plan`, `check` and --dry-run through train.sh: what they print, what they refuse, and with which code."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -297,13 +298,13 @@ def test_every_run_needs_peft(place, monkeypatch):
 @pytest.mark.parametrize(("data_format", "code"), [(FOLDER, 0), (PARQUET, 69), (SAVED, 69)])
 def test_only_tables_need_pyarrow(place, monkeypatch, data_format, code):
     without(monkeypatch, "pyarrow")
-    look = plan.mounts.look
+    look = plan.inputs.look
 
     def looked(*given):
         contents = look(*given)
         return replace(contents, dataset=replace(contents.dataset, format=data_format))
 
-    monkeypatch.setattr(plan.mounts, "look", looked)
+    monkeypatch.setattr(plan.inputs, "look", looked)
     problems = prepare(place, verify_images="none").problems
     assert [(problem.subject, problem.code) for problem in problems] == (
         [("Python packages", code)] if code else []
@@ -481,7 +482,7 @@ def test_the_table_of_mounts_shows_what_was_found(place, tmp_path, monkeypatch):
     below = str(tmp_path / "file" / "below")
     mounts = prepare(place, PROJECT_DIR=below, OUTPUT_DIR=below).mounts
     assert (mounts["PROJECT_DIR"]["found"], mounts["OUTPUT_DIR"]["found"]) == ("not usable", "not usable")
-    monkeypatch.setattr(plan.os, "access", lambda path, mode: mode != plan.os.W_OK)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert prepare(place).mounts["PROJECT_DIR"]["found"] == "read only"
 
 

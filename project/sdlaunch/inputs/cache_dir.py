@@ -9,15 +9,10 @@ from pathlib import Path
 
 
 def cache_folder(cache_dir: str | None, environ: Mapping[str, str]) -> Path:
-    """`cache_dir`, else the user's cache folder, else, where that cannot be written, a temporary one."""
+    """`cache_dir`, else the user's cache folder, else (where that cannot be written) a temporary one."""
     if cache_dir:
         return Path(cache_dir).expanduser().absolute()
-    home = environ.get("HOME")
-    base = (
-        Path(environ["XDG_CACHE_HOME"])
-        if environ.get("XDG_CACHE_HOME")
-        else Path(home or "/nonexistent", ".cache")
-    )
+    base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/nonexistent", ".cache"))
     if os.access(next(path for path in (base, *base.parents) if path.exists()), os.W_OK):
         return base / "sd-finetune"
     return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"

@@ -1,4 +1,4 @@
-"""`python -m sdlaunch.inputs.hub_download KIND ID FOLDER`: download a model or a dataset of the hub.
+"""`python -m sdlaunch.inputs.hub_download TYPE NAME FOLDER`: download a model or a dataset of the hub.
 
 Runs in a process of its own, the only place where huggingface_hub is imported.
 """
@@ -16,15 +16,15 @@ from sdjob.model.architectures import component_names
 COMPLETE = ".complete"  # written last, so that half a download is never used
 # model.safetensors, model.fp16.safetensors.index.json, pytorch_model-00001-of-00002.bin, …
 _WEIGHTS = re.compile(
-    r"[a-z_]+(?:-\d+-of-\d+)?(?P<variant>\.\w+)?(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin)\b"
+    r"[a-z_]+(?:-\d+-of-\d+)?(?P<variant>\.\w+)?(?:-\d+-of-\d+)?\.(?P<suffix>safetensors|bin)\b"
 )
 _OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt")
 
 
-def wanted(kind: str, names: Sequence[str]) -> list[str]:
-    """The files to have. Of a model only the parts of its pipeline, and each weight once: safetensors rather than
-    pickles, the full precision rather than a variant."""
-    if kind == "dataset":
+def wanted(repo_type: str, names: Sequence[str]) -> list[str]:
+    """The files to download. Of a model only the parts of its pipeline, and each weight once: safetensors rather
+    than pickles, full precision rather than a variant."""
+    if repo_type == "dataset":
         return [name for name in names if not name.startswith(".")]
     components = component_names()
     parts: dict[str, list[str]] = defaultdict(list)
@@ -36,29 +36,29 @@ def wanted(kind: str, names: Sequence[str]) -> list[str]:
 
 
 def _best(files: list[str]) -> list[str]:
-    """The files of one part without the weights that it has in a better form."""
+    """The files of one part, without weights that are there in a better form."""
     matches = {name: _WEIGHTS.match(PurePosixPath(name).name) for name in files}
     weights = [match for match in matches.values() if match]
-    kind = "safetensors" if any(match["kind"] == "safetensors" for match in weights) else "bin"
-    plain = any(match["kind"] == kind and not match["variant"] for match in weights)
+    suffix = "safetensors" if any(match["suffix"] == "safetensors" for match in weights) else "bin"
+    plain = any(match["suffix"] == suffix and not match["variant"] for match in weights)
     return [
         name
         for name, match in matches.items()
-        if match is None or (match["kind"] == kind and not (plain and match["variant"]))
+        if match is None or (match["suffix"] == suffix and not (plain and match["variant"]))
     ]
 
 
-def main(kind: str, name: str, folder: Path) -> None:
-    """Downloads, and goes on with what an interrupted download left."""
+def main(repo_type: str, name: str, folder: Path) -> None:
+    """Download, continuing what an interrupted download left."""
     from huggingface_hub import HfApi, snapshot_download
 
-    files = wanted(kind, HfApi().list_repo_files(name, repo_type=kind))
-    snapshot_download(name, repo_type=kind, local_dir=folder, allow_patterns=files)
+    files = wanted(repo_type, HfApi().list_repo_files(name, repo_type=repo_type))
+    snapshot_download(name, repo_type=repo_type, local_dir=folder, allow_patterns=files)
     (folder / COMPLETE).touch()
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-    except Exception as error:  # of the network, the hub, the disk: said in one line
+    except Exception as error:  # of the network, the hub, the disk: one line each
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,4 +1,4 @@
-"""install_requirements=1: what this Python lacks is installed outside the mounts, and nothing that is there changes."""
+"""install_requirements=1: missing packages are installed outside the mounts; installed ones never change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,60 +16,52 @@ from sdjob.problems import Problem, no_hardware
 from sdlaunch.display.redact import secrets_of
 from sdlaunch.inputs import subprocess_log
 from sdlaunch.inputs.cache_dir import cache_folder
+from sdlaunch.inputs.fetch import PACKAGES as AWAITED
+from sdlaunch.inputs.fetch import Fetched
 from sdlaunch.preflight.packages import FORMAT_PACKAGES, PACKAGES, missing
 
 
-@dataclass(frozen=True)
-class Installed:
-    """Folders to import from, beside those of this Python; what is still to come, and what went wrong."""
-
-    path: tuple[str, ...] = ()
-    awaited: bool = False
-    warnings: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
 def provide(
-    home: Path, project: Path | None, cache_dir: str | None, environ: Mapping[str, str], *, fetch: bool
-) -> Installed:
-    """What pip installs for this job, into a folder of its own under the cache: whatever this Python lacks of the
-    pinned packages, and the requirements.txt of a user's project (None: the project is this repository).
-
-    With `fetch`, pip is run where that was not done before. What is there is never changed.
-    """
+    fetched: Fetched,
+    home: Path,
+    project: Path | None,
+    cache_dir: str | None,
+    environ: Mapping[str, str],
+    *,
+    fetch: bool,
+) -> Fetched:
+    """Find in the cache, or with `fetch` install there, what this Python lacks: of the pinned packages, and of the
+    requirements.txt of a user's project (None: the project is this repository)."""
     lacking = missing(PACKAGES | FORMAT_PACKAGES)
     own = project / "requirements.txt" if project else None
     if own is not None and not own.is_file():
         own = None
     if "torch" in lacking or not (lacking or own):
-        return Installed()
+        return fetched
     folder = cache_folder(cache_dir, environ) / "packages" / _key(lacking, own)
     wanted = ", ".join([*lacking, *([str(own)] if own else [])])
     if not folder.is_dir():
         if not fetch:
-            return Installed(
-                awaited=True, warnings=(f"Python packages: {wanted}: installed when the job starts",)
-            )
+            return fetched.awaiting(AWAITED, f"Python packages: {wanted}: installed when the job starts")
         if problem := _install(lacking, own, home, folder, wanted, environ):
-            return Installed(awaited=True, problems=(problem,))
-    path = tuple(
-        str(site) for site in sorted(folder.glob("**/*-packages")) if site.name[:4] in ("site", "dist")
-    )
-    sys.path += [site for site in path if site not in sys.path]  # for the checks
+            return fetched.awaiting(AWAITED, problem)
+    sites = sorted(site for site in folder.glob("**/*-packages") if site.name[:4] in ("site", "dist"))
+    import_path = tuple(map(str, sites))
+    sys.path += [site for site in import_path if site not in sys.path]  # for the checks
     importlib.invalidate_caches()
-    return Installed(path)
+    return replace(fetched, import_path=import_path)
 
 
 def _key(lacking: list[str], own: Path | None) -> str:
-    """The same name for the same packages of the same Python."""
-    about = [sys.version, sys.prefix, *lacking, own.read_text() if own else ""]
-    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+    """A name for these packages and this Python."""
+    facts = [sys.version, sys.prefix, *lacking, own.read_text() if own else ""]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def _install(
     lacking: list[str], own: Path | None, home: Path, folder: Path, wanted: str, environ: Mapping[str, str]
 ) -> Problem | None:
-    """Runs pip; the folder gets its name when all is in it."""
+    """Run pip; the folder is renamed into place when everything is in it."""
     print(f"installing {wanted} into {folder}", flush=True)
     part = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
@@ -85,19 +77,17 @@ def _install(
             return None
         found = f"pip could not install {wanted} ({tail or f'exit status {status}'})"
     except OSError as error:
-        if folder.is_dir():  # by another launcher meanwhile
+        if folder.is_dir():  # another launcher made it meanwhile
             return None
         found = f"{error.filename or folder}: {error.strerror}"
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    remedy = (
-        "Set PIP_INDEX_URL or PIP_FIND_LINKS to a place that has them, use another image, or set cache_dir."
-    )
+    remedy = "Set PIP_INDEX_URL or PIP_FIND_LINKS to where they are, use another image, or set cache_dir."
     return no_hardware("install_requirements", found, remedy)
 
 
 def _pins(requirements: Path) -> list[str]:
-    """Versions that pip must not leave: those that are installed, else the pinned ones."""
+    """Versions that pip must keep: those that are installed, else the pinned ones."""
     installed = {_normal(each.name): each.version for each in metadata.distributions() if each.name}
     lines = (line.partition("#")[0].strip() for line in requirements.read_text().splitlines())
     pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines if line)}

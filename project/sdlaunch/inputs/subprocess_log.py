@@ -1,4 +1,4 @@
-"""Programs that fetch something from outside: shown line by line as they go, without secrets."""
+"""Programs that download: their output is shown line by line as it comes, without secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAIL = 30
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], secrets: tuple[str, ...]) -> tuple[int, str]:
-    """(exit status, what it said of its errors, else its last line) of a program; it ends with the launcher."""
+    """(exit status, its lines of errors or else its last line) of a program, which ends with the launcher."""
     tail: deque[str] = deque(maxlen=_TAIL)
     process = subprocess.Popen(
         argv,

@@ -9,7 +9,8 @@ from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.resolve import Cluster
-from sdlaunch.inputs.mounts import Contents, Mounts
+from sdlaunch.inputs.contents import Contents
+from sdlaunch.inputs.mounts import Mounts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""What lies under the mounts: which model and which dataset a job uses."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sdjob.dataset.concepts import concepts_of
+from sdjob.dataset.detect import dataset_in, find_dataset
+from sdjob.dataset.formats import DatasetInfo
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.problems import JobError, Problem, bad_input
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.inputs import mounts as mount_paths
+from sdlaunch.inputs.mounts import Mounts
+from sdlaunch.preflight.timeouts import NoAnswer, Task, no_answer
+from sdlaunch.settings.options import LaunchOptions
+
+Found = TypeVar("Found")
+_MOUNT_VARIABLES = ("MODEL_DIR", "DATASET_DIR", "PROJECT_DIR")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The model and the dataset of a job; None: not recognized, and `problems` says why."""
+
+    model: PipelineFolder | None
+    dataset: DatasetInfo | None
+    subjects: tuple[DatasetInfo, ...]  # of concepts_list, instead of a dataset
+    model_path: Path  # of the model that was found, or where it was looked for
+    dataset_path: Path
+    problems: tuple[Problem, ...]
+
+    @property
+    def data(self) -> tuple[DatasetInfo, ...]:
+        """Everything that is trained on."""
+        return (self.dataset,) if self.dataset else self.subjects
+
+    def left_to_script(self) -> tuple[Problem, ...]:
+        """Problems with readable inputs: a user's script may support what the worker does not."""
+        readable = [
+            path for path in (self.model_path, self.dataset_path) if os.access(path, os.R_OK | os.X_OK)
+        ]
+        return tuple(
+            problem
+            for problem in self.problems
+            if problem.subject not in _MOUNT_VARIABLES
+            and any(Path(problem.subject).is_relative_to(path) for path in readable)
+        )
+
+
+@dataclass(frozen=True)
+class _Search(Generic[Found]):
+    """One input that is looked for in a thread, since its mount may be slow."""
+
+    variable: str
+    path: Path
+    task: Task[Found]
+
+    def outcome(self, until: float, timeout: float) -> tuple[Found | None, tuple[Problem, ...]]:
+        try:
+            return self.task.result(until), ()
+        except NoAnswer:
+            return None, (no_answer(self.variable, self.path, timeout),)
+        except JobError as error:
+            return None, error.problems
+        except OSError as error:  # a mount that fails while it is being read
+            where, found = str(error.filename or "a mount"), f"{error.strerror or error}"
+            return None, (bad_input(where, found, "Check the mount and its permissions."),)
+
+
+def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collection[str] = ()) -> Contents:
+    """Recognize the model and the dataset.
+
+    `awaited`: of model_name and dataset_name those that are downloaded later, and not looked for yet.
+    """
+    timeout = options.check_timeout
+    until = time.monotonic() + timeout
+    concepts_list = Path(spec.concepts_list or "")
+    searches = (
+        _Search("MODEL_DIR", mounts.model, Task(lambda: _model(mounts, options, spec, awaited))),
+        _Search("DATASET_DIR", mounts.dataset, Task(lambda: _dataset(mounts, options, spec, awaited))),
+        _Search("concepts_list", concepts_list, Task(lambda: _subjects(spec))),
+        _Search("PROJECT_DIR", mounts.project, Task(lambda: _project(mounts, options))),
+    )
+    model, model_problems = searches[0].outcome(until, timeout)
+    dataset, dataset_problems = searches[1].outcome(until, timeout)
+    subjects, subject_problems = searches[2].outcome(until, timeout)
+    _, project_problems = searches[3].outcome(until, timeout)
+    model_problems = _or_online(model_problems, options.model_name, options)
+    dataset_problems = _or_online(dataset_problems, options.dataset_name, options)
+    return Contents(
+        model,
+        dataset,
+        subjects or (),
+        model.path if model else mounts.model / (options.model_name or ""),
+        dataset.path if dataset else mounts.dataset / (options.dataset_name or ""),
+        (*model_problems, *dataset_problems, *subject_problems, *project_problems),
+    )
+
+
+def _model(
+    mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collection[str]
+) -> PipelineFolder | None:
+    if "model_name" in awaited:
+        return None
+    mount_paths.require("MODEL_DIR", mounts.model, "the model", options.model_name)
+    return find_pipeline(
+        mounts.model,
+        options.model_name,
+        allow_pickle=spec.allow_pickle,
+        prediction_type=spec.prediction_type,
+        single_file_config=spec.single_file_config,
+    )
+
+
+def _dataset(
+    mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collection[str]
+) -> DatasetInfo | None:
+    if "dataset_name" in awaited or spec.concepts_list:
+        return None
+    mount_paths.require("DATASET_DIR", mounts.dataset, "the dataset", options.dataset_name)
+    return find_dataset(
+        mounts.dataset,
+        options.dataset_name,
+        captions=spec.recipe_facts.reads_captions,
+        image_column=spec.image_column,
+        caption_column=spec.caption_column,
+    )
+
+
+def _subjects(spec: RunSpec) -> tuple[DatasetInfo, ...]:
+    concepts = concepts_of(spec) if spec.concepts_list else ()
+    return tuple(dataset_in(concept.instance_data_dir, spec, captions=False) for concept in concepts)
+
+
+def _project(mounts: Mounts, options: LaunchOptions) -> None:
+    if options.project_dir:
+        mount_paths.require("PROJECT_DIR", mounts.project, "the project")
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Whether this can be a name of the Hugging Face hub: owner/name."""
+    return name is not None and _HUB_NAME.fullmatch(name) is not None
+
+
+def _or_online(problems: Iterable[Problem], name: str | None, options: LaunchOptions) -> tuple[Problem, ...]:
+    """Problems of a name that the hub may have, with that as a second remedy."""
+    if not options.offline or not is_hub_name(name):
+        return tuple(problems)
+    return tuple(
+        replace(each, remedy=f"{each.remedy.rstrip('.')}; or set offline=0 to download {name} from the hub.")
+        if "does not exist" in each.found
+        else each
+        for each in problems
+    )
