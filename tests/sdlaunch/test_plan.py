@@ -407,7 +407,7 @@ def as_nobody(script: str, **variables: str) -> subprocess.CompletedProcess[str]
     lines += (
         "import concurrent.futures.thread, entrypoint, sdlaunch.cli, sdlaunch.plan, sdlaunch.display.text\n"
     )
-    lines += "import sdlaunch.supervise.refusal, PIL.Image, PIL.PngImagePlugin\n"
+    lines += "import sdlaunch.supervise.failure_report, PIL.Image, PIL.PngImagePlugin\n"
     lines += "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
     return subprocess.run(
         [sys.executable, "-c", lines + script],
