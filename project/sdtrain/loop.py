@@ -14,7 +14,6 @@ from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.context import Training
-from sdtrain.data.sampling import prolonged
 from sdtrain.data.streams import StreamBatch, loader
 from sdtrain.model import attention
 from sdtrain.objective.diffusion import loss_of, noised
@@ -199,7 +198,7 @@ class _Loop:
             state,
             step=step,
             samples_seen=self._samples_seen(step),
-            past=prolonged(state.past, step - state.step, training.shape.global_batch),
+            global_batch=training.shape.global_batch,
             loss=last,
             loss_sum=state.loss_sum + total,
             skipped_steps=incidents.skipped_steps,
@@ -252,7 +251,7 @@ def _batches(training: Training, state: TrainState) -> Batches:
     """This rank's batches from a state to the last step."""
     spec, world = training.spec, training.world
     return loader(
-        training.examples.after(state.past),
+        training.examples,
         training.shape,
         world.rank,
         state.samples_seen,

@@ -156,7 +156,7 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
     spec = training.spec
     training.tracker.text("settings", "\n".join(f"    {flag}" for flag in flags.render(spec)))
     if start:
-        state = start.state
+        state = _resumed(training, start.state)
         training.strategy.load(start.folder, training.ema.shares if training.ema else None)
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
@@ -165,6 +165,16 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
         validation.validate(training, 0)
     _say(training.world, _announcement(training, state.step + 1))
     return train_steps(training, state)
+
+
+def _resumed(training: Training, state: TrainState) -> TrainState:
+    """The state to go on from; with buckets and another global batch, at the next epoch."""
+    position = training.examples.resume_at(state.samples_seen, state.global_batch)
+    if position != state.samples_seen:
+        skipped = counted(position - state.samples_seen, "image")
+        found = "the checkpoint was written with another global batch"
+        _say(training.world, f"buckets: {found}; training continues at the next epoch, {skipped} are skipped")
+    return replace(state, samples_seen=position)
 
 
 def _announcement(training: Training, first: int) -> str:

@@ -8,6 +8,7 @@ import signal
 import pytest
 from PIL import ImageFilter
 
+from sdjob.output.layout import write_manifest
 from tests.support.worker import losses, scalars
 
 SHAPES = [(64, 48), (90, 64), (64, 64), (48, 64), (96, 40)]
@@ -45,11 +46,18 @@ def test_buckets(train, at_step, shapes, capfd):
     train("stopped", code=75, train_batch_size=2, **settings)
     at_step(0)
     assert losses(train("stopped", train_batch_size=2, **settings)) == losses(alone)
-    # Another batch size goes on where each bucket was, and so does the next start, in the middle of it.
+    # With another batch size it goes on at the next epoch and says so; so does a checkpoint of version 0.1.
     wider = {**settings, "train_batch_size": 3, "max_train_steps": 9}
+    capfd.readouterr()
     undisturbed = losses(train("stopped", **wider))
+    assert "training continues at the next epoch" in capfd.readouterr().out
+    older = alone / "checkpoint/checkpoint-000005"
     shutil.rmtree(alone / "checkpoint")
-    shutil.copytree(both / "checkpoint/checkpoint-000005", alone / "checkpoint/checkpoint-000005")
+    shutil.copytree(both / "checkpoint/checkpoint-000005", older)
+    state = json.loads((older / "state.json").read_text())
+    del state["global_batch"]
+    (older / "state.json").write_text(json.dumps({**state, "past": [{"steps": 5, "global_batch": 2}]}))
+    write_manifest(older)
     train("alone", **{**wider, "max_train_steps": 7})
     assert losses(train("alone", **wider)) == pytest.approx(undisturbed, rel=1e-5)
 

@@ -13,7 +13,6 @@ from sdjob.files import sync, sync_tree
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
 from sdjob.output.resume import FORMAT, STATE, read_values
 from sdjob.problems import bad_output
-from sdtrain.data.sampling import Past, Stretch
 from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.errors import is_write_failure
@@ -34,7 +33,7 @@ class TrainState:
     fingerprint: dict[str, str]
     skipped_steps: int = 0  # with a non-finite loss
     bad_samples: tuple[str, ...] = ()  # images that could not be used
-    past: Past = ()  # batch sizes of the steps so far, from which the progress in each bucket follows
+    global_batch: int = 0  # samples per optimizer step up to here; 0: not recorded
     origin: str = ""  # the checkpoint that `resume` named when the run went back to it; empty: none
     # By all starts up to this checkpoint; while a run goes on, by those before this one.
     spent: Spent = field(default_factory=Spent)
@@ -101,12 +100,10 @@ def writing(temporary: Path, world: World) -> Iterator[None]:
 def read_state(folder: Path) -> TrainState:
     """The state in a complete checkpoint; raises JobError (64) if an incompatible version wrote it."""
     values = read_values(folder)
-    past = tuple(Stretch(**stretch) for stretch in values.pop("past", ()))
-    if not past and values["step"]:  # written before it was kept: all steps had the same batch size
-        past = (Stretch(values["step"], values["samples_seen"] // values["step"]),)
+    values.pop("past", None)  # of version 0.1, which sampled buckets in another order
     spent = Spent(**values.pop("spent", {}))
     bad_samples = tuple(values.pop("bad_samples", ()))
-    return TrainState(**values, past=past, bad_samples=bad_samples, spent=spent)
+    return TrainState(**values, bad_samples=bad_samples, spent=spent)
 
 
 def _delete_oldest(layout: OutputLayout, step: int, limit: int | None) -> None:

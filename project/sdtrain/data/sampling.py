@@ -43,24 +43,6 @@ class BatchShape:
         return self.per_device * self.accumulation * self.world_size
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """A part of a run in which every optimizer step took as many samples."""
-
-    steps: int
-    global_batch: int
-
-
-Past = tuple[Stretch, ...]  # of a run, from its first step on
-
-
-def prolonged(past: Past, steps: int, global_batch: int) -> Past:
-    """The past after more steps."""
-    if past and past[-1].global_batch == global_batch:
-        return (*past[:-1], Stretch(past[-1].steps + steps, global_batch))
-    return (*past, Stretch(steps, global_batch))
-
-
 def generator(seed: int, epoch: int, position: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose ("noise", "timestep", "crop", …) of one sample."""
     text = f"{seed}/{epoch}/{position}/{purpose}"

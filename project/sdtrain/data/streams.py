@@ -16,7 +16,7 @@ from sdjob.problems import Problem
 from sdtrain.architectures.base import Conditioning
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.images import collate
-from sdtrain.data.sampling import BatchShape, Past, Sample, draws, micro_batches, sample_at
+from sdtrain.data.sampling import BatchShape, Sample, draws, micro_batches, sample_at
 
 
 class Examples(Protocol):
@@ -107,9 +107,14 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         samples = self.samples(place)
         return tuple(stream.images[sample] for stream, sample in zip(self.streams, samples, strict=True))
 
-    def after(self, past: Past) -> StreamSet:
-        """The same for a run that has such a past."""
-        return replace(self, buckets=replace(self.buckets, past=past)) if self.buckets else self
+    def resume_at(self, position: int, global_batch: int) -> int:
+        """The position at which a run goes on that is at `position` after steps of this global batch (0: unknown).
+
+        With buckets and another global batch, that is the start of the next epoch.
+        """
+        if self.buckets is None or position == 0 or global_batch == self.buckets.global_batch:
+            return position
+        return self.buckets.next_epoch(position)
 
     @property
     def bad_samples(self) -> tuple[str, ...]:

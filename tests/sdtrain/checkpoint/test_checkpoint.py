@@ -17,7 +17,6 @@ from sdjob.output.layout import MANIFEST, OutputLayout
 from sdjob.problems import JobError
 from sdtrain.checkpoint import checkpoint, resume
 from sdtrain.checkpoint.checkpoint import TrainState
-from sdtrain.data.sampling import Stretch
 from sdtrain.reporting.stopwatch import Spent
 from tests.support.worker import Killed, alone, snapshot
 
@@ -36,7 +35,7 @@ def state(step: int) -> TrainState:
         loss=0.5,
         loss_sum=0.5 * step,
         fingerprint=FACTS,
-        past=(Stretch(step, 10),),
+        global_batch=10,
         spent=Spent(2.5, 5.0),
     )
 
@@ -88,12 +87,13 @@ def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
     assert "format 99, this version reads 2 and 3" in str(caught.value)
 
 
-def test_of_a_checkpoint_without_a_past_all_steps_were_alike(layout):
+def test_a_checkpoint_of_version_0_1_has_no_global_batch(layout):
     path = save(layout, 3) / "state.json"
     values = json.loads(path.read_text())
-    del values["past"], values["spent"]
+    del values["global_batch"], values["spent"]
+    values["past"] = [{"steps": 3, "global_batch": 10}]
     path.write_text(json.dumps(values))
-    assert checkpoint.read_state(path.parent) == replace(state(3), spent=Spent())
+    assert checkpoint.read_state(path.parent) == replace(state(3), global_batch=0, spent=Spent())
 
 
 def test_saves_what_is_needed_to_go_on(layout):

@@ -1,15 +1,13 @@
 """Buckets: every batch of one shape, every image as often as the others, on any number of processes."""
 
 from collections import Counter
-from dataclasses import replace
-from itertools import count, islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtrain.data.buckets import bucketed, nearest, sizes_of, turn_of
-from sdtrain.data.sampling import Stretch, prolonged
+from sdtrain.data.buckets import Buckets, bucketed, nearest, sizes_of
+from sdtrain.data.streams import StreamSet
 
 PHOTOS = [(400, 300)] * 7 + [(300, 400)] * 4 + [(512, 512)] * 2 + [(1000, 300)]
 
@@ -26,7 +24,7 @@ def test_sizes(resolution, step):
         assert width * height <= resolution**2 < max(width, height) * (min(width, height) + step)
 
 
-def test_a_image_goes_where_least_of_it_is_lost():
+def test_an_image_goes_where_least_of_it_is_lost():
     sizes = sizes_of(512, 64)
 
     def kept(image, size):
@@ -37,35 +35,60 @@ def test_a_image_goes_where_least_of_it_is_lost():
         assert kept(image, sizes[nearest(image, sizes)]) == max(kept(image, size) for size in sizes)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 300))
-def test_turns_are_shared_out_in_proportion(weights, start):
-    """Against the method itself, step by step: the next turn is that of the largest weight / (2 turns + 1)."""
-    done = [0] * len(weights)
-    for step in range(start + 20):
-        bucket = min(range(len(weights)), key=lambda b: ((2 * done[b] + 1) / weights[b], b))
-        if step >= start:
-            assert turn_of(step, tuple(weights)) == (bucket, done[bucket])
-        done[bucket] += 1
+def samples_of(buckets, steps):
+    """The samples of each of the first steps."""
+    batch = buckets.global_batch
+    return [[buckets.sample_at(step * batch + i) for i in range(batch)] for step in range(steps)]
 
 
-def test_a_step_has_one_shape_and_an_epoch_has_every_image():
-    buckets = bucketed(PHOTOS, 64, 8, seed=3, stream="captioned", global_batch=4)
-    places = range(4 * len(PHOTOS))  # as many steps as images: whole turns for every bucket
-    samples = [buckets.sample_at(place) for place in places]
-    for step in range(len(PHOTOS)):
-        assert len({sample.size for sample in samples[4 * step : 4 * step + 4]}) == 1
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=6)
+
+
+def of_lengths(lengths, batch, seed=3) -> Buckets:
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    members = tuple(
+        tuple(range(start, start + length)) for start, length in zip(starts, lengths, strict=True)
+    )
+    sizes = tuple((8 * (number + 1), 8) for number in range(len(lengths)))
+    return Buckets(sizes, members, seed, "captioned", batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 12))
+def test_steps_have_one_shape_and_images_of_a_bucket_come_equally_often(lengths, batch):
+    buckets = of_lengths(lengths, batch)
+    steps = samples_of(buckets, 3 * sum(lengths) // batch + 3)
+    assert all(len({sample.size for sample in step}) == 1 for step in steps)
+    samples = [sample for step in steps for sample in step]
     assert all(sample.size in buckets.of(sample.index) for sample in samples)
-    assert Counter(sample.index for sample in samples) == dict.fromkeys(range(len(PHOTOS)), 4)
     # No two samples have the same random numbers.
     assert len({(sample.epoch, sample.position) for sample in samples}) == len(samples)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 12), st.integers(1, 4))
+def test_an_epoch_trains_on_each_image_but_for_the_remainder_that_is_carried_over(lengths, batch, epochs):
+    buckets = of_lengths(lengths, batch)
+    steps = sum(epochs * length // batch for length in lengths)
+    seen = Counter(sample.index for step in samples_of(buckets, steps) for sample in step)
+    for members in buckets.members:
+        counts = [seen[index] for index in members]
+        assert max(counts) <= epochs and sum(counts) > epochs * len(members) - batch
+        assert max(counts) - min(counts) <= 1 + batch // len(members)
+
+
+def test_the_batches_of_an_epoch_are_shuffled_across_buckets():
+    buckets = of_lengths([40, 40], 4)
+    shapes = [[step[0].size for step in samples_of(buckets, 40)][20 * e : 20 * e + 20] for e in range(2)]
+    assert all(Counter(each) == {(8, 8): 10, (16, 8): 10} for each in shapes)
+    assert shapes[0] != shapes[1] and sorted(shapes[0]) != shapes[0]
 
 
 def test_seed_and_epoch_decide_the_order():
     one, same, other = (
         [
-            bucketed(PHOTOS, 64, 8, seed, "captioned", global_batch=1).sample_at(place).index
-            for place in range(2 * len(PHOTOS))
+            bucketed(PHOTOS, 64, 8, seed, "captioned", global_batch=1).sample_at(position).index
+            for position in range(2 * len(PHOTOS))
         ]
         for seed in (3, 3, 4)
     )
@@ -73,26 +96,17 @@ def test_seed_and_epoch_decide_the_order():
     assert one[: len(PHOTOS)] != one[len(PHOTOS) :]
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=4))
-def test_after_a_change_of_the_batch_no_image_is_missed_and_none_comes_again(stretches):
-    """Each bucket goes on with the very next of its samples, and each step still has one shape."""
-    seen, past, place = [], (), 0
-    for steps, batch in stretches:
-        buckets = replace(bucketed(PHOTOS, 64, 8, 3, "captioned", batch), past=past)
-        for _ in range(steps):
-            samples = [buckets.sample_at(place + within) for within in range(batch)]
-            assert len({sample.size for sample in samples}) == 1
-            seen += samples
-            place += batch
-        past = prolonged(past, steps, batch)
-    alone = bucketed(PHOTOS, 64, 8, seed=3, stream="captioned", global_batch=1)
-    for number, size in enumerate(alone.sizes):
-        mine = [sample for sample in seen if sample.size == size]
-        endless = (sample for sample in map(alone.sample_at, count()) if sample.size == size)
-        assert mine == list(islice(endless, len(mine))), number
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 200))
+def test_the_next_epoch_starts_at_or_after_a_position(lengths, batch, position):
+    buckets = of_lengths(lengths, batch)
+    starts = [batch * sum(epoch * length // batch for length in lengths) for epoch in range(500)]
+    assert buckets.next_epoch(position) == next(start for start in starts if start >= position)
 
 
-def test_the_past_of_a_run_that_goes_on_alike_is_one_stretch():
-    past = prolonged(prolonged(prolonged((), 3, 4), 2, 4), 5, 8)
-    assert past == (Stretch(5, 4), Stretch(5, 8))
+def test_another_global_batch_goes_on_at_the_next_epoch():
+    examples = StreamSet((), 0, buckets=of_lengths([6, 4], 2))
+    assert examples.resume_at(4, 2) == 4
+    assert examples.resume_at(0, 5) == 0
+    assert examples.resume_at(5, 5) == examples.resume_at(5, 0) == 10
+    assert StreamSet((), 0).resume_at(5, 7) == 5
