@@ -35,7 +35,7 @@ from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.contents import Contents
 from sdlaunch.inputs.fetch import Fetched
 from sdlaunch.inputs.mounts import Mounts
-from sdlaunch.preflight import arithmetic, checks, device_memory
+from sdlaunch.preflight import checks, estimates
 from sdlaunch.preflight.job import Job
 from sdlaunch.settings import resolve as settings
 from sdlaunch.settings.options import LaunchOptions
@@ -229,7 +229,7 @@ def _build(
     return JobPlan(
         settings=resolved.table,
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(*arithmetic.lines(job), *checked.notes),
+        arithmetic=(*estimates.lines(job), *checked.notes),
         launch=None if any(refused) else _launch(read, inspected, resolved),
         problems=tuple(sorted(problems)),
         warnings=(
@@ -245,7 +245,7 @@ def _build(
         given=_as_typed(given),
         defaults=_defaults(),
         secrets=secrets_of({**read.environ, **given.passed_on}),
-        lighter=functools.partial(device_memory.would_fit, job),
+        lighter=functools.partial(estimates.lighter, job),
         awaited=inspected.fetched.awaited,
     )
 

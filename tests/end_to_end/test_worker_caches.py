@@ -7,10 +7,10 @@ import shutil
 import pytest
 from PIL import Image, ImageOps
 
+from sdjob.model.memory_estimate import cache_entries
 from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.preflight import caches
 from tests.support.worker import losses, snapshot
 
 CROPPED = {"center_crop": True}
@@ -43,17 +43,17 @@ def test_the_same_losses_with_and_without(train, eps_model, case):
     assert losses(cached) == pytest.approx(losses(plain), rel=tolerance, abs=0)
     assert (cached / "cache").exists() == (where == "disk")
     if where == "disk":
-        assert_as_reckoned(cached / "cache", eps_model, settings)
+        assert_as_estimated(cached / "cache", eps_model, settings)
 
 
-def assert_as_reckoned(folder, model, settings):
-    """The launcher reckons how many entries there will be, and how large."""
+def assert_as_estimated(folder, model, settings):
+    """The launcher estimates how many entries there will be, and how large."""
     given = {"recipe": "text_to_image", "resolution": 32, "cache_latents": "disk"}
     given |= {**settings, "cache_text_embeddings": "disk"}
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", **given)
     pipeline = find_pipeline(model, None, allow_pickle=False)
     images = 3 if spec.recipe == "dreambooth" else 6
-    for entries in caches.entries(spec, pipeline, images, Topology("cpu", 1)):
+    for entries in cache_entries(spec, pipeline, images, Topology("cpu", 1)):
         files = list((folder / entries.name).rglob("*.safetensors"))
         assert len(files) == entries.most
         assert all(entries.each < file.stat().st_size <= entries.each + 128 for file in files)

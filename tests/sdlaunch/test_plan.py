@@ -506,7 +506,7 @@ def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
 def test_a_share_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
     job = prepare(place, validation_split="0.4", epoch="3", max_validation_samples="1")
     assert job.problems == ()
-    assert job.arithmetic[1] == "validation: 2 of 5 images held out, 1 of them looked at"
+    assert job.arithmetic[1] == "validation: 2 of 5 images held out, 1 of them used"
     assert job.arithmetic[2].startswith("length: 3 images / 1 = 3 steps an epoch; 9 steps = 3 epochs")
     for number in range(1, 5):
         (tmp_path / f"dataset/images/{number}.png").unlink()

@@ -1,38 +1,35 @@
-"""How much memory a run needs on each device, at least: from the shapes of the weights and the settings. Pure.
+"""Memory and disk space that a run needs at least, from the shapes of the weights and the settings. Pure.
 
-N trained parameters in fp32 take 4N bytes, their gradients 4N, AdamW's two moments 8N, an average (EMA) 4N. Autocast
-keeps half-precision copies of the weights during a pass: 2N. ZeRO divides by the number of processes W
-(Rajbhandari et al. 2020, arXiv:1910.02054, section 5): low_level_zero masters, moments, average and gradients, but not
-the weights that it computes with; fsdp and gemini everything. Frozen parts have the type of the computation.
+N trainable parameters in fp32 take 4N bytes, their gradients 4N, AdamW's state 8N, an EMA 4N. Autocast keeps
+half-precision copies of the weights during a pass: 2N. ZeRO divides by the number of processes W (Rajbhandari et al.
+2020, arXiv:1910.02054, section 5): low_level_zero divides masters, optimizer state, EMA and gradients, but not the
+weights that it computes with; fsdp and gemini divide everything. Frozen parts have the type of the computation.
 
 Activations are what the backward pass reads again, layer by layer (`activations`). Left out: workspaces, the CUDA
-context, fragmentation, what is alive only for a moment. So the truth is more than this, and never less.
+context, fragmentation, short-lived tensors. So a run takes more than this, and never less.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from sdjob.formatting import in_units
 from sdjob.model import fit, trainable
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Tensor
 from sdjob.settings import compatibility
+from sdjob.settings.choices import Caching
 from sdjob.settings.compatibility import Topology
-from sdjob.settings.fields import settings_of
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 
 _FP32, _HALF = 4, 2
-_HEADROOM = 0.9  # share of the memory that a setting may need to be recommended
-_LAYER = re.compile(
-    r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<number>\d+))?\.(?:"
-    r"resnets\.\d+\.(?P<conv>conv1)|attentions\.\d+\.transformer_blocks\.\d+\.attn1\.to_q)\.weight"
-)
+
+# --- memory of a device ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,17 +38,17 @@ class Estimate:
 
     weights: int
     gradients: int
-    moments: int
-    average: int
-    copies: int  # of the trained weights in half precision
+    optimizer_state: int
+    ema: int
+    copies: int  # of the trainable weights in half precision
     frozen: int
     activations: int
-    gradients_stay: bool  # from one batch to the next, so that they are there beside all activations
+    gradients_stay: bool  # from one batch to the next, so that they take memory alongside all activations
 
     @property
     def static(self) -> int:
-        """What does not depend on the images, between two optimizer steps but for the gradients."""
-        return self.weights + self.gradients + self.moments + self.average + self.frozen
+        """What does not depend on the images."""
+        return self.weights + self.gradients + self.optimizer_state + self.ema + self.frozen
 
     @property
     def total(self) -> int:
@@ -60,18 +57,18 @@ class Estimate:
         peak = self.gradients + passing if self.gradients_stay else max(self.gradients, passing)
         return self.static - self.gradients + peak
 
-    def parts(self) -> dict[str, int]:
-        """Everything that takes memory, by name."""
+    def __str__(self) -> str:
+        """weights 3.44 GB + gradients 3.44 GB + …"""
         named = {
             "weights": self.weights,
             "gradients": self.gradients,
-            "moments": self.moments,
-            "EMA": self.average,
+            "optimizer state": self.optimizer_state,
+            "EMA": self.ema,
             "half-precision copies": self.copies,
             "frozen parts": self.frozen,
             "activations": self.activations,
         }
-        return {name: size for name, size in named.items() if size}
+        return " + ".join(f"{name} {in_units(size)}" for name, size in named.items() if size)
 
 
 def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estimate | None:
@@ -82,19 +79,17 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     world = topology.world_size
     width = _width(spec, topology)
     sizes = {name: part.num_parameters for name, part in model.parts.items()}
-    base = sum(
-        sizes.pop(name) for name in trainable.parts(spec, model)
-    )  # what is trained itself, or gets a LoRA
-    still = base if spec.lora_rank else base - count
-    frozen = sum(sizes.values()) + (still // world if spec.plugin == "fsdp" else still)
-    share = math.ceil(count / world)
+    base = sum(sizes.pop(name) for name in trainable.parts(spec, model))  # trainable, or with a LoRA
+    untrained = base if spec.lora_rank else base - count
+    frozen = sum(sizes.values()) + (untrained // world if spec.plugin == "fsdp" else untrained)
+    shard = math.ceil(count / world)
     match spec.plugin:
         case "low_level_zero":
-            masters, working, gradients, copies = share, width * count, width * share, 0
-        case "gemini":  # gradients take the place of the weights that it computes with
-            masters, working, gradients, copies = share, width * share, 0, 0
+            masters, working, gradients, copies = shard, width * count, width * shard, 0
+        case "gemini":  # gradients replace the weights that it computes with
+            masters, working, gradients, copies = shard, width * shard, 0, 0
         case "fsdp":
-            masters, working, gradients = share, 0, _FP32 * share
+            masters, working, gradients = shard, 0, _FP32 * shard
             copies = 0 if spec.reshard_after_forward else width * count
         case _:
             masters, working, gradients = count, 0, _FP32 * count
@@ -115,16 +110,26 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     )
 
 
+def _width(spec: RunSpec, topology: Topology) -> int:
+    """Bytes of a number in the type of the computation."""
+    return _FP32 if compatibility.resolve_precision(spec, topology) == "no" else _HALF
+
+
 # --- activations -------------------------------------------------------------------------------------
+
+_LAYER = re.compile(
+    r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<number>\d+))?\.(?:"
+    r"resnets\.\d+\.(?P<conv>conv1)|attentions\.\d+\.transformer_blocks\.\d+\.attn1\.to_q)\.weight"
+)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A residual block, or one block of a transformer, and how many places of the image it sees."""
+    """A residual block, or one block of a transformer, and how many positions of the latent it computes."""
 
     inputs: int
     width: int
-    places: int
+    positions: int
     is_transformer: bool
 
     def saved(self, number: int, norm: int, *, lora: bool) -> int:
@@ -133,19 +138,19 @@ class _Layer:
         A residual block: the inputs of two norms, of two SiLUs (as the norms leave them) and of two convolutions.
         A transformer block with its projections: the inputs of four norms; of both projections; query, key, value
         and result of self-attention and their common input; query, result and input of cross-attention; of GEGLU
-        the input, both halves (8 widths), the gate (4) and the product (4). A linear layer needs its input only if
-        it is trained itself, so a LoRA of the attention does without those of GEGLU (5).
+        the input, both halves (8 widths), the gate (4) and the product (4). A frozen linear layer does not need its
+        input, so a LoRA of the attention does without those of GEGLU (5).
         """
         if self.is_transformer:
             others = 2 + 5 + 3 + 1 + 16 - (5 if lora else 0)
-            return self.places * self.width * (4 * norm + others * number)
-        return self.places * (self.inputs + self.width) * (2 * norm + number)
+            return self.positions * self.width * (4 * norm + others * number)
+        return self.positions * (self.inputs + self.width) * (2 * norm + number)
 
     def kept(self, number: int, *, lora: bool) -> int:
         """Bytes that stay when the rest is computed again: its input; of a transformer also that of the norm,
         and where they are trained those of both projections, which lie outside of what is computed again."""
         inputs = (2 if lora else 4) * self.width if self.is_transformer else self.inputs
-        return self.places * inputs * number
+        return self.positions * inputs * number
 
 
 def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
@@ -156,20 +161,14 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     """
     images = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     number = _width(spec, topology)
-    # Autocast computes norms in fp32, but for a CPU's.
-    shards = PLUGINS[spec.plugin].shards
-    norm = number if shards or topology.device == "cpu" else _FP32
+    # Autocast computes norms in fp32, except on a CPU.
+    norm = number if PLUGINS[spec.plugin].shards or topology.device == "cpu" else _FP32
     layers = list(_layers(model.denoiser.tensors, spec.resolution // fit.latent_factor(model)))
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
     if spec.gradient_checkpointing:
         return images * (sum(layer.kept(number, lora=lora) for layer in layers) + max(saved, default=0))
     return images * sum(saved)
-
-
-def _width(spec: RunSpec, topology: Topology) -> int:
-    """Bytes of a number in the type of the computation."""
-    return _FP32 if compatibility.resolve_precision(spec, topology) == "no" else _HALF
 
 
 def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
@@ -179,57 +178,126 @@ def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
     for match, shape in found:
         number = int(match["number"] or 0)
         level = {"down_blocks": number, "mid_block": deepest, "up_blocks": deepest - number}[match["side"]]
-        places = math.ceil(side / 2**level) ** 2
-        yield _Layer(shape[1], shape[0], places, is_transformer=not match["conv"])
+        positions = math.ceil(side / 2**level) ** 2
+        yield _Layer(shape[1], shape[0], positions, is_transformer=not match["conv"])
 
 
-# --- what would fit ----------------------------------------------------------------------------------
+# --- checkpoints and the result ----------------------------------------------------------------------
+
+_LORA_LAYOUTS = 2  # diffusers' and kohya's
 
 
-def fitting(spec: RunSpec, model: PipelineFolder, topology: Topology, memory: int) -> list[str]:
-    """Settings that would fit into this memory with some room, as they are typed; the mildest first."""
-    found: list[dict[str, Any]] = []
-    for change in _changes(spec):
-        if any(enough.keys() <= change.keys() for enough in found):
-            continue
-        other = spec.model_copy(update=change)
-        need = estimate(other, model, topology)
-        if need and need.total <= _HEADROOM * memory and not compatibility.problems(other, topology):
-            found.append(change)
-    return [_typed(change) for change in found]
+@dataclass(frozen=True)
+class OutputSizes:
+    """Bytes of one step checkpoint, and of the result."""
+
+    checkpoint: int
+    result: int
 
 
-def _changes(spec: RunSpec) -> Iterator[dict[str, Any]]:
-    """Milder ones first; what changes the result of the training comes last."""
-    checkpointing: dict[str, Any] = {} if spec.gradient_checkpointing else {"gradient_checkpointing": True}
-    smaller = list(_smaller_batches(spec))
-    if checkpointing:
-        yield checkpointing
-    yield from smaller
-    yield from ({**checkpointing, **batch} for batch in smaller)
-    if not PLUGINS[spec.plugin].shards:
-        yield from ({"plugin": plugin} for plugin, facts in PLUGINS.items() if facts.shards)
-    if spec.mixed_precision == "no":
-        yield {"mixed_precision": "bf16"}
-    least = {**checkpointing, **(smaller[-1] if smaller else {})}
-    if spec.use_ema:
-        yield {**least, "use_ema": False}
-    if not spec.lora_rank:
-        yield {"lora_rank": 16}
-        yield {**least, "lora_rank": 16}
-
-
-def _smaller_batches(spec: RunSpec) -> Iterator[dict[str, Any]]:
-    """Half the batch and twice the accumulation, as often as that goes, so that a step sees as many images."""
-    batch, accumulation = spec.train_batch_size, spec.gradient_accumulation_steps
-    while batch % 2 == 0:
-        batch, accumulation = batch // 2, accumulation * 2
-        yield {"train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-
-
-def _typed(change: Mapping[str, Any]) -> str:
-    names = settings_of(RunSpec)
-    return " ".join(
-        f"{names[key].name or key}={int(value) if isinstance(value, bool) else value}"
-        for key, value in change.items()
+def output_sizes(spec: RunSpec, model: PipelineFolder) -> OutputSizes | None:
+    """None where the shapes of the weights are not known: a LoRA of pickled weights."""
+    count = trainable.parameters(spec, model)
+    if count is None:
+        return None
+    ema = _FP32 if spec.use_ema else 0
+    checkpoint = (_FP32 + OPTIMIZERS[spec.optimizer].state_bytes + ema) * count
+    width = _FP32 if spec.export_dtype == "fp32" else _HALF
+    if spec.lora_rank:
+        return OutputSizes(checkpoint, _LORA_LAYOUTS * width * count)
+    changed = trainable.parts(spec, model)
+    bytes_of = (
+        part.num_bytes if width == _FP32 and name not in changed else width * part.num_parameters
+        for name, part in model.parts.items()
     )
+    files = 2 if spec.export_single_file else 1
+    return OutputSizes(checkpoint, files * sum(bytes_of))
+
+
+def checkpoints_kept(spec: RunSpec) -> int:
+    """Checkpoints that are there at the end of the whole run."""
+    made = math.ceil(spec.max_train_steps / spec.checkpointing_steps)
+    return min(made, spec.checkpoints_total_limit or made)
+
+
+def checkpoints_to_come(spec: RunSpec, existing: Sequence[int]) -> int:
+    """By how many checkpoints the output folder grows at most, given the steps of those that the run continues.
+
+    A new one is complete before the oldest beyond the limit is deleted. What is not continued is kept alongside.
+    """
+    steps = [] if spec.resume == "never" else existing
+    every = spec.checkpointing_steps
+    to_come = max(0, math.ceil(spec.max_train_steps / every) - max(steps, default=0) // every)
+    if spec.checkpoints_total_limit is None:
+        return to_come
+    return min(to_come, max(1, spec.checkpoints_total_limit + 1 - len(steps)))
+
+
+# --- caches ------------------------------------------------------------------------------------------
+
+_BLOCK = 4096  # bytes that a file takes at least, and that all files are a multiple of
+_HEADER = 128  # of a safetensors file with one or two tensors, about
+_WHERE = {"disk": "on disk", "memory": "in the memory of each process"}
+
+
+@dataclass(frozen=True)
+class CacheEntries:
+    """The entries of one cache: how many there will be, at least and at most, and the bytes of each."""
+
+    setting: str
+    name: str
+    where: Caching
+    least: int
+    most: int
+    each: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of one entry where it is kept."""
+        return -(-(self.each + _HEADER) // _BLOCK) * _BLOCK if self.where == "disk" else self.each
+
+    @property
+    def total(self) -> int:
+        """Bytes of all entries, at most."""
+        return self.most * self.size
+
+    def __str__(self) -> str:
+        """200 latents × 131 kB = 26.2 MB on disk"""
+        upper = f"up to {self.most:,}" if self.most > self.least else f"{self.most:,}"
+        return f"{upper} {self.name} × {in_units(self.size)} = {in_units(self.total)} {_WHERE[self.where]}"
+
+
+def cache_entries(
+    spec: RunSpec, model: PipelineFolder, images: int, topology: Topology
+) -> Iterator[CacheEntries]:
+    """The caches that are switched on, for so many training images."""
+    width = _width(spec, topology)
+    of_class = spec.num_class_images if spec.with_prior_preservation else 0
+    if spec.cache_latents != "no":
+        count = (images + of_class) * (2 if spec.random_flip else 1)
+        number = _FP32 if model.architecture.vae_in_fp32 else width
+        each = number * _posterior(spec, model)
+        yield CacheEntries("cache_latents", "latents", spec.cache_latents, count, count, each)
+    if spec.cache_text_embeddings != "no":
+        least = 1 + spec.with_prior_preservation
+        most = images if spec.recipe_facts.reads_captions else least  # captions may be equal
+        empty = bool(spec.proportion_empty_prompts)
+        each = width * _conditioning(spec, model)
+        where = spec.cache_text_embeddings
+        yield CacheEntries("cache_text_embeddings", "prompts", where, least + empty, most + empty, each)
+
+
+def _posterior(spec: RunSpec, model: PipelineFolder) -> int:
+    """Numbers of the latent posterior (mean and logvar) of an image: at least, since a bucket may have fewer pixels
+    than the square, by a row of steps along its longer side."""
+    side = spec.resolution
+    pixels = side**2 - (2 * side * spec.bucket_reso_steps if spec.aspect_ratio_buckets else 0)
+    channels = int(model.parts["vae"].config.get("latent_channels", 4))
+    return 2 * channels * max(0, pixels) // fit.latent_factor(model) ** 2
+
+
+def _conditioning(spec: RunSpec, model: PipelineFolder) -> int:
+    """Numbers of the conditioning of a prompt."""
+    tokens = spec.prompt_chunks * int(model.parts["text_encoder"].config.get("max_position_embeddings", 77))
+    pooled = sum(int(model.parts[name].config.get("projection_dim", 0)) for name in model.architecture.pooled)
+    return tokens * int(model.denoiser.config.get("cross_attention_dim", 768)) + pooled

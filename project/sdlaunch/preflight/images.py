@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import concepts_of
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.dataset.verify import verify_all, verify_sample
-from sdjob.problems import JobError, Problem
+from sdjob.problems import JobError, Problem, bad_input
 from sdlaunch.preflight.job import Finding, Job
 
 ALL_OF = 64  # images and fewer
@@ -76,3 +77,25 @@ def _judged(job: Job, bad: Sequence[Problem], looked: int) -> list[Finding]:
     return [
         f"DATASET_DIR: {len(bad)} of {looked} images looked at cannot be used and are passed over: {names}"
     ]
+
+
+def class_images(job: Job) -> list[Problem]:
+    """The folder of class images, where one is given. A list of subjects names its own."""
+    spec = job.spec
+    needed = spec.with_prior_preservation and not spec.concepts_list
+    remedy = "Correct the path, or unset it: class images are then generated under the output folder."
+    return _folder("class_data_dir", spec.class_data_dir, remedy) if needed else []
+
+
+def held_out(job: Job) -> list[Problem]:
+    """The fraction of the dataset, or the folder, that is held out for validation."""
+    if job.contents.dataset and job.spec.validation_split:
+        return validation_split.problems(job.spec, job.contents.dataset)
+    remedy = "Correct the path, or unset it: there is then no validation loss."
+    return _folder("validation_data_dir", job.spec.validation_data_dir, remedy)
+
+
+def _folder(setting: str, folder: str | None, remedy: str) -> list[Problem]:
+    if folder is None or Path(folder).is_dir():
+        return []
+    return [bad_input(setting, f"{folder} is not a folder", remedy)]

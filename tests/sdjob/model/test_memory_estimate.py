@@ -1,4 +1,6 @@
-"""The least memory that a run needs: exact sums for Stable Diffusion 1.4, and what would fit instead."""
+"""Tests of memory_estimate: exact sums for Stable Diffusion 1.4, checkpoints and caches.
+
+What training really holds is measured in tests/sdtrain/tools/test_memory.py."""
 
 import math
 from pathlib import Path
@@ -6,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sdjob.model import memory_estimate, shapes
+from sdjob.model.memory_estimate import OutputSizes, cache_entries, output_sizes
 from sdjob.model.pipeline import Part, PipelineFolder
 from sdjob.model.weights import Tensor
-from sdjob.settings import compatibility
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 
@@ -47,7 +49,7 @@ def needed(model, topology=GPU, **values):
 
 
 def static(need):
-    return (need.weights, need.gradients, need.moments, need.average, need.copies, need.frozen)
+    return (need.weights, need.gradients, need.optimizer_state, need.ema, need.copies, need.frozen)
 
 
 N, S = UNET, math.ceil(UNET / 8)
@@ -116,24 +118,92 @@ def test_of_pickles_nothing_is_known(sd14):
     assert needed(pickled, lora_rank=4) is None
 
 
-def test_the_settings_that_would_fit_are_checked_with_the_same_sums(sd14):
-    job = spec(train_batch_size=16, gradient_accumulation_steps=2, use_ema=True)
-    assert memory_estimate.fitting(job, sd14, GPU, 80 * GB)[0] == "gradient_checkpointing=1"
-    found = memory_estimate.fitting(job, sd14, GPU, 25 * GB)
-    assert found == [
-        "batch_size=2 gradient_accumulation_steps=16",
-        "lora_rank=16",
-    ]
-    for text in found:
-        change = dict(word.split("=") for word in text.split())
-        renamed = {"batch_size": "train_batch_size"}
-        other = RunSpec.model_validate(
-            {**job.model_dump(), **{renamed.get(name, name): value for name, value in change.items()}}
-        )
-        assert memory_estimate.estimate(other, sd14, GPU).total <= 0.9 * 25 * GB
-        assert compatibility.problems(other, GPU) == []
+# --- checkpoints and the result ----------------------------------------------------------------------
 
 
-def test_where_only_a_lora_fits_only_that_is_said(sd14):
-    assert memory_estimate.fitting(spec(), sd14, GPU, 8 * GB) == ["lora_rank=16"]
-    assert memory_estimate.fitting(spec(), sd14, GPU, GB) == []
+@pytest.mark.parametrize(
+    ("settings", "existing", "more"),
+    [
+        ({}, [], 4),
+        ({"max_train_steps": 401}, [], 5),  # the last step leaves one too
+        ({}, [100, 200], 2),  # those that the run goes on from are there already
+        ({}, [100], 3),
+        ({}, [250], 2),  # left by a stop
+        ({}, [400], 0),
+        ({"resume": "never"}, [200], 4),  # kept alongside, so no space is gained
+        ({"checkpoints_total_limit": 2}, [], 3),  # the new one is whole before the oldest goes
+        ({"checkpoints_total_limit": 2}, [100, 200], 1),
+        ({"checkpoints_total_limit": 2}, [100], 2),
+        ({"checkpoints_total_limit": 2}, [400], 0),
+    ],
+)
+def test_checkpoints_to_come_besides_those_that_exist(settings, existing, more):
+    job = spec(**{"max_train_steps": 400, "checkpointing_steps": 100} | settings)
+    assert memory_estimate.checkpoints_to_come(job, existing) == more
+
+
+def shaped(**shapes) -> PipelineFolder:
+    """A pipeline whose U-Net has these weights in fp32, and nothing else has any."""
+    tensors = {f"down.{name}.weight": Tensor(shape, Path("unet")) for name, shape in shapes.items()}
+    count = sum(math.prod(shape) for shape in shapes.values())
+    unet = Part(Path("unet"), "", num_bytes=4 * count, num_parameters=count, tensors=tensors)
+    return PipelineFolder(Path("m"), "StableDiffusionPipeline", "epsilon", {"unet": unet})
+
+
+@pytest.mark.parametrize(
+    ("settings", "checkpoint", "result"),
+    [
+        ({}, 3 * 4 * 400, 4 * 400),  # weights and two moments
+        ({"use_ema": True}, 4 * 4 * 400, 4 * 400),
+        ({"optimizer": "adamw8bit"}, (4 + 2) * 400, 4 * 400),
+        ({"optimizer": "prodigy"}, 5 * 4 * 400, 4 * 400),
+        ({"export_dtype": "fp16"}, 3 * 4 * 400, 2 * 400),
+        ({"export_single_file": True}, 3 * 4 * 400, 2 * 4 * 400),
+        ({"lora_rank": 4}, 3 * 4 * 4 * (8 + 32), 2 * 4 * 4 * (8 + 32)),  # in two layouts
+        ({"lora_rank": 4, "export_dtype": "fp16"}, 3 * 4 * 4 * (8 + 32), 2 * 2 * 4 * (8 + 32)),
+        (
+            {"lora_rank": 4, "lora_target_modules": ("conv",)},
+            3 * 4 * 4 * (4 + 4 * 9),
+            2 * 4 * 4 * (4 + 4 * 9),
+        ),
+    ],
+)
+def test_the_sizes_of_a_checkpoint_and_of_the_result(settings, checkpoint, result):
+    model = shaped(to_k=(8, 32), conv=(4, 4, 3, 3))
+    assert output_sizes(spec(**settings), model) == OutputSizes(checkpoint, result)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, 4), ({"max_train_steps": 401}, 5), ({"checkpoints_total_limit": 2}, 2)],
+)
+def test_checkpoints_at_the_end(settings, kept):
+    job = spec(**{"max_train_steps": 400, "checkpointing_steps": 100} | settings)
+    assert memory_estimate.checkpoints_kept(job) == kept
+
+
+# --- caches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({"cache_latents": "memory"}, ["10 latents × 65.5 kB = 655 kB in the memory of each process"]),
+        ({"cache_latents": "disk"}, ["10 latents × 69.6 kB = 696 kB on disk"]),  # whole blocks
+        ({"cache_latents": "memory", "random_flip": True, "mixed_precision": "no"}, ["20 latents × 131 kB"]),
+        ({"cache_latents": "memory", "with_prior_preservation": True}, ["110 latents × 65.5 kB"]),
+        ({"cache_latents": "memory", "aspect_ratio_buckets": True}, ["10 latents × 49.2 kB"]),
+        ({"cache_text_embeddings": "memory"}, ["1 prompts × 118 kB"]),  # 77 × 768 in half precision
+        (
+            {"cache_text_embeddings": "memory", "max_token_length": 225, "with_prior_preservation": True},
+            ["2 prompts × 355 kB"],
+        ),
+        (
+            {"recipe": "text_to_image", "cache_text_embeddings": "memory", "proportion_empty_prompts": 0.1},
+            ["up to 11 prompts × 118 kB"],
+        ),
+    ],
+)
+def test_the_entries_of_caches(sd14, settings, lines):
+    found = [str(entries) for entries in cache_entries(spec(**settings), sd14, 10, GPU)]
+    assert [text[: len(line)] for text, line in zip(found, lines, strict=True)] == lines

@@ -75,4 +75,4 @@ def test_the_folder_that_is_made_of_it_needs_room_too(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
     problems = [each for each in prepare(place, **small(**variables)).problems if each.code == 73]
     assert [problem.subject for problem in problems] == subjects
-    assert all("the model as a folder, which is made of the one file" in each.found for each in problems)
+    assert all("the model as a folder, converted from the single file" in each.found for each in problems)

@@ -7,7 +7,6 @@ from sdjob.model import memory_estimate, trainable
 from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.preflight import disk_space
 from sdtrain.model import load
 from sdtrain.optim.ema import Ema
 
@@ -56,7 +55,8 @@ def test_of_two_text_encoders_only_what_gets_a_gradient_is_trained_and_counted(x
     ]
     assert size(p for p in every if not p.requires_grad) == need.frozen
     if not spec.lora_rank:
-        assert disk_space.sizes(spec, folder).result == sum(part.num_bytes for part in folder.parts.values())
+        written = memory_estimate.output_sizes(spec, folder)
+        assert written.result == sum(part.num_bytes for part in folder.parts.values())
 
 
 @pytest.mark.parametrize("settings", [{"use_ema": True}, {"lora_rank": 4}, {"gradient_checkpointing": True}])
@@ -92,10 +92,13 @@ def test_what_is_held(eps_model, settings):
 
     assert size(opened.values()) == need.weights
     assert gradients == need.gradients
-    assert size(m for state in optimizer.state.values() for m in state.values() if m.dim()) == need.moments
+    assert (
+        size(m for state in optimizer.state.values() for m in state.values() if m.dim())
+        == need.optimizer_state
+    )
     assert size(p for p in every if not p.requires_grad) == need.frozen
     average = Ema(opened, 0.99).shares.values() if spec.use_ema else []
-    assert size(average) == need.average
+    assert size(average) == need.ema
     if spec.gradient_checkpointing:  # the inputs; what is computed again comes on top
         layers = list(memory_estimate._layers(folder.parts["unet"].tensors, 16))
         inputs = 2 * sum(layer.kept(4, lora=False) for layer in layers)

@@ -1,4 +1,4 @@
-"""Caches in the arithmetic of a plan, and on the volume or in the memory that they need."""
+"""Tests of what a job needs in memory and on disk against what is there, and of the arithmetic in a plan."""
 
 import re
 from types import SimpleNamespace
@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from sdlaunch.cluster import devices
-from sdlaunch.preflight import volumes
+from sdlaunch.cluster.devices import Devices
+from sdlaunch.preflight import estimates
 from tests.sdlaunch.test_plan import prepare
 
 # 8 numbers for each of 256 × 256 places in fp32, a header, in whole blocks of the disk.
@@ -26,7 +27,7 @@ def free(monkeypatch):
     """Sets the free bytes of every disk."""
 
     def there(size: int) -> None:
-        monkeypatch.setattr(volumes.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+        monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
     return there
 
@@ -96,3 +97,64 @@ def test_caches_in_memory_are_in_every_process(place, monkeypatch):
     assert "cache_latents=disk" in problem.remedy
     two = prepare(place, **settings, NPROC_PER_NODE="2")
     assert "cache_latents" not in [problem.subject for problem in two.problems]
+
+
+def test_a_small_volume_is_refused_with_the_arithmetic(place, tmpfs):
+    """On the real volume, whatever the parents of the output folder have."""
+    output = tmpfs("1m") / "deep" / "output"
+    many = {"OUTPUT_DIR": str(output), "checkpointing_steps": "1", "num_train_step": "400"}
+    (problem,) = prepare(place, **many).problems
+    assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
+    assert re.match(r"1\.0[45] MB free", problem.found)  # the probe of another check may lie there meanwhile
+    assert "400 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
+    assert prepare(place, **many, checkpoints_total_limit="3").problems == ()
+    assert not output.parent.exists()
+
+
+# --- memory of devices --------------------------------------------------------------------------------
+
+
+def with_devices(monkeypatch, memory: int | None, kind: str = "cuda", count: int = 1) -> None:
+    there = Devices(kind, count, 8, "", bf16=True, memory=memory)
+    monkeypatch.setattr(devices, "find", lambda *_: there)
+
+
+def test_a_device_that_is_too_small_is_69_with_settings_that_fit(place, monkeypatch):
+    with_devices(monkeypatch, 600_000_000)
+    (problem,) = prepare(place, device="", batch_size="8").problems
+    assert (problem.code, problem.subject) == (69, "memory")
+    assert "at least 818 MB needed on each cuda device" in problem.found
+    assert "activations 818 MB" in problem.found and "600 MB there" in problem.found
+    assert "gradient_checkpointing=1; batch_size=4 gradient_accumulation_steps=2" in problem.remedy
+    assert prepare(place, device="", batch_size="4").problems == ()
+
+
+def test_a_device_that_is_hardly_large_enough_is_a_warning(place, monkeypatch):
+    with_devices(monkeypatch, 880_000_000)
+    job = prepare(place, device="", batch_size="8")
+    assert job.problems == ()
+    (warning,) = [text for text in job.warnings if text.startswith("memory: ")]
+    assert "it may not be enough" in warning
+    with_devices(monkeypatch, 2_000_000_000)
+    assert not [text for text in prepare(place, device="", batch_size="8").warnings if "memory" in text]
+
+
+def test_processes_on_a_cpu_share_the_memory_of_the_host(place, monkeypatch):
+    with_devices(monkeypatch, 600_000_000, kind="cpu", count=8)
+    assert prepare(place, batch_size="2").problems == ()
+    (problem,) = prepare(place, batch_size="2", NPROC_PER_NODE="4").problems
+    assert problem.code == 69
+    assert "of the host for each process" in problem.found and "150 MB there" in problem.found
+
+
+def test_what_is_not_known_is_not_refused(place, monkeypatch):
+    with_devices(monkeypatch, None)
+    job = prepare(place, device="", batch_size="4096", dataloader_num_workers="0")
+    assert job.problems == ()
+    assert any(line.startswith("memory: at least 419 GB a process: ") for line in job.arithmetic)
+
+
+def test_a_failure_for_memory_names_settings_that_need_clearly_less(place):
+    """The sums said that it would fit: what is advised must lie well below them."""
+    settings = prepare(place, batch_size="8").lighter()
+    assert settings[:2] == ["gradient_checkpointing=1", "batch_size=4 gradient_accumulation_steps=2"]

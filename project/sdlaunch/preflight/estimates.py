@@ -1,0 +1,212 @@
+"""What a job needs in memory and on disk against what is there, and the same arithmetic as lines of the plan."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdjob.dataset import validation_split
+from sdjob.formatting import counted, in_units
+from sdjob.model import memory_estimate
+from sdjob.model.memory_estimate import CacheEntries, Estimate
+from sdjob.model.single_file import converted_folder
+from sdjob.output.layout import OutputLayout, step_folders
+from sdjob.problems import bad_output, no_hardware
+from sdjob.settings import steps
+from sdlaunch.cluster import devices
+from sdlaunch.preflight import lighter_settings
+from sdlaunch.preflight.job import Finding, Job
+
+_CLOSE = 0.9  # fraction of the memory beyond which the rest may be too little for what is not estimated
+_FEWER = (
+    "Mount a larger volume, keep fewer (checkpoints_total_limit=1), or make them less often "
+    "(checkpointing_steps)."
+)
+
+
+def lines(job: Job) -> Iterator[str]:
+    """Batch, length, checkpoints, caches and memory, as arithmetic that a person can check."""
+    spec, total = job.spec, steps.global_batch(job.spec, job.cluster.world_size)
+    yield (
+        f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
+        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'image')} a step"
+    )
+    if job.contents.data:
+        images = sum(each.num_examples for each in job.contents.data)
+        examples = sum(validation_split.trained_on(spec, each.num_examples) for each in job.contents.data)
+        if held_out := images - examples:
+            used = min(held_out, spec.max_validation_samples)
+            yield f"validation: {held_out} of {images} images held out, {used} of them used"
+        yield (
+            f"length: {examples} images / {total} = {examples / total:.4g} steps an epoch; "
+            f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"
+        )
+    if size := memory_estimate.output_sizes(spec, job.contents.model) if job.contents.model else None:
+        kept = memory_estimate.checkpoints_kept(spec)
+        yield f"checkpoints: {kept} kept × {in_units(size.checkpoint)} = {in_units(kept * size.checkpoint)}"
+    if caches := _caches(job):
+        yield f"caches: {'; '.join(map(str, caches))}"
+    if need := _needed(job):
+        available = _memory(job)
+        there = f"; {in_units(available)} there" if available else ""
+        yield f"memory: at least {in_units(need.total)} a process{there}: {need}"
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def device_memory(job: Job) -> list[Finding]:
+    """The memory of each device, or of the host for processes on a CPU: nothing is refused on a guess."""
+    need, available = _needed(job), _memory(job)
+    if need is None or available is None or need.total <= _CLOSE * available:
+        return []
+    on_cpu = job.devices.type == "cpu"
+    where = "of the host for each process" if on_cpu else f"on each {job.devices.type} device"
+    found = f"at least {in_units(need.total)} needed {where} ({need}), and {in_units(available)} there"
+    settings = lighter(job)
+    remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
+    if need.total > available:
+        return [no_hardware("memory", found, f"{remedy}.")]
+    return [f"memory: {found}: it may not be enough. {remedy}."]
+
+
+def host_memory(job: Job) -> list[Finding]:
+    """Caches in memory, of which each process of this node has its own."""
+    caches = [entries for entries in _caches(job) if entries.where == "memory"]
+    available, processes = devices.host_memory(), job.cluster.nproc_per_node
+    least = processes * sum(entries.least * entries.size for entries in caches)
+    most = processes * sum(entries.total for entries in caches)
+    if available is None or most <= _CLOSE * available:
+        return []
+    largest = max(caches, key=lambda entries: entries.total)
+    found = (
+        f"{in_units(most)} of the host's memory for {processes} processes: {', '.join(map(str, caches))}; "
+        f"{in_units(available)} there"
+    )
+    remedy = f"Use {largest.setting}=disk, or no."
+    if least > available:
+        return [no_hardware(largest.setting, found, remedy)]
+    return [f"{largest.setting}: {found}: it may not be enough. {remedy}"]
+
+
+def lighter(job: Job) -> list[str]:
+    """Settings that need clearly less memory than this job, and no more than there is."""
+    need, available = _needed(job), _memory(job)
+    if need is None or job.contents.model is None:
+        return []
+    limit = min(need.total, available or need.total)
+    return lighter_settings.fitting(job.spec, job.contents.model, job.topology, limit)
+
+
+def _needed(job: Job) -> Estimate | None:
+    if job.contents.model is None or job.has_script:
+        return None
+    return memory_estimate.estimate(job.spec, job.contents.model, job.topology)
+
+
+def _memory(job: Job) -> int | None:
+    """Bytes that each process can have: its device's, or its fraction of the host's; None: not known."""
+    if job.devices.memory is None or job.devices.type != "cpu":
+        return job.devices.memory
+    return job.devices.memory // job.cluster.nproc_per_node
+
+
+def _caches(job: Job) -> list[CacheEntries]:
+    """The caches of a job, as far as its model and its dataset are known."""
+    model, data = job.contents.model, job.contents.dataset
+    if model is None or data is None or job.has_script:
+        return []
+    images = validation_split.trained_on(job.spec, data.num_examples)
+    return list(memory_estimate.cache_entries(job.spec, model, images, job.topology))
+
+
+# --- disk --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """Bytes that will be written somewhere below a folder: at least, and at most."""
+
+    subject: str  # the setting that names the folder
+    folder: Path
+    least: int
+    most: int
+    what: str
+    remedy: str
+    written: Callable[[], int] = lambda: 0  # bytes that are there already; counted only where space is short
+
+
+def disk_space(job: Job) -> list[Finding]:
+    """Free space of each volume for everything that is written there together."""
+    by_volume: dict[int, tuple[Path, int, list[_Demand]]] = {}
+    for demand in _demands(job):
+        existing, volume, free = _free_at(demand.folder)
+        by_volume.setdefault(volume, (existing, free, []))[2].append(demand)
+    return [finding for of_volume in by_volume.values() for finding in _judged(*of_volume)]
+
+
+def _judged(existing: Path, free: int, demands: Sequence[_Demand]) -> Iterator[Finding]:
+    if free >= sum(demand.most for demand in demands):
+        return
+    written = sum(demand.written() for demand in demands)
+    least = sum(demand.least for demand in demands) - written
+    most = sum(demand.most for demand in demands) - written
+    largest = max(demands, key=lambda demand: demand.least)
+    what = ", and ".join(demand.what for demand in demands)
+    there = f"{in_units(free)} free at {existing}"
+    if free < least:
+        yield bad_output(largest.subject, f"{there}, {in_units(least)} needed: {what}", largest.remedy)
+    elif free < most:
+        yield f"{largest.subject}: {there}, and up to {in_units(most)} needed: {what}"
+
+
+def _demands(job: Job) -> Iterator[_Demand]:
+    spec, model, output = job.spec, job.contents.model, job.mounts.output
+    if size := memory_estimate.output_sizes(spec, model) if model else None:
+        existing = [folder.step for folder in step_folders(OutputLayout(output)) if folder.defect is None]
+        more = memory_estimate.checkpoints_to_come(spec, existing)
+        needed = size.checkpoint * more + size.result
+        checkpoints = f"{counted(more, 'checkpoint')} of {in_units(size.checkpoint)}"
+        what = f"{checkpoints}, and the result of {in_units(size.result)}"
+        yield _Demand("OUTPUT_DIR", output, needed, needed, what, _FEWER)
+    if job.has_script:
+        return
+    subject = "cache_dir" if spec.cache_dir else "OUTPUT_DIR"
+    larger = "Set cache_dir to a folder on a larger volume"
+    if model and model.single:
+        folder = converted_folder(model.single, spec.cache_dir, output)
+        if not folder.is_dir():
+            copied = sum(part.num_bytes for part in model.parts.values())
+            what = f"the model as a folder, converted from the single file, of {in_units(copied)}"
+            yield _Demand(subject, folder, copied, copied, what, f"{larger}.")
+    caches = Path(spec.cache_dir) if spec.cache_dir else OutputLayout(output).cache
+    for each in _caches(job):
+        if each.where == "disk":
+            least, remedy = each.least * each.size, f"{larger}, or leave {each.setting}=no."
+            folder = caches / each.name
+            yield _Demand(subject, folder, least, each.total, str(each), remedy, _written(folder, each))
+
+
+def _written(folder: Path, entries: CacheEntries) -> Callable[[], int]:
+    """Entries of other data may lie there too, but no more than all that are needed count."""
+
+    def count() -> int:
+        names = (name for _, _, files in os.walk(folder) for name in files if name.endswith(".safetensors"))
+        return min(sum(1 for _ in names), entries.least) * entries.size
+
+    return count
+
+
+def _free_at(path: Path) -> tuple[Path, int, int]:
+    """The nearest existing folder upwards, the number of its volume, and the free bytes. No look before asking: the
+    check of writing makes and removes the output folder meanwhile."""
+    for folder in (path, *path.parents):
+        try:
+            return folder, folder.stat().st_dev, shutil.disk_usage(folder).free
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
