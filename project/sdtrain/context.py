@@ -44,8 +44,8 @@ class Training:
     @property
     def best(self) -> Mapping[str, torch.Tensor]:
         """This rank's share of the weights that are exported and drawn with: the EMA's where there is one."""
-        return self.ema.shares if self.ema else self.strategy.masters()
+        return self.ema.shards if self.ema else self.strategy.masters()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, images can be drawn with these weights. Entering and leaving is collective."""
-        return self.strategy.applied(self.ema.shares if self.ema else None)
+        return self.strategy.applied(self.ema.shards if self.ema else None)

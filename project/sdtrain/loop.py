@@ -176,7 +176,7 @@ class _Loop:
         # Before the checkpoint, so that a kill after it loses no metrics of steps that are not repeated.
         training.tracker.flush()
         state = replace(self.state, spent=self.state.spent.and_this_start(training.world.size))
-        ema = training.ema.shares if training.ema else None
+        ema = training.ema.shards if training.ema else None
         self.saver.save(
             state, training.strategy, ema, background=background and training.spec.background_save
         )

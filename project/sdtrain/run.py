@@ -157,7 +157,7 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
     training.tracker.text("settings", "\n".join(f"    {flag}" for flag in flags.render(spec)))
     if start:
         state = _resumed(training, start.state)
-        training.strategy.load(start.folder, training.ema.shares if training.ema else None)
+        training.strategy.load(start.folder, training.ema.shards if training.ema else None)
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
     else:

@@ -91,7 +91,7 @@ def test_a_step_lies_on_the_device(folders, model, cached, settings):
     norm = strategy.step(1.0)
     ema.update(strategy.masters())
     assert (loss.device, norm.device) == (META, META)
-    assert {share.device for share in ema.shares.values()} == {META}
+    assert {share.device for share in ema.shards.values()} == {META}
 
 
 def test_the_device_of_these_tests_notices(folders):

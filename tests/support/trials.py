@@ -102,7 +102,7 @@ class Trial:
 
     def whole(self) -> dict[str, dict[str, torch.Tensor]]:
         """Masters and average, whole, on rank 0."""
-        shares = {"master": self.strategy.masters(), "ema": self.ema.shares}
+        shares = {"master": self.strategy.masters(), "ema": self.ema.shards}
         whole = {name: self.strategy.full_state(values) for name, values in shares.items()}
         # Native weights on a CPU are the weights themselves, and go on changing.
         return {name: {key: tensor.clone() for key, tensor in state.items()} for name, state in whole.items()}
@@ -118,7 +118,7 @@ class Trial:
         """What the U-Net predicts with the average, called once on rank 1 and three times on rank 0."""
         latents, timesteps, hidden, _ = batch(99, 0)
         dtype = next(self.unet.parameters()).dtype
-        with self.strategy.applied(self.ema.shares), torch.inference_mode():
+        with self.strategy.applied(self.ema.shards), torch.inference_mode():
             for _ in range(1 if self.rank else 3):
                 found = self.unet(latents.to(dtype), timesteps, hidden.to(dtype)).sample
         return found.float().as_subclass(torch.Tensor)
@@ -160,9 +160,9 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
         (folder / variant).mkdir()
         (folder / f"{variant}_beside").mkdir()
     dist.barrier()
-    first.strategy.save(folder / variant, first.ema.shares)
+    first.strategy.save(folder / variant, first.ema.shards)
     found["saved"] = first.whole()
-    write = first.strategy.snapshot(first.ema.shares)
+    write = first.strategy.snapshot(first.ema.shards)
     with ThreadPoolExecutor(1) as thread:  # beside everything that follows
         beside = thread.submit(write, folder / f"{variant}_beside")
         found["drawn"] = first.drawn()
@@ -184,7 +184,7 @@ def data_of(folder: Path) -> dict[str, str]:
 
 
 def load(into: Trial, folder: Path) -> None:
-    into.strategy.load(folder, into.ema.shares)
+    into.strategy.load(folder, into.ema.shards)
     into.ema.resume(updates=SAVED)
 
 

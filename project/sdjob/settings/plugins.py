@@ -51,13 +51,13 @@ PLUGINS: dict[str, PluginFacts] = {
         settings=("reshard_after_forward", "cpu_offload"),
     ),
     "low_level_zero": PluginFacts(
-        "colossalai",
+        "colossalai_zero",
         _COLOSSAL_DEVICES,
         settings=("zero_stage", "cpu_offload"),
         package="colossalai",
     ),
     "gemini": PluginFacts(
-        "colossalai",
+        "colossalai_gemini",
         _COLOSSAL_DEVICES,
         precisions=("bf16", "fp16"),
         settings=("placement",),

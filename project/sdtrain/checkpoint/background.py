@@ -17,7 +17,7 @@ from sdtrain.reporting.progress import say
 from sdtrain.runtime import host_memory
 from sdtrain.runtime.distributed import World
 from sdtrain.strategies.base import Strategy
-from sdtrain.strategies.shards import Shares as Shards
+from sdtrain.strategies.shards import Shards
 
 
 class Saver:

@@ -1,6 +1,6 @@
-"""Weights, moments and average of a strategy on disk, in one of two forms that every strategy reads.
+"""Weights, optimizer state and EMA of a strategy on disk, in one of two forms that every strategy reads.
 
-Whole (native strategies): model.safetensors, ema.safetensors and optimizer.pt, by rank 0.
+Whole (plain PyTorch and DDP): model.safetensors, ema.safetensors and optimizer.pt, by rank 0.
 Sharded: `shards/`, by all ranks through torch.distributed.checkpoint, and numbers.json. A shard says which
 range of a flat tensor it holds, so any number of ranks, however they divide the tensors, can read it.
 """
@@ -33,29 +33,34 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from sdtrain.strategies.shards import Range, Shares
+from sdtrain.strategies.shards import Range, Shards
 
 SHARDS, NUMBERS = "shards", "numbers.json"
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
-_PATIENCE = timedelta(hours=2)  # with a rank whose disk is slower
+ADAM_STATE = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
+_TIMEOUT = timedelta(hours=2)  # for a rank with a slower disk
 
-Tables = Mapping[str, Shares]  # "master", "exp_avg", "exp_avg_sq", "ema" → shares by name
+Tables = Mapping[str, Shards]  # "master", "exp_avg", "exp_avg_sq", "ema" → shards by name
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a strategy has besides tensors."""
+    """The optimizer state besides tensors."""
 
     updates: int  # of the optimizer, for Adam's bias correction
-    scaler: Mapping[str, float]  # of fp16; empty: none
+    scaler: Mapping[str, float]  # of the fp16 loss; empty: none
+
+
+def tables(masters: Shards, adam: Tables, ema: Shards | None) -> dict[str, Shards]:
+    """The tensors of a sharded checkpoint; `adam`: the optimizer state by the names of ADAM_STATE."""
+    return {"master": masters, **adam, **({"ema": ema} if ema else {})}
 
 
 class _Flat:
-    """A share as torch.distributed.checkpoint sees it: one chunk of a flat tensor (`_Checkpointable`)."""
+    """A shard as torch.distributed.checkpoint sees it: one chunk of a flat tensor (`_Checkpointable`)."""
 
-    def __init__(self, share: torch.Tensor, part: Range) -> None:
-        self.share, self._part = share.view(-1), part
+    def __init__(self, shard: torch.Tensor, part: Range) -> None:
+        self.shard, self._part = shard.view(-1), part
 
     def size(self) -> torch.Size:
         return torch.Size([self._part.shape.numel()])
@@ -71,7 +76,7 @@ class _Flat:
                 MetadataIndex(fqn, chunk.offsets),
                 WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
-                    chunk, TensorProperties.create_from_tensor(self.share), self.size()
+                    chunk, TensorProperties.create_from_tensor(self.shard), self.size()
                 ),
             )
             for chunk in self.__create_chunk_list__()
@@ -81,23 +86,23 @@ class _Flat:
 class _SavePlanner(DefaultSavePlanner):
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         flat: _Flat = self.state_dict[index.fqn]
-        return flat.share
+        return flat.shard
 
 
 class _LoadPlanner(DefaultLoadPlanner):
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        """Without what the default does before: it takes whatever is no tensor out of the dictionary."""
+        """Skip the default's first step, which removes everything that is not a tensor from the dictionary."""
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
         flat: _Flat = self.state_dict[index.fqn]
-        return flat.share
+        return flat.shard
 
 
-class _Plain(pickle.Unpickler):
-    """Of what a pickle may name, only what the description of shards is made of: no code runs."""
+class _MetadataUnpickler(pickle.Unpickler):
+    """Allows only the classes in the metadata of shards, so that a pickle cannot run code."""
 
     _NAMES = frozenset(
         {
@@ -118,15 +123,15 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._NAMES:
-            raise pickle.UnpicklingError(f"a checkpoint has no business with {module}.{name}")
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
         return super().find_class(module, name)
 
 
 class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """As the default, which would load any pickle."""
+        """The default, which would load any pickle, with the safe unpickler."""
         with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _Plain(file).load()
+            metadata: Metadata = _MetadataUnpickler(file).load()
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -143,8 +148,8 @@ def save(
     numbers: Numbers,
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Writes the sharded form; each rank its own file. Collective in the group; None: that of the training."""
-    # What is read ahead is read by a stream of the thread's device, which beside the steps is not the rank's own.
+    """Write the sharded form, one file per rank. Collective in the group; None: that of the training."""
+    # Copying ahead would use a stream of the current device, which in a background thread is not the rank's.
     writer = FileSystemWriter(folder / SHARDS, per_thread_copy_ahead=0)
     with _failures():
         save_shards(_flat(tables, ranges), storage_writer=writer, planner=_SavePlanner(), process_group=group)
@@ -155,7 +160,7 @@ def save(
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """What failed on any rank is raised on each, as itself: torch wraps it into what is no Exception."""
+    """Raise a failure of any rank on each, unwrapped: torch's wrapper is not an Exception."""
     try:
         yield
     except CheckpointException as wrapped:
@@ -164,25 +169,25 @@ def _failures() -> Iterator[None]:
 
 
 def group_of_savers() -> dist.ProcessGroup:
-    """A group for threads that save beside the steps, whose collectives must not mix with those of the steps.
+    """A group for threads that save in the background, whose collectives must not mix with those of the steps.
     Collective."""
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     return group
 
 
 def snapshot(
     tables: Tables, ranges: Mapping[str, Range], numbers: Numbers, group: dist.ProcessGroup
 ) -> Callable[[Path], None]:
-    """`save` of what the tables hold now, from copies on the host."""
+    """`save` with the current values, from copies on the host."""
     kept = {
-        table: {name: share.detach().to("cpu", copy=True) for name, share in shares.items()}
-        for table, shares in tables.items()
+        table: {name: shard.detach().to("cpu", copy=True) for name, shard in shards.items()}
+        for table, shards in tables.items()
     }
     return partial(save, tables=kept, ranges=ranges, numbers=numbers, group=group)
 
 
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
-    """Fills the tables with this rank's ranges, from either form; a table that is not there is an error."""
+    """Fill the tables with this rank's ranges, from either form; a missing table is an error."""
     if is_sharded(folder):
         alone = not dist.is_initialized()
         with _failures():
@@ -198,24 +203,26 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
         _fill_from_file(folder / EMA, tables["ema"], ranges)
     saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
     states = dict(zip(saved["names"], saved["optimizer"]["state"].values(), strict=True))
-    for moment in MOMENTS:
+    for key in ADAM_STATE:
         for name, part in ranges.items():
-            values = states[name][moment].flatten()[part.offset : part.stop]
-            tables[moment][name].copy_(values.view_as(tables[moment][name]))
+            _fill(tables[key][name], part, states[name][key])
     updates = max((int(state["step"]) for state in states.values()), default=0)
     return Numbers(updates, saved["scaler"])
 
 
 def _flat(tables: Tables, ranges: Mapping[str, Range]) -> dict[str, Any]:
     return {
-        f"{table}/{name}": _Flat(shares[name], part)
-        for table, shares in tables.items()
+        f"{table}/{name}": _Flat(shards[name], part)
+        for table, shards in tables.items()
         for name, part in ranges.items()
     }
 
 
-def _fill_from_file(path: Path, shares: Shares, ranges: Mapping[str, Range]) -> None:
+def _fill_from_file(path: Path, shards: Shards, ranges: Mapping[str, Range]) -> None:
     with safe_open(path, framework="pt") as file:
         for name, part in ranges.items():
-            values = file.get_tensor(name).flatten()[part.offset : part.stop]
-            shares[name].copy_(values.view_as(shares[name]))
+            _fill(shards[name], part, file.get_tensor(name))
+
+
+def _fill(shard: torch.Tensor, part: Range, tensor: torch.Tensor) -> None:
+    shard.copy_(part.of(tensor).view_as(shard))

@@ -19,23 +19,23 @@ class Ema:
     def __init__(self, masters: Mapping[str, torch.Tensor], decay: float) -> None:
         self._decay = decay
         self._updates = 0
-        self._shares = {name: master.detach().clone() for name, master in masters.items()}
+        self._shards = {name: master.detach().clone() for name, master in masters.items()}
 
     def update(self, masters: Mapping[str, torch.Tensor]) -> None:
         """To be called after each optimizer step; where a strategy has moved its masters, the average follows."""
-        weights = [masters[name].detach() for name in self._shares]
-        for name, weight in zip(self._shares, weights, strict=True):
-            self._shares[name] = self._shares[name].to(weight.device)
+        weights = [masters[name].detach() for name in self._shards]
+        for name, weight in zip(self._shards, weights, strict=True):
+            self._shards[name] = self._shards[name].to(weight.device)
         self._updates += 1
         factor = min(self._decay, self._updates / (9 + self._updates)) if self._updates > 1 else 0.0
         # In one pass and without a copy of the weights, which EMAModel needs for their difference.
         average = get_ema_multi_avg_fn(factor)  # type: ignore[no-untyped-call]
-        average(list(self._shares.values()), weights, self._updates)
+        average(list(self._shards.values()), weights, self._updates)
 
     @property
-    def shares(self) -> dict[str, torch.Tensor]:
+    def shards(self) -> dict[str, torch.Tensor]:
         """The average by name, in the form of the masters."""
-        return dict(self._shares)
+        return dict(self._shards)
 
     def resume(self, updates: int) -> None:
         """Goes on after so many updates; the shares are overwritten by whoever reads the checkpoint."""

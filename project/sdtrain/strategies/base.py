@@ -1,4 +1,4 @@
-"""What the loop asks of a parallel strategy."""
+"""The protocol between the step loop and a parallel strategy, and the optimizer as values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdjob.settings.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """The trained parameters whose names begin with `prefix`, and their learning rate before the schedule."""
+    """The trainable parameters whose names start with `prefix`, and their learning rate before the schedule."""
 
     prefix: str
     learning_rate: float
@@ -24,7 +24,7 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """An optimizer as values: a strategy builds its own, since FSDP shards before, and Gemini has only its Adam."""
+    """An optimizer as values: each strategy builds its own, since FSDP shards first and Gemini has its own AdamW."""
 
     groups: tuple[ParameterGroup, ...]
     betas: tuple[float, float]
@@ -51,48 +51,53 @@ def optim_spec(spec: RunSpec, denoiser: str, text_encoders: Iterable[str] = ()) 
 
 
 class Strategy(Protocol):
-    """How one optimizer step is computed by many processes; trained weights are fp32 masters throughout."""
+    """How many processes compute one optimizer step together; trainable weights are fp32 masters throughout."""
 
     model: nn.Module  # to be called in the forward pass
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
-        """Takes the module whose parameters with requires_grad are trained. Collective."""
+        """Wrap or shard the model; parameters with requires_grad are trained. Collective."""
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Holds one batch, forward and backward; gradients are exchanged only in the last of a step."""
+        """Around forward and backward of one batch; gradients are exchanged only in the last one of a step."""
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Holds a forward pass in the precision of the run."""
+        """Around a forward pass in the precision of the run."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of a loss that is already divided by the number of batches."""
+        """Add the gradients of a loss that is already divided by the number of batches."""
 
     def step(self, factor: float) -> torch.Tensor:
-        """Clips, updates with each group's learning rate × factor, forgets the gradients; returns their norm
+        """Clip, update with each group's learning rate × factor, and reset the gradients; returns their norm
         before clipping, []. Collective."""
 
     def discard(self) -> None:
-        """Forgets the gradients of a step that is not to be taken."""
+        """Reset the gradients of a step that is skipped."""
 
     def masters(self) -> dict[str, torch.Tensor]:
-        """This rank's share of the trained weights by name, fp32: the very tensors that the optimizer updates."""
+        """This rank's shard of the trainable weights by name, fp32: the tensors that the optimizer updates."""
 
-    def full_state(self, shares: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """From each rank's shares the whole tensors, fp32, on the CPU of rank 0. Collective."""
+    def full_state(self, shards: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The whole tensors, fp32, on the CPU of rank 0, from the shards of all ranks. Collective."""
 
-    def applied(self, shares: Mapping[str, torch.Tensor] | None) -> AbstractContextManager[None]:
-        """Inside, each rank can draw as many images as it likes, whatever the others do, with these shares
-        in place of the masters (None: with the masters). Entering and leaving is collective."""
+    def applied(self, shards: Mapping[str, torch.Tensor] | None) -> AbstractContextManager[None]:
+        """Inside, each rank can generate any number of images, independently of the others, with these shards
+        instead of the masters (None: with the masters). Entering and leaving is collective."""
 
     def save(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
-        """Writes weights, optimizer and the average's shares for `load`. Collective."""
+        """Write weights, optimizer state and the shards of the EMA for `load`. Collective."""
 
     def snapshot(self, ema: Mapping[str, torch.Tensor] | None) -> Callable[[Path], None]:
-        """What `save` would write now, copied to the host: to be called with a folder by every rank, in a thread
-        beside the steps; such threads may wait for one another, and for nothing else. Collective."""
+        """Copy to the host what `save` would write now. Every rank calls the result with a folder, in a thread
+        during the next steps; such threads may wait for one another, and for nothing else. Collective."""
 
     def load(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
-        """Takes back what any strategy saved, on any number of ranks; overwrites the shares of `ema`. Collective."""
+        """Restore what any strategy saved, on any number of ranks; overwrites the shards of `ema`. Collective."""
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[str, Any]]:
@@ -102,3 +107,9 @@ def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[
         members = [p for name, p in trained.items() if name.startswith(group.prefix)]
         groups.append({"params": members, "lr": group.learning_rate, "base_lr": group.learning_rate})
     return groups
+
+
+def scale_learning_rates(groups: Iterable[dict[str, Any]], factor: float) -> None:
+    """Set each group's learning rate to `base_lr` × factor."""
+    for group in groups:
+        group["lr"] = group["base_lr"] * factor

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.optim import optimizers
-from sdtrain.strategies.base import OptimSpec, grouped
-from sdtrain.strategies.shards import Shares, lent, put, whole
+from sdtrain.strategies.base import OptimSpec, grouped, scale_learning_rates, trainable_parameters
+from sdtrain.strategies.shards import Shards, overwrite, replaced, whole
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,7 +35,7 @@ class Native:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._trained = trainable_parameters(model)
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._optimizer = optimizers.build(optim, grouped(self._trained, optim))
         names = {parameter: name for name, parameter in self._trained.items()}
@@ -45,13 +45,10 @@ class Native:
             ids = [self._device.index] if self._device.index is not None else None
             self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel) and not last:
-            with self.model.no_sync():
-                yield
-        else:
-            yield
+            return self.model.no_sync()
+        return nullcontext()
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -62,13 +59,12 @@ class Native:
         torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, factor: float) -> torch.Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        scale_learning_rates(self._optimizer.param_groups, factor)
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.discard()
         return norm
 
     def discard(self) -> None:
@@ -77,21 +73,21 @@ class Native:
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: p.detach() for name, p in self._trained.items()}
 
-    def full_state(self, shares: Shares) -> dict[str, torch.Tensor]:
-        return {name: share.cpu().contiguous() for name, share in shares.items()}
+    def full_state(self, shards: Shards) -> dict[str, torch.Tensor]:
+        return {name: shard.cpu().contiguous() for name, shard in shards.items()}
 
-    def applied(self, shares: Shares | None) -> AbstractContextManager[None]:
-        return lent(self.masters, shares, refresh=lambda: None)
+    def applied(self, shards: Shards | None) -> AbstractContextManager[None]:
+        return replaced(self.masters, shards, refresh=lambda: None)
 
-    def save(self, folder: Path, ema: Shares | None) -> None:
+    def save(self, folder: Path, ema: Shards | None) -> None:
         if self._rank == 0:
             _write(self._state(ema), folder)
 
-    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
-        # The other ranks hold the same, and would take the memory of the host as many times.
+    def snapshot(self, ema: Shards | None) -> Callable[[Path], None]:
+        # The other ranks hold the same values, and would use the host's memory once more each.
         return partial(_write, _copied(self._state(ema))) if self._rank == 0 else lambda folder: None
 
-    def _state(self, ema: Shares | None) -> dict[str, Any]:
+    def _state(self, ema: Shards | None) -> dict[str, Any]:
         return {
             "model": self.masters(),
             "ema": dict(ema) if ema else None,
@@ -100,31 +96,32 @@ class Native:
             "scaler": self._scaler.state_dict(),
         }
 
-    def load(self, folder: Path, ema: Shares | None) -> None:
-        settings = self._optimizer.state_dict()["param_groups"]
+    def load(self, folder: Path, ema: Shards | None) -> None:
+        groups = self._optimizer.state_dict()["param_groups"]
         if state_io.is_sharded(folder):
-            state, groups = self._converted(folder, ema), settings
+            state = self._from_shards(folder, ema)
         else:
-            put(self.masters(), load_file(folder / state_io.MODEL))
-            put(ema or {}, load_file(folder / state_io.EMA) if ema else {})
+            overwrite(self.masters(), load_file(folder / state_io.MODEL))
+            overwrite(ema or {}, load_file(folder / state_io.EMA) if ema else {})
             state = torch.load(folder / state_io.OPTIMIZER, map_location="cpu", weights_only=True)
-            groups = optimizers.settings_of(settings, state["optimizer"]["param_groups"])
+            groups = optimizers.settings_of(groups, state["optimizer"]["param_groups"])
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if state["scaler"]:  # empty where the run that saved was not fp16
             self._scaler.load_state_dict(self._scaler.state_dict() | state["scaler"])
 
-    def _converted(self, folder: Path, ema: Shares | None) -> dict[str, Any]:
-        """What `save` would have written, from the shards of another strategy; the weights are put in place."""
+    def _from_shards(self, folder: Path, ema: Shards | None) -> dict[str, Any]:
+        """The state that `save` would have written, from another strategy's shards; overwrites the weights."""
         masters = self.masters()
-        moments = {
-            moment: {n: torch.zeros_like(m) for n, m in masters.items()} for moment in state_io.MOMENTS
-        }
-        tables = {"master": masters, **moments, **({"ema": ema} if ema else {})}
+        tables = state_io.tables(
+            masters,
+            {key: {n: torch.zeros_like(m) for n, m in masters.items()} for key in state_io.ADAM_STATE},
+            ema,
+        )
         numbers = state_io.load(folder, tables, {name: whole(m.shape) for name, m in masters.items()})
         states = {
             index: {
                 "step": torch.tensor(float(numbers.updates)),
-                **{moment: moments[moment][name] for moment in state_io.MOMENTS},
+                **{key: tables[key][name] for key in state_io.ADAM_STATE},
             }
             for index, name in enumerate(self._names)
         }
@@ -139,7 +136,7 @@ def _write(state: dict[str, Any], folder: Path) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """The same values, every tensor of them a copy on the host."""
+    """The same nested values, with every tensor copied to the host."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

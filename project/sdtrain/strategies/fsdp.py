@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimizer sharded by PyTorch itself, on any device with collectives.
+"""FSDP2: PyTorch itself shards weights, gradients and optimizer state, on any device with collectives.
 
 `fully_shard` (torch.distributed.fsdp); ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054.
 """
@@ -26,14 +26,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.optim import optimizers
-from sdtrain.strategies.base import OptimSpec, grouped
-from sdtrain.strategies.shards import Range, Shares, gathered, lent
+from sdtrain.strategies.base import OptimSpec, grouped, scale_learning_rates, trainable_parameters
+from sdtrain.strategies.shards import Range, Shards, gather_whole, replaced
 
 _COMPUTE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Fsdp:
-    """Strategy of plugin fsdp: fp32 masters are the shards, gathered in the type of the computation."""
+    """Strategy of plugin fsdp: the shards are fp32 masters, gathered in the precision of the run."""
 
     model: nn.Module
 
@@ -48,7 +48,7 @@ class Fsdp:
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
         self._shard(model)
         self.model = model
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._trained = trainable_parameters(model)
         self._ranges = {name: _range(p) for name, p in self._trained.items()}
         self._savers = state_io.group_of_savers()
         self._max_grad_norm = optim.max_grad_norm or float("inf")
@@ -56,17 +56,17 @@ class Fsdp:
         for p in self._trained.values():
             self._optimizer.state[p] = {
                 "step": torch.zeros((), device=_local(p).device),
-                **{moment: torch.zeros_like(p) for moment in state_io.MOMENTS},
+                **{key: torch.zeros_like(p) for key in state_io.ADAM_STATE},
             }
 
     def _shard(self, model: nn.Module) -> None:
-        """Shards each part of the model block by block, so that one block at a time is whole.
+        """Shard each part of the model block by block, so that one block at a time is whole.
 
-        Each part is a root of its own: images are drawn with the U-Net alone.
+        Each part is an FSDP root, so that images can be generated with the U-Net alone.
         """
         policy: Any = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
         pinned = self._device.type == "cuda"
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "mesh": init_device_mesh(self._device.type, (self._world_size,)),
             "reshard_after_forward": self._reshard,
             "mp_policy": policy,
@@ -74,8 +74,8 @@ class Fsdp:
         }
         for part in model.children():
             for block in _blocks(part):
-                fully_shard(block, **how)
-            fully_shard(part, **how)
+                fully_shard(block, **options)
+            fully_shard(part, **options)
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
 
     @contextmanager
@@ -85,21 +85,20 @@ class Fsdp:
         yield
 
     def autocast(self) -> AbstractContextManager[None]:
-        return nullcontext()  # the weights are gathered in the type of the computation, inputs are cast
+        return nullcontext()  # weights are gathered in the precision of the run, and inputs cast to it
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, factor: float) -> torch.Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        scale_learning_rates(self._optimizer.param_groups, factor)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.discard()
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return whole.to(self._device)  # offloaded gradients have theirs in the memory of the host
+        return whole.to(self._device)  # that of offloaded gradients is in host memory
 
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -107,12 +106,12 @@ class Fsdp:
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: _local(p) for name, p in self._trained.items()}
 
-    def full_state(self, shares: Shares) -> dict[str, torch.Tensor]:
-        return gathered(shares, self._ranges, self._device)
+    def full_state(self, shards: Shards) -> dict[str, torch.Tensor]:
+        return gather_whole(shards, self._ranges, self._device)
 
     @contextmanager
-    def applied(self, shares: Shares | None) -> Iterator[None]:
-        with lent(self.masters, shares, refresh=lambda: None):
+    def applied(self, shards: Shards | None) -> Iterator[None]:
+        with replaced(self.masters, shards, refresh=lambda: None):
             for module in self._sharded:
                 module.set_reshard_after_forward(False, recurse=False)
                 module.unshard()
@@ -123,33 +122,33 @@ class Fsdp:
                     module.reshard()
                     module.set_reshard_after_forward(self._reshard, recurse=False)
 
-    def save(self, folder: Path, ema: Shares | None) -> None:
+    def save(self, folder: Path, ema: Shards | None) -> None:
         state_io.save(folder, self._tables(ema), self._ranges, self._numbers())
 
-    def snapshot(self, ema: Shares | None) -> Callable[[Path], None]:
+    def snapshot(self, ema: Shards | None) -> Callable[[Path], None]:
         return state_io.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
 
     def _numbers(self) -> state_io.Numbers:
         step = next(iter(self._optimizer.state.values()))["step"]
         return state_io.Numbers(int(step), self._scaler.state_dict())
 
-    def load(self, folder: Path, ema: Shares | None) -> None:
+    def load(self, folder: Path, ema: Shards | None) -> None:
         numbers = state_io.load(folder, self._tables(ema), self._ranges)
         for state in self._optimizer.state.values():
             state["step"].fill_(numbers.updates)
         if numbers.scaler and self._scaler.is_enabled():
             self._scaler.load_state_dict(self._scaler.state_dict() | dict(numbers.scaler))
 
-    def _tables(self, ema: Shares | None) -> dict[str, Shares]:
-        moments = {
-            moment: {name: _local(self._optimizer.state[p][moment]) for name, p in self._trained.items()}
-            for moment in state_io.MOMENTS
+    def _tables(self, ema: Shards | None) -> dict[str, Shards]:
+        adam = {
+            key: {name: _local(self._optimizer.state[p][key]) for name, p in self._trained.items()}
+            for key in state_io.ADAM_STATE
         }
-        return {"master": self.masters(), **moments, **({"ema": ema} if ema else {})}
+        return state_io.tables(self.masters(), adam, ema)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost module lists: a U-Net's blocks, a text encoder's layers."""
+    """The items of the outermost module lists: a U-Net's blocks, a text encoder's layers."""
     for child in module.children():
         yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 

@@ -1,7 +1,7 @@
-"""Shares: the part of each tensor that one rank holds, as a range of the tensor laid out flat.
+"""Shards: the part of each tensor that one rank holds, as a range of the flattened tensor.
 
-FSDP's row blocks, ZeRO's padded splits and Gemini's chunks are all such ranges. So whatever has to know who
-holds what (gathering, checkpoints, the average of the weights) is written once, for ranges.
+FSDP's row blocks, ZeRO's padded splits and Gemini's chunks are all such ranges. So gathering, checkpoints and the EMA
+are written once, for ranges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-Shares = Mapping[str, torch.Tensor]  # name → this rank's values, flat; empty where it holds none
+Shards = Mapping[str, torch.Tensor]  # name → this rank's values, flat; empty where it holds none
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Range:
     offset: int
     length: int
 
-    @property
-    def stop(self) -> int:
-        return self.offset + self.length
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """These values of a whole tensor; a view where possible."""
+        return tensor.flatten()[self.offset : self.offset + self.length]
 
 
 def whole(shape: torch.Size) -> Range:
@@ -34,38 +34,42 @@ def whole(shape: torch.Size) -> Range:
     return Range(shape, 0, shape.numel())
 
 
-def gathered(shares: Shares, ranges: Mapping[str, Range], device: torch.device) -> dict[str, torch.Tensor]:
+def gather_whole(
+    shards: Shards, ranges: Mapping[str, Range], device: torch.device
+) -> dict[str, torch.Tensor]:
     """The whole tensors on the CPU of rank 0, nothing on the others; one at a time over `device`. Collective."""
-    found = {}
+    tensors = {}
     for name, part in ranges.items():
         tensor = torch.zeros(part.shape.numel(), device=device)
-        tensor[part.offset : part.stop] = shares[name].flatten()
-        dist.reduce(tensor, dst=0)  # each value comes from one rank, the others give zeros
+        part.of(tensor).copy_(shards[name].flatten())
+        dist.reduce(tensor, dst=0)  # each value comes from one rank, the others contribute zeros
         if dist.get_rank() == 0:
-            found[name] = tensor.reshape(part.shape).cpu()
-    return found
+            tensors[name] = tensor.reshape(part.shape).cpu()
+    return tensors
 
 
-def put(targets: Shares, values: Shares) -> None:
-    """Overwrites each target, on whatever device it lies."""
+def overwrite(targets: Shards, values: Shards) -> None:
+    """Copy the values into the targets, on whatever device these are."""
     for name, target in targets.items():
         target.copy_(values[name])
 
 
 @contextmanager
-def lent(masters: Callable[[], Shares], shares: Shares | None, refresh: Callable[[], None]) -> Iterator[None]:
-    """Inside, the masters have other values; `refresh` brings them to the weights that are computed with.
+def replaced(
+    masters: Callable[[], Shards], shards: Shards | None, refresh: Callable[[], None]
+) -> Iterator[None]:
+    """Inside, the masters have other values; `refresh` copies them to the weights of the forward pass.
 
-    Masters are asked for again each time: a strategy may have moved them. Collective if `refresh` is.
+    `masters` is called each time, since a strategy may have moved them. Collective if `refresh` is.
     """
-    if shares is None:
+    if shards is None:
         yield
         return
     kept = {name: master.clone() for name, master in masters().items()}
-    put(masters(), shares)
+    overwrite(masters(), shards)
     refresh()
     try:
         yield
     finally:
-        put(masters(), kept)
+        overwrite(masters(), kept)
         refresh()

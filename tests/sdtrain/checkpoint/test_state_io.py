@@ -7,7 +7,7 @@ from pathlib import PosixPath
 
 import pytest
 
-from sdtrain.checkpoint.state_io import _Plain
+from sdtrain.checkpoint.state_io import _MetadataUnpickler
 
 
 class Wicked:
@@ -21,11 +21,13 @@ class Wicked:
 def test_a_description_of_shards_that_names_anything_else_is_refused(tmp_path):
     path = tmp_path / "made"
     with pytest.raises(pickle.UnpicklingError, match=r"posix\.mkdir"):
-        _Plain(io.BytesIO(pickle.dumps(Wicked(path)))).load()
+        _MetadataUnpickler(io.BytesIO(pickle.dumps(Wicked(path)))).load()
     assert not path.exists()
     pickle.loads(pickle.dumps(Wicked(path)))
     assert path.exists()  # so it would have been
 
 
 def test_what_it_is_made_of_is_read():
-    assert _Plain(io.BytesIO(pickle.dumps({"a": (1, PosixPath("/x"))}))).load() == {"a": (1, PosixPath("/x"))}
+    assert _MetadataUnpickler(io.BytesIO(pickle.dumps({"a": (1, PosixPath("/x"))}))).load() == {
+        "a": (1, PosixPath("/x"))
+    }

@@ -26,7 +26,7 @@ def test_follows_the_formula_with_warm_up_and_largest_decay():
         # diffusers counts from the second update on: the first takes the weights as they are
         factor = min(decay, n / (9 + n)) if n > 1 else 0.0
         average = factor * average + (1 - factor) * weights["b"][0].item()
-        assert ema.shares["b"].tolist() == pytest.approx([average] * 2, rel=1e-6)
+        assert ema.shards["b"].tolist() == pytest.approx([average] * 2, rel=1e-6)
 
 
 def test_state_goes_on_where_it_was():
@@ -37,11 +37,11 @@ def test_state_goes_on_where_it_was():
         ema.update(weights)
     again_weights = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
     again = Ema(again_weights, 0.9)
-    for name, share in again.shares.items():
-        share.copy_(ema.shares[name])
+    for name, share in again.shards.items():
+        share.copy_(ema.shards[name])
     again.resume(updates=3)
     for both in ((weights, ema), (again_weights, again)):
         moved(both[0], 0.5)
         both[1].update(both[0])
-    for name, value in ema.shares.items():
-        assert torch.equal(again.shares[name], value)
+    for name, value in ema.shards.items():
+        assert torch.equal(again.shards[name], value)
