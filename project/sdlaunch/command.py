@@ -1,4 +1,4 @@
-"""From settings and cluster to the one command that trains: pure, so that it can be printed and compared."""
+"""The one command that trains, from settings and cluster: a pure function, so that it can be printed and compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LaunchPlan:
     unset: tuple[str, ...]
 
     def shell(self) -> str:
-        """The same command for a shell: can be pasted."""
+        """The same command to paste into a shell."""
         removed = [word for name in self.unset for word in ("-u", name)]
         added = [f"{name}={value}" for name, value in self.env.items()]
         return shlex.join(["env", *removed, *added, *self.argv])
@@ -40,7 +40,7 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class Host:
-    """What the command needs to know of this machine and of the environment that it inherits."""
+    """What the command needs to know about this machine and the environment that it inherits."""
 
     home: Path  # folder of train.sh
     python: str
@@ -50,7 +50,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Program:
-    """What every process runs: the worker's module, or a user's script in its place."""
+    """What every process runs: the worker's module, or a user's script instead."""
 
     module: str = WORKER
     script: Script | None = None
@@ -96,7 +96,7 @@ def _torchrun(spec: RunSpec, cluster: Cluster, program: Program, layout: OutputL
 
 
 def _accelerate(spec: RunSpec, cluster: Cluster, program: Program, layout: OutputLayout) -> tuple[str, ...]:
-    """accelerate runs torchrun for several processes; a single one gets it here, for its logs and restarts."""
+    """accelerate runs torchrun for several processes; a single one gets it here, for logs and restarts."""
     start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, program.accelerate_config))
     if cluster.world_size == 1:
         return (*start, *_torchrun(spec, cluster, program, layout))
@@ -132,11 +132,11 @@ def _environment(
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Where a platform signals every process, torchrun is told as well, and ends its workers after this.
+        # Where a platform signals every process, torchrun is signaled too, and ends its workers after this time.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace) + 5),
     }
-    # Each node counts its own restarts, and not those that follow from a crash elsewhere: the ranks cannot number an
-    # attempt alike, so that each needs a store of its own.
+    # Each node counts its own restarts, and not those that follow from a crash on another node: ranks do not agree on
+    # the number of an attempt, so that each attempt needs a new store.
     nodes = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if cluster.endpoint else {}
     return {
         "PYTHONPATH": f"{code}:{path}" if path else code,

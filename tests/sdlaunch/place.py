@@ -1,4 +1,4 @@
-"""A place to launch in: mounts with a small pipeline and images, and ways to call the launcher."""
+"""Mounts with a small pipeline and images, and ways to call the launcher."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ HOME = Path(__file__).resolve().parents[2]
 
 
 def make_place(root: Path) -> dict[str, str]:
-    """Mounts below this folder, as the environment that says where they are."""
+    """Mounts below this folder, as the environment that names them."""
     make_fitting(root / "model" / "tiny")
     images = root / "dataset" / "images"
     images.mkdir(parents=True)

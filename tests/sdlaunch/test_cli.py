@@ -1,4 +1,4 @@
-"""The command line: verbs, flags in every spelling, and what is not understood."""
+"""The command line: verbs, flags in every form, and words that mean nothing."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_values_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("word", ["trian", "--nothing_like_it", "-x", "=", "--", "plan check", "batch_size"])
-def test_what_is_not_understood(word):
+def test_words_that_mean_nothing(word):
     (problem,) = cli.parse([word]).problems
     assert problem.code == 64
 
@@ -64,7 +64,7 @@ def test_a_misspelt_flag_without_a_value_is_answered_with_its_name():
 
 
 @pytest.mark.parametrize("argv", [["plan", "check"], ["--json"], ["--lr"]])
-def test_requests_that_make_no_sense(argv):
+def test_contradictory_requests(argv):
     assert [problem.code for problem in cli.parse(argv).problems] == [64]
 
 

@@ -105,7 +105,7 @@ def test_the_environment_that_is_added():
     }
 
 
-def test_on_several_nodes_each_attempt_has_a_store_of_its_own():
+def test_on_several_nodes_each_attempt_has_a_new_store():
     env = build(cluster=Cluster(2, 1, "node-0:1234", 2)).env
     assert {name: value for name, value in env.items() if name not in build().env} == {
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"

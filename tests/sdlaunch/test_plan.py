@@ -242,7 +242,7 @@ def test_an_absolute_name_needs_no_mount(place, tmp_path):
     assert job.problems == ()
 
 
-def test_captions_are_asked_for_by_the_recipe(place, tmp_path):
+def test_captions_are_required_by_the_recipe(place, tmp_path):
     assert {code for _, code in found(prepare(place, recipe="text_to_image"))} == {66}
 
 
@@ -266,7 +266,7 @@ def test_too_many_processes_for_the_devices(place, monkeypatch):
 
 
 @pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_the_package_of_an_optimizer_is_asked_for_before_the_job_starts(
+def test_the_package_of_an_optimizer_is_required_before_the_job_starts(
     place, monkeypatch, optimizer, package
 ):
     there = packages.find_spec
@@ -278,7 +278,7 @@ def test_the_package_of_an_optimizer_is_asked_for_before_the_job_starts(
     assert f"pip install {package}" in problem.remedy
 
 
-def test_missing_packages_are_a_problem_with_the_command_that_mends_it(place, monkeypatch):
+def test_missing_packages_are_a_problem_with_the_command_that_installs_them(place, monkeypatch):
     monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
     (problem,) = prepare(place).problems
     assert problem.code == 69
@@ -319,7 +319,7 @@ def test_problems_of_the_cluster_are_settings(place):
     ("resume", "code"),
     [("auto", None), ("never", None), ("must", 64), ("/nonexistent/checkpoint-000500", 64)],
 )
-def test_a_resume_point_must_be_there(place, resume, code):
+def test_a_checkpoint_to_resume_must_exist(place, resume, code):
     assert found(prepare(place, resume=resume)) == ([("resume", code)] if code else [])
 
 
@@ -345,7 +345,7 @@ def test_any_locale_will_do(place, verb):
     assert "→" in done.stdout
 
 
-def test_bytes_that_are_no_text_are_refused_in_a_prompt(place):
+def test_bytes_that_are_not_text_are_refused_in_a_prompt(place):
     done = launch("check", **place, instance_prompt=b"\xff".decode("utf-8", "surrogateescape"))
     assert done.returncode == 64
     assert "instance_prompt" in done.stdout
@@ -500,10 +500,12 @@ def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
     (problem,) = prepare(place, num_train_step="1000").problems
     assert problem.code == 73
     assert "100 B free" in problem.found
-    assert "2 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
+    assert (
+        "2 checkpoints of 161 kB" in problem.found
+    )  # 13,444 parameters × 4 bytes × (weights + optimizer state)
 
 
-def test_a_share_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
+def test_a_fraction_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
     job = prepare(place, validation_split="0.4", epoch="3", max_validation_samples="1")
     assert job.problems == ()
     assert job.arithmetic[1] == "validation: 2 of 5 images held out, 1 of them used"

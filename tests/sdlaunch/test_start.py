@@ -61,7 +61,7 @@ VERBS = [
     ("argv", "code"),
     [*VERBS, (["doctor"], 0), (["lr=x"], 64), (["plan", "lr=x"], 64), (["emit", "docker", "lr=x"], 64)],
 )
-def test_a_reader_that_has_gone_is_no_fault(place, monkeypatch, argv, code):
+def test_a_reader_that_has_gone_is_not_an_error(place, monkeypatch, argv, code):
     """As in `plan | head`: what was not read is lost, and the exit code stands."""
     monkeypatch.setattr(doctor, "examine", lambda *_: doctor.Diagnosis({}, ()))
     monkeypatch.setattr(doctor, "render", str)

@@ -1,4 +1,4 @@
-"""A user's own script in the place of the worker: arguments, checks, plan, and a supervised run."""
+"""A user's script instead of the worker: arguments, checks, plan, and a supervised run."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_arguments_that_are_refused(text, found, remedy):
     assert remedy in problem.remedy
 
 
-def test_the_command_has_the_script_in_the_place_of_the_worker(place, echo, tmp_path):
+def test_the_command_runs_the_script_instead_of_the_worker(place, echo, tmp_path):
     arguments = "--model {model} --data {dataset} --out {output}/x --n {nproc} "
     arguments += "--lr {learning_rate} -p {instance_prompt}"
     code, printed = plan_json(

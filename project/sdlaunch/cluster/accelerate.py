@@ -1,4 +1,4 @@
-"""`accelerate launch` in the place of torchrun: its flags, and the configuration file that it may be given."""
+"""`accelerate launch` instead of torchrun: its flags, and the configuration file that it may be given."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.settings.options import LaunchOptions
 
 MODULE = "accelerate.commands.launch"
-# What shards or moves the model would have to be done by the worker's plugin.
+# These shard or move the model, which is the job of the worker's plugin.
 _OTHER_STRATEGIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TPU")
 
 
 @dataclass(frozen=True)
 class Config:
-    """An accelerate configuration file: its top-level scalars as they are spelled."""
+    """The top-level scalars of an accelerate configuration file, as they are spelled."""
 
     path: str | None = None
     values: Mapping[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Config:
 
 
 def read(options: LaunchOptions) -> Config:
-    """The file that `accelerate_config` names, and why it cannot be used."""
+    """The file that `accelerate_config` names, with the problems of using it."""
     path = options.accelerate_config
     problems = []
     if options.launcher == "accelerate" and find_spec("accelerate") is None:
@@ -57,7 +57,7 @@ def _scalars(path: str) -> tuple[dict[str, str], list[Problem]]:
         return {}, [bad_setting("accelerate_config", f"{path}: {getattr(error, 'strerror', error)}", remedy)]
     except yaml.YAMLError as error:
         return {}, [
-            bad_setting("accelerate_config", f"{path}: {str(error).splitlines()[0]}", "Fix the YAML.")
+            bad_setting("accelerate_config", f"{path}: {str(error).splitlines()[0]}", "Fix the YAML syntax.")
         ]
     if not isinstance(root, dict):
         return {}, [bad_setting("accelerate_config", f"{path} is not a mapping", remedy)]
@@ -88,14 +88,14 @@ def completed(
 
 
 def contradictions(config: Config, spec: RunSpec, cluster: Cluster) -> list[Problem]:
-    """What the file says otherwise than the plan does."""
+    """Values of the file that differ from the plan."""
     return [
         bad_setting(
             "accelerate_config",
-            f"{name}: {said} in {config.path}, and {ours}",
-            "Change one of them, so that both say the same.",
+            f"{name}: {theirs} in {config.path}, and {ours}",
+            "Change one of them, so that both agree.",
         )
-        for name, said, ours in _differences(config, spec, cluster)
+        for name, theirs, ours in _differences(config, spec, cluster)
     ]
 
 
@@ -127,12 +127,12 @@ def flags(spec: RunSpec, cluster: Cluster, config_path: str | None) -> tuple[str
     """
     address, _, port = (cluster.endpoint or ":0").rpartition(":")
     if cluster.world_size == 1:
-        kind = ("--cpu",) if spec.device == "cpu" else ()
+        device = ("--cpu",) if spec.device == "cpu" else ()
     else:
-        kind = ("--multi_gcu",) if spec.device == "gcu" else ("--multi_gpu",)
+        device = ("--multi_gcu",) if spec.device == "gcu" else ("--multi_gpu",)
     return (
         *([f"--config_file={config_path}"] if config_path else []),
-        *kind,
+        *device,
         f"--num_processes={cluster.world_size}",
         f"--num_machines={cluster.nodes}",
         f"--machine_rank={cluster.node_rank}",

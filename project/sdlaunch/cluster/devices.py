@@ -1,4 +1,4 @@
-"""Devices, cores and memory of this machine; torch is asked, in a process of its own, only where GPUs are."""
+"""Devices, cores and memory of this machine, without torch but for a short-lived process where GPUs are."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     if wanted == "auto":
         why = "auto: no accelerator found"
         if other := next((each for each in _NODES if each != "cuda" and _count(dev, each)), None):
-            why = f"auto: {other} devices not asked for"
+            why = f"auto: {other} devices are not chosen by themselves"
             found = f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices"
-            remedy = f"Use device={other}, or device=cpu to train on the CPU all the same."
+            remedy = f"Use device={other}, or device=cpu to train on the CPU."
             problems = [no_hardware("device", found, remedy)]
     return Devices("cpu", cores, cores, why, memory=host_memory(), problems=tuple(problems))
 
 
 def _ask_torch(nodes: int, vendor: str, cores: int, why: str) -> Devices:
-    """The devices that torch calls cuda, as a short-lived process of its own reports them."""
+    """The devices that torch calls cuda, as a short-lived process reports them."""
     try:
         reply = subprocess.run(
             [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=60, check=True

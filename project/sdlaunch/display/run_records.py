@@ -1,4 +1,4 @@
-"""What a run leaves on disk about itself: the plan, the settings to replay it, the environment, a failure."""
+"""The records of a run on disk: the plan, the settings to replay it, the environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdlaunch.display.redact import redact, redacted_environment
 from sdlaunch.plan import JobPlan
 
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "peft", "colossalai", "numpy")
-# What describes one start, not the job: left out of the settings to replay.
+# Settings of a single start, which are left out of the settings to replay.
 _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -26,7 +26,7 @@ def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -
     layout.run.mkdir(parents=True, exist_ok=True)
     write_text(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets))
     write_text(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
-    write_text(layout.run / "environment.json", as_json(_surroundings(environ)))
+    write_text(layout.run / "environment.json", as_json(_environment(environ)))
 
 
 def replayable(plan: JobPlan) -> str:
@@ -34,7 +34,9 @@ def replayable(plan: JobPlan) -> str:
     import yaml
 
     by_epochs = "epoch" in plan.given and "num_train_step" not in plan.given
-    not_replayed = (*_NOT_REPLAYED, "num_train_step") if by_epochs else _NOT_REPLAYED  # it follows from them
+    not_replayed = (
+        (*_NOT_REPLAYED, "num_train_step") if by_epochs else _NOT_REPLAYED
+    )  # which follow from them
     from_mounts = {field for field, about in settings_of(RunSpec).items() if about.flag_only}
     values = {
         name: each.value
@@ -44,18 +46,23 @@ def replayable(plan: JobPlan) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
 
 
-def _surroundings(environ: Mapping[str, str]) -> dict[str, Any]:
-    system = os.uname()
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
-        # Not platform.platform(), which starts a process to ask for the processor.
-        "platform": f"{system.sysname} {system.release} {system.machine}",
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "platform": system_name(),
+        "packages": {name: version for name in _PACKAGES if (version := version_of(name))},
         "environment": redacted_environment(environ),
     }
 
 
-def _version(package: str) -> str | None:
+def system_name() -> str:
+    """Not platform.platform(), which starts a process to ask for the processor."""
+    system = os.uname()
+    return f"{system.sysname} {system.release} {system.machine}"
+
+
+def version_of(package: str) -> str | None:
+    """The installed version; None: not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

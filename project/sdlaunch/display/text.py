@@ -22,7 +22,7 @@ def check(job: JobPlan, *, as_json: bool) -> str:
 
 
 def start(job: JobPlan) -> str:
-    """A few lines before training begins."""
+    """The lines that go before training: inputs, arithmetic, warnings."""
     uses = [
         f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
         for name, about in job.mounts.items()
@@ -32,17 +32,17 @@ def start(job: JobPlan) -> str:
 
 
 def plan(job: JobPlan, *, dim: bool = False) -> str:
-    """The whole plan. What matters most comes last, nearest to the prompt: defaults, what followed from something
-    else, what somebody set, and then what comes of it."""
-    rest = {name: each for name, each in job.settings.items() if each.source == "default"}
-    made = sorted(job.settings.keys() - rest.keys(), key=[*job.settings].index)
-    followed, given = ([name for name in made if (name in job.given) is chosen] for chosen in (False, True))
-    defaults = _table((name, _value(each.value), "") for name, each in rest.items())
-    settings = ((name, job.settings[name]) for name in (*followed, *given))
+    """The whole plan, the most important part last, nearest to the prompt: defaults, settings that follow from others,
+    settings that the user made, and what results."""
+    unset = {name: each for name, each in job.settings.items() if each.source == "default"}
+    others = [name for name in job.settings if name not in unset]
+    settings = sorted(others, key=lambda name: name in job.given)
+    defaults = table((name, _value(each.value), "") for name, each in unset.items())
+    rows = ((name, job.settings[name]) for name in settings)
     sections = [
         ("Settings at their default", _dimmed(defaults) if dim else defaults),
-        ("Settings", _table((name, _value(each.value), each.source) for name, each in settings)),
-        ("Mounts", _table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
+        ("Settings", table((name, _value(each.value), each.source) for name, each in rows)),
+        ("Mounts", table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
         ("Arithmetic", "\n".join(f"  {line}" for line in job.arithmetic)),
         ("Command", job.launch.shell() if job.launch else "  none, because a setting was refused"),
     ]
@@ -59,7 +59,7 @@ def plan_json(job: JobPlan) -> str:
 
 
 def problems(found: Sequence[Problem]) -> str:
-    """Every problem as what – found – remedy, and the exit code that they lead to."""
+    """Every problem as what – found – remedy, and the exit code that results."""
     lines = [f"  {problem.subject}: {problem.found}\n      → {problem.remedy}" for problem in sorted(found)]
     code = exit_code(found)
     number = "1 problem" if len(found) == 1 else f"{len(found)} problems"
@@ -71,7 +71,7 @@ def _warnings(found: Iterable[str]) -> str:
 
 
 def _dimmed(text: str) -> str:
-    """In the pale type of terminals (ECMA-48)."""
+    """In the faint type of terminals (ECMA-48)."""
     return f"\033[2m{text}\033[22m"
 
 
@@ -80,7 +80,7 @@ def _as_json(value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value on one line, as it would be typed; text with other characters than that is quoted."""
+    """A value on one line, as a user would type it; text that cannot be typed is quoted."""
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
@@ -91,8 +91,8 @@ def _value(value: Any) -> str:
     return text if text.isprintable() and text == text.strip() else repr(text)
 
 
-def _table(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Columns, aligned up to a width beyond which a long value pushes its neighbour."""
+def table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Aligned columns; a value of more than 40 characters pushes the next one to the right."""
     rows = list(rows)
     first = max((len(row[0]) for row in rows), default=0)
     second = min(max((len(row[1]) for row in rows), default=0), 40)

@@ -151,7 +151,7 @@ def is_hub_name(name: str | None) -> bool:
 
 
 def _or_online(problems: Iterable[Problem], name: str | None, options: LaunchOptions) -> tuple[Problem, ...]:
-    """Problems of a name that the hub may have, with that as a second remedy."""
+    """Add to a name that the hub may have how to download it."""
     if not options.offline or not is_hub_name(name):
         return tuple(problems)
     return tuple(

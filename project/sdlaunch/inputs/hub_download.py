@@ -1,6 +1,6 @@
 """`python -m sdlaunch.inputs.hub_download TYPE NAME FOLDER`: download a model or a dataset of the hub.
 
-Runs in a process of its own, the only place where huggingface_hub is imported.
+Runs as a separate process, the only one that imports huggingface_hub.
 """
 
 from __future__ import annotations

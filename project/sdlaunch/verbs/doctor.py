@@ -1,6 +1,6 @@
-"""`doctor`: what this machine and this Python can do for a job, without any job.
+"""`doctor`: what this machine and this Python can do, without any job.
 
-PyTorch is asked in a process of its own, which ends; the launcher does not import it.
+The launcher does not import PyTorch: a short-lived process reports what it can do.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sdjob.formatting import in_units
 from sdjob.problems import Problem, exit_code, no_hardware
 from sdlaunch.cluster import devices
-from sdlaunch.display import console
+from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display
 from sdlaunch.preflight import system_limits
 
-_PATIENCE = 300.0  # seconds; a cold file system, and drivers that initialise eight devices
+_TIMEOUT = 300.0  # seconds; a cold file system, and drivers that initialise eight devices
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found, as plain values, and what keeps every job from running here (all of it 69)."""
+    """What was found, as plain values, and what keeps any job from running here (all of it 69)."""
 
     found: Mapping[str, Any]
     problems: tuple[Problem, ...]
@@ -43,34 +42,34 @@ class Diagnosis:
 
 
 def run(home: Path, environ: Mapping[str, str], *, as_json: bool) -> int:
-    """Prints the diagnosis; the exit code."""
+    """Print the diagnosis; returns the exit code."""
     diagnosis = examine(home, environ)
     console.show(diagnosis.to_json() if as_json else render(diagnosis), sys.stdout)
     return diagnosis.code
 
 
 def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
-    """Looks at everything; `home` is the folder of train.sh, whose docker/ says which versions are proven."""
-    here = devices.find("auto", environ)
+    """Examine everything; `home` is the folder of train.sh, whose docker/ lists the versions tested together."""
+    found_devices = devices.find("auto", environ)
     answers, problems = _ask_torch(home, environ)
-    proven = _proven(home, cuda=bool(answers and answers["torch"]["cuda"]))
-    installed = {name: _version(name) for name in proven}
+    tested = _tested(home, cuda=bool(answers and answers["torch"]["cuda"]))
+    installed = {name: run_records.version_of(name) for name in tested}
     missing = sorted(name for name, version in installed.items() if version is None)
     if missing:
-        remedy = f"Install: {sys.executable} -m pip install {' '.join(f'{n}=={proven[n]}' for n in missing)}"
+        remedy = f"Install: {sys.executable} -m pip install {' '.join(f'{n}=={tested[n]}' for n in missing)}"
         problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
     found = {
         "python": f"{sys.version.split()[0]} ({sys.executable})",
-        "machine": _machine(here),
+        "machine": _machine(found_devices),
         **(answers or {}),
         "versions": installed,
         "not as proven": {
-            name: f"{version}, proven with {proven[name]}"
+            name: f"{version}, proven with {tested[name]}"
             for name, version in installed.items()
-            if version and version.partition("+")[0] != proven[name]
+            if version and version.partition("+")[0] != tested[name]
         },
     }
-    return Diagnosis(found, (*here.problems, *problems))
+    return Diagnosis(found, (*found_devices.problems, *problems))
 
 
 def render(diagnosis: Diagnosis) -> str:
@@ -78,11 +77,13 @@ def render(diagnosis: Diagnosis) -> str:
     found = diagnosis.found
     sections = [f"Python {found['python']}", _rows("Machine", found["machine"].items())]
     if "torch" in found:
-        kinds = {name: each["why"] or _what(each) for name, each in found["devices"].items()}
-        usable = {name for name, each in found["devices"].items() if each["available"]}
+        rows = [
+            (_mark(each["available"]) + name, each["why"] or _details(each))
+            for name, each in found["devices"].items()
+        ]
         sections += [
             _rows("PyTorch", found["torch"].items()),
-            _rows("Devices", ((_mark(name in usable) + name, text) for name, text in kinds.items())),
+            _rows("Devices", rows),
             _answers("Communication between processes", found["distributed"]),
             _answers(f"Attention, tried on {found['device']}", found["attention"]),
             _answers("Plugins", found["plugins"]),
@@ -98,7 +99,7 @@ def render(diagnosis: Diagnosis) -> str:
 
 
 def _ask_torch(home: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """What `python -m sdtrain.tools.doctor` answers, or why it does not."""
+    """What `python -m sdtrain.tools.doctor` reports, or why it does not."""
     path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "sdtrain.tools.doctor"]
     try:
@@ -108,47 +109,39 @@ def _ask_torch(home: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any] |
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
         )
         answers: dict[str, Any] = json.loads(reply.stdout)
     except subprocess.TimeoutExpired:
-        reason = f"no answer within {_PATIENCE:.0f} s"
+        reason = f"no answer within {_TIMEOUT:.0f} s"
     except (OSError, ValueError):
         reason = (reply.stderr.strip().splitlines() or [f"ended with {reply.returncode}"])[-1]
     else:
         return answers, []
-    remedy = f"See for yourself: PYTHONPATH={path} {' '.join(command)}"
+    remedy = f"Run it to see the whole error: PYTHONPATH={path} {' '.join(command)}"
     return None, [no_hardware("PyTorch", reason, remedy)]
 
 
-def _machine(here: devices.Devices) -> dict[str, str]:
-    system = os.uname()
+def _machine(found: devices.Devices) -> dict[str, str]:
     driver = re.search(r"Module\s+(\S+)", _text("/proc/driver/nvidia/version"))
     shm = os.statvfs(system_limits.SHM) if system_limits.SHM.is_dir() else None
     return {
-        "system": f"{system.sysname} {system.release} {system.machine}",
-        "cores": str(here.cores),
+        "system": run_records.system_name(),
+        "cores": str(found.cores),
         "user": f"{os.getuid()}, group {os.getgid()}",
         "shared memory": in_units(shm.f_bavail * shm.f_frsize) if shm else "none",
         "NVIDIA driver": driver.group(1) if driver else "none",
     }
 
 
-def _proven(home: Path, *, cuda: bool) -> dict[str, str]:
-    """Names and versions of the set that was tested together, as far as this project says."""
+def _tested(home: Path, *, cuda: bool) -> dict[str, str]:
+    """Package → version of the set that was proven together."""
     files = (
         "requirements.txt",
         *(("requirements-cuda.txt", "requirements-colossal.txt") if cuda else ("requirements-torch.txt",)),
     )
     lines = "\n".join(_text(home / "docker" / name) for name in files)
     return dict(re.findall(r"^([\w.-]+)==(\S+)", lines, re.MULTILINE))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _text(path: str | Path) -> str:
@@ -158,8 +151,8 @@ def _text(path: str | Path) -> str:
         return ""
 
 
-def _what(each: Mapping[str, Any]) -> str:
-    """The devices of one kind that are there."""
+def _details(each: Mapping[str, Any]) -> str:
+    """The devices of one type that are there."""
     return "; ".join([*each.get("each", []), *(["computes in bf16"] if each.get("bf16") else [])])
 
 
@@ -168,11 +161,9 @@ def _mark(good: bool) -> str:
 
 
 def _answers(title: str, answers: Mapping[str, str]) -> str:
-    """Names that work, and names that do not with the reason."""
+    """Names that work, and names that do not, with the reason."""
     return _rows(title, ((_mark(not why) + name, why) for name, why in answers.items()))
 
 
 def _rows(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join([title, *(f"  {name:<{width}}  {text}".rstrip() for name, text in rows)])
+    return f"{title}\n{display.table((name, text, '') for name, text in rows)}".rstrip()

@@ -1,4 +1,4 @@
-"""`--help`: usage and every setting, from the schema. Its defaults are those of the documents too."""
+"""`--help`: usage and every setting, from the schema; documents print the same defaults."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_one_process_keeps_its_logs_through_torchrun():
     )
 
 
-def test_two_nodes_with_another_kind_of_device():
+def test_two_nodes_with_another_type_of_device():
     launched = build(Cluster(2, 1, "[fe80::1]:1234", 8), device="gcu", max_restarts=2)
     assert launched.argv[3:13] == (
         "--multi_gcu",
@@ -86,7 +86,7 @@ def test_two_nodes_with_another_kind_of_device():
     assert "ACCELERATE_USE_CPU" not in launched.env
 
 
-def test_the_file_says_how_many_processes_there_are(place, tmp_path):
+def test_the_file_sets_the_number_of_processes(place, tmp_path):
     config = tmp_path / "default_config.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\nmixed_precision: no\nnum_machines: 1\nnum_processes: 2\n"
@@ -136,7 +136,7 @@ def test_without_the_package_the_code_is_69(place, monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_so_many_processes_really_run_on_the_cpu(place, tmp_path, processes):
+def test_that_many_processes_run_on_the_cpu(place, tmp_path, processes):
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)
     settings = {"launcher": "accelerate", "script": str(script), "script_args": "{instance_prompt}"}

@@ -1,4 +1,4 @@
-"""Devices are found through their nodes, torch is asked only where there are any."""
+"""Devices are found through their device nodes; torch is asked only where there are any."""
 
 import psutil
 import pytest
@@ -29,14 +29,14 @@ def torch_says(monkeypatch):
     return install
 
 
-def test_no_accelerator_is_a_cpu_and_torch_is_not_asked(tmp_path, torch_says):
+def test_without_an_accelerator_it_is_a_cpu_and_torch_is_not_asked(tmp_path, torch_says):
     calls = torch_says("")
     found = devices.find("auto", {}, tmp_path)
     assert (found.type, found.problems, calls) == ("cpu", (), [])
     assert "no accelerator" in found.why
 
 
-def test_a_cpu_that_was_asked_for_needs_no_question(dev, torch_says):
+def test_a_chosen_cpu_needs_no_answer_from_torch(dev, torch_says):
     calls = torch_says("")
     assert devices.find("cpu", {}, dev).type == "cpu"
     assert calls == []
@@ -77,14 +77,14 @@ def test_a_vendors_device_is_taken_as_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("node", "kind"), [("davinci0", "npu"), ("cambricon_dev0", "mlu"), ("gcu0", "gcu"), ("mtgpu.0", "musa")]
+    ("node", "device"), [("davinci0", "npu"), ("cambricon_dev0", "mlu"), ("gcu0", "gcu"), ("mtgpu.0", "musa")]
 )
-def test_another_vendors_device_is_not_passed_over_in_silence(tmp_path, node, kind):
+def test_another_vendors_device_is_reported(tmp_path, node, device):
     (tmp_path / node).touch()
     (problem,) = devices.find("auto", {}, tmp_path).problems
-    assert (problem.code, f"device={kind}" in problem.remedy) == (69, True)
+    assert (problem.code, f"device={device}" in problem.remedy) == (69, True)
     assert devices.find("cpu", {}, tmp_path).problems == ()
-    assert devices.find(kind, {}, tmp_path).type == kind
+    assert devices.find(device, {}, tmp_path).type == device
 
 
 def test_amd_devices_are_cuda_to_torch_and_counted_where_they_can_compute(tmp_path, torch_says):

@@ -104,7 +104,7 @@ TWO_BY_EIGHT = {
 
 
 @pytest.mark.parametrize("platform", TWO_BY_EIGHT)
-def test_one_topology_in_every_platforms_words(platform):
+def test_every_platform_states_the_same_topology(platform):
     found = resolve(TWO_BY_EIGHT[platform])
     assert settings.read((), TWO_BY_EIGHT[platform]).problems == found.problems == ()
     assert found.cluster == Cluster(2, 1, "node-0:1234", 8)
@@ -161,7 +161,7 @@ def test_the_first_host_of_a_slurm_nodelist(nodelist, first):
         ("DSTACK_GPUS_PER_NODE", "dstack"),
     ],
 )
-def test_no_devices_say_nothing_of_processes(variable, platform):
+def test_zero_devices_say_nothing_about_processes(variable, platform):
     assert variable in TWO_BY_EIGHT[platform]
     found = resolve(TWO_BY_EIGHT[platform] | {variable: "0"})
     assert (found.problems, found.cluster.nproc_per_node) == ((), resolve({}).cluster.nproc_per_node)

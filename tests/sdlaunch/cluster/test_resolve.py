@@ -68,7 +68,7 @@ def test_contradictions_and_gaps_are_named(changes, subject, words):
 PROCESSES = {"NNODES": "2", "NODE_RANK": "1", "WORLD_SIZE": "16", "RANK": "8", "MASTER_ADDR": "node-0"}
 
 
-def test_a_world_size_that_counts_processes_is_no_contradiction():
+def test_a_world_size_that_counts_processes_is_not_a_contradiction():
     for nproc in ("8", "auto"):
         resolved = resolve(PROCESSES | {"NPROC_PER_NODE": nproc})
         assert (resolved.problems, resolved.cluster) == ((), Cluster(2, 1, "node-0:29400", 8))
@@ -105,12 +105,12 @@ def test_slurm_with_a_task_per_device_is_refused():
 
 
 @pytest.mark.parametrize("platform", ["slurm", "skypilot", "sagemaker"])
-def test_an_address_of_ones_own_goes_before_one_from_a_list_of_hosts(platform):
+def test_a_users_address_goes_before_one_from_a_list_of_hosts(platform):
     found = resolve(TWO_BY_EIGHT[platform] | {"MASTER_ADDR": "node0-ib0", "SM_MASTER_ADDR": ""})
     assert found.problems == ()
     assert found.cluster.endpoint.startswith("node0-ib0:")
 
 
-def test_an_empty_number_of_nodes_leaves_the_platforms_word():
+def test_an_empty_number_of_nodes_leaves_the_platforms_number():
     environ = {"PET_NNODES": "", "WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node-0"}
     assert resolve(environ).cluster.nodes == 2

@@ -1,4 +1,4 @@
-"""What people read of a job."""
+"""What people read about a job. Tests of text and tables."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from sdlaunch.display import text as display
 from tests.sdlaunch.place import HOME, clean_environment
 
 
-def test_a_run_begins_with_each_warning_on_a_line_of_its_own(place):
+def test_a_run_starts_with_each_warning_on_its_own_line(place):
     job = plan.prepare((), clean_environment(**place), HOME)
     lines = display.start(dataclasses.replace(job, warnings=("one", "two"))).splitlines()
     assert lines[-2:] == ["warning: one", "warning: two"]
     assert lines[0].startswith("model: ") and not [line for line in lines if line.startswith(" ")]
 
 
-def test_what_matters_in_a_plan_is_nearest_to_the_prompt(place):
+def test_the_most_important_part_of_a_plan_is_nearest_to_the_prompt(place):
     job = plan.prepare((("lr", "1e-4"),), clean_environment(**place, epoch="2"), HOME)
     text = display.plan(job)
     titles = [
@@ -31,7 +31,7 @@ def test_what_matters_in_a_plan_is_nearest_to_the_prompt(place):
     assert text.endswith("none: the job can start")
 
 
-def test_defaults_are_pale_on_a_terminal_alone(place):
+def test_defaults_are_faint_on_a_terminal_only(place):
     job = plan.prepare((), clean_environment(**place), HOME)
     pale = display.plan(job, dim=True)
     assert pale.count("\033[2m") == pale.count("\033[22m") == 1

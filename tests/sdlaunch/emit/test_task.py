@@ -9,13 +9,13 @@ from tests.sdlaunch.place import HOME, clean_environment, launch
 
 
 @pytest.mark.parametrize("target", ["docker", "compose"])
-def test_where_nobody_numbers_the_nodes_their_numbers_are_asked_for(target):
+def test_targets_that_assign_no_ranks_ask_for_them(target):
     done = launch("emit", target, **SETTINGS, **NUMBERED)
     assert done.returncode == 64
     assert "NODE_RANK: not set" in done.stderr and "MASTER_ADDR: not set" in done.stderr
 
 
-def test_only_what_differs_is_said():
+def test_only_settings_that_differ_from_their_defaults_are_passed_on():
     text = emit("docker", **MOUNTS, lr="5e-6", batch_size="1", precision="auto", NPROC_PER_NODE="auto")
     assert "--env" not in text
     assert "--gpus=all" in text
@@ -35,7 +35,7 @@ def test_wrong_settings_are_refused():
     assert done.stdout == ""
 
 
-def test_secrets_stay_where_they_are():
+def test_secrets_are_not_emitted():
     text = emit("docker", **MOUNTS, MY_TOKEN="hf_abcdefgh", instance_prompt="hf_abcdefgh")
     assert "hf_abcdefgh" not in text
 

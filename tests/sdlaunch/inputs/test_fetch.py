@@ -1,4 +1,7 @@
-"""What comes from outside: names of the hub and Python packages; both from this machine alone, without a network."""
+"""Downloads of models, datasets and packages, from a hub and an index on this machine.
+
+Tests of fetch, hub, hub_download, pip_install, subprocess_log and cache_dir.
+"""
 
 import hashlib
 import json
@@ -23,7 +26,7 @@ TOKEN = "hf_secretsecret"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: the list of files, and the files."""
+    """The part of the hub that a download needs: the list of files, and the files."""
 
     protocol_version = "HTTP/1.1"
     root: Path
@@ -133,14 +136,14 @@ def test_nothing_is_downloaded_while_something_else_is_wrong(online, hub, tmp_pa
     assert hub.asked == []
 
 
-def test_what_is_there_under_that_name_is_used_without_asking(online, hub, tmp_path):
+def test_a_local_folder_of_that_name_is_used_without_the_hub(online, hub, tmp_path):
     make_fitting(tmp_path / "model" / NAME)
     job = prepare(online, fetch=True)
     assert (job.problems, hub.asked) == ((), [])
     assert f"--pretrained_model_name_or_path={tmp_path / 'model' / NAME}" in job.launch.argv
 
 
-def test_a_name_that_the_hub_does_not_know(online, capsys):
+def test_a_name_unknown_to_the_hub(online, capsys):
     (problem,) = prepare(online, fetch=True, model_name="someone/tinny").problems
     assert (problem.subject, problem.code) == ("model_name", 66)
     assert "nothing local is called someone/tinny, and it could not be downloaded" in problem.found
@@ -158,7 +161,7 @@ def test_offline_the_network_is_named_and_not_used(online, hub, tmp_path):
     assert hub.asked == []
 
 
-def test_what_of_a_model_is_wanted():
+def test_the_files_of_a_model_that_are_downloaded():
     plain = ["model_index.json", "unet/config.json", "unet/a.safetensors", "vae/b.fp16.safetensors"]
     shards = ["text_encoder/m-00001-of-00002.safetensors", "text_encoder/m.safetensors.index.json"]
     pickles = ["vae/b.fp16.bin", "unet/a.bin", "unet/a.fp16.safetensors", "unet/a.non_ema.safetensors"]
@@ -225,7 +228,7 @@ def test_requirements_of_a_project_are_installed_outside_the_mounts(project, tmp
     assert sorted(path.name for path in (tmp_path / "project").iterdir()) == ["mine.py", "requirements.txt"]
 
 
-def test_pip_that_fails_is_69_with_its_last_words(project, tmp_path):
+def test_pip_that_fails_is_69_with_its_last_line(project, tmp_path):
     (tmp_path / "project/requirements.txt").write_text("sdjob_test_nowhere\n")
     (problem,) = prepare(project, fetch=True).problems
     assert (problem.subject, problem.code) == ("install_requirements", 69)
@@ -234,7 +237,7 @@ def test_pip_that_fails_is_69_with_its_last_words(project, tmp_path):
 
 
 def test_what_this_python_has_is_not_changed(project, tmp_path):
-    """Another version than the installed one is refused by pip instead of put in its place."""
+    """pip refuses another version than the installed one instead of replacing it."""
     (tmp_path / "project/requirements.txt").write_text("pydantic==1.0\n")
     wheel(tmp_path / "wheels", "pydantic", "")
     (problem,) = prepare(project, fetch=True).problems

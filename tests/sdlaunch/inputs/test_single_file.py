@@ -13,7 +13,7 @@ from tests.support.single import original_shapes, sparse
 
 @pytest.fixture
 def one_file(place, tmp_path):
-    """A model of full size in the place of the folder."""
+    """A model of full size instead of the folder."""
     shutil.rmtree(tmp_path / "model")
     tensors = original_shapes(kinds.SD_1)
     return sparse(tmp_path / "model/dreamy.safetensors", {**tensors, "model_ema.decay": (1,)})
@@ -68,9 +68,7 @@ def test_its_exit_codes(place, one_file, tmp_path):
         (2.0e9, {"cache_dir": "/cache"}, ["cache_dir"]),
     ],
 )
-def test_the_folder_that_is_made_of_it_needs_room_too(
-    place, one_file, monkeypatch, free, variables, subjects
-):
+def test_the_converted_folder_needs_disk_space_too(place, one_file, monkeypatch, free, variables, subjects):
     """2.13 GB, once; the rest of this LoRA takes megabytes."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
     problems = [each for each in prepare(place, **small(**variables)).problems if each.code == 73]

@@ -1,4 +1,4 @@
-"""doctor: what it asks, what it makes of the answers, and its exit code."""
+"""`doctor`: its questions to torch, its report of the answers, and its exit code."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ANSWERS = {
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A project whose worker answers with ANSWERS, through the same call as the real one."""
+    """A project whose worker answers with ANSWERS, through the same call as the real worker."""
     package = tmp_path / "project" / "sdtrain" / "tools"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -38,7 +38,7 @@ def pin(home, text):
     (home / "docker/requirements.txt").write_text(text)
 
 
-def test_what_works_and_what_does_not_is_told_with_the_reason(home):
+def test_what_works_and_what_does_not_is_listed_with_the_reason(home):
     import pydantic
 
     pin(home, f"pydantic=={pydantic.VERSION}\n")
