@@ -197,8 +197,10 @@ def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None
         export.export(layout.checkpoint, model, parts, weights, spec)
     loss = validation.validate(training, spec.max_train_steps)
     kernel = attention.running(spec.attention, parts.denoiser, world.device, parts.dtype)
+    facts = parts.architecture.facts
     values = {
-        "model": parts.architecture.facts.name,
+        "model": facts.name,
+        "trained": "lora" if spec.lora_rank else facts.denoiser,
         **report.report(spec, world, training.shape, outcome, kernel),
         "trained_parts": list(trainable.parts(spec, model)),
         "validation_loss": loss,
@@ -216,8 +218,7 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
     if grid:
         grid.save(layout.before_after)
         grid.save(layout.checkpoint / model_card.SAMPLES)
-    class_name = training.parts.architecture.facts.class_name
-    card = model_card.render(spec, values, samples=grid is not None, class_name=class_name)
+    card = model_card.render(spec, training.parts.architecture.facts, values, samples=grid is not None)
     (layout.checkpoint / model_card.FILE).write_text(card, encoding="utf-8")
     report.write(layout.report, values)
     image = layout.before_after.relative_to(layout.root).as_posix() if grid else None

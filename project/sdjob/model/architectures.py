@@ -28,7 +28,9 @@ class ArchitectureFacts:
     class_name: str  # of diffusers' pipeline
     name: str  # in report.json
     title: str  # in messages
+    tags: tuple[str, ...]  # of the model card
     denoiser: str  # the component that predicts
+    denoiser_title: str  # in messages
     components: Mapping[str, Component]  # all that must be there
     text_encoders: Mapping[str, str]  # text encoder → its tokenizer, in the order of the pipeline
     prediction_types: tuple[str, ...]  # that the scheduler may name; the first where it names none
@@ -60,7 +62,9 @@ STABLE_DIFFUSION = ArchitectureFacts(
     class_name="StableDiffusionPipeline",
     name="stable-diffusion",
     title="Stable Diffusion 1.x or 2.x",
+    tags=("stable-diffusion",),
     denoiser="unet",
+    denoiser_title="U-Net",
     components={
         "unet": _UNET,
         "vae": _VAE,
@@ -78,7 +82,9 @@ STABLE_DIFFUSION_XL = ArchitectureFacts(
     class_name="StableDiffusionXLPipeline",
     name="stable-diffusion-xl",
     title="the base of Stable Diffusion XL",
+    tags=("stable-diffusion",),
     denoiser="unet",
+    denoiser_title="U-Net",
     components={
         **STABLE_DIFFUSION.components,
         "text_encoder_2": _PROJECTED_CLIP,

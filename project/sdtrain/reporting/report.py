@@ -74,7 +74,6 @@ def report(
     rate = outcome.steps_per_second
     images = rate * shape.global_batch if rate else None
     return {
-        "trained": "lora" if spec.lora_rank else "unet",
         **{name: getattr(spec, name) for name in _SETTINGS},
         "batch_size": spec.train_batch_size,
         "precision": spec.mixed_precision,

@@ -2,6 +2,7 @@
 
 import yaml
 
+from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.export import model_card
 
@@ -23,7 +24,8 @@ def rendered(samples=False, trained_parts=("unet",), **settings) -> str:
         cache_dir="/home/somebody/cache",
         **settings,
     )
-    return model_card.render(spec, {**REPORT, "trained_parts": list(trained_parts)}, samples=samples)
+    report = {**REPORT, "trained_parts": list(trained_parts)}
+    return model_card.render(spec, STABLE_DIFFUSION, report, samples=samples)
 
 
 def front_matter(text) -> dict:
