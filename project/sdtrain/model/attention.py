@@ -1,4 +1,4 @@
-"""The attention backend: what was asked for is proven to run before training begins."""
+"""The attention backend: the one that was asked for is proven to run before training starts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from sdjob.problems import JobError, no_hardware
 
-# The ways to compute attention that are chosen in PyTorch itself; xformers has a call of its own.
-_BACKENDS = {
+_XFORMERS = "xformers"
+_BACKENDS = {  # of PyTorch
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-_PLACES, _TOKENS = 64, 77  # of the smallest level of a U-Net at 512 pixels, and of a prompt
+_POSITIONS, _TOKENS = 64, 77  # of the smallest level of a U-Net at 512 pixels, and of a prompt
 
 
 @contextmanager
@@ -32,11 +31,11 @@ def chosen(name: str) -> Iterator[None]:
 
 
 def prove(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Runs the backend once at each head size of the U-Net; raises JobError (69) if it does not work here.
+    """Run the backend once at each head size of the denoiser. Raises JobError (69) if it does not work here.
 
-    Only the U-Net is trained with it: the VAE's one head of 512 channels is too wide for most backends.
+    The VAE does not use it: its one head of 512 channels is too wide for most backends.
     """
-    if name != "xformers" and name not in _BACKENDS:
+    if name != _XFORMERS and name not in _BACKENDS:
         return
     for size in head_sizes(denoiser):
         if reason := failure(name, size, device, dtype):
@@ -47,17 +46,16 @@ def prove(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.dty
 def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> str:
     """Why this backend cannot train heads of this size here, found by trying; empty: it can.
 
-    Both ways, since some have no backward pass for what they can compute; within an image, and with a prompt,
-    whose length is no multiple of anything.
+    Forward and backward, since some have no backward pass; with keys of an image and of a prompt, whose length is odd.
     """
     try:
-        for other in (_PLACES, _TOKENS):
-            query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
-            key = torch.zeros(1, 2, other, size, device=device, dtype=dtype, requires_grad=True)
-            if name == "xformers":
+        for length in (_POSITIONS, _TOKENS):
+            query = torch.zeros(1, 2, _POSITIONS, size, device=device, dtype=dtype, requires_grad=True)
+            key = torch.zeros(1, 2, length, size, device=device, dtype=dtype, requires_grad=True)
+            if name == _XFORMERS:
                 attend = import_module("xformers.ops").memory_efficient_attention
-                found = attend(*(each.transpose(1, 2) for each in (query, key, key)))
-                torch.autograd.backward(found.sum())
+                output = attend(*(each.transpose(1, 2) for each in (query, key, key)))
+                torch.autograd.backward(output.sum())
             else:
                 with chosen(name):
                     torch.autograd.backward(scaled_dot_product_attention(query, key, key).sum())
@@ -69,16 +67,16 @@ def failure(name: str, size: int, device: torch.device, dtype: torch.dtype) -> s
 
 
 def running(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that computes: the one that was asked for, or what PyTorch chooses for the U-Net's heads.
+    """The backend that computes: the one that was asked for, or PyTorch's choice for the denoiser's heads.
 
     Such as "flash", or "flash (40, 80), math (160)" where the choice depends on the size of the heads.
     """
-    if name == "xformers" or name in _BACKENDS:
+    if name == _XFORMERS or name in _BACKENDS:
         return name
     names = {int(backend): each for each, backend in _BACKENDS.items()}  # type: ignore[call-overload]
     sizes: dict[str, list[int]] = {}
     for size in head_sizes(denoiser):
-        query = torch.zeros(1, 2, _PLACES, size, device=device, dtype=dtype, requires_grad=True)
+        query = torch.zeros(1, 2, _POSITIONS, size, device=device, dtype=dtype, requires_grad=True)
         choice = names.get(torch._fused_sdp_choice(query, query, query), "math")
         sizes.setdefault(choice, []).append(size)
     if len(sizes) == 1:
@@ -88,4 +86,5 @@ def running(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.d
 
 def head_sizes(denoiser: nn.Module) -> list[int]:
     """Channels per head of all attention layers, such as 40, 80 and 160 for Stable Diffusion 1.x."""
-    return sorted({m.inner_dim // m.heads for m in denoiser.modules() if isinstance(m, Attention)})
+    layers = (m for m in denoiser.modules() if hasattr(m, "heads") and hasattr(m, "inner_dim"))
+    return sorted({int(layer.inner_dim) // int(layer.heads) for layer in layers})  # type: ignore[arg-type]

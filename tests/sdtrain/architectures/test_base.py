@@ -1,0 +1,47 @@
+"""Tests of architectures/base.py, ddpm.py and the two Stable Diffusion modules: what a pipeline in memory answers."""
+
+import pytest
+import torch
+
+from sdjob.model.pipeline import find_pipeline
+from sdtrain.architectures.base import in_chunks
+from sdtrain.model import load
+
+
+@pytest.fixture(params=["sd", "xl"], scope="module")
+def parts(request, eps_model, xl_model):
+    source = find_pipeline({"sd": eps_model, "xl": xl_model}[request.param], None, allow_pickle=False)
+    return load.load(source, "no", torch.device("cpu"), allow_pickle=False)
+
+
+def test_components_are_those_of_the_pipeline(parts):
+    assert parts.components.keys() == parts.architecture.facts.components.keys()
+
+
+def test_a_prompt_is_encoded_alike_in_any_batch(parts):
+    prompts = ["a red cross", "a circle " * 60]
+    together = parts.encode(parts.token_ids(prompts, 2))
+    for index, prompt in enumerate(prompts):
+        for name, value in parts.encode(parts.token_ids([prompt], 2)).items():
+            torch.testing.assert_close(together[name][index], value[0])
+
+
+def test_latents_are_normalized_by_the_vaes_config(parts, monkeypatch):
+    latents = torch.ones(1, 4, 2, 2)
+    factor = parts.vae.config.scaling_factor
+    assert torch.equal(parts.normalized(latents), latents * factor)
+    monkeypatch.setitem(parts.vae.config, "shift_factor", 0.25)
+    assert torch.equal(parts.normalized(latents), latents * 0.75 * factor)
+
+
+def test_the_posterior_is_that_of_the_vae(parts):
+    images = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    mean = parts.posterior(images).mean
+    torch.testing.assert_close(mean, parts.vae.encode(images).latent_dist.mean)
+
+
+def test_chunks_are_joined_prompt_by_prompt():
+    encoded = torch.arange(24).view(4, 3, 2)  # two prompts of two chunks
+    joined = in_chunks(encoded, 2)
+    assert joined.shape == (2, 6, 2)
+    assert torch.equal(joined[1], encoded[2:].reshape(6, 2))
