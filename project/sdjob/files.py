@@ -17,31 +17,31 @@ from typing import Any
 from sdjob.problems import JobError, Problem, bad_input
 
 LFS_POINTER = b"version https://git-lfs"
-_AGAIN = "copy or download it again, with all that belongs to it"
+_AGAIN = "copy or download it again, with all its files"
 _STRAY = frozenset({"Thumbs.db", "thumbs.db", "Desktop.ini", "desktop.ini", "__MACOSX", "lost+found"})
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Names in a folder, sorted; hidden and stray entries (.DS_Store, ._x, Thumbs.db, …) are left out."""
+    """Names in a folder, sorted, without hidden and stray entries (.DS_Store, ._x, Thumbs.db, …)."""
 
     path: Path
     files: tuple[str, ...]
     folders: tuple[str, ...]
 
     def summary(self) -> str:
-        """What lies here, in a few words."""
+        """The content in a few words."""
         counts = Counter(suffix_of(name) or "(no extension)" for name in self.files)
         parts = [f"{count:,} {shown(suffix)}" for suffix, count in counts.most_common(5)]
         if len(counts) > 5:
-            parts.append(f"{len(counts) - 5} other kinds")
+            parts.append(f"{len(counts) - 5} other types")
         if self.folders:
             parts.append(f"folders {few(self.folders)}")
         return ", ".join(parts) or "nothing"
 
 
 def list_folder(path: Path) -> Listing:
-    """One pass over a folder. Raises OSError."""
+    """List a folder in one pass, without a stat per file. Raises OSError."""
     files: list[str] = []
     folders: list[str] = []
     with os.scandir(path) as entries:
@@ -50,7 +50,7 @@ def list_folder(path: Path) -> Listing:
             if name[0] != "." and name not in _STRAY:
                 try:
                     (folders if entry.is_dir() else files).append(name)
-                except OSError:  # a link that leads nowhere we may go
+                except OSError:  # a link to a place that cannot be reached
                     files.append(name)
     return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
 
@@ -62,13 +62,13 @@ def suffix_of(name: str) -> str:
 
 
 def open_listing(path: Path) -> Listing:
-    """Like `list_folder`, for a folder that must be there and hold something. Raises JobError."""
+    """List a folder that must exist and not be empty. Raises JobError."""
     try:
         listing = list_folder(path)
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     if not listing.files and not listing.folders:
-        raise JobError(bad_input(shown(path), "holds nothing", "mount or copy something into this folder"))
+        raise JobError(bad_input(shown(path), "is empty", "mount or copy the files into this folder"))
     return listing
 
 
@@ -79,9 +79,9 @@ def below(
     is_one: Callable[[Listing], bool],
     suffixes: tuple[str, ...] = (),
 ) -> Path:
-    """The place that a user means: the mount itself, a folder below it, or an absolute path.
+    """The path that a user means: the mount itself, a folder below it, or an absolute path. Raises JobError.
 
-    `is_one`: whether a folder is what is looked for; `suffixes`: of the files that can be meant as well.
+    `is_one`: whether a folder is such an input itself; `suffixes`: of files that can be meant too.
     """
     path = root / name if name else root  # an absolute name replaces the root
     try:
@@ -97,7 +97,7 @@ def below(
         if meant := get_close_matches(name, there, n=1):
             remedy = f"did you mean {shown(meant[0])}? {remedy[0].upper()}{remedy[1:]}"
         elif is_one(listing):
-            remedy = f"leave {setting} empty: what you look for lies in {shown(root)} itself"
+            remedy = f"leave {setting} empty: the files are in {shown(root)} itself"
         raise JobError(bad_input(shown(path), found, remedy)) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise JobError(unreadable(path, error)) from error
@@ -105,12 +105,12 @@ def below(
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can always be printed: names need not be UTF-8."""
+    """A path as text that can be printed, even if its name is not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> Problem:
-    """A file or folder that the system does not let us read."""
+    """The problem of a file or folder that cannot be read."""
     if isinstance(error, PermissionError):
         remedy = f"make it readable for this user: chmod -R a+rX '{shown(path)}'"
     elif isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -121,7 +121,7 @@ def unreadable(path: Path, error: OSError | ValueError) -> Problem:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """The system's words, as part of a sentence."""
+    """The reason, as part of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
     if isinstance(error, NotADirectoryError):
@@ -132,7 +132,7 @@ def reason_of(error: OSError | ValueError) -> str:
 
 
 def check_pointer(path: Path) -> None:
-    """Refuses a file where Git left a note instead of the content. Raises JobError, OSError."""
+    """Refuse a Git LFS pointer file. Raises JobError, OSError."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             found = "is a Git LFS pointer, not the file itself"
@@ -141,7 +141,7 @@ def check_pointer(path: Path) -> None:
 
 
 def read_file(path: Path, count: int = -1) -> bytes:
-    """The first bytes of a file that must be there, and not empty. Raises JobError."""
+    """The first bytes of a file that must exist and not be empty. Raises JobError."""
     try:
         check_pointer(path)
         with path.open("rb") as file:
@@ -156,7 +156,7 @@ def read_file(path: Path, count: int = -1) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file with a JSON object. Raises JobError."""
+    """The JSON object in a file. Raises JobError."""
     try:
         value = json.loads(read_file(path))
         if not isinstance(value, dict):
@@ -167,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def few(items: Iterable[str], limit: int = 6) -> str:
-    """The first items, and how many more there are."""
+    """The first items, and the number of the others."""
     texts = [shown(item) for item in items]
     more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more

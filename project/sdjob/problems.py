@@ -1,4 +1,4 @@
-"""What can be wrong with a job, and the exit code that says so."""
+"""Problems of a job, exit codes and their meaning."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _BEFORE_START = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE,
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that keeps a job from running: what it is about, what was found, how to fix it."""
+    """One thing that keeps a job from running: its subject, what was found, how to fix it."""
 
     code: int
     subject: str
@@ -74,14 +74,14 @@ class Problem:
 
 
 class JobError(Exception):
-    """Problems that end a job without a traceback; carries all of them."""
+    """All problems that end a job; shown without a traceback."""
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(sorted(set(problems)))
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[JobError], tuple[tuple[Problem, ...]]]:
-        return type(self), (self.problems,)  # an exception is otherwise unpickled from its text
+        return type(self), (self.problems,)  # by default an exception is unpickled from its text
 
     @property
     def code(self) -> int:
@@ -89,7 +89,7 @@ class JobError(Exception):
 
 
 def exit_code(problems: Iterable[Problem]) -> int:
-    """The code of a job with these problems: the first of 64, 66, 69, 73 that occurs, then any other."""
+    """The exit code of a job with these problems: the first of 64, 66, 69, 73 that occurs, then any other."""
     codes = {problem.code for problem in problems}
     ordered = [int(code) for code in _BEFORE_START if code in codes] + sorted(codes)
     return ordered[0] if ordered else int(ExitCode.FINISHED)
@@ -106,7 +106,7 @@ def bad_input(subject: str, found: str, remedy: str) -> Problem:
 
 
 def no_hardware(subject: str, found: str, remedy: str) -> Problem:
-    """Hardware or software that is not there (69)."""
+    """Missing hardware or software (69)."""
     return Problem(int(ExitCode.NO_HARDWARE), subject, found, remedy)
 
 
@@ -116,7 +116,7 @@ def bad_output(subject: str, found: str, remedy: str) -> Problem:
 
 
 def _sentence(remedy: str) -> str:
-    """With a capital, unless it begins with a name, and a full stop."""
+    """Add a capital letter, unless the remedy starts with a name, and a full stop."""
     first = remedy.split(" ", 1)[0].rstrip(":,")
     capital = remedy[:1].upper() if first.isalpha() else remedy[:1]
     return capital + remedy[1:] + ("" if remedy.endswith((".", "?", "!")) else ".")

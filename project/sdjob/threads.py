@@ -1,4 +1,4 @@
-"""Work that waits for a disk or a network, by several threads at once."""
+"""Threads for work that waits for a disk or a network."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Result = TypeVar("Result")
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: int = 16) -> list[Result]:
-    """What `work` gives for each item, in their order. Raises what it raises."""
+    """The result of `work` for each item, in order. Raises what it raises."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def share(first: int) -> list[Result]:
+    def every_nth(first: int) -> list[Result]:  # a task an item would cost more than a short `work`
         return [work(item) for item in items[first::threads]]
 
     with ThreadPoolExecutor(threads) as pool:
-        shares = list(pool.map(share, range(threads)))
-    return [shares[place % threads][place // threads] for place in range(len(items))]
+        slices = list(pool.map(every_nth, range(threads)))
+    return [slices[index % threads][index // threads] for index in range(len(items))]

@@ -67,10 +67,10 @@ def _dataset(spec: RunSpec, path: str | None) -> DatasetInfo:
 
 def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
     """Replace `auto` and epochs by values; raises JobError if the run is not possible on these devices."""
-    topology = devices.topology(world.kind, world.size)
+    topology = devices.topology(world.device_type, world.size)
     spec = spec.model_copy(
         update={
-            "device": world.kind.name,
+            "device": world.device_type.name,
             "max_train_steps": num_steps(spec, world, inputs),
             "mixed_precision": compatibility.resolve_precision(spec, topology),
         }

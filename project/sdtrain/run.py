@@ -118,7 +118,7 @@ def _report_attention(spec: RunSpec, world: World, parts: Parts) -> None:
     """Name the attention kernel; without a fused one a device is slow, and nothing else tells the user."""
     kernel = attention.running(spec.attention, parts.denoiser, world.device, parts.dtype)
     _say(world, f"attention: {kernel}" + (f" ({spec.attention})" if spec.attention != kernel else ""))
-    if spec.attention in ("auto", "sdpa") and "math" in kernel and world.kind.name != "cpu":
+    if spec.attention in ("auto", "sdpa") and "math" in kernel and world.device_type.name != "cpu":
         remedy = "mixed_precision=bf16 may help"
         _say(world, f"warning: PyTorch has no fused attention for {parts.dtype} on this device; {remedy}")
 
@@ -185,7 +185,7 @@ def _announcement(training: Training, first: int) -> str:
     )
     return (
         f"training: {steps}, {training.shape.global_batch} a step of {counted(training.num_examples, 'image')}; "
-        f"{world.size} × {world.kind.name}, precision {spec.mixed_precision}"
+        f"{world.size} × {world.device_type.name}, precision {spec.mixed_precision}"
     )
 
 

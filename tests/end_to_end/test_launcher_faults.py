@@ -1,7 +1,6 @@
 """Real runs of two processes under the launcher, and what is done to them: each fault ends in its class."""
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -9,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from sdlaunch.supervise.processes import descendants
 from tests.sdlaunch.place import clean_environment
 from tests.support import forked
 from tests.support.launcher import ENTRYPOINT, Launched
@@ -54,8 +53,9 @@ def test_stops_and_a_killed_rank_lose_nothing(job):
     first.signal_rank(1, signal.SIGKILL)
     assert _saved(first.until("resuming from")) >= saved
     first.until("/100000")  # a step, and not a line that only speaks of one
-    for pid in [*descendants(first.process.pid), first.process.pid]:  # as some platforms do
-        os.kill(pid, signal.SIGTERM)
+    launcher = psutil.Process(first.process.pid)
+    for process in [*launcher.children(recursive=True), launcher]:  # as some platforms do
+        process.terminate()
     assert "the workers saved and ended" in first.end(75)
     (stopped_at,) = first.checkpoints()
 
@@ -96,6 +96,7 @@ def test_a_rank_that_is_killed(job):
     run.end(70)
     assert run.failure["class"] == "killed from outside"
     assert run.failure["root_rank"] == 1
+    assert run.failure["step"] >= 1
 
 
 def test_a_hang_is_explained(job):
@@ -105,6 +106,8 @@ def test_a_hang_is_explained(job):
     run.end(70)
     failure = run.failure
     assert (failure["class"], failure["root_rank"]) == ("hang", 1)
+    assert failure["step"] >= 1
+    assert failure["evidence"][0].endswith("(hang_timeout); last: step")
     assert "rank 1: gave no stacks; it is stopped" in failure["evidence"]
     assert "in train_steps" in failure["traceback"]  # where rank 0 waits for rank 1
     assert not _processes_with(str(run.output))

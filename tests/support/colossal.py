@@ -65,7 +65,7 @@ def install() -> None:
     torch.cuda.max_memory_allocated = lambda *_: 2**26
     torch.cuda.memory_allocated = lambda *_: 2**26
     memory.colo_device_memory_capacity = lambda device: 2**30
-    devices.KINDS["cuda"] = replace(devices.KINDS["cpu"], name="cuda")
+    devices.DEVICE_TYPES["cuda"] = replace(devices.DEVICE_TYPES["cpu"], name="cuda")
     devices._present = lambda kind: True
     devices.device_of = lambda kind, local_rank: torch.device("cpu")
     devices.has_bf16 = lambda kind: True

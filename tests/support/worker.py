@@ -169,10 +169,10 @@ def alone():
     """The world of a single process on the CPU."""
     import torch
 
-    from sdtrain.runtime.devices import KINDS
+    from sdtrain.runtime.devices import DEVICE_TYPES
     from sdtrain.runtime.distributed import World
 
-    return World(0, 0, 1, KINDS["cpu"], torch.device("cpu"))
+    return World(0, 0, 1, DEVICE_TYPES["cpu"], torch.device("cpu"))
 
 
 class Killed(BaseException):

@@ -1,8 +1,8 @@
-"""One job in one output folder: each node holds a file there, run/lock-<node>, while it supervises.
+"""One job in one output folder: each node holds the file run/lock-<node> while it supervises.
 
-The file is locked (flock), which the kernel undoes however the holder ends. A network file system may know no
-such locks, know them on one machine only, or keep that of a machine that was lost. So the holder also renews
-the time of the file, and whoever cannot rely on the lock waits to see whether that goes on.
+The file is locked (flock), which the kernel undoes however the holder ends. A network file system may have no
+locks, have them on one machine only, or keep the lock of a lost machine. So the holder also renews the time of the
+file, and a launcher that cannot rely on the lock waits to see whether that goes on.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_output
 from sdlaunch.cluster.resolve import Cluster
 
-BEAT = 2.0  # seconds between two signs of life
-SILENCE = 10.0  # seconds without one, after which a holder on another machine is taken for lost
-PATIENCE = 45.0  # seconds for the workers of a launcher that was killed to save and end
-_LOOK = 0.1  # seconds between two looks
+BEAT = 2.0  # seconds between two renewals of the file's time
+SILENCE = 10.0  # seconds without one after which a holder on another machine counts as lost
+PATIENCE = 45.0  # seconds for the workers of a killed launcher to save and end
+_POLL = 0.1  # seconds
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. `job` is the same on all nodes of one job; `machine` in all containers of a machine."""
+    """Content of a lock file. `job` is the same on all nodes of a job; `machine` in all containers of a machine."""
 
     job: str
     node: int
@@ -42,58 +42,65 @@ class Holder:
     def __str__(self) -> str:
         return f"on {self.host} (process {self.pid}, node {self.node}, since {self.since})"
 
+    def excludes(self, other: Holder) -> bool:
+        """Whether both cannot use the folder: unless they are two nodes of one job."""
+        return self.job != other.job or self.node == other.node
 
-def _this(cluster: Cluster) -> Holder:
-    # Not the address of node 0: some platforms call it localhost there.
-    port = (cluster.endpoint or "").rpartition(":")[2]
-    host = os.uname().nodename
-    try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        machine = host
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Holder(
-        f"{cluster.nodes} nodes, port {port}",
-        cluster.node_rank,
-        host,
-        machine,
-        os.getpid(),
-        now,
-    )
+    @classmethod
+    def of_this(cls, cluster: Cluster) -> Holder:
+        # Without the address of node 0: some platforms call it localhost on that node.
+        port = (cluster.endpoint or "").rpartition(":")[2]
+        host = os.uname().nodename
+        try:
+            machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            machine = host
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return cls(
+            f"{cluster.nodes} nodes, port {port}", cluster.node_rank, host, machine, os.getpid(), since
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Holder | None:
+        """Opens the file each time, since a network file system shows new content only then."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 @contextlib.contextmanager
 def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> Iterator[int]:
-    """While the body runs, this node holds the folder; gives the descriptor of the lock, which children may keep.
+    """While the body runs, this node holds the folder; gives the descriptor of the lock, which children may inherit.
 
-    Waits where that tells a dead holder from a living one. Raises JobError (73): another job is at work;
+    Waits where that tells a dead holder from a living one. Raises JobError (73): another job uses the folder;
     OSError: the file cannot be written.
     """
-    me = _this(cluster)
+    me = Holder.of_this(cluster)
     layout.run.mkdir(parents=True, exist_ok=True)
     path = _path(layout, cluster.node_rank)
-    descriptor = _taken(path, me, say)
+    descriptor = _acquire(path, me, say)
     ended = threading.Event()
     try:
         for other in _others(layout, cluster.node_rank):
-            _clear(other, me, say)
-        threading.Thread(target=_beat, args=(descriptor, ended), daemon=True).start()
+            _remove_stale(other, me, say)
+        threading.Thread(target=_renew, args=(descriptor, ended), daemon=True).start()
         yield descriptor
     finally:
         ended.set()
         with contextlib.suppress(OSError):
-            if _is_still(path, descriptor):
+            if _is_current(path, descriptor):
                 path.unlink()
         os.close(descriptor)
 
 
 def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
-    """The problem of a folder in which another job is at work, as far as a look without waiting tells."""
-    me = _this(cluster)
+    """The problem of a folder that another job uses, as far as can be seen without waiting."""
+    me = Holder.of_this(cluster)
     for path in (_path(layout, cluster.node_rank), *_others(layout, cluster.node_rank)):
         with contextlib.suppress(OSError), path.open("rb") as file:
-            holder = _holder(path)
-            if holder and _is_other(holder, me) and _flock(file.fileno(), fcntl.LOCK_SH) is False:
+            holder = Holder.read(path)
+            if holder and holder.excludes(me) and _flock(file.fileno(), fcntl.LOCK_SH) is False:
                 return [_problem(layout.root, holder)]
     return []
 
@@ -104,25 +111,20 @@ def _path(layout: OutputLayout, node: int) -> Path:
 
 def _others(layout: OutputLayout, node: int) -> list[Path]:
     try:
-        found = sorted(layout.run.glob("lock-*"))
-    except PermissionError:  # a folder that this user may not enter; the check of writing says so
+        paths = sorted(layout.run.glob("lock-*"))
+    except PermissionError:  # the check of writing reports a folder that this user may not enter
         return []
-    return [path for path in found if path != _path(layout, node)]
+    return [path for path in paths if path != _path(layout, node)]
 
 
-def _is_other(holder: Holder, me: Holder) -> bool:
-    """Not another node of this very job."""
-    return holder.job != me.job or holder.node == me.node
-
-
-def _taken(path: Path, me: Holder, say: Callable[[str], None]) -> int:
-    """The descriptor of the file, locked where the file system can, with our name in it."""
+def _acquire(path: Path, me: Holder, say: Callable[[str], None]) -> int:
+    """The descriptor of the file, locked where the file system can, with this holder in it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _is_free(path, descriptor, me, say):
+            if not _wait_until_free(path, descriptor, me, say):
                 path.unlink(missing_ok=True)
-            elif _is_still(path, descriptor) and _signed(path, descriptor, me):
+            elif _is_current(path, descriptor) and _sign(path, descriptor, me):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -130,64 +132,67 @@ def _taken(path: Path, me: Holder, say: Callable[[str], None]) -> int:
         os.close(descriptor)
 
 
-def _signed(path: Path, descriptor: int, me: Holder) -> bool:
-    """Writes our name; without locks, of two that do so at once the second one has it."""
+def _sign(path: Path, descriptor: int, me: Holder) -> bool:
+    """Write this holder; without locks, the second of two that do so at once wins."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(asdict(me)).encode(), 0)
     if _flock(descriptor, fcntl.LOCK_EX) is None:
-        time.sleep(5 * _LOOK)
-    return _holder(path) == me
+        time.sleep(5 * _POLL)
+    return Holder.read(path) == me
 
 
-def _clear(path: Path, me: Holder, say: Callable[[str], None]) -> None:
-    """Takes away the file of a node of another job, which must have ended."""
+def _remove_stale(path: Path, me: Holder, say: Callable[[str], None]) -> None:
+    """Remove the file of a node of another job, which must have ended. Raises JobError (73)."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return
     try:
-        holder = _holder(path)
-        if holder and _is_other(holder, me):
-            _is_free(path, descriptor, me, say)
-            if (now := _holder(path)) and _is_other(now, me):
+        holder = Holder.read(path)
+        if holder and holder.excludes(me):
+            _wait_until_free(path, descriptor, me, say)
+            if (now := Holder.read(path)) and now.excludes(me):
                 path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
 
-def _is_free(path: Path, descriptor: int, me: Holder, say: Callable[[str], None]) -> bool:
-    """Waits until nobody can hold the file any more; False: it is locked, by a machine that is lost.
+def _wait_until_free(path: Path, descriptor: int, me: Holder, say: Callable[[str], None]) -> bool:
+    """Wait until no other job can hold the file; False: a lost machine has it locked.
 
-    Raises JobError if a holder shows that it lives.
+    Raises JobError (73) if the holder is alive.
     """
-    begin = time.monotonic()
-    first = _time_of(path)
-    said = False
+    start, first, said = time.monotonic(), _time_of(path), False
+    root = path.parent.parent
     while True:
-        locked, holder = _flock(descriptor, fcntl.LOCK_EX), _holder(path)
-        waited = time.monotonic() - begin
-        if holder is None:
-            free = locked is not False  # otherwise somebody has just taken it, and is about to write
-        else:
-            same = not _is_other(holder, me)  # a node of this job has come to take its own file
-            sure = locked and holder.machine == me.machine  # the kernel of this machine knows of no other
-            free = same or sure or (locked is not False and waited > SILENCE)
-        if free:
+        locked, holder = _flock(descriptor, fcntl.LOCK_EX), Holder.read(path)
+        waited = time.monotonic() - start
+        if _is_free(locked, holder, me, waited):
             return True
-        if holder and _time_of(path) != first and _holder(path) == holder:
-            raise JobError(_problem(path.parent.parent, holder))  # it shows that it lives
+        if holder and _time_of(path) != first and Holder.read(path) == holder:  # it renews the time
+            raise JobError(_problem(root, holder))
         if waited > PATIENCE:
             if holder and holder.machine != me.machine:
                 return False
-            raise JobError(_problem(path.parent.parent, holder))
+            raise JobError(_problem(root, holder))
         if waited > 1 and holder and not said:
             said = True
-            say(f"a job {holder} may still be ending in {path.parent.parent}: waiting for that")
-        time.sleep(_LOOK)
+            say(f"waiting for a job {holder} that may still be ending in {root}")
+        time.sleep(_POLL)
+
+
+def _is_free(locked: bool | None, holder: Holder | None, me: Holder, waited: float) -> bool:
+    if holder is None:
+        return locked is not False  # otherwise another launcher has just locked it, and is about to write
+    if not holder.excludes(me):  # a node of this job has replaced the file with its own
+        return True
+    if locked and holder.machine == me.machine:  # the kernel of this machine knows all holders
+        return True
+    return locked is not False and waited > SILENCE
 
 
 def _flock(descriptor: int, kind: int) -> bool | None:
-    """True: locked by us; False: by somebody else; None: this file system has no locks."""
+    """True: locked by us; False: by another process; None: this file system has no locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -197,20 +202,12 @@ def _flock(descriptor: int, kind: int) -> bool | None:
     return True
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the path leads to the file that was opened, and not to one that took its place."""
+def _is_current(path: Path, descriptor: int) -> bool:
+    """Whether the path still leads to the file that was opened."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
         return False
-
-
-def _holder(path: Path) -> Holder | None:
-    """Who wrote the file; it is opened again, since a network file system shows what is new only then."""
-    try:
-        return Holder(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _time_of(path: Path) -> int | None:
@@ -221,16 +218,15 @@ def _time_of(path: Path) -> int | None:
         return None
 
 
-def _beat(descriptor: int, ended: threading.Event) -> None:
+def _renew(descriptor: int, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with contextlib.suppress(OSError):
             os.utime(descriptor)
 
 
 def _problem(root: Path, holder: Holder | None) -> Problem:
-    who = f" by a job {holder}" if holder else ""
     return bad_output(
         "OUTPUT_DIR",
-        f"{root} is in use{who}",
+        f"{root} is in use{f' by a job {holder}' if holder else ''}",
         "Wait for that job to end or stop it, or set OUTPUT_DIR to another folder.",
     )

@@ -1,4 +1,4 @@
-"""The log of a node: what every start of the job said there, each line with the time at which it came."""
+"""The log of a node: the output of every start of the job there, each line with its time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class NodeLog:
-    """Appends to a file; several threads may. Raises OSError where the file cannot be opened, and never later."""
+    """Appends to a file, from several threads. Raises OSError if the file cannot be opened, and never later."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
@@ -23,13 +23,13 @@ class NodeLog:
             self._file.close()
 
     def begin(self, title: str, text: str) -> None:
-        """Sets a start apart from the one before it, and notes what it begins with."""
+        """Write the heading of a new start, and a first text."""
         self.note(f"==== {title} ====")
         if text:
             self.note(text)
 
     def note(self, text: str) -> None:
-        """One line or several; a full disk ends the log, not the supervision."""
+        """Write one line or several; a full disk ends the log, not the supervision."""
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         with self._lock, contextlib.suppress(OSError):
             for line in text.split("\n"):

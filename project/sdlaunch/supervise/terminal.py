@@ -1,4 +1,4 @@
-"""What people see, written by a thread of its own: a terminal that is paused or gone holds up nobody."""
+"""The terminal, written by a separate thread: one that is paused or gone does not block the launcher."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 from typing import TextIO
 
 _CLEAR_LINE = "\r\x1b[K"
-_LINES = 10_000  # that wait to be shown; more are left out
+_LINES = 10_000  # waiting to be shown; more are left out
 
 
 class Terminal:
-    """Shows lines in their order. On a real terminal a progress line takes the place of the one before."""
+    """Shows lines in order. On a real terminal a progress line replaces the one before it."""
 
     def __init__(self, out: TextIO | None) -> None:
-        self._out = _own(out)
+        self._out = _duplicate(out)
         self._in_place = self._out is not None and self._out.isatty()
         self._open_line = False  # a progress line without its newline is shown
         self._waiting: queue.Queue[tuple[str, bool] | None] = queue.Queue(_LINES)
@@ -25,14 +25,14 @@ class Terminal:
         self._thread.start()
 
     def show(self, text: str, *, progress: bool = False) -> None:
-        """Never waits."""
+        """Queue a text; never waits."""
         try:
             self._waiting.put_nowait((text, progress and self._in_place))
         except queue.Full:
             self._left_out += 1
 
     def close(self, patience: float = 2.0) -> None:
-        """Waits for the last lines to be shown, but not for a terminal that takes none."""
+        """Wait for the last lines to be shown, but not for a blocked terminal."""
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=patience)
         self._thread.join(patience)
@@ -56,12 +56,12 @@ class Terminal:
             try:
                 self._out.write(text)
                 self._out.flush()
-            except (OSError, ValueError):  # it has gone; the log goes on
+            except (OSError, ValueError):  # it is gone; the log goes on
                 self._out = None
 
 
-def _own(out: TextIO | None) -> TextIO | None:
-    """The same place under a descriptor of its own: whoever flushes the first one does not wait for this one."""
+def _duplicate(out: TextIO | None) -> TextIO | None:
+    """The same file under another descriptor: a flush of the original does not wait for this one."""
     try:
         assert out is not None
         return os.fdopen(os.dup(out.fileno()), "w", encoding="utf-8", errors="backslashreplace")

@@ -79,7 +79,7 @@ def report(
         "precision": spec.mixed_precision,
         "validation_prompts": list(spec.validation_prompts),
         "attention_backend": attention,
-        "device": world.kind.name,
+        "device": world.device_type.name,
         "device_name": _device_name(world),
         "local_rank": world.local_rank,
         "world_size": world.size,
@@ -120,5 +120,5 @@ def write(path: Path, values: dict[str, Any]) -> None:
 
 
 def _device_name(world: World) -> str:
-    name = getattr(world.kind.runtime, "get_device_name", None)
+    name = getattr(world.device_type.runtime, "get_device_name", None)
     return str(name()) if name else (platform.processor() or platform.machine())

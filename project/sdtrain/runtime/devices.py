@@ -1,4 +1,4 @@
-"""The devices that a run can use: what to import for each, how its processes talk, what it has used."""
+"""The types of devices: packages to import, communication backends, bf16, memory statistics."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sdjob.settings.compatibility import Topology
 
 
 @dataclass(frozen=True)
-class DeviceKind:
-    """One row of the table: a name that users type, and what PyTorch needs for it."""
+class DeviceType:
+    """A device type by the name that users give, and what PyTorch needs for it."""
 
     name: str
     torch_type: str  # torch.device(type)
@@ -32,32 +32,32 @@ class DeviceKind:
         return getattr(torch, self.torch_type, None)
 
 
-KINDS: dict[str, DeviceKind] = {
-    kind.name: kind
-    for kind in (
-        DeviceKind("cuda", "cuda", "nccl"),
-        DeviceKind("gcu", "gcu", "eccl", "torch_gcu"),
-        DeviceKind("npu", "npu", "hccl", "torch_npu"),
-        DeviceKind("musa", "musa", "mccl", "torch_musa"),
-        DeviceKind("mlu", "mlu", "cncl", "torch_mlu"),
-        DeviceKind("xpu", "xpu", "xccl"),
-        DeviceKind("mps", "mps", "gloo"),
-        DeviceKind("cpu", "cpu", "gloo"),
+DEVICE_TYPES: dict[str, DeviceType] = {
+    each.name: each
+    for each in (
+        DeviceType("cuda", "cuda", "nccl"),
+        DeviceType("gcu", "gcu", "eccl", "torch_gcu"),
+        DeviceType("npu", "npu", "hccl", "torch_npu"),
+        DeviceType("musa", "musa", "mccl", "torch_musa"),
+        DeviceType("mlu", "mlu", "cncl", "torch_mlu"),
+        DeviceType("xpu", "xpu", "xccl"),
+        DeviceType("mps", "mps", "gloo"),
+        DeviceType("cpu", "cpu", "gloo"),
     )
 }
 
 
-def choose(name: str) -> DeviceKind:
-    """The kind that `device` means; "auto": the first of the table that is there. Raises JobError (69)."""
+def choose(name: str) -> DeviceType:
+    """The type that `device` names; "auto": the first available one of the table. Raises JobError (69)."""
     if name == "auto":
-        return next(kind for kind in KINDS.values() if _present(kind))
-    if name not in KINDS:
+        return next(each for each in DEVICE_TYPES.values() if not why_absent(each))
+    if name not in DEVICE_TYPES:
         raise JobError(
-            no_hardware("device", f"unknown device {name!r}", f"Use one of: auto, {', '.join(KINDS)}.")
+            no_hardware("device", f"unknown device {name!r}", f"Use one of: auto, {', '.join(DEVICE_TYPES)}.")
         )
-    kind = KINDS[name]
-    if not _present(kind):
-        package = f" and the package {kind.module}" if kind.module else ""
+    device_type = DEVICE_TYPES[name]
+    if why_absent(device_type):
+        package = f" and the package {device_type.module}" if device_type.module else ""
         raise JobError(
             no_hardware(
                 "device",
@@ -65,92 +65,90 @@ def choose(name: str) -> DeviceKind:
                 f"Use a machine with one{package}, or device=auto.",
             )
         )
-    return kind
+    return device_type
 
 
-def device_of(kind: DeviceKind, local_rank: int) -> torch.device:
-    """This process's device, made current."""
-    if kind.name in ("cpu", "mps"):
-        return torch.device(kind.torch_type)
-    count = kind.runtime.device_count()
+def device_of(device_type: DeviceType, local_rank: int) -> torch.device:
+    """This process's device, made the current one. Raises JobError (69)."""
+    if device_type.name in ("cpu", "mps"):
+        return torch.device(device_type.torch_type)
+    count = device_type.runtime.device_count()
     if local_rank >= count:
         raise JobError(
             no_hardware(
                 "NPROC_PER_NODE",
-                f"process {local_rank} needs a {kind.name} device of its own, {count} found",
+                f"process {local_rank} needs its own {device_type.name} device, {count} found",
                 f"Use NPROC_PER_NODE={count}.",
             )
         )
-    kind.runtime.set_device(local_rank)
-    return torch.device(kind.torch_type, local_rank)
+    device_type.runtime.set_device(local_rank)
+    return torch.device(device_type.torch_type, local_rank)
 
 
-def topology(kind: DeviceKind, world_size: int) -> Topology:
-    """Where a run is, with what its devices compute in."""
-    if kind.name == "cpu":  # in bf16 too for whoever asks for it, at whatever speed
-        return Topology(kind.name, world_size)
-    return Topology(kind.name, world_size, has_bf16(kind), autocasts(kind, torch.float16))
+def topology(device_type: DeviceType, world_size: int) -> Topology:
+    """The devices of a run, and the precisions that they support."""
+    if device_type.name == "cpu":  # bf16 is possible, but slow on most
+        return Topology(device_type.name, world_size)
+    return Topology(
+        device_type.name, world_size, has_bf16(device_type), autocasts(device_type, torch.float16)
+    )
 
 
-def has_bf16(kind: DeviceKind) -> bool:
-    """Whether the device computes in bf16 at speed."""
-    if kind.name == "cpu":
+def has_bf16(device_type: DeviceType) -> bool:
+    """Whether bf16 is fast."""
+    if device_type.name == "cpu":
         return False
-    if kind.name == "cuda":  # older ones say yes too, and emulate it
-        return bool(kind.runtime.get_device_capability() >= (8, 0) or torch.version.hip)
-    supported: Callable[[], bool] | None = getattr(kind.runtime, "is_bf16_supported", None)
-    return autocasts(kind, torch.bfloat16) and (supported is None or bool(supported()))
+    if device_type.name == "cuda":  # PyTorch reports older ones too, which emulate it
+        return bool(device_type.runtime.get_device_capability() >= (8, 0) or torch.version.hip)
+    supported: Callable[[], bool] | None = getattr(device_type.runtime, "is_bf16_supported", None)
+    return autocasts(device_type, torch.bfloat16) and (supported is None or bool(supported()))
 
 
-def autocasts(kind: DeviceKind, dtype: torch.dtype) -> bool:
-    """Whether autocast computes in a type there: PyTorch knows, or asks the vendor's package."""
+def autocasts(device_type: DeviceType, dtype: torch.dtype) -> bool:
+    """Whether autocast supports a dtype there; PyTorch asks the vendor's package."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns, and goes on in fp32
+        warnings.simplefilter("ignore")  # it warns, and computes in fp32
         try:
-            with torch.autocast(kind.torch_type, dtype):
-                return bool(torch.is_autocast_enabled(kind.torch_type))
+            with torch.autocast(device_type.torch_type, dtype):
+                return bool(torch.is_autocast_enabled(device_type.torch_type))
         except (AssertionError, RuntimeError):
             return False
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the work that was given to the device; for measuring."""
+    """Wait for all queued work, before measuring."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, read when the device has done all that it was given."""
+    """The time when the device has finished all queued work, seconds."""
     synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory of this process so far, bytes: allocated on the device, or resident on a CPU."""
+    """Peak memory of this process, bytes: allocated on the device, or resident on a CPU."""
     measure = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
     if device.type == "cpu" or measure is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return int(measure())
 
 
-def why_absent(kind: DeviceKind) -> str:
-    """Why no device of this kind can be used here; empty: one can."""
-    if kind.name == "cpu":
+def why_absent(device_type: DeviceType) -> str:
+    """Why no device of this type can be used here; empty: one can."""
+    if device_type.name == "cpu":
         return ""
-    if kind.module and importlib.util.find_spec(kind.module) is None:
-        return f"the package {kind.module} is not installed"
+    if device_type.module and importlib.util.find_spec(device_type.module) is None:
+        return f"the package {device_type.module} is not installed"
     try:
-        if kind.module:
-            importlib.import_module(kind.module)
-        available: Callable[[], bool] | None = getattr(kind.runtime, "is_available", None)
+        if device_type.module:
+            importlib.import_module(device_type.module)
+        available: Callable[[], bool] | None = getattr(device_type.runtime, "is_available", None)
         if available and available():
             return ""
-    except (ImportError, OSError, RuntimeError) as error:  # a library or a driver that does not fit
-        return f"{kind.module or kind.torch_type}: {str(error).splitlines()[0]}"
-    if kind.name == "cuda" and not (torch.version.cuda or torch.version.hip):
+    except (ImportError, OSError, RuntimeError) as error:  # an incompatible library or driver
+        return f"{device_type.module or device_type.torch_type}: {str(error).splitlines()[0]}"
+    if device_type.name == "cuda" and not (torch.version.cuda or torch.version.hip):
         return "this build of PyTorch is for CPUs only"
     return "PyTorch finds none"
-
-
-def _present(kind: DeviceKind) -> bool:
-    return not why_absent(kind)

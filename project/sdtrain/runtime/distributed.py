@@ -1,4 +1,4 @@
-"""The processes of a run: who this one is, and the few things that they agree on."""
+"""The processes of a run: their ranks, and the few values that they agree on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch.distributed.rendezvous import rendezvous
 from sdjob.problems import JobError, Problem
 from sdtrain.runtime import devices
 
-# Long enough for rank 0 to convert a large dataset while the others wait.
+# Enough for rank 0 to convert a large dataset while the others wait.
 _TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all. Every method is collective: each rank must call it, at the same point."""
+    """The position of this process. Every method is collective: each rank must call it, at the same point."""
 
     rank: int
     local_rank: int
     size: int
-    kind: devices.DeviceKind
+    device_type: devices.DeviceType
     device: torch.device
 
     @property
@@ -39,7 +39,7 @@ class World:
             self.any(False)
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says yes; on the CPU, so that no device has to wait."""
+        """Whether the flag is set on any rank; on the CPU, so that no device has to wait."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -54,7 +54,7 @@ class World:
         return value / self.size
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order; small picklable things only."""
+        """The values of all ranks, in order; small picklable objects only."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -62,14 +62,14 @@ class World:
         return values
 
     def agree(self, problems: list[Problem]) -> None:
-        """Raises on every rank the JobError with the problems of all, if there are any."""
-        found = [problem for share in self.gather(problems) for problem in share]
-        if found:
-            raise JobError(found)
+        """Raise on every rank the JobError with the problems of all ranks, if there are any."""
+        everything = [problem for of_rank in self.gather(problems) for problem in of_rank]
+        if everything:
+            raise JobError(everything)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first rank of each node does the body before the others do."""
+        """Run the body on the first rank of each node before the others."""
         if self.local_rank == 0:
             try:
                 yield
@@ -84,15 +84,19 @@ class World:
 def join(
     device: str, environ: Mapping[str, str] = os.environ, *, group_of_one: bool = False
 ) -> Iterator[World]:
-    """Joins the process group that torchrun describes, or stands alone; leaves it at the end.
+    """Join the process group that torchrun describes, or none for a single process; leave it at the end.
 
-    `group_of_one`: a lone process has a group too, which strategies that shard cannot do without.
+    `group_of_one`: give a single process a group too, which strategies that shard need.
     """
     rank, local_rank = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
     size = int(environ.get("WORLD_SIZE", 1))
-    kind = devices.choose(device)
-    world = World(rank, local_rank, size, kind, devices.device_of(kind, local_rank))
-    backend = "gloo" if kind.backend == "gloo" else f"cpu:gloo,{kind.torch_type}:{kind.backend}"
+    device_type = devices.choose(device)
+    world = World(rank, local_rank, size, device_type, devices.device_of(device_type, local_rank))
+    backend = (
+        "gloo"
+        if device_type.backend == "gloo"
+        else f"cpu:gloo,{device_type.torch_type}:{device_type.backend}"
+    )
     if size == 1:
         if group_of_one:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -104,10 +108,10 @@ def join(
         return
     store, _, _ = next(rendezvous("env://", rank, size))
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # A store of torchrun's, kept for all attempts: one must not find the addresses of an earlier one.
+        # torchrun keeps the store for all attempts: one must not find the addresses of an earlier one.
         attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
     yield world
-    # Not after an exception: a rank that fails must not wait for peers in the middle of a collective call.
+    # Not after an exception: a failing rank must not wait for peers that are in a collective call.
     dist.destroy_process_group()

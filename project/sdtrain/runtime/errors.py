@@ -1,4 +1,4 @@
-"""Exceptions that mean something a person can fix: too little memory, no room to write."""
+"""Exceptions that the user can fix: too little memory, no space left, a missing package."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sdjob.problems import ExitCode, Problem, bad_output, no_hardware
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)  # a network mount
-# safetensors and torch wrap the operating system's error into their own.
+# safetensors and torch put the system's error into the text of their own.
 _WRAPPED_NUMBER = re.compile(r"\(os error (\d+)\)")
 _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpected pos")
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """The problem behind an exception; None: it is a fault of the program."""
-    return _out_of_memory(error) or _no_room(error) or _no_package(error)
+    """The problem behind an exception; None: it is a bug."""
+    return _out_of_memory(error) or _no_space(error) or _no_package(error)
 
 
 def _no_package(error: Exception) -> Problem | None:
@@ -31,30 +31,29 @@ def _no_package(error: Exception) -> Problem | None:
 
 def is_write_failure(error: Exception) -> bool:
     """Whether an exception raised while writing comes from the file system."""
-    return _number_of(error) in (*_FULL, *_REFUSED, *_GONE) or _tells_of_writing(error)
+    return _errno(error) in (*_FULL, *_REFUSED, *_GONE) or _has_wrapped_words(error)
 
 
-def _number_of(error: Exception) -> int | None:
-    """The operating system's number of an error."""
+def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     match = _WRAPPED_NUMBER.search(str(error))
     return int(match[1]) if match else None
 
 
-def _tells_of_writing(error: Exception) -> bool:
+def _has_wrapped_words(error: Exception) -> bool:
     text = str(error).lower()
     return not isinstance(error, OSError) and any(words in text for words in _WRAPPED_WORDS)
 
 
-def _no_room(error: Exception) -> Problem | None:
-    of_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-    if not of_files or not (_number_of(error) in _FULL or _tells_of_writing(error)):
+def _no_space(error: Exception) -> Problem | None:
+    from_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    if not from_files or not (_errno(error) in _FULL or _has_wrapped_words(error)):
         return None
     return bad_output(
         "OUTPUT_DIR",
         f"cannot be written ({error})",
-        "Make room or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
+        "Free some space or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
     )
 
 

@@ -1,4 +1,4 @@
-"""How much memory of the host is left, for this container too."""
+"""Available memory of the host, within the limit of this container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 _CGROUPS = Path("/sys/fs/cgroup")
-# Of version 2, and of version 1: limit, use, and the name of that part of the use which is only file cache.
+# cgroup versions 2 and 1: files of the limit and the usage, and the statistic of the file cache in that usage.
 _VERSIONS = (
     (Path(), "memory.max", "memory.current", "inactive_file"),
     (Path("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -16,11 +16,11 @@ _VERSIONS = (
 
 
 def available(cgroups: Path = _CGROUPS) -> int:
-    """Bytes that can still be had: of the machine, or of the container where that is less."""
-    return min([int(psutil.virtual_memory().available), *_left_of_the_container(cgroups)])
+    """Bytes available: of the machine, or of the container if that is less."""
+    return min([int(psutil.virtual_memory().available), *_available_in_container(cgroups)])
 
 
-def _left_of_the_container(cgroups: Path) -> list[int]:
+def _available_in_container(cgroups: Path) -> list[int]:
     for folder, limit, current, cache in _VERSIONS:
         try:
             allowed = (cgroups / folder / limit).read_text().strip()

@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> int:
 
 def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     """images/s per device = global batch / time per step / devices, without the first steps. Collective."""
-    topology = devices.topology(world.kind, world.size)
+    topology = devices.topology(world.device_type, world.size)
     precision = compatibility.resolve_precision(spec, topology)
-    spec = spec.model_copy(update={"mixed_precision": precision, "device": world.kind.name})
+    spec = spec.model_copy(update={"mixed_precision": precision, "device": world.device_type.name})
     if problems := compatibility.problems(spec, topology):
         raise JobError(problems)
     parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)

@@ -29,27 +29,29 @@ _MEMORY = 2**30
 
 def examine() -> dict[str, Any]:
     """All that is known here: torch and what it was built with, devices, backends, attention kernels."""
-    kind = devices.choose("auto")
+    device_type = devices.choose("auto")
     return {
         "torch": _torch(),
-        "device": kind.name,
-        "devices": {name: device(each) for name, each in devices.KINDS.items()},
+        "device": device_type.name,
+        "devices": {name: device(each) for name, each in devices.DEVICE_TYPES.items()},
         "distributed": {name: _distributed(name) for name in _backends()},
-        "attention": _attention(kind),
-        "plugins": {name: _plugin(name, facts, kind) for name, facts in PLUGINS.items()},
+        "attention": _attention(device_type),
+        "plugins": {name: _plugin(name, facts, device_type) for name, facts in PLUGINS.items()},
     }
 
 
-def device(kind: devices.DeviceKind) -> dict[str, Any]:
-    """Whether this kind of device can be used, why not, and each one that is there."""
-    why = devices.why_absent(kind)
+def device(device_type: devices.DeviceType) -> dict[str, Any]:
+    """Whether devices of this type can be used, why not, and each one that is there."""
+    why = devices.why_absent(device_type)
     found: dict[str, Any] = {"available": not why, "why": why}
-    if why or kind.name in ("cpu", "mps"):
+    if why or device_type.name in ("cpu", "mps"):
         return found
-    names = [str(kind.runtime.get_device_name(index)) for index in range(kind.runtime.device_count())]
-    memory = [kind.runtime.get_device_properties(i).total_memory // _MEMORY for i in range(len(names))]
+    names = [
+        str(device_type.runtime.get_device_name(index)) for index in range(device_type.runtime.device_count())
+    ]
+    memory = [device_type.runtime.get_device_properties(i).total_memory // _MEMORY for i in range(len(names))]
     each = [f"{name}, {size} GiB" for name, size in zip(names, memory, strict=True)]
-    return {**found, "each": each, "bf16": devices.has_bf16(kind)}
+    return {**found, "each": each, "bf16": devices.has_bf16(device_type)}
 
 
 def _torch() -> dict[str, str]:
@@ -64,7 +66,7 @@ def _torch() -> dict[str, str]:
 
 
 def _backends() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(kind.backend for kind in devices.KINDS.values()))
+    return tuple(dict.fromkeys(device_type.backend for device_type in devices.DEVICE_TYPES.values()))
 
 
 def _distributed(name: str) -> str:
@@ -72,22 +74,22 @@ def _distributed(name: str) -> str:
     return "" if dist.is_backend_available(name) else "not part of this build of PyTorch"
 
 
-def _attention(kind: devices.DeviceKind) -> dict[str, str]:
+def _attention(device_type: devices.DeviceType) -> dict[str, str]:
     """Each backend of attention, tried in the precision that this device trains in."""
-    place = torch.device(kind.torch_type)
+    place = torch.device(device_type.torch_type)
     dtype = torch.float32
-    if kind.name != "cpu":
-        dtype = torch.bfloat16 if devices.has_bf16(kind) else torch.float16
+    if device_type.name != "cpu":
+        dtype = torch.bfloat16 if devices.has_bf16(device_type) else torch.float16
     tried = [name for name in get_args(Attention) if name != "auto"]
     # PyTorch's own words for a kernel that a CPU never has speak of what was turned off.
-    absent = ("cudnn", "efficient") if kind.name == "cpu" else ()
+    absent = ("cudnn", "efficient") if device_type.name == "cpu" else ()
     return {
         name: "not on this device" if name in absent else attention.failure(name, _HEAD, place, dtype)
         for name in tried
     }
 
 
-def _plugin(name: str, facts: PluginFacts, kind: devices.DeviceKind) -> str:
+def _plugin(name: str, facts: PluginFacts, device_type: devices.DeviceType) -> str:
     """Why this strategy cannot be used here; empty: it can. Its package is really imported, and the rest is what
     the check of a job would say."""
     try:
@@ -96,8 +98,8 @@ def _plugin(name: str, facts: PluginFacts, kind: devices.DeviceKind) -> str:
         return error.problems[0].found
     except Exception as error:  # whatever a package of another time does beside this PyTorch
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    if kind.name not in facts.devices:
-        return f"needs a device of the kind {' or '.join(facts.devices)}"
+    if device_type.name not in facts.devices:
+        return f"needs a device of type {' or '.join(facts.devices)}"
     job = RunSpec.model_validate(
         {
             "pretrained_model_name_or_path": "any",
@@ -106,7 +108,9 @@ def _plugin(name: str, facts: PluginFacts, kind: devices.DeviceKind) -> str:
             "plugin": name,
         }
     )
-    return "; ".join(problem.found for problem in compatibility.problems(job, devices.topology(kind, 1)))
+    return "; ".join(
+        problem.found for problem in compatibility.problems(job, devices.topology(device_type, 1))
+    )
 
 
 def main() -> None:

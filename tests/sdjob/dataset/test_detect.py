@@ -15,7 +15,7 @@ def test_nothing_usable_says_what_was_found(tmp_path):
     problem = only(tmp_path, captions=False)
     assert "2 .txt, 1 .zip" in problem.found and "folder of images" in problem.remedy
     (tmp_path / "empty").mkdir()
-    assert "holds nothing" in only(tmp_path, "empty").found
+    assert "is empty" in only(tmp_path, "empty").found
     assert "does not exist" in only(tmp_path / "no").found
 
 

@@ -111,7 +111,7 @@ def test_wrong_names_and_mounts(tmp_path, pipeline):
     assert "model_name" in problem.remedy
     assert "does not exist" in only(tmp_path / "nothing").found
     (tmp_path / "empty").mkdir()
-    assert "holds nothing" in only(tmp_path / "empty").found
+    assert "is empty" in only(tmp_path / "empty").found
     write(tmp_path / "photos/a.jpg", "x")
     assert "no model (a folder with model_index.json, or one .safetensors" in only(tmp_path / "photos").found
     assert "1 .jpg" in only(tmp_path / "photos").found

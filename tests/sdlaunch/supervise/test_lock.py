@@ -29,7 +29,7 @@ def layout(tmp_path):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    for name, seconds in {"BEAT": 0.1, "SILENCE": 0.5, "PATIENCE": 1.0, "_LOOK": 0.02}.items():
+    for name, seconds in {"BEAT": 0.1, "SILENCE": 0.5, "PATIENCE": 1.0, "_POLL": 0.02}.items():
         monkeypatch.setattr(lock, name, seconds)
 
 
@@ -48,7 +48,7 @@ def refused(layout, cluster=ALONE) -> str:
 def left(layout, cluster=ALONE, **changes):
     """The file of a job that is no more, such as one on a machine that was lost."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    holder = dataclasses.replace(lock._this(cluster), **changes)
+    holder = dataclasses.replace(lock.Holder.of_this(cluster), **changes)
     (layout.run / f"lock-{holder.node}").write_text(json.dumps(dataclasses.asdict(holder)))
 
 
@@ -140,10 +140,12 @@ def test_without_locks_the_signs_of_life_count(layout, without_locks):
 
 
 def test_without_locks_one_of_two_that_come_at_once_is_refused(layout, without_locks, monkeypatch):
-    monkeypatch.setattr(lock, "_LOOK", 0.1)
+    monkeypatch.setattr(lock, "_POLL", 0.1)
     monkeypatch.setattr(lock, "SILENCE", 5.0)
-    number, this = itertools.count(), lock._this
-    monkeypatch.setattr(lock, "_this", lambda cluster: dataclasses.replace(this(cluster), pid=next(number)))
+    number, this = itertools.count(), lock.Holder.of_this
+    monkeypatch.setattr(
+        lock.Holder, "of_this", lambda cluster: dataclasses.replace(this(cluster), pid=next(number))
+    )
     ended, both, one_is_refused = [], threading.Barrier(2, timeout=10), threading.Event()
 
     def job():

@@ -18,7 +18,7 @@ ANSWERS = {
     },
     "distributed": {"gloo": "", "nccl": "not built"},
     "attention": {"sdpa": "", "flash": "no kernel"},
-    "plugins": {"torch_ddp": "", "gemini": "needs a device of the kind cuda"},
+    "plugins": {"torch_ddp": "", "gemini": "needs a device of type cuda"},
 }
 
 

@@ -114,7 +114,7 @@ class Ranks:
                 return any(self.gather(flag))
 
         one = alone()
-        return World(rank, rank, 2, one.kind, one.device)
+        return World(rank, rank, 2, one.device_type, one.device)
 
     def fill(self, both: list[Cache]) -> list[list[str]]:
         makers = [Maker(), Maker()]

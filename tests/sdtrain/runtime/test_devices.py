@@ -22,7 +22,7 @@ NETWORK = torch.nn.ModuleList([Attention(80, heads=2, dim_head=40), Attention(32
 
 
 def only(monkeypatch, *names):
-    monkeypatch.setattr(devices, "_present", lambda kind: kind.name in (*names, "cpu"))
+    monkeypatch.setattr(devices, "why_absent", lambda each: "" if each.name in (*names, "cpu") else "absent")
 
 
 def test_auto_takes_the_first_that_is_there(monkeypatch):
@@ -35,7 +35,7 @@ def test_auto_takes_the_first_that_is_there(monkeypatch):
 
 
 def test_the_table_has_every_device_that_can_be_set():
-    assert {"auto", *devices.KINDS} == {"auto", *DEVICE_FACTS} == set(DEVICES)
+    assert {"auto", *devices.DEVICE_TYPES} == {"auto", *DEVICE_FACTS} == set(DEVICES)
 
 
 @pytest.mark.parametrize("name", ["abacus", "npu", "cuda"])
@@ -52,25 +52,25 @@ def test_what_is_not_there_is_69_with_a_remedy(monkeypatch, name):
 
 def test_a_vendor_without_its_package_is_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
-    assert not devices._present(devices.KINDS["gcu"])
+    assert devices.why_absent(devices.DEVICE_TYPES["gcu"])
 
 
 def test_each_process_needs_a_device_of_its_own(monkeypatch):
     current = []
     runtime = SimpleNamespace(device_count=lambda: 2, set_device=current.append)
     monkeypatch.setattr(torch, "cuda", runtime)
-    assert devices.device_of(devices.KINDS["cuda"], 1) == torch.device("cuda", 1)
+    assert devices.device_of(devices.DEVICE_TYPES["cuda"], 1) == torch.device("cuda", 1)
     assert current == [1]
     with pytest.raises(JobError) as error:
-        devices.device_of(devices.KINDS["cuda"], 2)
+        devices.device_of(devices.DEVICE_TYPES["cuda"], 2)
     assert error.value.code == 69
     assert "NPROC_PER_NODE=2" in str(error.value)
 
 
 def test_a_cpu_is_shared_and_has_no_fast_bf16():
-    assert devices.device_of(devices.KINDS["cpu"], 5) == CPU
-    assert devices.has_bf16(devices.KINDS["cpu"]) is False
-    assert devices.topology(devices.KINDS["cpu"], 2) == Topology("cpu", 2)
+    assert devices.device_of(devices.DEVICE_TYPES["cpu"], 5) == CPU
+    assert devices.has_bf16(devices.DEVICE_TYPES["cpu"]) is False
+    assert devices.topology(devices.DEVICE_TYPES["cpu"], 2) == Topology("cpu", 2)
     assert devices.peak_memory(CPU) > 2**26
 
 
@@ -85,7 +85,7 @@ def test_attention_that_runs(name):
 
 
 def test_autocast_is_asked_what_it_computes_in():
-    cpu, absent = devices.KINDS["cpu"], devices.KINDS["cuda"]
+    cpu, absent = devices.DEVICE_TYPES["cpu"], devices.DEVICE_TYPES["cuda"]
     types = (torch.bfloat16, torch.float16, torch.float64)
     assert [devices.autocasts(cpu, dtype) for dtype in types] == [True, True, False]
     assert not devices.autocasts(absent, torch.bfloat16)
@@ -96,7 +96,7 @@ def test_bf16_counts_where_the_device_is_made_for_it(monkeypatch):
     for capability, made_for_it in (((7, 0), False), ((8, 0), True), ((9, 0), True)):
         runtime = SimpleNamespace(get_device_capability=lambda found=capability: found)
         monkeypatch.setattr(torch, "cuda", runtime)
-        assert devices.has_bf16(devices.KINDS["cuda"]) is made_for_it
+        assert devices.has_bf16(devices.DEVICE_TYPES["cuda"]) is made_for_it
 
 
 def test_attention_is_proven_at_every_head_size_of_the_unet():
@@ -134,12 +134,12 @@ def test_attention_without_a_backward_pass_does_not_count(monkeypatch):
 
 
 def test_why_a_device_is_absent(monkeypatch):
-    assert devices.why_absent(devices.KINDS["cpu"]) == ""
-    assert devices.why_absent(devices.KINDS["gcu"]) == "the package torch_gcu is not installed"
+    assert devices.why_absent(devices.DEVICE_TYPES["cpu"]) == ""
+    assert devices.why_absent(devices.DEVICE_TYPES["gcu"]) == "the package torch_gcu is not installed"
     monkeypatch.setattr(devices.torch.version, "cuda", None)
-    assert devices.why_absent(devices.KINDS["cuda"]) == "this build of PyTorch is for CPUs only"
+    assert devices.why_absent(devices.DEVICE_TYPES["cuda"]) == "this build of PyTorch is for CPUs only"
     monkeypatch.setattr(devices.torch.version, "cuda", "12.8")
-    assert devices.why_absent(devices.KINDS["cuda"]) == "PyTorch finds none"
+    assert devices.why_absent(devices.DEVICE_TYPES["cuda"]) == "PyTorch finds none"
 
 
 def test_what_runs_is_what_was_asked_for_or_what_pytorch_chooses():

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import tempfile
-import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import IO, Any
 
 from sdjob.dataset.formats import Columns, DatasetInfo, Format
 from sdjob.dataset.formats.tables import ArrowRows, captions, checked, images, reading, row_name, sample
-from sdjob.files import Listing, few, shown
+from sdjob.files import Listing, few, replacing, shown
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
@@ -179,14 +178,9 @@ def _key(info: DatasetInfo) -> str:
 
 
 def _convert(info: DatasetInfo, target: Path, progress: Callable[[], None]) -> None:
-    """Writes the needed columns as one Arrow file, put in place by a rename. Raises OSError, JobError."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as out:
-            _copy(info, out, progress)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the needed columns as one Arrow file, whole or not at all. Raises OSError, JobError."""
+    with replacing(target) as temporary, temporary.open("wb") as out:
+        _copy(info, out, progress)
 
 
 def _copy(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) -> None:
