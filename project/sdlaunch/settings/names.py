@@ -1,9 +1,10 @@
-"""Every name that users can type, what it sets, and what a misspelt one probably meant."""
+"""Every name that users can type, what it sets, and what a misspelled one probably meant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdlaunch.settings import other_trainers
 from sdlaunch.settings.options import LaunchOptions
 
-# Variables of platforms and libraries, which are nobody's misspelling: beginnings, and whole names.
+# Variables of platforms and libraries, which are not misspelled settings: prefixes, and whole names.
 _FOREIGN_PREFIXES = """
 PET_ SM_ SLURM_ VC_ VK_ MLP_ SKYPILOT_ DSTACK_ DLC_ PAI_ KUBERNETES_ NVIDIA_ CUDA CUDNN_ NCCL_ GLOO_ UCX_ ROCM_
 HIP_ MIOPEN_ ASCEND_ MUSA_ TOPS_ ECCL_ OMP_ MKL_ KMP_ OPENBLAS_ OMPI_ PMIX_ PMI_ I_MPI_ TF_ TORCH PYTORCH_ XLA_
@@ -40,13 +41,13 @@ class Target:
 
     model: type[BaseModel]
     field: str
-    shown: str  # how the plan calls it
+    shown: str  # its name in the plan
     alias: Alias
 
 
 @cache
 def catalogue() -> dict[str, Target]:
-    """Every accepted name → what it sets. Flags of the worker that are never read are not among them."""
+    """Every accepted name → what it sets. Flags of the worker that are never read are left out."""
     return {target.alias.name: target for model in (LaunchOptions, RunSpec) for target in _targets(model)}
 
 
@@ -69,12 +70,12 @@ def _spellings(model: type[BaseModel], field: str) -> list[Alias]:
 
 
 def other_names(model: type[BaseModel], field: str) -> list[str]:
-    """The names of a field beside the one that is shown."""
+    """The names of a field besides the shown one."""
     return [alias.name for alias in _spellings(model, field)[1:]]
 
 
 def lookup(name: str, *, any_case: bool = False) -> Target | None:
-    """The target of a name: lower-case names in any case, upper-case ones as they are or with `any_case`."""
+    """The target of a name: lower-case names in any case, upper-case ones exactly unless `any_case`."""
     known = catalogue()
     return known.get(name) or known.get(name.lower()) or (known.get(name.upper()) if any_case else None)
 
@@ -85,7 +86,7 @@ def is_foreign(name: str) -> bool:
 
 
 def mount_of(name: str) -> str | None:
-    """The mount that users set in the place of a flag of the worker, such as output_dir; None: no such flag."""
+    """The mount that users set instead of a flag of the worker, such as output_dir; None: not such a flag."""
     return _MOUNT_OF.get(name.lower())
 
 
@@ -96,29 +97,12 @@ def near_miss(name: str) -> str | None:
         return meant
     if len(typed) < 5:
         return None
-    allowed = 1 if len(typed) < 9 else 2
-    letters = set(typed)
-    best: tuple[int, str] | None = None
-    for known in catalogue():
-        lower = known.lower()
+    edits = 1 if len(typed) < 9 else 2
+    known = {
+        lower: shown
+        for shown in catalogue()
         # Cheap bounds first: the environment of a pod has hundreds of names.
-        if abs(len(lower) - len(typed)) > allowed or len(letters ^ set(lower)) > 2 * allowed:
-            continue
-        distance = _edits(typed, lower)
-        if distance <= allowed and (best is None or distance < best[0]):
-            best = (distance, known)
-    return best[1] if best else None
-
-
-def _edits(a: str, b: str) -> int:
-    """Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        older, before, row = before, row, [i]
-        for j, right in enumerate(b, 1):
-            cost = min(before[j] + 1, row[-1] + 1, before[j - 1] + (left != right))
-            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
-                cost = min(cost, older[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
+        if abs(len(lower := shown.lower()) - len(typed)) <= edits and len({*lower} ^ {*typed}) <= 2 * edits
+    }
+    closest = get_close_matches(typed, known, n=1, cutoff=1 - edits / len(typed))
+    return known[closest[0]] if closest else None

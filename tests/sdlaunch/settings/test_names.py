@@ -1,0 +1,56 @@
+"""Tests of names: which names are known, whose the others are, and what they probably meant."""
+
+import pytest
+
+from sdlaunch.settings import names
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("bacth_size", "batch_size"),  # neighbours swapped
+        ("batch_siz", "batch_size"),
+        ("batch_sizes", "batch_size"),
+        ("bach_sise", "batch_size"),  # two edits of a long name
+        ("NPROC_PERNODE", "NPROC_PER_NODE"),
+        ("OUTPUT_DRI", "OUTPUT_DIR"),
+        ("output-dirs", "OUTPUT_DIR"),
+        ("plugins", "plugin"),
+        ("resumed", "resume"),
+        ("network_dim", "lora_rank"),  # of another trainer
+    ],
+)
+def test_a_misspelled_name_has_a_near_miss(typed, meant):
+    assert names.near_miss(typed) == meant
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SEED2X",
+        "SEAT",  # too short to tell
+        "RANKS",
+        "CLUSTER",
+        "IMAGE_NAME",
+        "LOG_STEPS",
+        "DEVICE_ID",
+        "DATA_DIR",
+        "DEBUG_LEVEL",
+        "BATCH_JOB",
+    ],
+)
+def test_a_name_of_something_else_has_none(name):
+    assert names.near_miss(name) is None
+
+
+def test_lookup_reads_lower_case_names_in_any_case_and_upper_case_names_exactly():
+    assert names.lookup("LR").field == "learning_rate"
+    assert names.lookup("model_dir") is None
+    assert names.lookup("model_dir", any_case=True).shown == "MODEL_DIR"
+    assert names.lookup("output_dir") is None  # a flag of the worker only
+
+
+def test_variables_of_platforms_and_libraries_are_foreign():
+    assert names.is_foreign("NCCL_DEBUG") and names.is_foreign("PATH")
+    assert not names.is_foreign("bacth_size")
+    assert names.mount_of("INSTANCE_DATA_DIR") == "DATASET_DIR"
