@@ -41,7 +41,7 @@ class RunSpec(BaseModel):
         Text,
         Setting(
             "job",
-            "folder of the diffusers pipeline to start from, or a model in one file",
+            "diffusers pipeline folder, or single-file checkpoint, to start from",
             flag_only=True,
             core=True,
         ),
@@ -55,13 +55,13 @@ class RunSpec(BaseModel):
     ] = 42
 
     train_text_encoder: Annotated[
-        bool, Setting("job", "train the text encoder as well, of Stable Diffusion XL both")
+        bool, Setting("job", "train the text encoder too (of Stable Diffusion XL: both)")
     ] = False
     prediction_type: Annotated[
         choices.Prediction,
         Setting(
             "job",
-            "what a model in one file predicts; auto: what the file says, or is made for",
+            "what a single-file checkpoint predicts; auto: as its header or its architecture says",
             aliases=(switch("v_parameterization", on="v_prediction", off="epsilon"),),
             values=choices.PREDICTIONS,
         ),
@@ -70,8 +70,8 @@ class RunSpec(BaseModel):
         Text | None,
         Setting(
             "job",
-            "of a model in one file: diffusers folder that gives configurations, tokenizer and scheduler "
-            "(no weights needed); empty: those of its kind",
+            "for a single-file checkpoint: diffusers folder with its configurations, tokenizer and scheduler "
+            "(without weights); empty: the standard ones of its architecture",
         ),
     ] = None
 
@@ -84,11 +84,11 @@ class RunSpec(BaseModel):
     ] = None
     concepts_list: Annotated[
         Text | None,
-        Setting("data", "DreamBooth: YAML file with a list of subjects, in place of DATASET_DIR and prompts"),
+        Setting("data", "DreamBooth: YAML file with a list of subjects, instead of DATASET_DIR and prompts"),
     ] = None
     class_data_dir: Annotated[
         str | None,
-        Setting("data", "images of the class, read only; empty: generated under the output folder"),
+        Setting("data", "images of the class, read only; empty: generated below the output folder"),
     ] = None
     image_column: Annotated[Text, Setting("data", "column that holds the images")] = "image"
     caption_column: Annotated[Text, Setting("data", "column that holds the captions")] = "text"
@@ -96,18 +96,18 @@ class RunSpec(BaseModel):
         Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)],
         Setting("data", "side of the training images", unit="pixels, a multiple of 8", core=True),
     ] = 512
-    center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random place")] = False
+    center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random position")] = False
     aspect_ratio_buckets: Annotated[
         bool,
         Setting(
             "data",
-            "train on images in about their own shape, in batches of one shape, instead of squares",
+            "keep about the aspect ratio of each image, in batches of one shape, instead of square crops",
             aliases=("enable_bucket",),
         ),
     ] = False
     bucket_reso_steps: Annotated[
         Annotated[Whole, Field(ge=8, le=1024, multiple_of=8)],
-        Setting("data", "the sides of buckets are multiples of this", unit="pixels, a multiple of 8"),
+        Setting("data", "sides of buckets are multiples of this", unit="pixels, a multiple of 8"),
     ] = 64
     random_flip: Annotated[bool, Setting("data", "mirror half of the images")] = False
     image_interpolation_mode: Annotated[
@@ -116,14 +116,16 @@ class RunSpec(BaseModel):
     ] = "lanczos"
     verify_images: Annotated[
         Literal["sample", "all", "none"],
-        Setting("data", "which images are decoded once before training begins"),
+        Setting("data", "which images are decoded once before training starts"),
     ] = "sample"
     bad_samples: Annotated[
         Literal["stop", "skip"],
-        Setting("data", "images that cannot be read: stop, or skip: the next of the dataset stands in"),
+        Setting(
+            "data", "unreadable images: stop, or skip (the next image of the dataset is the replacement)"
+        ),
     ] = "stop"
     max_bad_samples: Annotated[
-        Positive, Setting("data", "more images than this that cannot be read end the run in any case")
+        Positive, Setting("data", "bad_samples=skip: more unreadable images than this stop the run")
     ] = 10
     dataloader_num_workers: Annotated[
         Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
@@ -140,7 +142,7 @@ class RunSpec(BaseModel):
         choices.Caching,
         Setting(
             "data",
-            "encode each image once, and keep the moments of its latents: no, memory, disk",
+            "encode each image once, and keep its latent posterior: no, memory, disk",
             values=choices.CACHING,
         ),
     ] = "no"
@@ -156,7 +158,7 @@ class RunSpec(BaseModel):
 
     # --- prompts -------------------------------------------------------------------------------------
     instance_prompt: Annotated[
-        Text, Setting("prompts", "DreamBooth: prompt that names the subject with a rare word")
+        Text, Setting("prompts", "DreamBooth: prompt of the subject, with a rare word as its name")
     ] = "a photo of sks dog"
     class_prompt: Annotated[str | None, Setting("prompts", "DreamBooth: prompt of the subject's class")] = (
         None
@@ -165,16 +167,16 @@ class RunSpec(BaseModel):
         Annotated[Whole, Field(ge=75, le=225, multiple_of=75)],
         Setting(
             "prompts",
-            "tokens of a prompt that count; above 75 it is encoded in chunks of 75, in samples too",
+            "tokens of a prompt that are used; above 75 in chunks of 75, also for generated images",
             unit="75, 150 or 225",
         ),
     ] = 75
     with_prior_preservation: Annotated[
-        bool, Setting("prompts", "DreamBooth: train on images of the class as well, to keep it")
+        bool, Setting("prompts", "DreamBooth: train on images of the class too, so that the model keeps it")
     ] = False
     prior_loss_weight: Annotated[Amount, Setting("prompts", "weight of the prior loss")] = 1.0
     num_class_images: Annotated[
-        Positive, Setting("prompts", "class images to have; missing ones are generated once")
+        Positive, Setting("prompts", "class images to use; missing ones are generated once")
     ] = 100
     sample_batch_size: Annotated[
         Positive,
@@ -186,7 +188,7 @@ class RunSpec(BaseModel):
         Positive,
         Setting(
             "length",
-            "batch",
+            "batch size",
             unit="images per device",
             name="batch_size",
             aliases=("batchsize",),
@@ -200,7 +202,7 @@ class RunSpec(BaseModel):
         Positive,
         Setting(
             "length",
-            "optimizer steps of the whole run, earlier parts included",
+            "optimizer steps of the whole run, including those before a resume",
             name="num_train_step",
             aliases=("num_train_steps", "max_steps"),
             core=True,
@@ -210,7 +212,7 @@ class RunSpec(BaseModel):
         Positive | None,
         Setting(
             "length",
-            "passes over the data; used where no number of steps is given",
+            "passes over the dataset; used if num_train_step is not set",
             name="epoch",
             aliases=("num_epochs", "num_epoch", "max_train_epochs"),
         ),
@@ -228,32 +230,35 @@ class RunSpec(BaseModel):
     ] = "adamw"
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
-        Setting("optimizer", "learning rate after warm-up, not scaled by anything", name="lr", core=True),
+        Setting(
+            "optimizer",
+            "learning rate after warm-up, not scaled by batch size or processes",
+            name="lr",
+            core=True,
+        ),
     ] = 5e-6
     text_encoder_lr: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
         Setting(
             "optimizer",
-            "learning rate of the text encoder; empty: the same",
+            "learning rate of the text encoder; empty: lr",
             aliases=("text_encoder_learning_rate",),
         ),
     ] = None
-    lr_scheduler: Annotated[
-        choices.Schedule, Setting("optimizer", "shape of the learning rate over the run")
-    ] = "constant"
-    lr_num_cycles: Annotated[
-        Positive, Setting("optimizer", "cosine_with_restarts: how often it falls over the run")
-    ] = 1
-    lr_power: Annotated[Amount, Setting("optimizer", "polynomial: the power; 1: a straight line")] = 1.0
+    lr_scheduler: Annotated[choices.Schedule, Setting("optimizer", "schedule of the learning rate")] = (
+        "constant"
+    )
+    lr_num_cycles: Annotated[Positive, Setting("optimizer", "cosine_with_restarts: number of cycles")] = 1
+    lr_power: Annotated[Amount, Setting("optimizer", "polynomial: the power; 1: linear")] = 1.0
     lr_warmup_steps: Annotated[Count, Setting("optimizer", "warm-up", unit="optimizer steps")] = 0
-    adam_beta1: Annotated[Fraction, Setting("optimizer", "AdamW's first decay")] = 0.9
-    adam_beta2: Annotated[Fraction, Setting("optimizer", "AdamW's second decay")] = 0.999
+    adam_beta1: Annotated[Fraction, Setting("optimizer", "AdamW's beta1")] = 0.9
+    adam_beta2: Annotated[Fraction, Setting("optimizer", "AdamW's beta2")] = 0.999
     adam_weight_decay: Annotated[Amount, Setting("optimizer", "AdamW's weight decay")] = 1e-2
     adam_epsilon: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)], Setting("optimizer", "AdamW's epsilon")
     ] = 1e-8
     max_grad_norm: Annotated[
-        Amount, Setting("optimizer", "gradients are clipped to this norm; 0: not at all")
+        Amount, Setting("optimizer", "norm to which gradients are clipped; 0: not clipped")
     ] = 1.0
 
     # --- objective -----------------------------------------------------------------------------------
@@ -261,21 +266,21 @@ class RunSpec(BaseModel):
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
         Setting(
             "objective",
-            "min-SNR weighting of the timesteps, usually 5; empty: all count alike",
+            "gamma of min-SNR weighting of the loss, usually 5; empty: equal weights",
             aliases=("min_snr_gamma",),
         ),
     ] = None
     noise_offset: Annotated[
-        Amount, Setting("objective", "share of noise that is the same all over a channel, such as 0.05")
+        Amount, Setting("objective", "fraction of the noise that is constant over a channel, such as 0.05")
     ] = 0.0
     input_perturbation: Annotated[
-        Amount, Setting("objective", "noise that is added to the network's input only, such as 0.1")
+        Amount, Setting("objective", "extra noise in the input of the network only, such as 0.1")
     ] = 0.0
     rescale_betas_zero_snr: Annotated[
         bool,
         Setting(
             "objective",
-            "noise schedule that ends in pure noise (v-prediction only)",
+            "noise schedule that ends in pure noise: zero terminal SNR (v-prediction only)",
             aliases=("zero_terminal_snr",),
         ),
     ] = False
@@ -283,45 +288,47 @@ class RunSpec(BaseModel):
         Annotated[float, Field(ge=0, le=1)],
         Setting(
             "objective",
-            "share of the prompts that are left empty, for guidance, such as 0.1",
+            "fraction of the prompts that are left empty, for guidance, such as 0.1",
             aliases=("caption_dropout", "caption_dropout_rate"),
         ),
     ] = 0.0
 
     on_nan: Annotated[
         Literal["stop", "skip"],
-        Setting(
-            "optimizer", "a loss that is no number: stop, or skip: the step is not applied on any process"
-        ),
+        Setting("optimizer", "NaN or infinite loss: stop, or skip (the step is applied on no process)"),
     ] = "stop"
     max_nan_steps: Annotated[
-        Positive, Setting("optimizer", "more such steps than this end the run in any case")
+        Positive, Setting("optimizer", "on_nan=skip: more skipped steps than this stop the run")
     ] = 10
 
     # --- strategy ------------------------------------------------------------------------------------
     plugin: Annotated[choices.Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
     placement: Annotated[
         Literal["cuda", "cpu", "auto"],
-        Setting("strategy", "where gemini keeps parameters and optimizer", aliases=("placement_policy",)),
+        Setting(
+            "strategy", "gemini: where parameters and optimizer state are kept", aliases=("placement_policy",)
+        ),
     ] = "cuda"
     zero_stage: Annotated[
         Annotated[Whole, Field(ge=1, le=2)],
-        Setting("strategy", "low_level_zero: 1 shards masters and optimizer, 2 the gradients too"),
+        Setting("strategy", "low_level_zero: 1 shards masters and optimizer state, 2 the gradients too"),
     ] = 1
     reshard_after_forward: Annotated[bool, Setting("strategy", "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")] = True
-    cpu_offload: Annotated[bool, Setting("strategy", "fsdp, low_level_zero: optimizer on the host")] = False
+    cpu_offload: Annotated[
+        bool, Setting("strategy", "fsdp, low_level_zero: optimizer state in the memory of the host")
+    ] = False
     mixed_precision: Annotated[
         choices.Precision,
         Setting(
             "strategy",
-            "type of the computation; trained weights stay fp32",
+            "type of the computation; trainable weights stay fp32",
             aliases=("precision",),
             values=choices.PRECISIONS,
             core=True,
         ),
     ] = "auto"
     gradient_checkpointing: Annotated[
-        bool, Setting("strategy", "recompute activations: less memory, about a quarter more work")
+        bool, Setting("strategy", "recompute activations: less memory, about a quarter more computation")
     ] = False
     attention: Annotated[
         choices.Attention,
@@ -343,7 +350,7 @@ class RunSpec(BaseModel):
         choices.Device,
         Setting(
             "strategy",
-            "auto, cuda, cpu, mps or a vendor's device (gcu, npu, musa, mlu, xpu)",
+            f"device type: {', '.join(choices.DEVICES)}",
             core=True,
             values=any_case(*choices.DEVICES, cuda=("gpu",)),
         ),
@@ -351,11 +358,11 @@ class RunSpec(BaseModel):
     allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False
 
     # --- EMA and LoRA --------------------------------------------------------------------------------
-    use_ema: Annotated[bool, Setting("ema and lora", "keep an average of the weights, and export it")] = False
-    ema_decay: Annotated[Fraction, Setting("ema and lora", "largest decay of the average")] = 0.9999
+    use_ema: Annotated[bool, Setting("ema and lora", "keep an EMA of the weights, and export it")] = False
+    ema_decay: Annotated[Fraction, Setting("ema and lora", "largest decay of the EMA")] = 0.9999
     lora_rank: Annotated[
         Annotated[Whole, Field(ge=0, le=1024)],
-        Setting("ema and lora", "above 0: train a LoRA of this rank instead of the U-Net"),
+        Setting("ema and lora", "above 0: train a LoRA of this rank instead of the weights themselves"),
     ] = 0
     lora_alpha: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
@@ -382,13 +389,15 @@ class RunSpec(BaseModel):
     ] = None
     background_save: Annotated[
         bool,
-        Setting("checkpoints", "write checkpoints beside the next steps, from a copy in the host's memory"),
+        Setting(
+            "checkpoints", "write checkpoints during the next steps, from a copy in the memory of the host"
+        ),
     ] = True
     resume: Annotated[
         Text,
         Setting(
             "checkpoints",
-            "auto: from the newest whole checkpoint, if any; never; must; or a checkpoint's folder",
+            "auto: from the newest complete checkpoint, if any; never; must; or the folder of a checkpoint",
             aliases=("resume_from_checkpoint",),
             values=any_case("auto", "never", "must", auto=("latest",)),
         ),
@@ -408,7 +417,7 @@ class RunSpec(BaseModel):
         ),
     ] = "fp32"
     export_single_file: Annotated[
-        bool, Setting("result", "the pipeline as one file for WebUI too: webui/model.safetensors")
+        bool, Setting("result", "write the pipeline as one file for WebUI too: webui/model.safetensors")
     ] = False
 
     # --- validation ----------------------------------------------------------------------------------
@@ -417,7 +426,7 @@ class RunSpec(BaseModel):
         BeforeValidator(text_list),
         Setting(
             "validation",
-            "prompts drawn before, during and after training",
+            "prompts of images generated before, during and after training",
             unit="one prompt, or a JSON list",
             aliases=("validation_prompt",),
         ),
@@ -431,15 +440,15 @@ class RunSpec(BaseModel):
     ] = 0
     validation_data_dir: Annotated[
         str | None,
-        Setting("validation", "held-out images, captioned like the dataset; their loss is a stable curve"),
+        Setting("validation", "held-out images, captioned like the dataset, for a validation loss"),
     ] = None
     validation_split: Annotated[
         Fraction,
-        Setting("validation", "share of the dataset that is held out instead, such as 0.1; 0: nothing"),
+        Setting("validation", "fraction of the dataset that is held out instead, such as 0.1; 0: none"),
     ] = 0.0
     max_validation_samples: Annotated[
         Positive,
-        Setting("validation", "held-out images to look at: the first of the folder, or some of the share"),
+        Setting("validation", "held-out images to use: the first of the folder, or a sample of the fraction"),
     ] = 256
     num_inference_steps: Annotated[
         Positive, Setting("validation", "denoising steps of a generated image")
@@ -451,16 +460,14 @@ class RunSpec(BaseModel):
         Positive, Setting("logging", "scalars every so many steps; 1: every step", unit="optimizer steps")
     ] = 10
     skip_steps: Annotated[
-        Count, Setting("logging", "first steps left out of the measured speed", unit="optimizer steps")
+        Count, Setting("logging", "first steps excluded from the measured speed", unit="optimizer steps")
     ] = 10
     timed_step: Annotated[
         Count,
-        Setting(
-            "logging", "a step whose own time and loss the report gives; 0: none", unit="optimizer steps"
-        ),
+        Setting("logging", "step whose own time and loss are in the report; 0: none", unit="optimizer steps"),
     ] = 0
     reference_loss: Annotated[
-        Amount | None, Setting("logging", "a published loss of that step, put beside it in the report")
+        Amount | None, Setting("logging", "published loss of that step, shown next to it in the report")
     ] = None
 
     @property
@@ -469,13 +476,13 @@ class RunSpec(BaseModel):
 
     @property
     def data_dir(self) -> str | None:
-        """The dataset of the chosen recipe."""
+        """The folder of the dataset of the recipe."""
         folder: str | None = getattr(self, self.recipe_facts.data_setting)
         return folder
 
     @property
     def prompt_chunks(self) -> int:
-        """Stretches of 75 tokens that a prompt is encoded in."""
+        """Chunks of 75 tokens that a prompt is encoded in."""
         return self.max_token_length // 75
 
     @property

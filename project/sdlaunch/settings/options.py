@@ -13,7 +13,7 @@ class LaunchOptions(BaseModel):
     """Where things are, how many processes there are, and how the launcher behaves.
 
     Upper-case names (mount roots, cluster, files) are read from an environment in upper case only,
-    because their lower-case forms mean other things there.
+    because their lower-case names mean other things there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -36,7 +36,7 @@ class LaunchOptions(BaseModel):
         Text | None,
         Setting(
             "mounts",
-            "model to use: a folder below MODEL_DIR, a path, or a name of the hub; empty: the only one there",
+            "model to use: a folder below MODEL_DIR, a path, or a hub id; empty: the only one there",
             aliases=("pretrained_model_name_or_path",),
         ),
     ] = None
@@ -44,14 +44,14 @@ class LaunchOptions(BaseModel):
         Text | None,
         Setting(
             "mounts",
-            "dataset to use: a folder below DATASET_DIR, a path, or a name of the hub; empty: the only one there",
+            "dataset to use: a folder below DATASET_DIR, a path, or a hub id; empty: the only one there",
         ),
     ] = None
 
     offline: Annotated[
         bool,
         Setting(
-            "mounts", "never use the network; 0: names that nothing local has are downloaded from the hub"
+            "mounts", "never use the network; 0: names that match nothing local are downloaded from the hub"
         ),
     ] = True
 
@@ -96,7 +96,7 @@ class LaunchOptions(BaseModel):
 
     # --- launcher ------------------------------------------------------------------------------------
     launcher: Annotated[
-        Literal["torchrun", "accelerate"], Setting("launcher", "what starts the processes")
+        Literal["torchrun", "accelerate"], Setting("launcher", "program that starts the processes")
     ] = "torchrun"
     accelerate_config: Annotated[
         Text | None,
@@ -124,19 +124,23 @@ class LaunchOptions(BaseModel):
     ] = 25.0
     max_restarts: Annotated[
         Annotated[int, Field(ge=0, le=100)],
-        Setting("launcher", "how often crashed workers are started again, from the newest checkpoint"),
+        Setting("launcher", "how often crashed workers are restarted, from the newest checkpoint"),
     ] = 0
     hang_timeout: Annotated[
         Annotated[float, Field(ge=0, le=604800, allow_inf_nan=False)],
         Setting(
             "launcher",
-            "the job ends, with the stacks of all ranks, after so long without any progress; 0: never",
+            "time without progress on any rank after which the job ends, with the stacks of all ranks; 0: never",
             unit="seconds",
         ),
     ] = 3600.0
     check_timeout: Annotated[
         Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)],
-        Setting("launcher", "a check that takes longer is reported instead of waited for", unit="seconds"),
+        Setting(
+            "launcher",
+            "time after which a check is reported as a problem instead of waited for",
+            unit="seconds",
+        ),
     ] = 60.0
 
     # --- emit ----------------------------------------------------------------------------------------
@@ -145,6 +149,4 @@ class LaunchOptions(BaseModel):
         Annotated[str, Field(pattern=r"^[1-9][0-9]*[mg]$")],
         Setting("emit", "shared memory of the emitted job, such as 8g"),
     ] = "8g"
-    gpu_name: Annotated[Text, Setting("emit", "kind of device that an emitted SkyPilot task asks for")] = (
-        "A100"
-    )
+    gpu_name: Annotated[Text, Setting("emit", "device model that an emitted SkyPilot task requests")] = "A100"
