@@ -1,4 +1,4 @@
-"""The images of a job, decoded before it starts: all of a few, of many a sample, or all if that was asked for."""
+"""Images that are decoded before the job starts: all of a small dataset, a sample of a large one, or as set."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sdjob.dataset.verify import verify_all, verify_sample
 from sdjob.problems import JobError, Problem, bad_input
 from sdlaunch.preflight.job import Finding, Job
 
-ALL_OF = 64  # images and fewer
-SAMPLED = 4  # of more
-_KEPT = 0.2  # of the time for the checks: what was not decoded before is decoded by the worker
+ALL_OF = 64  # datasets of up to so many images are decoded entirely
+SAMPLED = 4  # images of larger ones
+_KEPT = 0.2  # fraction of the time for the checks that stays free; the worker decodes the rest
 
 
 def findings(job: Job) -> list[Finding]:
-    """The dataset's images that cannot be used, and a name of its folder that means something elsewhere."""
+    """Unusable images of the dataset, and a folder name that has a meaning in other trainers."""
     info = job.contents.dataset
-    return [*_repeats(info), *_looked_at(job, info)] if info else []
+    return [*_repeats(info), *_decoded(job, info)] if info else []
 
 
 def _repeats(info: DatasetInfo) -> list[Finding]:
@@ -32,12 +32,12 @@ def _repeats(info: DatasetInfo) -> list[Finding]:
         return []
     return [
         f"DATASET_DIR: the {match[1]} of {info.path.name} is not read as repeats here: set epoch or num_train_step; "
-        "of several subjects, each has its weight in concepts_list"
+        "for several subjects, set the weight of each in concepts_list"
     ]
 
 
 def of_concepts(job: Job) -> list[Finding]:
-    """Every subject of a list: its entry, its images, and those of its class where they are given."""
+    """Every subject of a list: its entry, its images, and its class images where they are given."""
     spec = job.spec
     if not spec.concepts_list:
         return []
@@ -48,42 +48,45 @@ def of_concepts(job: Job) -> list[Finding]:
             try:
                 info = dataset_in(folder, spec, captions=False)
                 found += validation_split.problems(spec, info) if folder == concept.instance_data_dir else []
-                found += _looked_at(job, info)
+                found += _decoded(job, info)
             except JobError as error:
                 found += error.problems
     return found
 
 
-def _looked_at(job: Job, info: DatasetInfo) -> list[Finding]:
+def _decoded(job: Job, info: DatasetInfo) -> list[Finding]:
     if job.spec.verify_images == "none":
         return []
     if job.spec.verify_images == "sample" and info.num_examples > ALL_OF:
-        return _judged(job, verify_sample(info, SAMPLED), SAMPLED)
-    bad, looked = verify_all(info, job.until - _KEPT * job.patience)
-    found = _judged(job, bad, looked)
-    if looked < info.num_examples:
+        return _tolerated(job, verify_sample(info, SAMPLED), SAMPLED)
+    bad, checked = verify_all(info, job.until - _KEPT * job.patience)
+    found = _tolerated(job, bad, checked)
+    if checked < info.num_examples:
         found.append(
-            f"DATASET_DIR: {looked:,} of {info.num_examples:,} images looked at within "
-            f"check_timeout={job.patience:g}; the others are looked at when the job starts"
+            f"DATASET_DIR: {checked:,} of {info.num_examples:,} images checked within "
+            f"check_timeout={job.patience:g}; the others are checked when the job starts"
         )
     return found
 
 
-def _judged(job: Job, bad: Sequence[Problem], looked: int) -> list[Finding]:
-    """What bad images mean: with bad_samples=skip a few are passed over, but not more than max_bad_samples."""
-    if not bad or job.spec.bad_samples == "stop" or len(bad) > job.spec.max_bad_samples or len(bad) == looked:
+def _tolerated(job: Job, bad: Sequence[Problem], checked: int) -> list[Finding]:
+    """Problems, or with bad_samples=skip a warning for up to max_bad_samples of them."""
+    if (
+        not bad
+        or job.spec.bad_samples == "stop"
+        or len(bad) > job.spec.max_bad_samples
+        or len(bad) == checked
+    ):
         return list(bad)
     names = ", ".join(problem.subject for problem in bad[:3])
-    return [
-        f"DATASET_DIR: {len(bad)} of {looked} images looked at cannot be used and are passed over: {names}"
-    ]
+    return [f"DATASET_DIR: {len(bad)} of {checked} checked images cannot be used and are skipped: {names}"]
 
 
 def class_images(job: Job) -> list[Problem]:
     """The folder of class images, where one is given. A list of subjects names its own."""
     spec = job.spec
     needed = spec.with_prior_preservation and not spec.concepts_list
-    remedy = "Correct the path, or unset it: class images are then generated under the output folder."
+    remedy = "Correct the path, or unset it: class images are then generated below the output folder."
     return _folder("class_data_dir", spec.class_data_dir, remedy) if needed else []
 
 

@@ -15,12 +15,12 @@ from sdlaunch.inputs.mounts import Mounts
 
 @dataclass(frozen=True)
 class Note:
-    """What a check has learned and the plan shows, for nothing is wrong with it."""
+    """A fact that a check found and the plan shows; nothing is wrong with it."""
 
     text: str
 
 
-# What keeps the job from running, the sentence of a warning, or a line of the plan.
+# A problem, the sentence of a warning, or a line of the plan.
 Finding = Problem | str | Note
 
 
@@ -33,10 +33,10 @@ class Job:
     devices: Devices
     mounts: Mounts
     contents: Contents
-    until: float  # time.monotonic() when the checks must have an answer
-    patience: float  # seconds that they had for it
-    has_script: bool = False  # what a script reads, and how much memory it needs, only its author knows
-    packages_come: bool = False  # what is missing is installed before the job runs
+    until: float  # time.monotonic() at which the checks are abandoned
+    patience: float  # seconds until then
+    has_script: bool = False  # only its author knows what a script reads and how much memory it needs
+    packages_come: bool = False  # missing packages are installed before the job runs
 
     @property
     def topology(self) -> Topology:

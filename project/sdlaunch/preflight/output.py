@@ -15,7 +15,7 @@ _PROBES = 5
 
 
 def apart(job: Job) -> list[Problem]:
-    """Refuses results among the inputs: the next run would take them for a second model, or for images."""
+    """Refuse results among the inputs: the next run would take them for a second model, or for images."""
     output = job.mounts.output.resolve()
     inputs = (("MODEL_DIR", job.mounts.model), ("DATASET_DIR", job.mounts.dataset))
     return [
@@ -30,12 +30,12 @@ def apart(job: Job) -> list[Problem]:
 
 
 def writable(job: Job) -> list[Problem]:
-    """Proves by writing that the output folder can be made and written, and leaves nothing behind."""
+    """Prove by writing that the output folder can be made and written; nothing stays behind."""
     for _ in range(_PROBES):
         try:
             return _probed(job.mounts.output)
         except (FileNotFoundError, FileExistsError) as error:
-            # Nodes that start together make and remove the same folder under each other's feet.
+            # Nodes that start together make and remove the same folder at the same time.
             problem = unwritable(job.mounts.output, error)
         except OSError as error:
             return [unwritable(job.mounts.output, error)]
@@ -43,7 +43,7 @@ def writable(job: Job) -> list[Problem]:
 
 
 def _probed(output: Path) -> list[Problem]:
-    """Writes into the folder, which is made for it and goes again. Raises OSError."""
+    """Write into the folder, which is made if needed and then removed. Raises OSError."""
     made: list[Path] = []
     try:
         for folder in reversed((output, *output.parents)):
@@ -53,13 +53,13 @@ def _probed(output: Path) -> list[Problem]:
         _write_probe(output / f".probe-{os.urandom(8).hex()}")
     finally:
         for folder in reversed(made):
-            with contextlib.suppress(OSError):  # in use by another node by now
+            with contextlib.suppress(OSError):  # meanwhile in use by another node
                 folder.rmdir()
     return []
 
 
 def _write_probe(probe: Path) -> None:
-    """Writes as a checkpoint does: a file in a folder, which is then renamed. Raises OSError."""
+    """Write as a checkpoint does: a file in a folder, which is then renamed. Raises OSError."""
     renamed = probe.with_name(f"{probe.name}-renamed")
     try:
         probe.mkdir()

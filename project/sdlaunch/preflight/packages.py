@@ -29,36 +29,32 @@ FORMAT_PACKAGES = {name: name for each in FORMATS for name in each.packages}
 
 
 def findings(job: Job) -> list[Problem]:
-    """Packages that are missing, but for those that are installed when the job starts."""
+    """Packages that are missing, except those that are installed when the job starts."""
     needed = PACKAGES | {name: name for info in job.contents.data for name in info.format.packages}
-    lacking = missing(needed)
-    found = _lacking(lacking, job)
-    of_optimizer = OPTIMIZERS[job.spec.optimizer].package
-    if of_optimizer and not (job.has_script or job.packages_come) and missing({of_optimizer: ""}):
-        remedy = f"Install: {sys.executable} -m pip install {of_optimizer}; or use optimizer=adamw."
-        found.append(no_hardware("optimizer", f"{of_optimizer} is not installed", remedy))
-    package = PLUGINS[job.spec.plugin].package
-    if package and job.topology.device in PLUGINS[job.spec.plugin].devices and missing({package: package}):
+    found = _of_every_run(missing(needed), job)
+    package = OPTIMIZERS[job.spec.optimizer].package
+    if package and not (job.has_script or job.packages_come) and missing({package: package}):
+        remedy = f"Install: {sys.executable} -m pip install {package}; or use optimizer=adamw."
+        found.append(no_hardware("optimizer", f"{package} is not installed", remedy))
+    plugin = PLUGINS[job.spec.plugin]
+    if plugin.package and job.topology.device in plugin.devices and missing({plugin.package: plugin.package}):
         remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."
-        found.append(no_hardware("plugin", f"{package} is not installed", remedy))
+        found.append(no_hardware("plugin", f"{plugin.package} is not installed", remedy))
     return found
 
 
-def _lacking(lacking: list[str], job: Job) -> list[Problem]:
+def _of_every_run(lacking: list[str], job: Job) -> list[Problem]:
     if job.packages_come:
         lacking = [package for package in lacking if package == "torch"]
     if not lacking:
         return []
-    remedy = f"Install: {sys.executable} -m pip install {' '.join(lacking)}"
+    other = "set install_requirements=1"
     if "torch" in lacking:
-        remedy += "; or use an image that has PyTorch (install_requirements=1 does not install it)"
-    else:
-        remedy += "; or set install_requirements=1"
-    return [
-        no_hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", f"{remedy}.")
-    ]
+        other = "use an image that has PyTorch (install_requirements=1 does not install it)"
+    remedy = f"Install: {sys.executable} -m pip install {' '.join(lacking)}; or {other}."
+    return [no_hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", remedy)]
 
 
 def missing(needed: Mapping[str, str]) -> list[str]:
-    """What to install, of import name → package."""
+    """The packages to install, given import name → package."""
     return [package for name, package in needed.items() if find_spec(name) is None]

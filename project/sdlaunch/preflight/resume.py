@@ -1,4 +1,4 @@
-"""Where a job begins: again, from a checkpoint that it may continue, or nowhere, because it is finished."""
+"""Preflight check for `resume`: fresh start, resume from a checkpoint, or already finished."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _COMPARED_FILES = 20_000  # of a dataset; the worker looks at each file of a lar
 
 
 def findings(job: Job) -> list[Finding]:
-    """The checkpoint that the worker will go on from, and every setting in which this job differs from that run.
+    """The checkpoint that the worker will resume from, and every setting in which this job differs from that run.
 
-    Of a checkpoint the sizes are compared, not each byte, which takes minutes; of the images names and sizes.
+    Files of a checkpoint are compared by size, since reading them takes minutes; images by name and size.
     """
-    if job.has_script:  # which resumes in its own way
+    if job.has_script:  # it resumes in its own way
         return []
     layout = OutputLayout(job.mounts.output)
     found: list[Finding] = []
 
-    def passed_over(folder: StepFolder, defect: str) -> None:
-        found.append(f"{folder.path} is not whole and is passed over: {defect}")
+    def skipped(folder: StepFolder, defect: str) -> None:
+        found.append(f"{folder.path} is incomplete and is skipped: {defect}")
 
-    start = resume.newest(layout, job.spec.resume, passed_over, hashes=False)
+    start = resume.newest(layout, job.spec.resume, skipped, hashes=False)
     if start is None:
         return [*found, Note("resume: starts at the beginning")]
     if differences := _differences(job, start):
@@ -37,7 +37,7 @@ def findings(job: Job) -> list[Finding]:
 
 
 def _differences(job: Job, start: StepFolder) -> list[Problem]:
-    """Nothing where a mount is wrong, which is said already. Raises JobError."""
+    """Nothing where a mount is wrong, which another check reports. Raises JobError."""
     spec = job.spec
     infos = job.contents.data
     if job.contents.model is None or not infos:
@@ -52,7 +52,7 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
 
 
 def _model_identity(job: Job, model: PipelineFolder) -> str:
-    """As the worker sees it, who makes a folder of a model in one file; "": that folder is not there any more."""
+    """As the worker sees it, which converts a single file to a folder; "": that folder does not exist any more."""
     if model.single is None:
         return fingerprint.model_identity(model)
     folder = converted_folder(model.single, job.spec.cache_dir, job.mounts.output)

@@ -1,4 +1,4 @@
-"""What the machine and the container allow: shared memory, open files, the port of the rendezvous."""
+"""Limits of the machine and the container: shared memory, open files, the port of the rendezvous."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.resolve import Cluster
 
 SHM = Path("/dev/shm")
-_PREFETCHED = 2  # batches that each loader process makes ahead, as PyTorch does by default
+_PREFETCHED = 2  # batches that each loader process prefetches, as PyTorch does by default
 _FILES = 256  # open files of a training process without loaders: libraries, devices, logs
 
 
 def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Problem]:
-    """Loader processes hand images over in shared memory, of which a container has 64 MB unless told."""
+    """Loader processes pass images in shared memory, of which a container has 64 MB by default."""
     workers = spec.dataloader_num_workers
     if not workers or not shm.is_dir():
         return []
@@ -40,7 +40,7 @@ def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Prob
 
 
 def open_files(spec: RunSpec, cluster: Cluster, allowed: int | None = None) -> list[Problem]:
-    """Every loader takes pipes and shared memory, every peer a connection."""
+    """Every loader needs pipes and shared memory, every other process a connection."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if allowed is None else allowed
     needed = _FILES + 16 * spec.dataloader_num_workers + 4 * cluster.world_size
     if limit in (resource.RLIM_INFINITY, -1) or needed <= limit:

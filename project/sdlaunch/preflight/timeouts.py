@@ -1,4 +1,4 @@
-"""Work on mounts that may never answer, such as a network share whose server has gone."""
+"""Bounded work on mounts that may never answer, such as a network share whose server is gone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Result = TypeVar("Result")
 
 
 class NoAnswer(Exception):
-    """Something has taken longer than it may."""
+    """An action has taken longer than allowed."""
 
 
 class Task(Generic[Result]):
-    """An action that is under way. Nobody has to wait for it: its thread does not keep the process alive."""
+    """An action in a thread that does not keep the process alive, so that it may be abandoned."""
 
     def __init__(self, action: Callable[[], Result]) -> None:
         self._outcome: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
@@ -29,11 +29,11 @@ class Task(Generic[Result]):
     def _work(self) -> None:
         try:
             self._outcome.put((self._action(), None))
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # raised again by `result`
             self._outcome.put((None, error))
 
     def result(self, until: float) -> Result:
-        """What the action gave or raised; raises NoAnswer if it is not done by then (time.monotonic())."""
+        """What the action returned or raised; raises NoAnswer if it is not done by then (time.monotonic())."""
         try:
             value, error = self._outcome.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
@@ -44,7 +44,7 @@ class Task(Generic[Result]):
 
 
 def no_answer(subject: str, where: Path | str, patience: float, code: int = ExitCode.BAD_INPUT) -> Problem:
-    """The problem of a mount that is asked and does not answer."""
+    """The problem of a mount that does not answer."""
     return Problem(
         int(code),
         subject,

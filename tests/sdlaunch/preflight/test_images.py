@@ -43,7 +43,7 @@ def test_with_skip_as_many_as_may_be_passed_over_are_a_warning(many):
     job = prepare(many, **given, max_bad_samples="3")
     assert job.problems == ()
     (warning,) = job.warnings
-    assert warning.startswith("DATASET_DIR: 3 of 70 images looked at cannot be used and are passed over: ")
+    assert warning.startswith("DATASET_DIR: 3 of 70 checked images cannot be used and are skipped: ")
     assert names(prepare(many, **given, max_bad_samples="2")) == ["03.png", "40.png", "66.png"]
 
 
@@ -52,7 +52,7 @@ def test_what_there_was_no_time_for_is_left_to_the_worker(many, monkeypatch):
     job = prepare(many, verify_images="all")
     assert job.problems == ()
     assert job.warnings == (
-        "DATASET_DIR: 0 of 70 images looked at within check_timeout=60; the others are looked at when the job starts",
+        "DATASET_DIR: 0 of 70 images checked within check_timeout=60; the others are checked when the job starts",
     )
 
 

@@ -98,7 +98,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(place, layout):
     (broken / "state.json").write_text("{}")
     assert line_of(place, **LONG) == "resume: from step 40 of 62"
     (warning,) = [text for text in prepare(place, **LONG).warnings if "checkpoint-000060" in text]
-    assert "is not whole and is passed over: state.json has 2 bytes instead of" in warning
+    assert "is incomplete and is skipped: state.json has 2 bytes instead of" in warning
     assert found(prepare(place, resume=str(broken))) == [("resume", 64)]
 
 
