@@ -18,7 +18,7 @@ from sdtrain.data.streams import StreamBatch, loader
 from sdtrain.model import attention
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.lr_schedule import schedule
-from sdtrain.reporting.anomalies import Incidents
+from sdtrain.reporting.anomalies import Anomalies
 from sdtrain.reporting.metrics import Losses, StepMetrics
 from sdtrain.reporting.progress import Progress
 from sdtrain.reporting.report import Outcome, TimedStep
@@ -58,7 +58,7 @@ def gradients(
 
 
 def optimizer_step(
-    training: Training, batches: Batches, factor: float, step: int, incidents: Incidents
+    training: Training, batches: Batches, factor: float, step: int, anomalies: Anomalies
 ) -> StepResult:
     """One optimizer step: `gradient_accumulation_steps` batches, then one update.
 
@@ -67,12 +67,12 @@ def optimizer_step(
     spec, strategy = training.spec, training.strategy
     total = torch.zeros((), device=training.world.device)
     for streams, loss in gradients(strategy, training.parts, spec, batches):
-        incidents.saw(step, streams, loss)
+        anomalies.observe(step, streams, loss)
         total += loss / spec.gradient_accumulation_steps
     rate = spec.learning_rate * factor
     if spec.on_nan == "skip" and training.world.any(not bool(total.isfinite())):
         strategy.discard()
-        incidents.skip(step)
+        anomalies.skip_step(step)
         return StepResult(torch.zeros_like(total), torch.zeros_like(total), rate, applied=False)
     grad_norm = strategy.step(factor)
     if training.ema:
@@ -107,10 +107,9 @@ class _Loop:
         self.training, self.state, self.progress, self.saver = training, state, progress, saver
         self.factor, self.batches = schedule(spec), _batches(training, state)
         self.losses = Losses(world.device, state.mean_loss)
-        self.incidents = Incidents(spec, world, state.skipped_steps, sorted(bad_samples))
+        self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples))
         self.timed_step: TimedStep | None = None
         self.watch = Stopwatch(world.device, skip_steps)
-        self.watch.go_on()
 
     def advance(self, step: int) -> None:
         """One step, and whatever is due after it."""
@@ -136,7 +135,7 @@ class _Loop:
         training = self.training
         timed = step == training.spec.timed_step
         start = devices.clock(training.world.device) if timed else 0.0
-        result = optimizer_step(training, self.batches, self.factor(step - 1), step, self.incidents)
+        result = optimizer_step(training, self.batches, self.factor(step - 1), step, self.anomalies)
         if timed:
             seconds = devices.clock(training.world.device) - start
             loss = float(training.world.mean(result.loss))
@@ -145,12 +144,12 @@ class _Loop:
 
     def _log(self, step: int, result: StepResult) -> None:
         """Log the metrics of a step; its loss is the mean over all ranks and batches."""
-        training, world, incidents = self.training, self.training.world, self.incidents
+        training, world, anomalies = self.training, self.training.world, self.anomalies
         mean, grad_norm = world.mean(torch.stack([result.loss.float(), result.grad_norm.float()]))
-        loss = incidents.check(mean, step)
-        incidents.logged(loss, step)
-        incidents.settle()
-        self.losses.logged(loss)
+        loss = anomalies.finite(mean, step)
+        anomalies.warn_of_spike(loss, step)
+        anomalies.agree_on_bad_samples()
+        self.losses.log(loss)
         rate = self.watch.steps_per_second
         training.tracker.log(
             StepMetrics(
@@ -159,7 +158,7 @@ class _Loop:
                 learning_rate=result.learning_rate,
                 grad_norm=float(grad_norm),
                 epoch=self._samples_seen(step) / training.num_examples,
-                skipped_steps=incidents.skipped_steps or None,
+                skipped_steps=anomalies.skipped_steps or None,
                 images_per_second=rate * training.shape.global_batch if rate else None,
                 peak_memory_gib=devices.peak_memory(world.device) / 2**30,
             )
@@ -183,17 +182,17 @@ class _Loop:
 
     def _update_state(self, step: int) -> None:
         """Bring the state forward to `step`; raises JobError if it must not be saved."""
-        training, state, losses, incidents = self.training, self.state, self.losses, self.incidents
-        total = incidents.check(training.world.mean(losses.sum), step)
+        training, state, losses, anomalies = self.training, self.state, self.losses, self.anomalies
+        total = anomalies.finite(training.world.mean(losses.sum), step)
         last = state.loss
         if losses.last_applied:
-            last = incidents.check(training.world.mean(losses.last), step)
-        incidents.settle()
+            last = anomalies.finite(training.world.mean(losses.last), step)
+        anomalies.agree_on_bad_samples()
         # A gradient that overflows spoils the weights while the loss of its step is still finite.
         weights = training.strategy.masters().values()
         if training.world.any(not all(bool(weight.isfinite().all()) for weight in weights)):
-            raise incidents.diverged("weights", f"hold NaN or infinite values after step {step}")
-        losses.begin_again()
+            raise anomalies.diverged("weights", f"hold NaN or infinite values after step {step}")
+        losses.reset()
         self.state = replace(
             state,
             step=step,
@@ -201,8 +200,8 @@ class _Loop:
             global_batch=training.shape.global_batch,
             loss=last,
             loss_sum=state.loss_sum + total,
-            skipped_steps=incidents.skipped_steps,
-            bad_samples=incidents.bad_samples,
+            skipped_steps=anomalies.skipped_steps,
+            bad_samples=anomalies.bad_samples,
         )
 
     def _validation_is_due(self, step: int) -> bool:

@@ -65,10 +65,13 @@ def test_the_images_of_a_loss_that_is_no_number_are_named(train, monkeypatch, tm
         loop, "loss_of", lambda *given: original(*given) * (float("nan") if next(count) >= 3 else 1)
     )
     sources = []
-    saw = loop.Incidents.saw
-    monkeypatch.setattr(
-        loop.Incidents, "saw", lambda self, step, *given: sources.append(given[0]) or saw(self, step, *given)
-    )
+    observe = loop.Anomalies.observe
+
+    def recorded(self, step, batch, loss):
+        sources.append(batch)
+        observe(self, step, batch, loss)
+
+    monkeypatch.setattr(loop.Anomalies, "observe", recorded)
     train(code=70, max_train_steps=8, logging_steps=8, train_batch_size=2)
     names = [name for batch in sources[2] for name in batch.names]
     wanted = f"first it was nan at step 3, with {names[0]}, {names[1]}"
@@ -103,7 +106,7 @@ def test_a_run_without_a_step_that_was_applied_reports_no_loss(train, monkeypatc
 
 @pytest.mark.parametrize("plugin", ["torch_ddp", "fsdp"])
 def test_a_step_is_skipped_on_every_rank(train, monkeypatch, plugin):
-    """The loss of one rank only is no number; both end with the same weights, or they would not agree later."""
+    """The loss of one rank only is non-finite; both end with the same weights, or they would not agree later."""
     original = diffusion.loss_of
     count = iter(range(1, 1000))
 
@@ -130,7 +133,10 @@ def test_too_many_skipped_steps_are_70(train, monkeypatch, capsys):
     monkeypatch.setattr(loop, "loss_of", lambda *given: original(*given) * float("nan"))
     output = train(code=70, max_train_steps=9, on_nan="skip", max_nan_steps=3)
     error = capsys.readouterr().err
-    assert "4 steps without one that is a number (max_nan_steps=3)" in error and "Traceback" not in error
+    assert (
+        "4 steps had a non-finite loss (max_nan_steps=3); the last was nan at step 4" in error
+        and "Traceback" not in error
+    )
     assert not list((output / "checkpoint").glob("checkpoint-*"))
 
 
@@ -331,7 +337,7 @@ def test_a_bad_image_is_passed_over_and_reported(train, copied, capfd, ranks, ve
     output = train(train_data_dir=copied, bad_samples="skip", verify_images=verify, **settings)
     assert losses(output) == losses(wanted)
     assert json.loads((output / "report.json").read_text())["bad_samples"] == [str(copied / "4.png")]
-    assert f"passed over: {copied / '4.png'}: is not an image" in capfd.readouterr().out
+    assert f": {copied / '4.png'}: is not an image" in capfd.readouterr().out
 
 
 def test_a_resumed_run_passes_over_the_same_and_remembers(train, copied, at_step):

@@ -1,27 +1,30 @@
-"""What goes wrong with single steps and images while a run goes on: counted, named, and bounded."""
+"""Anomalies of single steps and images: non-finite losses, loss spikes, images that cannot be used."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
+from sdjob.files import few
 from sdjob.problems import ExitCode, JobError, Problem
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.images import too_many
 from sdtrain.data.streams import StreamBatch
+from sdtrain.reporting.metrics import RunningMean
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World
 
-_NAMED = 8
+_MAX_NAMES = 8  # of images in a message
+_MAX_BATCHES = 1000  # remembered, to name the one that went wrong
 _STEADIER = {"fp16": "use mixed_precision=bf16 or no, ", "bf16": "use mixed_precision=no, "}
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observed:
     """A batch of this rank: its loss [], still on the device, and the names of its images."""
 
     step: int
@@ -29,110 +32,98 @@ class _Seen:
     names: tuple[str, ...]
 
 
-class Incidents:
-    """Losses that are no numbers, with their images; images that were passed over; sudden losses."""
+class Anomalies:
+    """Counts skipped steps and bad images, names them in the log, and ends the run when there are too many."""
 
     def __init__(self, spec: RunSpec, world: World, skipped_steps: int, bad_samples: Sequence[str]) -> None:
         self._spec, self._world = spec, world
         self.skipped_steps = skipped_steps
-        self.bad_samples = tuple(bad_samples)  # of all ranks, as of the last `settle`
-        self._met: dict[str, Problem] = {}  # by this rank since then
-        self._seen: deque[_Seen] = deque(maxlen=1000)  # since the last loss that was looked at
+        self.bad_samples = tuple(bad_samples)  # of all ranks, as of the last agreement
+        self._new_bad_samples: dict[str, Problem] = {}  # of this rank, since then
+        self._observed: deque[_Observed] = deque(maxlen=_MAX_BATCHES)  # since the last finite loss
         self._spikes = Spikes()
 
-    def saw(self, step: int, batches: tuple[StreamBatch, ...], loss: torch.Tensor) -> None:
-        """To be called for each batch; never waits for the device."""
+    def observe(self, step: int, batches: tuple[StreamBatch, ...], loss: torch.Tensor) -> None:
+        """Remember a batch, without waiting for the device."""
         names = tuple(name for batch in batches for name in batch.names)
-        self._seen.append(_Seen(step, loss, names))
+        self._observed.append(_Observed(step, loss, names))
         for problem in (problem for batch in batches for problem in batch.passed_over):
-            if problem.subject not in self._met and problem.subject not in self.bad_samples:
-                self._met[problem.subject] = problem
-                say(f"passed over: {problem.subject}: {problem.found}")
+            if problem.subject not in self._new_bad_samples and problem.subject not in self.bad_samples:
+                self._new_bad_samples[problem.subject] = problem
+                say(f"skipped: {problem.subject}: {problem.found}")
 
-    def skip(self, step: int) -> None:
-        """Counts a step that is not applied since its loss is no number. Collective. Raises JobError (70)."""
+    def skip_step(self, step: int) -> None:
+        """Count a step that is not applied for its non-finite loss. Collective. Raises JobError (70)."""
         self.skipped_steps += 1
-        what = f"the loss {self._culprits()}"
-        if self.skipped_steps > self._spec.max_nan_steps:
-            raise JobError(
-                Problem(
-                    int(ExitCode.TRAINING_FAILED),
-                    "loss",
-                    f"{self.skipped_steps} steps without one that is a number "
-                    f"(max_nan_steps={self._spec.max_nan_steps}); in the last {what}",
-                    self._remedy(),
-                )
-            )
+        first, allowed = self._first_non_finite(), self._spec.max_nan_steps
+        if self.skipped_steps > allowed:
+            found = f"{self.skipped_steps} steps had a non-finite loss (max_nan_steps={allowed}); the last {first}"
+            raise self.diverged("loss", found)
         if self._world.is_main:
-            say(f"step {step} is not applied: {what} ({self.skipped_steps} of {self._spec.max_nan_steps})")
-        self._seen.clear()
+            say(f"step {step} is not applied: the loss {first} ({self.skipped_steps} of {allowed})")
+        self._observed.clear()
 
-    def check(self, loss: torch.Tensor, step: int) -> float:
-        """A mean of losses over all ranks as a number. Collective. Raises JobError (70) where it is none."""
+    def finite(self, loss: torch.Tensor, step: int) -> float:
+        """A mean loss of all ranks as a number. Collective. Raises JobError (70) if it is NaN or infinite."""
         value = float(loss)
         if not math.isfinite(value):
-            raise self.diverged("loss", f"is {value} by step {step}; first it {self._culprits()}")
-        self._seen.clear()
+            raise self.diverged("loss", f"is {value} by step {step}; first it {self._first_non_finite()}")
+        self._observed.clear()
         return value
 
     def diverged(self, subject: str, found: str) -> JobError:
-        return JobError(Problem(int(ExitCode.TRAINING_FAILED), subject, found, self._remedy()))
-
-    def _remedy(self) -> str:
         steadier = _STEADIER.get(self._spec.mixed_precision, "")
-        return f"Lower lr, {steadier}or check the data; the last checkpoint is from before."
+        remedy = f"Lower lr, {steadier}or check the data; the last checkpoint is from before."
+        return JobError(Problem(int(ExitCode.TRAINING_FAILED), subject, found, remedy))
 
-    def logged(self, loss: float, step: int) -> None:
-        """Says so where a loss is far from those before."""
+    def warn_of_spike(self, loss: float, step: int) -> None:
         usual = self._spikes.usual(loss)
         if usual is not None and self._world.is_main:
-            say(f"warning: the loss of step {step} is {loss:.4f}, those before were about {usual:.4f}")
+            say(f"warning: the loss of step {step} is {loss:.4f}, after about {usual:.4f} before")
 
-    def settle(self) -> None:
-        """Adds up the images that the ranks have passed over. Collective. Raises JobError (66) beyond the bound."""
-        if not self._world.any(bool(self._met)):
+    def agree_on_bad_samples(self) -> None:
+        """Merge the bad images of all ranks. Collective. Raises JobError (66) if there are too many."""
+        if not self._world.any(bool(self._new_bad_samples)):
             return
-        met = {name: problem for share in self._world.gather(self._met) for name, problem in share.items()}
-        self.bad_samples = tuple(sorted({*self.bad_samples, *met}))
-        self._met.clear()
+        by_rank: list[dict[str, Problem]] = self._world.gather(self._new_bad_samples)
+        problems = {name: problem for of_rank in by_rank for name, problem in of_rank.items()}
+        self.bad_samples = tuple(sorted({*self.bad_samples, *problems}))
+        self._new_bad_samples.clear()
         if len(self.bad_samples) > self._spec.max_bad_samples:
-            raise JobError([*met.values(), too_many(self.bad_samples, self._spec.max_bad_samples)])
+            raise JobError([*problems.values(), too_many(self.bad_samples, self._spec.max_bad_samples)])
 
-    def _culprits(self) -> str:
-        """ "was nan at step 3, with a.png, b.png": the first loss that is none. Collective."""
-        mine = next((seen for seen in self._seen if not bool(seen.loss.isfinite())), None)
-        found = (mine.step, float(mine.loss), mine.names) if mine else None
-        firsts = [first for first in self._world.gather(found) if first]
-        if not firsts:
-            return "was in no single batch"
-        step = min(first[0] for first in firsts)
-        value = next(first[1] for first in firsts if first[0] == step)
-        names = [name for first in firsts if first[0] == step for name in first[2]]
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return f"was {value} at step {step}, with {', '.join(names[:_NAMED])}{more}"
+    def _first_non_finite(self) -> str:
+        """The first batch with a non-finite loss: "was nan at step 3, with a.png, b.png". Collective."""
+        mine = next((each for each in self._observed if not bool(each.loss.isfinite())), None)
+        gathered = self._world.gather((mine.step, float(mine.loss), mine.names) if mine else None)
+        every = [first for first in gathered if first]
+        if not every:
+            return "was finite in every batch"
+        step = min(step for step, _, _ in every)
+        firsts = [(loss, names) for at, loss, names in every if at == step]
+        names = [name for _, of_rank in firsts for name in of_rank]
+        return f"was {firsts[0][0]} at step {step}, with {few(names, _MAX_NAMES)}"
 
 
-@dataclass
 class Spikes:
-    """Notices a loss that lies far above those before: by six deviations of their running mean.
+    """Detects a loss more than six standard deviations above the running mean.
 
-    In logarithms, since the loss of a single timestep already varies by a factor of a hundred.
+    In logarithms, since the losses of single timesteps differ by a factor of a hundred.
     """
 
-    decay: float = 0.95
-    patience: int = 20  # losses before the first verdict
-    _count: int = field(default=0, init=False)
-    _mean: float = field(default=0.0, init=False)
-    _square: float = field(default=0.0, init=False)
+    _DECAY, _SIGMAS, _LEAST_SIGMA = 0.95, 6.0, 0.01
+    _PATIENCE = 20  # losses before the first verdict
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean, self._square = RunningMean(self._DECAY), RunningMean(self._DECAY)
 
     def usual(self, loss: float) -> float | None:
-        """Takes in a loss; the usual one where this one is a spike, else None."""
-        value = math.log(max(loss, 1e-12))
-        deviation = math.sqrt(max(self._square - self._mean**2, 1e-4))
-        spike = self._count >= self.patience and value > self._mean + 6 * deviation
-        usual = math.exp(self._mean)
+        """Add a loss; returns the mean before it if it is a spike, else None."""
+        value, mean = math.log(max(loss, 1e-12)), self._mean.value
+        sigma = max(math.sqrt(max(self._square.value - mean**2, 0.0)), self._LEAST_SIGMA)
+        is_spike = self._count >= self._PATIENCE and value > mean + self._SIGMAS * sigma
         self._count += 1
-        weight = max(1 / self._count, 1 - self.decay)
-        self._mean += weight * (value - self._mean)
-        self._square += weight * (value**2 - self._square)
-        return usual if spike else None
+        self._mean.add(value)
+        self._square.add(value**2)
+        return math.exp(mean) if is_spike else None

@@ -72,41 +72,46 @@ def _is_known(value: float | None) -> bool:
 
 
 class RunningMean:
-    """An exponential mean without the bias of its first values: single losses of diffusion say little."""
+    """An exponential mean without bias towards zero; smooths the losses, which vary widely from step to step."""
 
     def __init__(self, decay: float = 0.9) -> None:
         self._decay = decay
         self._sum = self._weight = 0.0
 
+    @property
+    def value(self) -> float:
+        """The mean so far; 0 before the first value."""
+        return self._sum / (self._weight or 1)
+
     def add(self, value: float) -> float:
-        """Takes in a value; gives the mean with it."""
+        """Add a value and return the mean with it."""
         self._sum = self._decay * self._sum + (1 - self._decay) * value
         self._weight = self._decay * self._weight + (1 - self._decay)
-        return self._sum / self._weight
+        return self.value
 
 
 class Losses:
-    """Those of the steps since a state, still on the device, and the mean of the few that were read from it."""
+    """The losses of the steps since the last checkpoint, still on the device, and a mean to show."""
 
-    def __init__(self, device: torch.device, so_far: float | None) -> None:
-        """`so_far`: the mean of the steps before, of a run that was resumed."""
-        self.sum = torch.zeros((), device=device)  # of the steps since the last state
+    def __init__(self, device: torch.device, mean_so_far: float | None) -> None:
+        """`mean_so_far`: of the steps before a resume."""
+        self.sum = torch.zeros((), device=device)
         self.last = torch.zeros((), device=device)
         self.last_applied = False
         self._mean = RunningMean()
-        self.shown = (
-            None if so_far is None else self._mean.add(so_far)
-        )  # what people see; None: no loss is known
+        self.shown: float | None = None  # the running mean of logged losses
+        if mean_so_far is not None:
+            self.log(mean_so_far)
 
     def add(self, loss: torch.Tensor, *, applied: bool) -> None:
-        """Takes in the loss [] of a step, without waiting for it."""
+        """Add the loss [] of a step, without waiting for the device."""
         self.sum += loss
         self.last, self.last_applied = loss, applied
 
-    def logged(self, loss: float) -> None:
-        """Takes in the loss of a step that was read from the device anyway."""
+    def log(self, loss: float) -> None:
+        """Add the loss of a logged step to the mean."""
         self.shown = self._mean.add(loss)
 
-    def begin_again(self) -> None:
-        """After a state that holds the sum so far."""
+    def reset(self) -> None:
+        """Start a new sum, after a checkpoint."""
         self.sum.zero_()

@@ -21,6 +21,7 @@ class Stopwatch:
         self._seen = self._steps = 0
         self._seconds = 0.0
         self._since: float | None = None  # None: not running
+        self.go_on()
 
     def step(self) -> None:
         """Count a step; the last skipped one starts the measurement."""

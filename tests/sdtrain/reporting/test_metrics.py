@@ -73,26 +73,26 @@ def test_the_mean_forgets():
     assert [mean.add(value) for value in (0.0, 3.0, 3.0)] == pytest.approx([0.0, 2.0, 18 / 7])
 
 
-def test_losses_of_the_steps_since_a_state():
+def test_losses_of_the_steps_since_a_checkpoint():
     losses = Losses(CPU, None)
     losses.add(torch.tensor(1.0), applied=True)
     losses.add(torch.tensor(2.0), applied=False)
     assert (float(losses.sum), float(losses.last), losses.last_applied) == (3.0, 2.0, False)
-    losses.begin_again()
+    losses.reset()
     losses.add(torch.tensor(4.0), applied=True)
     assert (float(losses.sum), float(losses.last), losses.last_applied) == (4.0, 4.0, True)
 
 
-def test_what_is_shown_is_of_logged_losses_alone():
+def test_the_shown_mean_is_of_logged_losses_alone():
     losses = Losses(CPU, None)
     losses.add(torch.tensor(1.0), applied=True)
     assert losses.shown is None
-    losses.logged(3.0)
+    losses.log(3.0)
     assert losses.shown == pytest.approx(3.0)
 
 
-def test_a_resumed_run_shows_the_mean_so_far_until_it_has_losses_of_its_own():
+def test_a_resumed_run_shows_the_mean_so_far_until_it_logs_losses():
     losses = Losses(CPU, 5.0)
     assert losses.shown == pytest.approx(5.0)
-    losses.logged(3.0)
+    losses.log(3.0)
     assert 3.0 < losses.shown < 5.0

@@ -16,7 +16,6 @@ def clock(monkeypatch):
 
 def run(clock, skip, steps, seconds=1.0, pauses=()):
     watch = Stopwatch(torch.device("cpu"), skip)
-    watch.go_on()
     for step in range(1, steps + 1):
         clock[0] += 100 if step <= skip else seconds
         watch.step()
