@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdjob.files import write_text
 from sdjob.formatting import counted
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
@@ -222,7 +223,7 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
     (layout.checkpoint / model_card.FILE).write_text(card, encoding="utf-8")
     report.write(layout.report, values)
     image = layout.before_after.relative_to(layout.root).as_posix() if grid else None
-    layout.page.write_text(html.render(values, metrics.read(layout.metrics), image), encoding="utf-8")
+    write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))
 
 
 def _say(world: World, text: str) -> None:

@@ -121,7 +121,8 @@ def test_settings_are_shown_as_text(events):
 
 
 def test_report(run, report):
-    assert {key: report[key] for key in report.keys() & EXPECTED.keys()} == EXPECTED
+    assert report.keys() == {*EXPECTED, *OTHER_KEYS}
+    assert {key: report[key] for key in EXPECTED} == EXPECTED
     assert report["pretrained_model_name_or_path"].endswith("/model")
     found = losses(run)
     assert report["final_loss"] == pytest.approx(found[-1])
@@ -155,6 +156,33 @@ EXPECTED = {
     "lora_rank": 0,
     "learning_rate": 1e-3,
     "resumed_from_step": 0,
+    "trained": "unet",
+    "trained_parts": ["unet"],
+    "train_text_encoder": False,
+    "lr_scheduler": "linear",
+    "validation_prompts": PROMPTS,
+    "validation_loss": None,
+    "held_out_examples": 0,
+    "skipped_steps": 0,
+    "bad_samples": [],
+}
+OTHER_KEYS = {
+    "pretrained_model_name_or_path",
+    "device_name",
+    "attention",
+    "attention_backend",
+    "finished",
+    "seconds",
+    "seconds_of_this_start",
+    "device_hours",
+    "steps_per_second",
+    "images_per_second",
+    "images_per_second_per_device",
+    "peak_memory_bytes",
+    "timed_step",
+    "final_loss",
+    "mean_loss",
+    "versions",
 }
 
 

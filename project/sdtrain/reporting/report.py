@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sdjob import files
+from sdjob.files import write_text
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.sampling import BatchShape
 from sdtrain.reporting.stopwatch import Spent
@@ -115,8 +115,7 @@ def versions() -> dict[str, str]:
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Write the report atomically."""
-    files.write_text(path, json.dumps(values, indent=1) + "\n")
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def _device_name(world: World) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
 from sdtrain import generate
 from sdtrain.context import Training
@@ -53,7 +54,7 @@ def write_samples(training: Training, step: int) -> None:
         raise Stopped(step)
     if world.is_main:
         text = json.dumps(list(spec.validation_prompts), indent=1, ensure_ascii=False)
-        (folder / "prompts.json").write_text(f"{text}\n", encoding="utf-8")
+        write_text(folder / "prompts.json", f"{text}\n")
         sheet = grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
         training.tracker.image("validation", sheet, step)
 
