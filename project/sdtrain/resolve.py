@@ -89,7 +89,7 @@ def num_steps(spec: RunSpec, world: World, inputs: Inputs, state: TrainState | N
         return spec.max_train_steps
     num_examples = sum(validation_split.trained_on(spec, info.num_examples) for info in inputs.datasets)
     step, samples = (state.step, state.samples_seen) if state else (0, 0)
-    return steps.steps_of(spec.num_train_epochs, spec, num_examples, world.size, step=step, place=samples)
+    return steps.steps_of(spec.num_train_epochs, spec, num_examples, world.size, step=step, samples=samples)
 
 
 def facts_to_compare(spec: RunSpec, world: World, inputs: Inputs, model_identity: str) -> dict[str, str]:

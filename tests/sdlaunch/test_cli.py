@@ -58,7 +58,7 @@ def test_words_that_mean_nothing(word):
     assert problem.code == 64
 
 
-def test_a_misspelt_flag_without_a_value_is_answered_with_its_name():
+def test_a_misspelled_flag_without_a_value_is_answered_with_its_name():
     (problem,) = cli.parse(["--bacth_size"]).problems
     assert "batch_size" in problem.remedy
 

@@ -160,7 +160,7 @@ NAMES = [
     wrong(64, "flash_attention", "keep one of them", flash_attention="1", use_sdp="0"),
     wrong(64, "batch_size", "'1'", "'2'", "keep one of them", batch_size="1", train_batch_size="2"),
     wrong(64, "lr", "keep one of them", flags=("lr=1e-4", "--learning-rate=1e-5")),
-    env_file("bacth_size=2\n", "probably batch_size", name="misspelt in an env file"),
+    env_file("bacth_size=2\n", "probably batch_size", name="misspelled in an env file"),
     env_file("lr 1e-5\n", "line 1", "Write NAME=value", name="no = in an env file"),
     env_file("instance_prompt='a dog'\n", "no quotes", name="quotes in an env file"),
     env_file("lr=1e-5 # slow\n", "no comment after it", name="a comment behind a value"),
@@ -170,7 +170,7 @@ NAMES = [
     config("lr: [1\n", "line 2", "Fix the YAML", name="YAML that does not parse"),
     config("lr: 1\n\tbatch_size: 2\n", "Fix the YAML", name="a tab in YAML"),
     config("- lr\n", "not a mapping", name="a YAML list"),
-    config("bacth_size: 2\n", "Write batch_size", name="misspelt in YAML"),
+    config("bacth_size: 2\n", "Write batch_size", name="misspelled in YAML"),
     config("lr: {base: 1}\n", "nested", name="nested YAML"),
     config("batch_size: 1\ntrain_batch_size: 2\n", "keep one of them", name="two aliases in YAML"),
     wrong(
@@ -190,7 +190,7 @@ COMBINATIONS = [
     wrong(64, "rescale_betas_zero_snr", "predicts epsilon", rescale_betas_zero_snr="1"),
     wrong(64, "lr_warmup_steps", lr_scheduler="linear", lr_warmup_steps="400"),
     wrong(64, "That schedule has no warm-up", lr_scheduler="constant", lr_warmup_steps="4"),
-    wrong(64, "resume", "no whole checkpoint", resume="must"),
+    wrong(64, "resume", "no complete checkpoint", resume="must"),
     wrong(64, "resume", "is not a folder", resume="/nonexistent"),
 ]
 CLUSTER = [

@@ -1,4 +1,4 @@
-"""The values that settings choose among, and how else people write them."""
+"""The values of settings with a fixed choice, and other spellings of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a setting is: its help, unit, range and spellings, carried in the annotation of a model's field."""
+"""The metadata of a setting: help, unit, range and spellings, in the annotation of a model's field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Alias:
-    """Another spelling of a setting; `values` translates what the tutorials write into our values."""
+    """Another name of a setting; `values` translates the values that tutorials use with it."""
 
     name: str
     values: dict[str, str] = field(default_factory=dict)
@@ -23,12 +23,12 @@ class Alias:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a person needs to know of one setting, carried in the field's annotation."""
+    """What users see of one setting."""
 
     group: str
     help: str
     unit: str = ""
-    name: str = ""  # what users type and the plan shows, where it is not the field's name
+    name: str = ""  # the name that users type and the plan shows, if not that of the field
     aliases: tuple[Alias | str, ...] = ()
     values: dict[str, str] = field(default_factory=dict)  # spellings of values, under each of its names
     flag_only: bool = False  # a flag of the worker, never read from an environment or a file
@@ -57,7 +57,7 @@ def comma_list(value: Any) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """`1e3` is a whole number too; pydantic reads the other spellings."""
+    """Accept `1e3` as a whole number too; pydantic reads the other spellings."""
     if not isinstance(value, str) or "e" not in value.lower():
         return value
     try:
@@ -72,12 +72,12 @@ OFF = ("0", "false", "no", "off")
 
 
 def switch(name: str, on: str, off: str) -> Alias:
-    """A yes-or-no spelling of a setting that has more than two values."""
+    """A yes-or-no alias of a setting that has more than two values."""
     return Alias(name, {**dict.fromkeys(ON, on), **dict.fromkeys(OFF, off)})
 
 
 def any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:
-    """Values that may be written in any case, and what else people write for some of them."""
+    """Accepted spellings of values, in any case → the value."""
     return dict(zip(choices, choices, strict=True)) | {
         spelling: meant for meant, spellings in others.items() for spelling in spellings
     }

@@ -18,7 +18,7 @@ from sdjob.settings.run_spec import RunSpec
 
 _REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
 
-_WORDS = {  # by pydantic's type of the error, with what it says of the limits
+_REMEDIES = {  # pydantic's type of the error → remedy, with the limits of pydantic's context
     "missing": "Set it",
     "float_parsing": "Write a number, such as 1e-5",
     "float_type": "Write a number, such as 1e-5",
@@ -35,16 +35,16 @@ _WORDS = {  # by pydantic's type of the error, with what it says of the limits
     "less_than_equal": "Write at most {le}",
     "multiple_of": "Write a multiple of {multiple_of}",
     "string_pattern_mismatch": "Write it in the form that is described",
-    "string_too_short": "Write something, or leave it out",
+    "string_too_short": "Write a text, or leave it out",
     "string_type": "Write one text",
     "value_error": 'Write one text, or a JSON list such as ["one", "two"]',
 }
 
 
 def render(spec: RunSpec) -> tuple[str, ...]:
-    """The flags that say this spec: the core ones always, the others where they differ from their default.
+    """The flags of this spec: the core ones always, the others where they differ from their default.
 
-    Every flag is one `--name=value`, so a value that begins with a dash or holds spaces stays one value.
+    Every flag is one `--name=value`, so that a value may start with a dash or hold spaces.
     """
     argv: list[str] = []
     for name, info in RunSpec.model_fields.items():
@@ -52,7 +52,7 @@ def render(spec: RunSpec) -> tuple[str, ...]:
         if value is None or (value == info.default and not setting_of(info).core):
             continue
         if name == "max_train_steps" and steps.by_epochs(spec):
-            continue  # the worker computes it: a default would pass for somebody's wish
+            continue  # the worker computes it: a default would look like a value that the user set
         if name in _REPEATED:
             argv += [f"--{name}={item}" for item in value]
         elif value is True:
@@ -63,7 +63,7 @@ def render(spec: RunSpec) -> tuple[str, ...]:
 
 
 def parse(argv: Sequence[str]) -> RunSpec:
-    """The spec that these flags say, with the presets of its kind; raises JobError with every problem found."""
+    """The spec of these flags, with its presets; raises JobError with every problem found."""
     parser = _Parser(prog="python -m sdtrain", allow_abbrev=False, description="Fine-tune Stable Diffusion.")
     for name, info in RunSpec.model_fields.items():
         _add_flag(parser, name, info)
@@ -80,7 +80,7 @@ def validate(values: dict[str, Any]) -> RunSpec:
 
 
 def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> list[Problem]:
-    """One Problem per wrong field, in the user's words: the name they type, what was found, the range."""
+    """One Problem per wrong field: the name that users type, what was found, the allowed range."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         field = str(detail["loc"][0]) if detail["loc"] else "settings"
@@ -97,15 +97,15 @@ def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> lis
 
 
 def _remedy(detail: ErrorDetails) -> str:
-    """What to write, by the type of the error; the validator's own words where there is nothing better to say."""
+    """What to write, by the type of the error; otherwise the message of the validator."""
     limits = {name: str(limit) for name, limit in detail.get("ctx", {}).items()}
     limits["expected"] = limits.get("expected", "").replace("'", "").replace(" or ", ", ")
-    words = _WORDS.get(detail["type"])
+    words = _REMEDIES.get(detail["type"])
     return words.format(**limits) if words else detail["msg"].replace("Input should", "It should")
 
 
 def _meant(info: FieldInfo | None, value: Any) -> str | None:
-    """The allowed value that a misspelt one is closest to, or the shortest that it is a part of."""
+    """The allowed value closest to a misspelled one, or the shortest that contains it."""
     choices = [choice for choice in get_args(info.annotation) if isinstance(choice, str)] if info else []
     typed = str(value).lower()
     around = sorted((choice for choice in choices if len(typed) > 1 and typed in choice), key=len)
@@ -132,7 +132,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> No
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's way to report is `error`; ours is a JobError with the documented exit code."""
+    """argparse reports through `error`; here it raises a JobError with the documented exit code."""
 
     def error(self, message: str) -> NoReturn:
         raise JobError(bad_setting("command line", message, "See `python -m sdtrain --help` for the flags."))

@@ -1,6 +1,6 @@
-"""What a recipe takes where nobody says otherwise: weaker than every source, stronger than a plain default.
+"""Defaults that depend on other settings: weaker than every source, stronger than the default of a setting.
 
-One default cannot serve all: at the rate of a full fine-tune, a LoRA moves by next to nothing in a whole run.
+One default cannot serve all: at the rate of a full fine-tune, a LoRA hardly changes in a whole run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdjob.settings.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class Preset:
-    """A value of one field for some runs, with the words that name these."""
+    """A value of one field for some runs, and the settings that these have, in words."""
 
     field: str
     value: Any
@@ -38,7 +38,7 @@ def _is(setting: str, value: str, spec: RunSpec) -> bool:
     return bool(getattr(spec, setting) == value)
 
 
-# Of several presets of a field the first counts. The rates are those of the diffusers examples and of the tutorials.
+# The first of several presets of a field applies. The rates are those of the diffusers examples and of the tutorials.
 PRESETS = (
     *_rates("optimizer", OPTIMIZERS),
     Preset("learning_rate", 1e-4, "lora_rank above 0", lambda spec: spec.lora_rank > 0),
@@ -47,7 +47,7 @@ PRESETS = (
 
 
 def completed(spec: RunSpec) -> tuple[RunSpec, dict[str, str]]:
-    """The spec with the presets of its kind in the fields that nobody set; field → which runs have that value."""
+    """The spec with its presets in the fields that no source sets; field → why it has that value."""
     chosen: dict[str, Preset] = {}
     for preset in PRESETS:
         if preset.field not in spec.model_fields_set and preset.applies(spec):

@@ -1,4 +1,4 @@
-"""The arithmetic of batch and length, the same for the plan and for the run."""
+"""The arithmetic of batch and length, for the plan and for the run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def global_batch(spec: RunSpec, world_size: int) -> int:
 
 
 def by_epochs(spec: RunSpec) -> bool:
-    """Whether passes over the data decide how long a run is: a number of steps that somebody gave goes before them."""
+    """Whether num_train_epochs decides how long a run is: a number of steps that is set comes first."""
     return spec.num_train_epochs is not None and "max_train_steps" not in spec.model_fields_set
 
 
 def steps_of(
-    epochs: int, spec: RunSpec, num_examples: int, world_size: int, *, step: int = 0, place: int = 0
+    epochs: int, spec: RunSpec, num_examples: int, world_size: int, *, step: int = 0, samples: int = 0
 ) -> int:
     """Optimizer steps of so many passes over the data; the last step may reach into the next pass.
 
-    Of a run that goes on after `step` steps, which took `place` samples: with a batch of now, maybe another one.
+    `step`, `samples`: steps and samples before a resume, perhaps with another batch size.
     """
-    left = max(0, epochs * num_examples - place)
+    left = max(0, epochs * num_examples - samples)
     return step + math.ceil(left / global_batch(spec, world_size))

@@ -1,4 +1,4 @@
-"""What the names of other trainers probably meant. They are not read as ours: not all of them mean quite the same."""
+"""Names of other trainers and the settings they probably mean: only suggested, since some differ in meaning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 KOHYA = "kohya"
 DIFFUSERS = "diffusers"
 
-# Our name → what each of them calls it, where that is no spelling that is accepted anyway.
+# Our name → its names in other trainers, except those that are accepted aliases.
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "lora_rank": {KOHYA: ("network_dim",), DIFFUSERS: ("rank",)},
     "lora_alpha": {KOHYA: ("network_alpha",)},
@@ -33,7 +33,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {KOHYA: ("xformers", "sdpa")},
 }
 
-# What people type who know the thing and not its name.
+# Our name → shorter names that users try.
 _SHORT = {
     "num_train_step": ("steps", "num_steps", "train_steps"),
     "batch_size": ("batch",),
@@ -60,7 +60,7 @@ def probably() -> dict[str, str]:
 
 
 def table(titles: Iterable[str]) -> str:
-    """NAMES as a table, for people who come from there."""
+    """NAMES as a table, for users of these trainers."""
     rows = (
         " | ".join([f"`{ours}`", *(_cell(by.get(trainer, ())) for trainer in (KOHYA, DIFFUSERS))])
         for ours, by in NAMES.items()

@@ -1,4 +1,4 @@
-"""From what was written in the sources to validated settings, each with the source that won."""
+"""Validated settings from the texts of all sources, each with the source that won."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sdlaunch.settings.sources import Given, Text
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# The launcher fills these from the mounts; until then a spec needs some value.
+# The launcher fills these in from the mounts; until then a spec needs some value.
 _FROM_MOUNTS = {"pretrained_model_name_or_path": "?", "output_dir": "?"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a job. Values that were refused are at their defaults, and `problems` says so."""
+    """All settings of a job. Refused values are at their defaults, and in `problems`."""
 
     spec: RunSpec
     options: LaunchOptions
@@ -35,7 +35,7 @@ class Settings:
     passed_on: Mapping[str, str]  # variables of the env file that are not settings: for the workers
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
-    presets: Mapping[str, str]  # by the same name: for which runs this value is the preset
+    presets: Mapping[str, str]  # by the same name: why the value is the preset
 
     def source(self, shown: str) -> str:
         if shown in self.given:
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass
 class _Found:
-    """What reading has collected so far."""
+    """What the sources read so far have given."""
 
     winners: dict[str, tuple[Target, Given]]
     problems: list[Problem]
@@ -100,7 +100,7 @@ def _take(
     *,
     any_case: bool = False,
 ) -> None:
-    """Adds one source: its conflicts and unknown names are recorded, its values win where none is there yet."""
+    """Add one source: record its conflicts and unknown names; its values win where no stronger source has one."""
     by_setting: dict[str, list[tuple[Target, Given]]] = defaultdict(list)
     for given in layer:
         target = names.lookup(given.name, any_case=any_case)
@@ -119,7 +119,7 @@ def _take(
 
 
 def _is_list(target: Target) -> bool:
-    """Whether a setting holds several values, so that repeating it adds one."""
+    """Whether a setting holds several values, so that repeating it appends one."""
     return isinstance(target.model.model_fields[target.field].default, tuple)
 
 
@@ -167,20 +167,22 @@ def _unknown(given: Given, otherwise: str) -> Problem:
 
 
 def _unknown_in_env_file(found: _Found, given: Given) -> None:
-    """Variables for libraries (NCCL_DEBUG, …) belong in such files too, and go to the workers."""
+    """Pass variables for libraries (NCCL_DEBUG, …) on to the workers: they belong in such files too."""
     if mount := names.mount_of(given.name):
-        remedy = f"Write {mount}: {given.name} is a flag of the worker, and follows from it."
+        remedy = f"Write {mount}: {given.name} is a flag of the worker, which is set from it."
         found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
         return
     if not names.is_foreign(given.name) and _is_doubtful(found, given):
         return
     found.passed_on[given.name] = str(given.text)
     if not names.is_foreign(given.name):
-        found.warnings.append(f"{given.name} ({given.where}) is no setting; it is passed on to the workers")
+        found.warnings.append(
+            f"{given.name} ({given.where}) is not a setting; it is passed on to the workers"
+        )
 
 
 def _unknown_variable(found: _Found, given: Given) -> None:
-    """Nobody may have meant a variable of the environment for this job: `rank`, `output_dir` are set for others."""
+    """A variable of the environment may be meant for another program, such as `rank` or `output_dir`."""
     if mount := names.mount_of(given.name):
         found.warnings.append(f"{given.name} ({given.where}) is never read from there: set {mount}")
     elif not names.is_foreign(given.name.upper()):
@@ -188,7 +190,7 @@ def _unknown_variable(found: _Found, given: Given) -> None:
 
 
 def _is_doubtful(found: _Found, given: Given) -> bool:
-    """Records a name that looks like a misspelt setting; says whether it does."""
+    """Record a name that looks like a misspelled setting; return whether it does."""
     meant = names.near_miss(given.name)
     if meant:
         found.doubts.append(
@@ -204,7 +206,7 @@ def _is_doubtful(found: _Found, given: Given) -> bool:
 def _validated(
     model: type[Model], winners: Mapping[str, tuple[Target, Given]], known: Mapping[str, Any]
 ) -> tuple[Model, list[Problem]]:
-    """The model from these values; refused ones are left at their defaults and returned as problems."""
+    """The model from these values; refused ones stay at their defaults and are returned as problems."""
     values = {t.field: given.text for t, given in winners.values() if t.model is model} | dict(known)
     try:
         return model.model_validate(values), []

@@ -17,7 +17,7 @@ Text = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Given:
-    """One value as somebody wrote it, and where."""
+    """One value as the user wrote it, and where."""
 
     name: str
     text: Text
@@ -26,7 +26,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a file says, and what in it could not be understood."""
+    """The values in a file, and what could not be read in it."""
 
     given: tuple[Given, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -61,15 +61,15 @@ def from_env_file(path: str) -> Reading:
 
 
 def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
-    """Values that python-dotenv reads otherwise than docker does: quotes, comments, ${…}, spaces at the end."""
+    """Values that python-dotenv reads differently from docker: quotes, comments, ${…}, spaces at the end."""
     from dotenv import dotenv_values
 
     other = dotenv_values(path)
     return [
         bad_setting(
             item.name,
-            f"{item.text!r} in {item.where} means {item.text!r} to docker and {other.get(item.name)!r} elsewhere",
-            "Write the bare value: no quotes, no comment after it, no ${…}, no spaces at its end.",
+            f"{item.text!r} in {item.where} is {item.text!r} to docker and {other.get(item.name)!r} to python-dotenv",
+            "Write the bare value: no quotes, no comment after it, no ${…}, no trailing spaces.",
         )
         for item in given
         if other.get(item.name) != item.text
@@ -77,7 +77,7 @@ def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
 
 
 def from_yaml(path: str) -> Reading:
-    """The top-level names of a YAML file. Scalars are taken as they are spelled, so `no` stays "no"."""
+    """The top-level names of a YAML file. Scalars keep their spelling, so `no` stays "no"."""
     import yaml
 
     text = _read(path, "CONFIG_FILE")

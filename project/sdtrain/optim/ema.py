@@ -1,4 +1,4 @@
-"""The exponential moving average of the trained weights, by name."""
+"""The exponential moving average (EMA) of the trainable weights, by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 class Ema:
     """EMA of named tensors, on their device, with the warm-up of diffusers' EMAModel: min(decay, (1 + n) / (10 + n))
-    from the second update on; the first takes the weights as they are.
+    from the second update on; the first copies the weights.
 
-    The tensors are a strategy's masters, this rank's share of them: so it follows fp32 weights, and a
-    sharded strategy has a sharded average.
+    The tensors are a strategy's masters, this rank's shards of them: so it follows fp32 weights, and a sharded
+    strategy has a sharded EMA.
     """
 
     def __init__(self, masters: Mapping[str, torch.Tensor], decay: float) -> None:
@@ -22,7 +22,7 @@ class Ema:
         self._shards = {name: master.detach().clone() for name, master in masters.items()}
 
     def update(self, masters: Mapping[str, torch.Tensor]) -> None:
-        """To be called after each optimizer step; where a strategy has moved its masters, the average follows."""
+        """Update after an optimizer step; where a strategy has moved its masters, the EMA follows."""
         weights = [masters[name].detach() for name in self._shards]
         for name, weight in zip(self._shards, weights, strict=True):
             self._shards[name] = self._shards[name].to(weight.device)
@@ -34,9 +34,9 @@ class Ema:
 
     @property
     def shards(self) -> dict[str, torch.Tensor]:
-        """The average by name, in the form of the masters."""
+        """The EMA by name, in the form of the masters."""
         return dict(self._shards)
 
     def resume(self, updates: int) -> None:
-        """Goes on after so many updates; the shares are overwritten by whoever reads the checkpoint."""
+        """Resume after so many updates; the caller reads the shards from the checkpoint."""
         self._updates = updates

@@ -1,4 +1,4 @@
-"""The factor of the learning rates as a function of the optimizer step, so that no scheduler state has to be saved."""
+"""The factor of the learning rates as a function of the optimizer step, so that no scheduler state is saved."""
 
 from __future__ import annotations
 

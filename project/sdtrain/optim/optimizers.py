@@ -1,4 +1,4 @@
-"""Optimizers by the names that users type, each from the library that keeps it; imported only when chosen.
+"""A builder for each optimizer of sdjob.settings.optimizers; libraries are imported only when chosen.
 
 For strategies that update whole tensors with an optimizer of PyTorch's interface.
 """
@@ -17,23 +17,21 @@ from sdtrain.strategies.base import OptimSpec
 
 Groups = list[dict[str, Any]]
 
-# What Prodigy learns is in its groups; of all other values there those of this run count, not of the one that saved.
-_LEARNT = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")
-
-
-# Devices for which PyTorch itself has the kernel that updates all weights at once; vendors' packages need not.
+# Prodigy keeps what it learns in its groups. All other values there come from this run, not from the checkpoint.
+_LEARNED = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")
+# Devices for which PyTorch has the kernel that updates all weights at once; vendors' packages may lack it.
 FUSED = ("cuda", "cpu", "mps", "xpu")
 
 
 def build(optim: OptimSpec, groups: Groups) -> Optimizer:
-    """The optimizer over parameter groups that have their own learning rate."""
+    """The optimizer of parameter groups, each of which has its own learning rate."""
     return BUILDERS[optim.name](optim, groups)
 
 
 def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
-    """The parameter groups to resume with: this run's settings, and what the optimizer itself has learnt."""
+    """The parameter groups to resume with: the settings of this run, and what the optimizer itself has learned."""
     return [
-        {**mine, **{name: theirs[name] for name in _LEARNT if name in theirs}}
+        {**mine, **{name: theirs[name] for name in _LEARNED if name in theirs}}
         for mine, theirs in zip(now, saved, strict=True)
     ]
 
@@ -47,7 +45,7 @@ def _adamw(optim: OptimSpec, groups: Groups) -> Optimizer:
 
 
 def _adamw8bit(optim: OptimSpec, groups: Groups) -> Optimizer:
-    """Dettmers et al. 2021, arXiv:2110.02861: the moments take a quarter of the memory."""
+    """Dettmers et al. 2021, arXiv:2110.02861: the state takes a quarter of the memory."""
     import bitsandbytes
 
     optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
@@ -57,9 +55,9 @@ def _adamw8bit(optim: OptimSpec, groups: Groups) -> Optimizer:
 
 
 def _adafactor(optim: OptimSpec, groups: Groups) -> Optimizer:
-    """Shazeer & Stern 2018, arXiv:1804.04235: a row and a column in place of the second moment.
+    """Shazeer & Stern 2018, arXiv:1804.04235: a row and a column instead of the second moment.
 
-    At the learning rate that is given, without one of its own; AdamW's decays and epsilon have no meaning here.
+    Uses the given learning rate, not one of its own; AdamW's betas and epsilon have no meaning here.
     """
     from transformers.optimization import Adafactor
 
@@ -70,10 +68,10 @@ def _adafactor(optim: OptimSpec, groups: Groups) -> Optimizer:
 
 
 def _prodigy(optim: OptimSpec, groups: Groups) -> Optimizer:
-    """Mishchenko & Defazio 2023, arXiv:2306.06101: finds the rate itself; the given one, 1, scales it."""
+    """Mishchenko & Defazio 2023, arXiv:2306.06101: finds the rate itself and multiplies it by lr, usually 1."""
     from prodigyopt import Prodigy
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line for the use of weight decay
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line when weight decay is used
         optimizer: Optimizer = Prodigy(
             groups,
             betas=optim.betas,

@@ -97,7 +97,7 @@ def test_what_is_held(eps_model, settings):
         == need.optimizer_state
     )
     assert size(p for p in every if not p.requires_grad) == need.frozen
-    average = Ema(opened, 0.99).shares.values() if spec.use_ema else []
+    average = Ema(opened, 0.99).shards.values() if spec.use_ema else []
     assert size(average) == need.ema
     if spec.gradient_checkpointing:  # the inputs; what is computed again comes on top
         layers = list(memory_estimate._layers(folder.parts["unet"].tensors, 16))
