@@ -88,3 +88,39 @@ def test_drawing_does_not_move_the_global_random_state(parts):
     state = torch.random.get_rng_state()
     list(generate.generate(parts, ["a"], [1], HOW))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def command(model, output, *more) -> int:
+    settings = ["--num_images", "2", "--seed", "1", "--num_inference_steps", "2", "--device", "cpu"]
+    given = [str(model), "--prompts", "a red cross", "a circle", "--output", str(output)]
+    return generate.main([*given, *settings, *more])
+
+
+def test_the_command_writes_the_images_of_every_prompt(eps_model, parts, tmp_path):
+    assert command(eps_model, tmp_path / "out", "--guidance_scale", "3") == 0
+    names = [f"prompt{prompt:02d}-{number:02d}.png" for prompt in (0, 1) for number in (0, 1)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "prompts.json"]
+    how = replace(HOW, resolution=64)  # of the model
+    (wanted,) = generate.generate(parts, ["a circle"], [2], how)
+    assert distance(Image.open(tmp_path / "out" / names[3]), wanted) <= 1
+
+
+def test_the_command_takes_a_lora_with_its_base(eps_model, train, tmp_path, capsys):
+    lora = train(lora_rank=2, max_train_steps=1, learning_rate=0.5) / "checkpoint"
+    assert command(lora, tmp_path / "out") == 64
+    assert "--base_model: not given" in capsys.readouterr().err
+    assert command(lora, tmp_path / "lora", "--base_model", str(eps_model)) == 0
+    assert command(eps_model, tmp_path / "base") == 0
+    one, other = (Image.open(tmp_path / name / "prompt00-00.png") for name in ("lora", "base"))
+    assert distance(one, other) > 0
+
+
+def test_mistakes_of_the_command(eps_model, tmp_path, capsys):
+    assert command(tmp_path, tmp_path / "out") == 66
+    assert command(eps_model, tmp_path / "out", "--resolution", "33") == 64
+    assert command(eps_model, tmp_path / "out", "--unknown") == 64
+    (tmp_path / "file").touch()
+    assert command(eps_model, tmp_path / "file") == 73
+    (tmp_path / "state.json").touch()
+    assert command(tmp_path, tmp_path / "out") == 66
+    assert "is a step checkpoint" in capsys.readouterr().err

@@ -69,6 +69,9 @@ class Architecture(Protocol):
     ) -> torch.Tensor:
         """The prediction [B, C, h, w] for noisy latents [B, C, h, w] and timesteps [B]."""
 
+    def assemble(self, parts: Parts) -> Any:
+        """The pipeline of diffusers around these parts."""
+
     def sample(
         self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
@@ -103,6 +106,12 @@ class Parts:
     def trainable(self) -> dict[str, Any]:
         """The parts that can be trained, by name."""
         return {self.architecture.facts.denoiser: self.denoiser, **self.text_encoders}
+
+    @property
+    def native_resolution(self) -> int:
+        """The side in pixels of the images that the denoiser was made for."""
+        factor = 1 << (len(self.vae.config.block_out_channels) - 1)
+        return int(self.denoiser.config.sample_size) * factor
 
     @property
     def components(self) -> dict[str, Any]:

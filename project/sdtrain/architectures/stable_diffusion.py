@@ -53,14 +53,17 @@ class StableDiffusion:
         )[0]
         return prediction
 
-    def sample(
-        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
-    ) -> list[Image]:
+    def assemble(self, parts: Parts) -> Any:
         pipeline = StableDiffusionPipeline(
             **parts.components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)
-        images: list[Image] = pipeline(
+        return pipeline
+
+    def sample(
+        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
+    ) -> list[Image]:
+        images: list[Image] = self.assemble(parts)(
             prompt_embeds=prompts["hidden_states"],
             negative_prompt_embeds=empty["hidden_states"],
             height=how.resolution,

@@ -64,11 +64,15 @@ class StableDiffusionXL:
         )[0]
         return prediction
 
+    def assemble(self, parts: Parts) -> Any:
+        pipeline = StableDiffusionXLPipeline(**parts.components, add_watermarker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
     def sample(
         self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
     ) -> list[Image]:
-        pipeline = StableDiffusionXLPipeline(**parts.components, add_watermarker=False)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = self.assemble(parts)
         if parts.index.get("force_zeros_for_empty_prompt", True):
             empty = {name: torch.zeros_like(value) for name, value in empty.items()}
         latents = pipeline(

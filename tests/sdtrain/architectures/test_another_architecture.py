@@ -86,6 +86,9 @@ class Toy:
         hidden, pooled = conditioning["hidden_states"], conditioning["pooled"]
         return denoiser(latents, hidden, pooled, timesteps, return_dict=False)[0]
 
+    def assemble(self, parts):
+        raise NotImplementedError
+
     def sample(self, parts, prompts, empty, seeds, how):
         noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         latents = torch.stack(noise)
