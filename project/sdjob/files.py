@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdjob.problems import JobError, Problem, bad_input
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "copy or download it again, with all its files"
@@ -201,6 +204,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole file or none. Raises OSError."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write a whole image or none. Raises OSError."""
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def sync_tree(folder: Path) -> None:

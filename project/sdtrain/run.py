@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdjob.files import write_text
+from sdjob import files
 from sdjob.formatting import counted
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
@@ -217,13 +217,13 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
     spec, layout = training.spec, training.layout
     grid = validation.before_after(training) if spec.validation_prompts else None
     if grid:
-        grid.save(layout.before_after)
-        grid.save(layout.checkpoint / model_card.SAMPLES)
+        files.write_png(layout.before_after, grid)
+        files.write_png(layout.checkpoint / model_card.SAMPLES, grid)
     card = model_card.render(spec, training.parts.architecture.facts, values, samples=grid is not None)
-    (layout.checkpoint / model_card.FILE).write_text(card, encoding="utf-8")
+    files.write_text(layout.checkpoint / model_card.FILE, card)
     report.write(layout.report, values)
     image = layout.before_after.relative_to(layout.root).as_posix() if grid else None
-    write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))
+    files.write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))
 
 
 def _say(world: World, text: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from sdjob import protocol
+from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import ExitCode, JobError, bad_output
 from sdjob.protocol import Channel, ExitNote, Heartbeat
@@ -120,7 +121,7 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
     with contextlib.suppress(OSError):  # a full disk must not hide the verdict
         if watch.hang:
             stacks = job.layout.logs / f"stacks-of-node-{job.plan.cluster.node_rank}.txt"
-            stacks.write_text(watch.hang.text(), encoding="utf-8")
+            write_text(stacks, watch.hang.text())
         failure_report.record(job.layout, job.plan.cluster, verdict, job.plan.secrets)
         job.channel.remove()  # failure.json holds what the messages say
     _show(verdict, job)

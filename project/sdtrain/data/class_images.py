@@ -67,8 +67,7 @@ def provide(
             for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
                 if number not in missing:
                     continue
-                with files.replacing(folder / f"{number:06d}.png") as temporary:
-                    image.save(temporary, format="PNG")
+                files.write_png(folder / f"{number:06d}.png", image)
                 progress.show(min(done * world.size, len(missing)))
                 if stop:
                     break  # what is there is used by the next start

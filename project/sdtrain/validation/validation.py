@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdjob.files import write_text
+from sdjob import files
 from sdjob.output.layout import OutputLayout
 from sdtrain import generate
 from sdtrain.context import Training
@@ -54,7 +54,7 @@ def write_samples(training: Training, step: int) -> None:
         raise Stopped(step)
     if world.is_main:
         text = json.dumps(list(spec.validation_prompts), indent=1, ensure_ascii=False)
-        write_text(folder / "prompts.json", f"{text}\n")
+        files.write_text(folder / "prompts.json", f"{text}\n")
         sheet = grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
         training.tracker.image("validation", sheet, step)
 
@@ -72,7 +72,7 @@ def _write_slice(training: Training, folder: Path) -> bool:
     images = generate.generate(training.parts, prompts, seeds, generate.sampling(spec))
     pulse = Pulse("generate images")
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
-        image.save(folder / image_name(p, i))
+        files.write_png(folder / image_name(p, i), image)
         pulse()
         if training.stop and done < len(todo):
             return False
