@@ -47,7 +47,7 @@ def layout(tmp_path):
     ],
 )
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_the_node_that_names_the_cause_is_repeated_whoever_speaks_last(layout, verdicts, node, order):
+def test_the_node_that_names_the_cause_is_repeated_in_any_order_of_reports(layout, verdicts, node, order):
     clusters = nodes(3)
     for each in order:
         failure_report.record(layout, clusters[each], verdicts[each], ())
@@ -60,7 +60,7 @@ def test_the_node_that_names_the_cause_is_repeated_whoever_speaks_last(layout, v
     assert {each["node"] for each in said["other_nodes"]} == {0, 1, 2} - {node}
 
 
-def test_a_node_takes_back_only_its_own_word(layout):
+def test_a_node_removes_only_its_own_report(layout):
     zero, one = nodes(2)
     failure_report.record(layout, zero, BAD_ROW, ())
     failure_report.record(layout, one, KILLED, ())
@@ -71,7 +71,7 @@ def test_a_node_takes_back_only_its_own_word(layout):
     assert list(layout.run.iterdir()) == []
 
 
-def test_words_of_nodes_that_the_job_no_longer_has_go(layout):
+def test_reports_of_nodes_that_the_job_no_longer_has_are_removed(layout):
     for cluster in nodes(3):
         failure_report.record(layout, cluster, KILLED, ())
     failure_report.clear(layout, nodes(1)[0])
@@ -79,7 +79,7 @@ def test_words_of_nodes_that_the_job_no_longer_has_go(layout):
     assert list(layout.run.iterdir()) == []
 
 
-def test_half_a_word_is_none(layout):
+def test_a_damaged_report_is_ignored(layout):
     layout.run.mkdir(parents=True)
     (layout.run / "failure-1.json").write_text('{"node": 1, "cl')
     failure_report.record(layout, nodes(2)[0], KILLED, ())
@@ -115,7 +115,7 @@ def test_the_class_is_that_of_the_code(place, tmp_path, variables, kind):
 
 
 @pytest.mark.parametrize("verb", ["plan", "check"])
-def test_who_only_looks_leaves_nothing(place, tmp_path, verb):
+def test_plan_and_check_write_nothing(place, tmp_path, verb):
     assert launch(verb, **place, lr="-1").returncode == 64
     assert not (tmp_path / "output").exists()
 
@@ -126,7 +126,7 @@ def test_nothing_is_written_among_the_inputs(place, tmp_path):
     assert not list(Path(place["DATASET_DIR"]).rglob("failure*"))
 
 
-def test_the_next_good_run_removes_it_when_it_begins(place, tmp_path):
+def test_the_next_good_run_removes_it_at_the_start(place, tmp_path):
     launch(**place, lr="-1")
     assert (tmp_path / "output" / "failure.json").exists()
     run = supervised(

@@ -1,4 +1,4 @@
-"""The launcher as PID 1 of a container: here of a PID namespace of its own."""
+"""Tests of processes: the launcher as PID 1 of a container, here of a separate PID namespace."""
 
 import os
 import signal

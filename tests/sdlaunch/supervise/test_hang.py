@@ -1,4 +1,4 @@
-"""A job that comes to a standstill ends with the stacks of its ranks; one that goes on is left alone."""
+"""A job without progress ends with the stacks of its ranks; one with progress is left alone."""
 
 import time
 

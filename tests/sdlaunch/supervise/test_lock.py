@@ -1,4 +1,4 @@
-"""One job in one output folder; its nodes share it, and what a dead one left holds up nobody for long."""
+"""One job in one output folder; its nodes share it, and the lock of a dead job does not block the next for long."""
 
 import dataclasses
 import fcntl
@@ -105,7 +105,7 @@ def test_another_job_is_noticed_on_whatever_node_it_is(layout, first, second):
         assert files(layout) == [f"lock-{first.node_rank}"]
 
 
-def test_what_a_killed_job_left_on_this_machine_holds_up_nobody(layout):
+def test_the_lock_of_a_killed_job_on_this_machine_does_not_block_the_next(layout):
     left(layout, pid=1)
     begin = time.monotonic()
     with held(layout):

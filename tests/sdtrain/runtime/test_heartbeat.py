@@ -1,4 +1,4 @@
-"""Signs of life from long work that shows no progress."""
+"""Heartbeats: how often, from which work, and the stacks of a process on request."""
 
 import os
 import time
@@ -7,7 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sdjob import protocol
 from sdjob.dataset.detect import find_dataset
+from sdjob.protocol import Channel, Heartbeat
 from sdtrain.data.images import verify
 from sdtrain.data.sources import open_source
 from sdtrain.runtime import heartbeat
@@ -59,3 +61,28 @@ def test_every_image_that_is_looked_at_is_a_sign_of_life(beats):
     assert beats(0, lambda: None) is False
     assert beats(20, lambda: verify(Source(), "all", 0, 1))
     assert sorted(seen[:3]) == [0, 1, 2]
+
+
+def test_heartbeats_come_at_most_once_a_second(monkeypatch, tmp_path):
+    clock = [100.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
+    pulse, steps = heartbeat.Pulse("step", Channel(tmp_path, tmp_path).environment()), []
+    for step in range(1, 31):
+        pulse(step)
+        steps.append(Heartbeat.read(tmp_path, 0).step)
+        clock[0] += 0.25
+    assert sorted(set(steps)) == [*range(1, 31, 4)]
+
+
+def test_without_a_launcher_or_a_folder_nothing_is_announced_and_the_work_is_done(tmp_path):
+    for environ in ({}, Channel(tmp_path / "missing", tmp_path).environment()):
+        with heartbeat.announced(environ):
+            heartbeat.Pulse("step", environ)(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_announced_process_answers_the_signal_with_its_stacks(tmp_path):
+    with heartbeat.announced(Channel(tmp_path, tmp_path).environment()):
+        assert Heartbeat.read(tmp_path, 0) == Heartbeat(os.getpid(), "start")
+        os.kill(os.getpid(), protocol.STACKS_SIGNAL)
+        assert "test_an_announced_process" in protocol.stacks_file(tmp_path, 0).read_text()

@@ -1,6 +1,5 @@
-"""Requests to stop, and what a process leaves for the launcher."""
+"""Requests to stop: signals and the stop file."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,8 +7,7 @@ import sys
 
 import pytest
 
-from sdjob.problems import bad_setting
-from sdtrain.runtime import exit_note, stop
+from sdtrain.runtime import stop
 from tests.support import worker
 
 
@@ -48,30 +46,3 @@ def test_handlers_come_back_after_an_error():
     with pytest.raises(KeyError), stop.watch({}):
         raise KeyError
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_no_note_without_a_launcher():
-    assert exit_note.leave(75, environ={}) is False
-
-
-def test_a_note_says_who_why_and_when(tmp_path):
-    folder = tmp_path / "new" / "notes"
-    problem = bad_setting("lr", "is 2", "Lower it.")
-    environ = {"SDJOB_NOTES_DIR": str(folder), "RANK": "3"}
-    assert exit_note.leave(64, step=7, problems=[problem], error="E", traceback="T", environ=environ)
-    assert [path.name for path in folder.iterdir()] == ["rank-3.json"]  # nothing temporary
-    note = json.loads((folder / "rank-3.json").read_text())
-    assert note.pop("time") > 1e9
-    assert note == {
-        "rank": 3,
-        "code": 64,
-        "step": 7,
-        "problems": [{"subject": "lr", "found": "is 2", "remedy": "Lower it.", "code": 64}],
-        "error": "E",
-        "traceback": "T",
-    }
-
-
-def test_a_note_that_cannot_be_written_is_none(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert exit_note.leave(70, environ={"SDJOB_NOTES_DIR": str(tmp_path / "file" / "notes")}) is False
