@@ -1,4 +1,7 @@
-"""The kernel kills a rank for memory: its counters, and a real case in a control group of its own."""
+"""Processes below the launcher, and the kernel's count of those killed for memory, with a real case in a control group.
+
+The launcher as PID 1, which reaps orphans, is in test_first_process.py.
+"""
 
 import os
 import subprocess
@@ -7,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sdlaunch.supervise.processes import oom_kills
+from sdlaunch.supervise import processes
 from tests.support.launcher import supervised
+from tests.support.worker import environment
 
 LIMIT = 400 << 20
 HOG = """
@@ -71,4 +75,27 @@ def test_the_counters_of_both_versions(tmp_path, groups, files, count):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert oom_kills(tmp_path) == count
+    assert processes.oom_kills(tmp_path) == count
+
+
+FAMILY = """
+import os, signal, subprocess, sys, time
+from sdlaunch.supervise import processes
+code = "import os, time; pid = os.fork(); pid and print(os.getpid(), pid, flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+family = [int(word) for word in child.stdout.readline().split()]
+assert [each.pid for each in processes.descendants()] == family  # parents first
+os.kill(child.pid, signal.SIGSTOP)
+while not processes.state(child.pid) == "it is stopped":
+    time.sleep(0.01)
+processes.kill_all(child.pid)
+print(*(processes.state(pid) for pid in family), child.wait(), sep=", ")
+"""
+
+
+def test_the_processes_below_are_found_and_killed_whatever_their_session_and_state():
+    """In another process: all that are below it are killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAMILY], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "it has ended, it has ended, -9\n", done.stderr
