@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdjob.output.layout import LORA_FILE, is_exported
+from sdjob.output.layout import LORA_FILE, is_exported, write_manifest
 from sdtrain import run
 from sdtrain.checkpoint import checkpoint
 from sdtrain.export import export
@@ -153,6 +153,22 @@ def test_other_optimizers_resume_exactly(train, at_step, optimizer, rate):
     train(code=75, **settings)
     at_step(0)
     assert losses(train(**settings)) == losses(undisturbed)
+
+
+def test_a_checkpoint_of_format_2_resumes_exactly(train, at_step, undisturbed):
+    """Version 0.1 called the position in the sample stream `place`, and kept the history of batch sizes."""
+    at_step(3, terminate)
+    output = train(code=75, **SETTINGS)
+    folder = output / "checkpoint/checkpoint-000003"
+    values = json.loads((folder / "state.json").read_text())
+    values |= {"format": 2, "place": values.pop("samples_seen")}
+    values["past"] = [{"steps": 3, "global_batch": values.pop("global_batch")}]
+    (folder / "state.json").write_text(json.dumps(values))
+    write_manifest(folder)
+    at_step(0)
+    train(**SETTINGS)
+    assert losses(output) == losses(undisturbed)
+    assert result(output) == result(undisturbed)
 
 
 DEATHS = {

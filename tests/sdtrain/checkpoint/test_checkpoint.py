@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, found again, never lost."""
+"""Checkpoints: complete or absent, committed by one rename, and what their state holds."""
 
 import errno
 import json
@@ -16,11 +16,9 @@ from safetensors.torch import save_file
 from sdjob.output.layout import MANIFEST, OutputLayout
 from sdjob.problems import JobError
 from sdtrain.checkpoint import checkpoint, resume
-from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.reporting.stopwatch import Spent
-from tests.support.worker import Killed, alone, snapshot
-
-FACTS = {"seed": "7", "recipe": "dreambooth"}
+from tests.support.checkpoints import FACTS, names, save, spoil, state
+from tests.support.worker import Killed
 
 
 @pytest.fixture
@@ -28,56 +26,7 @@ def layout(tmp_path):
     return OutputLayout(tmp_path / "out")
 
 
-def state(step: int) -> TrainState:
-    return TrainState(
-        step,
-        samples_seen=10 * step,
-        loss=0.5,
-        loss_sum=0.5 * step,
-        fingerprint=FACTS,
-        global_batch=10,
-        spent=Spent(2.5, 5.0),
-    )
-
-
-def save(layout, step, *, limit=None, write=None) -> Path:
-    def weights(folder: Path) -> None:
-        (folder / "weights.bin").write_bytes(bytes([step]) * 1000)
-
-    return checkpoint.save(layout, state(step), write or weights, alone(), limit)
-
-
-def names(layout) -> list[str]:
-    return sorted(path.name for path in layout.checkpoint.iterdir())
-
-
-def spoil(folder: Path, how: str) -> None:
-    """Breaks a checkpoint in one way."""
-    if how == "no manifest":
-        (folder / MANIFEST).unlink()
-    elif how == "half a manifest":
-        (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:20])
-    elif how == "not a manifest":
-        (folder / MANIFEST).write_text("[]")
-    elif how == "file gone":
-        (folder / "weights.bin").unlink()
-    elif how == "file cut":
-        os.truncate(folder / "weights.bin", 10)
-    else:
-        (folder / "weights.bin").write_bytes(b"x" * 1000)
-
-
-REASONS = {
-    "no manifest": "manifest.json is missing: the save did not finish",
-    "half a manifest": "manifest.json cannot be read",
-    "not a manifest": "manifest.json cannot be read",
-    "file gone": "weights.bin is missing",
-    "file cut": "weights.bin has 10 bytes instead of 1000",
-    "changed byte": "weights.bin has changed since it was saved",
-}
-
-
-def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
+def test_a_checkpoint_of_an_unknown_format_is_refused(layout):
     folder = save(layout, 3)
     values = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**values, "format": 99, "more": 1}))
@@ -87,16 +36,25 @@ def test_a_checkpoint_of_another_version_is_refused_not_guessed(layout):
     assert "format 99, this version reads 2 and 3" in str(caught.value)
 
 
-def test_a_checkpoint_of_version_0_1_has_no_global_batch(layout):
-    path = save(layout, 3) / "state.json"
-    values = json.loads(path.read_text())
-    del values["global_batch"], values["spent"]
-    values["past"] = [{"steps": 3, "global_batch": 10}]
-    path.write_text(json.dumps(values))
-    assert checkpoint.read_state(path.parent) == replace(state(3), global_batch=0, spent=Spent())
+def test_the_state_of_format_2_is_read(tmp_path):
+    """As version 0.1 wrote it."""
+    values = {"format": 2, "step": 3, "place": 30, "loss": 0.5, "loss_sum": 1.5, "fingerprint": FACTS}
+    values |= {"skipped_steps": 1, "bad_samples": ["a.png"], "origin": "/output/checkpoint/checkpoint-000002"}
+    values |= {"past": [{"steps": 3, "global_batch": 10}], "spent": {"seconds": 2.5, "device_seconds": 5.0}}
+    (tmp_path / "state.json").write_text(json.dumps(values))
+    wanted = replace(state(3), global_batch=0, skipped_steps=1, bad_samples=("a.png",))
+    assert checkpoint.read_state(tmp_path) == replace(wanted, origin="/output/checkpoint/checkpoint-000002")
+    del values["spent"], values["past"], values["skipped_steps"], values["bad_samples"], values["origin"]
+    (tmp_path / "state.json").write_text(json.dumps(values))  # as before these were recorded
+    assert checkpoint.read_state(tmp_path) == replace(state(3), global_batch=0, spent=Spent())
 
 
-def test_saves_what_is_needed_to_go_on(layout):
+def test_the_mean_loss_counts_applied_steps_only():
+    assert replace(state(4), loss_sum=1.5, skipped_steps=1).mean_loss == 0.5
+    assert replace(state(1), skipped_steps=1).mean_loss is None
+
+
+def test_a_saved_checkpoint_is_complete_and_read_again(layout):
     folder = save(layout, 3)
     assert folder == layout.checkpoint / "checkpoint-000003"
     assert names(layout) == ["checkpoint-000003"]  # nothing temporary stays
@@ -105,17 +63,7 @@ def test_saves_what_is_needed_to_go_on(layout):
     assert resume.newest(layout, "auto").path == folder
 
 
-@pytest.mark.parametrize("how", REASONS)
-def test_a_broken_newest_one_is_passed_over_and_named(layout, capsys, how):
-    save(layout, 2)
-    spoil(save(layout, 4), how)
-    assert resume.newest(layout, "auto").step == 2
-    out = capsys.readouterr().out
-    assert f"checkpoint-000004 is incomplete and is skipped: {REASONS[how]}" in out
-    assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]  # and is left alone
-
-
-def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_half_one(layout):
+def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_partial_one(layout):
     save(layout, 2)
 
     def half(folder: Path) -> None:
@@ -131,7 +79,7 @@ def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_half_one(layout):
 
 
 @pytest.mark.parametrize("function", ["write_manifest", "sync_tree", "sync", "_delete_oldest"])
-def test_death_anywhere_in_a_save_leaves_a_whole_newest_one(layout, monkeypatch, function):
+def test_death_anywhere_in_a_save_leaves_a_complete_newest_one(layout, monkeypatch, function):
     save(layout, 2)
 
     def die(*_):
@@ -159,7 +107,7 @@ def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(layout, monkey
     assert resume.newest(layout, "auto").step == 2
 
 
-def test_a_file_that_cannot_be_synced_is_no_checkpoint(layout, monkeypatch):
+def test_a_file_that_cannot_be_synced_is_not_a_checkpoint(layout, monkeypatch):
     def fails(handle):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -175,7 +123,7 @@ def test_limit_keeps_the_newest(layout):
     assert names(layout) == ["checkpoint-000003", "checkpoint-000010"]
 
 
-def test_an_old_one_is_deleted_only_when_the_new_one_is_whole(layout):
+def test_an_old_one_is_deleted_only_when_the_new_one_is_complete(layout):
     save(layout, 1, limit=1)
 
     def write(folder: Path) -> None:
@@ -186,8 +134,8 @@ def test_an_old_one_is_deleted_only_when_the_new_one_is_whole(layout):
     assert names(layout) == ["checkpoint-000002"]
 
 
-def test_the_one_just_saved_is_never_forgotten(layout):
-    """As after resume=<an earlier checkpoint>, with later ones of the abandoned course beside it."""
+def test_the_one_just_saved_is_never_deleted(layout):
+    """As after resume=<an earlier checkpoint>, with later ones of the abandoned branch."""
     for step in (2, 4, 6):
         save(layout, step)
     save(layout, 3, limit=1)
@@ -201,72 +149,6 @@ def test_broken_ones_do_not_count_for_the_limit(layout):
     assert resume.newest(layout, "auto").step == 3
     spoil(layout.step_folder(3), "changed byte")
     assert resume.newest(layout, "auto").step == 1
-
-
-def test_resume_never_and_must(layout):
-    with pytest.raises(JobError) as error:
-        resume.newest(layout, "must")
-    assert error.value.code == 64
-    assert resume.newest(layout, "auto") is None
-    save(layout, 1)
-    assert resume.newest(layout, "never") is None
-    assert resume.newest(layout, "must").step == 1
-
-
-def test_resume_from_a_path(layout):
-    save(layout, 2)
-    save(layout, 4)
-    found = resume.newest(layout, str(layout.step_folder(2)))
-    assert (found.step, found.path) == (2, layout.step_folder(2))
-
-
-@pytest.mark.parametrize("how", REASONS)
-def test_a_broken_path_to_resume_from_is_refused_with_the_reason(layout, how):
-    spoil(save(layout, 2), how)
-    with pytest.raises(JobError) as error:
-        resume.newest(layout, str(layout.step_folder(2)))
-    assert error.value.code == 64
-    assert REASONS[how] in str(error.value)
-
-
-def test_a_path_that_is_not_there_is_refused(layout):
-    with pytest.raises(JobError) as error:
-        resume.newest(layout, str(layout.root / "nowhere"))
-    assert error.value.code == 64
-    assert str(layout.root / "nowhere") in str(error.value)
-
-
-def test_move_aside_loses_nothing(layout):
-    assert resume.move_aside(layout, None) is None
-    contents = []
-    for step in (1, 2):
-        save(layout, step)
-        (layout.checkpoint / "model_index.json").write_text(str(step))
-        contents.append(snapshot(layout.checkpoint))
-        aside = resume.move_aside(layout, None)
-        assert aside == layout.root / f"earlier-{step}"
-        assert not layout.checkpoint.exists()
-    assert [snapshot(layout.root / f"earlier-{step}" / "checkpoint") for step in (1, 2)] == contents
-    layout.checkpoint.mkdir()
-    assert resume.move_aside(layout, None) is None  # an empty folder is no earlier run
-
-
-def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
-    layout.tensorboard.mkdir(parents=True)
-    assert resume.move_aside(layout, None) is None
-    (layout.tensorboard / "events").write_text("of the earlier run")
-    layout.run.mkdir()
-    layout.metrics.write_text("{}")
-    (layout.checkpoint / ".checkpoint-000001.tmp").mkdir(parents=True)
-    layout.samples.mkdir()
-    layout.page.write_text("page")
-    assert resume.move_aside(layout, None) == layout.root / "earlier-1"
-    assert list(snapshot(layout.root)) == [
-        "earlier-1/report.html",
-        "earlier-1/run/metrics.jsonl",
-        "earlier-1/tensorboard/events",
-    ]
-    assert not layout.tensorboard.exists()
 
 
 @pytest.fixture

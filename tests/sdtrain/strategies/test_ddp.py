@@ -1,9 +1,11 @@
-"""The native strategy: what of a checkpoint is taken back where the precision has changed."""
+"""The plain PyTorch strategy: learning rates, replaced weights, and what a checkpoint restores."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.strategies.ddp import Native
@@ -28,7 +30,7 @@ def test_a_checkpoint_without_a_scaler_is_resumed_in_fp16(tmp_path):
     torch.testing.assert_close(other.masters(), saved.masters(), rtol=0, atol=0)
 
 
-def test_the_scaler_of_an_fp16_run_is_taken_back(tmp_path):
+def test_the_scaler_of_an_fp16_run_is_restored(tmp_path):
     saved = prepared("fp16")
     saved._scaler.load_state_dict({**saved._scaler.state_dict(), "scale": 128.0})
     saved.save(tmp_path, ema=None)
@@ -50,7 +52,7 @@ def test_each_group_has_its_own_rate_times_the_factor_of_the_schedule():
     assert moved == pytest.approx({"a.weight": 0.25, "a.bias": 0.25, "b.weight": 0.125, "b.bias": 0.125})
 
 
-def test_applied_lends_other_weights_and_gives_the_masters_back_even_after_an_error():
+def test_applied_restores_the_masters_even_after_an_error():
     strategy = prepared("no")
     before = {name: weight.clone() for name, weight in strategy.masters().items()}
     others = {name: weight + 1 for name, weight in before.items()}
@@ -58,3 +60,74 @@ def test_applied_lends_other_weights_and_gives_the_masters_back_even_after_an_er
         torch.testing.assert_close(strategy.masters(), others)
         raise KeyError
     torch.testing.assert_close(strategy.masters(), before, rtol=0, atol=0)
+
+
+PRODIGY = replace(OPTIM, name="prodigy", groups=(ParameterGroup("a.", 1.0), ParameterGroup("b.", 1.0)))
+
+
+def prodigy() -> Native:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 1)})
+    strategy = Native("no", CPU, world_size=1)
+    strategy.prepare(model, PRODIGY)
+    return strategy
+
+
+def train(strategy: Native, steps: range) -> list[float]:
+    """Linear regression; returns Prodigy's estimate d after each step."""
+    estimates = []
+    for step in steps:
+        inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        outputs = strategy.model["b"](strategy.model["a"](inputs))
+        strategy.backward((outputs - inputs.sum(1, keepdim=True)).square().mean())
+        strategy.step(1.0)
+        estimates.append(strategy._optimizer.param_groups[0]["d"])
+    return estimates
+
+
+@pytest.mark.skipif(
+    find_spec("prodigyopt") is None, reason="prodigyopt is not installed: pip install prodigyopt"
+)
+def test_a_resumed_prodigy_goes_on_with_its_estimate_bit_by_bit(tmp_path):
+    """The estimate d grows after the resume, from the numerator and the distances of all steps before it."""
+    undisturbed = prodigy()
+    estimates = train(undisturbed, range(60))
+    assert estimates[19] < estimates[29] < estimates[-1]  # otherwise nothing would depend on the checkpoint
+    interrupted = prodigy()
+    assert train(interrupted, range(20)) == estimates[:20]
+    interrupted.save(tmp_path, ema=None)
+    resumed = prodigy()
+    resumed.load(tmp_path, ema=None)
+    learned = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")
+    for group, saved in zip(
+        resumed._optimizer.param_groups, interrupted._optimizer.param_groups, strict=True
+    ):
+        assert {name: group[name] for name in learned} == {name: saved[name] for name in learned}
+    assert train(resumed, range(20, 60)) == estimates[20:]
+    torch.testing.assert_close(resumed.masters(), undisturbed.masters(), rtol=0, atol=0)
+
+
+def test_the_files_of_format_2_are_restored(tmp_path):
+    """As version 0.1 wrote them: the optimizer state by index, with the names alongside."""
+    weights = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
+    average = {name: weight + 1 for name, weight in weights.items()}
+    states = {
+        index: {"step": torch.tensor(5.0), "exp_avg": weight / 8, "exp_avg_sq": weight / 16}
+        for index, weight in enumerate(weights.values())
+    }
+    groups = [{"lr": 7.0, "base_lr": 7.0, "weight_decay": 7.0, "params": [0, 1]}]
+    optimizer = {"state": states, "param_groups": groups}
+    save_file(weights, tmp_path / "model.safetensors")
+    save_file(average, tmp_path / "ema.safetensors")
+    torch.save({"optimizer": optimizer, "names": list(weights), "scaler": {}}, tmp_path / "optimizer.pt")
+    strategy = prepared("no")
+    ema = {name: torch.zeros_like(weight) for name, weight in strategy.masters().items()}
+    strategy.load(tmp_path, ema)
+    torch.testing.assert_close(strategy.masters(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(ema, average, rtol=0, atol=0)
+    restored = strategy._optimizer.state_dict()
+    torch.testing.assert_close(restored["state"], states, rtol=0, atol=0)
+    assert (restored["param_groups"][0]["base_lr"], restored["param_groups"][0]["weight_decay"]) == (
+        1e-3,
+        0.0,
+    )
