@@ -14,6 +14,7 @@ from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import accelerate
 from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
 
 WORKER = "sdtrain"
@@ -48,59 +49,50 @@ class Host:
     environ: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Program:
-    """What every process runs: the worker's module, or a user's script instead."""
-
-    module: str = WORKER
-    script: Script | None = None
-    max_restarts: int = 0
-    launcher: str = "torchrun"
-    accelerate_config: str | None = None
-    stop_grace: float = 25.0  # seconds
-
-    def words(self, spec: RunSpec) -> tuple[str, ...]:
-        """The program and its arguments, as torchrun takes them: it replaces ${local_rank} and $$ in them."""
-        words = self.script.words if self.script else ("-m", self.module, *worker_argv.render(spec))
-        return tuple(word.replace("$", "$$") for word in words)
-
-
 def build(
     spec: RunSpec,
     cluster: Cluster,
     host: Host,
     passed_on: Mapping[str, str],
-    program: Program = Program(),
+    options: LaunchOptions,
+    script: Script | None = None,
+    worker: str = WORKER,
 ) -> LaunchPlan:
-    """The command of this node."""
+    """The command of this node; every process runs the module `worker`, or a user's script instead."""
     layout = OutputLayout(Path(spec.output_dir))
-    start = _accelerate if program.launcher == "accelerate" else _torchrun
-    argv = (host.python, *start(spec, cluster, program, layout), *program.words(spec))
+    start = _accelerate if options.launcher == "accelerate" else _torchrun
+    program = script.words if script else ("-m", worker, *worker_argv.render(spec))
+    words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
+    argv = (host.python, *start(spec, cluster, options, layout), *words)
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
-    env = {**passed_on, **_environment(layout, cluster, host, passed_on, program.stop_grace)}
-    if program.launcher == "accelerate" and spec.device == "cpu":
+    env = {**passed_on, **_environment(layout, cluster, host, passed_on, options.stop_grace)}
+    if options.launcher == "accelerate" and spec.device == "cpu":
         env["ACCELERATE_USE_CPU"] = "true"
     return LaunchPlan(argv, env, unset)
 
 
-def _torchrun(spec: RunSpec, cluster: Cluster, program: Program, layout: OutputLayout) -> tuple[str, ...]:
+def _torchrun(
+    spec: RunSpec, cluster: Cluster, options: LaunchOptions, layout: OutputLayout
+) -> tuple[str, ...]:
     return (
         *("-m", "torch.distributed.run"),
         *_rendezvous(cluster),
         f"--nproc-per-node={cluster.nproc_per_node}",
-        *([f"--max-restarts={program.max_restarts}"] if program.max_restarts else []),
+        *([f"--max-restarts={options.max_restarts}"] if options.max_restarts else []),
         "--tee=3",
         f"--log-dir={_rank_logs(layout, cluster)}",
     )
 
 
-def _accelerate(spec: RunSpec, cluster: Cluster, program: Program, layout: OutputLayout) -> tuple[str, ...]:
+def _accelerate(
+    spec: RunSpec, cluster: Cluster, options: LaunchOptions, layout: OutputLayout
+) -> tuple[str, ...]:
     """accelerate runs torchrun for several processes; a single one gets it here, for logs and restarts."""
-    start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, program.accelerate_config))
+    start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, options.accelerate_config))
     if cluster.world_size == 1:
-        return (*start, *_torchrun(spec, cluster, program, layout))
-    restarts = [f"--max_restarts={program.max_restarts}"] if program.max_restarts else []
+        return (*start, *_torchrun(spec, cluster, options, layout))
+    restarts = [f"--max_restarts={options.max_restarts}"] if options.max_restarts else []
     return (*start, *restarts, "--tee=3", f"--log_dir={_rank_logs(layout, cluster)}")
 
 

@@ -25,7 +25,7 @@ from sdlaunch.cluster import accelerate, devices
 from sdlaunch.cluster import resolve as cluster
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.resolve import Cluster
-from sdlaunch.command import Host, LaunchPlan, Program
+from sdlaunch.command import Host, LaunchPlan
 from sdlaunch.display import tables
 from sdlaunch.display.redact import secrets_of
 from sdlaunch.display.tables import Value
@@ -57,7 +57,6 @@ class JobPlan:
     cluster: Cluster
     stop_grace: float
     given: Mapping[str, str] = field(default_factory=dict)  # the settings that the user made, as typed
-    defaults: Mapping[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
     awaited: tuple[str, ...] = ()  # what is still to be downloaded
@@ -243,7 +242,6 @@ def _build(
         cluster=job.cluster,
         stop_grace=given.options.stop_grace,
         given=_as_typed(given),
-        defaults=_defaults(),
         secrets=secrets_of({**read.environ, **given.passed_on}),
         lighter=functools.partial(estimates.lighter, job),
         awaited=inspected.fetched.awaited,
@@ -263,29 +261,15 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved) -> LaunchPl
     ):  # the worker computes them: a resume with another batch has others
         names = spec.model_fields_set - {"max_train_steps"}
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})
-    program = Program(
-        read.worker,
-        resolved.script,
-        options.max_restarts,
-        options.launcher,
-        options.accelerate_config,
-        options.stop_grace,
-    )
     host = Host(read.home, sys.executable, inspected.devices.cores, environ)
     passed_on = {**online, **read.settings.passed_on}
-    return command.build(spec, inspected.cluster.cluster, host, passed_on, program)
+    return command.build(
+        spec, inspected.cluster.cluster, host, passed_on, options, resolved.script, read.worker
+    )
 
 
 def _as_typed(read: Settings) -> dict[str, str]:
     return {
         name: text if isinstance(text := given.text, str) else json.dumps(text, ensure_ascii=False)
         for name, given in read.given.items()
-    }
-
-
-def _defaults() -> dict[str, Any]:
-    return {
-        shown: model.model_fields[name].default
-        for model in (RunSpec, LaunchOptions)
-        for name, shown in settings.shown_names(model).items()
     }

@@ -10,6 +10,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.command import Host
+from sdlaunch.settings.options import LaunchOptions
 
 BASE = {"pretrained_model_name_or_path": "/mnt/model/sd", "output_dir": "/output", "device": "cpu"}
 DREAMBOOTH = RunSpec(**BASE, instance_data_dir="/mnt/dataset", mixed_precision="no")
@@ -32,7 +33,7 @@ WORKER_FLAGS = [
 
 def build(spec=DREAMBOOTH, cluster=Cluster(1, 0, None, 2), environ=None, passed_on=None, cores=8):  # noqa: B008
     host = Host(Path("/mnt/project"), "/usr/bin/python3", cores, environ or {})
-    return command.build(spec, cluster, host, passed_on or {})
+    return command.build(spec, cluster, host, passed_on or {}, LaunchOptions())
 
 
 def test_one_node():
@@ -114,7 +115,9 @@ def test_on_several_nodes_each_attempt_has_a_new_store():
 
 def test_dollars_are_doubled_for_torchrun_which_halves_them():
     spec = DREAMBOOTH.model_copy(update={"instance_prompt": "$$ ${local_rank} $(a) $HOME"})
-    argv = command.build(spec, Cluster(1, 0, None, 2), Host(Path("/p"), "python3", 8, {}), {}).argv
+    argv = command.build(
+        spec, Cluster(1, 0, None, 2), Host(Path("/p"), "python3", 8, {}), {}, LaunchOptions()
+    ).argv
     (prompt,) = (word for word in argv if word.startswith("--instance_prompt="))
     assert Template(prompt).safe_substitute(local_rank=0) == "--instance_prompt=$$ ${local_rank} $(a) $HOME"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob.problems import Problem, bad_setting, no_hardware
+from sdjob.problems import JobError, Problem, bad_setting, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.settings.options import LaunchOptions
@@ -32,36 +32,38 @@ class Config:
 
 def read(options: LaunchOptions) -> Config:
     """The file that `accelerate_config` names, with the problems of using it."""
-    path = options.accelerate_config
+    path, is_used = options.accelerate_config, options.launcher == "accelerate"
+    values: dict[str, str] = {}
     problems = []
-    if options.launcher == "accelerate" and find_spec("accelerate") is None:
+    if is_used and find_spec("accelerate") is None:
         remedy = "Install: python -m pip install accelerate; or use launcher=torchrun."
         problems.append(no_hardware("launcher", "accelerate is not installed for this Python", remedy))
-    if path is None:
-        return Config(problems=tuple(problems))
-    if options.launcher != "accelerate":
+    if path and not is_used:
         remedy = "Use launcher=accelerate, or unset accelerate_config."
         problems.append(bad_setting("accelerate_config", f"set, with launcher={options.launcher}", remedy))
-        return Config(path, problems=tuple(problems))
-    values, wrong = _scalars(path)
-    return Config(path, values, (*problems, *wrong))
+    elif path:
+        try:
+            values = _scalars(path)
+        except JobError as error:
+            problems += error.problems
+    return Config(path, values, tuple(problems))
 
 
-def _scalars(path: str) -> tuple[dict[str, str], list[Problem]]:
+def _scalars(path: str) -> dict[str, str]:
+    """Raises JobError."""
     import yaml
 
     remedy = "Give accelerate_config the path of a file made by `accelerate config`."
     try:
         root = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        found = "" if isinstance(root, dict) else f"{path} is not a mapping"
     except (OSError, UnicodeDecodeError) as error:
-        return {}, [bad_setting("accelerate_config", f"{path}: {getattr(error, 'strerror', error)}", remedy)]
+        found = f"{path}: {getattr(error, 'strerror', error)}"
     except yaml.YAMLError as error:
-        return {}, [
-            bad_setting("accelerate_config", f"{path}: {str(error).splitlines()[0]}", "Fix the YAML syntax.")
-        ]
-    if not isinstance(root, dict):
-        return {}, [bad_setting("accelerate_config", f"{path} is not a mapping", remedy)]
-    return {str(name): value for name, value in root.items() if isinstance(value, str)}, []
+        found, remedy = f"{path}: {str(error).splitlines()[0]}", "Fix the YAML syntax."
+    if found:
+        raise JobError(bad_setting("accelerate_config", found, remedy))
+    return {str(name): value for name, value in root.items() if isinstance(value, str)}
 
 
 def completed(

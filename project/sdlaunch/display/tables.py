@@ -23,11 +23,12 @@ from sdlaunch.settings.resolve import Settings
 
 @dataclass(frozen=True)
 class Value:
-    """A setting's value, its source, and the worker's flag that carries it."""
+    """A setting's value, its source, the worker's flag that carries it, and its default."""
 
     value: Any
     source: str
     flag: str | None = None
+    default: Any = None
 
 
 def settings_table(
@@ -62,7 +63,8 @@ def settings_table(
                 source = cluster.sources.get(name, source)
             flag = f"--{field}" if model is spec else None
             value = list(value) if isinstance(value, tuple) else value
-            table[name] = Value(value, computed.get(name, source), flag)
+            default = type(model).model_fields[field].default
+            table[name] = Value(value, computed.get(name, source), flag, default)
     return table
 
 

@@ -70,7 +70,7 @@ def task_of(job: JobPlan, home: Path, kind: str) -> Task:
     changed = {
         name: text
         for name, text in job.given.items()
-        if name not in _NOT_PASSED_ON and job.defaults[name] not in (value(name), text)
+        if name not in _NOT_PASSED_ON and job.settings[name].default not in (value(name), text)
     }
     env = {name: _in_container(text, volumes) for name, text in changed.items()}
     start = _MOUNTS["PROJECT_DIR"]

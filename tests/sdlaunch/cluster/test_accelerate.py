@@ -7,7 +7,8 @@ import pytest
 from sdlaunch import command
 from sdlaunch.cluster import accelerate
 from sdlaunch.cluster.resolve import Cluster
-from sdlaunch.command import Host, Program
+from sdlaunch.command import Host
+from sdlaunch.settings.options import LaunchOptions
 from tests.sdlaunch.place import launch
 from tests.sdlaunch.test_command import DREAMBOOTH, WORKER_FLAGS
 from tests.support import launcher
@@ -24,7 +25,7 @@ print(sys.argv[1], state.num_processes, state.process_index, state.device.type, 
 def build(cluster, device="cpu", **options):
     host = Host(Path("/mnt/project"), "/usr/bin/python3", 8, {})
     spec = DREAMBOOTH.model_copy(update={"device": device})
-    return command.build(spec, cluster, host, {}, Program(launcher="accelerate", **options))
+    return command.build(spec, cluster, host, {}, LaunchOptions(launcher="accelerate", **options))
 
 
 def prepare(place, **variables):
