@@ -9,9 +9,7 @@ import pytest
 
 import entrypoint
 from sdlaunch.verbs import doctor
-from tests.sdlaunch.place import clean_environment
-
-HOME = Path(__file__).resolve().parents[2]
+from tests.sdlaunch.place import HOME, clean_environment, launch
 
 
 def started(folder: Path, module: str, source: str) -> subprocess.CompletedProcess[str]:
@@ -72,3 +70,89 @@ def test_a_reader_that_has_gone_is_not_an_error(place, monkeypatch, argv, code):
     assert entrypoint.main(argv, clean_environment(**place)) == code
     sys.stdout.close()  # flushes
     sys.stderr.close()
+
+
+def test_it_works_from_any_working_directory_and_through_a_link(place, tmp_path):
+    link = tmp_path / "with space"
+    link.symlink_to(HOME)
+    done = subprocess.run(
+        ["bash", "../with space/train.sh", "check"],
+        cwd=tmp_path / "model",
+        env=clean_environment(**place),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_python_the_code_is_69(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "readlink"):
+        (tmp_path / "bin" / tool).symlink_to(f"/usr/bin/{tool}")
+    (tmp_path / "train.sh").write_text((HOME / "train.sh").read_text())
+    done = subprocess.run(
+        [str(tmp_path / "bin" / "bash"), str(tmp_path / "train.sh")],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 69
+    assert "Python" in done.stderr
+
+
+def test_without_pydantic_the_code_is_69(place):
+    script = (
+        f"import sys; sys.modules['pydantic'] = None; sys.path.insert(0, {str(HOME)!r}); "
+        "import entrypoint; sys.exit(entrypoint.start())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean_environment(**place), capture_output=True, text=True
+    )
+    assert done.returncode == 69
+    assert "pip install pydantic" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_neither_torch_nor_the_worker_is_imported(place):
+    script = (
+        f"import sys; sys.path.insert(0, {str(HOME)!r}); import entrypoint; "
+        "code = entrypoint.main(['plan'], __import__('os').environ); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'pyarrow', 'sdtrain'} & set(sys.modules); "
+        "sys.exit(f'imported: {heavy}' if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clean_environment(**place), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("verb", ["plan", "check"])
+def test_any_locale_will_do(place, verb):
+    done = launch(
+        verb,
+        **place,
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        lr="ünï",
+        ODD=b"\xff".decode("utf-8", "surrogateescape"),
+    )
+    assert done.returncode == 64
+    assert "Traceback" not in done.stderr
+    assert "→" in done.stdout
+
+
+def test_the_code_stays_when_the_reader_goes(place):
+    shell = f"bash {HOME / 'train.sh'} plan | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell], env=clean_environment(**place, lr="x"), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (64, "")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_stop_before_training_is_75_without_a_traceback(tmp_path, name):
+    source = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
+    ended = started(tmp_path, "pydantic", source)
+    assert ended.returncode == 75
+    assert ended.stderr == "stopped before training started; start again at any time\n"

@@ -33,9 +33,7 @@ def provide(
     """Find in the cache, or with `fetch` install there, what this Python lacks: of the pinned packages, and of the
     requirements.txt of a user's project (None: the project is this repository)."""
     lacking = missing(PACKAGES | FORMAT_PACKAGES)
-    own = project / "requirements.txt" if project else None
-    if own is not None and not own.is_file():
-        own = None
+    own = project / "requirements.txt" if project and (project / "requirements.txt").is_file() else None
     if "torch" in lacking or not (lacking or own):
         return fetched
     folder = cache_folder(cache_dir, environ) / "packages" / _key(lacking, own)

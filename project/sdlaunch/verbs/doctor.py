@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -91,56 +92,42 @@ def render(diagnosis: Diagnosis) -> str:
     versions, differing = found["versions"], found["not as proven"]
     alike = sum(version is not None and name not in differing for name, version in versions.items())
     sections.append(_rows(f"Versions: {alike} of {len(versions)} as proven", differing.items()))
-    problems = diagnosis.problems
-    sections.append(
-        display.problems(problems) if problems else "no problems: jobs can run on " + found["device"]
-    )
-    return "\n\n".join(sections)
+    usable = f"no problems: jobs can run on {found.get('device')}"
+    return "\n\n".join([*sections, display.problems(diagnosis.problems) if diagnosis.problems else usable])
 
 
 def _ask_torch(home: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Problem]]:
     """What `python -m sdtrain.tools.doctor` reports, or why it does not."""
     path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "sdtrain.tools.doctor"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": _TIMEOUT}
     try:
-        reply = subprocess.run(
-            command,
-            env={**environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT,
-        )
-        answers: dict[str, Any] = json.loads(reply.stdout)
+        reply = subprocess.run(command, env={**environ, "PYTHONPATH": path}, check=False, **options)
+        return json.loads(reply.stdout), []
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_TIMEOUT:.0f} s"
-    except (OSError, ValueError):
+    except ValueError:
         reason = (reply.stderr.strip().splitlines() or [f"ended with {reply.returncode}"])[-1]
-    else:
-        return answers, []
     remedy = f"Run it to see the whole error: PYTHONPATH={path} {' '.join(command)}"
     return None, [no_hardware("PyTorch", reason, remedy)]
 
 
 def _machine(found: devices.Devices) -> dict[str, str]:
     driver = re.search(r"Module\s+(\S+)", _text("/proc/driver/nvidia/version"))
-    shm = os.statvfs(system_limits.SHM) if system_limits.SHM.is_dir() else None
+    shm = system_limits.SHM
     return {
         "system": run_records.system_name(),
         "cores": str(found.cores),
         "user": f"{os.getuid()}, group {os.getgid()}",
-        "shared memory": in_units(shm.f_bavail * shm.f_frsize) if shm else "none",
+        "shared memory": in_units(shutil.disk_usage(shm).free) if shm.is_dir() else "none",
         "NVIDIA driver": driver.group(1) if driver else "none",
     }
 
 
 def _tested(home: Path, *, cuda: bool) -> dict[str, str]:
-    """Package → version of the set that was proven together."""
-    files = (
-        "requirements.txt",
-        *(("requirements-cuda.txt", "requirements-colossal.txt") if cuda else ("requirements-torch.txt",)),
-    )
-    lines = "\n".join(_text(home / "docker" / name) for name in files)
+    """Package → version of the set that was tested together."""
+    files = ("", "-cuda", "-colossal") if cuda else ("", "-torch")
+    lines = "\n".join(_text(home / "docker" / f"requirements{name}.txt") for name in files)
     return dict(re.findall(r"^([\w.-]+)==(\S+)", lines, re.MULTILINE))
 
 
