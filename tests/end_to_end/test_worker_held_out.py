@@ -1,4 +1,4 @@
-"""The loss on held-out images: what it is, stable, of the exported weights, the same on any number of processes."""
+"""The held-out loss: its value, of the exported weights, the same on any number of processes."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.support.worker import losses, scalars
 
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory):
-    """Three captioned drawings that are in no training set."""
+    """Three captioned images outside of every training set."""
     folder = tmp_path_factory.mktemp("unseen")
     rows = []
     for number, scene in enumerate(scenes(3, seed=9)):
@@ -48,7 +48,7 @@ def reference(model, images: Images, seed: int) -> float:
     return sum(errors) / len(errors)
 
 
-def test_it_is_the_loss_of_the_base_before_and_of_the_result_after(train, eps_model, unseen):
+def test_it_is_the_loss_of_the_base_model_before_and_of_the_result_after(train, eps_model, unseen):
     output = train(validation_data_dir=unseen, use_ema=True, ema_decay=0.5, learning_rate=1e-2)
     images = Images.read("unseen", unseen, 32)
     found = scalars(output)["validation/loss"]
@@ -61,7 +61,7 @@ def test_it_is_the_loss_of_the_base_before_and_of_the_result_after(train, eps_mo
 
 @pytest.mark.parametrize("plugin", ["torch_ddp", "fsdp"])
 def test_it_is_the_same_on_two_processes_and_changes_nothing(train, unseen, plugin):
-    """Three images on two processes: one of them computes one that does not count, so that none waits."""
+    """Three images on two processes: one process computes an image that does not count."""
     settings = {"max_train_steps": 4, "validation_steps": 2, "random_flip": True}
     alone = train("alone", **settings, validation_data_dir=unseen, train_batch_size=2)
     both = train("both", **settings, validation_data_dir=unseen, ranks=2, plugin=plugin)
@@ -84,25 +84,27 @@ def test_a_subject_is_measured_under_its_prompt_and_only_as_many_as_asked(train,
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_held_out_images_that_are_not_there_are_66(train, tmp_path, capsys):
+def test_missing_held_out_images_are_66(train, tmp_path, capsys):
     train(code=66, validation_data_dir=tmp_path / "nothing")
     assert "nothing" in capsys.readouterr().err
 
 
 def folder_of(images, numbers, folder):
-    """Some of the captioned drawings, renumbered."""
+    """Copies of some captioned images, renumbered."""
     rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
     folder.mkdir()
     lines = []
-    for place, number in enumerate(numbers):
-        (folder / f"{place}.png").write_bytes((images / f"{number}.png").read_bytes())
-        lines.append(json.dumps({**rows[number], "file_name": f"{place}.png"}))
+    for index, number in enumerate(numbers):
+        (folder / f"{index}.png").write_bytes((images / f"{number}.png").read_bytes())
+        lines.append(json.dumps({**rows[number], "file_name": f"{index}.png"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 
 
-def test_a_share_of_the_dataset_is_as_good_as_a_folder_of_its_own(train, captioned, tmp_path, capfd):
-    """And the rest as a dataset of its own, on two processes too."""
+def test_a_fraction_of_the_dataset_gives_the_same_loss_as_a_separate_folder(
+    train, captioned, tmp_path, capfd
+):
+    """And the rest the same training losses as a separate dataset, on two processes too."""
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.3)
     kept, held = split(spec, [6])
     data, unseen = (
@@ -110,19 +112,19 @@ def test_a_share_of_the_dataset_is_as_good_as_a_folder_of_its_own(train, caption
     )
     settings = {"max_train_steps": 6, "validation_steps": 3, "center_crop": True}
     wanted = train("two", train_data_dir=data, validation_data_dir=unseen, train_batch_size=2, **settings)
-    output = train("share", ranks=2, validation_split=0.3, cache_latents="memory", **settings)
+    output = train("split", ranks=2, validation_split=0.3, cache_latents="memory", **settings)
     assert "2 of 6 images are held out" in capfd.readouterr().out
     assert losses(output) == pytest.approx(losses(wanted), rel=1e-5)
     found, there = (scalars(folder)["validation/loss"] for folder in (output, wanted))
     assert sorted(found) == [0, 3, 6] and found == pytest.approx(there, rel=1e-5)
     report = json.loads((output / "report.json").read_text())
     assert (report["num_examples"], report["held_out_examples"]) == (4, 2)
-    # A run goes on only with the same share.
-    train("share", code=64, validation_split=0.4, **{**settings, "max_train_steps": 7})
+    # A run resumes only with the same fraction.
+    train("split", code=64, validation_split=0.4, **{**settings, "max_train_steps": 7})
     assert "validation_split" in capfd.readouterr().err
 
 
-def test_each_subject_has_its_share(train, instance, of_class, tmp_path):
+def test_a_fraction_of_each_subject_is_held_out(train, instance, of_class, tmp_path):
     concepts = [
         {"instance_data_dir": str(instance), "instance_prompt": "a photo of sks cross"},
         {"instance_data_dir": str(of_class), "instance_prompt": "a photo of zwx", "weight": 0.5},
@@ -135,12 +137,12 @@ def test_each_subject_has_its_share(train, instance, of_class, tmp_path):
     held = split(
         RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=7, validation_split=0.25), [3, 4]
     )
-    drawings = [
+    subjects = [
         Images.read("unseen", folder, 32, c["instance_prompt"])
         for folder, c in zip((instance, of_class), concepts, strict=True)
     ]
-    pixels = [image for of in drawings for image in of.pixels]
-    captions = [text for of in drawings for text in of.captions]
+    pixels = [image for subject in subjects for image in subject.pixels]
+    captions = [text for subject in subjects for text in subject.captions]
     unseen = Images("unseen", [pixels[i] for i in held[1]], [captions[i] for i in held[1]])
     assert scalars(output)["validation/loss"][0] == pytest.approx(
         reference(report["pretrained_model_name_or_path"], unseen, seed=7), rel=1e-5

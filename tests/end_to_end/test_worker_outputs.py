@@ -1,4 +1,4 @@
-"""What a run leaves behind: TensorBoard, samples, report."""
+"""The outputs of a run: metrics, TensorBoard, samples, report."""
 
 import json
 from datetime import datetime, timezone
@@ -55,7 +55,7 @@ def events(run):
     return events.Reload()
 
 
-def test_the_timed_step_is_in_the_report_beside_a_published_loss(run, report):
+def test_the_timed_step_is_in_the_report_with_the_published_loss(run, report):
     timed = report["timed_step"]
     assert timed["step"] == 3
     assert timed["loss"] == pytest.approx(losses(run)[2], rel=1e-6)
@@ -113,7 +113,7 @@ def test_before_and_after(run):
     assert sheet.crop((left, top, left + 64, top + 64)).tobytes() == last.tobytes()
 
 
-def test_settings_are_shown_as_text(events):
+def test_settings_are_a_text_in_tensorboard(events):
     (event,) = events.Tensors("settings/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     for flag in ("--recipe=text_to_image", "--max_train_steps=4", "--use_ema", "--seed=7"):
@@ -216,7 +216,7 @@ def test_scalars_come_every_so_many_steps_and_at_both_ends(train):
     assert sorted(found["train/loss"]) == [1, 3, 6, 7]
 
 
-def test_a_resumed_run_shows_a_loss_from_its_first_step_on(train, capsys):
+def test_a_resumed_run_shows_a_loss_from_its_first_step(train, capsys):
     output = train(max_train_steps=3, logging_steps=10)
     assert "nan" not in capsys.readouterr().out
     mean = json.loads((output / "report.json").read_text())["mean_loss"]
@@ -224,17 +224,17 @@ def test_a_resumed_run_shows_a_loss_from_its_first_step_on(train, capsys):
     assert f"step    4/5  mean loss {mean:.4f}  lr" in capsys.readouterr().out
 
 
-def test_samples_are_of_the_averaged_weights(train):
+def test_samples_are_of_the_ema_weights(train):
     settings = {"validation_prompts": ["a cross"], "num_validation_images": 1, "validation_steps": 1}
     plain = train("plain", learning_rate=0.05, **settings)
-    # decay 0: the average is the weights themselves, to rounding
+    # decay 0: the EMA equals the weights, to rounding
     same = train("same", learning_rate=0.05, use_ema=True, ema_decay=0.0, **settings)
     slow = train("slow", learning_rate=0.05, use_ema=True, ema_decay=0.999, **settings)
     for step in (1, 2, 3):
         images = [np.asarray(Image.open(o / first_sample(step)), dtype=int) for o in (plain, same, slow)]
         assert np.abs(images[1] - images[0]).max() <= 2
     assert np.abs(images[2] - images[0]).max() > 2
-    assert losses(slow) == losses(plain)  # drawing gives the trained weights back
+    assert losses(slow) == losses(plain)  # sampling restores the trained weights
 
 
 def first_sample(step: int) -> str:

@@ -1,4 +1,4 @@
-"""What a run says of itself: progress, metrics, anomalies, report.json and report.html.
+"""What a run reports: progress, metrics, anomalies, report.json and report.html.
 
 Start reading: metrics.py, then report.py.
 May import: torch, tensorboard, sdjob.

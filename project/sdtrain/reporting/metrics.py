@@ -52,18 +52,23 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[StepMetrics]:
-    """The metrics of each step, in order. A line supersedes those of later steps above it, which a resumed run
-    repeats; lines that were cut off are skipped. Without a file: none."""
+    """The metrics of each step, in order; none without a file.
+
+    A line supersedes those of later steps above it, which a resumed run repeats. Incomplete lines are skipped.
+    """
+    if not path.exists():
+        return []
     steps: dict[int, dict[str, Any]] = {}
     names = {each.name for each in fields(StepMetrics)}
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
         try:
             values = {name: value for name, value in json.loads(line).items() if name in names}
-        except ValueError:
+            step = values["step"]
+        except (ValueError, KeyError, AttributeError):
             continue
-        while steps and next(reversed(steps)) > values["step"]:
+        while steps and next(reversed(steps)) > step:
             steps.popitem()
-        steps[values["step"]] = {**steps.get(values["step"], {}), **values}
+        steps[step] = {**steps.get(step, {}), **values}
     return [StepMetrics(**values) for values in steps.values()]
 
 

@@ -1,4 +1,4 @@
-"""Validation: samples of the same prompts and seeds, and the loss on held-out images, before, during and after."""
+"""Validation before, during and after training: samples of fixed prompts and seeds, and the held-out loss."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sdtrain.validation import held_out_loss
 from sdtrain.validation.grid import grid, image_name
 
 
-def folder_of(layout: OutputLayout, step: int) -> Path:
+def samples_folder(layout: OutputLayout, step: int) -> Path:
     return layout.samples / f"step-{step:06d}"
 
 
 def validate(training: Training, step: int) -> float | None:
-    """Samples and held-out loss after a step, as far as they were asked for; returns the loss. Collective.
+    """Write samples and compute the held-out loss after a step, if the settings ask for them. Collective.
 
-    Raises Stopped when asked to stop before all is generated and measured; who calls this has to save.
+    Returns the loss. Raises Stopped when asked to stop before the end; the caller has to save.
     """
     if training.spec.validation_prompts:
         write_samples(training, step)
@@ -47,7 +47,7 @@ def write_samples(training: Training, step: int) -> None:
     Raises Stopped when asked to stop before all are generated.
     """
     spec, world = training.spec, training.world
-    folder = folder_of(training.layout, step)
+    folder = samples_folder(training.layout, step)
     with training.averaged():
         complete = _write_slice(training, folder)
     if world.any(not complete):
@@ -80,9 +80,9 @@ def _write_slice(training: Training, folder: Path) -> bool:
 
 
 def before_after(training: Training) -> Image.Image | None:
-    """The grid of the first and the last samples; None where a resumed run has no first ones."""
+    """The grid of the first and the last samples; None if the first ones are missing, as in some resumed runs."""
     spec, layout = training.spec, training.layout
-    before, after = folder_of(layout, 0), folder_of(layout, spec.max_train_steps)
+    before, after = samples_folder(layout, 0), samples_folder(layout, spec.max_train_steps)
     try:
         return grid(
             {"before": before, f"after {spec.max_train_steps} steps": after},
@@ -90,5 +90,5 @@ def before_after(training: Training) -> Image.Image | None:
             spec.num_validation_images,
         )
     except FileNotFoundError:
-        say(f"no before/after grid: the samples in {before} are not all there")
+        say(f"no before/after grid: samples are missing in {before}")
         return None

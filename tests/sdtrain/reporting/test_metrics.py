@@ -57,9 +57,9 @@ def test_a_run_resumed_from_before_there_was_a_file_starts_at_its_step(tmp_path)
     assert [each.step for each in read(path)] == [4, 5]
 
 
-def test_metrics_of_another_version_are_ignored(tmp_path):
+def test_foreign_metrics_and_lines_are_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0, "time": 3.0, "temperature": 4.0}\n')
+    path.write_text('{"step": 1, "loss": 2.0, "time": 3.0, "temperature": 4.0}\n\n{}\n5\n')
     assert read(path) == [StepMetrics(1, loss=2.0, time=3.0)]
 
 
