@@ -371,8 +371,12 @@ class RunSpec(BaseModel):
     lora_target_modules: Annotated[
         tuple[str, ...],
         BeforeValidator(comma_list),
-        Setting("ema and lora", "layers that get a LoRA", unit="names, separated by commas"),
-    ] = ("to_k", "to_q", "to_v", "to_out.0")
+        Setting(
+            "ema and lora",
+            "layers of the denoiser that get a LoRA; empty: its attention, such as to_k,to_q,to_v,to_out.0",
+            unit="names, separated by commas",
+        ),
+    ] = ()
 
     # --- checkpoints ---------------------------------------------------------------------------------
     checkpointing_steps: Annotated[
