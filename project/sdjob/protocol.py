@@ -129,12 +129,9 @@ class ExitNote:
         files.write_text(notes / _EXIT_NOTE.format(self.rank), json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def read(cls, notes: Path, rank: int) -> ExitNote | None:
-        return _read(cls, notes / _EXIT_NOTE.format(rank))
-
-    @classmethod
     def read_all(cls, notes: Path) -> tuple[ExitNote, ...]:
-        return tuple(note for rank in _ranks(notes, _EXIT_NOTE) if (note := cls.read(notes, rank)))
+        paths = (notes / _EXIT_NOTE.format(rank) for rank in _ranks(notes, _EXIT_NOTE))
+        return tuple(note for path in paths if (note := _read(cls, path)))
 
     @staticmethod
     def remove(notes: Path, rank: int) -> None:

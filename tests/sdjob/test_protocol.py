@@ -34,7 +34,7 @@ DAMAGED = [
 def test_an_exit_note_comes_back(tmp_path, note):
     folder = tmp_path / "new" / "notes"
     note.write(folder)
-    assert ExitNote.read(folder, note.rank) == note
+    assert ExitNote.read_all(folder) == (note,)
     assert len(list(folder.iterdir())) == 1  # nothing temporary
 
 
@@ -73,7 +73,6 @@ def test_touching_the_file_is_a_sign_of_life_as_documented_for_scripts(tmp_path)
 def test_a_damaged_message_is_none(tmp_path, content):
     (tmp_path / "rank-0.json").write_bytes(content)
     (tmp_path / "alive-0").write_bytes(content)
-    assert ExitNote.read(tmp_path, 0) is None
     assert Heartbeat.read(tmp_path, 0) is None
     assert (ExitNote.read_all(tmp_path), Heartbeat.read_all(tmp_path)) == ((), {})
 

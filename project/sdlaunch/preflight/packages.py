@@ -24,6 +24,7 @@ PACKAGES = {
     "tqdm": "tqdm",
     "peft": "peft",
     "tokenizers": "tokenizers",
+    "psutil": "psutil",
 }
 FORMAT_PACKAGES = {name: name for each in FORMATS for name in each.packages}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -37,6 +37,7 @@ _AFTER_SIGNAL: dict[int, str] = {
     signal.SIGKILL: "look at the memory of the host and at who sends signals",
     signal.SIGBUS: "give the container more shared memory (--shm-size), or set dataloader_num_workers=0",
 }
+_START_AGAIN = "Start the same command again: it resumes from the newest whole checkpoint, if there is one."
 _AFTER_CRASH = "look for the position in the log of that rank; try another plugin or attention backend"
 
 
@@ -65,20 +66,10 @@ class Ending:
         )
 
     @cached_property
-    def explained(self) -> bool:
-        """Whether the first failure is more than a crash, which may only follow from the loss of a peer."""
-        return bool(self.failures) and self.failures[0].code != ExitCode.TRAINING_FAILED
-
-    @cached_property
     def root(self) -> tuple[int | None, int | None]:
         """(rank, exit status) of the first failure in torchrun's table."""
         match = _ROOT_CAUSE.search("\n".join(self.log_tail))
         return (int(match[1]), int(match[2])) if match else (None, None)
-
-    @cached_property
-    def last_step(self) -> int | None:
-        steps = [note.step for note in self.notes] + [beat.step for beat in self.heartbeats]
-        return max((step for step in steps if step is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -126,8 +117,11 @@ def refused(problems: Sequence[Problem]) -> Verdict:
 
 
 def judge(end: Ending) -> Verdict:
-    """The verdict of the first rule that applies."""
-    return next(verdict for rule in _RULES if (verdict := rule(end)))
+    """The verdict of the first rule that applies, with the last step that any rank reported."""
+    verdict = next(verdict for rule in _RULES if (verdict := rule(end)))
+    steps = [note.step for note in end.notes] + [beat.step for beat in end.heartbeats]
+    last = max((step for step in steps if step), default=None)
+    return replace(verdict, step=verdict.step or last)
 
 
 def advised(verdict: Verdict, settings: Sequence[str]) -> Verdict:
@@ -153,19 +147,19 @@ def _hung(end: Ending) -> Verdict | None:
         "Start again to resume. If it happens again, read the stacks in logs/: a rank that does not wait in "
         "torch.distributed holds up the others. If the job is only slow, raise hang_timeout.",
         end.hang.culprit(),
-        end.last_step,
         traceback=end.hang.text() or None,
         special="hang",
     )
 
 
 def _out_of_host_memory(end: Ending) -> Verdict | None:
-    """Peers of a killed process fail too: their notes are not the cause."""
-    if not end.oom_kills or end.returncode == 0 or end.explained:
+    """Peers of a killed process fail too, so that a crash explains nothing."""
+    explained = end.failures and end.failures[0].code != ExitCode.TRAINING_FAILED
+    if not end.oom_kills or end.returncode == 0 or explained:
         return None
     evidence = f"the kernel killed {end.oom_kills} processes for memory (memory.events: oom_kill)"
     remedy = "Give the container more memory, or use fewer dataloader_num_workers or processes."
-    return Verdict(ExitCode.OUT_OF_MEMORY, (evidence,), remedy, end.root[0], end.last_step)
+    return Verdict(ExitCode.OUT_OF_MEMORY, (evidence,), remedy, end.root[0])
 
 
 def _killed(end: Ending) -> Verdict | None:
@@ -173,20 +167,16 @@ def _killed(end: Ending) -> Verdict | None:
     rank, status = end.root
     if status is None or status >= 0 or end.forced_at is not None:
         return None
-    # A worker answers a request to stop by itself. Peers of a killed rank may fail, but without any other cause.
+    # A worker answers a request to stop by itself. Peers of a killed rank may fail, but only by a crash.
     if -status in WORKER_STOP_SIGNALS or any(n.code != ExitCode.TRAINING_FAILED for n in end.failures):
         return None
     killed = -status == signal.SIGKILL
     if not killed and (from_log := _from_log(end)):
         return from_log
-    return Verdict(
-        ExitCode.TRAINING_FAILED,
-        (f"rank {rank} was killed by {_in_words(status)}, and not by the launcher",),
-        f"Start again to resume. If it happens again, {_AFTER_SIGNAL.get(-status, _AFTER_CRASH)}.",
-        rank,
-        end.last_step,
-        special="killed from outside" if killed else "crashed",
-    )
+    evidence = f"rank {rank} was killed by {_in_words(status)}, and not by the launcher"
+    remedy = f"Start again to resume. If it happens again, {_AFTER_SIGNAL.get(-status, _AFTER_CRASH)}."
+    special = "killed from outside" if killed else "crashed"
+    return Verdict(ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, special=special)
 
 
 def _failed(end: Ending) -> Verdict | None:
@@ -194,14 +184,15 @@ def _failed(end: Ending) -> Verdict | None:
     if not end.failures:
         return None
     note = end.failures[0]
-    found = (note.error,) if note.error else tuple(f"{p.subject}: {p.found}" for p in note.problems)
+    evidence = [note.error] if note.error else [f"{p.subject}: {p.found}" for p in note.problems]
     remedies = [problem.remedy for problem in note.problems if problem.remedy]
+    remedies.append("Read the log of that rank; the settings are in run/spec.yaml.")
     return Verdict(
         note.code,
-        found,
-        remedies[0] if remedies else "Read the log of that rank; the settings are in run/spec.yaml.",
+        tuple(evidence),
+        remedies[0],
         note.rank,
-        end.last_step if note.step is None else note.step,
+        note.step,
         note.problems,
         note.traceback or None,
         _class_of(note),
@@ -223,7 +214,10 @@ def _saved(end: Ending) -> Verdict | None:
     if not notes:
         return None
     how = "saved and ended" if notes[0].step else "ended before the first step"
-    return _stopped(notes[0].step or None, f"the workers {how}", notes[0].problems)
+    evidence = f"the workers {how}"
+    return Verdict(
+        ExitCode.STOPPED, (evidence,), _START_AGAIN, step=notes[0].step, problems=notes[0].problems
+    )
 
 
 def _finished(end: Ending) -> Verdict | None:
@@ -231,17 +225,15 @@ def _finished(end: Ending) -> Verdict | None:
 
 
 def _interrupted(end: Ending) -> Verdict | None:
-    if end.stopped_by is None:
-        return None
-    return _stopped(end.last_step, "the workers were ended before they had saved")
+    evidence = "the workers were ended before they had saved"
+    return Verdict(ExitCode.STOPPED, (evidence,), _START_AGAIN) if end.stopped_by is not None else None
 
 
 def _from_log(end: Ending) -> Verdict | None:
     """The log has a line that is sure to name the cause."""
     for pattern, code, remedy in _TELLING_LINES:
-        line = next((line.strip() for line in end.log_tail if pattern.search(line)), None)
-        if line:
-            return Verdict(code, (line,), remedy, end.root[0], end.last_step)
+        if line := next((line for line in end.log_tail if pattern.search(line)), None):
+            return Verdict(code, (line.strip(),), remedy, end.root[0])
     return None
 
 
@@ -252,8 +244,7 @@ def _unexplained(end: Ending) -> Verdict:
         evidence += [line.rstrip() for line in end.log_tail if line.strip()][-3:]
     else:
         evidence.append(f"rank {rank} failed first, with {_in_words(status)}")
-    remedy = "Read the log of that rank."
-    return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), remedy, rank, end.last_step)
+    return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), "Read the log of that rank.", rank)
 
 
 # What the workers report goes before what is inferred from how they ended.
@@ -270,16 +261,9 @@ _RULES: tuple[Callable[[Ending], Verdict | None], ...] = (
 )
 
 
-def _stopped(step: int | None, evidence: str, problems: Iterable[Problem] = ()) -> Verdict:
-    remedy = "Start the same command again: it resumes from the newest whole checkpoint, if there is one."
-    return Verdict(ExitCode.STOPPED, (evidence,), remedy, None, step, tuple(problems))
-
-
 def _in_words(status: int) -> str:
     """An exit status as Python gives it: negative for a signal."""
     if status >= 0:
         return f"exit status {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+    known = -status in set(signal.Signals)
+    return signal.Signals(-status).name if known else f"signal {-status}"

@@ -1,9 +1,10 @@
-"""One verdict from all evidence."""
+"""One verdict from all evidence, by the first rule that applies."""
 
 import pytest
 
 from sdjob.problems import Problem
 from sdjob.protocol import ExitNote, Heartbeat
+from sdlaunch.supervise.hang import Hang
 from sdlaunch.supervise.verdict import Ending, advised, judge
 
 
@@ -92,3 +93,51 @@ def test_a_device_without_memory_is_told_what_would_fit():
     assert advised(verdict, []) == verdict
     bug = judge(ending(notes=(note(code=70),)))
     assert advised(bug, ["lora_rank=16"]) == bug
+
+
+@pytest.mark.parametrize(("noted", "step"), [(None, 41), (7, 7)])
+def test_the_step_of_a_failure_is_that_of_its_note_or_else_of_the_last_heartbeat(noted, step):
+    verdict = judge(
+        ending(notes=(ExitNote(0, 70, noted, error="E"),), heartbeats=(Heartbeat(1, "step", 41),))
+    )
+    assert verdict.step == step
+
+
+def test_a_crash_that_a_restart_repaired_is_not_the_verdict_but_a_problem_is():
+    crash, problem = ExitNote(0, 70), Problem(70, "loss", "is nan", "Lower lr.")
+    assert judge(ending(returncode=0, notes=(crash,))).code == 0
+    assert (
+        judge(ending(returncode=0, notes=(ExitNote(0, 70, problems=(problem,)),))).failure_class == "diverged"
+    )
+
+
+@pytest.mark.parametrize(
+    ("log", "evidence"),
+    [
+        (("a", "", "b\t", "c", "d"), ("torchrun ended with exit status 1", "b", "c", "d")),
+        (
+            (*KILLED[:2], "  exitcode  : 3 (pid: 5)"),
+            ("torchrun ended with exit status 1", "rank 1 failed first, with exit status 3"),
+        ),
+    ],
+)
+def test_without_any_word_the_log_and_the_exit_status_are_the_evidence(log, evidence):
+    assert judge(ending(log_tail=log)).evidence == evidence
+
+
+def test_a_hang_goes_before_everything_and_names_the_stages():
+    hang = Hang(61.4, {0: "x", 1: "y"})
+    beats = (Heartbeat(1, "step", 41), Heartbeat(2, "validation loss", 40))
+    verdict = judge(ending(hang=hang, heartbeats=beats, notes=(note(code=66),), oom_kills=1))
+    assert (verdict.code, verdict.failure_class, verdict.step) == (70, "hang", 41)
+    assert (
+        verdict.evidence[0] == "no progress on any rank for 61 s (hang_timeout); last: step, validation loss"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "told", "words"), [(0, None, "ended before the first step"), (5, 5, "saved and ended")]
+)
+def test_a_stop_tells_whether_anything_was_saved(step, told, words):
+    verdict = judge(ending(returncode=0, notes=(ExitNote(0, 75, step),)))
+    assert (verdict.code, verdict.step, verdict.evidence) == (75, told, (f"the workers {words}",))
