@@ -54,7 +54,8 @@ def meaning_of(code: int) -> Meaning:
     return MEANINGS[ExitCode(code) if known else ExitCode.TRAINING_FAILED]
 
 
-_BEFORE_START = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)
+# Codes of jobs that are refused: the same start would be refused again. In the order of their precedence.
+REFUSED = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)
 
 
 @dataclass(frozen=True, order=True)
@@ -91,7 +92,7 @@ class JobError(Exception):
 def exit_code(problems: Iterable[Problem]) -> int:
     """The exit code of a job with these problems: the first of 64, 66, 69, 73 that occurs, then any other."""
     codes = {problem.code for problem in problems}
-    ordered = [int(code) for code in _BEFORE_START if code in codes] + sorted(codes)
+    ordered = [int(code) for code in REFUSED if code in codes] + sorted(codes)
     return ordered[0] if ordered else int(ExitCode.FINISHED)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdjob.problems import ExitCode
+from sdjob.problems import REFUSED
 from sdlaunch.emit.task import NAME, Task, escape_dollars, to_yaml
 
 KINDS = ("trainjob", "job")
@@ -13,7 +13,6 @@ _PORT = 29400
 _CLAIM = f"""\
 # All nodes write into one folder: make a PersistentVolumeClaim {NAME}-output of the kind ReadWriteMany first,
 # or name one that you have."""
-_FINAL = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)
 
 
 def render(task: Task) -> str:
@@ -49,7 +48,7 @@ def _train_job(task: Task) -> list[dict[str, Any]]:
 
 def _indexed_job(task: Task) -> list[dict[str, Any]]:
     """A Job whose pods know their index, and a service that gives the first one a name."""
-    refused = {"operator": "In", "values": [int(code) for code in _FINAL]}
+    refused = {"operator": "In", "values": [int(code) for code in REFUSED]}
     job = {
         **_head("batch/v1", "Job"),
         "spec": {
