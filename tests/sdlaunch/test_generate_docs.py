@@ -1,4 +1,4 @@
-"""What is generated from the schema is not stale, and the presets are right."""
+"""Tests of generate_docs and of settings/other_trainers: generated text is up to date, and presets are right."""
 
 import re
 

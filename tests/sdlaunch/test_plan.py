@@ -7,16 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sdjob.dataset.formats.folder import FOLDER
-from sdjob.dataset.formats.parquet import PARQUET
-from sdjob.dataset.formats.saved import SAVED
 from sdlaunch import plan
-from sdlaunch.preflight import packages
 from tests.sdlaunch.place import HOME, clean_environment, launch, make_place, plan_json
 
 TUTORIAL = {
@@ -209,52 +204,6 @@ def test_too_many_processes_for_the_devices(place, monkeypatch):
     assert "2 cuda devices" in job.problems[0].found
     assert found(prepare(place, NPROC_PER_NODE="2")) == []
     assert prepare(place).settings["mixed_precision"].value == "bf16"
-
-
-@pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_the_package_of_an_optimizer_is_required_before_the_job_starts(
-    place, monkeypatch, optimizer, package
-):
-    there = packages.find_spec
-    monkeypatch.setattr(packages, "find_spec", lambda name: there("json" if name == package else name))
-    assert prepare(place, optimizer=optimizer).problems == ()
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else there(name))
-    (problem,) = prepare(place, optimizer=optimizer).problems
-    assert (problem.subject, problem.code) == ("optimizer", 69)
-    assert f"pip install {package}" in problem.remedy
-
-
-def test_missing_packages_are_a_problem_with_the_command_that_installs_them(place, monkeypatch):
-    monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
-    (problem,) = prepare(place).problems
-    assert problem.code == 69
-    assert "pip install no-such-package" in problem.remedy
-
-
-def without(monkeypatch, package):
-    here = packages.find_spec
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else here(name))
-
-
-def test_every_run_needs_peft(place, monkeypatch):
-    without(monkeypatch, "peft")
-    assert found(prepare(place)) == [("Python packages", 69)]
-
-
-@pytest.mark.parametrize(("data_format", "code"), [(FOLDER, 0), (PARQUET, 69), (SAVED, 69)])
-def test_only_tables_need_pyarrow(place, monkeypatch, data_format, code):
-    without(monkeypatch, "pyarrow")
-    look = plan.inputs.look
-
-    def looked(*given):
-        contents = look(*given)
-        return replace(contents, dataset=replace(contents.dataset, format=data_format))
-
-    monkeypatch.setattr(plan.inputs, "look", looked)
-    problems = prepare(place, verify_images="none").problems
-    assert [(problem.subject, problem.code) for problem in problems] == (
-        [("Python packages", code)] if code else []
-    )
 
 
 def test_problems_of_the_cluster_are_settings(place):

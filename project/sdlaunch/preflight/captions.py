@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from sdjob.problems import bad_input
+from sdjob.settings.recipes import with_subjects
 from sdlaunch.preflight.job import Finding, Job
 
 SAMPLED_CAPTIONS = 2000
@@ -19,6 +20,8 @@ def findings(job: Job) -> list[Finding]:
         return []
     checked = f"{'' if len(texts) == data.num_examples else 'the first '}{len(texts):,} captions"
     if empty == len(texts):
-        remedy = "Write captions, set caption_column to the column that holds them, or use recipe=dreambooth."
+        remedy = (
+            f"Write captions, set caption_column to the column that holds them, or use {with_subjects()}."
+        )
         return [bad_input("DATASET_DIR", f"{data.path}: all of {checked} are empty", remedy)]
     return [f"DATASET_DIR: {empty:,} of {checked} are empty: their images are trained on without a prompt"]

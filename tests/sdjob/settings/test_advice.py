@@ -1,4 +1,4 @@
-"""Settings that are allowed but probably not intended."""
+"""Tests of advice: settings that are allowed but probably not intended."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which settings work together, and where."""
+"""Tests of compatibility: which settings work together, and where."""
 
 from pathlib import Path
 
@@ -118,11 +118,16 @@ def test_what_does_not_work_is_one_problem(values, topology, subject, code):
 
 
 @pytest.mark.parametrize(
-    ("device", "computes_in"),
-    [("cpu", "no or bf16"), ("npu", "no or bf16"), ("mps", "no or bf16")],
+    ("device", "computes_in", "shown"),
+    [
+        ("cpu", "no or bf16", "CPU, which has no fast fp16"),
+        ("npu", "no or bf16", "npu device without it"),
+        ("mps", "no or bf16", "mps device without it"),
+    ],
 )
-def test_what_a_device_computes_in_is_the_remedy(device, computes_in):
+def test_what_a_device_computes_in_is_the_remedy(device, computes_in, shown):
     (problem,) = problems(spec(mixed_precision="fp16"), Topology(device, 1, fp16=False))
+    assert problem.found == f"mixed_precision=fp16 on a {shown}"
     assert problem.remedy == f"Use mixed_precision={computes_in}."
 
 

@@ -1,4 +1,4 @@
-"""A spec becomes flags and comes back the same."""
+"""Tests of flags: a spec becomes flags and comes back the same."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A recipe's own values stand where nobody gave any, and nowhere else."""
+"""Tests of presets: they apply where no source sets a value, and nowhere else."""
 
 import pytest
 
@@ -18,7 +18,7 @@ LORA, PRODIGY, CAPTIONED = "lora_rank above 0", "optimizer=prodigy", "recipe=tex
         ({"lora_rank": 4, "recipe": "text_to_image"}, 1e-4, LORA),
         ({"lora_rank": 4, "optimizer": "prodigy"}, 1.0, PRODIGY),
         ({"lora_rank": 4, "learning_rate": 3e-4}, 3e-4, None),
-        ({"lora_rank": 4, "learning_rate": 5e-6}, 5e-6, None),  # the plain default, but somebody's wish
+        ({"lora_rank": 4, "learning_rate": 5e-6}, 5e-6, None),  # the plain default, but set
         ({"optimizer": "prodigy", "learning_rate": 0.5}, 0.5, None),
     ],
 )

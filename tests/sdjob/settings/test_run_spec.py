@@ -1,4 +1,4 @@
-"""The schema: every setting is described, every name means one thing."""
+"""Tests of run_spec, fields and choices: every setting is described, every name means one thing."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Which images are decoded before a job starts, and what bad ones mean."""
+"""Tests of the check of images: which are decoded before a job starts, and what unusable ones mean."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Settings: which source wins, what the sources say, what is refused."""
+"""Tests of resolve, sources and options: which source wins, what the sources say, what is refused."""
 
 import pytest
 

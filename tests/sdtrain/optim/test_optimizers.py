@@ -1,4 +1,4 @@
-"""Optimizers of other libraries: what they are built with, and what is said when one is not installed."""
+"""Tests of optimizers: what those of other libraries are built with, and the message when one is not installed."""
 
 import sys
 from importlib.util import find_spec
@@ -36,7 +36,7 @@ def test_adamw8bit_is_that_of_bitsandbytes(monkeypatch):
 
 
 @pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_a_missing_package_is_69_with_the_command_that_mends_it(
+def test_a_missing_package_is_69_with_the_command_that_installs_it(
     train, monkeypatch, capsys, optimizer, package
 ):
     monkeypatch.setitem(sys.modules, package, None)
@@ -54,7 +54,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 @needs_bitsandbytes
 def test_adamw8bit_follows_adamw_with_a_quarter_of_its_memory():
-    """On this device: the real one, on a weight of the size from which on its moments are of 8 bits."""
+    """On this device: the real one, on a weight of the size from which on its state has 8 bits."""
     torch.manual_seed(0)
     start = torch.randn(64, 128)
     trained = {name: torch.nn.Parameter(start.clone()) for name in ("adamw", "adamw8bit")}
@@ -91,7 +91,7 @@ def test_adafactor_has_no_second_moment_of_full_size():
     assert {"exp_avg_sq_row", "exp_avg_sq_col"} <= state.keys() and "exp_avg_sq" not in state
 
 
-def test_only_what_prodigy_has_learnt_is_taken_from_a_checkpoint():
+def test_only_what_prodigy_has_learned_is_taken_from_a_checkpoint():
     now = [{"lr": 1.0, "weight_decay": 0.1, "d": 1e-6, "d0": 1e-6, "k": 0, "params": [0]}]
     saved = [{"lr": 0.5, "weight_decay": 0.0, "d": 3e-4, "d0": 1e-6, "k": 7, "params": [0], "d_hat": 2e-4}]
     assert optimizers.settings_of(now, saved) == [{**now[0], "d": 3e-4, "k": 7, "d_hat": 2e-4}]
