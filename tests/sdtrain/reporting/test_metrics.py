@@ -42,12 +42,13 @@ def test_a_resumed_run_supersedes_the_steps_after_its_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 8, 20])
 def test_a_line_that_was_cut_off_is_skipped(tmp_path, cut):
+    """And does not swallow the first line of the next start, which supersedes step 2."""
     path = tmp_path / "metrics.jsonl"
-    write(path, 0, StepMetrics(1, loss=1.0), StepMetrics(2, loss=1.0))
+    write(path, 0, *(StepMetrics(step, loss=1.0) for step in (1, 2, 3)))
     path.write_bytes(path.read_bytes()[:-cut])
-    assert [each.step for each in read(path)] == ([0, 1, 2] if cut == 1 else [0, 1])
-    write(path, 1, StepMetrics(2, loss=2.0))
-    assert [(each.step, each.loss) for each in read(path)] == [(0, None), (1, 1.0), (2, 2.0)]
+    assert [each.step for each in read(path)] == ([0, 1, 2, 3] if cut == 1 else [0, 1, 2])
+    write(path, 1, StepMetrics(3, loss=2.0))
+    assert [(each.step, each.loss) for each in read(path)] == [(0, None), (1, 1.0), (3, 2.0)]
 
 
 def test_a_run_resumed_from_before_there_was_a_file_starts_at_its_step(tmp_path):
