@@ -1,4 +1,7 @@
-"""Each recipe, whole and as LoRA: the result loads in diffusers, draws, and nothing else was touched."""
+"""Each recipe, whole and as LoRA: the result loads in diffusers, generates, and nothing else was changed.
+
+Tests of `sdtrain/run.py`, `sdtrain/loop.py`, `sdtrain/context.py` and `sdtrain/data/examples.py`.
+"""
 
 import json
 

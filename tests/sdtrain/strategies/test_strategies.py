@@ -1,4 +1,6 @@
-"""Every strategy against one process in fp32: losses, clipping, checkpoints, average, and one another's checkpoints.
+"""Every strategy against one process in fp32: losses, clipping, checkpoints, EMA, and one another's checkpoints.
+
+Tests of `base.py`, `fsdp.py`, `colossalai.py`, `colossalai_zero.py` and `colossalai_gemini.py`.
 
 Tolerances, relative: fp32 1e-5; fp16 5e-3, bf16 2e-2 for losses and norms. Colossal-AI's strategies are the real ones,
 on CPU processes that it takes for CUDA devices (tests/support/colossal.py). Resuming is exact everywhere.

@@ -1,4 +1,7 @@
-"""The performance table: what is started, what is measured, and what becomes of rows that fail."""
+"""The performance table: commands, measurements, and rows that fail.
+
+Tests of benchmark, `sdtrain/tools/benchmark_case.py` and `sdtrain/tools/synthetic.py`.
+"""
 
 import json
 import subprocess
@@ -48,7 +51,7 @@ def test_rows_are_measured_and_saved(here, tmp_path):
     assert f"- torch: {torch.__version__}" in page
 
 
-def test_rows_with_caches_compute_the_same_and_are_compared_with_their_like(here, tmp_path):
+def test_rows_with_caches_compute_the_same_and_are_compared_with_one_another(here, tmp_path):
     assert benchmark.main([*FAST, "--batch_sizes=2", "--cached=both", f"--output={tmp_path}"]) == 0
     (plain, cached), _ = table(tmp_path)
     assert (plain["strategy"], cached["strategy"]) == ("Traditional", "Traditional cached")
@@ -57,7 +60,7 @@ def test_rows_with_caches_compute_the_same_and_are_compared_with_their_like(here
     assert "--cache_latents=memory" in here[1] and "--cache_latents=memory" not in here[0]
 
 
-def test_no_row_is_begun_when_the_time_is_over_and_what_was_measured_is_kept(here, tmp_path, monkeypatch):
+def test_no_row_is_started_when_the_time_is_over_and_what_was_measured_is_kept(here, tmp_path, monkeypatch):
     measured = benchmark._measured
 
     def slow(*given):
@@ -71,7 +74,7 @@ def test_no_row_is_begun_when_the_time_is_over_and_what_was_measured_is_kept(her
     assert [row["outcome"] for row in table(tmp_path)[0]] == ["ok", "no time left"]
 
 
-def test_a_row_without_memory_says_so_and_the_next_is_measured(here, tmp_path, monkeypatch):
+def test_a_row_without_memory_is_marked_and_the_next_is_measured(here, tmp_path, monkeypatch):
     whole = synthetic.batches
 
     def batches(size, *rest):
@@ -86,7 +89,7 @@ def test_a_row_without_memory_says_so_and_the_next_is_measured(here, tmp_path, m
     assert "| Traditional | 1 | 4 | – | oom | – |" in page
 
 
-def test_each_strategy_runs_in_processes_of_its_own_and_refusals_are_named(here, tmp_path):
+def test_each_strategy_runs_in_its_own_processes_and_refusals_are_named(here, tmp_path):
     plugins = "--plugins=low_level_zero:zero_stage=2"
     assert benchmark.main([*FAST, plugins, "--batch_sizes=1", "--nproc=3", f"--output={tmp_path}"]) == 0
     traditional, zero = here
@@ -100,6 +103,12 @@ def test_each_strategy_runs_in_processes_of_its_own_and_refusals_are_named(here,
         "refused",
     )
     assert "fsdp" in rows[1]["details"]["problem"]
+
+
+def test_measuring_no_step_is_refused_at_once(here, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([*FAST, "--skip_steps=3", f"--output={tmp_path}"])
+    assert here == [] and "leaves no step of 3 to measure" in capsys.readouterr().err
 
 
 def test_speedup_is_per_device_against_one_device_at_the_same_batch():
