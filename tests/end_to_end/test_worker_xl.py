@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: the same losses on any number of processes and with caches, and what comes out of it."""
+"""Stable Diffusion XL: the same losses on any number of processes and with caches, and its results."""
 
 import json
 import shutil
@@ -34,11 +34,11 @@ def inputs(xl_model, captioned, instance):
     }
 
 
-def test_the_result_is_a_pipeline_of_its_kind(train):
+def test_the_result_is_a_pipeline_of_its_architecture(train):
     output = train(train_text_encoder=True, max_train_steps=1)
     pipeline = DiffusionPipeline.from_pretrained(output / "checkpoint")
-    kinds = [type(part).__name__ for part in (pipeline, pipeline.text_encoder, pipeline.text_encoder_2)]
-    assert kinds == ["StableDiffusionXLPipeline", "CLIPTextModel", "CLIPTextModelWithProjection"]
+    classes = [type(part).__name__ for part in (pipeline, pipeline.text_encoder, pipeline.text_encoder_2)]
+    assert classes == ["StableDiffusionXLPipeline", "CLIPTextModel", "CLIPTextModelWithProjection"]
     report = json.loads((output / "report.json").read_text())
     assert report["trained_parts"] == ["unet", "text_encoder", "text_encoder_2"]
 
@@ -56,7 +56,7 @@ SETTINGS = {
         ("frozen", CACHED),
         ("frozen", {"ranks": 2, **CACHED}),
         ("trained", {"ranks": 2}),
-        # One of the two processes draws: what it gathers for that must not be waited for by the other.
+        # One of the two processes generates: the other must not wait for the weights that it gathers for that.
         ("trained", {"ranks": 2, "plugin": "fsdp", "validation_prompts": ["a cross"]}),
     ],
 )
@@ -104,12 +104,12 @@ def test_a_lora_resumes_exactly_and_loads_from_both_layouts(train, xl_model):
         if name:
             pipeline.load_lora_weights(output / "checkpoint", weight_name=name)
         noise = torch.Generator().manual_seed(0)
-        drawn = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=noise)
-        images[name] = drawn.images[0].tobytes()
+        generated = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=noise)
+        images[name] = generated.images[0].tobytes()
     assert images[export.LORA_FILE] == images[export.WEBUI_LORA] != images[None]
 
 
-def test_the_vae_stays_fp32_and_samples_are_drawn(train, xl_model):
+def test_the_vae_stays_fp32_and_samples_are_generated(train, xl_model):
     parts = load.load(
         find_pipeline(xl_model, None, allow_pickle=False), "bf16", torch.device("cpu"), allow_pickle=False
     )
@@ -122,7 +122,7 @@ def test_the_vae_stays_fp32_and_samples_are_drawn(train, xl_model):
         assert image.size == (32, 32) and np.asarray(image).std() > 0
 
 
-def test_a_part_that_is_missing_is_named(xl_model, tmp_path):
+def test_a_missing_part_is_named(xl_model, tmp_path):
     model = shutil.copytree(xl_model, tmp_path / "model")
     shutil.rmtree(model / "text_encoder_2")
     shutil.rmtree(model / "tokenizer_2")
@@ -155,8 +155,8 @@ def wide(tmp_path_factory):
 
 
 @pytest.mark.parametrize("center_crop", [True, False])
-def test_the_network_is_told_the_crop_that_was_made(wide, center_crop):
-    """In the image as it is mirrored, as diffusers' script does: it mirrors first, and crops then."""
+def test_time_ids_hold_the_crop(wide, center_crop):
+    """In the mirrored image, as in diffusers' script, which mirrors first and then crops."""
     info = find_dataset(wide, None, captions=False, image_column="image", caption_column="text")
     images = TrainingImages(open_source(info, None), 32, center_crop, True, "nearest", seed=3)
     seen = set()

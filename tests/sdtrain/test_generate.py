@@ -1,4 +1,4 @@
-"""Generated images: the same for the same prompt and seed, whoever draws them."""
+"""Generated images: a function of prompt and seed, by the library and by the command."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def distance(one: Image.Image, other: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
-def test_a_image_depends_on_prompt_and_seed_alone(parts):
+def test_an_image_depends_on_prompt_and_seed_alone(parts):
     first, second, third = generate.generate(parts, ["a", "b", "a"], [1, 1, 2], HOW)
     (alone,) = generate.generate(parts, ["b"], [1], HOW)
     assert distance(alone, second) <= 1  # rounding of a batch of another size
@@ -55,7 +55,7 @@ def test_prompts_mean_what_they_mean_to_the_pipeline(parts):
 @pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize("prompt", ["a red cross", ""])
 def test_prompts_mean_what_they_mean_to_the_pipeline_of_xl(xl_parts, prompt, zeros):
-    """With its two ways of drawing without a negative prompt: zeros, or the empty prompt encoded."""
+    """Without a negative prompt it uses zeros, or the encoding of the empty prompt."""
     parts = replace(xl_parts, index={"force_zeros_for_empty_prompt": zeros})
     pipeline = StableDiffusionXLPipeline(**parts.components, force_zeros_for_empty_prompt=zeros)
     given = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
@@ -74,7 +74,7 @@ def test_the_end_of_a_long_prompt_counts_where_it_is_encoded_in_chunks(parts, xl
     assert distance(*whole) > 0
 
 
-def test_drawing_leaves_the_network_as_it_was(parts):
+def test_generating_leaves_the_modes_of_the_parts(parts):
     parts.denoiser.train()
     list(generate.generate(parts, ["a"], [1], HOW))
     assert parts.denoiser.training
@@ -84,7 +84,7 @@ def test_drawing_leaves_the_network_as_it_was(parts):
     assert not parts.denoiser.training
 
 
-def test_drawing_does_not_move_the_global_random_state(parts):
+def test_generating_does_not_move_the_global_random_state(parts):
     state = torch.random.get_rng_state()
     list(generate.generate(parts, ["a"], [1], HOW))
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -15,7 +15,7 @@ from tests.sdtrain.reference import Images
 from tests.support.worker import assert_same_weights, losses, scalars
 
 SEED, LR, SIDE = 7, 1e-3, 32
-OPTIMISERS = {
+OPTIMIZERS = {
     "adafactor": partial(Adafactor, scale_parameter=False, relative_step=False, weight_decay=1e-2),
     "prodigy": partial(Prodigy, weight_decay=1e-2, use_bias_correction=True, safeguard_warmup=True),
 }
@@ -120,7 +120,7 @@ CASES = {
 }
 
 
-# What others of them cover too, on the way to the same lines.
+# Also covered by other cases.
 LONG_FORMS = ("min_snr", "min_snr_v", "text_encoder_same_rate", "long_captions", "lora_ema", "dreambooth_v")
 SHORT = {name: 3 for name in CASES if name.startswith("xl")}
 STEPS = [
@@ -164,7 +164,7 @@ def test_steps(name, steps, train, eps_model, v_model, xl_model, captioned, inst
         empty_prompts=case.get("proportion_empty_prompts", 0.0),
         text_encoder_lr=case.get("text_encoder_lr", rate) if case.get("train_text_encoder") else None,
         chunks=case.get("max_token_length", 75) // 75,
-        optimizer_of=OPTIMISERS.get(case.get("optimizer")),
+        optimizer_of=OPTIMIZERS.get(case.get("optimizer")),
     )
     output = train(
         pretrained_model_name_or_path=model,
@@ -189,7 +189,7 @@ def test_steps(name, steps, train, eps_model, v_model, xl_model, captioned, inst
         for state in (found, weights)
     )
     assert_same_weights(found, weights, LR * steps)
-    for part in {name.split(".")[0] for name in weights if not rank}:  # the bound above is not an empty one
+    for part in {name.split(".")[0] for name in weights if not rank}:  # the weights did move
         assert movement(model, weights, part) > 0.2 * LR * steps * (1 if part == "unet" else 0.3)
 
 
@@ -216,7 +216,7 @@ def flat(name: str) -> str:
 
 
 def movement(model, weights, part) -> float:
-    """How far the weight that went farthest has gone."""
+    """The largest change of a weight."""
     before = full_weights(model, [part])
     return max((weights[name] - before[name]).abs().max().item() for name in weights if name in before)
 

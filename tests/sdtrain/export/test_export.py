@@ -1,4 +1,4 @@
-"""The result: complete, loadable as it stands, the frozen parts byte for byte, never half there."""
+"""Tests of export and webui: the result is complete and loadable, its frozen parts are copied byte for byte."""
 
 import shutil
 from pathlib import Path
@@ -39,8 +39,8 @@ def exported(model, folder, *, shift=0.0, **settings) -> Path:
     return folder
 
 
-def test_whoever_may_open_the_folder_may_read_what_is_in_it(model, tmp_path):
-    """The weights too, which safetensors writes for their owner only."""
+def test_files_have_the_usual_permissions(model, tmp_path):
+    """Those of weights too, which safetensors writes for their owner only."""
     folder = exported(model, tmp_path / "out", export_single_file=True)
     usual = tmp_path / "usual"
     usual.touch()
@@ -65,7 +65,7 @@ def test_pickles_with_a_safetensors_twin_and_hidden_files_stay_behind(model, tmp
 
 
 @pytest.mark.parametrize("sampler", ["PNDMScheduler", "DPMSolverMultistepScheduler"])
-def test_zero_terminal_snr_is_drawn_with_as_it_was_trained(v_model, tmp_path, sampler):
+def test_a_result_samples_with_the_zero_terminal_snr_that_it_was_trained_with(v_model, tmp_path, sampler):
     model = shutil.copytree(v_model, tmp_path / "model")
     for file in (model / "scheduler/scheduler_config.json", model / "model_index.json"):
         file.write_text(file.read_text().replace("DDIMScheduler", sampler))
@@ -89,8 +89,8 @@ def test_only_parts_of_the_pipeline_are_copied(model, tmp_path):
     assert not (folder / "v1-5-pruned.ckpt").exists()
 
 
-def test_a_variant_is_loaded_without_being_asked_for(model, tmp_path):
-    """Of a model that has only fp16 files, the result needs no variant="fp16"."""
+def test_a_variant_is_loaded_by_default(model, tmp_path):
+    """The result of a model with fp16 files only needs no variant="fp16"."""
     for part, stem in (
         ("unet", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),
@@ -173,7 +173,7 @@ def test_trained_text_encoders_are_in_the_result(eps_model, xl_model, tmp_path, 
             found, stored = (
                 load_file(folder / name / "model.safetensors") for folder in (tmp_path / "out", model)
             )
-            # As in the files that everybody has: older transformers read no other names.
+            # As in published files: older transformers read no other names.
             assert all(key.startswith(("text_model.", "text_projection.")) for key in found)
             assert len(found) == len(stored)
     tokens = parts.token_ids(["a red cross", ""], 1)
@@ -186,8 +186,8 @@ def test_trained_text_encoders_are_in_the_result(eps_model, xl_model, tmp_path, 
         assert (value - before[name]).abs().max() > 0.1
 
 
-def test_what_is_not_trained_of_a_text_encoder_stays_as_it_was(xl_model, tmp_path):
-    """What SDXL never looks at, whatever the type and the names that it is stored with."""
+def test_frozen_weights_of_a_trained_text_encoder_stay(xl_model, tmp_path):
+    """The last layer, which SDXL does not use, whatever type and names it is stored with."""
     model = shutil.copytree(xl_model, tmp_path / "model")
     file = model / "text_encoder/model.safetensors"
     stored = {f"text_model.{n.removeprefix('text_model.')}": w.half() for n, w in load_file(file).items()}
@@ -244,7 +244,7 @@ def test_checkpoints_beside_the_result_are_left_alone(model, tmp_path):
     assert kept.read_bytes() == b"kept"
 
 
-def test_a_base_stored_in_half_precision_gives_a_result_that_draws_as_it_stands(tmp_path):
+def test_a_base_in_half_precision_gives_a_result_that_generates(tmp_path):
     base = make_tiny_pipeline(tmp_path / "half", dtype=torch.float16)
     folder = exported(base, tmp_path / "out")
     name = "text_encoder/model.safetensors"
@@ -259,12 +259,12 @@ def test_a_base_stored_in_half_precision_gives_a_result_that_draws_as_it_stands(
 def image(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    drawn = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=generator)
-    return drawn.images[0].tobytes()
+    output = pipeline("a red cross", height=32, width=32, num_inference_steps=2, generator=generator)
+    return output.images[0].tobytes()
 
 
 def trained_lora(model, folder, **settings) -> Path:
-    """A LoRA of U-Net and text encoder, every weight of which does something."""
+    """A LoRA of U-Net and text encoder, all of whose weights have an effect."""
     source = find_pipeline(model, None, allow_pickle=False)
     parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
     spec = spec_of(model, train_text_encoder=True, lora_rank=2, **settings)
@@ -275,7 +275,7 @@ def trained_lora(model, folder, **settings) -> Path:
     return folder
 
 
-def test_a_lora_in_kohyas_layout_draws_the_same_image(model, tmp_path):
+def test_a_lora_in_kohyas_layout_gives_the_same_image(model, tmp_path):
     """Loaded by diffusers from either file, with an alpha that is not the rank."""
     folder = trained_lora(model, tmp_path / "out", lora_alpha=5)
     images = {}
@@ -313,7 +313,7 @@ def all_weights(pipeline) -> dict[str, torch.Tensor]:
 
 
 def richer_model(folder, hidden_act) -> Path:
-    """Two layers a block, every kind of block, three sizes: all that the names of the original depend on."""
+    """Two layers a block, every kind of block, three sizes: all that the original's names depend on."""
     pipeline = StableDiffusionPipeline.from_pretrained(make_tiny_pipeline(folder / "base"))
     unet = UNet2DConditionModel(
         sample_size=16,

@@ -1,4 +1,4 @@
-"""Loading a pipeline, and opening for training what is trained and nothing else."""
+"""Tests of load and trainable_model: which parameters a run trains, and in what type."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_a_full_run_trains_the_whole_unet_and_nothing_else(eps_model):
         assert not frozen.training
 
 
-def test_a_lora_run_trains_only_the_adapter_which_begins_at_the_base_model(eps_model):
+def test_a_lora_run_trains_only_the_adapter_which_starts_at_the_base_model(eps_model):
     parts, base = loaded(eps_model), loaded(eps_model)
     denoiser = load.make_trainable(parts, spec(lora_rank=2))
     trained = load.trainable(denoiser)
@@ -64,17 +64,17 @@ def test_a_lora_run_trains_only_the_adapter_which_begins_at_the_base_model(eps_m
     torch.testing.assert_close(found, base.denoiser.eval()(latents, timesteps, hidden).sample)
 
 
-def test_a_lora_begins_the_same_on_every_rank_and_otherwise_for_another_seed(eps_model):
+def test_a_lora_starts_alike_on_every_rank_and_differently_with_another_seed(eps_model):
     starts = []
     for seed in (1, 1, 2):
-        torch.manual_seed(len(starts))  # whatever the process has drawn before
+        torch.manual_seed(len(starts))  # whatever random numbers the process has used before
         trained = load.trainable(load.make_trainable(loaded(eps_model), spec(lora_rank=2, seed=seed)))
         starts.append(torch.cat([weight.flatten() for weight in trained.values()]))
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
 
 
-def test_layers_that_are_not_there_are_64(eps_model):
+def test_unknown_layers_are_64(eps_model):
     with pytest.raises(JobError) as error:
         load.make_trainable(loaded(eps_model), spec(lora_rank=2, lora_target_modules=("to_x",)))
     assert error.value.code == 64

@@ -1,0 +1,79 @@
+"""From a batch to its loss: each sample by its own random numbers, cached or computed, weighted by image and stream."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sdjob.model.pipeline import find_pipeline
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.data.sampling import Sample
+from sdtrain.data.streams import StreamBatch
+from sdtrain.model import load
+from sdtrain.objective.diffusion import Noised, loss_of, noised
+
+SPEC = RunSpec(pretrained_model_name_or_path="m", output_dir="o", seed=3, noise_offset=0.1)
+
+
+@pytest.fixture(scope="module")
+def parts(eps_model):
+    source = find_pipeline(eps_model, None, allow_pickle=False)
+    return load.load(source, "no", torch.device("cpu"), allow_pickle=False)
+
+
+def batch(*indices, weight=1.0) -> StreamBatch:
+    return StreamBatch(
+        pixel_values=torch.stack([torch.full((3, 32, 32), index / 10) for index in indices]),
+        moments=None,
+        prompts=[f"a circle {index}" for index in indices],
+        encodings=None,
+        samples=[Sample(0, index, index, "captioned") for index in indices],
+        weight=weight,
+        names=[str(index) for index in indices],
+        passed_over=[],
+        image_weights=None,
+    )
+
+
+def test_a_sample_does_not_depend_on_its_batch(parts):
+    together = noised(parts, (batch(1, 2), batch(3)), SPEC)
+    assert together.sizes == (2, 1)
+    for position, index in enumerate((1, 2, 3)):
+        alone = noised(parts, (batch(index),), SPEC)
+        assert together.timesteps[position] == alone.timesteps[0]
+        for name in ("noisy_latents", "target"):
+            torch.testing.assert_close(getattr(together, name)[position], getattr(alone, name)[0])
+
+
+def test_cached_inputs_give_the_same(parts):
+    plain = batch(1, 2)
+    moments = parts.posterior(plain.pixel_values).parameters
+    encodings = parts.encode(parts.token_ids(plain.prompts, 1))
+    cached = replace(plain, pixel_values=None, moments=moments, encodings=encodings)
+    one, other = noised(parts, (plain,), SPEC), noised(parts, (cached,), SPEC)
+    assert torch.equal(one.noisy_latents, other.noisy_latents)
+    assert torch.equal(one.conditioning["hidden_states"], other.conditioning["hidden_states"])
+
+
+def test_weights_of_images_timesteps_and_streams_multiply(parts):
+    spec = SPEC.model_copy(update={"snr_gamma": 5.0})
+    weighted = replace(batch(1, 2), image_weights=torch.tensor([2.0, 3.0]))
+    both = noised(parts, (weighted, batch(3, weight=0.5)), spec)
+    of_timesteps = parts.process.min_snr_weights(both.timesteps, 5.0)
+    torch.testing.assert_close(both.weights, torch.tensor([2.0, 3.0, 1.0]) * of_timesteps)
+    assert both.stream_weights == (1.0, 0.5)
+
+
+def test_the_loss_is_the_weighted_sum_of_the_streams():
+    target = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
+    batch = Noised(
+        torch.zeros(3, 1, 1, 1),
+        torch.zeros(3),
+        {},
+        target,
+        weights=torch.tensor([1.0, 0.5, 1.0]),
+        sizes=(2, 1),
+        stream_weights=(1.0, 0.1),
+    )
+    loss = loss_of(lambda latents, *_: latents, batch)  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx((1 + 0.5 * 4) / 2 + 0.1 * 9)
