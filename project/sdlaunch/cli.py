@@ -70,8 +70,11 @@ def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
 def _report(request: Request, environ: Mapping[str, str], home: Path) -> int:
     """`plan` and `check`."""
     from sdlaunch.supervise import failure_report
+    from sdlaunch.verbs import check
 
     job = plan.prepare(request.flags, environ, home, request.problems)
+    if request.verb == "check":
+        job = check.with_tensors(job, environ)
     job = failure_report.refuse(job, request.verb)
     if request.verb == "check":
         text = display.check(job, as_json=request.json)

@@ -9,7 +9,7 @@ from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
-from sdjob.model import fit
+from sdjob.model import part_compatibility
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.output import fingerprint
 from sdjob.problems import JobError, Problem, bad_setting
@@ -43,7 +43,7 @@ def find_inputs(spec: RunSpec) -> Inputs:
             prediction_type=spec.prediction_type,
             single_file_config=spec.single_file_config,
         )
-        problems += fit.problems(model)
+        problems += part_compatibility.problems(model)
     except JobError as error:
         problems += error.problems
     try:
@@ -98,8 +98,7 @@ def facts_to_compare(spec: RunSpec, world: World, inputs: Inputs, model_identity
     problems: tuple[Problem, ...] = ()
     if world.is_main:
         try:
-            architecture = inputs.model.architecture
-            facts = fingerprint.facts_of(spec, architecture, model_identity, inputs.datasets, inputs.concepts)
+            facts = fingerprint.facts_of(spec, model_identity, inputs.datasets, inputs.concepts)
         except JobError as error:
             problems = error.problems
     world.agree(list(problems))

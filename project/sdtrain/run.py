@@ -26,7 +26,7 @@ from sdtrain.data.sampling import BatchShape
 from sdtrain.data.streams import Stream, StreamSet
 from sdtrain.export import export, model_card
 from sdtrain.loop import train_steps
-from sdtrain.model import attention, convert, load
+from sdtrain.model import attention, check_tensors, convert, load
 from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
@@ -58,6 +58,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     layout = OutputLayout(Path(requested.output_dir))
     inputs = resolve.find_inputs(requested)
     spec = resolve.resolve(requested, world, inputs)
+    check_tensors.check(inputs.model, world)
     inputs = replace(inputs, model=convert.as_folder(inputs.model, spec, world, stop))
     identity = fingerprint.model_identity(inputs.model)
     facts = resolve.facts_to_compare(spec, world, inputs, identity)

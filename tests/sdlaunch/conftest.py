@@ -1,6 +1,13 @@
 import pytest
 
+from sdlaunch.verbs import check
 from tests.sdlaunch.place import make_place
+
+
+@pytest.fixture(autouse=True)
+def no_comparison(monkeypatch):
+    """`check` in this process does not start another one with torch; test_check.py tests that."""
+    monkeypatch.setattr(check, "_answer", lambda *_: ((), ()))
 
 
 @pytest.fixture

@@ -297,7 +297,7 @@ def open_place():
         yield make_place(Path(folder))
 
 
-CHECK = "sys.exit(entrypoint.main(['check', '--json'], os.environ))"
+CHECK = "sys.exit(entrypoint.main(['plan', '--json'], os.environ))"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""The launcher's start, where even its packages may be missing.
-
-Tests of entrypoint.py and `sdlaunch/display/console.py`.
-"""
+"""The launcher's start, where even its packages may be missing. Tests of entrypoint and display/console."""
 
 import os
 import subprocess

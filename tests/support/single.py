@@ -1,26 +1,41 @@
 """Models in one file: of full size but without content, and tiny ones with weights."""
 
+import gzip
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdjob.model import key_names, kinds, shapes
+from sdjob.model import key_names, single_file
 
 Shapes = dict[str, tuple[int, ...]]
+SD_1, SD_2, SD_XL = "stable_diffusion_1", "stable_diffusion_2_base", "stable_diffusion_xl"
+CONFIGS = Path(single_file.__file__).with_name("configs")
+_PUBLISHED = Path(__file__).with_name("data") / "published_tensors.json.gz"
 
 
-def original_shapes(kind: kinds.Kind) -> Shapes:
-    """Name → shape of everything that a published file of this kind holds of its parts."""
+def published_tensors(model: str) -> dict[str, Shapes]:
+    """Part → shapes of its tensors by diffusers' names (test_check_tensors.py compares them)."""
+    parts = json.loads(gzip.decompress(_PUBLISHED.read_bytes()))[model]
+    return {part: {name: tuple(shape) for name, shape in tensors.items()} for part, tensors in parts.items()}
+
+
+def config_of(model: str, part: str) -> dict:
+    return json.loads((CONFIGS / model / part / "config.json").read_text())
+
+
+def original_shapes(model: str) -> Shapes:
+    """Name → shape of everything that a published file of this type holds of its parts."""
     found: Shapes = {}
-    for part, config in kind.parts.items():
-        expected = getattr(shapes, part)(config)
-        places = key_names.places(part, config, expected, xl=kind is kinds.SD_XL)
-        for name, place in places.items():
-            shape = expected[name].shape
-            if place.third is not None:
+    for part, tensors in published_tensors(model).items():
+        originals = key_names.original_tensors(part, config_of(model, part), tensors, xl=model == SD_XL)
+        for name, original in originals.items():
+            shape = tensors[name]
+            if original.third is not None:
                 shape = (3 * shape[0], *shape[1:])
-            found[place.name] = (*shape, 1, 1) if place.pixelwise else shape
+            if original.transposed:
+                shape = shape[::-1]
+            found[original.name] = (*shape, 1, 1) if original.pixelwise else shape
     return found
 
 

@@ -1,17 +1,17 @@
-"""The names of the original Stable Diffusion (github.com/CompVis/stable-diffusion, github.com/Stability-AI/
-stablediffusion and generative-models), in which models are shared as one file: diffusers' name → place there.
+"""Tensor names of diffusers and of the original Stable Diffusion (github.com/CompVis/stable-diffusion, and
+github.com/Stability-AI/stablediffusion and generative-models), which models in one file have.
 
-Pure: names only. Both ways are read from here: writing such a file, and making a folder of one.
+One table of modules serves both directions: exports write the original names, headers of single files are read by them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sdjob.model import shapes
+from sdjob.model.weights import Tensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -19,13 +19,39 @@ CLIP = "cond_stage_model.transformer.text_model."  # of Stable Diffusion 1.x
 OPEN_CLIP = "cond_stage_model.model."  # of 2.x
 XL_CLIP = "conditioner.embedders.0.transformer.text_model."
 XL_OPEN_CLIP = "conditioner.embedders.1.model."
-AVERAGE = "model_ema."  # of the U-Net's weights
-V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # tensors without content, which say something by being there
+EMA = "model_ema."  # of the U-Net's weights
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors, whose presence is the information
+
+Config = Mapping[str, Any]
+Modules = Iterator[tuple[str, str]]  # diffusers' name, original name
+
+_OLDER_NAMES = (
+    (re.compile(r"^text_model\."), ""),
+    (re.compile(r"(mid_block\.attentions\.0\.)query\."), r"\1to_q."),
+    (re.compile(r"(mid_block\.attentions\.0\.)key\."), r"\1to_k."),
+    (re.compile(r"(mid_block\.attentions\.0\.)value\."), r"\1to_v."),
+    (re.compile(r"(mid_block\.attentions\.0\.)proj_attn\."), r"\1to_out.0."),
+)
+_PROJECTION = "text_projection.weight"
+_QKV = re.compile(r"(?<=\.self_attn\.)([qkv])_proj\.(?=weight|bias)")
+_IN_PROJ = re.compile(r"(.+\.attn)\.in_proj_(weight|bias)")
+
+
+def current_name(name: str) -> str:
+    """The name of a tensor in current versions of diffusers and transformers, which read older files too."""
+    for pattern, replacement in _OLDER_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def is_open_clip(text_encoder: Config) -> bool:
+    """Whether a text encoder is OpenCLIP's, as in 2.x, and not OpenAI's: their activation functions differ."""
+    return bool(text_encoder.get("hidden_act", "quick_gelu") == "gelu")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor of diffusers lies in the original layout."""
+class OriginalTensor:
+    """Where a tensor of diffusers is in the original layout."""
 
     name: str
     third: int | None = None  # of a matrix with the rows of query, key and value one below the other
@@ -33,43 +59,106 @@ class Place:
     pixelwise: bool = False  # a linear layer as a convolution of 1 × 1: two more dimensions
 
 
-def places(part: str, config: Mapping[str, Any], names: Iterable[str], *, xl: bool) -> dict[str, Place]:
-    """The place of every tensor of a part, given the names of all of them (those of today)."""
-    match part:
-        case "unet":
-            return unet(names, config.get("layers_per_block", 2))
-        case "vae":
-            return vae(names, len(config["block_out_channels"]))
-        case "text_encoder_2":
-            return open_clip(names, XL_OPEN_CLIP)
-        case _ if xl:
-            return clip(names, XL_CLIP)
-        case _ if is_open_clip(config):
-            return open_clip(names, OPEN_CLIP)
-        case _:
-            return clip(names, CLIP)
+def original_tensors(
+    part: str, config: Config, names: Iterable[str], *, xl: bool
+) -> dict[str, OriginalTensor]:
+    """Current diffusers name → original tensor, for all tensors of a part."""
+    layout = _Layout.of(part, config, xl=xl)
+    found = {}
+    for name in map(current_name, names):
+        original = layout.prefix + _renamed(name, layout.modules)
+        qkv = _QKV.search(name) if layout.open_clip else None
+        found[name] = OriginalTensor(
+            re.sub(r"\.[qkv]_proj\.(\w+)$", r".in_proj_\1", original) if qkv else original,
+            third="qkv".index(qkv[1]) if qkv else None,
+            transposed=layout.open_clip and name == _PROJECTION,
+            pixelwise=_is_pixelwise(part, name),
+        )
+    return found
 
 
-def is_open_clip(text_encoder: Mapping[str, Any]) -> bool:
-    """Whether a text encoder is OpenCLIP's, as in 2.x, and not OpenAI's: they differ in one function."""
-    return bool(text_encoder.get("hidden_act", "quick_gelu") == "gelu")
+def diffusers_tensors(
+    part: str, config: Config, tensors: Mapping[str, Tensor], *, xl: bool
+) -> dict[str, Tensor]:
+    """The tensors of a part among all of a single file, by their current diffusers names and with those shapes.
+
+    Tensors of OpenCLIP that the part does not use (its last layer, in 2.x) are left out.
+    """
+    layout = _Layout.of(part, config, xl=xl)
+    prefix = layout.prefix.removesuffix("text_model.")  # which some programs leave out
+    modules = {theirs: ours for ours, theirs in layout.modules.items()}
+    found: dict[str, Tensor] = {}
+    for full_name, tensor in tensors.items():
+        if not full_name.startswith(prefix):
+            continue
+        original, shape = full_name.removeprefix(prefix), tensor.shape
+        if layout.open_clip and (stacked := _IN_PROJ.fullmatch(original)):
+            third = replace(tensor, shape=(*(length // 3 for length in shape[:1]), *shape[1:]))
+            if module := modules.get(stacked[1]):
+                found |= {f"{module}.{letter}_proj.{stacked[2]}": third for letter in "qkv"}
+            continue
+        name = current_name(_renamed(original, modules))
+        if layout.open_clip and name == original:
+            continue
+        if layout.open_clip and name == _PROJECTION:
+            shape = shape[::-1]
+        found[name] = replace(tensor, shape=shape[:2] if _is_pixelwise(part, name) else shape)
+    return found
 
 
-# --- U-Net -------------------------------------------------------------------------------------------
+def _is_pixelwise(part: str, name: str) -> bool:
+    is_attention = part == "vae" and ".attentions." in name and ".group_norm." not in name
+    return is_attention and name.endswith(".weight")
 
-_OF_UNET = {
+
+def _renamed(name: str, modules: Mapping[str, str]) -> str:
+    """The name with its longest known beginning replaced; unchanged where none is known."""
+    words = name.split(".")
+    for end in range(len(words), 0, -1):
+        if (module := modules.get(".".join(words[:end]))) is not None:
+            return ".".join((module, *words[end:]))
+    return name
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The original layout of a part: prefix of its tensors, and diffusers' modules → original modules."""
+
+    prefix: str
+    modules: Mapping[str, str]
+    open_clip: bool = False
+
+    @classmethod
+    def of(cls, part: str, config: Config, *, xl: bool) -> _Layout:
+        match part:
+            case "unet":
+                return cls(UNET, dict(_unet(config)))
+            case "vae":
+                return cls(VAE, dict(_vae(config)))
+            case "text_encoder" if xl or not is_open_clip(config):
+                return cls(XL_CLIP if xl else CLIP, {})
+            case _:
+                prefix = OPEN_CLIP if part == "text_encoder" else XL_OPEN_CLIP
+                modules = dict(_open_clip(config))
+                if part == "text_encoder":  # whose files hold a projection that it does not use
+                    del modules[_PROJECTION]
+                return cls(prefix, modules, open_clip=True)
+
+
+# --- U-Net: UNet2DConditionModel ---------------------------------------------------------------------
+
+_UP_BLOCKS = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)  # diffusers' default
+_UNET_MODULES = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "mid_block.attentions.0": "middle_block.1",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
 }
-_OF_UNET_LAYER = {
+_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "norm2": "out_layers.0",
@@ -79,136 +168,73 @@ _OF_UNET_LAYER = {
 }
 
 
-def unet(names: Iterable[str], layers_per_block: int) -> dict[str, Place]:
-    """A UNet2DConditionModel.
-
-    The original counts its blocks through: each down block is `layers_per_block` layers and a downsampler,
-    each up block one layer more, the last with the upsampler.
+def _unet(config: Config) -> Modules:
+    """The original numbers the layers of all blocks through: a down block has `layers_per_block` layers and a
+    downsampler; an up block one layer more, the last of which holds the upsampler.
     """
-    names = list(names)
-    attends = {name.split(".attentions.")[0] for name in names if ".attentions." in name}
-    return {name: Place(UNET + _unet_name(name, layers_per_block + 1, attends)) for name in names}
+    layers, up_blocks = config.get("layers_per_block", 2), config.get("up_block_types", _UP_BLOCKS)
+    yield from _UNET_MODULES.items()
+    yield from _resnet("mid_block.resnets.0", "middle_block.0")
+    yield from _resnet("mid_block.resnets.1", "middle_block.2")
+    for block, up_block in enumerate(up_blocks):
+        first = block * (layers + 1)
+        for layer in range(layers + 1):
+            down, up = f"input_blocks.{first + layer + 1}", f"output_blocks.{first + layer}"
+            if layer < layers:
+                yield from _resnet(f"down_blocks.{block}.resnets.{layer}", f"{down}.0")
+                yield f"down_blocks.{block}.attentions.{layer}", f"{down}.1"
+            else:
+                position = 2 if up_block.startswith("CrossAttn") else 1
+                yield f"down_blocks.{block}.downsamplers.0.conv", f"{down}.0.op"
+                yield f"up_blocks.{block}.upsamplers.0.conv", f"{up}.{position}.conv"
+            yield from _resnet(f"up_blocks.{block}.resnets.{layer}", f"{up}.0")
+            yield f"up_blocks.{block}.attentions.{layer}", f"{up}.1"
 
 
-def _unet_name(name: str, per_block: int, attends: set[str]) -> str:
-    place, rest = _split(name, _OF_UNET)
-    if place is None:
-        match = re.fullmatch(r"((down|up)_blocks\.(\d+))\.(\w+)\.(\d+)\.(.+)", name)
-        if match is None:
-            raise ValueError(f"no layer of Stable Diffusion's U-Net: {name}")
-        block, way, number, kind, layer, rest = match.groups()
-        first = int(number) * per_block
-        if kind == "downsamplers":
-            return f"input_blocks.{first + per_block}.0.op.{rest.removeprefix('conv.')}"
-        if kind == "upsamplers":
-            return f"output_blocks.{first + per_block - 1}.{2 if block in attends else 1}.{rest}"
-        side, offset = ("input_blocks", 1) if way == "down" else ("output_blocks", 0)
-        place = f"{side}.{first + offset + int(layer)}.{0 if kind == 'resnets' else 1}"
-    if ".attentions." not in name:
-        rest = _renamed(rest, _OF_UNET_LAYER)
-    return f"{place}.{rest}"
+def _resnet(ours: str, theirs: str) -> Modules:
+    yield from ((f"{ours}.{ours_in}", f"{theirs}.{theirs_in}") for ours_in, theirs_in in _RESNET.items())
 
 
-# --- VAE ---------------------------------------------------------------------------------------------
+# --- VAE: AutoencoderKL ------------------------------------------------------------------------------
 
-_OF_VAE = {
+_VAE_MODULES = {
+    "conv_norm_out": "norm_out",
     "mid_block.resnets.0": "mid.block_1",
     "mid_block.resnets.1": "mid.block_2",
-    "mid_block.attentions.0": "mid.attn_1",
-    "conv_norm_out": "norm_out",
-}
-_OF_VAE_LAYER = {
-    "conv_shortcut": "nin_shortcut",
-    "group_norm": "norm",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "proj_out",
+    "mid_block.attentions.0.group_norm": "mid.attn_1.norm",
+    "mid_block.attentions.0.to_q": "mid.attn_1.q",
+    "mid_block.attentions.0.to_k": "mid.attn_1.k",
+    "mid_block.attentions.0.to_v": "mid.attn_1.v",
+    "mid_block.attentions.0.to_out.0": "mid.attn_1.proj_out",
 }
 
 
-def vae(names: Iterable[str], blocks: int) -> dict[str, Place]:
-    """An AutoencoderKL of so many blocks; its attention is made of 1 × 1 convolutions."""
-    found = {}
-    for name in map(shapes.todays_name, names):
-        pixelwise = ".attentions." in name and name.endswith(".weight") and ".group_norm." not in name
-        found[name] = Place(VAE + _vae_name(name, blocks), pixelwise=pixelwise)
-    return found
+def _vae(config: Config) -> Modules:
+    """The original counts the decoder's blocks from the pixels, diffusers from the latents."""
+    blocks = len(config.get("block_out_channels", (64,)))
+    for side, way, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        yield from ((f"{side}.{ours}", f"{side}.{theirs}") for ours, theirs in _VAE_MODULES.items())
+        for block in range(blocks):
+            ours = f"{side}.{way}_blocks.{block}"
+            theirs = f"{side}.{way}.{block if way == 'down' else blocks - 1 - block}"
+            yield f"{ours}.resnets", f"{theirs}.block"
+            yield f"{ours}.resnets.0.conv_shortcut", f"{theirs}.block.0.nin_shortcut"
+            yield f"{ours}.{sampler}rs.0.conv", f"{theirs}.{sampler}.conv"
 
 
-def _vae_name(name: str, blocks: int) -> str:
-    side, _, inner = name.partition(".")
-    if side not in ("encoder", "decoder"):
-        return name
-    place, rest = _split(inner, _OF_VAE)
-    if place is None:
-        match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", inner)
-        if match is None:
-            return name
-        way, number, kind, layer, rest = match.groups()
-        block = int(number) if way == "down" else blocks - 1 - int(number)
-        if kind != "resnets":
-            return f"{side}.{way}.{block}.{way}sample.{rest}"
-        place = f"{way}.{block}.block.{layer}"
-    return f"{side}.{place}.{_renamed(rest, _OF_VAE_LAYER)}"
+# --- OpenCLIP's text model (github.com/mlfoundations/open_clip) ---------------------------------------
 
 
-# --- text encoders -----------------------------------------------------------------------------------
-
-
-def clip(names: Iterable[str], prefix: str) -> dict[str, Place]:
-    """OpenAI's CLIPTextModel, whose names both layouts share."""
-    return {name: Place(prefix + name) for name in map(shapes.todays_name, names)}
-
-
-_OF_OPEN_CLIP = {
-    "embeddings.token_embedding.weight": Place("token_embedding.weight"),
-    "embeddings.position_embedding.weight": Place("positional_embedding"),
-    "final_layer_norm.weight": Place("ln_final.weight"),
-    "final_layer_norm.bias": Place("ln_final.bias"),
-    "text_projection.weight": Place("text_projection", transposed=True),
-}
-_OF_OPEN_CLIP_LAYER = {
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-def open_clip(names: Iterable[str], prefix: str) -> dict[str, Place]:
-    """OpenCLIP's text model (github.com/mlfoundations/open_clip): query, key and value of a layer are one matrix
-    there, and the projection is applied from the other side."""
-    found = {}
-    for name in map(shapes.todays_name, names):
-        if name in _OF_OPEN_CLIP:
-            place = _OF_OPEN_CLIP[name]
-            found[name] = Place(prefix + place.name, transposed=place.transposed)
-            continue
-        match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name)
-        if match is None:  # position_ids, which hold nothing
-            continue
-        layer = f"{prefix}transformer.resblocks.{match[1]}"
-        projection = re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", match[2])
-        if projection:
-            third = "qkv".index(projection[1])
-            found[name] = Place(f"{layer}.attn.in_proj_{projection[2]}", third=third)
-        else:
-            found[name] = Place(f"{layer}.{_renamed(match[2], _OF_OPEN_CLIP_LAYER)}")
-    return found
-
-
-def _split(name: str, parts: Mapping[str, str]) -> tuple[str | None, str]:
-    """The other name of the place that a name begins with, and the rest."""
-    for ours, theirs in parts.items():
-        if name.startswith(f"{ours}."):
-            return theirs, name[len(ours) + 1 :]
-    return None, name
-
-
-def _renamed(rest: str, layers: Mapping[str, str]) -> str:
-    for ours, theirs in layers.items():
-        if rest.startswith(f"{ours}."):
-            return theirs + rest[len(ours) :]
-    return rest
+def _open_clip(config: Config) -> Modules:
+    """Query, key and value of a layer are one matrix there, and the projection is applied from the other side."""
+    yield "embeddings.token_embedding", "token_embedding"
+    yield "embeddings.position_embedding.weight", "positional_embedding"
+    yield "final_layer_norm", "ln_final"
+    yield _PROJECTION, "text_projection"
+    for number in range(config.get("num_hidden_layers", 12)):
+        ours, theirs = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
+        yield f"{ours}.self_attn", f"{theirs}.attn"
+        yield f"{ours}.layer_norm1", f"{theirs}.ln_1"
+        yield f"{ours}.layer_norm2", f"{theirs}.ln_2"
+        yield f"{ours}.mlp.fc1", f"{theirs}.mlp.c_fc"
+        yield f"{ours}.mlp.fc2", f"{theirs}.mlp.c_proj"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdjob.formatting import in_units
-from sdjob.model import fit, trainable
+from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Tensor
 from sdjob.settings import compatibility
@@ -163,7 +163,7 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     number = _width(spec, topology)
     # Autocast computes norms in fp32, except on a CPU.
     norm = number if PLUGINS[spec.plugin].shards or topology.device == "cpu" else _FP32
-    layers = list(_layers(model.denoiser.tensors, spec.resolution // fit.latent_factor(model)))
+    layers = list(_layers(model.denoiser.tensors, spec.resolution // model.latent_factor))
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
     if spec.gradient_checkpointing:
@@ -173,7 +173,8 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
 
 def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
     """The blocks of the U-Net by the names of their weights; each level has half the side of the one above."""
-    found = [(match, tensor.shape) for name, tensor in tensors.items() if (match := _LAYER.fullmatch(name))]
+    matrices = ((name, tensor.shape) for name, tensor in tensors.items() if len(tensor.shape) > 1)
+    found = [(match, shape) for name, shape in matrices if (match := _LAYER.fullmatch(name))]
     deepest = max((int(match["number"]) for match, _ in found if match["side"] == "down_blocks"), default=0)
     for match, shape in found:
         number = int(match["number"] or 0)
@@ -293,7 +294,7 @@ def _posterior(spec: RunSpec, model: PipelineFolder) -> int:
     side = spec.resolution
     pixels = side**2 - (2 * side * spec.bucket_reso_steps if spec.aspect_ratio_buckets else 0)
     channels = int(model.parts["vae"].config.get("latent_channels", 4))
-    return 2 * channels * max(0, pixels) // fit.latent_factor(model) ** 2
+    return 2 * channels * max(0, pixels) // model.latent_factor**2
 
 
 def _conditioning(spec: RunSpec, model: PipelineFolder) -> int:

@@ -1,120 +1,154 @@
-"""A model as one file, in the layout of the original Stable Diffusion: which kind it is, and where its parts lie.
+"""A model in one file, in the layout of the original Stable Diffusion: which type it is, from its header only.
 
-From the file's header only. A fine-tune of another architecture comes with a blueprint of its own (single_file_config).
+The worker makes a diffusers folder of it (sdtrain/model/convert.py), with the configs of its type from configs/ or
+from the folder that `single_file_config` names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from sdjob.files import few, shown, unreadable
-from sdjob.model import key_names, kinds, shapes
-from sdjob.model.architectures import STABLE_DIFFUSION_XL
-from sdjob.model.archive import Archive, Stored, open_archive
-from sdjob.model.key_names import Place
-from sdjob.model.kinds import Blueprint, Kind
-from sdjob.model.shapes import Expected
+from sdjob.files import few, read_file, shown, unreadable
+from sdjob.model import key_names, torch_zip
+from sdjob.model.weights import Header, Tensor, read_header
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 AUTO = "auto"
+_CONFIGS = Path(__file__).with_name("configs")
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04")  # of torch before 1.6, or of another program
 _SAMPLES, _SAMPLE_BYTES = 128, 4096
-_TAKE = "take the whole checkpoint of Stable Diffusion 1.x, 2.x or XL base: U-Net, VAE and text encoder in one file"
-_WHOLE = "download or copy the file again; a model with other layers needs single_file_config"
+WHOLE_MODEL = (
+    "use a whole checkpoint of Stable Diffusion 1.x, 2.x or XL base: U-Net, VAE and text encoder in one file"
+)
 _FIRST = f"{key_names.UNET}input_blocks.0.0.weight"
-_CONTEXT = re.compile(
+_CROSS_ATTENTION = re.compile(
     re.escape(key_names.UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight"
 )
-_LABEL = f"{key_names.UNET}label_emb.0.0.weight"  # what is told of an image besides the text
+_SECOND_CONDITIONING = f"{key_names.UNET}label_emb.0.0.weight"  # sizes and pooled text, in XL
 _CHANNELS = {9: "an inpainting model", 8: "a model that edits images", 5: "a depth model", 7: "an upscaler"}
-_SHAPES = {
-    "unet": shapes.unet,
-    "vae": shapes.vae,
-    "text_encoder": shapes.text_encoder,
-    "text_encoder_2": shapes.text_encoder_2,
-}
-_NAMES = {
-    "unet": "U-Net",
-    "vae": "VAE",
-    "text_encoder": "text encoder",
-    "text_encoder_2": "second text encoder",
-}
-_FOREIGN = (  # what else is shared as a single file, by a word in the names of its tensors
-    (
-        ("lora_up.", "lora_A.", "lora_B.", ".lokr_", ".hada_"),
-        "is a LoRA, not a model",
-        "mount its base model",
-    ),
-    (("double_blocks.",), "is a model of the FLUX kind", _TAKE),
-    (("joint_blocks.",), "is a model of Stable Diffusion 3", _TAKE),
-    (("control_model.", "controlnet_", "input_hint_block."), "is a ControlNet", _TAKE),
-    (("emb_params", "string_to_param", "clip_l", "clip_g"), "is a textual inversion, not a model", _TAKE),
-    (("down_blocks.0.resnets.0.time_emb_proj.",), "holds only a U-Net, in the layout of diffusers", _TAKE),
-    (("first_stage_model.", "decoder.mid", "encoder.mid"), "holds only a VAE", _TAKE),
-    (("cond_stage_model.", "conditioner.", "text_model."), "holds only a text encoder", _TAKE),
+_OTHER_CONTENT = (  # what else is distributed as a single file: words in the names of its tensors → message
+    (("lora_up.", "lora_A.", "lora_B.", ".lokr_", ".hada_"), "is a LoRA, not a model"),
+    (("double_blocks.",), "is a FLUX model"),
+    (("joint_blocks.",), "is a model of Stable Diffusion 3"),
+    (("control_model.", "controlnet_", "input_hint_block."), "is a ControlNet"),
+    (("emb_params", "string_to_param", "clip_l", "clip_g"), "is a textual inversion, not a model"),
+    (("down_blocks.0.resnets.0.time_emb_proj.",), "holds only a U-Net, in the layout of diffusers"),
+    (("first_stage_model.", "decoder.mid", "encoder.mid"), "holds only a VAE"),
+    (("cond_stage_model.", "conditioner.", "text_model."), "holds only a text encoder"),
 )
-_NOISE_OF_EDM = ("edm_mean", "edm_vpred.sigma_max")
-_SAID = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+_EDM_SCHEDULE = ("edm_mean", "edm_vpred.sigma_max")
+_PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A tensor of a part, with the shape that it has there, and its bytes in the file."""
+class ModelType:
+    """A published type; its U-Net is recognised by the width of its text input, and by its second conditioning."""
 
-    stored: Stored
-    transposed: bool = False  # so its rows are the columns in the file
+    title: str
+    text_width: int
+    configs: Mapping[str, str]  # prediction type → folder in configs/
+    second_conditioning: bool = False
+    default_prediction: str | None = "epsilon"  # of files that do not state it
+
+
+TYPES = (
+    ModelType("Stable Diffusion 1.x", 768, dict.fromkeys(("epsilon", "v_prediction"), "stable_diffusion_1")),
+    ModelType(
+        "Stable Diffusion 2.x",
+        1024,
+        {"epsilon": "stable_diffusion_2_base", "v_prediction": "stable_diffusion_2"},
+        default_prediction=None,
+    ),
+    ModelType(
+        "Stable Diffusion XL",
+        2048,
+        dict.fromkeys(("epsilon", "v_prediction"), "stable_diffusion_xl"),
+        second_conditioning=True,
+    ),
+)
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """A file and the pipeline that is in it."""
+    """A model in one file, and the configs that it needs to become a diffusers folder."""
 
     path: Path
-    blueprint: Blueprint
-    prediction_type: str
-    weights: Mapping[str, Mapping[str, Piece]] = field(repr=False)  # part → tensor by its name of today
+    title: str
+    configs: Path  # a diffusers folder, whose weights are not used
+    scheduler: Mapping[str, Any]  # what its scheduler_config.json says differently
+    tensors: Mapping[str, Tensor] = field(repr=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the configs are those that come with this project, whose tokenizers all have CLIP's vocabulary."""
+        return self.configs.parent == _CONFIGS
 
-def look(path: Path, blueprint: Blueprint | None, prediction_type: str, *, allow_pickle: bool) -> SingleFile:
-    """The pipeline in a file, proven whole. Raises JobError with everything that is wrong with it.
+    def config_files(self) -> dict[str, Path]:
+        """The files of the folder that are neither weights nor their indices, by their names below it."""
+        files = (*self.configs.glob("*.json"), *self.configs.glob("*/*.json"), *self.configs.glob("*/*.txt"))
+        return {
+            path.relative_to(self.configs).as_posix(): path
+            for path in sorted(files)
+            if ".index." not in path.name
+        }
 
-    `blueprint`: that of another architecture, None: one of the known kinds. `prediction_type`: "auto", or what the
-    model predicts where the file does not say it, or not rightly.
+
+def read(path: Path, configs: Path | None, prediction_type: str, *, allow_pickle: bool) -> SingleFile:
+    """The model in a file. Raises JobError.
+
+    `configs`: those of another architecture. `prediction_type`: "auto", or what the model predicts where the file
+    does not state it, or not correctly.
     """
-    archive = open_archive(path, allow_pickle=allow_pickle)
-    if problem := _refused(archive):
+    header = _header(path, allow_pickle=allow_pickle)
+    tensors = header.tensors
+    if problem := _refusal(path, tensors):
         raise JobError(problem)
-    if blueprint is None:
-        blueprint = _recognised(archive, prediction_type)
-    elif prediction_type != AUTO:
-        blueprint = kinds.predicting(blueprint, prediction_type)
-    weights, problems = _weights(archive, blueprint)
-    if problems:
-        raise JobError(problems)
-    said = str(blueprint.configs["scheduler"].get("prediction_type", "epsilon"))
-    return SingleFile(path, blueprint, said, weights, tuple(_notes(archive)))
+    notes = tuple(_notes(path, tensors))
+    if configs:
+        given = {} if prediction_type == AUTO else {"prediction_type": prediction_type}
+        return SingleFile(path, f"a model like {shown(configs)}", configs, given, tensors, notes)
+    model_type = _type_of(path, tensors)
+    if prediction_type == AUTO:
+        prediction_type = _stated_prediction(header) or model_type.default_prediction or ""
+    if not prediction_type:
+        raise JobError(_unknown_prediction(path, model_type))
+    scheduler: dict[str, Any] = {"prediction_type": prediction_type}
+    if key_names.ZERO_SNR in tensors and prediction_type == "v_prediction":
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    folder = _CONFIGS / model_type.configs[prediction_type]
+    return SingleFile(path, model_type.title, folder, scheduler, tensors, notes)
 
 
 def refusal(path: Path, *, allow_pickle: bool) -> Problem | None:
-    """Why a file is no model that can be trained: a LoRA, a VAE or the like. Raises JobError if it is broken."""
-    return _refused(open_archive(path, allow_pickle=allow_pickle))
+    """Why a file is not a model that can be trained: a LoRA, a VAE or the like. Raises JobError if it is broken."""
+    return _refusal(path, _header(path, allow_pickle=allow_pickle).tensors)
+
+
+def may_be_model(path: Path) -> bool:
+    """Judged by the suffix or the first bytes: a mounted file may have any name. Raises OSError."""
+    if path.name.endswith(SUFFIXES):
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start.startswith((torch_zip.MAGIC, *_PICKLES)) or start[8:] == b"{"
 
 
 def converted_folder(single: SingleFile, cache_dir: str | None, output: Path) -> Path:
-    """Where the folder lies that is made of a file: named by its content, so that it is found again.
+    """The path of the folder that is made of a file. Raises JobError.
 
-    Of the content the header and samples from beginning to end: another training moves them all. Raises JobError.
+    Its name is a hash of the configs and of samples from beginning to end of the file: training moves all weights.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, content in sorted(single.blueprint.files.items()):
-        digest.update(f"{name}\0{content}\0".encode())
+    digest = hashlib.blake2b(repr(sorted(single.scheduler.items())).encode(), digest_size=8)
+    for name, path in single.config_files().items():
+        digest.update(f"{name}\0".encode() + read_file(path))
     try:
         size = single.path.stat().st_size
         digest.update(f"{size}".encode())
@@ -128,190 +162,95 @@ def converted_folder(single: SingleFile, cache_dir: str | None, output: Path) ->
     return root / f"model-{digest.hexdigest()}"
 
 
-# --- what it is --------------------------------------------------------------------------------------
-
-
-def _refused(archive: Archive) -> Problem | None:
-    """Why it can be no model of this architecture, whatever its sizes."""
-    names, subject = archive.tensors.keys(), shown(archive.path)
-    first = archive.tensors.get(_FIRST)
-    if first is None:
-        for words, found, remedy in _FOREIGN:
-            if any(word in name for name in names for word in words):
-                return bad_input(subject, found, remedy)
-        found = f"is no model of Stable Diffusion: it holds {len(names)} tensors" + (
-            f", such as {few(sorted(names), 2)}" if names else ""
+def _header(path: Path, *, allow_pickle: bool) -> Header:
+    """The header of a file that is complete. Raises JobError."""
+    start = read_file(path, 4)
+    if start != torch_zip.MAGIC and not start.startswith(_PICKLES):
+        return read_header(path)
+    if not allow_pickle:
+        found = "is a pickle, which can run code when it is loaded"
+        remedy = "use the .safetensors file of this model, or trust this one with allow_pickle=1"
+        raise JobError(bad_input(shown(path), found, remedy))
+    if start != torch_zip.MAGIC:
+        remedy = "save it again with torch 1.6 or later, preferably as .safetensors"
+        raise JobError(
+            bad_input(shown(path), "is a pickle in torch's old format (not a zip archive)", remedy)
         )
-        return bad_input(subject, found, _TAKE)
+    return Header(torch_zip.read_tensors(path), {})
+
+
+def _refusal(path: Path, tensors: Mapping[str, Tensor]) -> Problem | None:
+    """Why this cannot be a model of a supported architecture, whatever its sizes."""
+    first = tensors.get(_FIRST)
+    if first is None:
+        for words, found in _OTHER_CONTENT:
+            if any(word in name for name in tensors for word in words):
+                remedy = "mount its base model" if "LoRA" in found else WHOLE_MODEL
+                return bad_input(shown(path), found, remedy)
+        such_as = f", such as {few(sorted(tensors), 2)}" if tensors else ""
+        found = f"is not a model of Stable Diffusion: it holds {len(tensors)} tensors{such_as}"
+        return bad_input(shown(path), found, WHOLE_MODEL)
     channels = first.shape[1] if len(first.shape) > 1 else 0
     if channels != 4:
         what = f" ({_CHANNELS[channels]})" if channels in _CHANNELS else ""
-        found = f"has a U-Net that takes {channels} channels instead of 4{what}, which this version does not train"
-        return bad_input(subject, found, _TAKE)
-    if any(name in names for name in _NOISE_OF_EDM):
-        found = "was made for a noise schedule of another kind (EDM), which this version does not train"
-        return bad_input(subject, found, _TAKE)
+        found = f"has a U-Net with {channels} input channels instead of 4{what}, which this version does not train"
+        return bad_input(shown(path), found, WHOLE_MODEL)
+    if any(name in tensors for name in _EDM_SCHEDULE):
+        found = "was trained with an EDM noise schedule, which this version does not support"
+        return bad_input(shown(path), found, WHOLE_MODEL)
     return None
 
 
-def _recognised(archive: Archive, prediction_type: str) -> Blueprint:
-    """The blueprint of a known kind. Raises JobError."""
-    kind = _kind(archive)
-    zero_snr = key_names.ZERO_SNR in archive.tensors
-    if prediction_type == AUTO:
-        prediction_type = said_prediction(archive) or ("epsilon" if kind.silent_means_epsilon else "")
-    if not prediction_type:
+def _type_of(path: Path, tensors: Mapping[str, Tensor]) -> ModelType:
+    """The published type with this U-Net. Raises JobError."""
+    widths = {
+        tensor.shape[1]
+        for name, tensor in tensors.items()
+        if _CROSS_ATTENTION.fullmatch(name) and len(tensor.shape) == 2
+    }
+    second = _SECOND_CONDITIONING in tensors
+    for model_type in TYPES:
+        if widths == {model_type.text_width} and second == model_type.second_conditioning:
+            return model_type
+    if widths == {1280} and second:
+        found = "is a refiner of Stable Diffusion XL, which this version does not train"
+        raise JobError(bad_input(shown(path), found, WHOLE_MODEL))
+    if second and widths <= {model_type.text_width for model_type in TYPES}:
+        found = "has a U-Net with conditioning other than text (unCLIP or the like), which this version does not train"
+    else:
+        known = ", ".join(f"{model_type.text_width} ({model_type.title})" for model_type in TYPES)
         found = (
-            f"auto, and {shown(archive.path)} does not say what it predicts, as no file of {kind.name} must"
+            f"has a U-Net for text of width {few(map(str, sorted(widths))) or 'none'}; supported are {known}"
         )
-        remedy = (
-            "Set prediction_type=v_prediction for a model made for 768 pixels, "
-            "or prediction_type=epsilon for one made for 512 (the base)."
-        )
-        raise JobError(bad_setting("prediction_type", found, remedy))
-    return kinds.blueprint(kind, prediction_type, zero_snr=zero_snr and prediction_type == "v_prediction")
+    remedy = "for another architecture, set single_file_config to a diffusers folder with its configs"
+    raise JobError(bad_input(shown(path), found, remedy))
 
 
-def said_prediction(archive: Archive) -> str | None:
-    """What the file says that its U-Net predicts: by a tensor's presence, or by its metadata (modelspec)."""
-    if key_names.V_PREDICTION in archive.tensors:
+def _stated_prediction(header: Header) -> str | None:
+    """What the file states that its U-Net predicts: by a tensor's presence, or by its metadata (modelspec)."""
+    if key_names.V_PREDICTION in header.tensors:
         return "v_prediction"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):  # the latter is ComfyUI's
-        said = str(archive.metadata.get(key, "")).lower().replace("-", "_")
-        if said in _SAID:
-            return _SAID[said]
-    architecture = str(archive.metadata.get("modelspec.architecture", ""))
-    return {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}.get(
-        architecture
+        stated = str(header.metadata.get(key, "")).lower().replace("-", "_")
+        if stated in _PREDICTIONS:
+            return _PREDICTIONS[stated]
+    architectures = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+    return architectures.get(str(header.metadata.get("modelspec.architecture", "")))
+
+
+def _unknown_prediction(path: Path, model_type: ModelType) -> Problem:
+    return bad_setting(
+        "prediction_type",
+        f"auto, and {shown(path)} does not state what it predicts; files of {model_type.title} need not",
+        "Set prediction_type=v_prediction for a model trained at 768 pixels, "
+        "or prediction_type=epsilon for one trained at 512 (the base).",
     )
 
 
-def _kind(archive: Archive) -> Kind:
-    """The known kind whose U-Net this is. Raises JobError."""
-    contexts = {
-        tensor.shape[1]
-        for name, tensor in archive.tensors.items()
-        if _CONTEXT.fullmatch(name) and len(tensor.shape) == 2
-    }
-    is_told_more = _LABEL in archive.tensors
-    for kind in kinds.KINDS:
-        if contexts == {kind.context} and is_told_more == (kind is kinds.SD_XL):
-            return kind
-    if contexts == {1280} and is_told_more:
-        found = "is a refiner of Stable Diffusion XL, which this version does not train"
-        raise JobError(bad_input(shown(archive.path), found, _TAKE))
-    known = ", ".join(f"{kind.context} ({kind.name})" for kind in kinds.KINDS)
-    width = f"of the width {few(map(str, sorted(contexts)))}" if contexts else "of no width"
-    found = f"has a U-Net that attends to texts {width}; known are {known}"
-    if contexts <= {kind.context for kind in kinds.KINDS} and is_told_more:
-        found = "has a U-Net that is told more than a text (unCLIP or the like), which this version does not train"
-    remedy = "for another architecture, set single_file_config to a diffusers folder with its configurations"
-    raise JobError(bad_input(shown(archive.path), found, remedy))
-
-
-def _notes(archive: Archive) -> Iterable[str]:
-    if average := [name for name in archive.tensors if name.startswith(key_names.AVERAGE)]:
-        yield (
-            f"{shown(archive.path)}: {len(average):,} tensors of an average of the weights ({key_names.AVERAGE}…) "
-            "are ignored: the other ones are trained on"
-        )
-
-
-# --- where its parts lie -----------------------------------------------------------------------------
-
-
-def _weights(archive: Archive, blueprint: Blueprint) -> tuple[dict[str, dict[str, Piece]], list[Problem]]:
-    """Every tensor of every part, found in the file."""
-    tensors = _with_prefix(archive.tensors)
-    found: dict[str, dict[str, Piece]] = {}
-    absent: list[str] = []
-    problems: list[Problem] = []
-    for part, shapes_of in _SHAPES.items():
-        if part not in blueprint.configs:
-            continue
-        config = blueprint.configs[part]
-        expected = shapes_of(config)
-        if expected is None:
-            known = "asks for layers that no single file is known to have"
-            problems.append(
-                bad_input(shown(blueprint.folders[part]), known, "use the model as a diffusers folder")
-            )
-            continue
-        xl = blueprint.class_name == STABLE_DIFFUSION_XL.class_name
-        places = key_names.places(part, config, expected, xl=xl)
-        there = {name: place for name, place in places.items() if place.name in tensors}
-        if not there:
-            absent.append(part)
-            continue
-        title = f"the {_NAMES[part]} of {blueprint.kind}"
-        if missing := sorted({place.name for place in places.values()} - tensors.keys()):
-            lacks = f"lacks {len(missing)} tensors of {title}, such as {few(missing, 3)}"
-            problems.append(bad_input(shown(archive.path), lacks, _WHOLE))
-        pieces = {name: _piece(tensors[place.name], place, expected[name]) for name, place in there.items()}
-        problems += _misfits(archive.path, title, places, expected, pieces, tensors)
-        found[part] = {name: piece for name, piece in pieces.items() if piece}
-    if absent:
-        parts = " and no ".join(_NAMES[part] for part in absent)
-        problems.append(bad_input(shown(archive.path), f"holds no {parts}", _TAKE))
-    return found, problems
-
-
-def _with_prefix(tensors: Mapping[str, Stored]) -> Mapping[str, Stored]:
-    """Some programs leave `text_model.` out of the names of CLIP."""
-    bare = key_names.CLIP.removesuffix("text_model.")
-    return {
-        key_names.CLIP + name.removeprefix(bare)
-        if name.startswith(bare) and not name.startswith(key_names.CLIP)
-        else name: tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _piece(stored: Stored, place: Place, expected: Expected) -> Piece | None:
-    """The bytes of a tensor; None: it has another shape."""
-    whole = expected.shape
-    if place.third is not None:
-        whole = (3 * whole[0], *whole[1:])
-    if place.transposed:
-        whole = whole[::-1]
-    if _without_ones(stored.shape) != _without_ones(whole):
-        return None
-    parts = 1 if place.third is None else 3
-    size = stored.size // parts
-    begin = stored.begin + size * (place.third or 0)
-    return Piece(Stored(stored.dtype, expected.shape, begin, size), place.transposed)
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A convolution of 1 × 1 and a linear layer have the same bytes."""
-    while len(shape) > 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _misfits(
-    path: Path,
-    title: str,
-    places: Mapping[str, Place],
-    expected: Mapping[str, Expected],
-    pieces: Mapping[str, Piece | None],
-    tensors: Mapping[str, Stored],
-) -> list[Problem]:
-    """One problem for each number of the architecture that is another one."""
-    wrong: dict[str, list[str]] = defaultdict(list)
-    for name, piece in pieces.items():
-        if piece is None:
-            wrong[expected[name].key].append(name)
-    problems = []
-    for key, names in wrong.items():
-        first = places[names[0]]
-        have, want = list(tensors[first.name].shape), list(expected[names[0]].shape)
-        part = (
-            f"[{3 * want[0]}, …]"
-            if first.third is not None
-            else str(want[::-1] if first.transposed else want)
-        )
-        more = f" ({len(names) - 1} more tensors differ)" if len(names) > 1 else ""
-        found = f"{first.name} is {have}; {title} has {part}, by {key}{more}"
-        problems.append(bad_input(shown(path), found, _WHOLE))
-    return problems
+def _notes(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    ema = [name for name in tensors if name.startswith(key_names.EMA)]
+    if not ema:
+        return []
+    return [
+        f"{shown(path)}: {len(ema):,} EMA tensors ({key_names.EMA}…) are ignored: the other weights are trained"
+    ]

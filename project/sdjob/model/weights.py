@@ -1,4 +1,4 @@
-"""Weight files, judged by their names and headers: no tensor is read, and torch is not needed."""
+"""Weight files, judged by their names and headers: no tensor is loaded, and torch is not needed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,21 @@ class Tensor:
 
     shape: tuple[int, ...]
     file: Path
+    dtype: str = "F32"  # as safetensors names it
+
+    @property
+    def num_bytes(self) -> int:
+        return ITEM_SIZE.get(self.dtype, 1) * math.prod(self.shape)
+
+    @property
+    def num_parameters(self) -> int:
+        """0 for index buffers such as position_ids."""
+        return math.prod(self.shape) if "F" in self.dtype else 0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files in a folder, and what their headers say. Of pickles no tensor is known."""
+    """The weight files in a folder, and what their headers say. Tensors of pickles are not known."""
 
     files: tuple[Path, ...]
     num_bytes: int
@@ -69,27 +79,26 @@ def _safetensors(file: Path, variant: str | None) -> Weights:
     """One file, or all shards of an index, each proven whole. Raises JobError with all problems."""
     shards = _read_index(file) if file.suffix == ".json" else {file: frozenset[str]()}
     problems: list[Problem] = []
-    num_bytes = num_parameters = 0
     found: dict[str, Tensor] = {}
     for shard, names in shards.items():
         try:
-            tensors = read_header(shard)
+            tensors = read_header(shard).tensors
         except JobError as error:
             problems += error.problems
             continue
-        num_bytes += sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors.values())
-        num_parameters += _count(tensors)
-        found |= {name: Tensor(tuple(tensor["shape"]), shard) for name, tensor in tensors.items()}
+        found |= tensors
         if absent := sorted(names - tensors.keys()):
             lack = f"lacks {few(absent, 3)}, which {file.name} says it holds"
             problems.append(bad_input(shown(shard), lack, _AGAIN))
     if problems:
         raise JobError(problems)
+    num_bytes = sum(tensor.num_bytes for tensor in found.values())
+    num_parameters = sum(tensor.num_parameters for tensor in found.values())
     return Weights(tuple(shards), num_bytes, num_parameters, variant, tensors=found)
 
 
 def _pickles(file: Path, variant: str | None, allow_pickle: bool) -> Weights:
-    """Weights that only pickles hold: nothing can be said of them but that they are there."""
+    """Weights that only pickles hold: all that is known is that the files exist."""
     if not allow_pickle:
         raise JobError(
             bad_input(
@@ -126,23 +135,17 @@ class _BrokenError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself; offsets of tensors count from `begin`, in bytes."""
+    """The header of a safetensors file."""
 
-    tensors: Mapping[str, Any]  # name → {dtype, shape, data_offsets}
+    tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
-    begin: int
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Tensor → {dtype, shape, data_offsets} of a safetensors file, proven whole. Raises JobError."""
-    return dict(whole_header(path).tensors)
-
-
-def whole_header(path: Path) -> Header:
-    """The header of a safetensors file, proven whole. Raises JobError.
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file that is complete. Raises JobError.
 
     The layout: 8 bytes with the header's length (little endian), the header (JSON), the tensors' bytes.
-    Whole means: the tensors follow each other without a gap, and the file ends where the last one does.
+    Complete means: the tensors follow each other without a gap, and the file ends where the last one does.
     """
     length = int.from_bytes(read_file(path, 8), "little")
     try:
@@ -151,28 +154,30 @@ def whole_header(path: Path) -> Header:
             raise _BrokenError(_no_header(size, length))
         with path.open("rb") as file:
             file.seek(8)
-            tensors, metadata = _parsed(file.read(length))
-        _check_extent(tensors, size - 8 - length, size)
+            entries, metadata = _parsed(file.read(length))
+        _check_extent(entries, size - 8 - length, size)
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     except _BrokenError as error:
         raise JobError(bad_input(shown(path), str(error), _AGAIN)) from error
-    return Header(tensors, metadata, 8 + length)
+    tensors = {name: Tensor(tuple(entry["shape"]), path, entry["dtype"]) for name, entry in entries.items()}
+    return Header(tensors, metadata)
 
 
 def _no_header(size: int, length: int) -> str:
     if size >= 8 and length <= _MAX_HEADER:
         return f"is truncated: {size:,} bytes, its header alone takes {length + 8:,}"
-    return f"is no safetensors file ({size:,} bytes without a header)"
+    return f"is not a safetensors file ({size:,} bytes without a header)"
 
 
 def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of the header, each tensor as large as its type and shape say."""
+    """Tensors {dtype, shape, data_offsets} and metadata, each tensor as large as its type and shape say."""
     try:
         tensors = json.loads(header)
         metadata = dict(tensors.pop("__metadata__", None) or {})
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]
+            tensor |= {"shape": [int(length) for length in tensor["shape"]], "dtype": str(tensor["dtype"])}
             item_size = ITEM_SIZE.get(tensor["dtype"])
             if item_size is not None and end - begin != item_size * math.prod(tensor["shape"]):
                 raise _BrokenError(f"has a damaged header: {name} does not have the bytes of its shape")
@@ -182,17 +187,12 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _check_extent(tensors: dict[str, Any], data_bytes: int, size: int) -> None:
-    """That the tensors cover the rest of the file exactly."""
+    """Check that the tensors cover the rest of the file exactly."""
     position = 0
     for begin, end, name in sorted((*tensor["data_offsets"], name) for name, tensor in tensors.items()):
         if begin != position or end < begin:
-            raise _BrokenError(f"has a damaged header: {name} lies at {begin:,}, expected {position:,}")
+            raise _BrokenError(f"has a damaged header: {name} starts at {begin:,}, expected {position:,}")
         position = end
     if position != data_bytes:
         what = "is truncated" if data_bytes < position else "is longer than its header says"
         raise _BrokenError(f"{what}: {size:,} bytes, expected {size - data_bytes + position:,}")
-
-
-def _count(tensors: dict[str, Any]) -> int:
-    """Floating-point numbers; index buffers such as position_ids are not parameters."""
-    return sum(math.prod(tensor["shape"]) for tensor in tensors.values() if "F" in tensor["dtype"])

@@ -89,7 +89,7 @@ def mounts_table(
 def _model(model: PipelineFolder | None) -> str:
     if model is None:
         return "nothing usable"
-    name = f"{model.single.blueprint.kind} in one file" if model.single else model.class_name
+    name = f"{model.single.title} in one file" if model.single else model.class_name
     size = in_units(sum(part.num_bytes for part in model.parts.values()))
     return f"{name}, {model.prediction_type}, {size}"
 

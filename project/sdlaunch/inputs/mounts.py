@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.model.archive import looks_like_archive
-from sdjob.model.single_file import SUFFIXES
+from sdjob.model.single_file import may_be_model
 from sdjob.problems import JobError, bad_input
 from sdlaunch.settings.options import LaunchOptions
 
@@ -47,7 +46,7 @@ def require(variable: str, path: Path, holds: str, name: str | None = None) -> N
     except FileNotFoundError:
         raise JobError(bad_input(variable, f"{path} does not exist", remedy)) from None
     except NotADirectoryError:
-        if variable == "MODEL_DIR" and not name and _may_be_model(path):
+        if variable == "MODEL_DIR" and not name and may_be_model(path):
             return
         raise JobError(bad_input(variable, f"{path} is a file, not a folder", remedy)) from None
     except PermissionError:
@@ -56,11 +55,6 @@ def require(variable: str, path: Path, holds: str, name: str | None = None) -> N
         raise JobError(bad_input(variable, found, remedy)) from None
     if empty:
         raise JobError(bad_input(variable, f"{path} is empty", remedy))
-
-
-def _may_be_model(path: Path) -> bool:
-    """Whether a file may be a model, however broken."""
-    return path.name.endswith(SUFFIXES) or looks_like_archive(path)
 
 
 def _absolute(path: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.model import fit
+from sdjob.model import part_compatibility
 from sdjob.problems import ExitCode, JobError, Problem, bad_input, no_hardware
 from sdjob.settings import compatibility
 from sdlaunch.preflight import captions, estimates, images, output, packages, resume, system_limits
@@ -77,16 +77,21 @@ def _devices(job: Job) -> list[Problem]:
 
 
 def _model(job: Job) -> list[Finding]:
-    """Shapes against configs, and what the model was made for. A script may know other models."""
+    """Parts that do not belong together, and a resolution below the model's. A script may support other models."""
     model = job.contents.model
     if model is None:
         return []
-    misfits = fit.problems(model)
+    misfits = part_compatibility.problems(model)
     notes = model.single.notes if model.single else ()
-    doubts = [*notes, *fit.surplus(model), *fit.too_small(model, job.spec.resolution)]
+    warnings = [*notes, *part_compatibility.low_resolution(model, job.spec.resolution)]
     if job.has_script:
-        doubts += [f"{problem.subject}: {problem.found}; left to the script" for problem in misfits]
-    return [*([] if job.has_script else misfits), *doubts]
+        left = (f"{problem.subject}: {problem.found}; left to the script" for problem in misfits)
+        return [*warnings, *left]
+    return [
+        *misfits,
+        *warnings,
+        Note("model: `check`, and the job before it trains, compare tensors with configs"),
+    ]
 
 
 @dataclass(frozen=True)

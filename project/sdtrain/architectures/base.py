@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import nn
 
 from sdjob.model.architectures import ArchitectureFacts
-from sdjob.model.key_names import Place
+from sdjob.model.key_names import OriginalTensor
 from sdtrain.objective.process import NoiseProcess
 
 # The denoiser's inputs besides latents and timesteps, by names that the architecture gives; each [B, …]. Where text
@@ -80,7 +80,9 @@ class Architecture(Protocol):
         empty: the encoding of as many empty prompts, for classifier-free guidance.
         """
 
-    def original_names(self, part: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Place]:
+    def original_names(
+        self, part: str, config: Mapping[str, Any], names: Iterable[str]
+    ) -> dict[str, OriginalTensor]:
         """Where each tensor of a part lies in a single file, from the names of all of them."""
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:

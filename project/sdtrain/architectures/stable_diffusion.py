@@ -13,7 +13,7 @@ from torch import nn
 
 from sdjob.model import key_names
 from sdjob.model.architectures import STABLE_DIFFUSION
-from sdjob.model.key_names import Place
+from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
 from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
 from sdtrain.model import tokenize
@@ -74,8 +74,10 @@ class StableDiffusion:
         ).images
         return images
 
-    def original_names(self, part: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Place]:
-        return key_names.places(part, config, names, xl=False)
+    def original_names(
+        self, part: str, config: Mapping[str, Any], names: Iterable[str]
+    ) -> dict[str, OriginalTensor]:
+        return key_names.original_tensors(part, config, names, xl=False)
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         if not key_names.is_open_clip(configs["text_encoder"]):

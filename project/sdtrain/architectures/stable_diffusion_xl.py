@@ -13,7 +13,7 @@ from torch import nn
 
 from sdjob.model import key_names
 from sdjob.model.architectures import STABLE_DIFFUSION_XL
-from sdjob.model.key_names import Place
+from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
 from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
 from sdtrain.model import tokenize
@@ -93,8 +93,10 @@ class StableDiffusionXL:
         images: list[Image] = pipeline.image_processor.postprocess(pixels)
         return images
 
-    def original_names(self, part: str, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Place]:
-        return key_names.places(part, config, names, xl=True)
+    def original_names(
+        self, part: str, config: Mapping[str, Any], names: Iterable[str]
+    ) -> dict[str, OriginalTensor]:
+        return key_names.original_tensors(part, config, names, xl=True)
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         return "stable-diffusion-xl-v1-base"

@@ -14,8 +14,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sdjob.files import sync_tree
+from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import Part, PipelineFolder
-from sdjob.model.shapes import todays_name
 from sdjob.output.layout import INDEX_FILE, LORA_FILE
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Architecture, Parts
@@ -121,7 +121,7 @@ def _write_single_file(folder: Path, architecture: Architecture, title: str) -> 
     for part in (facts.denoiser, "vae", *facts.text_encoders):
         configs[part] = json.loads((folder / part / "config.json").read_text())
         files = tuple((folder / part).glob("*.safetensors")) or tuple((folder / part).glob("*.bin"))
-        named = {todays_name(name): weight for name, weight in _load(files).items()}
+        named = {current_name(name): weight for name, weight in _load(files).items()}
         weights |= webui.original(architecture.original_names(part, configs[part], named), named)
     configs["denoiser"] = configs[facts.denoiser]
     _save(folder / WEBUI_MODEL, weights, webui.metadata(architecture.modelspec(configs), configs, title))

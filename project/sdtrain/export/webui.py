@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdjob.model.key_names import V_PREDICTION, ZERO_SNR, Place
+from sdjob.model.key_names import V_PREDICTION, ZERO_SNR, OriginalTensor
 
 Weights = dict[str, torch.Tensor]
 
@@ -32,20 +32,20 @@ def kohya_lora(prefix: str, layers: Mapping[str, torch.Tensor], alpha: float) ->
     return renamed
 
 
-def original(places: Mapping[str, Place], weights: Mapping[str, torch.Tensor]) -> Weights:
+def original(names: Mapping[str, OriginalTensor], weights: Mapping[str, torch.Tensor]) -> Weights:
     """The weights of a part by diffusers' names → by those of the original Stable Diffusion."""
     renamed: Weights = {}
     thirds: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
-    for name, place in places.items():
+    for name, original_tensor in names.items():
         weight = weights[name]
-        if place.transposed:
+        if original_tensor.transposed:
             weight = weight.T
-        if place.pixelwise and weight.dim() == 2:
+        if original_tensor.pixelwise and weight.dim() == 2:
             weight = weight[:, :, None, None]
-        if place.third is None:
-            renamed[place.name] = weight
+        if original_tensor.third is None:
+            renamed[original_tensor.name] = weight
         else:
-            thirds[place.name][place.third] = weight
+            thirds[original_tensor.name][original_tensor.third] = weight
     return renamed | {name: torch.cat([three[0], three[1], three[2]]) for name, three in thirds.items()}
 
 

@@ -1,52 +1,62 @@
-"""A model in one file as the folder that diffusers reads: made once, byte by byte, without loading a tensor."""
+"""A model in one file as a diffusers folder: converted once, by diffusers, and kept in the cache."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import pickle
 import shutil
 import time
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import Any
 
-from sdjob.files import sync_tree
-from sdjob.model import vocabulary
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
-from sdjob.model.single_file import Piece, SingleFile, converted_folder
-from sdjob.model.weights import ITEM_SIZE
-from sdjob.problems import JobError, Problem, bad_output
+import diffusers
+import torch
+import transformers
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors.torch import load_file, save_file
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from sdjob.files import shown, sync_tree
+from sdjob.model import key_names, torch_zip
+from sdjob.model.pipeline import Part, PipelineFolder, find_pipeline
+from sdjob.model.single_file import SingleFile, converted_folder
+from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.reporting.progress import Progress, say
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
 
-_BLOCK = 1 << 24
+Weights = dict[str, torch.Tensor]
 _ABANDONED = 600.0  # seconds without a write
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "text_encoder_2": "model.safetensors",
+_MERGES = Path(torch_zip.__file__).with_name("configs") / "clip/merges.txt.gz"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
-_ITEMS = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of the array module, by bytes
 
 
 def as_folder(model: PipelineFolder, spec: RunSpec, world: World, stop: StopRequest) -> PipelineFolder:
     """The same model as a folder. Collective. Raises JobError (73 where it cannot be written), Stopped.
 
-    The first rank makes it, and then the first rank of each node that does not see it there.
+    The first rank makes it, and then the first rank of each node that does not see it.
     """
     if model.single is None:
         return model
-    single, folder = model.single, converted_folder(model.single, spec.cache_dir, Path(spec.output_dir))
+    folder = converted_folder(model.single, spec.cache_dir, Path(spec.output_dir))
     found: PipelineFolder | None = None
-    for mine in (world.is_main, world.local_rank == 0):
+    for is_mine in (world.is_main, world.local_rank == 0):
         problems: list[Problem] = []
-        if mine and not stop:
+        if is_mine and not stop:
             try:
-                found = found or _whole(folder) or _made(single, folder, world, stop)
+                found = found or _complete(folder) or _made(model, model.single, folder, world, stop)
             except JobError as error:
                 problems += error.problems
         world.agree(problems)
@@ -55,29 +65,32 @@ def as_folder(model: PipelineFolder, spec: RunSpec, world: World, stop: StopRequ
     return found or find_pipeline(folder, None, allow_pickle=False)
 
 
-def _whole(folder: Path) -> PipelineFolder | None:
-    """What an earlier start of the job has made; None: nothing, or not all of it is there any more."""
+def _complete(folder: Path) -> PipelineFolder | None:
+    """The folder that an earlier start has made; None: it is missing or damaged."""
     try:
         return find_pipeline(folder, None, allow_pickle=False)
     except JobError:
         return None
 
 
-def _made(single: SingleFile, folder: Path, world: World, stop: StopRequest) -> PipelineFolder | None:
-    """Writes the folder, whole or not at all; None: asked to stop meanwhile. Raises JobError (73)."""
+def _made(
+    model: PipelineFolder, single: SingleFile, folder: Path, world: World, stop: StopRequest
+) -> PipelineFolder | None:
+    """Write the whole folder or nothing; None: stopped meanwhile. Raises JobError (66, 73)."""
     temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
-    say(f"converting {single.path.name} ({single.blueprint.kind}) once, to {folder}")
+    say(f"converting {single.path.name} ({single.title}) once, to {folder}")
     try:
-        _clear(folder)
+        _remove_abandoned(folder)
         temporary.mkdir(parents=True)
-        if not _write(single, temporary, shown=world.is_main, stopped=lambda: bool(stop)):
+        write_configs(single, model.parts, temporary)
+        if not _write_weights(model, single, temporary, shown=world.is_main, stopped=lambda: bool(stop)):
             return None
         sync_tree(temporary)
-        if not _whole(folder):  # another job with the same cache, or a node whose folder was not seen at once
+        if not _complete(folder):  # else another job with the same cache was faster
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
     except OSError as error:
-        if found := _whole(folder):  # another one was quicker
+        if found := _complete(folder):
             return found
         remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
         problem = bad_output(str(folder), f"the converted model cannot be written ({error})", remedy)
@@ -87,101 +100,154 @@ def _made(single: SingleFile, folder: Path, world: World, stop: StopRequest) -> 
     return find_pipeline(folder, None, allow_pickle=False)
 
 
-def _clear(folder: Path) -> None:
-    """Takes away what attempts have left that were killed: nothing has been written there for a while."""
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed conversions have left: nothing has been written there for a while."""
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):
         newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
         if time.time() - newest > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _write(single: SingleFile, folder: Path, *, shown: bool, stopped: Callable[[], bool]) -> bool:
-    """All files of the folder; false: stopped before the end."""
-    write_texts(single, folder)
-    done, total = 0, sum(piece.stored.size for part in single.weights.values() for piece in part.values())
-    with (
-        single.path.open("rb") as source,
-        _progress(total, shown) as progress,
-    ):
-        for part, pieces in single.weights.items():
-            with (folder / part / _WEIGHTS[part]).open("wb") as target:
-                for size in write_weights(source, target, _in_files(part, pieces)):
-                    done += size
-                    progress.show(_megabytes(done))
-                    if stopped():
-                        return False
-    return True
+# --- configs and tokenizers --------------------------------------------------------------------------
 
 
-def write_texts(single: SingleFile, folder: Path) -> None:
-    """Everything but the weights: configurations and tokenizers."""
-    for name, content in (*single.blueprint.files.items(), *_vocabularies(single)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
+def write_configs(single: SingleFile, parts: Collection[str], folder: Path) -> None:
+    """Everything but the weights of the parts."""
+    for name, source in single.config_files().items():
+        if "/" not in name or name.split("/")[0] in parts:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name)
+    _update(folder / "scheduler/scheduler_config.json", single.scheduler)
+    index = folder / "model_index.json"
+    entries = json.loads(index.read_text()).items()
+    _update(
+        index, {key: [None, None] for key, value in entries if isinstance(value, list) and key not in parts}
+    )
+    if single.is_published:
+        for tokenizer in folder.glob("tokenizer*"):
+            _write_clip_vocabulary(tokenizer)
 
 
-def _progress(total: int, shown: bool) -> Progress:
-    return Progress("converting (MB)", _megabytes(total), shown=shown)
+def _update(file: Path, values: Mapping[str, Any]) -> None:
+    if values:
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}, indent=2) + "\n")
 
 
-def _megabytes(size: int) -> int:
-    """Rounded up, so that something is done in any case."""
-    return -(-size // 10**6)
+def _write_clip_vocabulary(folder: Path) -> None:
+    """OpenAI's merges, and the tokens that follow from them: bytes, bytes that end a word, merged pairs."""
+    merges = gzip.decompress(_MERGES.read_bytes()).decode().splitlines()
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(pair.replace(" ", "") for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges, "")), encoding="utf-8")
 
 
-def _vocabularies(single: SingleFile) -> Iterator[tuple[str, str]]:
-    for tokenizer in single.blueprint.vocabularies:
-        for name, content in vocabulary.files().items():
-            yield f"{tokenizer}/{name}", content
+# --- weights -----------------------------------------------------------------------------------------
 
 
-def _in_files(part: str, pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-    """By the names that every version of transformers reads."""
-    if not part.startswith("text_encoder"):
-        return dict(pieces)
+def _write_weights(
+    model: PipelineFolder, single: SingleFile, folder: Path, *, shown: bool, stopped: Callable[[], bool]
+) -> bool:
+    """The weights of all parts; false: stopped before the end. Raises JobError (66)."""
+    weights = read_weights(single.path)
+    networks = {name: part for name, part in model.parts.items() if part.tensors}
+    done, total = 0, sum(part.num_bytes for part in networks.values())
+    with Progress("converting (MB)", _megabytes(total), shown=shown) as progress:
+        for name, part in networks.items():
+            if stopped():
+                return False
+            state = _converted(name, part, weights, folder).state_dict()
+            file = "diffusion_pytorch_model.safetensors"
+            if name.startswith("text_encoder"):
+                state, file = _in_files(state), "model.safetensors"
+            save_file(
+                {key: weight.contiguous() for key, weight in state.items()},
+                folder / name / file,
+                metadata={"format": "pt"},
+            )
+            done += part.num_bytes
+            progress.show(_megabytes(done))
+    return not stopped()
+
+
+def _converted(name: str, part: Part, weights: Weights, configs: Path) -> torch.nn.Module:
+    """A part with its weights in their own type, by diffusers' converters."""
+    dtypes = (_DTYPES[tensor.dtype] for tensor in part.tensors.values() if tensor.dtype in _DTYPES)
+    settings: dict[str, Any] = {
+        "config": str(configs),
+        "subfolder": name,
+        "local_files_only": True,
+        "torch_dtype": max(dtypes, key=lambda dtype: dtype.itemsize),
+    }
+    module: torch.nn.Module
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()  # names and shapes are checked already
+    try:
+        if part.class_name.startswith("CLIP"):
+            model_class = getattr(transformers, part.class_name)
+            module = create_diffusers_clip_model_from_ldm(model_class, checkpoint=weights, **settings)
+        else:
+            module = getattr(diffusers, part.class_name).from_single_file(weights, **settings)
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
+    return module
+
+
+def _in_files(state: Mapping[str, torch.Tensor]) -> Weights:
+    """Text encoders by the names that every version of transformers reads."""
     return {
-        name if name == "text_projection.weight" else f"text_model.{name}": piece
-        for name, piece in pieces.items()
+        name
+        if name.startswith("text_projection.")
+        else f"text_model.{name.removeprefix('text_model.')}": weight
+        for name, weight in state.items()
     }
 
 
-def write_weights(source: BinaryIO, target: BinaryIO, pieces: Mapping[str, Piece]) -> Iterator[int]:
-    """A safetensors file with these tensors of another file; gives the number of bytes after each block.
-
-    Large items first, so that each lies at a multiple of its size, as the format wishes.
-    """
-    names = sorted(pieces, key=lambda name: (-ITEM_SIZE.get(pieces[name].stored.dtype, 1), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in names:
-        stored = pieces[name].stored
-        offsets = [position, position + stored.size]
-        header[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": offsets}
-        position += stored.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    target.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        piece = pieces[name]
-        for block in (_transposed(source, piece),) if piece.transposed else _blocks(source, piece):
-            target.write(block)
-            yield len(block)
+def _megabytes(size: int) -> int:
+    """Rounded up, so that the total is never 0."""
+    return -(-size // 10**6)
 
 
-def _blocks(source: BinaryIO, piece: Piece) -> Iterator[bytes]:
-    source.seek(piece.stored.begin)
-    left = piece.stored.size
-    while left:
-        block = source.read(min(left, _BLOCK))
-        if not block:
-            raise OSError(f"{source.name} has become shorter")
-        left -= len(block)
-        yield block
+def read_weights(path: Path) -> Weights:
+    """The tensors of a file by the names that diffusers' converters know. Raises JobError (66)."""
+    with path.open("rb") as file:
+        is_zip = file.read(4) == torch_zip.MAGIC
+    return {
+        _with_text_model(name): weight
+        for name, weight in (_unpickled(path) if is_zip else load_file(path)).items()
+    }
 
 
-def _transposed(source: BinaryIO, piece: Piece) -> bytes:
-    """A matrix by its columns."""
-    items = _ITEMS[piece.stored.size // piece.stored.count]
-    rows = array(items, b"".join(_blocks(source, piece)))
-    height, width = piece.stored.shape  # of the result
-    return b"".join(rows[row::height].tobytes() for row in range(height)) if width else b""
+def _with_text_model(name: str) -> str:
+    """Some programs leave `text_model.` out of the names of CLIP."""
+    for prefix in (key_names.CLIP, key_names.XL_CLIP):
+        bare = prefix.removesuffix("text_model.")
+        if name.startswith(bare) and not name.startswith(prefix):
+            return prefix + name.removeprefix(bare)
+    return name
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Constructs tensors, and shells instead of all other objects."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return (
+            super().find_class(module, name)
+            if (module, name) in torch_zip.TENSOR_GLOBALS
+            else torch_zip.Shell
+        )
+
+
+def _unpickled(path: Path) -> Weights:
+    """The state dict in an archive of torch.save. torch's own `weights_only` refuses the objects of trainers."""
+    reader = SimpleNamespace(__name__="tensors", Unpickler=_TensorUnpickler, load=None)
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=reader)
+        while "state_dict" in state:
+            state = state["state_dict"]
+    except Exception as error:  # a damaged pickle can raise anything
+        found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
+        raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
+    return {name: weight for name, weight in state.items() if isinstance(weight, torch.Tensor)}

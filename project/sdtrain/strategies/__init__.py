@@ -1,8 +1,4 @@
-"""Parallel strategies by the names of sdjob.settings.plugins; each module is imported only when chosen.
-
-Start reading: base.py, then ddp.py.
-May import: torch, sdjob, sdtrain.checkpoint.state_io, sdtrain.optim; colossalai in colossalai.py alone.
-"""
+"""Parallel strategies by the names that users type; each module is imported only when chosen."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from sdtrain.strategies.base import Strategy
 
 
 def create(spec: RunSpec, device: torch.device, world_size: int) -> Strategy:
-    """The strategy of a run; raises JobError (69) if its package is missing or incompatible."""
+    """The strategy that a run asks for; raises JobError (69) where its package does not fit."""
     module = import_module(f"sdtrain.strategies.{PLUGINS[spec.plugin].module}")
     strategy: Strategy = module.create(spec, device, world_size)
     return strategy

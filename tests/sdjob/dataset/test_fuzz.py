@@ -175,6 +175,7 @@ def test_damaged_parquet(images, tmp_path, compression, count):
 SD_1 = {
     "model.diffusion_model.input_blocks.0.0.weight": (2, 4, 1, 1),
     "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (1, 768),
+    "first_stage_model.quant_conv.bias": (8,),
     "cond_stage_model.transformer.text_model.final_layer_norm.bias": (3,),
 }
 
@@ -194,18 +195,15 @@ def test_damaged_models_in_one_file(tmp_path, suffix, count):
     content = model_files(tmp_path)[suffix]
     file = tmp_path / f"damaged{suffix}"
 
-    def refused() -> list[str]:
-        with pytest.raises(JobError) as caught:
-            find_pipeline(file, None, allow_pickle=True)
-        assert all(problem.found and problem.remedy for problem in caught.value.problems)
-        return [problem.found for problem in caught.value.problems]
-
     file.write_bytes(content)
-    assert any(found.startswith("lacks 684 tensors of the U-Net") for found in refused())
+    assert find_pipeline(file, None, allow_pickle=True).single.title == "Stable Diffusion 1.x"
 
     @given(damaged([content]))
     def test(content):
         file.write_bytes(content)
-        refused()
+        try:
+            find_pipeline(file, None, allow_pickle=True)
+        except JobError as error:
+            assert all(problem.found and problem.remedy for problem in error.problems)
 
     fuzz(test, count // 3)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sdjob.model import memory_estimate, shapes
+from sdjob.model import memory_estimate
 from sdjob.model.memory_estimate import OutputSizes, cache_entries, output_sizes
 from sdjob.model.pipeline import Part, PipelineFolder
 from sdjob.model.weights import Tensor
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
+from tests.support import single
 
 UNET, TEXT, VAE = 859_520_964, 123_060_480, 83_653_863
 FROZEN = TEXT + VAE
@@ -21,10 +22,11 @@ EIGHT = Topology("cuda", 8, bf16=True)
 GB = 10**9
 
 
-def part(name, config):
-    expected = getattr(shapes, name)(config)
-    tensors = {key: Tensor(tensor.shape, Path(name)) for key, tensor in expected.items()}
-    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+def part(name):
+    shapes = single.published_tensors(single.SD_1)[name]
+    tensors = {key: Tensor(shape, Path(name)) for key, shape in shapes.items()}
+    count = sum(map(math.prod, shapes.values()))
+    config = single.config_of(single.SD_1, name)
     return Part(Path(name), "", num_bytes=4 * count, num_parameters=count, config=config, tensors=tensors)
 
 
@@ -32,9 +34,7 @@ def part(name, config):
 def sd14():
     """Stable Diffusion 1.4, as far as its headers and configs go."""
     parts = {
-        "unet": part("unet", {"cross_attention_dim": 768, "sample_size": 64}),
-        "vae": part("vae", {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}),
-        "text_encoder": part("text_encoder", {"hidden_size": 768, "intermediate_size": 3072}),
+        **{name: part(name) for name in ("unet", "vae", "text_encoder")},
         "tokenizer": Part(Path("tokenizer"), ""),
     }
     return PipelineFolder(Path("sd14"), "StableDiffusionPipeline", "epsilon", parts)

@@ -1,4 +1,6 @@
-"""A pipeline folder is recognised, or refused with everything that is wrong with it."""
+"""Tests of pipeline, config_checks and weights: a pipeline folder is recognised, or refused with everything that is
+wrong with it.
+"""
 
 import json
 from pathlib import Path
@@ -135,7 +137,7 @@ def test_other_pipelines_are_named(pipeline, name):
 
 def test_inpainting_unet_is_named(pipeline):
     write(pipeline / "unet/config.json", {"in_channels": 9})
-    assert "9 channels" in only(pipeline).found and "inpainting" in only(pipeline).found
+    assert "9 input channels" in only(pipeline).found and "inpainting" in only(pipeline).found
 
 
 def test_other_classes_and_targets_are_named(pipeline):
@@ -184,9 +186,9 @@ def test_missing_and_broken_index(pipeline):
         (lambda data: data[:20], "is truncated: 20 bytes, its header alone takes"),
         (lambda data: b"", "is empty (0 bytes)"),
         (lambda data: LFS.encode(), "is a Git LFS pointer"),
-        (lambda data: b"<html><body>404 not found</body></html>", "is no safetensors file"),
+        (lambda data: b"<html><body>404 not found</body></html>", "is not a safetensors file"),
         (lambda data: data.replace(b'"shape": [10, 2]', b'"shape": [10, 3]'), "bytes of its shape"),
-        (lambda data: data.replace(b"[0, 40]", b"[4, 44]"), "a lies at 4, expected 0"),
+        (lambda data: data.replace(b"[0, 40]", b"[4, 44]"), "a starts at 4, expected 0"),
         (lambda data: data.replace(b'{"__meta', b'["__meta'), "has a damaged header"),
     ],
 )

@@ -1,7 +1,4 @@
-"""Which model and dataset a job uses, and what is proposed where there is none.
-
-Tests of contents and `sdlaunch/inputs/mounts.py`.
-"""
+"""Which model and dataset a job uses, and what is proposed where there is none. Tests of contents and mounts."""
 
 import pytest
 

@@ -5,17 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdjob.model import kinds
 from tests.sdlaunch.place import launch
 from tests.support.launcher import found, prepare
-from tests.support.single import original_shapes, sparse
+from tests.support.single import SD_1, SD_2, original_shapes, sparse
 
 
 @pytest.fixture
 def one_file(place, tmp_path):
     """A model of full size instead of the folder."""
     shutil.rmtree(tmp_path / "model")
-    tensors = original_shapes(kinds.SD_1)
+    tensors = original_shapes(SD_1)
     return sparse(tmp_path / "model/dreamy.safetensors", {**tensors, "model_ema.decay": (1,)})
 
 
@@ -30,7 +29,7 @@ def test_the_plan_of_a_file(place, one_file):
     assert job.mounts["MODEL_DIR"]["uses"] == str(one_file)
     assert job.mounts["MODEL_DIR"]["found"] == "Stable Diffusion 1.x in one file, epsilon, 2.13 GB"
     assert f"--pretrained_model_name_or_path={one_file}" in job.launch.argv
-    assert any("1 tensors of an average of the weights (model_ema.…) are ignored" in w for w in job.warnings)
+    assert any("1 EMA tensors (model_ema.…) are ignored" in w for w in job.warnings)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +45,11 @@ def test_the_file_may_be_named(place, one_file, variables):
 
 
 def test_its_exit_codes(place, one_file, tmp_path):
-    sparse(one_file, original_shapes(kinds.SD_2))
+    sparse(one_file, original_shapes(SD_2))
     done = launch("check", **place, **small())
     assert done.returncode == 64
     assert "prediction_type: auto, and" in done.stdout + done.stderr
-    assert "Set prediction_type=v_prediction for a model made for 768 pixels" in done.stdout + done.stderr
+    assert "Set prediction_type=v_prediction for a model trained at 768 pixels" in done.stdout + done.stderr
     job = prepare(place, **small(prediction_type="v"))
     assert [code for _, code in found(job) if code != 69] == []
     assert job.settings["prediction_type"].value == "v_prediction"

@@ -1,4 +1,4 @@
-"""A model in one file becomes a folder with the same weights, whole or not at all."""
+"""A model in one file becomes a folder with the same weights, completely or not at all."""
 
 import os
 import shutil
@@ -11,9 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from sdjob.model import kinds
+from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import find_pipeline
-from sdjob.model.shapes import todays_name
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures import ddpm
@@ -21,6 +20,7 @@ from sdtrain.export import export
 from sdtrain.model import convert, load
 from sdtrain.model.tokenize import tokenize
 from sdtrain.runtime.stop import Stopped, StopRequest
+from tests.support import single
 from tests.support.worker import alone, snapshot
 
 NEVER = StopRequest(None)
@@ -67,7 +67,7 @@ def converted(file, model, output, *, stop=NEVER, **settings):
 
 def weights_of(pipeline):
     return {
-        f"{name}.{todays_name(key)}": weight
+        f"{name}.{current_name(key)}": weight
         for name, part in pipeline.parts.items()
         for path in part.weights
         for key, weight in load_file(path).items()
@@ -155,7 +155,7 @@ class Shout:
 def test_a_pickle_that_would_run_something(xl_model, files, tmp_path, capsys):
     file = tmp_path / "model.ckpt"
     torch.save({"state_dict": load_file(files(xl_model)), "more": Shout()}, file)
-    assert looked(file, xl_model, allow_pickle=True).class_name == "StableDiffusionXLPipeline"
+    assert converted(file, xl_model, tmp_path, allow_pickle=True).class_name == "StableDiffusionXLPipeline"
     assert "this must not be run" not in capsys.readouterr().out
 
 
@@ -200,29 +200,29 @@ def test_what_killed_attempts_have_left_goes(v_model, files, tmp_path):
     ]
 
 
-def test_two_who_convert_at_once(v_model, files, tmp_path, monkeypatch):
-    """The one who comes second leaves the folder as it is: the other may be reading it."""
-    write = convert.write_weights
+def test_two_jobs_that_convert_at_once(v_model, files, tmp_path, monkeypatch):
+    """The second one leaves the folder as it is: the other job may be reading it."""
+    read = convert.read_weights
     first = []
 
-    def overtaken(*given):
+    def overtaken(path):
         if not first:
             first.append(None)
             folder = converted(files(v_model), v_model, tmp_path).path
             first[0] = (folder, folder.stat().st_ino)
-        yield from write(*given)
+        return read(path)
 
-    monkeypatch.setattr(convert, "write_weights", overtaken)
+    monkeypatch.setattr(convert, "read_weights", overtaken)
     found = converted(files(v_model), v_model, tmp_path)
     assert (found.path, found.path.stat().st_ino) == first[0]
     assert list(found.path.parent.iterdir()) == [found.path]
 
 
 def test_a_full_disk_leaves_nothing(v_model, files, tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert, "write_weights", full)
+    monkeypatch.setattr(convert, "save_file", full)
     with pytest.raises(JobError) as caught:
         converted(files(v_model), v_model, tmp_path)
     (problem,) = caught.value.problems
@@ -233,33 +233,55 @@ def test_a_full_disk_leaves_nothing(v_model, files, tmp_path, monkeypatch):
 def test_a_stop_leaves_nothing(v_model, files, tmp_path):
     stop = tmp_path / "stop"
     with pytest.MonkeyPatch.context() as patch:
-        original = convert.write_weights
+        save = convert.save_file
 
-        def asked(*given):
+        def stopped(*given, **more):
             stop.touch()
-            return original(*given)
+            save(*given, **more)
 
-        patch.setattr(convert, "write_weights", asked)
+        patch.setattr(convert, "save_file", stopped)
         with pytest.raises(Stopped):
             converted(files(v_model), v_model, tmp_path, stop=StopRequest(stop))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.name)
-def test_the_pipelines_of_the_published_kinds(kind, tmp_path):
-    """Of their files transformers and diffusers make what they should be, without weights."""
-    plan = kinds.blueprint(kind, "v_prediction", zero_snr=True)
-    single = convert.SingleFile(tmp_path / "none", plan, "v_prediction", {})
-    convert.write_texts(single, tmp_path)
-    for name, padding in zip(plan.vocabularies, kind.paddings, strict=True):
-        tokenizer = CLIPTokenizer.from_pretrained(tmp_path, subfolder=name, local_files_only=True)
+def test_names_of_clip_without_their_prefix(v_model, files, tmp_path):
+    weights = load_file(files(v_model))
+    bare = {name.replace("transformer.text_model.", "transformer."): w for name, w in weights.items()}
+    assert bare.keys() != weights.keys()
+    file = tmp_path / "bare.safetensors"
+    save_file(bare, file)
+    same(
+        weights_of(converted(file, v_model, tmp_path)),
+        weights_of(converted(files(v_model), v_model, tmp_path)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "scheduler", "paddings"),
+    [
+        (single.SD_1, "DDIMScheduler", [49407]),
+        (single.SD_2, "DDIMScheduler", [0]),
+        (single.SD_XL, "EulerDiscreteScheduler", [49407, 0]),
+    ],
+)
+def test_configs_and_tokenizers_of_the_published_types(model, scheduler, paddings, tmp_path):
+    """transformers and diffusers read them as OpenAI's vocabulary and the published noise schedule."""
+    marks = {"v_pred": (0,), "ztsnr": (0,)}
+    file = single.sparse(tmp_path / "model.safetensors", {**single.original_shapes(model), **marks})
+    found = find_pipeline(file, None, allow_pickle=False)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    convert.write_configs(found.single, found.parts, folder)
+    for name, padding in zip(("tokenizer", "tokenizer_2"), paddings, strict=False):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=name, local_files_only=True)
+        assert len(tokenizer) == 49408
         (ids,) = tokenize(tokenizer, ["a photo of a cat"]).flatten(1).tolist()
         assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407] and len(ids) == 77
-        assert set(ids[7:]) == {0 if padding == "!" else 49407}
-    scheduler = DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
-    assert scheduler.config.prediction_type == "v_prediction" and scheduler.alphas_cumprod[-1] == 0
-    sampler = ddpm._sampler(tmp_path / "scheduler", zero_snr=False)
-    assert type(sampler).__name__ == kind.scheduler and sampler.config.rescale_betas_zero_snr
-    plain = kinds.blueprint(kind, "epsilon", zero_snr=False).configs["scheduler"]
-    betas = DDPMScheduler.from_config(plain).betas
-    torch.testing.assert_close(betas[[0, -1]], torch.tensor([0.00085, 0.012]))
+        assert set(ids[7:]) == {padding}
+    schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert schedule.config.prediction_type == "v_prediction" and schedule.alphas_cumprod[-1] == 0
+    sampler = ddpm._sampler(folder / "scheduler", zero_snr=False)
+    assert type(sampler).__name__ == scheduler and sampler.config.rescale_betas_zero_snr
+    plain = DDPMScheduler.from_pretrained(single.CONFIGS / model, subfolder="scheduler")
+    torch.testing.assert_close(plain.betas[[0, -1]], torch.tensor([0.00085, 0.012]))

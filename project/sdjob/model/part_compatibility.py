@@ -1,0 +1,64 @@
+"""Whether the parts of a pipeline belong together, and what resolution they were made for: from configs only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sdjob.files import read_json, shown
+from sdjob.model.config_checks import COPY_AGAIN
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.problems import Problem, bad_input
+
+_BOUNDARIES = ("<|startoftext|>", "<|endoftext|>")  # without which CLIP's tokenizer encodes no prompt
+_REMEDY = "take all parts of the pipeline from one model"
+_CLIP_DEFAULTS = {"hidden_size": 512, "vocab_size": 49408}  # of transformers' CLIPTextConfig
+
+
+def problems(model: PipelineFolder) -> list[Problem]:
+    """What one part passes to the next must have the size that it expects: latents, hidden states, token ids."""
+    denoiser, encoders = model.architecture.denoiser, list(model.architecture.text_encoders)
+    widths = [_of_clip(model.parts[name].config, "hidden_size") for name in encoders]
+    latent_channels = model.parts["vae"].config.get("latent_channels", 4)
+    pairs = (
+        ("in_channels", 4, "vae", "latent_channels", latent_channels),
+        ("cross_attention_dim", 1280, " and ".join(encoders), "hidden_size", sum(widths)),
+    )
+    found = []
+    for key, default, other, other_key, size in pairs:
+        own = model.denoiser.config.get(key, default)
+        if isinstance(own, int) and own != size:
+            what = f"{denoiser}/config.json has {key}={own}, and {other}/config.json {other_key}={size}"
+            found.append(bad_input(shown(model.path), what, _REMEDY))
+    return [*found, *_token_problems(model)]
+
+
+def _of_clip(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key, _CLIP_DEFAULTS[key])
+    return value if isinstance(value, int) else 0
+
+
+def _token_problems(model: PipelineFolder) -> Iterator[Problem]:
+    """A token id beyond the embedding table would end in an anonymous device-side assert."""
+    path = model.parts["tokenizer"].folder / "vocab.json"
+    vocab_size = _of_clip(model.parts["text_encoder"].config, "vocab_size")
+    if not path.is_file():
+        return
+    vocabulary = read_json(path)
+    if missing := [token for token in _BOUNDARIES if token not in vocabulary]:
+        yield bad_input(shown(path), f"does not hold {' and '.join(missing)}", COPY_AGAIN)
+    largest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
+    if largest >= vocab_size:
+        found = f"has token ids up to {largest}, and text_encoder/config.json vocab_size={vocab_size}"
+        yield bad_input(shown(path), found, _REMEDY)
+
+
+def low_resolution(model: PipelineFolder, resolution: int) -> list[str]:
+    """A warning if a model is trained on smaller images than it was made for."""
+    native = model.native_resolution
+    if native is None or resolution >= native:
+        return []
+    return [
+        f"resolution: {resolution}, and this {model.prediction_type} model was made for {native} pixels, which it "
+        f"forgets to generate: use resolution={native}, or a model made for {resolution}"
+    ]

@@ -1,0 +1,108 @@
+"""Names, types and shapes of the tensors in a zip archive of `torch.save` (.ckpt, .pt). No code of the pickle is run.
+
+Tests: tests/sdjob/model/test_single_file.py and tests/sdtrain/model/test_convert.py.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdjob.files import shown, unreadable
+from sdjob.model.weights import Tensor
+from sdjob.problems import JobError, bad_input
+
+MAGIC = b"PK\x03\x04"
+# What a state dict is made of, apart from the storages. Nothing else that a pickle names is imported or called.
+TENSOR_GLOBALS = frozenset(
+    {
+        ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+    }
+)
+_DTYPES = {  # of torch's storages, as safetensors names them
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "ShortStorage": "I16",
+    "IntStorage": "I32",
+    "LongStorage": "I64",
+}
+
+
+class Shell(dict[Any, Any]):
+    """Replacement for an object of any other class: constructed, filled and forgotten."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def add(self, item: Any) -> None:
+        pass
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of the state dict, which may be the entry `state_dict` of a training state. Raises JobError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(pickled) as stream:
+                state = _HeaderReader(stream).load()
+        while "state_dict" in state:
+            state = state["state_dict"]
+        return {
+            str(name): Tensor(tensor.shape, path, tensor.dtype)
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
+        raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
+
+
+class _HeaderReader(pickle.Unpickler):
+    """Reads tensors as their types and shapes."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        return _REBUILT.get(name, Shell) if (module, name) in TENSOR_GLOBALS else Shell
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, dtype, *_ = pid
+        if not isinstance(dtype, str):
+            raise ValueError("a tensor of an unknown type")
+        return dtype
+
+
+def _tensor(dtype: str, _offset: int, shape: Any, *_: Any) -> Tensor:
+    return Tensor(tuple(shape), Path(), dtype)
+
+
+def _parameter(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor
+
+
+_REBUILT: Mapping[str, Any] = {
+    "OrderedDict": dict,
+    "_rebuild_tensor_v2": _tensor,
+    "_rebuild_parameter": _parameter,
+}

@@ -1,0 +1,120 @@
+"""Compare the tensors of a model's files with those that its configs ask for, on torch's meta device.
+
+`python -m sdtrain.model.check_tensors MODEL` prints the outcome as JSON, for the launcher's `check`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from sdjob.files import few, shown
+from sdjob.model.key_names import current_name
+from sdjob.model.pipeline import Part, PipelineFolder, find_pipeline
+from sdjob.model.single_file import AUTO
+from sdjob.problems import JobError, Problem, bad_input
+from sdtrain.reporting.progress import say
+from sdtrain.runtime.distributed import World
+
+Shape = tuple[int, ...]
+_BUFFER = "embeddings.position_ids"  # of older files
+_ONE_MODEL = "copy config.json and weights of the same model into this folder (save_pretrained writes both)"
+_WHOLE_FILE = "download or copy the file again; a model of another architecture needs single_file_config"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is wrong with the tensors of a model, and what is ignored when it is loaded."""
+
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def check(model: PipelineFolder, world: World) -> None:
+    """Raise JobError (66) on every rank if tensors are missing or have other shapes. Collective."""
+    found = compare(model) if world.is_main else Comparison()
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    world.agree(list(found.problems))
+
+
+def compare(model: PipelineFolder) -> Comparison:
+    """All parts with known tensors: not those of pickles in folders."""
+    parts = [_compared(model, name, part) for name, part in model.parts.items() if part.tensors]
+    return Comparison(
+        tuple(problem for part in parts for problem in part.problems),
+        tuple(warning for part in parts for warning in part.warnings),
+    )
+
+
+def expected_shapes(part: Part) -> dict[str, Shape]:
+    """Name → shape of every tensor that the config of a part asks for."""
+    with torch.device("meta"):
+        if hasattr(diffusers, part.class_name):
+            module = getattr(diffusers, part.class_name).from_config(dict(part.config))
+        else:
+            model_class = getattr(transformers, part.class_name)
+            module = model_class(model_class.config_class.from_dict(dict(part.config)))
+    return {current_name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _compared(model: PipelineFolder, name: str, part: Part) -> Comparison:
+    asks = f"{name}/config.json"
+    try:
+        expected = expected_shapes(part)
+    except Exception as error:  # values of any type, in any combination
+        found = f"does not describe a {part.class_name} ({error})"
+        return Comparison((bad_input(shown(part.folder / "config.json"), found, _ONE_MODEL),))
+    tensors = {current_name(key): tensor for key, tensor in part.tensors.items()}
+    tensors.pop(_BUFFER, None)
+    remedy = _WHOLE_FILE if model.single else _ONE_MODEL
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    problems = []
+    if missing or (unknown and model.single and name == model.architecture.denoiser):
+        lacks = f"lacks {len(missing)} of the {len(expected)} tensors that {asks} asks for, such as {few(missing, 3)}"
+        holds = f"holds {len(unknown)} that {asks} does not ask for, such as {few(unknown, 2)}"
+        found = ", and ".join([lacks] * bool(missing) + [holds] * bool(unknown))
+        subject = part.weights[0] if len(part.weights) == 1 else part.folder
+        problems.append(bad_input(shown(subject), found, remedy))
+    wrong = [key for key in expected if key in tensors and tensors[key].shape != expected[key]]
+    if wrong:
+        first = wrong[0]
+        more = f" ({len(wrong) - 1} more tensors differ)" if len(wrong) > 1 else ""
+        found = f"{first} is {list(tensors[first].shape)}; {asks} asks for {list(expected[first])}{more}"
+        problems.append(bad_input(shown(tensors[first].file), found, remedy))
+    warnings = []
+    if unknown and not problems and not model.single:
+        warnings.append(
+            f"{shown(part.folder)}: {len(unknown)} tensors that config.json does not ask for are ignored, "
+            f"such as {few(unknown, 2)}"
+        )
+    return Comparison(tuple(problems), tuple(warnings))
+
+
+def main() -> None:
+    """Print {"problems": […], "warnings": […]}."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--prediction_type", default=AUTO)
+    parser.add_argument("--single_file_config")
+    parser.add_argument("--allow_pickle", action="store_true")
+    settings = vars(parser.parse_args())
+    try:
+        found = compare(find_pipeline(settings.pop("model"), None, **settings))
+    except JobError as error:
+        found = Comparison(error.problems)
+    print(
+        json.dumps(
+            {"problems": [problem.to_dict() for problem in found.problems], "warnings": list(found.warnings)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

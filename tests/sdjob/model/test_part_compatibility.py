@@ -1,0 +1,76 @@
+"""Parts of different models, and resolutions below the model's own, are named with their configs."""
+
+import json
+
+import pytest
+
+from sdjob.model import part_compatibility
+from sdjob.model.pipeline import find_pipeline
+from tests.support.pipeline import VOCAB, make_fitting
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_fitting(tmp_path / "model")
+
+
+def found(folder):
+    return find_pipeline(folder, None, allow_pickle=True)
+
+
+def reconfigure(folder, part, **values):
+    path = folder / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_parts_of_one_model(folder):
+    assert part_compatibility.problems(found(folder)) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "found_unet", "found_other"),
+    [
+        (
+            "unet",
+            {"cross_attention_dim": 6},
+            "cross_attention_dim=6",
+            "text_encoder/config.json hidden_size=4",
+        ),
+        (
+            "text_encoder",
+            {"hidden_size": 8},
+            "cross_attention_dim=4",
+            "text_encoder/config.json hidden_size=8",
+        ),
+        ("vae", {"latent_channels": 8}, "in_channels=4", "vae/config.json latent_channels=8"),
+    ],
+)
+def test_a_part_of_another_model(folder, part, values, found_unet, found_other):
+    reconfigure(folder, part, **values)
+    (problem,) = part_compatibility.problems(found(folder))
+    assert (problem.code, problem.found) == (66, f"unet/config.json has {found_unet}, and {found_other}")
+    assert problem.remedy == "Take all parts of the pipeline from one model."
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (VOCAB | {"b": 10}, "has token ids up to 10, and text_encoder/config.json vocab_size=10"),
+        ({"a": 0, "<|startoftext|>": 2}, "does not hold <|endoftext|>"),
+    ],
+)
+def test_a_vocabulary_that_the_text_encoder_cannot_use(folder, vocabulary, message):
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
+    (problem,) = part_compatibility.problems(found(folder))
+    assert (problem.subject, problem.found) == (str(folder / "tokenizer/vocab.json"), message)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "warns"), [(96, 128, True), (96, 192, False), (None, 64, False)]
+)
+def test_smaller_images_than_the_model_was_made_for(folder, size, resolution, warns):
+    """This VAE halves an image once: 96 latents are 192 pixels."""
+    reconfigure(folder, "unet", sample_size=size)
+    warnings = part_compatibility.low_resolution(found(folder), resolution)
+    assert [warning.split(":")[0] for warning in warnings] == ["resolution"] * warns
+    assert all("made for 192 pixels" in warning for warning in warnings)
