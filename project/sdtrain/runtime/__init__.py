@@ -1,5 +1,5 @@
 """The process and its surroundings: process group, devices, heartbeat, stop requests, exit notes.
 
 Start reading: distributed.py.
-May import: torch, sdjob.protocol, sdjob.problems.
+May import: torch, psutil, sdjob.
 """
