@@ -1,4 +1,4 @@
-"""The held-out loss: its value, of the exported weights, the same on any number of processes."""
+"""Tests of validation/held_out_loss.py: its value, of the exported weights, the same on any number of processes."""
 
 import json
 
