@@ -1,4 +1,4 @@
-"""What a run trains, counted: from the shapes of the weights and the settings. Pure."""
+"""Which parts of a model are trained, and how many parameters: from shapes of weights and settings. Pure."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def idle(architecture: ArchitectureFacts, part: str, layers: int) -> tuple[str, 
 
 
 def parameters(spec: RunSpec, model: PipelineFolder) -> int | None:
-    """Trained numbers; None: of a LoRA of pickled weights, whose shapes are not known."""
+    """The number of trainable parameters; None: of a LoRA of pickled weights, whose shapes are not known."""
     chosen = {name: model.parts[name] for name in parts(spec, model)}
+    unused = {name: _idle(model, name) for name in chosen}
     if not spec.lora_rank:
         every = sum(part.num_parameters for part in chosen.values())
-        return every - sum(math.prod(t.shape) for name in chosen for t in _idle(model, name).values())
+        return every - sum(math.prod(t.shape) for tensors in unused.values() for t in tensors.values())
     if any(part.pickled for part in chosen.values()):
         return None
     return spec.lora_rank * sum(
         _widths(
-            {key: t for key, t in part.tensors.items() if key not in _idle(model, name)},
+            {key: t for key, t in part.tensors.items() if key not in unused[name]},
             lora_targets(spec, model.architecture, name),
         )
         for name, part in chosen.items()
@@ -52,7 +53,7 @@ def parameters(spec: RunSpec, model: PipelineFolder) -> int | None:
 
 
 def _idle(model: PipelineFolder, name: str) -> dict[str, Tensor]:
-    """The weights of a part that no loss depends on; none of pickles, whose names are not known."""
+    """The weights of a part that no loss depends on; empty for pickles, whose names are not known."""
     tensors = model.parts[name].tensors
     layers = 1 + max((int(found[1]) for key in tensors if (found := _LAYER.search(key))), default=0)
     prefixes = idle(model.architecture, name, layers)

@@ -1,4 +1,4 @@
-"""Bounded work on mounts that may never answer, such as a network share whose server is gone."""
+"""Bounded work on mounts that may never answer, such as a network mount whose server is gone."""
 
 from __future__ import annotations
 

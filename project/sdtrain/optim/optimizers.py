@@ -57,7 +57,7 @@ def _adamw8bit(optim: OptimSpec, groups: Groups) -> Optimizer:
 def _adafactor(optim: OptimSpec, groups: Groups) -> Optimizer:
     """Shazeer & Stern 2018, arXiv:1804.04235: a row and a column instead of the second moment.
 
-    Uses the given learning rate, not one of its own; AdamW's betas and epsilon have no meaning here.
+    Uses the given learning rate instead of computing one; AdamW's betas and epsilon have no meaning here.
     """
     from transformers.optimization import Adafactor
 

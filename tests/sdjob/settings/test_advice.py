@@ -40,6 +40,15 @@ def spec(**values) -> RunSpec:
             "epoch: no effect alongside num_train_step, which wins",
         ),
         ({"recipe": "text_to_image", "instance_prompt": "x"}, "instance_prompt: no effect without recipe"),
+        ({"max_bad_samples": 3}, "max_bad_samples: no effect without bad_samples=skip"),
+        ({"max_nan_steps": 3}, "max_nan_steps: no effect without on_nan=skip"),
+        ({"export_single_file": True, "lora_rank": 4}, "export_single_file: no effect without lora_rank=0"),
+        ({"num_validation_images": 3}, "num_validation_images: no effect without validation_prompts"),
+        (
+            {"max_validation_samples": 3},
+            "max_validation_samples: no effect without validation_data_dir or validation_split",
+        ),
+        ({"reference_loss": 0.1}, "reference_loss: no effect without timed_step"),
     ],
 )
 def test_settings_that_do_nothing_are_named(values, named):
@@ -51,6 +60,18 @@ def test_settings_that_do_something_are_not():
     used = {"with_prior_preservation": True, "class_prompt": "a dog", "use_ema": True, "ema_decay": 0.5}
     assert without_effect(spec(**used, lora_rank=2, lora_alpha=4.0)) == []
     assert without_effect(spec()) == []
+    for values in (
+        {"validation_steps": 5, "validation_prompts": ("a",), "num_validation_images": 3},
+        {"validation_steps": 5, "validation_split": 0.1, "max_validation_samples": 3},
+        {"validation_steps": 5, "validation_data_dir": "x", "max_validation_samples": 3},
+        {"export_single_file": True, "aspect_ratio_buckets": True, "bucket_reso_steps": 8},
+        {"bad_samples": "skip", "max_bad_samples": 3, "on_nan": "skip", "max_nan_steps": 3},
+        {"lr_scheduler": "polynomial", "lr_power": 2.0, "adam_beta1": 0.5},
+        {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3},
+        {"train_text_encoder": True, "text_encoder_lr": 1e-6},
+        {"timed_step": 5, "reference_loss": 0.1},
+    ):
+        assert without_effect(spec(**values)) == [], values
     assert without_effect(spec(num_train_epochs=3)) == []
 
 
@@ -59,6 +80,9 @@ def test_settings_that_do_something_are_not():
     [
         ({"learning_rate": 5e-3}, ["lr: 0.005 is very high for a full fine-tune"]),
         ({"learning_rate": 1e-3}, []),
+        ({"learning_rate": 1.1e-3}, ["lr: 0.0011 is very high for a full fine-tune"]),
+        ({"learning_rate": 1e-2, "lora_rank": 4}, []),
+        ({"learning_rate": 1.1e-2, "lora_rank": 4}, ["lr: 0.011 is very high for a LoRA"]),
         ({"learning_rate": 5e-3, "lora_rank": 4}, []),
         ({"learning_rate": 5e-2, "lora_rank": 4}, ["lr: 0.05 is very high for a LoRA"]),
         ({"text_encoder_lr": 5e-3, "train_text_encoder": True}, ["text_encoder_lr: 0.005 is very high"]),

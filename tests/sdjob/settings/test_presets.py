@@ -15,6 +15,7 @@ LORA, PRODIGY, CAPTIONED = "lora_rank above 0", "optimizer=prodigy", "recipe=tex
         ({}, 5e-6, None),
         ({"recipe": "text_to_image"}, 1e-5, CAPTIONED),
         ({"lora_rank": 4}, 1e-4, LORA),
+        ({"lora_rank": 1}, 1e-4, LORA),
         ({"lora_rank": 4, "recipe": "text_to_image"}, 1e-4, LORA),
         ({"lora_rank": 4, "optimizer": "prodigy"}, 1.0, PRODIGY),
         ({"lora_rank": 4, "learning_rate": 3e-4}, 3e-4, None),

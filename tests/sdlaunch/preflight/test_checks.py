@@ -18,7 +18,7 @@ from tests.sdlaunch.test_plan import found, prepare
     ],
 )
 def test_a_mount_that_hangs_is_reported_and_not_waited_for(place, tmp_path, verb, file, variable, folder):
-    """A pipe that nobody writes to blocks its reader forever, as a network share does whose server is gone."""
+    """A pipe without a writer blocks its reader forever, as a network mount does whose server is gone."""
     (tmp_path / file).unlink()
     os.mkfifo(tmp_path / file)
     begin = time.monotonic()

@@ -155,6 +155,6 @@ def test_what_is_not_known_is_not_refused(place, monkeypatch):
 
 
 def test_a_failure_for_memory_names_settings_that_need_clearly_less(place):
-    """The sums said that it would fit: what is advised must lie well below them."""
+    """The estimate was that it would fit: recommended settings must need clearly less."""
     settings = prepare(place, batch_size="8").lighter()
     assert settings[:2] == ["gradient_checkpointing=1", "batch_size=4 gradient_accumulation_steps=2"]

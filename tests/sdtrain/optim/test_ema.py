@@ -37,8 +37,8 @@ def test_state_goes_on_where_it_was():
         ema.update(weights)
     again_weights = {name: nn.Parameter(weight.detach().clone()) for name, weight in weights.items()}
     again = Ema(again_weights, 0.9)
-    for name, share in again.shards.items():
-        share.copy_(ema.shards[name])
+    for name, shard in again.shards.items():
+        shard.copy_(ema.shards[name])
     again.resume(updates=3)
     for both in ((weights, ema), (again_weights, again)):
         moved(both[0], 0.5)

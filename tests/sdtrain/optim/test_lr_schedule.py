@@ -14,7 +14,7 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# of 10 steps, 2 of them warm-up where the schedule has one: step → share of the peak
+# of 10 steps, 2 of them warm-up where the schedule has one: step → fraction of the peak
 EXPECTED = {
     "constant": {0: 1, 5: 1, 9: 1},
     "constant_with_warmup": {0: 0, 1: 0.5, 2: 1, 9: 1},
