@@ -12,6 +12,7 @@ from sdjob.problems import Problem, bad_input
 
 _BOUNDARIES = ("<|startoftext|>", "<|endoftext|>")  # without which CLIP's tokenizer encodes no prompt
 _REMEDY = "take all parts of the pipeline from one model"
+_DENOISER_DEFAULTS = {"UNet2DConditionModel": {"in_channels": 4, "cross_attention_dim": 1280}}  # of diffusers
 _CLIP_DEFAULTS = {"hidden_size": 512, "vocab_size": 49408}  # of transformers' CLIPTextConfig
 
 
@@ -21,12 +22,13 @@ def problems(model: PipelineFolder) -> list[Problem]:
     widths = [_of_clip(model.parts[name].config, "hidden_size") for name in encoders]
     latent_channels = model.parts["vae"].config.get("latent_channels", 4)
     pairs = (
-        ("in_channels", 4, "vae", "latent_channels", latent_channels),
-        ("cross_attention_dim", 1280, " and ".join(encoders), "hidden_size", sum(widths)),
+        ("in_channels", "vae", "latent_channels", latent_channels),
+        ("cross_attention_dim", " and ".join(encoders), "hidden_size", sum(widths)),
     )
+    config = {**_DENOISER_DEFAULTS.get(model.denoiser.class_name, {}), **model.denoiser.config}
     found = []
-    for key, default, other, other_key, size in pairs:
-        own = model.denoiser.config.get(key, default)
+    for key, other, other_key, size in pairs:
+        own = config.get(key)
         if isinstance(own, int) and own != size:
             what = f"{denoiser}/config.json has {key}={own}, and {other}/config.json {other_key}={size}"
             found.append(bad_input(shown(model.path), what, _REMEDY))

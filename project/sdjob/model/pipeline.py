@@ -18,12 +18,7 @@ from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Tensor, find_weights
 from sdjob.problems import JobError, Problem, bad_input
 
-_TITLES = {
-    "unet": "U-Net",
-    "vae": "VAE",
-    "text_encoder": "text encoder",
-    "text_encoder_2": "second text encoder",
-}
+_TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,8 @@ def _in_single_file(single: SingleFile) -> PipelineFolder:
         name for name, each in architecture.components.items() if each.weights and not parts[name].tensors
     ]
     if absent:
-        found = f"holds no {' and no '.join(_TITLES.get(name, name) for name in absent)}"
+        titles = {**_TITLES, architecture.denoiser: architecture.denoiser_title}
+        found = f"holds no {' and no '.join(titles.get(name, name) for name in absent)}"
         raise JobError(bad_input(shown(single.path), found, single_file.WHOLE_MODEL))
     scheduler = parts["scheduler"]
     types = architecture.prediction_types

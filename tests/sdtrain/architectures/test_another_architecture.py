@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import sdjob.model.architectures
 import sdtrain.architectures
-from sdjob.model import trainable
+from sdjob.model import part_compatibility, trainable
 from sdjob.model.architectures import STABLE_DIFFUSION, ArchitectureFacts, Component
-from sdjob.model.key_names import Place
+from sdjob.model.key_names import OriginalTensor
 from sdjob.model.pipeline import find_pipeline
 from sdjob.output import fingerprint
 from sdjob.output.layout import LORA_FILE
@@ -24,7 +24,7 @@ from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.data.sampling import Sample
 from sdtrain.data.streams import StreamBatch
 from sdtrain.export import export
-from sdtrain.model import load
+from sdtrain.model import check_tensors, load
 from sdtrain.objective.diffusion import loss_of, noised
 
 FACTS = ArchitectureFacts(
@@ -99,7 +99,7 @@ class Toy:
         return VaeImageProcessor().postprocess(parts.vae.decode(latents).sample)
 
     def original_names(self, part, config, names):
-        return {name: Place(f"{part}.{name}") for name in names}
+        return {name: OriginalTensor(f"{part}.{name}") for name in names}
 
     def modelspec(self, configs):
         return "toy"
@@ -174,6 +174,8 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
     )
     source, parts = loaded(model, spec)
     assert source.prediction_type == "flow"
+    assert part_compatibility.problems(source) == []
+    assert check_tensors.compare(source) == check_tensors.Comparison()
     assert trainable.parts(spec, source) == ("transformer", "text_encoder")
     assert fingerprint.model_identity(source) != ""
     trained = load.make_trainable(parts, spec)
