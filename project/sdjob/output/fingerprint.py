@@ -14,7 +14,7 @@ from sdjob.problems import Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _EDGE = 1 << 20
-_EARLIER_WORDS = {  # of checkpoints made by version 0.1
+_EARLIER_WORDS = {  # in checkpoints of version 0.1
     "dataset_name": ("data set ", "dataset "),
     "class_data_dir": ("pictures", "images"),
 }
@@ -34,20 +34,20 @@ def facts_of(
 
 
 def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> list[Problem]:
-    """A checkpoint continues only the run that made it: every fact in which that one differs from this."""
-    found = {name: _in_todays_words(name, text) for name, text in found.items()}
+    """A problem for each fact of a checkpoint that differs from this run: it continues only the run that made it."""
+    found = {name: _in_current_words(name, text) for name, text in found.items()}
     return [
         bad_setting(
             name,
             f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
-            "Set it as before to continue that run, or start another with a new OUTPUT_DIR (or resume=never).",
+            "Set it as before to continue that run, or start a new one with another OUTPUT_DIR (or resume=never).",
         )
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
 
 
-def _in_todays_words(name: str, text: str) -> str:
+def _in_current_words(name: str, text: str) -> str:
     return text.replace(*_EARLIER_WORDS[name]) if name in _EARLIER_WORDS else text
 
 
@@ -108,7 +108,7 @@ def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> d
 
 
 def _class_identity(spec: RunSpec, concepts: Sequence[Concept]) -> str:
-    """Which images of the classes are given; "": they are generated, or there are none. Raises JobError (66)."""
+    """The identity of the given class images; "": generated, or not used. Raises JobError (66)."""
     if not spec.with_prior_preservation:
         return ""
     given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]

@@ -1,22 +1,28 @@
 """What a checkpoint remembers of its run: all that must not change, and nothing that may."""
 
+import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 
-from sdjob.dataset.detect import find_dataset
+from sdjob.dataset.concepts import Concept
 from sdjob.model.pipeline import find_pipeline
-from sdjob.output.fingerprint import data_identity, differences, fingerprint, model_identity
+from sdjob.output.fingerprint import data_identity, differences, facts_of, fingerprint, model_identity
 from sdjob.settings.run_spec import RunSpec
+from tests.support.datasets import PNG, find, jsonl, parquet, table, write_image
+
+
+def spec_of(**settings) -> RunSpec:
+    return RunSpec(**{"pretrained_model_name_or_path": "m", "output_dir": "o", **settings})
 
 
 def facts(**settings) -> dict[str, str]:
-    spec = RunSpec(**{"pretrained_model_name_or_path": "m", "output_dir": "o", **settings})
-    return fingerprint(spec, "model", "data")
+    return fingerprint(spec_of(**settings), "model", "data")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,7 @@ def facts(**settings) -> dict[str, str]:
         ({"instance_prompt": "a photo of zzz"}, "instance_prompt"),
         ({"with_prior_preservation": True, "class_prompt": "x"}, "with_prior_preservation"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"validation_split": 0.2}, "validation_split"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -95,9 +102,7 @@ def test_every_difference_to_a_checkpoint_is_a_problem():
 
 
 def identity(folder, captions=True) -> str:
-    return data_identity(
-        find_dataset(folder, None, captions=captions, image_column="image", caption_column="text")
-    )
+    return data_identity(find(folder, captions=captions))
 
 
 def test_data_may_move_but_not_change(captioned, tmp_path):
@@ -109,12 +114,74 @@ def test_data_may_move_but_not_change(captioned, tmp_path):
     assert identity(moved) != identity(captioned)
 
 
-def test_another_caption_is_other_data(captioned, tmp_path):
+def test_another_caption_in_the_metadata_is_other_data(captioned, tmp_path):
+    """Also one of the same length."""
     moved = shutil.copytree(captioned, tmp_path / "moved")
     rows = [json.loads(line) for line in (moved / "metadata.jsonl").read_text().splitlines()]
-    rows[0]["text"] = "something else altogether"
+    rows[0]["text"] = rows[0]["text"].swapcase()
     (moved / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     assert identity(moved) != identity(captioned)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images, each with a caption in a text file."""
+    for name in ("a", "b"):
+        write_image(tmp_path / "folder" / f"{name}.png")
+        (tmp_path / "folder" / f"{name}.txt").write_text("a caption")
+    return tmp_path / "folder"
+
+
+def test_each_part_of_a_folder_is_part_of_its_identity(folder):
+    def after(name: str, change) -> str:
+        path = folder / name
+        content = path.read_bytes()
+        change(path)
+        found = identity(folder)
+        path.write_bytes(content)
+        return found
+
+    seen = [
+        identity(folder),
+        identity(folder, captions=False),
+        after("b.txt", lambda path: path.write_text("a longer caption")),
+        after("a.txt", lambda path: path.write_text("a longer caption")),
+        after("b.png", lambda path: path.write_bytes(PNG + b"more")),
+        after("a.png", lambda path: path.write_bytes(PNG + b"more")),
+    ]
+    assert len(set(seen)) == len(seen)
+    assert identity(folder) == seen[0]
+    for suffix in ("png", "txt"):
+        (folder / f"b.{suffix}").rename(folder / f"c.{suffix}")
+    assert identity(folder) not in seen
+
+
+def test_text_files_do_not_matter_where_captions_are_not_used(folder):
+    before = identity(folder, captions=False)
+    (folder / "a.txt").write_text("a longer caption")
+    assert identity(folder, captions=False) == before
+
+
+def test_the_columns_of_a_table_are_part_of_its_identity(tmp_path):
+    parquet(tmp_path / "a.parquet", table(2, other=["x", "y"], image2=[PNG, PNG]))
+    columns = [{}, {"caption_column": "other"}, {"image_column": "image2"}, {"captions": False}]
+    assert len({data_identity(find(tmp_path, **each)) for each in columns}) == 4
+
+
+def test_the_number_of_rows_and_the_format_are_part_of_the_identity(folder):
+    info = find(folder)
+    variants = [info, replace(info, num_examples=3), replace(info, format=replace(info.format, name="other"))]
+    assert len(set(map(data_identity, variants))) == 3
+
+
+def test_a_dataset_has_the_identity_that_version_0_1_gave_it(folder, tmp_path):
+    """Or its checkpoints could not be continued."""
+    images = len(PNG)
+    text = f"folder/2/image/.txta.png/{images}\n9\nb.png/{images}\n9\n"
+    assert identity(folder) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    jsonl(folder, {"file_name": "a.png", "text": "x"})
+    text = f"metadata/1/file_name/texta.png/{images}\n" + (folder / "metadata.jsonl").read_text()
+    assert identity(folder) == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_a_saved_dataset_may_move_but_not_change(tmp_path):
@@ -143,6 +210,56 @@ def test_model_may_move_but_not_change(eps_model, v_model, tmp_path):
         file.seek(-4, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
     assert model_of(moved) != model_of(eps_model)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ],
+)
+def test_every_part_of_a_model_is_part_of_its_identity(eps_model, tmp_path, path):
+    changed = shutil.copytree(eps_model, tmp_path / "changed")
+    model = find_pipeline(changed, None, allow_pickle=False)
+    content = (changed / path).read_bytes()
+    identities = {model_identity(model)}
+    for other in (b"\0" + content[1:], content[:-1] + bytes([content[-1] ^ 1]), content + b"\0"):
+        (changed / path).write_bytes(other)
+        identities.add(model_identity(model))
+    assert len(identities) == 4
+
+
+def test_the_subjects_of_a_list_are_facts(captioned, tmp_path):
+    def facts_with(**changes) -> dict[str, str]:
+        entry = {"instance_data_dir": str(captioned), "instance_prompt": "a", "class_prompt": "b", **changes}
+        listed = spec_of(concepts_list=str(tmp_path / "concepts.yaml"))
+        return facts_of(listed, "model", [], [Concept(**entry)])
+
+    changes = [{}, {"instance_prompt": "x"}, {"class_prompt": "x"}, {"weight": 2.0}]
+    assert len({facts_with(**change)["concepts_list"] for change in changes}) == 4
+    assert facts_with() == facts_with(instance_data_dir="elsewhere")  # its images are compared instead
+
+
+def test_given_images_of_the_class_are_facts(folder):
+    prior = spec_of(with_prior_preservation=True, class_prompt="x")
+
+    def class_data(*folders) -> str:
+        concepts = [
+            Concept(instance_data_dir="i", instance_prompt="a", class_data_dir=each) for each in folders
+        ]
+        return facts_of(prior, "model", [], concepts)["class_data_dir"]
+
+    given = class_data(str(folder))
+    assert class_data(None) == "generated images" != given
+    assert class_data(str(folder), str(folder)) != given
+    (folder / "a.png").write_bytes(PNG + b"more")
+    assert class_data(str(folder)) != given
 
 
 def test_checkpoints_of_an_earlier_version_are_recognised(tmp_path):
