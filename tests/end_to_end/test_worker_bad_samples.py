@@ -48,7 +48,7 @@ def test_caches_change_nothing(train, spoilt, capfd, more):
     capfd.readouterr()
     both = train("both", ranks=2, cache_latents="disk", cache_text_embeddings="memory", **settings)
     assert losses(both) == pytest.approx(losses(plain), rel=1e-5)
-    skipped = re.findall(r"(?:skipped|passed over): .*/(\d\.\w+): ", capfd.readouterr().out)
+    skipped = re.findall(r"skipped: .*/(\d\.\w+): ", capfd.readouterr().out)
     assert sorted(skipped) == ["1.png", "2.png", "6.txt"]  # each is named once
     assert named(both, spoilt) == named(plain, spoilt) == ["1.png", "2.png", "6.txt"]
 
@@ -83,7 +83,7 @@ def test_a_stop_while_all_are_gone_through_is_obeyed(train, spoilt, monkeypatch,
 
     calls = []
     monkeypatch.setattr(scan, "_BLOCK", 2)
-    monkeypatch.setattr(scan, "_looked", lambda look, images, index: calls.append(index) or (64, 64))
+    monkeypatch.setattr(scan, "_read", lambda look, images, index: calls.append(index) or (64, 64))
     monkeypatch.setenv("SDJOB_STOP_FILE", str(tmp_path / "stop"))
     original = scan.Progress.show
 

@@ -14,7 +14,7 @@ from sdjob.dataset.detect import find_dataset
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
 from sdtrain.data.images import TrainingImages
-from sdtrain.data.sampling import Sample, draws
+from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.sources import open_source
 from sdtrain.export import export
 from sdtrain.model import load
@@ -163,7 +163,7 @@ def test_time_ids_hold_the_crop(wide, center_crop):
     for position in range(12):
         sample = Sample(0, position, 0, "instance")
         pixels = (images[sample]["pixel_values"] + 1) * 127.5
-        mirrored = bool(torch.rand((), generator=draws(3, sample, "flip")) < 0.5)
+        mirrored = bool(torch.rand((), generator=sample_generator(3, sample, "flip")) < 0.5)
         column, row = (int(pixels[channel, 0, 0].round()) for channel in (0, 1))
         height, width, top, left, *target = images.time_ids(sample).tolist()
         assert (height, width, target) == (32, 64, [32, 32])

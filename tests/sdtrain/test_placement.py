@@ -49,13 +49,13 @@ def batch(parts, *, cached):
         sizes = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
     return StreamBatch(
         pixel_values=None if cached else torch.zeros(2, 3, 32, 32),
-        moments=torch.zeros(2, 2 * channels, 8, 8) if cached else None,
+        posterior=torch.zeros(2, 2 * channels, 8, 8) if cached else None,
         prompts=["a circle", "a cross"],
         encodings=encodings if cached else None,
         samples=samples,
         weight=1.0,
         names=["a.png", "b.png"],
-        passed_over=[],
+        skipped=[],
         image_weights=torch.ones(2),
         time_ids=sizes,
     )

@@ -1,9 +1,11 @@
-"""A cache of entries by key, in memory or on disk, which all ranks fill together."""
+"""A cache of entries by key, in memory or on disk, that all ranks fill together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +24,8 @@ from sdtrain.runtime.stop import Stopped, StopRequest
 _ROUND = 32  # entries of each rank between two agreements
 
 Entry = dict[str, torch.Tensor]  # what belongs together, by name
+Made = tuple[str, Entry | Problem]  # key, and its entry or why there is none
+Make = Callable[[list[int]], Iterator[Entry | Problem]]  # positions of keys → entries, or why there is none
 
 
 class Cache(Protocol):
@@ -30,21 +34,21 @@ class Cache(Protocol):
     def __getitem__(self, key: str) -> Entry: ...
 
     def has(self, key: str) -> bool:
-        """Whether the entry is there and whole."""
+        """Whether there is a complete entry."""
         ...
 
     def add(self, entries: Mapping[str, Entry]) -> None:
-        """Keeps what this rank has made."""
+        """Add entries that this rank has made."""
         ...
 
     def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
-        """Gives what this rank has just added to all others. Collective."""
+        """Give the entries that this rank has just added to all others. Collective."""
         ...
 
 
 @dataclass(frozen=True)
 class MemoryCache:
-    """Every rank holds every entry; loader processes share it with their rank."""
+    """Every rank holds every entry; loader processes share the memory of their rank."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
 
@@ -58,8 +62,8 @@ class MemoryCache:
         self.entries.update(entries)
 
     def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
-        for share in world.gather(dict(entries)):
-            self.entries.update(share)
+        for of_rank in world.gather(dict(entries)):
+            self.entries.update(of_rank)
 
 
 @dataclass(frozen=True)
@@ -86,62 +90,74 @@ class DiskCache:
                 save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
 
     def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
-        world.barrier()  # they are in the folder
+        world.barrier()  # the folder has them
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
 def fill(
-    cache: Cache,
-    title: str,
-    keys: Sequence[str],
-    make: Callable[[list[int]], Iterator[Entry | Problem]],
-    world: World,
-    stop: StopRequest,
-    step: int,
+    cache: Cache, title: str, keys: Sequence[str], make: Make, world: World, stop: StopRequest, step: int
 ) -> dict[str, Problem]:
-    """Has an entry for every key, but for those that are returned. Collective. Raises JobError with the problems of
+    """Add the missing entries; returns the keys that cannot have one. Collective. Raises JobError with the problems of
     all ranks, and Stopped.
 
-    `make` yields the entries for some places of `keys`, in their order, or why there can be none; each place is made
-    by one rank, on its own, so that an entry does not depend on who made it. What is made before a stop at `step` is
-    kept.
+    `make` yields entries in the order of its positions. Each entry is made by one rank, independently of the others,
+    so that it does not depend on the number of ranks. What is made before a stop at `step` is kept.
     """
-    first_places = {key: place for place, key in reversed(list(enumerate(keys)))}
-    every = sorted(first_places.values())
-    asked = every[world.rank :: world.size]
-    there = in_threads(lambda place: cache.has(keys[place]), asked)
-    absent = [place for place, is_there in zip(asked, there, strict=True) if not is_there]
-    missing = sorted(place for share in world.gather(absent) for place in share)
+    first_positions = {key: position for position, key in reversed(list(enumerate(keys)))}
+    every = sorted(first_positions.values())
+    missing = _missing(cache, keys, every, world)
     if world.is_main:
         say(f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made")
     mine = missing[world.rank :: world.size]
-    made = make(mine)
     failed: dict[str, Problem] = {}
     with Progress(title, len(missing), shown=world.is_main) as progress:
-        for start in range(0, -(-len(missing) // world.size), _ROUND):
-            entries: dict[str, Entry] = {}
-            problems: list[Problem] = []
-            try:
-                for done, place in enumerate(mine[start : start + _ROUND], start + 1):
-                    one = next(made)
-                    if isinstance(one, Problem):
-                        failed[keys[place]] = one
-                    else:
-                        entries[keys[place]] = {name: tensor.cpu() for name, tensor in one.items()}
-                    progress.show(min(done * world.size, len(missing)))
-                cache.add(entries)
-            except Exception as error:
-                problems = _problems_of(error)
+        pairs = zip([keys[position] for position in mine], make(mine), strict=False)
+        made = _shown(pairs, progress, world.size, len(missing))
+        for _ in range(0, math.ceil(len(missing) / world.size), _ROUND):
+            entries, without, problems = _add_next(cache, islice(made, _ROUND))
+            failed |= without
             world.agree(problems)
             cache.exchange(entries, world)
             if world.any(bool(stop)):
                 raise Stopped(step)
-    failed = {key: problem for share in world.gather(failed) for key, problem in share.items()}
-    of_another = [keys[place] for place in missing[(world.rank + 1) % world.size :: world.size]]
-    world.agree(_unshared(cache, [key for key in of_another if key not in failed]))
+    failed = {key: problem for of_rank in world.gather(failed) for key, problem in of_rank.items()}
+    of_another = [keys[position] for position in missing[(world.rank + 1) % world.size :: world.size]]
+    world.agree(_not_shared(cache, [key for key in of_another if key not in failed]))
     return failed
+
+
+def _missing(cache: Cache, keys: Sequence[str], positions: Sequence[int], world: World) -> list[int]:
+    """The positions without an entry. Collective: each rank looks at a slice."""
+    mine = positions[world.rank :: world.size]
+    cached = in_threads(lambda position: cache.has(keys[position]), mine)
+    absent = [position for position, is_cached in zip(mine, cached, strict=True) if not is_cached]
+    return sorted(position for of_rank in world.gather(absent) for position in of_rank)
+
+
+def _shown(made: Iterable[Made], progress: Progress, num_ranks: int, total: int) -> Iterator[Made]:
+    for done, each in enumerate(made, 1):
+        yield each
+        progress.show(min(done * num_ranks, total))
+
+
+def _add_next(
+    cache: Cache, made: Iterable[Made]
+) -> tuple[dict[str, Entry], dict[str, Problem], list[Problem]]:
+    """Make and add some entries: these, the keys that cannot have one, and what keeps this rank from going on."""
+    entries: dict[str, Entry] = {}
+    failed: dict[str, Problem] = {}
+    try:
+        for key, result in made:
+            if isinstance(result, Problem):
+                failed[key] = result
+            else:
+                entries[key] = {name: tensor.cpu() for name, tensor in result.items()}
+        cache.add(entries)
+    except Exception as error:
+        return entries, failed, _problems_of(error)
+    return entries, failed, []
 
 
 def _problems_of(error: Exception) -> list[Problem]:
@@ -153,7 +169,7 @@ def _problems_of(error: Exception) -> list[Problem]:
     raise error
 
 
-def _unshared(cache: Cache, keys: Sequence[str]) -> list[Problem]:
+def _not_shared(cache: Cache, keys: Sequence[str]) -> list[Problem]:
     """Whether this rank sees what another one has made."""
     if all(cache.has(key) for key in keys):
         return []

@@ -1,4 +1,4 @@
-"""What can be computed once instead of in every step: the VAE's moments of an image, the encoding of a prompt."""
+"""Caches of what is the same in every step: the latent posteriors of images, the encodings of prompts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,61 +19,50 @@ from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning, Parts
 from sdtrain.data.buckets import Buckets
-from sdtrain.data.cache import Cache, DiskCache, Entry, MemoryCache, fill
+from sdtrain.data.cache import Cache, DiskCache, Entry, Make, MemoryCache, fill
 from sdtrain.data.images import SampleError, TrainingImages, View
-from sdtrain.data.sampling import Sample
-from sdtrain.data.scan import say_passed_over, survey
+from sdtrain.data.sampling import Sample, Size
+from sdtrain.data.scan import report_skipped, scan
 from sdtrain.data.streams import Stream, ended_by_parent_only
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import StopRequest
 
 Value = TypeVar("Value")
+Sizes = Callable[[int], Sequence[Size]]  # of an image, by index
 
 
 @dataclass(frozen=True)
 class Caching:
-    """What is needed to make a cache."""
+    """What filling a cache takes."""
 
     spec: RunSpec
     world: World
     layout: OutputLayout
     parts: Parts
     stop: StopRequest
-    step: int  # where the run is when it is asked to stop meanwhile
+    step: int  # of the run, for a stop meanwhile
 
     def cache(self, where: str, name: str) -> Cache:
         if where == "memory":
             return MemoryCache()
         return DiskCache((Path(self.spec.cache_dir) if self.spec.cache_dir else self.layout.cache) / name)
 
-    def fill(
-        self,
-        cache: Cache,
-        title: str,
-        keys: Sequence[str],
-        make: Callable[[list[int]], Iterator[Entry | Problem]],
-    ) -> dict[str, Problem]:
+    def fill(self, cache: Cache, title: str, keys: Sequence[str], make: Make) -> dict[str, Problem]:
         return fill(cache, title, keys, make, self.world, self.stop, self.step)
 
-    def survey(
-        self, stream: Stream, title: str, look: Callable[[TrainingImages, int], Value]
+    def scan(
+        self, stream: Stream, title: str, read: Callable[[TrainingImages, int], Value]
     ) -> tuple[list[Value | None], Stream]:
-        """What is found at each image of a stream, and the stream with those known that cannot be used. Collective.
+        """What `read` returns for each image of a stream, and the stream with unusable images marked. Collective.
         Raises JobError (66), Stopped."""
-        found, images = survey(
-            images_of(stream),
-            f"{title} of the {stream.name} images",
-            look,
-            self.world,
-            self.stop,
-            self.step,
-        )
-        return found, replace(stream, images=images)
+        title = f"{title} of the {stream.name} images"
+        values, images = scan(images_of(stream), title, read, self.world, self.stop, self.step)
+        return values, replace(stream, images=images)
 
 
 @dataclass(frozen=True)
 class CachedImages(Dataset[dict[str, Any]]):
-    """Training examples whose images are encoded already: `moments` in place of `pixel_values`."""
+    """Training examples whose images are already encoded: `posterior` instead of `pixel_values`."""
 
     images: TrainingImages
     keys: dict[View, str]
@@ -82,11 +72,11 @@ class CachedImages(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`moments` [2C, h, w] (mean, logvar), `caption`, `name`, `sample`, `passed_over`."""
+        """`posterior` [2C, h, w] (mean, logvar), `caption`, `name`, `sample`, `skipped`."""
         return self.images.first_usable(sample, self._example)
 
     def _example(self, sample: Sample) -> dict[str, Any]:
-        return {**self.cache[self.keys[self.images.view(sample)]], **self.images.about(sample)}
+        return {**self.cache[self.keys[self.images.view(sample)]], **self.images.described(sample)}
 
     def captions(self, limit: int) -> Iterator[str]:
         return self.images.captions(limit)
@@ -107,7 +97,7 @@ class CachedPrompts:
     cache: Cache
 
     def __getitem__(self, prompt: str) -> Conditioning:
-        """What the network is told of a prompt, without the dimension of a batch."""
+        """The conditioning of a prompt, without a batch dimension."""
         return self.cache[self.keys[prompt]]
 
 
@@ -118,55 +108,55 @@ def cached_latents(
 
     The key of an entry is all that it depends on: the image's bytes, how it is resized, cropped and mirrored,
     and the VAE. An edited image, another VAE or another resolution is therefore another entry.
-
-    An image that cannot be used has none; where another one stands in for it, that one has an entry of its size too.
     """
     spec = caching.spec
     cache = caching.cache(spec.cache_latents, "latents")
-    about = [_identity(caching.parts.vae, caching.world), spec.image_interpolation_mode, "centre crop"]
-    cached = []
-    for number, given in enumerate(streams):
-        digests, stream = caching.survey(given, "hashes", TrainingImages.digest)
-        images = images_of(stream)
-        sizes = None if buckets is None else buckets.of if number == 0 else buckets.every
-        keys: dict[View, str] = {}
-        while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
-            new = [_key("moments", *about, digests[view.index], *view.size, view.flip) for view in views]
+    common = [_identity(caching.parts.vae, caching.world), spec.image_interpolation_mode, "center crop"]
+    if buckets is None:
+        sizes: list[Sizes | None] = [None] * len(streams)
+    else:
+        sizes = [buckets.of, *[buckets.every] * (len(streams) - 1)]
+    return tuple(
+        _with_latents(caching, stream, of_stream, cache, common)
+        for stream, of_stream in zip(streams, sizes, strict=True)
+    )
 
-            def make(
-                places: list[int], views: list[View] = views, images: TrainingImages = images
-            ) -> Iterator[Entry | Problem]:
-                return _moments(caching.parts, images, [views[place] for place in places], spec)
 
-            failed = caching.fill(cache, f"latents of the {stream.name} images", new, make)
-            bad = {
-                view.index: replace(failed[key], subject=images.source.name(view.index))
-                for view, key in zip(views, new, strict=True)
-                if key in failed  # of two images with the same bytes only one was tried
-            }
-            keys |= zip(views, new, strict=True)
-            if not bad:
-                break
-            images = images.without(bad)
-            say_passed_over(bad, caching.world)
-        cached.append(replace(stream, images=CachedImages(images, keys, cache)))
-    return tuple(cached)
+def _with_latents(
+    caching: Caching, stream: Stream, sizes: Sizes | None, cache: Cache, common: list[str]
+) -> Stream:
+    """A stream with encoded images. An unusable image has no entry; its replacement has one of its size too."""
+    digests, stream = caching.scan(stream, "hashes", TrainingImages.digest)
+    images = images_of(stream)
+    keys: dict[View, str] = {}
+    while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
+        new = [_key("posterior", *common, digests[view.index], *view.size, view.flip) for view in views]
+        make = partial(_posteriors, caching, images, views)
+        failed = caching.fill(cache, f"latents of the {stream.name} images", new, make)
+        keys |= zip(views, new, strict=True)
+        bad = {
+            view.index: replace(failed[keys[view]], subject=images.source.name(view.index))
+            for view in views
+            if keys[view] in failed  # of two images with the same bytes only one was tried
+        }
+        images = images.without(bad)  # whose replacements may need other views
+        report_skipped(bad, caching.world)
+    return replace(stream, images=CachedImages(images, keys, cache))
 
 
 def every_prompt(caching: Caching, streams: tuple[Stream, ...]) -> tuple[set[str], tuple[Stream, ...]]:
-    """All prompts that the streams can give, and the streams with the images known whose captions cannot be read.
-    Collective. Raises JobError (66), Stopped."""
+    """All prompts of the streams, and the streams with the images marked whose captions cannot be read. Collective.
+    Raises JobError (66), Stopped."""
     prompts = {""} if caching.spec.proportion_empty_prompts else set()
-    looked_through = []
+    scanned = []
     for given in streams:
-        if given.prompt is not None:
-            prompts.add(given.prompt)
-            looked_through.append(given)
-            continue
-        captions, stream = caching.survey(given, "captions", TrainingImages.caption)
+        captions: list[str | None] = [given.prompt]
+        stream = given
+        if given.prompt is None:
+            captions, stream = caching.scan(given, "captions", TrainingImages.caption)
         prompts |= {caption for caption in captions if caption is not None}
-        looked_through.append(stream)
-    return prompts, tuple(looked_through)
+        scanned.append(stream)
+    return prompts, tuple(scanned)
 
 
 def images_of(stream: Stream) -> TrainingImages:
@@ -182,25 +172,24 @@ def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
     encoders = [_identity(encoder, caching.world) for encoder in parts.text_encoders.values()]
     tokens = parts.token_ids(every, spec.prompt_chunks)
 
-    def key(place: int) -> str:
-        ids = {name: of_encoder[place].tolist() for name, of_encoder in tokens.items()}
+    def key(index: int) -> str:
+        ids = {name: of_encoder[index].tolist() for name, of_encoder in tokens.items()}
         return _key("encodings", parts.architecture.facts.class_name, encoders, ids)
 
-    def make(places: list[int]) -> Iterator[Entry]:
-        for place in places:
-            alone = {name: of_encoder[place : place + 1] for name, of_encoder in tokens.items()}
+    def make(indices: list[int]) -> Iterator[Entry]:
+        for index in indices:
+            alone = {name: of_encoder[index : index + 1] for name, of_encoder in tokens.items()}
             with torch.no_grad():
                 yield {name: tensor[0] for name, tensor in parts.encode(alone).items()}
 
-    keys = [key(place) for place in range(len(every))]
-
+    keys = [key(index) for index in range(len(every))]
     caching.fill(cache, "prompts", keys, make)
     return CachedPrompts(dict(zip(every, keys, strict=True)), cache)
 
 
 @dataclass(frozen=True)
 class _Views(Dataset[torch.Tensor | Problem]):
-    """Pixels of views, to be loaded by other processes; or, where others may stand in, why there are none."""
+    """Pixels of views, loaded by other processes; or, where an image may be skipped, why there are none."""
 
     images: TrainingImages
     views: list[View]
@@ -208,34 +197,37 @@ class _Views(Dataset[torch.Tensor | Problem]):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, place: int) -> torch.Tensor | Problem:
+    def __getitem__(self, index: int) -> torch.Tensor | Problem:
         try:
-            return self.images.pixels(self.views[place])
+            return self.images.pixels(self.views[index])
         except SampleError as error:
             if not self.images.max_bad_samples:
                 raise
             return error.problems[0]
 
 
-def _moments(
-    parts: Parts, images: TrainingImages, views: list[View], spec: RunSpec
+def _posteriors(
+    caching: Caching, images: TrainingImages, every: Sequence[View], indices: list[int]
 ) -> Iterator[Entry | Problem]:
-    """`moments`: mean and logvar of the VAE's posterior, [2C, h, w]; one image at a time, so that they are the same
+    """`posterior`: mean and logvar of an image's latents, [2C, h, w]; one image at a time, so that they are the same
     on any number of ranks."""
-    workers = min(spec.dataloader_num_workers, len(views))
+    views = [every[index] for index in indices]
     loader: DataLoader[torch.Tensor | Problem] = DataLoader(
-        _Views(images, views), batch_size=None, num_workers=workers, worker_init_fn=ended_by_parent_only
+        _Views(images, views),
+        batch_size=None,
+        num_workers=min(caching.spec.dataloader_num_workers, len(views)),
+        worker_init_fn=ended_by_parent_only,
     )
     bad: dict[int, Problem] = {}
     for view, pixel_values in zip(views, loader, strict=True):
         if isinstance(pixel_values, Problem):
             bad[view.index] = pixel_values
-            images.without(bad)  # raises at once where they are too many
+            images.without(bad)  # raises at once if there are too many
             yield pixel_values
             continue
         with torch.no_grad():
-            posterior = parts.posterior(pixel_values[None])
-        yield {"moments": posterior.parameters[0]}
+            posterior = caching.parts.posterior(pixel_values[None])
+        yield {"posterior": posterior.parameters[0]}
 
 
 def _identity(module: nn.Module, world: World) -> str:
@@ -253,5 +245,5 @@ def _identity(module: nn.Module, world: World) -> str:
     return str(world.gather(digest.hexdigest())[0])
 
 
-def _key(*about: Any) -> str:
-    return hashlib.blake2b(json.dumps(about).encode(), digest_size=20).hexdigest()
+def _key(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()

@@ -46,7 +46,7 @@ def _buckets(caching: Caching, stream: Stream) -> tuple[Buckets, Stream]:
     """The aspect-ratio buckets of a stream, and the stream with its unreadable images marked, which take the
     size of the next one. Collective. Raises JobError (66), Stopped."""
     spec, world = caching.spec, caching.world
-    sizes, stream = caching.survey(stream, "sizes", TrainingImages.size)
+    sizes, stream = caching.scan(stream, "sizes", TrainingImages.size)
     batch = steps.global_batch(spec, world.size)
     buckets = bucketed(filled(sizes), spec.resolution, spec.bucket_reso_steps, spec.seed, stream.name, batch)
     if world.is_main:

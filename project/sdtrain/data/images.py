@@ -1,4 +1,4 @@
-"""From an image to a training example: resize, crop, flip, scale – each a function of its Sample alone."""
+"""From an image to a training example: resize, crop, flip, scale, as a function of its Sample alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdjob.dataset.images import ImageError, decode, image_problem, size_of, und
 from sdjob.dataset.verify import spread
 from sdjob.files import reason_of
 from sdjob.problems import JobError, Problem, bad_input
-from sdtrain.data.sampling import Sample, Size, draws
+from sdtrain.data.sampling import Sample, Size, sample_generator
 from sdtrain.data.sources import ImageSource, PartialSource
 from sdtrain.runtime.heartbeat import Pulse
 
@@ -25,10 +25,10 @@ _NAMED = 8
 
 
 class SampleError(JobError):
-    """An image or caption that cannot be used, met in a loader process or in this one.
+    """An image or caption that cannot be used, in a loader process or in this one.
 
-    Of an exception in a loader process, torch keeps the type and the text, and makes a new one from a
-    text that ends with it; so this one can be made from such a text again.
+    For an exception in a loader process, torch creates another one of this type from a text that ends with its own;
+    so the constructor also takes such a text.
     """
 
     def __init__(self, problems: Problem | Sequence[Problem] | str) -> None:
@@ -36,14 +36,14 @@ class SampleError(JobError):
 
 
 def too_many(names: Sequence[str], allowed: int) -> Problem:
-    """That more images than allowed cannot be used."""
+    """The problem of more unusable images than allowed."""
     found = f"{len(names)} images cannot be used (max_bad_samples={allowed}): {', '.join(names[:_NAMED])}"
-    remedy = "Replace them, take them out of the dataset, or allow more with max_bad_samples."
+    remedy = "Replace them, remove them from the dataset, or allow more with max_bad_samples."
     return bad_input("dataset", found, remedy)
 
 
 def _problem_in(text: str) -> Problem:
-    """The problem that `str(problem)` was made from, at the end of a traceback."""
+    """The problem whose `str` ends a traceback."""
     subject, _, rest = text.rpartition(f"{SampleError.__name__}: ")[2].partition(": ")
     found, _, remedy = rest.partition("\n    → ")
     return bad_input(subject, found, remedy.strip())
@@ -51,7 +51,7 @@ def _problem_in(text: str) -> Problem:
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an image when it is not cropped at random: its size (width, height), mirrored or not."""
+    """An image cropped in the center: its size (width, height), mirrored or not."""
 
     index: int
     size: Size
@@ -60,7 +60,7 @@ class View:
 
 @dataclass(frozen=True)
 class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
-    """Training examples by their place in the sample stream, the same on every rank and in every worker."""
+    """Training examples by their position in the sample stream, the same in every process."""
 
     source: ImageSource
     resolution: int
@@ -68,41 +68,41 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     random_flip: bool
     interpolation: Interpolation
     seed: int
-    max_bad_samples: int = 0  # images that the next one of the dataset may stand in for
-    bad: Mapping[int, Problem] = field(default_factory=dict)  # known not to be usable, by index
+    max_bad_samples: int = 0  # images that the next one of the dataset may replace
+    bad: Mapping[int, Problem] = field(default_factory=dict)  # known to be unusable, by index
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`, `passed_over`."""
+        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`, `skipped`."""
         return self.first_usable(sample, self._example)
 
     def first_usable(self, sample: Sample, example: Callable[[Sample], dict[str, Any]]) -> dict[str, Any]:
-        """The example of a sample, or of the image that stands in for its own; and `passed_over`.
+        """The example of a sample or of its replacement; and `skipped`, the problems of unusable images.
 
-        An image that cannot be used is replaced by the next one of the dataset that can: by its place in
-        the dataset alone, so the same on every rank, after a resume, and whether it is read or cached.
+        The replacement is the next usable image of the dataset: the same on every rank, after a resume, and whether
+        images are read or cached.
         """
-        passed_over: list[Problem] = []
+        skipped: list[Problem] = []
         while True:
-            index = (sample.index + len(passed_over)) % len(self)
+            index = (sample.index + len(skipped)) % len(self)
             try:
                 if index in self.bad:
                     raise SampleError(self.bad[index])
-                return {**example(replace(sample, index=index)), "passed_over": passed_over}
+                return {**example(replace(sample, index=index)), "skipped": skipped}
             except SampleError as error:
-                if len(passed_over) >= self._replaceable:
+                if len(skipped) >= self._replaceable:
                     raise
-                passed_over += error.problems[:1]
+                skipped += error.problems[:1]
 
     @property
     def _replaceable(self) -> int:
-        """Images that others can stand in for."""
+        """How many images others can replace."""
         return min(self.max_bad_samples, len(self) - 1)
 
     def without(self, bad: Mapping[int, Problem]) -> TrainingImages:
-        """The same, with more images known not to be usable. Raises JobError (66) where these are too many."""
+        """With more images known to be unusable. Raises JobError (66) if there are too many."""
         known = {**self.bad, **bad}
         if len(known) > self._replaceable:
             names = sorted(problem.subject for problem in known.values())
@@ -111,45 +111,47 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return replace(self, bad=known) if bad else self
 
     def only(self, indices: Sequence[int]) -> TrainingImages:
-        """Some of the images, for which none of the others stands in."""
-        bad = {place: self.bad[index] for place, index in enumerate(indices) if index in self.bad}
+        """Some of the images, which none of the others replaces."""
+        bad = {number: self.bad[index] for number, index in enumerate(indices) if index in self.bad}
         return replace(self, source=PartialSource(self.source, tuple(indices)), bad={}).without(bad)
 
-    def stand_in(self, index: int) -> int:
+    def replacement(self, index: int) -> int:
         """The image itself, or the next that is not known to be bad."""
         while index in self.bad:
             index = (index + 1) % len(self)
         return index
 
     def _example(self, sample: Sample) -> dict[str, Any]:
-        crop = None if self.center_crop else draws(self.seed, sample, "crop")
-        return {"pixel_values": self.pixels(self.view(sample), crop), **self.about(sample)}
+        crop = None if self.center_crop else sample_generator(self.seed, sample, "crop")
+        return {"pixel_values": self.pixels(self.view(sample), crop), **self.described(sample)}
 
     def view(self, sample: Sample) -> View:
-        """What a sample shows of its image."""
-        flip = self.random_flip and torch.rand((), generator=draws(self.seed, sample, "flip")) < 0.5
+        """The view that a sample shows of its image, if cropped in the center."""
+        flip = (
+            self.random_flip and torch.rand((), generator=sample_generator(self.seed, sample, "flip")) < 0.5
+        )
         return View(sample.index, sample.size or self.square, bool(flip))
 
     def views(self, sizes: Callable[[int], Sequence[Size]] | None = None) -> Iterator[View]:
-        """Every view that a sample can have, some twice where an image stands in; `sizes`: of each, by index."""
+        """Every view that a sample can have, some twice because of replacements; `sizes`: of an image, by index."""
         for index in range(len(self)):
             for size in sizes(index) if sizes else (self.square,):
                 for flip in (False, True) if self.random_flip else (False,):
-                    yield View(self.stand_in(index), size, flip)
+                    yield View(self.replacement(index), size, flip)
 
     @property
     def square(self) -> Size:
         return self.resolution, self.resolution
 
     def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
-        """A view of an image, [3, height, width] in [-1, 1], cropped at a random place or in the centre."""
+        """A view of an image, [3, height, width] in [-1, 1], cropped at a random position or in the center."""
         with self._named(view.index):
             image = decode(self.source.encoded(view.index))
         image = cropped(image, view.size, crop, self.interpolation)
         return to_tensor(image.transpose(Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
-    def about(self, sample: Sample) -> dict[str, Any]:
-        """What there is to know of a sample besides its pixels."""
+    def described(self, sample: Sample) -> dict[str, Any]:
+        """All of an example besides its pixels."""
         return {
             "caption": self.caption(sample.index),
             "name": self.source.name(sample.index),
@@ -162,7 +164,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
             return self.source.caption(index) or ""
 
     def captions(self, limit: int) -> Iterator[str]:
-        """Those of the first `limit` images, but for images that others stand in for."""
+        """Those of the first `limit` images, without unusable images."""
         for index in range(len(self))[:limit]:
             try:
                 if index not in self.bad:
@@ -172,21 +174,21 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
                     raise
 
     def size(self, index: int) -> Size:
-        """Of the image as it is stored, upright."""
+        """Width and height of the original, upright."""
         with self._named(index):
             return size_of(self.source.encoded(index))
 
     def time_ids(self, sample: Sample) -> torch.Tensor:
-        """What SDXL is told of a sample's sizes, [6]: height and width of the original, top and left of the crop
-        in the resized and mirrored image, height and width of what is seen."""
+        """The size conditioning of SDXL, [6]: height and width of the original, top and left of the crop in the
+        resized and mirrored image, height and width of the crop."""
         view, original = self.view(sample), self.size(sample.index)
-        crop = None if self.center_crop else draws(self.seed, sample, "crop")
+        crop = None if self.center_crop else sample_generator(self.seed, sample, "crop")
         (width, _), left, top = crop_of(original, view.size, crop)
         left = width - view.size[0] - left if view.flip else left
         return torch.tensor([*original[::-1], top, left, *view.size[::-1]])
 
     def digest(self, index: int) -> str:
-        """A hash of the image as it is stored."""
+        """A hash of the encoded image."""
         with self._named(index):
             encoded = self.source.encoded(index)
             try:
@@ -197,7 +199,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:
-        """An image or caption that cannot be read is named."""
+        """Errors as SampleError with the name of the image."""
         try:
             yield
         except ImageError as error:
@@ -206,29 +208,28 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
             raise SampleError(error.problems) from error
 
 
-def cropped(image: Image, size: Size, place: torch.Generator | None, interpolation: Interpolation) -> Image:
-    """The image resized to just cover a size, and of that the size itself: at a random place, or, without a
-    generator, the centre.
+def cropped(image: Image, size: Size, crop: torch.Generator | None, interpolation: Interpolation) -> Image:
+    """The image resized to just cover a size, then cropped to it at a random position, or in the center (None).
 
     Only what the crop keeps is resized: `box` is the crop in the pixels of the original.
     """
-    (width, height), left, top = crop_of(image.size, size, place)
+    (width, height), left, top = crop_of(image.size, size, crop)
     scale_x, scale_y = image.width / width, image.height / height
     box = (left * scale_x, top * scale_y, (left + size[0]) * scale_x, (top + size[1]) * scale_y)
     return image.resize(size, Resampling[interpolation.upper()], box=box)
 
 
-def crop_of(original: Size, size: Size, place: torch.Generator | None) -> tuple[Size, int, int]:
-    """The size that an image is resized to, just to cover a size, and where in it the crop begins: left, top."""
+def crop_of(original: Size, size: Size, crop: torch.Generator | None) -> tuple[Size, int, int]:
+    """The size that an image is resized to, just to cover a size, and left and top of the crop in it."""
     wide, high = size
     width, height = wide, wide * original[1] // original[0]
     if height < high:
         width, height = high * original[0] // original[1], high
-    return (width, height), _offset(width - wide, place), _offset(height - high, place)
+    return (width, height), _offset(width - wide, crop), _offset(height - high, crop)
 
 
-def _offset(free: int, place: torch.Generator | None) -> int:
-    return round(free / 2) if place is None else int(torch.randint(free + 1, (), generator=place))
+def _offset(free: int, crop: torch.Generator | None) -> int:
+    return round(free / 2) if crop is None else int(torch.randint(free + 1, (), generator=crop))
 
 
 def to_tensor(image: Image) -> torch.Tensor:
@@ -247,7 +248,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def verify(
     source: ImageSource, mode: Literal["sample", "all", "none"], rank: int, world_size: int
 ) -> dict[int, Problem]:
-    """The images of this rank's share that cannot be decoded, and why; "sample": 64 in all, evenly spread."""
+    """The images of this rank's slice that cannot be decoded, and why; "sample": 64 of all ranks, evenly spread."""
     if mode == "none":
         return {}
     indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))

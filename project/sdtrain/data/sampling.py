@@ -1,9 +1,9 @@
-"""Which sample comes when, and its random numbers: functions of (seed, epoch, position), never of the rank.
+"""The order of samples and their random numbers: functions of (seed, epoch, position), never of the rank.
 
 The samples of a run are one endless stream: epoch after epoch, each a permutation of the dataset. An
-optimizer step takes the next `global_batch` places of the stream, whatever the number of processes, so
-the same global batch gives the same losses on 1 and on 4 processes, and a resumed run goes on at the place
-where it was, without any saved random state.
+optimizer step takes the next `global_batch` positions of the stream, whatever the number of processes. So
+the same global batch gives the same losses on 1 and on 4 processes, and a resumed run needs its position in the
+stream and no saved random state.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Size = tuple[int, int]  # width, height
 
 @dataclass(frozen=True)
 class Sample:
-    """A place in a stream: which example, and the (stream, epoch, position) that its random numbers come from."""
+    """An example, and the (stream, epoch, position) that its random numbers depend on."""
 
     epoch: int
     position: int
     index: int
     stream: str
-    size: Size | None = None  # that it is cropped to; None: the square of the resolution
+    size: Size | None = None  # to crop to; None: the square of the resolution
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def generator(seed: int, epoch: int, position: int, purpose: str) -> torch.Gener
     return torch.Generator().manual_seed(number & (2**63 - 1))
 
 
-def draws(seed: int, sample: Sample, purpose: str) -> torch.Generator:
-    """The generator for one purpose of a sample: no two streams, and no two purposes, share their draws."""
+def sample_generator(seed: int, sample: Sample, purpose: str) -> torch.Generator:
+    """The generator for one purpose of a sample; streams and purposes have independent numbers."""
     return generator(seed, sample.epoch, sample.position, f"{purpose}/{sample.stream}")
 
 
@@ -61,16 +61,16 @@ def permutation(seed: int, epoch: int, length: int, stream: str) -> torch.Tensor
     return torch.randperm(length, generator=generator(seed, epoch, 0, f"order/{stream}"))
 
 
-def sample_at(seed: int, length: int, place: int, stream: str) -> Sample:
-    """The sample at a place of the named stream over a dataset of `length` examples."""
-    epoch, position = divmod(place, length)
-    return Sample(epoch, position, int(permutation(seed, epoch, length, stream)[position]), stream)
+def sample_at(seed: int, length: int, position: int, stream: str) -> Sample:
+    """The sample at a position of the named stream over a dataset of `length` examples."""
+    epoch, within = divmod(position, length)
+    return Sample(epoch, within, int(permutation(seed, epoch, length, stream)[within]), stream)
 
 
-def micro_batches(shape: BatchShape, rank: int, first_place: int, steps: int) -> Iterator[list[int]]:
-    """This rank's places of `steps` optimizer steps from `first_place` on, `accumulation` lists per step."""
+def rank_batches(shape: BatchShape, rank: int, first_position: int, steps: int) -> Iterator[list[int]]:
+    """This rank's positions of `steps` optimizer steps from `first_position` on, `accumulation` lists per step."""
     for step in range(steps):
-        for micro in range(shape.accumulation):
-            block = micro * shape.world_size + rank
-            start = first_place + step * shape.global_batch + block * shape.per_device
+        for number in range(shape.accumulation):
+            block = number * shape.world_size + rank
+            start = first_position + step * shape.global_batch + block * shape.per_device
             yield list(range(start, start + shape.per_device))

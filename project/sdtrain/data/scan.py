@@ -1,4 +1,4 @@
-"""Going through all images before training: shared out, with those that cannot be used agreed on."""
+"""Scan the dataset in parallel across ranks and agree on unreadable images."""
 
 from __future__ import annotations
 
@@ -14,71 +14,65 @@ from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
 
 Value = TypeVar("Value")
-_BLOCK = 1024  # images between two looks at the clock and at a stop
-_SHOWN = 5000  # with fewer it is over before a line could be read
+_BLOCK = 1024  # images between two checks for a stop
+_SHOWN = 5000  # fewer are scanned before anyone could read a line of progress
 
 
-def survey(
+def scan(
     images: TrainingImages,
     title: str,
-    look: Callable[[TrainingImages, int], Value],
+    read: Callable[[TrainingImages, int], Value],
     world: World,
     stop: StopRequest,
     step: int,
 ) -> tuple[list[Value | None], TrainingImages]:
-    """What `look` finds at each index, None for images that cannot be used, and the images without these.
+    """What `read` returns at each index, None for unusable images, and the images with these marked as bad.
 
-    Collective: each rank goes through its share, in threads. Raises JobError (66) with the problems of all ranks
-    where others must not stand in for so many, and Stopped.
+    Collective: each rank reads a slice, in threads. Raises JobError (66) with the problems of all ranks where more
+    images are unusable than may be skipped, and Stopped.
     """
     mine = range(world.rank, len(images), world.size)
-    found: dict[int, Value] = {}
-    bad: dict[int, Problem] = {}
+    results: dict[int, Value | Problem] = {}
     shown = world.is_main and len(images) >= _SHOWN
     with Progress(title, len(images), shown=shown) as progress:
         for start in range(0, len(mine), _BLOCK):
             if stop:
                 break
             block = mine[start : start + _BLOCK]
-            for index, result in zip(block, in_threads(partial(_looked, look, images), block), strict=True):
-                if isinstance(result, Problem):
-                    bad[index] = result
-                else:
-                    found[index] = result
+            results |= zip(block, in_threads(partial(_read, read, images), block), strict=True)
             progress.show(min((start + len(block)) * world.size, len(images)))
     if world.any(bool(stop)):
         raise Stopped(step)
-    shares_of_all = world.gather((found, bad))
-    every = {index: value for values, _ in shares_of_all for index, value in values.items()}
-    unusable = dict(sorted(pair for _, problems in shares_of_all for pair in problems.items()))
-    new = {index: problem for index, problem in unusable.items() if index not in images.bad}
-    kept = images.without(new)
-    say_passed_over(new, world)
-    return [every.get(index) for index in range(len(images))], kept
+    merged = {index: result for of_rank in world.gather(results) for index, result in of_rank.items()}
+    values = [merged[index] for index in range(len(images))]
+    bad = {index: value for index, value in enumerate(values) if isinstance(value, Problem)}
+    new = {index: problem for index, problem in bad.items() if index not in images.bad}
+    usable = images.without(new)
+    report_skipped(new, world)
+    return [None if isinstance(value, Problem) else value for value in values], usable
+
+
+def _read(
+    read: Callable[[TrainingImages, int], Value], images: TrainingImages, index: int
+) -> Value | Problem:
+    try:
+        return read(images, index)
+    except JobError as error:
+        return error.problems[0]
 
 
 def filled(values: Sequence[Value | None]) -> list[Value]:
-    """Each value that is missing is the next one that is not, the first after the last; there must be one."""
-    found: list[Value] = []
-    coming = next(value for value in values if value is not None)
+    """Replace each None by the next value, after the last one by the first; one must be there."""
+    following = next(value for value in values if value is not None)
+    replaced: list[Value] = []
     for value in reversed(values):
-        coming = coming if value is None else value
-        found.append(coming)
-    return found[::-1]
+        following = following if value is None else value
+        replaced.append(following)
+    return replaced[::-1]
 
 
-def say_passed_over(bad: Mapping[int, Problem], world: World) -> None:
-    """Names the images that others will stand in for."""
+def report_skipped(bad: Mapping[int, Problem], world: World) -> None:
+    """Name the images that will be replaced by others."""
     if world.is_main:
         for problem in bad.values():
-            say(f"will be passed over: {problem.subject}: {problem.found}")
-
-
-def _looked(
-    look: Callable[[TrainingImages, int], Value], images: TrainingImages, index: int
-) -> Value | Problem:
-    """What is found there, or what is wrong."""
-    try:
-        return look(images, index)
-    except JobError as error:
-        return error.problems[0]
+            say(f"will be skipped: {problem.subject}: {problem.found}")

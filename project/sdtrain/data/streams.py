@@ -1,4 +1,4 @@
-"""Streams of training images: a recipe is one or two of them, each with its prompt and its weight."""
+"""Streams of training images: a recipe has one or two, each with its prompt and loss weight."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sdjob.problems import Problem
 from sdtrain.architectures.base import Conditioning
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.images import collate
-from sdtrain.data.sampling import BatchShape, Sample, draws, micro_batches, sample_at
+from sdtrain.data.sampling import BatchShape, Sample, rank_batches, sample_at, sample_generator
 
 
 class Examples(Protocol):
-    """Training examples by their place in the sample stream, the same on every rank and in every worker."""
+    """Training examples by their position in the sample stream, the same in every process."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, H, W] in [-1, 1], or `moments` of its latents [2C, h, w]; `caption`, `name`, `sample`."""
+        """`pixel_values` [3, H, W] in [-1, 1] or `posterior` [2C, h, w]; `caption`, `name`, `sample`, `skipped`."""
         ...
 
     def captions(self, limit: int) -> Iterator[str]: ...
@@ -34,25 +34,25 @@ class Examples(Protocol):
 
     @property
     def bad(self) -> Mapping[int, Problem]:
-        """The images that are known not to be usable, and why; others stand in for them."""
+        """The unusable images, which others replace, and why."""
         ...
 
 
 class PromptEncodings(Protocol):
-    """What the network is told of every prompt of the run, each tensor of one sample."""
+    """The conditioning of every prompt of the run, without a batch dimension."""
 
     def __getitem__(self, prompt: str) -> Conditioning: ...
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Images that are trained on together: their prompt (None: each image's caption) and loss weight."""
+    """Images with their prompt (None: each image has its caption) and loss weight."""
 
     name: str
     images: Examples
     prompt: str | None
     weight: float = 1.0
-    image_weights: tuple[float, ...] = ()  # of each image's error, by index; empty: all count alike
+    image_weights: tuple[float, ...] = ()  # of each image in the loss, by index; empty: equal
 
 
 def prompts_of(stream: Stream, limit: int) -> list[str]:
@@ -62,25 +62,25 @@ def prompts_of(stream: Stream, limit: int) -> list[str]:
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """A batch of one stream. What comes from a cache replaces what it was made of."""
+    """A batch of one stream. What comes from a cache replaces its input."""
 
     pixel_values: torch.Tensor | None  # [B, 3, H, W] in [-1, 1]
-    moments: torch.Tensor | None  # of the VAE's posterior, [B, 2C, h, w]
+    posterior: torch.Tensor | None  # of the latents (mean, logvar), [B, 2C, h, w]
     prompts: list[str]
     encodings: Conditioning | None  # of the prompts
-    samples: list[Sample]  # B places of the stream
+    samples: list[Sample]  # B of them
     weight: float  # of the stream in the loss
     names: list[str]  # of the images
-    passed_over: list[Problem]  # of images that others stand in for
-    image_weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
-    time_ids: torch.Tensor | None = None  # sizes and crops, [B, 6], where the network is told them
+    skipped: list[Problem]  # of images that others replace
+    image_weights: torch.Tensor | None  # of each sample in the loss, [B]; None: equal
+    time_ids: torch.Tensor | None = None  # sizes and crops, [B, 6], where the architecture takes them
 
     def pin_memory(self) -> StreamBatch:
-        """Called by the loader, so that copies to the device need not wait."""
+        """Called by the loader, so that copies to the device are asynchronous."""
         return replace(
             self,
             pixel_values=_pinned(self.pixel_values),
-            moments=_pinned(self.moments),
+            posterior=_pinned(self.posterior),
             encodings=self.encodings and {name: of.pin_memory() for name, of in self.encodings.items()},
             image_weights=_pinned(self.image_weights),
             time_ids=_pinned(self.time_ids),
@@ -93,18 +93,17 @@ def _pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
-    """Place of the run's stream → one image of each stream."""
+    """Position in the run → one example of each stream."""
 
     streams: tuple[Stream, ...]
     seed: int
     proportion_empty_prompts: float = 0.0
     encodings: PromptEncodings | None = None
-    # Of the first stream; the images of the others are cropped to the same sizes.
-    buckets: Buckets | None = None
-    takes_sizes: bool = False  # whether the network is told sizes and crops
+    buckets: Buckets | None = None  # of the first stream; images of the others are cropped to the same sizes
+    takes_sizes: bool = False  # whether sizes and crops are part of the conditioning
 
-    def __getitem__(self, place: int) -> tuple[dict[str, Any], ...]:
-        samples = self.samples(place)
+    def __getitem__(self, position: int) -> tuple[dict[str, Any], ...]:
+        samples = self.samples(position)
         return tuple(stream.images[sample] for stream, sample in zip(self.streams, samples, strict=True))
 
     def resume_at(self, position: int, global_batch: int) -> int:
@@ -118,16 +117,16 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
 
     @property
     def bad_samples(self) -> tuple[str, ...]:
-        """Names of the images that were found not to be usable before training."""
+        """Names of the images that were found to be unusable before training."""
         return tuple(problem.subject for stream in self.streams for problem in stream.images.bad.values())
 
-    def samples(self, place: int) -> tuple[Sample, ...]:
-        """The sample of each stream at a place."""
-        plain = (sample_at(self.seed, len(s.images), place, s.name) for s in self.streams)
+    def samples(self, position: int) -> tuple[Sample, ...]:
+        """The sample of each stream at a position."""
+        plain = tuple(sample_at(self.seed, len(s.images), position, s.name) for s in self.streams)
         if self.buckets is None:
-            return tuple(plain)
-        first = self.buckets.sample_at(place)
-        return first, *(replace(sample, size=first.size) for sample in list(plain)[1:])
+            return plain
+        first = self.buckets.sample_at(position)
+        return first, *(replace(sample, size=first.size) for sample in plain[1:])
 
     def collate(self, items: list[tuple[dict[str, Any], ...]]) -> tuple[StreamBatch, ...]:
         examples = zip(*items, strict=True)
@@ -141,13 +140,13 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         ]
         return StreamBatch(
             batch.get("pixel_values"),
-            batch.get("moments"),
+            batch.get("posterior"),
             prompts,
             self._encodings(prompts),
             batch["sample"],
             stream.weight,
             batch["name"],
-            [problem for problems in batch.get("passed_over", ()) for problem in problems],
+            [problem for problems in batch.get("skipped", ()) for problem in problems],
             torch.tensor([stream.image_weights[sample.index] for sample in batch["sample"]])
             if stream.image_weights
             else None,
@@ -166,10 +165,10 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
         return torch.stack([stream.images.time_ids(sample) for sample in samples])
 
     def _is_emptied(self, sample: Sample) -> bool:
-        """Whether the network sees the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""
+        """Whether a sample has the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""
         if not self.proportion_empty_prompts:
             return False
-        chance = torch.rand((), generator=draws(self.seed, sample, "empty_prompt"))
+        chance = torch.rand((), generator=sample_generator(self.seed, sample, "empty_prompt"))
         return bool(chance < self.proportion_empty_prompts)
 
 
@@ -177,9 +176,11 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def ended_by_parent_only(_worker: int) -> None:
-    """Keeps a loader process alive while its parent saves: torchrun and a terminal signal a whole group of
-    processes, some platforms every process there is, and a training process whose loader dies cannot save any
-    more. Its own parent still ends it, and it ends itself when that one has died."""
+    """Let a loader process obey stop signals of its parent alone, and end with it.
+
+    torchrun and terminals signal the whole process group, some platforms every process; a training process whose
+    loader dies can no longer save.
+    """
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     threading.Thread(target=_obey_parent, daemon=True).start()
@@ -195,15 +196,15 @@ def loader(
     examples: StreamSet,
     shape: BatchShape,
     rank: int,
-    first_place: int,
+    first_position: int,
     steps: int,
     workers: int,
     pin_memory: bool,
 ) -> Iterator[tuple[StreamBatch, ...]]:
-    """This rank's batches from `first_place` on, `accumulation` of them per optimizer step."""
+    """This rank's batches from `first_position` on, `accumulation` of them per optimizer step."""
     batches: DataLoader[Any] = DataLoader(
         examples,
-        batch_sampler=micro_batches(shape, rank, first_place, steps),
+        batch_sampler=rank_batches(shape, rank, first_position, steps),
         num_workers=workers,
         collate_fn=examples.collate,
         worker_init_fn=ended_by_parent_only,

@@ -11,7 +11,7 @@ from torch import nn
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning, Parts
-from sdtrain.data.sampling import Sample, draws
+from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.streams import StreamBatch
 from sdtrain.objective import loss
 
@@ -47,7 +47,7 @@ def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noi
     added = noise
     if spec.input_perturbation:  # Ning et al. 2023, arXiv:2301.11706, algorithm 1
         added = noise + spec.input_perturbation * normal("input_perturbation", shape)
-    generators = (draws(spec.seed, sample, "timestep") for sample in samples)
+    generators = (sample_generator(spec.seed, sample, "timestep") for sample in samples)
     timesteps = torch.cat([process.sample_timestep(generator) for generator in generators]).to(parts.device)
     snr_weights = None if spec.snr_gamma is None else process.min_snr_weights(timesteps, spec.snr_gamma)
     return Noised(
@@ -86,8 +86,8 @@ def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
 
 def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussianDistribution:
     """The VAE's posterior of all images, computed or from the cache."""
-    if moments := [batch.moments for batch in batches if batch.moments is not None]:
-        return DiagonalGaussianDistribution(torch.cat(moments).to(parts.device, non_blocking=True))
+    if posteriors := [batch.posterior for batch in batches if batch.posterior is not None]:
+        return DiagonalGaussianDistribution(torch.cat(posteriors).to(parts.device, non_blocking=True))
     return parts.posterior(torch.cat([b.pixel_values for b in batches if b.pixel_values is not None]))
 
 
@@ -117,4 +117,6 @@ def _on_device(parts: Parts, of_prompts: Conditioning, time_ids: torch.Tensor | 
 
 def _normal(samples: Sequence[Sample], seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal noise for each sample, fp32, [B, *shape]."""
-    return torch.stack([torch.randn(shape, generator=draws(seed, sample, purpose)) for sample in samples])
+    return torch.stack(
+        [torch.randn(shape, generator=sample_generator(seed, sample, purpose)) for sample in samples]
+    )

@@ -12,7 +12,7 @@ from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.data.images import TrainingImages, verify
-from sdtrain.data.scan import say_passed_over
+from sdtrain.data.scan import report_skipped
 from sdtrain.data.sources import ImageSource, JoinedSource, open_source
 from sdtrain.data.streams import Stream
 from sdtrain.runtime.distributed import World
@@ -66,5 +66,5 @@ def open_images(
         seed=spec.seed,
         max_bad_samples=spec.max_bad_samples if spec.bad_samples == "skip" else 0,
     ).without(bad)
-    say_passed_over(bad, world)
+    report_skipped(bad, world)
     return images

@@ -47,7 +47,7 @@ class Anomalies:
         """Remember a batch, without waiting for the device."""
         names = tuple(name for batch in batches for name in batch.names)
         self._observed.append(_Observed(step, loss, names))
-        for problem in (problem for batch in batches for problem in batch.passed_over):
+        for problem in (problem for batch in batches for problem in batch.skipped):
             if problem.subject not in self._new_bad_samples and problem.subject not in self.bad_samples:
                 self._new_bad_samples[problem.subject] = problem
                 say(f"skipped: {problem.subject}: {problem.found}")

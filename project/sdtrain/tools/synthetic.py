@@ -107,13 +107,13 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
         yield (
             StreamBatch(
                 pixel_values=pixel_values,
-                moments=None,
+                posterior=None,
                 prompts=["an image"] * size,
                 encodings=None,
                 samples=[Sample(step, rank * size + i, i, "synthetic") for i in range(size)],
                 weight=1.0,
                 names=["synthetic"] * size,
-                passed_over=[],
+                skipped=[],
                 image_weights=None,
             ),
         )
@@ -127,10 +127,10 @@ def cached(
     for number, (batch,) in enumerate(batches):
         if number == 0:
             with torch.no_grad():
-                moments = torch.cat([_moments(parts, pixels) for pixels in batch.pixel_values])  # type: ignore[union-attr]
+                posterior = torch.cat([_posterior(parts, pixels) for pixels in batch.pixel_values])  # type: ignore[union-attr]
                 encodings = conditioning_of(parts, batch.prompts, spec, None)
             encodings = {name: tensor.cpu() for name, tensor in encodings.items()}
-        yield (replace(batch, pixel_values=None, moments=moments, encodings=encodings),)
+        yield (replace(batch, pixel_values=None, posterior=posterior, encodings=encodings),)
 
 
 def _moments(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:

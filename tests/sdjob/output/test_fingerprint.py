@@ -229,7 +229,11 @@ def test_every_part_of_a_model_is_part_of_its_identity(eps_model, tmp_path, path
     model = find_pipeline(changed, None, allow_pickle=False)
     content = (changed / path).read_bytes()
     identities = {model_identity(model)}
-    for other in (b"\0" + content[1:], content[:-1] + bytes([content[-1] ^ 1]), content + b"\0"):
+    for other in (
+        bytes([content[0] ^ 1]) + content[1:],
+        content[:-1] + bytes([content[-1] ^ 1]),
+        content + b"\0",
+    ):
         (changed / path).write_bytes(other)
         identities.add(model_identity(model))
     assert len(identities) == 4

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from sdjob.problems import JobError, bad_input
 from sdtrain.data.images import SampleError, TrainingImages, collate, cropped, to_tensor, verify
-from sdtrain.data.sampling import Sample, draws
+from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.sources import open_source
 from tests.sdjob.dataset.test_images import encoded
 from tests.sdtrain.data.test_sources import info_of, metadata_folder, parquet_folder, png
@@ -75,9 +75,9 @@ def test_cropping_is_resize_then_crop(size, target, interpolation, random):
     scale = max(target[0] / size[0], target[1] / size[1])
     new = tuple(max(goal, int(length * scale + 1e-9)) for goal, length in zip(target, size, strict=True))
     resized = image.resize(new, Resampling[interpolation.upper()])
-    place = draws(0, at(1, 2, 0), "crop") if random else None
+    place = sample_generator(0, at(1, 2, 0), "crop") if random else None
     result = cropped(image, target, place, interpolation)
-    place = draws(0, at(1, 2, 0), "crop")
+    place = sample_generator(0, at(1, 2, 0), "crop")
     left, top = (
         int(torch.randint(length - goal + 1, (), generator=place)) if random else round((length - goal) / 2.0)
         for goal, length in zip(target, new, strict=True)

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtrain.data.sampling import BatchShape, generator, micro_batches, permutation, sample_at
+from sdtrain.data.sampling import BatchShape, generator, permutation, rank_batches, sample_at
 
 
 def places(per_device, accumulation, size, first, steps):
     """Optimizer step → the places that all ranks together train on."""
     shape = BatchShape(per_device, accumulation, size)
-    ranks = [list(micro_batches(shape, rank, first, steps)) for rank in range(size)]
+    ranks = [list(rank_batches(shape, rank, first, steps)) for rank in range(size)]
     assert all(len(batches) == steps * accumulation for batches in ranks)
     assert all(len(batch) == per_device for batches in ranks for batch in batches)
     return [
@@ -36,13 +36,13 @@ def test_ranks_share_out_the_places_of_each_step(per_device, accumulation, size,
 
 def test_no_two_ranks_have_the_same_batch():
     shape = BatchShape(2, 2, 4)
-    batches = [tuple(batch) for rank in range(4) for batch in micro_batches(shape, rank, 0, 3)]
+    batches = [tuple(batch) for rank in range(4) for batch in rank_batches(shape, rank, 0, 3)]
     assert len(set(batches)) == len(batches)
 
 
 def test_micro_batches_come_in_the_same_order_on_any_number_of_processes():
-    alone = list(micro_batches(BatchShape(1, 4, 1), 0, 0, 2))
-    first, second = (list(micro_batches(BatchShape(1, 2, 2), rank, 0, 2)) for rank in (0, 1))
+    alone = list(rank_batches(BatchShape(1, 4, 1), 0, 0, 2))
+    first, second = (list(rank_batches(BatchShape(1, 2, 2), rank, 0, 2)) for rank in (0, 1))
     assert [batch for pair in zip(first, second, strict=True) for batch in pair] == alone
 
 

@@ -41,12 +41,12 @@ def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
     if missing := missing_shards(names):
         found = f"{len(missing)} of its files are missing: {few(missing)}"
         raise JobError(bad_input(shown(listing.path), found, "copy or download the missing files"))
-    files = tuple(listing.path / name for name in names)
-    footers = _footers(files)
-    schema = _common_schema(files, footers)
+    paths = tuple(listing.path / name for name in names)
+    footers = _footers(paths)
+    schema = _common_schema(paths, footers)
     counts = tuple(int(footer.num_rows) for footer in footers)
     info = DatasetInfo(
-        listing.path, PARQUET, files, sum(counts), tuple(schema.names), columns.image, columns.caption, counts
+        listing.path, PARQUET, paths, sum(counts), tuple(schema.names), columns.image, columns.caption, counts
     )
     return checked(info, schema, sum(_nulls(footer, columns.caption) for footer in footers))
 
@@ -72,13 +72,13 @@ def missing_shards(names: Iterable[str]) -> list[str]:
     ]
 
 
-def _footers(files: Sequence[Path]) -> list[Any]:
+def _footers(paths: Sequence[Path]) -> list[Any]:
     """Raises JobError with every file that cannot be read."""
     import pyarrow.parquet as pq
 
     footers: list[Any] = []
     problems: list[Problem] = []
-    for path in files:
+    for path in paths:
         try:
             with reading(path):
                 footers.append(pq.read_metadata(path))
@@ -89,11 +89,11 @@ def _footers(files: Sequence[Path]) -> list[Any]:
     return footers
 
 
-def _common_schema(files: Sequence[Path], footers: Sequence[Any]) -> Any:
+def _common_schema(paths: Sequence[Path], footers: Sequence[Any]) -> Any:
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
-    for path, schema in zip(files, schemas, strict=True):
+    for path, schema in zip(paths, schemas, strict=True):
         if not schema.equals(schemas[0], check_metadata=False):
-            found = f"has other columns than {files[0].name}: {few(schema.names, 20)}"
+            found = f"has other columns than {paths[0].name}: {few(schema.names, 20)}"
             raise JobError(bad_input(shown(path), found, "keep files of one dataset in this folder"))
     return schemas[0]
 
@@ -161,7 +161,8 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     try:
         if not converted.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _convert(info, converted, progress)
+            with replacing(converted) as temporary, temporary.open("wb") as out:
+                _convert(info, out, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space, or set cache_dir to a folder on a larger volume"
@@ -172,18 +173,13 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
 
 
 def _key(info: DatasetInfo) -> str:
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in info.files]
+    versions = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in info.files]
     columns = [info.image_column, info.caption_column]
-    return hashlib.blake2b(json.dumps([files, columns]).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([versions, columns]).encode(), digest_size=16).hexdigest()
 
 
-def _convert(info: DatasetInfo, target: Path, progress: Callable[[], None]) -> None:
-    """Write the needed columns as one Arrow file, whole or not at all. Raises OSError, JobError."""
-    with replacing(target) as temporary, temporary.open("wb") as out:
-        _copy(info, out, progress)
-
-
-def _copy(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) -> None:
+def _convert(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) -> None:
+    """Write the needed columns as one Arrow file. Raises OSError, JobError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
