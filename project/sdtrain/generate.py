@@ -63,15 +63,16 @@ def generate(
     parts: Parts, prompts: Sequence[str], seeds: Sequence[int], how: Sampling
 ) -> Iterator[Image.Image]:
     """One image per prompt and seed, in their order; an image does not depend on its batch."""
-    with evaluating(parts), torch.inference_mode():
-        for start in range(0, len(prompts), how.batch_size):
-            batch = slice(start, start + how.batch_size)
+    for start in range(0, len(prompts), how.batch_size):
+        batch = slice(start, start + how.batch_size)
+        with evaluating(parts), torch.inference_mode():  # left before a yield, or the caller would be in them
             # Encoded as in training, so that a long prompt means the same.
             encoded, empty = (
                 parts.encode(parts.token_ids(texts, how.prompt_chunks))
                 for texts in (prompts[batch], [""] * len(prompts[batch]))
             )
-            yield from parts.architecture.sample(parts, encoded, empty, list(seeds[batch]), how)
+            images = list(parts.architecture.sample(parts, encoded, empty, list(seeds[batch]), how))
+        yield from images
 
 
 # --- the command -------------------------------------------------------------------------------------

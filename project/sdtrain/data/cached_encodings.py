@@ -180,7 +180,8 @@ def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
         for index in indices:
             alone = {name: of_encoder[index : index + 1] for name, of_encoder in tokens.items()}
             with torch.no_grad():
-                yield {name: tensor[0] for name, tensor in parts.encode(alone).items()}
+                encodings = parts.encode(alone)
+            yield {name: tensor[0] for name, tensor in encodings.items()}
 
     keys = [key(index) for index in range(len(every))]
     caching.fill(cache, "prompts", keys, make)

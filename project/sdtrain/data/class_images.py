@@ -1,4 +1,4 @@
-"""Images of the class for prior preservation: those that exist, or generated once under the output folder."""
+"""Class images for prior preservation: given ones, or generated once below the output folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sdtrain.runtime.stop import Stopped, StopRequest
 
 
 def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Sampling) -> Path:
-    """Generated images belong to one model, prompt and way of drawing: another one has another folder."""
-    about = [
+    """Images generated with another model, prompt or sampling are in another folder."""
+    inputs = [
         model_identity,
         spec.class_prompt,
         spec.seed,
@@ -29,7 +29,7 @@ def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Sam
         how.guidance_scale,
         how.prompt_chunks,
     ]
-    return layout.class_images / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return layout.class_images / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 def provide(
@@ -43,37 +43,38 @@ def provide(
 ) -> Path:
     """The folder with at least `num_class_images` images of the class. Collective; raises Stopped.
 
-    A given `class_data_dir` is only read. Otherwise the missing images are shared out over the ranks, batch
-    by batch; the n-th has the seed (seed + n). The batches are the same on any number of processes, and so
-    is the set: which images are drawn together decides the last bits of each.
+    A given `class_data_dir` is only read. Otherwise the missing images are generated, the n-th with the seed
+    (seed + n). The batches, which decide the last bits of their images, are the same on any number of processes.
     """
     if spec.class_data_dir:
         return _given(spec)
     how = sampling(spec)
     folder = folder_of(spec, layout, model_identity, how)
     folder.mkdir(parents=True, exist_ok=True)
-    world.barrier()  # nobody lists the folder while another already adds to it
-    missing = [n for n in range(spec.num_class_images) if not (folder / f"{n:06d}.png").exists()]
+    world.barrier()  # no rank lists the folder while another one adds to it
+    missing = {n for n in range(spec.num_class_images) if not _path(folder, n).exists()}
     world.barrier()
     batches = [
         range(first, min(first + how.batch_size, spec.num_class_images))
         for first in range(0, spec.num_class_images, how.batch_size)
     ]
-    incomplete = [batch for batch in batches if not set(missing).isdisjoint(batch)]
+    incomplete = [batch for batch in batches if not missing.isdisjoint(batch)]
     mine = [n for batch in incomplete[world.rank :: world.size] for n in batch]
-    if mine:
-        images = generate(parts, [spec.class_prompt or ""] * len(mine), [spec.seed + n for n in mine], how)
-        with Progress("class images", len(missing), shown=world.is_main) as progress:
-            for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
-                if number not in missing:
-                    continue
-                files.write_png(folder / f"{number:06d}.png", image)
+    images = generate(parts, [spec.class_prompt or ""] * len(mine), [spec.seed + n for n in mine], how)
+    with Progress("class images", len(missing), shown=world.is_main and bool(missing)) as progress:
+        for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
+            if number in missing:
+                files.write_png(_path(folder, number), image)
                 progress.show(min(done * world.size, len(missing)))
-                if stop:
-                    break  # what is there is used by the next start
+            if stop:
+                break  # the next start uses what is there
     if world.any(bool(stop)):
         raise Stopped(step)
     return folder
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.png"
 
 
 def _given(spec: RunSpec) -> Path:

@@ -1,4 +1,4 @@
-"""A recipe: which images are trained on, with which prompts and weights. LoRA is a property of either."""
+"""A recipe: the streams of images to train on, with their prompts and weights. LoRA applies to any recipe."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sdtrain.runtime.stop import StopRequest
 
 @dataclass(frozen=True)
 class RecipeInput:
-    """What a recipe may need to make its streams."""
+    """What a recipe may use to build its streams."""
 
     spec: RunSpec
     world: World
     layout: OutputLayout
     parts: Parts
-    infos: tuple[DatasetInfo, ...]  # the run's datasets: one, or one for each subject
-    images: TrainingImages  # of all of them, without those held out
+    infos: tuple[DatasetInfo, ...]  # one, or one for each subject
+    images: TrainingImages  # of all datasets, without those held out
     model_identity: str
     stop: StopRequest
-    step: int  # that the run goes on from; 0: it begins
+    step: int  # at which the run starts or resumes
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Recipe:
 def open_images(
     spec: RunSpec, world: World, infos: Sequence[DatasetInfo], prompts: Sequence[str] = ()
 ) -> TrainingImages:
-    """The images of datasets, looked at before anything is trained. Collective; raises JobError (66).
+    """The images of datasets, checked by `verify_images`. Collective; raises JobError (66).
 
-    Several are joined; then each has a prompt that is the caption of its images.
+    With `prompts`, one for each dataset, these are the captions.
     """
     sources: list[ImageSource] = []
     bad: dict[int, Problem] = {}
@@ -54,8 +54,8 @@ def open_images(
         with world.main_first():
             source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
         first = sum(map(len, sources))
-        for share in world.gather(verify(source, spec.verify_images, world.rank, world.size)):
-            bad |= {first + index: problem for index, problem in share.items()}
+        for of_rank in world.gather(verify(source, spec.verify_images, world.rank, world.size)):
+            bad |= {first + index: problem for index, problem in of_rank.items()}
         sources.append(source)
     images = TrainingImages(
         JoinedSource(tuple(sources), tuple(prompts)) if prompts else sources[0],

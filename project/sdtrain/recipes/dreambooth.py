@@ -15,10 +15,10 @@ from sdtrain.recipes.base import Recipe, RecipeInput, open_images
 
 
 def _streams(given: RecipeInput) -> tuple[Stream, ...]:
-    """One stream with the images of all subjects, and one with those of all classes."""
+    """One stream with the images of all subjects, and with prior preservation one with those of all classes."""
     spec = given.spec
     concepts = concepts_of(spec)
-    several = spec.concepts_list is not None  # then each image has the prompt of its subject
+    several = spec.concepts_list is not None  # each image has the prompt of its subject
     weights = tuple(
         concept.weight
         for concept, info in zip(concepts, given.infos, strict=True)
@@ -40,7 +40,7 @@ def _streams(given: RecipeInput) -> tuple[Stream, ...]:
 
 
 def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
-    """The images of one class: those that are given, or generated ones. Collective."""
+    """The images of one class, given or generated. Collective."""
     spec = given.spec.model_copy(
         update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
     )

@@ -151,13 +151,13 @@ def batch() -> StreamBatch:
     generator = torch.Generator().manual_seed(0)
     return StreamBatch(
         pixel_values=torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1,
-        moments=None,
+        posterior=None,
         prompts=["a circle", "a cross"],
         encodings=None,
         samples=[Sample(0, index, index, "captioned") for index in range(2)],
         weight=1.0,
         names=["a.png", "b.png"],
-        passed_over=[],
+        skipped=[],
         image_weights=None,
     )
 
