@@ -133,10 +133,10 @@ def cached(
         yield (replace(batch, pixel_values=None, posterior=posterior, encodings=encodings),)
 
 
-def _moments(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
+def _posterior(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
     """[1, 2C, h, w] of one image, so that no more memory is needed than for one."""
-    moments: torch.Tensor = parts.posterior(pixel_values[None]).parameters.cpu()
-    return moments
+    posterior: torch.Tensor = parts.posterior(pixel_values[None]).parameters.cpu()
+    return posterior
 
 
 def _tokenizer() -> CLIPTokenizer:
