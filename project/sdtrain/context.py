@@ -23,7 +23,7 @@ from sdtrain.validation.held_out_images import HeldOut
 
 @dataclass(frozen=True)
 class Training:
-    """A run that is ready to take its steps."""
+    """A run that is ready for its steps."""
 
     spec: RunSpec
     world: World
@@ -42,10 +42,10 @@ class Training:
         return len(self.examples.streams[0].images)
 
     @property
-    def best(self) -> Mapping[str, torch.Tensor]:
-        """This rank's share of the weights that are exported and drawn with: the EMA's where there is one."""
+    def final_weights(self) -> Mapping[str, torch.Tensor]:
+        """This rank's shard of the weights to export: the EMA if there is one, otherwise the masters."""
         return self.ema.shards if self.ema else self.strategy.masters()
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, images can be drawn with these weights. Entering and leaving is collective."""
+    def with_final_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with these weights. Entering and leaving is collective."""
         return self.strategy.applied(self.ema.shards if self.ema else None)

@@ -194,7 +194,7 @@ def _announcement(training: Training, first: int) -> str:
 def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None:
     """Export first, then generate the last images and write the report. Collective."""
     spec, world, layout, parts = training.spec, training.world, training.layout, training.parts
-    weights = training.strategy.full_state(training.best)
+    weights = training.strategy.full_state(training.final_weights)
     if world.is_main:
         export.export(layout.checkpoint, model, parts, weights, spec)
     loss = validation.validate(training, spec.max_train_steps)

@@ -1,4 +1,4 @@
-"""What goes wrong, ends with its exit code, says what to do, and leaves nothing bad behind."""
+"""Failures end with their exit code and a remedy, and leave nothing bad behind."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def spoiled_loss(monkeypatch, step, spoil):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("logging_steps", [1, 100])
-def test_a_loss_that_is_no_number_is_70_and_never_saved(train, monkeypatch, capsys, bad, logging_steps):
+def test_a_loss_that_is_not_finite_is_70_and_never_saved(train, monkeypatch, capsys, bad, logging_steps):
     spoiled_loss(monkeypatch, 3, lambda loss: loss * bad)
     output = train(code=70, max_train_steps=6, checkpointing_steps=2, logging_steps=logging_steps)
     assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000002"]
@@ -56,7 +56,7 @@ def test_a_loss_that_is_no_number_is_70_and_never_saved(train, monkeypatch, caps
     assert "Traceback" not in error
 
 
-def test_the_images_of_a_loss_that_is_no_number_are_named(train, monkeypatch, tmp_path):
+def test_the_images_of_a_loss_that_is_not_finite_are_named(train, monkeypatch, tmp_path):
     """In the note, which becomes failure.json: of the first such step, not of the last."""
     monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
     count = iter(range(1, 1000))
@@ -141,7 +141,7 @@ def test_too_many_skipped_steps_are_70(train, monkeypatch, capsys):
 
 
 class _BadGradient(torch.autograd.Function):
-    """A number with a gradient that is none."""
+    """A finite value with a gradient that is not."""
 
     @staticmethod
     def forward(context, loss):
@@ -153,8 +153,8 @@ class _BadGradient(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_weights_that_are_no_numbers_are_never_saved(train, monkeypatch, capsys, step):
-    """The loss of the very step is still a number: only the gradient overflows, in a step that is saved."""
+def test_weights_that_are_not_finite_are_never_saved(train, monkeypatch, capsys, step):
+    """The loss of the very step is still finite: only the gradient overflows, in a step that is saved."""
     spoiled_loss(monkeypatch, step, _BadGradient.apply)
     output = train(code=70, max_train_steps=3, checkpointing_steps=2)
     assert finite(output)
@@ -177,7 +177,7 @@ def test_a_corrupt_image_is_named_before_training(train, copied, capsys):
     assert not (output / "checkpoint/checkpoint-000001").exists()
 
 
-def test_a_fault_before_the_first_step_leaves_an_earlier_result_in_its_place(train, copied):
+def test_a_fault_before_the_first_step_leaves_an_earlier_result_where_it_is(train, copied):
     output = train(train_data_dir=copied)
     before = snapshot(output / "checkpoint")
     (copied / "4.png").write_bytes(b"broken")
@@ -224,7 +224,7 @@ def test_a_bad_setting(case, train, capsys):
 BAD_FLAGS = {
     "unknown": ["--learning_rat=1"],
     "abbreviated": ["--learning=1"],
-    "no number": ["--learning_rate=fast"],
+    "not a number": ["--learning_rate=fast"],
     "not finite": ["--learning_rate=nan"],
     "no steps": ["--max_train_steps=0"],
     "no resolution": ["--resolution=33"],
@@ -324,8 +324,8 @@ def spoil(folder, *numbers):
 
 
 @pytest.mark.parametrize(("ranks", "verify"), [(1, "none"), (2, "all")])
-def test_a_bad_image_is_passed_over_and_reported(train, copied, capfd, ranks, verify):
-    """Its neighbour stands in: the same losses as of a dataset where it is that neighbour."""
+def test_a_bad_image_is_skipped_and_reported(train, copied, capfd, ranks, verify):
+    """The next image replaces it: the same losses as of a dataset with a copy of that image."""
     twin = shutil.copytree(copied, copied.with_name("twin"))
     rows = [json.loads(line) for line in (twin / "metadata.jsonl").read_text().splitlines()]
     shutil.copy(twin / "5.png", twin / "4.png")
@@ -340,7 +340,7 @@ def test_a_bad_image_is_passed_over_and_reported(train, copied, capfd, ranks, ve
     assert f": {copied / '4.png'}: is not an image" in capfd.readouterr().out
 
 
-def test_a_resumed_run_passes_over_the_same_and_remembers(train, copied, at_step):
+def test_a_resumed_run_skips_the_same_images_and_reports_all(train, copied, at_step):
     spoil(copied, 2, 3)
     settings = {"train_data_dir": copied, "bad_samples": "skip", "verify_images": "none"}
     undisturbed = train("undisturbed", max_train_steps=12, **settings)
@@ -408,7 +408,7 @@ def test_nothing_is_lost_when_a_run_fails_after_resuming(train, monkeypatch):
     assert losses(train(max_train_steps=4)) == losses(train("undisturbed", max_train_steps=4))
 
 
-def test_a_stop_while_the_worker_starts_begins_nothing(train, monkeypatch, tmp_path):
+def test_a_stop_while_the_worker_starts_writes_nothing(train, monkeypatch, tmp_path):
     (tmp_path / "stop").touch()
     monkeypatch.setenv("SDJOB_STOP_FILE", str(tmp_path / "stop"))
     output = train(code=75, checkpointing_steps=1)

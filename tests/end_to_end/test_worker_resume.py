@@ -146,7 +146,7 @@ def test_a_run_with_caches_and_a_changed_objective_resumes_exactly(train, at_ste
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adafactor", 1e-3), ("prodigy", 1.0)])
 def test_other_optimizers_resume_exactly(train, at_step, optimizer, rate):
-    """What Prodigy has learnt of the rate is no setting: it must not begin again."""
+    """Prodigy's estimate of the rate is not a setting: it must not start again."""
     settings = {"max_train_steps": 4, "optimizer": optimizer, "learning_rate": rate, "lora_rank": 2}
     undisturbed = train("undisturbed", **settings)
     at_step(2, terminate)
@@ -213,8 +213,8 @@ def test_death_and_resume(where, train, at_step, monkeypatch, undisturbed, input
     assert report["final_loss"] == pytest.approx(losses(undisturbed)[-1])
 
 
-def test_death_in_the_middle_of_putting_the_result_in_place(train, monkeypatch):
-    """What is there meanwhile does not load as a pipeline, so nobody takes half of it for the whole."""
+def test_death_while_the_result_is_moved_into_place(train, monkeypatch):
+    """The partial result does not load as a pipeline, so that it cannot be taken for a complete one."""
     from pathlib import Path
 
     settings = {"max_train_steps": 2}
@@ -267,7 +267,7 @@ def test_sigterm_to_torchrun_saves(inputs, tmp_path):
     assert "Traceback" not in out.split("torch/distributed")[0], out
 
 
-def test_finished_is_finished_and_more_steps_go_on(train, capsys):
+def test_a_finished_run_stays_finished_and_more_steps_continue_it(train, capsys):
     long = train("long", max_train_steps=4)
     output = train(max_train_steps=2)
     before = snapshot(output)
@@ -282,7 +282,7 @@ def test_finished_is_finished_and_more_steps_go_on(train, capsys):
 
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_stopped_in_the_last_step_still_gives_the_result(train, at_step, steps_before):
-    """… and not that of an earlier, shorter run in the same place."""
+    """… and not that of an earlier, shorter run in the same folder."""
     undisturbed = train("undisturbed", max_train_steps=4)
     if steps_before:
         train(max_train_steps=steps_before)
@@ -311,7 +311,7 @@ def test_fewer_steps_than_are_done_are_reported_as_what_they_are(train):
     ("name", "value"),
     [("seed", 8), ("lora_rank", 2), ("use_ema", True), ("recipe", "dreambooth")],
 )
-def test_another_run_in_the_same_place_is_refused(train, capsys, name, value):
+def test_another_run_in_the_same_folder_is_refused(train, capsys, name, value):
     output = train()
     before = snapshot(output)
     train(code=64, max_train_steps=5, **{name: value})
@@ -345,7 +345,7 @@ def test_resume_from_a_path(train, at_step):
     assert result(output) == result(longer)
 
 
-def test_going_back_keeps_what_came_later_and_happens_once(train, capsys):
+def test_going_back_keeps_later_checkpoints_and_happens_once(train, capsys):
     output = train(checkpointing_steps=2, max_train_steps=6)
     later = {step: snapshot(output / f"checkpoint/checkpoint-{step:06d}") for step in (4, 6)}
     back = {"resume": output / "checkpoint/checkpoint-000002", "learning_rate": 2e-3}
@@ -361,7 +361,7 @@ def test_going_back_keeps_what_came_later_and_happens_once(train, capsys):
     assert not (output / "earlier-2").exists()
 
 
-def test_a_restarted_worker_goes_on_although_the_run_began_afresh(train, monkeypatch, capsys):
+def test_a_restarted_worker_continues_although_the_run_started_afresh(train, monkeypatch, capsys):
     train(resume="never", max_train_steps=2)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     output = train(resume="never", max_train_steps=3)
@@ -369,8 +369,10 @@ def test_a_restarted_worker_goes_on_although_the_run_began_afresh(train, monkeyp
     assert not (output / "earlier-1").exists()
 
 
-def test_a_worker_that_had_not_begun_before_its_restart_begins_afresh(train, monkeypatch, tmp_path, capsys):
-    """An attempt that crashed while it was still loading has put nothing aside: what is there is another run's."""
+def test_a_worker_that_had_not_started_training_before_its_restart_starts_afresh(
+    train, monkeypatch, tmp_path, capsys
+):
+    """An attempt that crashed while it was loading has moved nothing aside: the files are another run's."""
     train(max_train_steps=2, seed=7)
     monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -390,7 +392,7 @@ def test_a_changed_batch_size_goes_on_with_the_next_images(train, at_step):
     assert epochs == pytest.approx({1: 1 / 6, 2: 2 / 6, 3: 4 / 6, 4: 6 / 6})
 
 
-def test_epochs_are_those_of_the_whole_run_with_another_batch_too(train):
+def test_epochs_count_over_the_whole_run_with_another_batch_too(train):
     """6 images: an epoch in 6 steps of 1, another one in 2 of 4, the last of which reaches into the third."""
     train(max_train_steps=None, num_train_epochs=1)
     output = train(max_train_steps=None, num_train_epochs=2, train_batch_size=4)

@@ -68,7 +68,7 @@ def spec_of(variant: str, **more: Any) -> RunSpec:
 
 
 class Trial:
-    """One strategy around a fresh copy of the U-Net, with an average of its weights."""
+    """One strategy around a fresh copy of the U-Net, with an EMA of its weights."""
 
     def __init__(self, unet: Path, spec: RunSpec) -> None:
         from diffusers import UNet2DConditionModel
@@ -86,8 +86,8 @@ class Trial:
         """Loss, mean over ranks and batches, and gradient norm of one optimizer step."""
         total = torch.zeros((), dtype=torch.float64)
         for micro in range(ACCUMULATION):
-            share = slice(self.rank * BATCH // self.world, (self.rank + 1) * BATCH // self.world)
-            latents, timesteps, hidden, noise = (tensor[share] for tensor in batch(number, micro))
+            part = slice(self.rank * BATCH // self.world, (self.rank + 1) * BATCH // self.world)
+            latents, timesteps, hidden, noise = (tensor[part] for tensor in batch(number, micro))
             with self.strategy.accumulate(last=micro == ACCUMULATION - 1):
                 with self.strategy.autocast():
                     noise_pred = self.strategy.model(latents, timesteps, {"hidden_states": hidden})
@@ -101,21 +101,21 @@ class Trial:
         return float(total) / self.world, float(norm)
 
     def whole(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Masters and average, whole, on rank 0."""
-        shares = {"master": self.strategy.masters(), "ema": self.ema.shards}
-        whole = {name: self.strategy.full_state(values) for name, values in shares.items()}
+        """Masters and EMA, whole, on rank 0."""
+        shards = {"master": self.strategy.masters(), "ema": self.ema.shards}
+        whole = {name: self.strategy.full_state(values) for name, values in shards.items()}
         # Native weights on a CPU are the weights themselves, and go on changing.
         return {name: {key: tensor.clone() for key, tensor in state.items()} for name, state in whole.items()}
 
     def first_moment_norm(self) -> float:
         """Of AdamW's first moment over all weights: after one step, (1 - beta1) × the norm of the gradient."""
-        shares = self.strategy._tables(None)["exp_avg"].values()
-        square = sum(share.double().square().sum() for share in shares)
+        shards = self.strategy._tables(None)["exp_avg"].values()
+        square = sum(shard.double().square().sum() for shard in shards)
         dist.all_reduce(square)
         return float(square) ** 0.5
 
-    def drawn(self) -> torch.Tensor:
-        """What the U-Net predicts with the average, called once on rank 1 and three times on rank 0."""
+    def predicted(self) -> torch.Tensor:
+        """The U-Net's prediction with the EMA, called once on rank 1 and three times on rank 0."""
         latents, timesteps, hidden, _ = batch(99, 0)
         dtype = next(self.unet.parameters()).dtype
         with self.strategy.applied(self.ema.shards), torch.inference_mode():
@@ -158,19 +158,19 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
             found["moment"] = first.first_moment_norm()
     if first.rank == 0:
         (folder / variant).mkdir()
-        (folder / f"{variant}_beside").mkdir()
+        (folder / f"{variant}_background").mkdir()
     dist.barrier()
     first.strategy.save(folder / variant, first.ema.shards)
     found["saved"] = first.whole()
     write = first.strategy.snapshot(first.ema.shards)
-    with ThreadPoolExecutor(1) as thread:  # beside everything that follows
-        beside = thread.submit(write, folder / f"{variant}_beside")
-        found["drawn"] = first.drawn()
+    with ThreadPoolExecutor(1) as thread:  # during everything that follows
+        written = thread.submit(write, folder / f"{variant}_background")
+        found["predicted"] = first.predicted()
         found["steps"].append(first.step(STEPS))
         found["end"] = first.whole()
-        beside.result()
+        written.result()
     dist.barrier()
-    found["written"] = {name: data_of(folder / name) for name in (variant, f"{variant}_beside")}
+    found["written"] = {name: data_of(folder / name) for name in (variant, f"{variant}_background")}
     again = Trial(unet, spec_of(variant))
     load(again, folder / variant)
     found["again"] = again.step(STEPS)
@@ -189,7 +189,7 @@ def load(into: Trial, folder: Path) -> None:
 
 
 def overflowing(unet: Path, variant: str) -> list[tuple[float, float]]:
-    """Steps that begin with a loss scale far too large for fp16, until one is taken."""
+    """Steps that start with a loss scale far too large for fp16, until one is taken."""
     tried = Trial(unet, spec_of(variant))
     for name in ("mixed_precision_mixin", "mix_precision_mixin"):
         if mixin := getattr(tried.strategy._optimizer, name, None):

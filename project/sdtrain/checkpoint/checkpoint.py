@@ -35,7 +35,7 @@ class TrainState:
     bad_samples: tuple[str, ...] = ()  # images that could not be used
     global_batch: int = 0  # samples per optimizer step up to here; 0: not recorded
     origin: str = ""  # the checkpoint that `resume` named when the run went back to it; empty: none
-    # By all starts up to this checkpoint; while a run goes on, by those before this one.
+    # By all starts up to this checkpoint; while a run continues, by those before this start.
     spent: Spent = field(default_factory=Spent)
 
     @property
@@ -47,7 +47,7 @@ class TrainState:
 
 def save(layout: OutputLayout, state: TrainState, write: Write, world: World, limit: int | None) -> Path:
     """Save a complete checkpoint or leave none; then delete the oldest beyond `limit`. Collective."""
-    # Each block ends with an agreement, so that no rank goes on to the next before all have left this one.
+    # Each block ends with an agreement, so that no rank enters the next before all have left this one.
     temporary = begin(layout, state.step, world)
     with writing(temporary, world):
         write(temporary)

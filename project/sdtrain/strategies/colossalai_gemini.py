@@ -117,9 +117,9 @@ class Gemini:
 
     def _master(self, name: str) -> torch.Tensor:
         fake = self._fake(name)
-        begin, end = self._optimizer.param_to_range[fake]
-        share: torch.Tensor = self._optimizer.param_to_chunk16[fake].paired_chunk.payload[begin:end]
-        return share
+        start, end = self._optimizer.param_to_range[fake]
+        shard: torch.Tensor = self._optimizer.param_to_chunk16[fake].paired_chunk.payload[start:end]
+        return shard
 
     def full_state(self, shards: Shards) -> dict[str, torch.Tensor]:
         return gather_whole(shards, self._ranges, self._device)

@@ -30,7 +30,12 @@ def loss(training: Training, held_out: HeldOut) -> float | None:
     rounds = math.ceil(held_out.count / world.size)
     losses: dict[int, float] = {}
     pulse = Pulse("validation loss")
-    with training.averaged(), evaluating(parts), attention.chosen(training.spec.attention), torch.no_grad():
+    with (
+        training.with_final_weights(),
+        evaluating(parts),
+        attention.chosen(training.spec.attention),
+        torch.no_grad(),
+    ):
         for index in range(world.rank, rounds * world.size, world.size):
             if world.any(bool(training.stop)):
                 return None

@@ -48,7 +48,7 @@ def write_samples(training: Training, step: int) -> None:
     """
     spec, world = training.spec, training.world
     folder = samples_folder(training.layout, step)
-    with training.averaged():
+    with training.with_final_weights():
         complete = _write_slice(training, folder)
     if world.any(not complete):
         raise Stopped(step)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole when its manifest, written last, says so."""
+"""A checkpoint is complete when its manifest, written last, says so."""
 
 import json
 
@@ -22,7 +22,7 @@ def make(layout, step, manifest=True):
     return folder
 
 
-def test_a_whole_folder_has_no_defect(layout):
+def test_a_complete_folder_has_no_defect(layout):
     folder = make(layout, 5)
     assert defect_of(folder, hashes=False) is None
     assert defect_of(folder, hashes=True) is None

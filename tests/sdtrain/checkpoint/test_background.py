@@ -1,4 +1,4 @@
-"""Checkpoints that are written beside the steps: whole, in order, and no failure goes unheard."""
+"""Checkpoints written in the background: complete, in order, and every failure is reported."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def test_the_run_goes_on_while_it_is_written_and_the_next_save_waits(layout, sav
     assert resume.newest(layout, "auto").step == 3
 
 
-def test_what_was_begun_is_completed_whatever_ends_the_run(layout):
+def test_a_started_checkpoint_is_completed_whatever_ends_the_run(layout):
     go_on = threading.Event()
 
     def slowly(folder):
@@ -81,7 +81,7 @@ def test_what_was_begun_is_completed_whatever_ends_the_run(layout):
     assert resume.newest(layout, "auto").step == 1
 
 
-def test_a_full_disk_is_told_at_once_and_raised_by_the_next_save(layout, saver):
+def test_a_full_disk_is_reported_at_once_and_raised_by_the_next_save(layout, saver):
     saver.write(state(1), write)
     assert not saver.failed
     saver.write_in_background(state(2), full)
@@ -125,24 +125,24 @@ def test_it_holds_the_weights_of_its_step(train, monkeypatch, capfd, plugin, ran
 
     monkeypatch.setattr(module, function, late)
     capfd.readouterr()
-    beside = train("beside", **settings)
+    background = train("background", **settings)
     assert capfd.readouterr().out.count("checkpoint_0") == ranks
     for step in (2, 3):
         found, wanted = (
-            snapshot(output / f"checkpoint/checkpoint-{step:06d}") for output in (beside, at_once)
+            snapshot(output / f"checkpoint/checkpoint-{step:06d}") for output in (background, at_once)
         )
         for name in files:
             assert found[name] == wanted[name], (step, name)
         states = [
             json.loads((output / f"checkpoint/checkpoint-{step:06d}/state.json").read_text())
-            for output in (beside, at_once)
+            for output in (background, at_once)
         ]
         for state in states:
             del state["spent"]  # time
         assert states[0] == states[1]
 
 
-def test_a_disk_that_gets_full_beside_the_steps_ends_both_ranks_soon(train, monkeypatch):
+def test_a_disk_that_gets_full_in_the_background_ends_both_ranks_soon(train, monkeypatch):
     written = ddp._write
 
     def fail_at_the_second(state, folder):
@@ -153,7 +153,7 @@ def test_a_disk_that_gets_full_beside_the_steps_ends_both_ranks_soon(train, monk
     assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000001"]
 
 
-def test_a_share_that_finds_the_disk_full_ends_both_ranks_too(train, monkeypatch):
+def test_a_shard_that_finds_the_disk_full_ends_both_ranks_too(train, monkeypatch):
     class Full(state_io.FileSystemWriter):
         def write_data(self, *args):
             if torch.distributed.get_rank() == 1 and "000002" in str(self.path):
@@ -170,7 +170,7 @@ def test_a_share_that_finds_the_disk_full_ends_both_ranks_too(train, monkeypatch
     [("torch_ddp", 0, 400), ("torch_ddp", 2, 0), ("fsdp", 0, 800), ("fsdp", 2, 400)],
 )
 def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, rank, enough):
-    """Ranks 0 and 1 on one host, 2 on another; each holds 25 numbers, with two moments, and all once more."""
+    """Ranks 0 and 1 on one host, 2 on another; each holds 25 weights and their optimizer state."""
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", plugin=plugin)
     strategy = SimpleNamespace(masters=lambda: {"weight": torch.zeros(25)})
 

@@ -1,4 +1,4 @@
-"""Checkpoints in shards: who wrote them may be anybody, so reading them runs no code."""
+"""Sharded checkpoints: their source is not trusted, so reading one runs no code."""
 
 import io
 import os

@@ -63,7 +63,7 @@ def work(unet, folder, variants):
 
 
 class Found(dict):
-    """What the trials found; each of the two sets of variants is tried once, in one pair of processes."""
+    """Results of the trials; each of the two sets of variants is tried once, in one pair of processes."""
 
     def __init__(self, unet, folder):
         super().__init__()
@@ -125,8 +125,8 @@ def test_losses_norms_and_weights_are_those_of_one_process(found, alone, variant
 
 
 @pytest.mark.parametrize("variant", marked(v for v in VARIANTS if "torch_ddp" not in v))
-def test_masters_begin_as_the_exact_weights_and_clipping_clips(found, alone, variant):
-    if "lora" not in variant:  # an adapter beside a bf16 base is drawn in bf16
+def test_masters_start_as_the_exact_weights_and_clipping_clips(found, alone, variant):
+    if "lora" not in variant:  # an adapter of a bf16 base is initialized in bf16
         same(found[variant]["start"], alone(variant)["start"])
     assert found[variant]["steps"][0][1] > 2 * CLIP
     assert found[variant]["moment"] == pytest.approx(0.1 * CLIP, rel=tolerance(variant))
@@ -144,14 +144,14 @@ def test_a_resumed_run_is_the_same_to_the_bit(found, variant):
 
 
 @pytest.mark.parametrize("variant", marked(VARIANTS))
-def test_what_is_written_beside_the_steps_is_what_would_have_been_written_before_them(found, variant):
-    before, beside = found[variant]["written"].values()
-    assert before == beside
-    assert before.keys() & {"optimizer.pt", "numbers.json"}
+def test_a_checkpoint_written_in_the_background_equals_one_written_at_once(found, variant):
+    at_once, background = found[variant]["written"].values()
+    assert at_once == background
+    assert at_once.keys() & {"optimizer.pt", "numbers.json"}
 
 
 @pytest.mark.parametrize("variant", marked(v for v in VARIANTS if "lora_rank" not in VARIANTS[v]))
-def test_images_are_drawn_with_the_average_by_unequal_numbers_of_calls(found, eps_model, variant):
+def test_the_ema_is_applied_for_unequal_numbers_of_calls(found, eps_model, variant):
     from diffusers import UNet2DConditionModel
 
     from sdtrain.model.trainable_model import part_of
@@ -161,13 +161,13 @@ def test_images_are_drawn_with_the_average_by_unequal_numbers_of_calls(found, ep
     latents, timesteps, hidden, _ = trials.batch(99, 0)
     with torch.inference_mode():
         wanted = unet(latents, timesteps, hidden).sample
-    off = (found[variant]["drawn"] - wanted).norm() / wanted.norm()
+    off = (found[variant]["predicted"] - wanted).norm() / wanted.norm()
     assert off <= tolerance(variant)
 
 
 @pytest.mark.parametrize("pair", marked(CONVERSIONS))
 def test_a_checkpoint_of_another_strategy(found, pair):
-    """Converted to the bit, as is the average; the next step is that of the run that saved."""
+    """Converted to the bit, as is the EMA; the next step is that of the run that saved."""
     (variant, source), other = pair, found[pair]
     for kind in ("master", "ema"):
         same(other[kind], found[source]["saved"][kind])
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_strategy(found, pair):
 
 
 def alone_again(unet, folder):
-    """One process goes on where two sharded ones stopped."""
+    """One process continues where two sharded ones stopped."""
     return trials.converted(unet, folder, "fsdp", "zero2_offload")
 
 
@@ -191,8 +191,8 @@ def test_a_checkpoint_on_another_number_of_processes(found, eps_model, tmp_path)
     assert other["step"] == (pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-4))
 
 
-def test_fp16_gradients_that_overflow_are_forgotten_and_the_scale_falls(found):
-    """Gemini with accumulation, by itself, goes on adding to what overflowed, and takes no step any more."""
+def test_fp16_gradients_that_overflow_are_discarded_and_the_scale_falls(found):
+    """Gemini with accumulation, by itself, keeps adding to gradients that overflowed, and takes no step any more."""
     losses, norms = zip(*found["overflow", "gemini_cpu_fp16"], strict=True)
     taken = [norm < float("inf") for norm in norms]
     assert not taken[0] and taken[-1]
