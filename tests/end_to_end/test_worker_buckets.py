@@ -1,4 +1,7 @@
-"""Images of many shapes: the same losses on any number of processes, after a resume, and from a cache."""
+"""Images of many shapes: the same losses on any number of processes, after a resume, and from a cache.
+
+Tests of sdtrain.data.buckets and sdtrain.data.streams in a run.
+"""
 
 import json
 import os

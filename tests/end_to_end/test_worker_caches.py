@@ -1,4 +1,7 @@
-"""Caches change the time of a step and nothing else; and they notice what has changed."""
+"""Caches change the time of a step and nothing else; and they notice what has changed.
+
+Tests of sdtrain.data.cached_encodings and sdtrain.data.examples.
+"""
 
 import json
 import re

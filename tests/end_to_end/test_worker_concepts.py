@@ -1,4 +1,7 @@
-"""Several subjects: each image with the prompt and weight of its own, on any number of processes."""
+"""Several subjects: each image with the prompt and weight of its own, on any number of processes.
+
+Tests of sdtrain.recipes.
+"""
 
 import json
 

@@ -12,7 +12,7 @@ from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _FORM = (
-    "write a list, each entry with instance_data_dir and instance_prompt, and if wanted class_prompt, "
+    "write a list, each entry with instance_data_dir and instance_prompt, and optionally class_prompt, "
     "class_data_dir and weight"
 )
 
@@ -30,7 +30,7 @@ class Concept(BaseModel):
 
     @property
     def summary(self) -> str:
-        """What must not change while a run goes on, besides the images."""
+        """What must not change when a run resumes, besides the images."""
         return f"{self.instance_prompt!r} × {self.weight:g}, class {self.class_prompt!r}"
 
 
@@ -63,7 +63,7 @@ def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
         found = _LIST.validate_python(_rooted(yaml.safe_load(text), path.parent))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
-        raise JobError(bad_input(shown(path), f"is no YAML ({first})", _FORM)) from None
+        raise JobError(bad_input(shown(path), f"is not YAML ({first})", _FORM)) from None
     except ValidationError as error:
         raise JobError(_problems_of(error, path)) from None
     missing = [number for number, concept in enumerate(found, 1) if prior and not concept.class_prompt]
@@ -76,7 +76,7 @@ def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
 
 
 def _rooted(entries: Any, folder: Path) -> Any:
-    """The same with folders that are absolute."""
+    """The entries with absolute folders."""
     if not isinstance(entries, list):
         return entries
     return [
@@ -96,6 +96,6 @@ def _problems_of(error: ValidationError, path: Path) -> list[Problem]:
     problems = []
     for detail in error.errors(include_url=False):
         where = [str(part) if isinstance(part, str) else f"entry {part + 1}" for part in detail["loc"]]
-        found = f"{', '.join(where)}: {detail['msg']}" if where else "is no list of subjects"
+        found = f"{', '.join(where)}: {detail['msg']}" if where else "is not a list of subjects"
         problems.append(bad_input(shown(path), found, _FORM))
     return problems

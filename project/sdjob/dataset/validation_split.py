@@ -1,4 +1,4 @@
-"""The share of a dataset that is held out for the validation loss: how many images. Pure."""
+"""The number of images that are held out for the validation loss."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdjob.settings.run_spec import RunSpec
 
 
 def held_out(spec: RunSpec, num_examples: int) -> int:
-    """Of a dataset of so many images: at least one where there is any share, but never the last one."""
+    """Images held out of `num_examples`: with a fraction above 0 at least one, but never all."""
     if not spec.validation_split:
         return 0
     return min(num_examples - 1, max(1, math.floor(spec.validation_split * num_examples + 0.5)))
 
 
 def trained_on(spec: RunSpec, num_examples: int) -> int:
-    """Images that are left to train on."""
+    """Images to train on."""
     return num_examples - held_out(spec, num_examples)
 
 

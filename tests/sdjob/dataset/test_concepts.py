@@ -41,9 +41,9 @@ def test_without_a_list_the_settings_are_the_one_subject():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- {a: [", ["is no YAML"]),
-        ("instance_data_dir: dog", ["is no list of subjects"]),
-        ("[]", ["is no list of subjects"]),
+        ("- {a: [", ["is not YAML"]),
+        ("instance_data_dir: dog", ["is not a list of subjects"]),
+        ("[]", ["is not a list of subjects"]),
         ("- dog", ["entry 1", "instance_data_dir"]),
         ("- instance_data_dir: dog", ["entry 1, instance_prompt: Field required"]),
         (
