@@ -26,6 +26,7 @@ from sdtrain.data.streams import StreamBatch
 from sdtrain.export import export
 from sdtrain.model import check_tensors, load
 from sdtrain.objective.diffusion import loss_of, noised
+from tests.support.worker import losses
 
 FACTS = ArchitectureFacts(
     class_name="ToyPipeline",
@@ -211,3 +212,24 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
     for name, weight in parts.denoiser.state_dict().items():
         assert torch.equal(again.denoiser.state_dict()[name], weight)
     assert "transformer.proj_out.weight" in load_file(folder / export.WEBUI_MODEL)
+
+
+def test_the_worker_trains_it_and_resumes(model, train):
+    settings = {
+        "pretrained_model_name_or_path": model,
+        "validation_prompts": ["a cross"],
+        "guidance_scale": 1,
+    }
+    settings |= {"cache_text_embeddings": "memory", "validation_split": 0.2}
+    undisturbed = train("undisturbed", max_train_steps=2, **settings)
+    train(max_train_steps=1, **settings)
+    output = train(max_train_steps=2, **settings)
+    assert losses(output) == losses(undisturbed)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["model"], report["trained"], report["trained_parts"]) == (
+        "toy",
+        "transformer",
+        ["transformer"],
+    )
+    assert "All weights of the transformer of model" in (output / "checkpoint/README.md").read_text()
+    assert find_pipeline(output / "checkpoint", None, allow_pickle=False).class_name == "ToyPipeline"
