@@ -173,6 +173,15 @@ def test_the_sizes_of_a_checkpoint_and_of_the_result(settings, checkpoint, resul
     assert output_sizes(spec(**settings), model) == OutputSizes(checkpoint, result)
 
 
+def test_parts_that_are_not_trained_are_copied_as_they_are():
+    """A VAE of 10 numbers in half precision: fp32 for the trained U-Net only, fp16 for everything."""
+    model = shaped(to_k=(8, 32))
+    vae = Part(Path("vae"), "", num_bytes=20, num_parameters=10)
+    model = PipelineFolder(model.path, model.class_name, "epsilon", {**model.parts, "vae": vae})
+    assert output_sizes(spec(), model).result == 4 * 8 * 32 + 20
+    assert output_sizes(spec(export_dtype="bf16"), model).result == 2 * 8 * 32 + 20
+
+
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [({}, 4), ({"max_train_steps": 401}, 5), ({"checkpoints_total_limit": 2}, 2)],

@@ -30,3 +30,8 @@ def test_the_settings_that_would_fit_are_checked_with_the_same_sums(sd14):
 def test_where_only_a_lora_fits_only_that_is_said(sd14):
     assert lighter_settings.fitting(spec(), sd14, GPU, 8 * GB) == ["lora_rank=16"]
     assert lighter_settings.fitting(spec(), sd14, GPU, GB) == []
+
+
+def test_half_precision_is_recommended_for_a_run_in_fp32_only(sd14):
+    assert "mixed_precision=bf16" in lighter_settings.fitting(spec(mixed_precision="no"), sd14, GPU, 80 * GB)
+    assert "mixed_precision=bf16" not in lighter_settings.fitting(spec(), sd14, GPU, 80 * GB)
