@@ -87,14 +87,14 @@ def test_the_published_types(headers, tmp_path, model_type, class_name, paramete
         ({"v_pred": (0,)}, {"modelspec.prediction_type": "v"}, "epsilon", "epsilon"),
     ],
 )
-def test_what_the_second_version_predicts(headers, tmp_path, more, metadata, setting, predicts):
+def test_prediction_types_of_the_second_version(headers, tmp_path, more, metadata, setting, predicts):
     file = sparse(tmp_path / "model.safetensors", headers["2.x"] | more, **metadata)
     found = look(file, prediction_type=setting)
     assert found.prediction_type == found.parts["scheduler"].config["prediction_type"] == predicts
     assert found.native_resolution == (768 if predicts == "v_prediction" else 512)
 
 
-def test_where_it_does_not_say_it_is_asked_for(headers, tmp_path):
+def test_an_unknown_prediction_type_is_asked_for(headers, tmp_path):
     problem = only(sparse(tmp_path / "model.safetensors", headers["2.x"]), code=64)
     assert problem.subject == "prediction_type"
     assert problem.found.startswith(
@@ -103,7 +103,7 @@ def test_where_it_does_not_say_it_is_asked_for(headers, tmp_path):
     assert "prediction_type=v_prediction for a model trained at 768 pixels" in problem.remedy
 
 
-def test_marks_of_xl_models_that_predict_the_velocity(headers, tmp_path):
+def test_marks_of_v_prediction_and_zero_snr(headers, tmp_path):
     marks = {"v_pred": (0,), "ztsnr": (0,)}
     found = look(sparse(tmp_path / "model.safetensors", headers["XL"] | marks))
     scheduler = found.parts["scheduler"].config
@@ -111,7 +111,7 @@ def test_marks_of_xl_models_that_predict_the_velocity(headers, tmp_path):
     assert (scheduler["rescale_betas_zero_snr"], scheduler["timestep_spacing"]) == (True, "trailing")
 
 
-def test_an_average_is_ignored_with_a_note(headers, tmp_path):
+def test_ema_tensors_are_ignored_with_a_note(headers, tmp_path):
     file = tmp_path / "model.safetensors"
     found = look(sparse(file, {**headers["1.x"], "model_ema.decay": (1,), "model_ema.out2bias": (4,)}))
     (note,) = found.single.notes
@@ -129,7 +129,7 @@ def test_names_of_clip_without_their_prefix(headers, tmp_path):
 
 
 def unet(**shapes):
-    """The tensors by which a U-Net is told."""
+    """The tensors by which a U-Net is recognised."""
     return {f"{UNET}input_blocks.0.0.weight": (320, shapes.pop("channels", 4), 3, 3)} | {
         f"{UNET}{name}": shape for name, shape in shapes.items()
     }
@@ -176,7 +176,7 @@ def attends(width, block=1):
         ({"b": (1,), "a": (1,)}, "is not a model of Stable Diffusion: it holds 2 tensors, such as a, b"),
     ],
 )
-def test_other_things_are_refused_by_name(tmp_path, tensors, found):
+def test_other_content_is_refused_by_name(tmp_path, tensors, found):
     file = sparse(tmp_path / "thing.safetensors", tensors)
     problem = only(file)
     assert problem.subject == str(file) and found in problem.found
@@ -194,7 +194,7 @@ def without(headers, *prefixes):
         (("first_stage_model.",), "holds no VAE"),
     ],
 )
-def test_parts_that_are_not_there(headers, tmp_path, gone, found):
+def test_missing_parts(headers, tmp_path, gone, found):
     problem = only(sparse(tmp_path / "model.safetensors", without(headers["1.x"], *gone)))
     assert (problem.found, problem.remedy) == (found, WHOLE)
 
@@ -231,7 +231,7 @@ def test_pickles_need_permission_and_must_be_whole(tmp_path, content, found):
 
 @pytest.fixture
 def shelf(headers, tmp_path):
-    """A folder as people have it: a model, and what lies beside it."""
+    """A typical folder: a model, and other files alongside it."""
     sparse(tmp_path / "shelf/dreamy.safetensors", headers["1.x"])
     sparse(tmp_path / "shelf/vae-ft-mse.safetensors", {"encoder.mid.attn_1.k.bias": (4,)})
     sparse(tmp_path / "shelf/more_details.safetensors", {"lora_te_x.lora_up.weight": (4, 4)})
@@ -272,7 +272,7 @@ def test_a_pipeline_folder_comes_first(shelf):
     assert look(make(shelf / "sd-v1-4").parent).path == shelf / "sd-v1-4"
 
 
-def test_a_configuration_of_ones_own_is_checked(headers, tmp_path):
+def test_the_users_configs_are_checked(headers, tmp_path):
     file = sparse(tmp_path / "model.safetensors", headers["1.x"])
     problem = only(file, single_file_config=str(tmp_path / "none"))
     assert (problem.subject, problem.found) == (str(tmp_path / "none/model_index.json"), "is missing")
