@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
 from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
 from sdtrain.model import tokenize
-from sdtrain.objective.process import NoiseProcess
 
 
 class StableDiffusion:
@@ -26,12 +24,8 @@ class StableDiffusion:
     facts = STABLE_DIFFUSION
     pipeline = StableDiffusionPipeline
     takes_sizes = False
-
-    def schedulers(self, folder: Path, *, zero_snr: bool) -> tuple[NoiseProcess, Any]:
-        return ddpm.schedulers(folder, zero_snr=zero_snr)
-
-    def token_ids(self, tokenizers: Mapping[str, Any], prompts: Sequence[str], chunks: int) -> Conditioning:
-        return tokenize.clip_token_ids(tokenizers, prompts, chunks)
+    schedulers = staticmethod(ddpm.schedulers)
+    token_ids = staticmethod(tokenize.clip_token_ids)
 
     def length_warnings(
         self, tokenizers: Mapping[str, Any], prompts: Mapping[str, Sequence[str]], chunks: int

@@ -73,7 +73,7 @@ class Toy:
     facts = FACTS
     pipeline = StableDiffusion3Pipeline
     takes_sizes = False
-    token_ids = StableDiffusion.token_ids
+    token_ids = staticmethod(StableDiffusion.token_ids)
     length_warnings = StableDiffusion.length_warnings
 
     def schedulers(self, folder, *, zero_snr):
