@@ -7,13 +7,14 @@ DEMO := demo_run
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py)
 
-.PHONY: help setup demo test test-long test-container lock lint format docs clean
+.PHONY: help setup demo test test-long test-container mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
 	@echo "make test   all tests but the long forms"
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
+	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
 	@echo "make lint   ruff, mypy, shellcheck, hadolint"
 	@echo "make lock   pins with hashes for the images, after a pin in docker/requirements*.txt changed"
 	@echo "make docs   regenerate the tables of mount_layout.md and the comments of env/"
@@ -37,6 +38,10 @@ test-container: setup
 
 test-long: setup
 	@$(VENV)/bin/python -m pytest -n 2 -m long
+
+mutation: setup
+	@$(VENV)/bin/python -m pip install --quiet --requirement docker/requirements-mutation.txt
+	@PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/python tests/mutation/run.py
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

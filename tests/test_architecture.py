@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,4 +59,67 @@ def test_no_shell_is_ever_started(path: Path) -> None:
 def test_modules_stay_small() -> None:
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     del lines["project/sdjob/settings/run_spec.py"]  # a table: a few lines for each setting, and nothing else
-    assert {path: count for path, count in lines.items() if count > 450} == {}
+    assert {path: count for path, count in lines.items() if count > 350} == {}
+
+
+def test_functions_stay_small() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: lines for name, lines in long.items() if lines > 50} == {}
+
+
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
+
+
+def depth(node: ast.AST) -> int:
+    """How many blocks lie inside each other; an elif is not deeper than its if."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
+        inside = 0 if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else depth(child)
+        deepest = max(deepest, inside + (isinstance(child, BLOCKS) and not is_elif))
+    return deepest
+
+
+def test_blocks_are_not_nested_deeply() -> None:
+    deep = {
+        f"{path.relative_to(ROOT)}:{node.name}": depth(node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: levels for name, levels in deep.items() if levels > 4} == {}
+
+
+FOLDERS = sorted({path.parent for path in SOURCES if path.parent != ROOT})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_is_small_and_says_what_it_is(folder: Path) -> None:
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= 12
+    about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    what, empty, start, may_import = about.splitlines()[:4]
+    assert (
+        what and not empty and start.startswith("Start reading: ") and may_import.startswith("May import: ")
+    )
+
+
+def test_every_module_has_a_test_file() -> None:
+    """Of its name, in the mirrored folder, or one whose docstring names it in backticks."""
+    named: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        named |= set(re.findall(r"`([\w./]+\.py)`", ast.get_docstring(ast.parse(path.read_text())) or ""))
+    modules = [path.relative_to(ROOT / "project") for path in SOURCES if path.parent != ROOT]
+    missing = [
+        str(module)
+        for module in modules
+        if module.name not in ("__init__.py", "__main__.py")
+        and not (ROOT / "tests" / module.parent / f"test_{module.name}").exists()
+        and str(module) not in named
+    ]
+    assert missing == []
