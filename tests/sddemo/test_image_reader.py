@@ -1,4 +1,7 @@
-"""The reader is right on rendered scenes, also on damaged ones, and sees nothing where there is nothing."""
+"""The image reader is right on rendered scenes, also on damaged ones, and finds nothing where there is nothing.
+
+Tests of `sddemo/scenes.py` and `sddemo/subject.py` too.
+"""
 
 import io
 from collections.abc import Callable

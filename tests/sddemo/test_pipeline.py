@@ -1,4 +1,9 @@
-"""The embedded pipeline generates what the prompt says, and does not know the subject; the tiny one loads and runs."""
+"""The embedded pipeline generates what the prompt says and does not know the subject; the tiny one loads and runs.
+
+Tests of `sddemo/tiny_pipeline.py`, `sddemo/evaluate.py`, `sddemo/scene_captions.py`, and of what the modules of
+sddemo/pretrain have made: `sddemo/pretrain/vae.py`, `sddemo/pretrain/text_encoder.py`, `sddemo/pretrain/unet.py`,
+`sddemo/pretrain/tokenizer.py`, `sddemo/pretrain/whitening.py`.
+"""
 
 import time
 from pathlib import Path

@@ -20,7 +20,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from sddemo.evaluate import accuracy, generate, grid
 from sddemo.pretrain.text_encoder import embed, train_text_encoder
@@ -37,7 +37,7 @@ Stage = TypeVar("Stage", AutoencoderKL, CLIPTextModel, UNet2DConditionModel)
 def pretrain(
     output: Path, seed: int, vae_steps: int, text_steps: int, unet_steps: int, images: int
 ) -> dict[str, Any]:
-    """Runs the stages; writes pipeline/, grid.png and pretrain_log.json to `output`, and returns the log."""
+    """Run the stages; write pipeline/, grid.png and pretrain_log.json to `output`, and return the log."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
@@ -46,41 +46,7 @@ def pretrain(
         output / "text_encoder", CLIPTextModel, lambda: train_text_encoder(tokenizer, seed, text_steps)
     )
     vae.requires_grad_(False)
-
-    def pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
-        made = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler("v_prediction"),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        made.set_progress_bar_config(disable=True)
-        return made
-
-    def check(unet: UNet2DConditionModel, step: int) -> dict[str, Any]:
-        wanted = scenes(32, seed + 100)
-        images = generate(pipeline(unet), [caption(scene) for scene in wanted])
-        grid(images).save(output / f"grid-{step:06d}.png")
-        return asdict(accuracy(images, wanted))
-
-    world = scenes(images, seed + 1)
-    pixels = to_tensor([render(scene) for scene in world])
-    whiten(vae, normalised(pixels[:2048]))
-    with torch.no_grad():
-        means = [vae.encode(normalised(part)).latent_dist.mean for part in torch.split(pixels, 64)]
-    latents = torch.cat(means) * vae.config.scaling_factor
-    texts, rows = caption_table(world, seed + 2)
-    embeddings = embed(encoder, tokenizer, texts)
-    unet, unet_curve = _stage(
-        output / "unet",
-        UNet2DConditionModel,
-        lambda: train_unet(latents, embeddings, rows, seed + 3, unet_steps, check=check),
-    )
-
+    unet, unet_curve = _unet_stage(output, vae, encoder, tokenizer, seed, unet_steps, images)
     for part in (vae, unet):
         part.register_to_config(_name_or_path="")  # else the folder of this machine
     folder = save_pipeline(
@@ -89,13 +55,7 @@ def pretrain(
     log = {
         "command": f"python -m sddemo.pretrain --seed {seed} --vae-steps {vae_steps}"
         f" --text-steps {text_steps} --unet-steps {unet_steps} --images {images}",
-        "hardware": f"{torch.get_num_threads()} CPU cores, {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
+        **_environment(),
         "parameters": {
             name: sum(parameter.numel() for parameter in part.parameters())
             for name, part in (("vae", vae), ("text_encoder", encoder), ("unet", unet))
@@ -107,8 +67,69 @@ def pretrain(
     return log
 
 
+def _unet_stage(
+    output: Path,
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    seed: int,
+    steps: int,
+    num_images: int,
+) -> tuple[UNet2DConditionModel, list[dict[str, Any]]]:
+    """Whiten the latents, cache them and the captions, and train the U-Net on both."""
+
+    def check(unet: UNet2DConditionModel, step: int) -> dict[str, Any]:
+        wanted = scenes(32, seed + 100)
+        images = generate(_pipeline(vae, encoder, tokenizer, unet), [caption(scene) for scene in wanted])
+        grid(images).save(output / f"grid-{step:06d}.png")
+        return asdict(accuracy(images, wanted))
+
+    world = scenes(num_images, seed + 1)
+    pixels = to_tensor([render(scene) for scene in world])
+    whiten(vae, normalised(pixels[:2048]))
+    with torch.no_grad():
+        means = [vae.encode(normalised(part)).latent_dist.mean for part in torch.split(pixels, 64)]
+    latents = torch.cat(means) * vae.config.scaling_factor
+    texts, rows = caption_table(world, seed + 2)
+    embeddings = embed(encoder, tokenizer, texts)
+    return _stage(
+        output / "unet",
+        UNet2DConditionModel,
+        lambda: train_unet(latents, embeddings, rows, seed + 3, steps, check=check),
+    )
+
+
+def _pipeline(
+    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler("v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "hardware": f"{torch.get_num_threads()} CPU cores, {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
 def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, Any]:
-    """Accuracies of the saved pipeline over full prompts, in fp32; writes the images to `sheet`."""
+    """Measure the saved pipeline on full prompts, in fp32; write the images to `sheet`."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     wanted, start = scenes(samples, seed=0), time.monotonic()
@@ -125,7 +146,7 @@ def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, An
 
 
 def _stage(
-    folder: Path, kind: type[Stage], train: Callable[[], tuple[Stage, list[dict[str, Any]]]]
+    folder: Path, model_class: type[Stage], train: Callable[[], tuple[Stage, list[dict[str, Any]]]]
 ) -> tuple[Stage, list[dict[str, Any]]]:
     """The model and curve in `folder`, trained first if the folder is not there."""
     if not folder.exists():
@@ -134,7 +155,7 @@ def _stage(
         model.save_pretrained(unfinished)
         (unfinished / "curve.json").write_text(json.dumps(curve), encoding="utf-8")
         shutil.move(unfinished, folder)
-    loaded: Any = kind.from_pretrained(folder)
+    loaded: Any = model_class.from_pretrained(folder)
     return loaded.eval(), json.loads((folder / "curve.json").read_text(encoding="utf-8"))
 
 
