@@ -1,4 +1,7 @@
-"""Images that cannot be used, met where all are gone through before training: buckets and caches."""
+"""Images that cannot be used, met where all are gone through before training: buckets and caches.
+
+Tests of sdtrain/data/scan.
+"""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """Images of many shapes: the same losses on any number of processes, after a resume, and from a cache.
 
-Tests of sdtrain.data.buckets and sdtrain.data.streams in a run.
+Tests of sdtrain.data.buckets and sdtrain.data.streams in a run, and of sdtrain.recipes.text_to_image.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Several subjects: each image with the prompt and weight of its own, on any number of processes.
 
-Tests of sdtrain.recipes.
+Tests of sdtrain.recipes.base and sdtrain.recipes.dreambooth.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The image reader is right on rendered scenes, also on damaged ones, and finds nothing where there is nothing.
 
-Tests of `sddemo/scenes.py` and `sddemo/subject.py` too.
+Tests of scenes and subject too.
 """
 
 import io

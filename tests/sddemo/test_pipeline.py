@@ -1,8 +1,7 @@
 """The embedded pipeline generates what the prompt says and does not know the subject; the tiny one loads and runs.
 
-Tests of `sddemo/tiny_pipeline.py`, `sddemo/evaluate.py`, `sddemo/scene_captions.py`, and of what the modules of
-sddemo/pretrain have made: `sddemo/pretrain/vae.py`, `sddemo/pretrain/text_encoder.py`, `sddemo/pretrain/unet.py`,
-`sddemo/pretrain/tokenizer.py`, `sddemo/pretrain/whitening.py`.
+Tests of tiny_pipeline, evaluate, scene_captions, and of the results of pretrain/vae, pretrain/text_encoder,
+pretrain/unet, pretrain/tokenizer and pretrain/whitening.
 """
 
 import time

@@ -1,4 +1,8 @@
-"""Recipes by the names that users type."""
+"""Recipes by the names that users type.
+
+Start reading: base.py, then text_to_image.py.
+May import: torch, sdjob, sdtrain.data.
+"""
 
 from __future__ import annotations
 

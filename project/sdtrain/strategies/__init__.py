@@ -1,4 +1,8 @@
-"""Parallel strategies by the names that users type; each module is imported only when chosen."""
+"""Parallel strategies by the names that users type; each module is imported only when chosen.
+
+Start reading: base.py, then ddp.py.
+May import: torch, sdjob, sdtrain.optim, sdtrain.checkpoint; colossalai*.py also Colossal-AI.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of architectures/base.py, ddpm.py and the two Stable Diffusion modules: what a pipeline in memory answers."""
+"""Tests of base, ddpm, stable_diffusion and stable_diffusion_xl: what a pipeline in memory answers."""
 
 import pytest
 import torch
