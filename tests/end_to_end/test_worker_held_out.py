@@ -1,4 +1,4 @@
-"""Tests of sdtrain/validation/held_out_loss: its value, of the exported weights, the same on any number of processes."""
+"""Tests of sdtrain/validation/held_out_loss: its value, of the exported weights, on any number of processes."""
 
 import json
 

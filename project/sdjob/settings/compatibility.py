@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sdjob.model.pipeline import PipelineFolder
@@ -48,7 +48,9 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
         *_plugin(spec, topology),
         *_attention(spec, topology),
         *_precision(spec, topology),
-        *_contradictions(spec),
+        *_recipe(spec),
+        *_data(spec),
+        *_schedule(spec),
         *_optimizer(spec),
     ]
 
@@ -76,7 +78,7 @@ def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
             "leave it off, or use a v-prediction model.",
         ),
     )
-    return [bad_setting(*words) for wrong, *words in rules if wrong]
+    return _refused(rules)
 
 
 def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
@@ -165,8 +167,7 @@ def _computes_in(topology: Topology, precision: str) -> bool:
     return precision in DEVICE_FACTS[topology.device].precisions and known is not False
 
 
-def _contradictions(spec: RunSpec) -> list[Problem]:
-    """Pairs of settings that exclude each other on any device."""
+def _recipe(spec: RunSpec) -> list[Problem]:
     subjects = spec.recipe_facts.has_subjects
     rules = (
         (
@@ -187,6 +188,12 @@ def _contradictions(spec: RunSpec) -> list[Problem]:
             "empty, with with_prior_preservation on",
             "Name the class of the subject, such as class_prompt=a photo of a dog.",
         ),
+    )
+    return _refused(rules)
+
+
+def _data(spec: RunSpec) -> list[Problem]:
+    rules = (
         (
             spec.validation_split and spec.validation_data_dir,
             "validation_split",
@@ -199,6 +206,25 @@ def _contradictions(spec: RunSpec) -> list[Problem]:
             f"{spec.resolution} with bucket_reso_steps={spec.bucket_reso_steps}",
             "The sides of all buckets are multiples of bucket_reso_steps: the resolution must be one too.",
         ),
+        (
+            spec.cache_latents != "no" and not spec.center_crop,
+            "cache_latents",
+            f"{spec.cache_latents}, with random crops",
+            "The latents of one crop are cached, so crops could not be random: "
+            "set center_crop=1, or leave cache_latents=no.",
+        ),
+        (
+            spec.cache_text_embeddings != "no" and spec.train_text_encoder,
+            "cache_text_embeddings",
+            f"{spec.cache_text_embeddings}, with train_text_encoder on",
+            "A text encoder in training changes at every step: leave cache_text_embeddings=no.",
+        ),
+    )
+    return _refused(rules)
+
+
+def _schedule(spec: RunSpec) -> list[Problem]:
+    rules = (
         (
             spec.lr_warmup_steps >= spec.max_train_steps,
             "lr_warmup_steps",
@@ -217,21 +243,13 @@ def _contradictions(spec: RunSpec) -> list[Problem]:
             f"polynomial with lr={spec.learning_rate:g}",
             f"That schedule ends at {_POLYNOMIAL_END:g}: use linear, or a larger lr.",
         ),
-        (
-            spec.cache_latents != "no" and not spec.center_crop,
-            "cache_latents",
-            f"{spec.cache_latents}, with random crops",
-            "The latents of one crop are cached, so crops could not be random: "
-            "set center_crop=1, or leave cache_latents=no.",
-        ),
-        (
-            spec.cache_text_embeddings != "no" and spec.train_text_encoder,
-            "cache_text_embeddings",
-            f"{spec.cache_text_embeddings}, with train_text_encoder on",
-            "A text encoder in training changes at every step: leave cache_text_embeddings=no.",
-        ),
     )
-    return [bad_setting(*words) for wrong, *words in rules if wrong]
+    return _refused(rules)
+
+
+def _refused(rules: Iterable[tuple[object, str, str, str]]) -> list[Problem]:
+    """The rules that apply: (whether it does, setting, what was found, remedy)."""
+    return [bad_setting(*words) for applies, *words in rules if applies]
 
 
 def _optimizer(spec: RunSpec) -> Iterator[Problem]:
