@@ -126,9 +126,9 @@ def test_every_module_has_a_test_file() -> None:
         if module.name not in ("__init__.py", "__main__.py")
         and not (ROOT / "tests" / module.parent / f"test_{module.name}").exists()
         and not any(
-            name == str(module.with_suffix(""))
+            name == ".".join(module.with_suffix("").parts)
             or (
-                name.split("/")[-1] == module.stem
+                name.split(".")[-1] == module.stem
                 and (ROOT / "tests" / module.parent).is_relative_to(path.parent)
             )
             for path, names in tests.items()
