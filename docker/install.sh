@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs files of pins with hashes into /opt/venv while an image is built: install.sh requirements.txt …
-# From /wheels alone if something was mounted there, else from the package indices.
+# Install hashed pins into /opt/venv during an image build: install.sh requirements.txt …
+# Only from /wheels if something is mounted there, otherwise from the package indices.
 set -eu
 cd "$(dirname "$0")"
 
@@ -25,5 +25,5 @@ for file in "$@"; do
 done
 # PyTorch's own test programs, 80 MB of them.
 rm -rf /opt/venv/lib/python3*/site-packages/torch/test
-# Byte code once, at the end, and never checked against the sources: they are in the same layer. Tests stay without.
+# Byte code, once at the end, never checked against the sources, which are in the same layer. Not of tests.
 "$python" -m compileall -q -j 0 -x '/tests/|/_internal/' --invalidation-mode unchecked-hash /opt/venv/lib

@@ -1,7 +1,7 @@
-"""Writes docker/locked/, what the images install: every pin with its hash (`make lock`, after a pin changed).
+"""Write docker/locked/, which the images install: every pin with its hash (`make lock`, after a pin changed).
 
-pip is asked which file it would take for each new pin, from the package indices that this machine is configured
-for. To be run by the Python version of the images, on Linux x86-64. Standard library only.
+pip is asked which file it would take for each new pin, from the indices that it is configured with. Run it with the
+Python version of the images, on Linux x86-64. Standard library only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _key(line: str) -> tuple[str, str] | None:
-    """The name, as package indices compare it, and the version of a pin, without its kind of build."""
+    """The normalized name and the version of a pin, without its local build tag."""
     match = PIN.match(line)
     return (_name(match[1]), match[2]) if match else None
 
@@ -44,7 +44,7 @@ def _name(name: str) -> str:
 
 
 def _chosen(pins: list[str], options: list[str]) -> list[dict[str, Any]]:
-    """What pip would install for these pins, dependencies not followed."""
+    """The files that pip would install for these pins, without dependencies."""
     if not pins:
         return []
     with tempfile.TemporaryDirectory() as folder:

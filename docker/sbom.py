@@ -1,4 +1,4 @@
-"""Writes the software bill of materials of this machine: `python docker/sbom.py FILE`, CycloneDX 1.6 as JSON.
+"""Write the software bill of materials of this machine: `python docker/sbom.py FILE`, CycloneDX 1.6 as JSON.
 
 All packages of this Python and of Debian. Standard library only; the same packages give the same bytes.
 """
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def bill(components: list[Component]) -> dict[str, object]:
-    """The document around its components."""
+    """The CycloneDX document with these components."""
     ordered = sorted(components, key=lambda component: str(component["bom-ref"]))
     return {
         "bomFormat": "CycloneDX",
@@ -35,7 +35,7 @@ def bill(components: list[Component]) -> dict[str, object]:
 
 
 def python_packages() -> list[Component]:
-    """What is installed for this Python."""
+    """The packages of this Python."""
     python = _component("python", platform.python_version(), "pkg:generic/python")
     found = {}
     for package in distributions():
@@ -46,7 +46,7 @@ def python_packages() -> list[Component]:
 
 
 def debian_packages() -> list[Component]:
-    """What dpkg has installed; none on a machine without it."""
+    """The packages of dpkg; none on a machine without it."""
     form = "${Package}\t${Version}\t${Architecture}\t${db:Status-Status}\n"
     try:
         asked = ["dpkg-query", "--show", f"--showformat={form}"]

@@ -1,7 +1,8 @@
-"""Makes .venv with everything that a job and its tests need: `python3 docker/setup_venv.py [--venv DIR]`.
+"""Make .venv with everything that a job and its tests need: `python3 docker/setup_venv.py [--venv DIR]`.
 
-Standard library only. Done once per set of pins; a second call ends at once. Packages come from where pip is
-configured to look. TORCH_CPU_INDEX names an index with CPU builds of torch, used on machines without an NVIDIA device.
+Standard library only. Done once per set of pins; a second call ends at once. Packages come from the indices that pip
+is configured with. TORCH_CPU_INDEX names an index with CPU builds of torch, used on machines without an NVIDIA
+device.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> int:
         )
     _pip(python, "install", *sources, "-r", str(TORCH))
     _pip(python, "install", *(f"--requirement={path}" for path in REQUIREMENTS))
-    # Its source archive builds in an environment of pip's own; no compiler is needed, BUILD_EXT stays unset.
+    # pip builds it from its source archive, without a compiler: _run sets BUILD_EXT=0.
     _pip(python, "install", "--no-deps", f"--requirement={WITHOUT_DEPENDENCIES}")
     _compile(python)
     stamp.write_text(pins)
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def torch_sources() -> list[str]:
-    """pip's options for torch: the user's index of CPU builds where that is what this machine needs."""
+    """pip's options for torch: TORCH_CPU_INDEX, if it is set and there is no NVIDIA device."""
     index = os.environ.get("TORCH_CPU_INDEX")
     return ["--index-url", index] if index and not _has_nvidia() else []
 
@@ -67,7 +68,7 @@ def _has_nvidia() -> bool:
 
 
 def _without_cuda(python: Path, options: list[str]) -> bool:
-    """Whether pip would install torch from there without a CUDA package (a dry run)."""
+    """Whether pip would install torch with these options without a CUDA package (a dry run)."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         asked = ["install", "--dry-run", "--quiet", "--report", str(report), *options, "-r", str(TORCH)]
@@ -78,8 +79,8 @@ def _without_cuda(python: Path, options: list[str]) -> bool:
 
 
 def _compile(python: Path) -> None:
-    """Byte code of the project: a job writes none itself, as the project may be mounted read only, and
-    without it the launcher would start a tenth of a second later each time. A read-only checkout is no error."""
+    """Compile the project to byte code. A job writes none, since the project may be mounted read only, and each start
+    of the launcher would take 0.1 s longer without. A read-only checkout is not an error."""
     compileall = [str(python), "-m", "compileall", "-q", str(HERE.parent / "project")]
     subprocess.run(compileall, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
