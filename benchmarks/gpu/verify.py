@@ -59,7 +59,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--seconds", type=float, default=500, help="after which no case is begun [%(default)s]"
+        "--seconds", type=float, default=500, help="after which no case is started [%(default)s]"
     )
     parser.add_argument("--apart", action="store_true", help="starts processes on a CPU too, as on a GPU")
     parser.add_argument("--quick", action="store_true", help="fewer cases and a table of two strategies")
@@ -91,7 +91,7 @@ def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, kind: str, e
 
     def row(case: dict[str, Any]) -> dict[str, Any]:
         if time.monotonic() > end:
-            return {"case": _name(case), "outcome": "not begun", "why": f"{asked.seconds:.0f} s are over"}
+            return {"case": _name(case), "outcome": "not started", "why": f"{asked.seconds:.0f} s are over"}
         return _case(folder, inputs, found, case, processes, kind, run)
 
     rows: list[dict[str, Any]] = []

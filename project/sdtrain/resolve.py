@@ -98,7 +98,8 @@ def facts_to_compare(spec: RunSpec, world: World, inputs: Inputs, model_identity
     problems: tuple[Problem, ...] = ()
     if world.is_main:
         try:
-            facts = fingerprint.facts_of(spec, model_identity, inputs.datasets, inputs.concepts)
+            architecture = inputs.model.architecture
+            facts = fingerprint.facts_of(spec, architecture, model_identity, inputs.datasets, inputs.concepts)
         except JobError as error:
             problems = error.problems
     world.agree(list(problems))

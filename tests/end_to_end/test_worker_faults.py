@@ -74,7 +74,7 @@ def test_the_images_of_a_loss_that_is_not_finite_are_named(train, monkeypatch, t
     monkeypatch.setattr(loop.Anomalies, "observe", recorded)
     train(code=70, max_train_steps=8, logging_steps=8, train_batch_size=2)
     names = [name for batch in sources[2] for name in batch.names]
-    wanted = f"first it was nan at step 3, with {names[0]}, {names[1]}"
+    wanted = f"; it was nan at step 3, with {names[0]}, {names[1]}"
     assert len(names) == 2
     (problem,) = json.loads((tmp_path / "notes/rank-0.json").read_text())["problems"]
     assert problem["subject"] == "loss" and wanted in problem["found"]

@@ -1,8 +1,10 @@
 """The outputs of a run: metrics, TensorBoard, samples, report."""
 
 import json
+import re
 from datetime import datetime, timezone
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,6 +224,20 @@ def test_a_resumed_run_shows_a_loss_from_its_first_step(train, capsys):
     mean = json.loads((output / "report.json").read_text())["mean_loss"]
     train(max_train_steps=5, logging_steps=10)
     assert f"step    4/5  mean loss {mean:.4f}  lr" in capsys.readouterr().out
+
+
+def test_the_curve_of_a_resumed_run_starts_where_its_metrics_start(train):
+    """The second resume is as of a checkpoint from before there was a metrics.jsonl."""
+    for last in (2, 4):
+        output = train(max_train_steps=last, logging_steps=1)
+    assert curve_ends(output) == ["step 1", "step 4"]
+    (output / "run/metrics.jsonl").unlink()
+    train(max_train_steps=6, logging_steps=1)
+    assert curve_ends(output) == ["step 5", "step 6"]
+
+
+def curve_ends(output: Path) -> list[str]:
+    return re.findall(r">(step \d+)</text>", (output / "report.html").read_text())
 
 
 def test_samples_are_of_the_ema_weights(train):

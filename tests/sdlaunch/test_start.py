@@ -1,4 +1,7 @@
-"""The launcher's start, where even its packages may be missing. Tests of entrypoint and display/console."""
+"""The launcher's start, where even its packages may be missing.
+
+Tests of entrypoint.py and `sdlaunch/display/console.py`.
+"""
 
 import os
 import subprocess

@@ -24,7 +24,7 @@ def parts(spec: RunSpec, model: PipelineFolder) -> tuple[str, ...]:
 def lora_targets(spec: RunSpec, architecture: ArchitectureFacts, part: str) -> tuple[str, ...]:
     """The layers of a part that get a LoRA."""
     if part == architecture.denoiser:
-        return spec.lora_target_modules
+        return spec.lora_target_modules or architecture.lora_targets
     return architecture.text_encoder_lora_targets
 
 

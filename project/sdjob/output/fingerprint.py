@@ -9,6 +9,8 @@ from pathlib import Path
 from sdjob.dataset.concepts import Concept
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.model import trainable
+from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
@@ -21,13 +23,18 @@ _EARLIER_WORDS = {  # in checkpoints of version 0.1
 
 
 def facts_of(
-    spec: RunSpec, model: str, infos: Iterable[DatasetInfo], concepts: Sequence[Concept]
+    spec: RunSpec,
+    architecture: ArchitectureFacts,
+    model: str,
+    infos: Iterable[DatasetInfo],
+    concepts: Sequence[Concept],
 ) -> dict[str, str]:
-    """The facts of a run, by the name that a person would change: what its checkpoints record.
+    """The facts of a run, by the setting to change: what its checkpoints record.
 
-    `model` is the identity of the model. Raises JobError (66) where images of a class are not there.
+    model: its identity. Raises JobError (66) if images of a class are missing.
     """
-    facts = fingerprint(spec, model, "+".join(map(data_identity, infos)), _class_identity(spec, concepts))
+    data, classes = "+".join(map(data_identity, infos)), _class_identity(spec, concepts)
+    facts = fingerprint(spec, architecture, model, data, classes)
     if spec.concepts_list:
         facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
     return facts
@@ -73,13 +80,14 @@ def data_identity(info: DatasetInfo) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(spec: RunSpec, model: str, data: str, class_data: str = "") -> dict[str, str]:
+def fingerprint(
+    spec: RunSpec, architecture: ArchitectureFacts, model: str, data: str, class_data: str = ""
+) -> dict[str, str]:
     """The facts of one subject, from the identities of model, data and given class images ("": generated)."""
-    trained = (
-        f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {', '.join(spec.lora_target_modules)}"
-        if spec.lora_rank
-        else "the whole U-Net"
-    )
+    trained = f"the whole {architecture.denoiser_title}"
+    if spec.lora_rank:
+        layers = ", ".join(trainable.lora_targets(spec, architecture, architecture.denoiser))
+        trained = f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {layers}"
     facts = {
         "model_name": f"model {model}",
         "dataset_name": f"dataset {data}",

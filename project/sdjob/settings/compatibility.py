@@ -42,15 +42,20 @@ def resolve_precision(spec: RunSpec, topology: Topology) -> str:
     return "fp16" if facts.package and topology.fp16 is not False else "no"
 
 
+_Rule = tuple[object, str, str, str]  # whether it is broken, subject, found, remedy
+
+
+def _broken(rules: Iterable[_Rule]) -> list[Problem]:
+    return [bad_setting(*words) for is_broken, *words in rules if is_broken]
+
+
 def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
     """Every reason why this spec cannot run there."""
     return [
         *_plugin(spec, topology),
         *_attention(spec, topology),
         *_precision(spec, topology),
-        *_recipe(spec),
-        *_data(spec),
-        *_schedule(spec),
+        *_broken([*_of_subjects(spec), *_of_data(spec), *_of_schedule(spec)]),
         *_optimizer(spec),
     ]
 
@@ -78,7 +83,7 @@ def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
             "leave it off, or use a v-prediction model.",
         ),
     )
-    return _refused(rules)
+    return _broken(rules)
 
 
 def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
@@ -167,89 +172,78 @@ def _computes_in(topology: Topology, precision: str) -> bool:
     return precision in DEVICE_FACTS[topology.device].precisions and known is not False
 
 
-def _recipe(spec: RunSpec) -> list[Problem]:
+def _of_subjects(spec: RunSpec) -> Iterator[_Rule]:
+    """Settings of subjects and their classes."""
     subjects = spec.recipe_facts.has_subjects
-    rules = (
-        (
-            spec.with_prior_preservation and not subjects,
-            "with_prior_preservation",
-            f"on with recipe={spec.recipe}",
-            f"Prior preservation belongs to {with_subjects()}: remove one of them.",
-        ),
-        (
-            spec.concepts_list and not subjects,
-            "concepts_list",
-            f"given with recipe={spec.recipe}",
-            f"Subjects belong to {with_subjects()}: remove one of them.",
-        ),
-        (
-            spec.with_prior_preservation and subjects and not (spec.class_prompt or spec.concepts_list),
-            "class_prompt",
-            "empty, with with_prior_preservation on",
-            "Name the class of the subject, such as class_prompt=a photo of a dog.",
-        ),
+    yield (
+        spec.with_prior_preservation and not subjects,
+        "with_prior_preservation",
+        f"on with recipe={spec.recipe}",
+        f"Prior preservation belongs to {with_subjects()}: remove one of them.",
     )
-    return _refused(rules)
-
-
-def _data(spec: RunSpec) -> list[Problem]:
-    rules = (
-        (
-            spec.validation_split and spec.validation_data_dir,
-            "validation_split",
-            f"{spec.validation_split:g} with validation_data_dir={spec.validation_data_dir}",
-            "The held-out images are those of the folder or a fraction of the dataset: remove one of them.",
-        ),
-        (
-            spec.aspect_ratio_buckets and spec.resolution % spec.bucket_reso_steps,
-            "resolution",
-            f"{spec.resolution} with bucket_reso_steps={spec.bucket_reso_steps}",
-            "The sides of all buckets are multiples of bucket_reso_steps: the resolution must be one too.",
-        ),
-        (
-            spec.cache_latents != "no" and not spec.center_crop,
-            "cache_latents",
-            f"{spec.cache_latents}, with random crops",
-            "The latents of one crop are cached, so crops could not be random: "
-            "set center_crop=1, or leave cache_latents=no.",
-        ),
-        (
-            spec.cache_text_embeddings != "no" and spec.train_text_encoder,
-            "cache_text_embeddings",
-            f"{spec.cache_text_embeddings}, with train_text_encoder on",
-            "A text encoder in training changes at every step: leave cache_text_embeddings=no.",
-        ),
+    yield (
+        spec.concepts_list and not subjects,
+        "concepts_list",
+        f"given with recipe={spec.recipe}",
+        f"Subjects belong to {with_subjects()}: remove one of them.",
     )
-    return _refused(rules)
-
-
-def _schedule(spec: RunSpec) -> list[Problem]:
-    rules = (
-        (
-            spec.lr_warmup_steps >= spec.max_train_steps,
-            "lr_warmup_steps",
-            f"{spec.lr_warmup_steps} with num_train_step={spec.max_train_steps}",
-            "The learning rate would never be reached: warm up for fewer steps than the run has.",
-        ),
-        (
-            spec.lr_warmup_steps and spec.lr_scheduler == "constant",
-            "lr_warmup_steps",
-            f"{spec.lr_warmup_steps} with lr_scheduler=constant",
-            "That schedule has no warm-up: use lr_scheduler=constant_with_warmup.",
-        ),
-        (
-            spec.lr_scheduler == "polynomial" and spec.learning_rate <= _POLYNOMIAL_END,
-            "lr_scheduler",
-            f"polynomial with lr={spec.learning_rate:g}",
-            f"That schedule ends at {_POLYNOMIAL_END:g}: use linear, or a larger lr.",
-        ),
+    yield (
+        spec.with_prior_preservation and subjects and not (spec.class_prompt or spec.concepts_list),
+        "class_prompt",
+        "empty, with with_prior_preservation on",
+        "Name the class of the subject, such as class_prompt=a photo of a dog.",
     )
-    return _refused(rules)
 
 
-def _refused(rules: Iterable[tuple[object, str, str, str]]) -> list[Problem]:
-    """The rules that apply: (whether it does, setting, what was found, remedy)."""
-    return [bad_setting(*words) for applies, *words in rules if applies]
+def _of_data(spec: RunSpec) -> Iterator[_Rule]:
+    """Settings of images, prompts and what is held out."""
+    yield (
+        spec.validation_split and spec.validation_data_dir,
+        "validation_split",
+        f"{spec.validation_split:g} with validation_data_dir={spec.validation_data_dir}",
+        "The held-out images are those of the folder or a fraction of the dataset: remove one of them.",
+    )
+    yield (
+        spec.aspect_ratio_buckets and spec.resolution % spec.bucket_reso_steps,
+        "resolution",
+        f"{spec.resolution} with bucket_reso_steps={spec.bucket_reso_steps}",
+        "The sides of all buckets are multiples of bucket_reso_steps: the resolution must be one too.",
+    )
+    yield (
+        spec.cache_latents != "no" and not spec.center_crop,
+        "cache_latents",
+        f"{spec.cache_latents}, with random crops",
+        "The latents of one crop are cached, so crops could not be random: "
+        "set center_crop=1, or leave cache_latents=no.",
+    )
+    yield (
+        spec.cache_text_embeddings != "no" and spec.train_text_encoder,
+        "cache_text_embeddings",
+        f"{spec.cache_text_embeddings}, with train_text_encoder on",
+        "A text encoder in training changes at every step: leave cache_text_embeddings=no.",
+    )
+
+
+def _of_schedule(spec: RunSpec) -> Iterator[_Rule]:
+    """Settings of the learning rate over the run."""
+    yield (
+        spec.lr_warmup_steps >= spec.max_train_steps,
+        "lr_warmup_steps",
+        f"{spec.lr_warmup_steps} with num_train_step={spec.max_train_steps}",
+        "The learning rate would never be reached: warm up for fewer steps than the run has.",
+    )
+    yield (
+        spec.lr_warmup_steps and spec.lr_scheduler == "constant",
+        "lr_warmup_steps",
+        f"{spec.lr_warmup_steps} with lr_scheduler=constant",
+        "That schedule has no warm-up: use lr_scheduler=constant_with_warmup.",
+    )
+    yield (
+        spec.lr_scheduler == "polynomial" and spec.learning_rate <= _POLYNOMIAL_END,
+        "lr_scheduler",
+        f"polynomial with lr={spec.learning_rate:g}",
+        f"That schedule ends at {_POLYNOMIAL_END:g}: use linear, or a larger lr.",
+    )
 
 
 def _optimizer(spec: RunSpec) -> Iterator[Problem]:

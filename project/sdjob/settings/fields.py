@@ -89,6 +89,8 @@ Count = Annotated[Whole, Field(ge=0, le=10**9)]
 Positive = Annotated[Whole, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 def setting_of(info: FieldInfo) -> Setting:

@@ -12,10 +12,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sdjob.settings import choices, optimizers
 from sdjob.settings.fields import (
+    AboveZero,
     Amount,
     Count,
     Fraction,
     Positive,
+    Rate,
     Setting,
     Text,
     Whole,
@@ -229,7 +231,7 @@ class RunSpec(BaseModel):
         ),
     ] = "adamw"
     learning_rate: Annotated[
-        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)],
+        Rate,
         Setting(
             "optimizer",
             "learning rate after warm-up, not scaled by batch size or processes",
@@ -238,7 +240,7 @@ class RunSpec(BaseModel):
         ),
     ] = 5e-6
     text_encoder_lr: Annotated[
-        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
+        Rate | None,
         Setting(
             "optimizer",
             "learning rate of the text encoder; empty: lr",
@@ -254,16 +256,14 @@ class RunSpec(BaseModel):
     adam_beta1: Annotated[Fraction, Setting("optimizer", "AdamW's beta1")] = 0.9
     adam_beta2: Annotated[Fraction, Setting("optimizer", "AdamW's beta2")] = 0.999
     adam_weight_decay: Annotated[Amount, Setting("optimizer", "AdamW's weight decay")] = 1e-2
-    adam_epsilon: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)], Setting("optimizer", "AdamW's epsilon")
-    ] = 1e-8
+    adam_epsilon: Annotated[AboveZero, Setting("optimizer", "AdamW's epsilon")] = 1e-8
     max_grad_norm: Annotated[
         Amount, Setting("optimizer", "norm to which gradients are clipped; 0: not clipped")
     ] = 1.0
 
     # --- objective -----------------------------------------------------------------------------------
     snr_gamma: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        AboveZero | None,
         Setting(
             "objective",
             "gamma of min-SNR weighting of the loss, usually 5; empty: equal weights",
@@ -365,14 +365,18 @@ class RunSpec(BaseModel):
         Setting("ema and lora", "above 0: train a LoRA of this rank instead of the weights themselves"),
     ] = 0
     lora_alpha: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        AboveZero | None,
         Setting("ema and lora", "LoRA's scale is alpha / rank; empty: alpha = rank"),
     ] = None
     lora_target_modules: Annotated[
         tuple[str, ...],
         BeforeValidator(comma_list),
-        Setting("ema and lora", "layers that get a LoRA", unit="names, separated by commas"),
-    ] = ("to_k", "to_q", "to_v", "to_out.0")
+        Setting(
+            "ema and lora",
+            "layers of the denoiser that get a LoRA; empty: its attention, such as to_k,to_q,to_v,to_out.0",
+            unit="names, separated by commas",
+        ),
+    ] = ()
 
     # --- checkpoints ---------------------------------------------------------------------------------
     checkpointing_steps: Annotated[

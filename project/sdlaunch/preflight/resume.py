@@ -40,12 +40,13 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
     """Nothing where a mount is wrong, which another check reports. Raises JobError."""
     spec = job.spec
     infos = job.contents.data
-    if job.contents.model is None or not infos:
+    model = job.contents.model
+    if model is None or not infos:
         return []
     concepts = concepts_of(spec) if spec.recipe_facts.has_subjects else ()
     few = sum(len(info.files) for info in infos) <= _COMPARED_FILES
-    identity = _model_identity(job, job.contents.model)
-    wanted = fingerprint.facts_of(spec, identity, infos if few else (), concepts)
+    identity = _model_identity(job, model)
+    wanted = fingerprint.facts_of(spec, model.architecture, identity, infos if few else (), concepts)
     known = {"model_name": bool(identity), "dataset_name": few}
     problems = fingerprint.differences(resume.read_values(start.path)["fingerprint"], wanted, start.path)
     return [problem for problem in problems if known.get(problem.subject, True)]

@@ -10,6 +10,7 @@ from functools import cache
 from pydantic import BaseModel
 
 from sdjob.settings.fields import Alias, settings_of
+from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.settings import other_trainers
 from sdlaunch.settings.options import LaunchOptions
@@ -30,8 +31,7 @@ MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
 # Flags of the worker that follow from the mounts. In an environment these names mean something else.
 _MOUNT_OF = {
     "output_dir": "OUTPUT_DIR",
-    "instance_data_dir": "DATASET_DIR",
-    "train_data_dir": "DATASET_DIR",
+    **{facts.data_setting: "DATASET_DIR" for facts in RECIPES.values()},
 }
 
 

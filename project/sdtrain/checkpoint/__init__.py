@@ -1,5 +1,5 @@
-"""Step checkpoints: written beside training, committed by one rename, read by every strategy.
+"""Step checkpoints: written while training continues, committed by one rename, read by every strategy.
 
 Start reading: checkpoint.py.
-May import: torch, safetensors, sdjob.output, sdtrain.runtime.
+May import: torch, safetensors, sdjob, sdtrain.runtime, sdtrain.reporting, sdtrain.strategies (base and shards).
 """

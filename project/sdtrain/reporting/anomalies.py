@@ -67,7 +67,7 @@ class Anomalies:
         """A mean loss of all ranks as a number. Collective. Raises JobError (70) if it is NaN or infinite."""
         value = float(loss)
         if not math.isfinite(value):
-            raise self.diverged("loss", f"is {value} by step {step}; first it {self._first_non_finite()}")
+            raise self.diverged("loss", f"is {value} by step {step}; it {self._first_non_finite()}")
         self._observed.clear()
         return value
 
@@ -79,7 +79,7 @@ class Anomalies:
     def warn_of_spike(self, loss: float, step: int) -> None:
         usual = self._spikes.usual(loss)
         if usual is not None and self._world.is_main:
-            say(f"warning: the loss of step {step} is {loss:.4f}, after about {usual:.4f} before")
+            say(f"warning: loss spike at step {step}: {loss:.4f}, recently about {usual:.4f}")
 
     def agree_on_bad_samples(self) -> None:
         """Merge the bad images of all ranks. Collective. Raises JobError (66) if there are too many."""

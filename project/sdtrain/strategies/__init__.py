@@ -1,7 +1,7 @@
-"""Parallel strategies by the names that users type; each module is imported only when chosen.
+"""Parallel strategies by the names of sdjob.settings.plugins; each module is imported only when chosen.
 
 Start reading: base.py, then ddp.py.
-May import: torch, sdjob, sdtrain.optim, sdtrain.checkpoint; colossalai*.py also Colossal-AI.
+May import: torch, sdjob, sdtrain.checkpoint.state_io, sdtrain.optim; colossalai in colossalai.py alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdtrain.strategies.base import Strategy
 
 
 def create(spec: RunSpec, device: torch.device, world_size: int) -> Strategy:
-    """The strategy that a run asks for; raises JobError (69) where its package does not fit."""
+    """The strategy of a run; raises JobError (69) if its package is missing or incompatible."""
     module = import_module(f"sdtrain.strategies.{PLUGINS[spec.plugin].module}")
     strategy: Strategy = module.create(spec, device, world_size)
     return strategy

@@ -1,4 +1,4 @@
-"""Programs beside training: the benchmark table, synthetic models, and the worker's part of `doctor`.
+"""Programs alongside training: the benchmark table, synthetic models, and the worker's part of `doctor`.
 
 Start reading: benchmark.py.
 May import: everything in sdtrain.

@@ -1,7 +1,7 @@
 """`python -m sdtrain.tools.benchmark`: the tutorials' performance table, measured on this machine's devices.
 
 Each row is a fresh process group on random weights of the true size; one that runs out of memory says `oom`, and the
-next begins with an empty device. The first row of each batch size, Traditional, is one device without a plugin.
+next starts with an empty device. The first row of each batch size, Traditional, is one device without a plugin.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from sdtrain.runtime import devices
 from sdtrain.tools import synthetic
 
 _TRADITIONAL = "none"
-_GIB = 2**30
+_PLUGINS = (
+    "torch_ddp,torch_ddp_fp16,fsdp,low_level_zero,low_level_zero:zero_stage=2,gemini,gemini:placement=cpu"
+)
 _CACHED = {"no": (False,), "yes": (True,), "both": (False, True)}
-_KILLED = (-9, 137)  # by the kernel, for the host's memory
+_KILLED = (-9, 137)  # by the kernel, when host memory runs out
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row to measure: a plugin, or "none", with settings of its own, such as gemini and placement=cpu."""
+    """One row to measure: a plugin, or "none", with settings such as placement=cpu."""
 
     plugin: str
     settings: tuple[str, ...]
@@ -52,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured: images/s per device, or what came in the way."""
+    """The measurement of a case: images/s per device, or why there is none."""
 
     strategy: str
     devices: int
@@ -66,61 +68,55 @@ class Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = _parser().parse_args(arguments)
-    processes = asked.nproc or _devices(asked.device)
-    resolution = asked.resolution or synthetic.RESOLUTIONS[asked.model]
-    about = _about(asked, resolution)
-    asked.output.mkdir(parents=True, exist_ok=True)
-    stem = asked.output / f"{about['date']}-{asked.model}-{about['device']}"
-    sizes = [int(size) for size in asked.batch_sizes.split(",")]
-    begin = time.monotonic()
+    options = _options(arguments)
+    conditions = _conditions(options)
+    options.output.mkdir(parents=True, exist_ok=True)
+    stem = options.output / f"{conditions['date']}-{options.model}-{conditions['device']}"
+    sizes = [int(size) for size in options.batch_sizes.split(",")]
+    start = time.monotonic()
     rows: list[Row] = []
-    for case in cases(asked.plugins.split(","), sizes, processes, _CACHED[asked.cached]):
-        if time.monotonic() - begin > asked.seconds:
-            row = Row(case.name, case.processes, case.batch_size, cached=case.cached, outcome="no time left")
+    for case in cases(options.plugins.split(","), sizes, options.nproc, _CACHED[options.cached]):
+        row = Row(case.name, case.processes, case.batch_size, cached=case.cached)
+        if time.monotonic() - start > options.seconds:
+            row = replace(row, outcome="no time left")
         else:
-            row = _measured(case, asked, resolution)
-        like = (r for r in rows if (r.batch_size, r.cached) == (row.batch_size, row.cached))
-        rows.append(with_speedup(row, next(like, row)))
+            row = _measured(row, case, options)
+        comparable = (r for r in rows if (r.batch_size, r.cached) == (row.batch_size, row.cached))
+        rows.append(with_speedup(row, next(comparable, row)))
         print(render(rows).splitlines()[-1] if len(rows) > 1 else render(rows), flush=True)
-        _keep(stem, asked.model, about, rows)
+        _write(stem, options.model, conditions, rows)
     print(f"saved {stem}.md and .json")
     return 0 if all(row.outcome != "failed" for row in rows) else int(ExitCode.TRAINING_FAILED)
 
 
-def _keep(stem: Path, model: str, about: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Writes what is measured so far: whoever ends the benchmark early keeps it."""
-    values = {**about, "rows": [asdict(row) for row in rows]}
+def _write(stem: Path, model: str, conditions: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Write the rows so far, so that nothing is lost when the benchmark is interrupted."""
+    values = {**conditions, "rows": [asdict(row) for row in rows]}
     stem.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
-    head = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    head = "\n".join(f"- {name}: {value}" for name, value in conditions.items())
     stem.with_suffix(".md").write_text(f"# Strategies at the size of {model}\n\n{head}\n\n{render(rows)}\n")
 
 
 def cases(
     plugins: Sequence[str], batch_sizes: Sequence[int], processes: int, cached: Sequence[bool] = (False,)
 ) -> Iterator[Case]:
-    """For each batch size Traditional first, then every `plugin[:setting=value…]`; with caches beside without."""
-    for case in _plain_cases(plugins, batch_sizes, processes):
-        for each in cached:
-            yield replace(case, cached=each)
-
-
-def _plain_cases(plugins: Sequence[str], batch_sizes: Sequence[int], processes: int) -> Iterator[Case]:
+    """For each batch size Traditional first, then every `plugin[:setting=value…]`; without caches, then with them."""
     for size in batch_sizes:
-        yield Case(_TRADITIONAL, (), size, 1)
+        of_size = [Case(_TRADITIONAL, (), size, 1)]
         for text in plugins:
             plugin, *settings = text.split(":")
             if plugin not in PLUGINS:
                 raise SystemExit(f"unknown plugin {plugin!r}: use {', '.join(PLUGINS)}")
             if plugin != _TRADITIONAL:
-                yield Case(plugin, tuple(settings), size, processes)
+                of_size.append(Case(plugin, tuple(settings), size, processes))
+        yield from (replace(case, cached=each) for case in of_size for each in cached)
 
 
 def with_speedup(row: Row, baseline: Row) -> Row:
     """Per device, against one device without a plugin at the same batch size."""
     if row.images_per_second is None or baseline.images_per_second is None:
         return row
-    return Row(**{**asdict(row), "speedup": row.images_per_second / baseline.images_per_second})
+    return replace(row, speedup=row.images_per_second / baseline.images_per_second)
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -130,105 +126,88 @@ def render(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        figures = [
-            f"{row.memory:.2f}" if row.memory is not None else "–",
-            f"{row.images_per_second:.2f}" if row.images_per_second is not None else row.outcome,
-            f"{row.speedup:.2f}" if row.speedup is not None else "–",
-        ]
-        lines.append(f"| {row.strategy} | {row.devices} | {row.batch_size} | {' | '.join(figures)} |")
+        memory = "–" if row.memory is None else f"{row.memory:.2f}"
+        rate = row.outcome if row.images_per_second is None else f"{row.images_per_second:.2f}"
+        speedup = "–" if row.speedup is None else f"{row.speedup:.2f}"
+        lines.append(f"| {row.strategy} | {row.devices} | {row.batch_size} | {memory} | {rate} | {speedup} |")
     return "\n".join(lines)
 
 
-def _measured(case: Case, asked: argparse.Namespace, resolution: int) -> Row:
-    """Runs one case in processes of its own."""
+def _measured(row: Row, case: Case, options: argparse.Namespace) -> Row:
+    """Run one case in its own processes."""
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "row.json"
+        file = Path(folder) / "row.json"
+        module = ("-m", "sdtrain.tools.benchmark_case", options.model, str(file))
         done = subprocess.run(
-            [
-                *_launcher(case),
-                "-m",
-                "sdtrain.tools.benchmark_case",
-                asked.model,
-                str(result),
-                *_flags(case, asked, resolution),
-            ],
+            [*_launcher(case), *module, *_flags(case, options)],
             env=dict(os.environ),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             check=False,
         )
-        found = json.loads(result.read_text()) if result.exists() else {"code": done.returncode}
-    row = Row(case.name, case.processes, case.batch_size, cached=case.cached)
-    if "images_per_second" in found:
-        memory, speed = found["peak_memory_bytes"] / _GIB, found["images_per_second"]
-        return Row(**{**asdict(row), "memory": memory, "images_per_second": speed, "details": found})
-    if found["code"] in (ExitCode.OUT_OF_MEMORY, *_KILLED):
-        return Row(**{**asdict(row), "outcome": "oom", "details": found})
+        result = json.loads(file.read_text()) if file.exists() else {"code": done.returncode}
+    row = replace(row, details=result)
+    if "images_per_second" in result:
+        memory = result["peak_memory_bytes"] / 2**30
+        return replace(row, memory=memory, images_per_second=result["images_per_second"])
+    if result["code"] in (ExitCode.OUT_OF_MEMORY, *_KILLED):
+        return replace(row, outcome="oom")
     last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    print(f"{case.name}, batch {case.batch_size}: {found.get('problem', last)}", file=sys.stderr)
-    refused = found["code"] in (ExitCode.BAD_SETTING, ExitCode.NO_HARDWARE)
-    return Row(**{**asdict(row), "outcome": "refused" if refused else "failed", "details": found})
+    print(f"{case.name}, batch {case.batch_size}: {result.get('problem', last)}", file=sys.stderr)
+    refused = result["code"] in (ExitCode.BAD_SETTING, ExitCode.NO_HARDWARE)
+    return replace(row, outcome="refused" if refused else "failed")
 
 
 def _launcher(case: Case) -> list[str]:
     if case.plugin == _TRADITIONAL:
         return [sys.executable]
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        f"--nproc-per-node={case.processes}",
-    ]
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    return [*torchrun, f"--nproc-per-node={case.processes}"]
 
 
-def _flags(case: Case, asked: argparse.Namespace, resolution: int) -> list[str]:
+def _flags(case: Case, options: argparse.Namespace) -> list[str]:
     settings: dict[str, Any] = {
-        "pretrained_model_name_or_path": asked.model,
-        "output_dir": asked.output,
+        "pretrained_model_name_or_path": options.model,
+        "output_dir": options.output,
         "plugin": case.plugin,
         "train_batch_size": case.batch_size,
-        "resolution": resolution,
-        "mixed_precision": "fp16" if case.plugin == "torch_ddp_fp16" else asked.mixed_precision,
-        "max_train_steps": asked.steps,
-        "skip_steps": asked.skip_steps,
-        "device": asked.device,
-        "attention": asked.attention,
-        "gradient_checkpointing": str(asked.gradient_checkpointing).lower(),
-        "use_ema": str(asked.use_ema).lower(),
+        "resolution": options.resolution,
+        "mixed_precision": "fp16" if case.plugin == "torch_ddp_fp16" else options.mixed_precision,
+        "max_train_steps": options.steps,
+        "skip_steps": options.skip_steps,
+        "device": options.device,
+        "attention": options.attention,
+        "gradient_checkpointing": str(options.gradient_checkpointing).lower(),
+        "use_ema": str(options.use_ema).lower(),
     }
     if case.cached:
         settings |= {"cache_latents": "memory", "cache_text_embeddings": "memory", "center_crop": "true"}
     return [*(f"--{name}={value}" for name, value in settings.items()), *(f"--{s}" for s in case.settings)]
 
 
-def _devices(name: str) -> int:
-    """How many of this machine's devices a row uses; a CPU is one."""
-    kind = devices.choose(name)
-    return 1 if kind.name in ("cpu", "mps") else int(kind.runtime.device_count())
-
-
-def _about(asked: argparse.Namespace, resolution: int) -> dict[str, Any]:
-    kind = devices.choose(asked.device)
-    name = getattr(kind.runtime, "get_device_name", None)
+def _conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """The circumstances of the measurement, for the head of the table."""
+    device_type = devices.choose(options.device)
+    name = getattr(device_type.runtime, "get_device_name", None)
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": kind.name,
+        "device": device_type.name,
         "device name": str(name()) if name else f"{os.cpu_count()} cores",
-        "model": f"{asked.model}, random weights, {resolution} px; VAE and text encoder in every step unless cached",
-        "steps": f"{asked.steps}, the first {asked.skip_steps} not counted",
-        "precision": asked.mixed_precision,
+        "model": f"{options.model}, random weights, {options.resolution} px; "
+        "VAE and text encoder in every step unless cached",
+        "steps": f"{options.steps}, the first {options.skip_steps} not counted",
+        "precision": options.mixed_precision,
         "torch threads": torch.get_num_threads(),
         **report.versions(),
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m sdtrain.tools.benchmark", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    everything = (
-        "torch_ddp,torch_ddp_fp16,fsdp,low_level_zero,low_level_zero:zero_stage=2,gemini,gemini:placement=cpu"
-    )
-    parser.add_argument("--plugins", default=everything, help="plugin[:setting=value…],… [%(default)s]")
+    parser.add_argument("--plugins", default=_PLUGINS, help="plugin[:setting=value…],… [%(default)s]")
     parser.add_argument("--batch_sizes", default="1,4,8", help="per device [%(default)s]")
     parser.add_argument("--model", choices=sorted(synthetic.RESOLUTIONS), default="sd14")
     parser.add_argument("--nproc", type=int, default=0, help="processes of a row; 0: one per device")
@@ -237,17 +216,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--skip_steps", type=int, default=5)
+    parser.add_argument("--skip_steps", type=int, default=5, help="not measured [%(default)s]")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument(
         "--cached", choices=sorted(_CACHED), default="no", help="latents and prompts [%(default)s]"
     )
-    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no row is begun")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no row is started")
     parser.add_argument("--use_ema", action="store_true")
     parser.add_argument(
-        "--output", type=Path, default=Path("benchmark"), help="folder for the table [%(default)s]"
+        "--output", type=Path, default=Path("benchmark"), help="folder of the table [%(default)s]"
     )
-    return parser
+    options = parser.parse_args(arguments)
+    if options.skip_steps >= options.steps:
+        parser.error(f"--skip_steps={options.skip_steps} leaves no step of {options.steps} to measure")
+    options.nproc = options.nproc or _device_count(options.device)
+    options.resolution = options.resolution or synthetic.RESOLUTIONS[options.model]
+    return options
+
+
+def _device_count(name: str) -> int:
+    """The number of devices that a row uses; a CPU is one."""
+    device_type = devices.choose(name)
+    return 1 if device_type.name in ("cpu", "mps") else int(device_type.runtime.device_count())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`python -m sdtrain.tools.benchmark_case MODEL RESULT FLAGS…`: measure the speed and memory of one configuration.
 
-What `sdtrain.tools.benchmark` starts again for each of its rows. RESULT receives one JSON object.
+`sdtrain.tools.benchmark` starts it for each of its rows. RESULT receives one JSON object.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import math
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from sdjob.settings import compatibility, flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import strategies
+from sdtrain.loop import gradients
 from sdtrain.model import attention, load
-from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.ema import Ema
+from sdtrain.reporting.stopwatch import Stopwatch
 from sdtrain.runtime import devices, errors
 from sdtrain.runtime.distributed import World, join
-from sdtrain.strategies.base import OptimSpec, ParameterGroup
+from sdtrain.strategies.base import optim_spec
 from sdtrain.tools import synthetic
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     row: dict[str, Any]
     try:
         with join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
-            row = measured(spec, world, model)
+            row = measure(spec, world, model)
     except JobError as error:
         row = {"problem": str(error.problems[0]), "code": error.code}
     except Exception as error:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     return int(row.get("code", ExitCode.FINISHED))
 
 
-def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
+def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     """images/s per device = global batch / time per step / devices, without the first steps. Collective."""
     topology = devices.topology(world.device_type, world.size)
     precision = compatibility.resolve_precision(spec, topology)
@@ -56,52 +56,34 @@ def measured(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)
     attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
     strategy = strategies.create(spec, world.device, world.size)
-    strategy.prepare(load.make_trainable(parts, spec), _optim(spec))
+    trainable = load.make_trainable(parts, spec)
+    strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     batches = synthetic.batches(spec.train_batch_size, spec.resolution, world.rank)
     if spec.cache_latents != "no":
         batches = synthetic.cached(batches, parts, spec)
-    accumulation = spec.gradient_accumulation_steps
-    losses: list[torch.Tensor] = []
-    begin = time.perf_counter()
-    for step in range(spec.max_train_steps):
-        if step == spec.skip_steps:
-            devices.synchronize(world.device)
-            begin = time.perf_counter()
-        for micro in range(accumulation):
-            batch = noised(parts, next(batches), spec)
-            with strategy.accumulate(micro == accumulation - 1), attention.chosen(spec.attention):
-                with strategy.autocast():
-                    loss = loss_of(strategy.model, batch)
-                strategy.backward(loss / accumulation)
+    loss = torch.full((), math.nan)
+    watch = Stopwatch(world.device, spec.skip_steps)
+    for _ in range(spec.max_train_steps):
+        loss = [loss for _, loss in gradients(strategy, parts, spec, batches)][-1]
         strategy.step(1.0)
         if ema:
             ema.update(strategy.masters())
-        losses.append(loss.detach())
-    devices.synchronize(world.device)
-    seconds = (time.perf_counter() - begin) / (spec.max_train_steps - spec.skip_steps)
-    final = float(world.mean(losses[-1]))
-    if not math.isfinite(final):
-        raise ValueError(f"the loss is {final} after {spec.max_train_steps} steps")
+        watch.step()
+    watch.pause()
+    final_loss = float(world.mean(loss))
+    if not math.isfinite(final_loss):
+        raise ValueError(f"the loss is {final_loss} after {spec.max_train_steps} steps")
+    seconds_per_step = max(world.gather(1 / (watch.steps_per_second or math.nan)))
     return {
         "devices": world.size,
         "precision": precision,
-        "seconds_per_step": max(world.gather(seconds)),
-        "images_per_second": spec.train_batch_size * accumulation / max(world.gather(seconds)),
+        "seconds_per_step": seconds_per_step,
+        "images_per_second": spec.train_batch_size * spec.gradient_accumulation_steps / seconds_per_step,
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
-        "final_loss": final,
+        "final_loss": final_loss,
         "attention": attention.running(spec.attention, parts.denoiser, world.device, parts.dtype),
     }
-
-
-def _optim(spec: RunSpec) -> OptimSpec:
-    return OptimSpec(
-        groups=(ParameterGroup("", spec.learning_rate),),
-        betas=(spec.adam_beta1, spec.adam_beta2),
-        weight_decay=spec.adam_weight_decay,
-        epsilon=spec.adam_epsilon,
-        max_grad_norm=spec.max_grad_norm,
-    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`python -m sdtrain.tools.doctor`: what PyTorch and its companions can do on this machine, as one JSON object.
+"""`python -m sdtrain.tools.doctor`: the capabilities of PyTorch and its companions on this machine, as one JSON object.
 
-Every answer comes from trying, and a refusal is kept in its own words: an empty text means that it works.
+Every answer comes from trying: empty text if something works, otherwise the reason in the library's own words.
 """
 
 from __future__ import annotations
@@ -24,34 +24,33 @@ from sdtrain.model import attention
 from sdtrain.runtime import devices
 
 _HEAD = 40  # channels of an attention head of Stable Diffusion 1.x, the size that fewest kernels accept
-_MEMORY = 2**30
 
 
 def examine() -> dict[str, Any]:
-    """All that is known here: torch and what it was built with, devices, backends, attention kernels."""
+    """Torch and the libraries of its build, devices, backends, attention kernels, plugins."""
     device_type = devices.choose("auto")
     return {
         "torch": _torch(),
         "device": device_type.name,
         "devices": {name: device(each) for name, each in devices.DEVICE_TYPES.items()},
-        "distributed": {name: _distributed(name) for name in _backends()},
+        "distributed": _backends(),
         "attention": _attention(device_type),
         "plugins": {name: _plugin(name, facts, device_type) for name, facts in PLUGINS.items()},
     }
 
 
 def device(device_type: devices.DeviceType) -> dict[str, Any]:
-    """Whether devices of this type can be used, why not, and each one that is there."""
+    """Whether devices of this type can be used, why not, and a list of them."""
     why = devices.why_absent(device_type)
-    found: dict[str, Any] = {"available": not why, "why": why}
+    availability: dict[str, Any] = {"available": not why, "why": why}
     if why or device_type.name in ("cpu", "mps"):
-        return found
-    names = [
-        str(device_type.runtime.get_device_name(index)) for index in range(device_type.runtime.device_count())
+        return availability
+    runtime = device_type.runtime
+    each = [
+        f"{runtime.get_device_name(i)}, {runtime.get_device_properties(i).total_memory // 2**30} GiB"
+        for i in range(runtime.device_count())
     ]
-    memory = [device_type.runtime.get_device_properties(i).total_memory // _MEMORY for i in range(len(names))]
-    each = [f"{name}, {size} GiB" for name, size in zip(names, memory, strict=True)]
-    return {**found, "each": each, "bf16": devices.has_bf16(device_type)}
+    return {**availability, "each": each, "bf16": devices.has_bf16(device_type)}
 
 
 def _torch() -> dict[str, str]:
@@ -65,38 +64,35 @@ def _torch() -> dict[str, str]:
     }
 
 
-def _backends() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(device_type.backend for device_type in devices.DEVICE_TYPES.values()))
-
-
-def _distributed(name: str) -> str:
-    """Why processes cannot talk through this backend; empty: they can, given its devices."""
-    return "" if dist.is_backend_available(name) else "not part of this build of PyTorch"
+def _backends() -> dict[str, str]:
+    """Each backend of torch.distributed, with the reason why processes cannot communicate through it."""
+    names = dict.fromkeys(device_type.backend for device_type in devices.DEVICE_TYPES.values())
+    missing = "not part of this build of PyTorch"
+    return {name: "" if dist.is_backend_available(name) else missing for name in names}
 
 
 def _attention(device_type: devices.DeviceType) -> dict[str, str]:
-    """Each backend of attention, tried in the precision that this device trains in."""
-    place = torch.device(device_type.torch_type)
+    """Each attention backend, tried in the precision in which this device trains."""
+    device = torch.device(device_type.torch_type)
     dtype = torch.float32
     if device_type.name != "cpu":
         dtype = torch.bfloat16 if devices.has_bf16(device_type) else torch.float16
-    tried = [name for name in get_args(Attention) if name != "auto"]
-    # PyTorch's own words for a kernel that a CPU never has speak of what was turned off.
+    # For kernels that no CPU has, PyTorch's own message is about settings that were turned off.
     absent = ("cudnn", "efficient") if device_type.name == "cpu" else ()
     return {
-        name: "not on this device" if name in absent else attention.failure(name, _HEAD, place, dtype)
-        for name in tried
+        name: "not on this device" if name in absent else attention.failure(name, _HEAD, device, dtype)
+        for name in get_args(Attention)
+        if name != "auto"
     }
 
 
 def _plugin(name: str, facts: PluginFacts, device_type: devices.DeviceType) -> str:
-    """Why this strategy cannot be used here; empty: it can. Its package is really imported, and the rest is what
-    the check of a job would say."""
+    """Why this strategy cannot be used here; empty: it can. Imports its package, and runs the checks of a job."""
     try:
         import_module(f"sdtrain.strategies.{facts.module}")
     except JobError as error:
         return error.problems[0].found
-    except Exception as error:  # whatever a package of another time does beside this PyTorch
+    except Exception as error:  # whatever an incompatible package does
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     if device_type.name not in facts.devices:
         return f"needs a device of type {' or '.join(facts.devices)}"
@@ -114,7 +110,7 @@ def _plugin(name: str, facts: PluginFacts, device_type: devices.DeviceType) -> s
 
 
 def main() -> None:
-    """Prints the answers as the only line on standard output; libraries may print what they like."""
+    """Print the answers as the only line on standard output; the output of libraries goes to standard error."""
     answers, sys.stdout = sys.stdout, sys.stderr
     warnings.simplefilter("ignore")
     os.environ.setdefault("XFORMERS_MORE_DETAILS", "0")

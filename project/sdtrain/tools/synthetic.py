@@ -1,4 +1,4 @@
-"""Pipelines of real sizes with random weights, made on the spot: for measuring, without any download.
+"""Pipelines of real sizes with random weights and random images: for benchmarks without a download.
 
 Sizes as in the configuration files of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-2-1.
 """
@@ -73,7 +73,7 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
     """A pipeline of the size of sd14, sd21, or tiny; the same weights on every rank."""
     dtype = DTYPES[precision]
 
-    def made(build: Callable[[], Any], dtype: torch.dtype) -> Any:
+    def initialized(build: Callable[[], Any], dtype: torch.dtype) -> Any:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
             torch.manual_seed(0)
             return build().to(dtype).requires_grad_(False).eval()
@@ -84,10 +84,10 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
     )
     return Parts(
         architecture=StableDiffusion(),
-        denoiser=made(lambda: UNet2DConditionModel(**_UNETS[model]), dtype if lora else torch.float32),
-        vae=made(lambda: AutoencoderKL(**(_TINY_VAE if model == "tiny" else _VAE)), dtype),
+        denoiser=initialized(lambda: UNet2DConditionModel(**_UNETS[model]), dtype if lora else torch.float32),
+        vae=initialized(lambda: AutoencoderKL(**(_TINY_VAE if model == "tiny" else _VAE)), dtype),
         text_encoders={
-            "text_encoder": made(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODERS[model])), dtype)
+            "text_encoder": initialized(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODERS[model])), dtype)
         },
         tokenizers={"text_encoder": _tokenizer()},
         process=Ddpm(schedule, prediction),
@@ -99,7 +99,7 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
 
 
 def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch, ...]]:
-    """The same random images again and again; noise and timesteps change with the step."""
+    """The same random images in every step; noise and timesteps change with the step."""
     generator = torch.Generator().manual_seed(rank)
     pixel_values = torch.rand(size, 3, resolution, resolution, generator=generator) * 2 - 1
     step = 0
@@ -107,13 +107,13 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
         yield (
             StreamBatch(
                 pixel_values=pixel_values,
-                posterior=None,
+                moments=None,
                 prompts=["an image"] * size,
                 encodings=None,
                 samples=[Sample(step, rank * size + i, i, "synthetic") for i in range(size)],
                 weight=1.0,
                 names=["synthetic"] * size,
-                skipped=[],
+                passed_over=[],
                 image_weights=None,
             ),
         )
@@ -123,7 +123,7 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
 def cached(
     batches: Iterator[tuple[StreamBatch, ...]], parts: Parts, spec: RunSpec
 ) -> Iterator[tuple[StreamBatch, ...]]:
-    """The same with images and prompts encoded once, on the host, as the caches give them."""
+    """The same with images and prompts encoded once, on the host, as they come from the caches."""
     for number, (batch,) in enumerate(batches):
         if number == 0:
             with torch.no_grad():
@@ -134,13 +134,13 @@ def cached(
 
 
 def _posterior(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
-    """[1, 2C, h, w] of one image, so that no more memory is needed than for one."""
+    """The latent posterior of one image, [1, 2C, h, w]; one at a time to save memory."""
     posterior: torch.Tensor = parts.posterior(pixel_values[None]).parameters.cpu()
     return posterior
 
 
 def _tokenizer() -> CLIPTokenizer:
-    """Spells every text in bytes: the time of a step does not depend on what a prompt says."""
+    """A tokenizer without merges, one token per byte: the time of a step does not depend on the words of a prompt."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", _END]
     vocab = {piece: number for number, piece in enumerate(pieces)}

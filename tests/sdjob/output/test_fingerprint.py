@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from sdjob.dataset.concepts import Concept
+from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.model.pipeline import find_pipeline
 from sdjob.output.fingerprint import data_identity, differences, facts_of, fingerprint, model_identity
 from sdjob.settings.run_spec import RunSpec
@@ -22,7 +23,7 @@ def spec_of(**settings) -> RunSpec:
 
 
 def facts(**settings) -> dict[str, str]:
-    return fingerprint(spec_of(**settings), "model", "data")
+    return fingerprint(spec_of(**settings), STABLE_DIFFUSION, "model", "data")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,13 @@ def facts(**settings) -> dict[str, str]:
 def test_what_must_not_change(change, name):
     before, after = facts(), facts(**change)
     assert before.get(name) != after.get(name)
+
+
+def test_trained_layers_read_as_in_earlier_checkpoints():
+    default = facts(lora_rank=4)
+    assert default["lora_rank"] == "LoRA of rank 4, alpha 4, on to_k, to_q, to_v, to_out.0"
+    assert default == facts(lora_rank=4, lora_target_modules=("to_k", "to_q", "to_v", "to_out.0"))
+    assert facts()["lora_rank"] == "the whole U-Net"
 
 
 def test_lora_shape_must_not_change():
@@ -82,10 +90,15 @@ def test_other_images_of_the_class_are_other_data():
     prior = RunSpec(
         pretrained_model_name_or_path="m", output_dir="o", with_prior_preservation=True, class_prompt="x"
     )
-    runs = [fingerprint(prior, "model", "data", identity) for identity in ("", "one", "other")]
+    runs = [
+        fingerprint(prior, STABLE_DIFFUSION, "model", "data", identity) for identity in ("", "one", "other")
+    ]
     assert len({facts["class_data_dir"] for facts in runs}) == 3
     more = prior.model_copy(update={"num_class_images": 7})
-    assert fingerprint(more, "model", "data")["num_class_images"] != runs[0]["num_class_images"]
+    assert (
+        fingerprint(more, STABLE_DIFFUSION, "model", "data")["num_class_images"]
+        != runs[0]["num_class_images"]
+    )
 
 
 def test_every_difference_to_a_checkpoint_is_a_problem():

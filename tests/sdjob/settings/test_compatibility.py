@@ -85,6 +85,8 @@ def test_the_defaults_work_everywhere(recipe, topology):
             64,
         ),
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
+        ({"lr_scheduler": "polynomial", "learning_rate": 1e-7}, GPU, "lr_scheduler", 64),
+        ({"attention": "cudnn"}, CPU, "attention", 64),
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
         ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
@@ -140,6 +142,49 @@ def test_strategies_that_shard_have_adamw_only(plugin, optimizer):
 def test_caches_of_what_stays_the_same():
     assert problems(spec(cache_latents="memory", center_crop=True, random_flip=True), GPU) == []
     assert problems(spec(cache_text_embeddings="disk"), GPU) == []
+
+
+def test_what_is_just_possible_is_not_refused():
+    for values in (
+        {"lr_scheduler": "polynomial", "learning_rate": 1.1e-7},
+        {"optimizer": "prodigy", "learning_rate": 0.1},
+        {"optimizer": "prodigy", "learning_rate": 1.0, "text_encoder_lr": 1.0, "train_text_encoder": True},
+        {"lr_warmup_steps": 399, "lr_scheduler": "cosine"},
+        {"aspect_ratio_buckets": True, "resolution": 576},
+        {"plugin": "fsdp", "reshard_after_forward": False, "cpu_offload": True},
+        {"plugin": "low_level_zero", "zero_stage": 2, "cpu_offload": True},
+        {"plugin": "gemini", "placement": "auto"},
+        {"concepts_list": "x", "with_prior_preservation": True},
+    ):
+        assert problems(spec(**values), GPU) == [], values
+
+
+@pytest.mark.parametrize(
+    ("values", "topology", "remedy"),
+    [
+        ({"plugin": "gemini"}, CPU, "plugin=fsdp"),
+        ({"plugin": "fsdp"}, Topology("mps", 1), "plugin=torch_ddp"),
+        ({"plugin": "gemini", "mixed_precision": "no"}, GPU, "mixed_precision=bf16 or fp16, or plugin=fsdp"),
+        (
+            {"plugin": "torch_ddp_fp16", "mixed_precision": "bf16"},
+            GPU,
+            "mixed_precision=fp16, or plugin=torch_ddp",
+        ),
+        ({"plugin": "torch_ddp_fp16"}, CPU, "mixed_precision=no with plugin=torch_ddp or bf16 with"),
+        ({"placement": "cpu"}, GPU, "placement=cuda, or use a plugin that has it: gemini"),
+        (
+            {"plugin": "gemini", "cpu_offload": True},
+            GPU,
+            "cpu_offload=0, or use a plugin that has it: fsdp, low",
+        ),
+        ({"plugin": "fsdp", "optimizer": "adafactor"}, GPU, "optimizer=adamw, or plugin=torch_ddp"),
+        ({"optimizer": "prodigy"}, GPU, "Prodigy finds the rate itself"),
+        ({"optimizer": "prodigy"}, GPU, "set lr=1, and no other"),
+    ],
+)
+def test_a_remedy_names_what_works(values, topology, remedy):
+    (problem,) = problems(spec(**values), topology)
+    assert remedy in problem.remedy
 
 
 def test_one_process_needs_no_strategy():

@@ -1,4 +1,4 @@
-"""What people read about a job. Tests of text and tables."""
+"""What people read about a job. Tests of text and `sdlaunch/display/tables.py`."""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Which model and dataset a job uses, and what is proposed where there is none. Tests of contents and mounts."""
+"""Which model and dataset a job uses, and what is proposed where there is none.
+
+Tests of contents and `sdlaunch/inputs/mounts.py`.
+"""
 
 import pytest
 

@@ -1,12 +1,15 @@
 """Downloads of models, datasets and packages, from a hub and an index on this machine.
 
-Tests of fetch, hub, hub_download, pip_install, subprocess_log and cache_dir.
+Tests of fetch, `sdlaunch/inputs/hub.py`, `sdlaunch/inputs/hub_download.py`, `sdlaunch/inputs/pip_install.py`,
+`sdlaunch/inputs/subprocess_log.py` and `sdlaunch/inputs/cache_dir.py`.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import sys
+import tempfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +19,7 @@ from urllib.parse import unquote
 import pytest
 
 from sdlaunch import plan
+from sdlaunch.inputs.cache_dir import cache_folder
 from sdlaunch.inputs.hub_download import wanted
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.sdlaunch.test_plan import found
@@ -242,3 +246,19 @@ def test_what_this_python_has_is_not_changed(project, tmp_path):
     wheel(tmp_path / "wheels", "pydantic", "")
     (problem,) = prepare(project, fetch=True).problems
     assert "pydantic==1.0" in problem.found and problem.code == 69
+
+
+# --- where it is kept --------------------------------------------------------------------------------
+
+
+def test_downloads_are_kept_where_the_user_can_write(tmp_path):
+    home = {"HOME": str(tmp_path)}
+    assert cache_folder("~/mine", home) == Path("~/mine").expanduser()
+    assert cache_folder(None, home) == tmp_path / ".cache/sd-finetune"
+    assert cache_folder(None, {**home, "XDG_CACHE_HOME": str(tmp_path / "x")}) == tmp_path / "x/sd-finetune"
+
+
+def test_where_no_home_can_be_written_downloads_are_temporary(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    expected = Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"
+    assert cache_folder(None, {}) == cache_folder(None, {"HOME": "/nonexistent"}) == expected

@@ -28,9 +28,10 @@ def save(layout: OutputLayout, step: int = 60, **settings) -> Path:
     root = layout.root.parent
     data = root / "dataset/images"
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", instance_data_dir=str(data), **settings)
-    model = fingerprint.model_identity(find_pipeline(root / "model", None, allow_pickle=False))
+    model = find_pipeline(root / "model", None, allow_pickle=False)
+    identity = fingerprint.model_identity(model)
     info = find_dataset(data, None, captions=False, image_column="image", caption_column="text")
-    facts = fingerprint.facts_of(spec, model, [info], concepts_of(spec))
+    facts = fingerprint.facts_of(spec, model.architecture, identity, [info], concepts_of(spec))
     folder = layout.step_folder(step)
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps({"format": 2, "step": step, "fingerprint": facts}))

@@ -170,7 +170,6 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
         output_dir="o",
         train_text_encoder=True,
         lora_rank=lora_rank,
-        lora_target_modules=("to_q", "to_v"),
         export_single_file=True,
     )
     source, parts = loaded(model, spec)

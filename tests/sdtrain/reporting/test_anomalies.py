@@ -79,9 +79,7 @@ def test_the_warning_says_what_is_usual(capsys):
         found.warn_of_spike(numbers.uniform(0.09, 0.11), step)
     assert capsys.readouterr().out == ""
     found.warn_of_spike(25.0, 100)
-    assert capsys.readouterr().out == (
-        "warning: the loss of step 100 is 25.0000, after about 0.1025 before\n"
-    )
+    assert capsys.readouterr().out == ("warning: loss spike at step 100: 25.0000, recently about 0.1025\n")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -92,7 +90,7 @@ def test_a_non_finite_loss_ends_the_run_and_names_its_first_batch(value):
     found.observe(5, batch("d"), torch.tensor(math.nan))
     with pytest.raises(JobError) as error:
         found.finite(torch.tensor(value), 5)
-    assert problem(error).found == f"is {value} by step 5; first it was {value} at step 4, with b, c"
+    assert problem(error).found == f"is {value} by step 5; it was {value} at step 4, with b, c"
     assert problem(error).code == 70
 
 
@@ -104,7 +102,7 @@ def test_the_first_batch_is_that_of_the_earliest_step_on_any_rank():
     found.observe(4, batch("a"), torch.tensor(math.nan))
     with pytest.raises(JobError) as error:
         found.finite(torch.tensor(math.nan), 5)
-    assert problem(error).found.endswith("first it was inf at step 3, with b, c")
+    assert problem(error).found.endswith("it was inf at step 3, with b, c")
 
 
 def test_a_message_names_at_most_eight_images():
@@ -120,7 +118,7 @@ def test_a_sum_may_overflow_although_every_loss_is_finite():
     found.observe(1, batch("a"), torch.tensor(3e38))
     with pytest.raises(JobError) as error:
         found.finite(torch.tensor(math.inf), 1)
-    assert problem(error).found == "is inf by step 1; first it was finite in every batch"
+    assert problem(error).found == "is inf by step 1; it was finite in every batch"
 
 
 def test_a_finite_loss_clears_what_was_observed():
