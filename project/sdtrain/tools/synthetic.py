@@ -107,13 +107,13 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
         yield (
             StreamBatch(
                 pixel_values=pixel_values,
-                moments=None,
+                posterior=None,
                 prompts=["an image"] * size,
                 encodings=None,
                 samples=[Sample(step, rank * size + i, i, "synthetic") for i in range(size)],
                 weight=1.0,
                 names=["synthetic"] * size,
-                passed_over=[],
+                skipped=[],
                 image_weights=None,
             ),
         )
