@@ -8,20 +8,18 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from sdjob.dataset.concepts import concepts_of
 from sdjob.dataset.detect import dataset_in, find_dataset
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
-from sdjob.problems import JobError, Problem, bad_input
+from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.mounts import Mounts
-from sdlaunch.preflight.timeouts import NoAnswer, Task, no_answer
 from sdlaunch.settings.options import LaunchOptions
+from sdlaunch.timeouts import Task, outcome
 
-Found = TypeVar("Found")
 _MOUNT_VARIABLES = ("MODEL_DIR", "DATASET_DIR", "PROJECT_DIR")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -55,44 +53,22 @@ class Contents:
         )
 
 
-@dataclass(frozen=True)
-class _Search(Generic[Found]):
-    """One input that is looked for in a thread, since its mount may be slow."""
-
-    variable: str
-    path: Path
-    task: Task[Found]
-
-    def outcome(self, until: float, timeout: float) -> tuple[Found | None, tuple[Problem, ...]]:
-        try:
-            return self.task.result(until), ()
-        except NoAnswer:
-            return None, (no_answer(self.variable, self.path, timeout),)
-        except JobError as error:
-            return None, error.problems
-        except OSError as error:  # a mount that fails while it is being read
-            where, found = str(error.filename or "a mount"), f"{error.strerror or error}"
-            return None, (bad_input(where, found, "Check the mount and its permissions."),)
-
-
 def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collection[str] = ()) -> Contents:
-    """Recognize the model and the dataset.
+    """Recognize the model and the dataset, each in a thread, since its mount may be slow.
 
     `awaited`: of model_name and dataset_name those that are downloaded later, and not looked for yet.
     """
     timeout = options.check_timeout
     until = time.monotonic() + timeout
-    concepts_list = Path(spec.concepts_list or "")
-    searches = (
-        _Search("MODEL_DIR", mounts.model, Task(lambda: _model(mounts, options, spec, awaited))),
-        _Search("DATASET_DIR", mounts.dataset, Task(lambda: _dataset(mounts, options, spec, awaited))),
-        _Search("concepts_list", concepts_list, Task(lambda: _subjects(spec))),
-        _Search("PROJECT_DIR", mounts.project, Task(lambda: _project(mounts, options))),
-    )
-    model, model_problems = searches[0].outcome(until, timeout)
-    dataset, dataset_problems = searches[1].outcome(until, timeout)
-    subjects, subject_problems = searches[2].outcome(until, timeout)
-    _, project_problems = searches[3].outcome(until, timeout)
+    search_model = Task(lambda: _model(mounts, options, spec, awaited))
+    search_dataset = Task(lambda: _dataset(mounts, options, spec, awaited))
+    search_subjects = Task(lambda: _subjects(spec))
+    search_project = Task(lambda: _project(mounts, options))
+    model, model_problems = outcome(search_model, until, "MODEL_DIR", mounts.model, timeout)
+    dataset, dataset_problems = outcome(search_dataset, until, "DATASET_DIR", mounts.dataset, timeout)
+    concepts_list = spec.concepts_list or ""
+    subjects, subject_problems = outcome(search_subjects, until, "concepts_list", concepts_list, timeout)
+    _, project_problems = outcome(search_project, until, "PROJECT_DIR", mounts.project, timeout)
     model_problems = _or_online(model_problems, options.model_name, options)
     dataset_problems = _or_online(dataset_problems, options.dataset_name, options)
     return Contents(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdjob.problems import Problem
+from sdlaunch.display.redact import redact, secrets_of
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.settings.resolve import Settings
@@ -25,23 +30,58 @@ class Fetched:
     problems: tuple[Problem, ...] = ()
 
     def awaiting(self, what: str, reason: str | Problem) -> Fetched:
-        """The same with one thing more that is awaited: it may come (a warning), or it did not (a problem)."""
+        """Add something that is awaited: it may still come (a warning), or it did not come (a problem)."""
+        awaited = (*self.awaited, what)
         if isinstance(reason, Problem):
-            return replace(self, awaited=(*self.awaited, what), problems=(*self.problems, reason))
-        return replace(self, awaited=(*self.awaited, what), warnings=(*self.warnings, reason))
+            return replace(self, awaited=awaited, problems=(*self.problems, reason))
+        return replace(self, awaited=awaited, warnings=(*self.warnings, reason))
 
 
 def gather(read: Settings, mounts: Mounts, home: Path, environ: Mapping[str, str], *, fetch: bool) -> Fetched:
     """Look what is there already. With `fetch`, get the rest; only then is anything written."""
-    options, cache_dir = read.options, read.spec.cache_dir
+    from sdlaunch.inputs import hub, pip_install  # both use what follows below
+
+    options, cache = read.options, cache_folder(read.spec.cache_dir, environ)
     fetched = Fetched(options)
     if options.install_requirements:
-        from sdlaunch.inputs import pip_install
-
         project = mounts.project if options.script else None
-        fetched = pip_install.provide(fetched, home, project, cache_dir, environ, fetch=fetch)
+        fetched = pip_install.provide(fetched, home, project, cache, environ, fetch=fetch)
     if not options.offline:
-        from sdlaunch.inputs import hub
-
-        fetched = hub.provide(fetched, mounts, cache_dir, environ, fetch=fetch and not fetched.problems)
+        fetched = hub.provide(fetched, mounts, cache, environ, fetch=fetch and not fetched.problems)
     return fetched
+
+
+def cache_folder(cache_dir: str | None, environ: Mapping[str, str]) -> Path:
+    """`cache_dir`, else the user's cache folder, else (where that cannot be written) a temporary one."""
+    if cache_dir:
+        return Path(cache_dir).expanduser().absolute()
+    base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/nonexistent", ".cache"))
+    if os.access(next(path for path in (base, *base.parents) if path.exists()), os.W_OK):
+        return base / "sd-finetune"
+    return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Run a program that downloads, and show its output as it comes, without secrets; returns why it failed, or ""."""
+    secrets = secrets_of(environ)
+    tail: deque[str] = deque(maxlen=30)
+    with subprocess.Popen(
+        argv,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if shown := redact(line.rstrip(), secrets):
+                    print(f"  {shown}", flush=True)
+                    tail.append(shown)
+            status = process.wait()
+        finally:
+            process.kill()  # if the launcher is stopped meanwhile
+    errors = [line for line in tail if line.startswith("ERROR")] or list(tail)[-1:]
+    return (" / ".join(errors) or f"exit status {status}") if status else ""

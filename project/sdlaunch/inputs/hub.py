@@ -10,18 +10,15 @@ from pathlib import Path
 
 from sdjob.files import shown
 from sdjob.problems import Problem, bad_input
-from sdlaunch.display.redact import secrets_of
-from sdlaunch.inputs import subprocess_log
-from sdlaunch.inputs.cache_dir import cache_folder
 from sdlaunch.inputs.contents import is_hub_name
-from sdlaunch.inputs.fetch import Fetched
+from sdlaunch.inputs.fetch import Fetched, run
 from sdlaunch.inputs.hub_download import COMPLETE
 from sdlaunch.inputs.mounts import Mounts
-from sdlaunch.preflight.timeouts import NoAnswer, Task
+from sdlaunch.timeouts import NoAnswer, Task
 
 
 def provide(
-    fetched: Fetched, mounts: Mounts, cache_dir: str | None, environ: Mapping[str, str], *, fetch: bool
+    fetched: Fetched, mounts: Mounts, cache: Path, environ: Mapping[str, str], *, fetch: bool
 ) -> Fetched:
     """Replace names of the hub by folders of the cache; with `fetch`, download those that are not there yet."""
     options = fetched.options
@@ -32,7 +29,7 @@ def provide(
         name = getattr(options, setting)
         if not is_hub_name(name) or _is_local(mount / name, options.check_timeout):
             continue
-        folder = cache_folder(cache_dir, environ) / "hub" / repo_type / name.replace("/", "--")
+        folder = cache / "hub" / repo_type / name.replace("/", "--")
         fetched = replace(fetched, options=fetched.options.model_copy(update={setting: str(folder)}))
         if (folder / COMPLETE).exists():
             continue
@@ -65,11 +62,7 @@ def _download(
         "HF_XET_CACHE": cache,
     }
     argv = [sys.executable, "-m", "sdlaunch.inputs.hub_download", repo_type, name, str(folder)]
-    status, tail = subprocess_log.run(argv, online, secrets_of(environ))
-    if status == 0:
-        return None
-    return bad_input(
-        setting,
-        f"nothing local is called {name}, and it could not be downloaded ({tail or f'exit status {status}'})",
-        "Correct the name, give HF_TOKEN if it is not public, or mount it and name its folder.",
-    )
+    reason = run(argv, online)
+    found = f"nothing local is called {name}, and it could not be downloaded ({reason})"
+    remedy = "Correct the name, give HF_TOKEN if it is not public, or mount it and name its folder."
+    return bad_input(setting, found, remedy) if reason else None

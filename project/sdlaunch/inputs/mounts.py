@@ -40,21 +40,19 @@ def require(variable: str, path: Path, holds: str, name: str | None = None) -> N
         return
     remedy = f"Mount {holds} there, or set {variable} to the folder that holds it."
     try:
-        empty = not any(path.iterdir())
+        found = "" if any(path.iterdir()) else "is empty"
         if not os.access(path, os.X_OK):  # then it can be listed, but nothing in it opened
             raise PermissionError
     except FileNotFoundError:
-        raise JobError(bad_input(variable, f"{path} does not exist", remedy)) from None
+        found = "does not exist"
     except NotADirectoryError:
-        if variable == "MODEL_DIR" and not name and may_be_model(path):
-            return
-        raise JobError(bad_input(variable, f"{path} is a file, not a folder", remedy)) from None
+        is_model = variable == "MODEL_DIR" and not name and may_be_model(path)
+        found = "" if is_model else "is a file, not a folder"
     except PermissionError:
-        found = f"{path} cannot be read by user {os.getuid()}"
+        found = f"cannot be read by user {os.getuid()}"
         remedy = f"Make it readable for that user, or set {variable} to another folder."
-        raise JobError(bad_input(variable, found, remedy)) from None
-    if empty:
-        raise JobError(bad_input(variable, f"{path} is empty", remedy))
+    if found:
+        raise JobError(bad_input(variable, f"{path} {found}", remedy))
 
 
 def _absolute(path: str) -> Path:

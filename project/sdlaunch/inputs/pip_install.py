@@ -10,33 +10,47 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
+from sdjob.dataset.detect import FORMATS
 from sdjob.problems import Problem, no_hardware
-from sdlaunch.display.redact import secrets_of
-from sdlaunch.inputs import subprocess_log
-from sdlaunch.inputs.cache_dir import cache_folder
 from sdlaunch.inputs.fetch import PACKAGES as AWAITED
-from sdlaunch.inputs.fetch import Fetched
-from sdlaunch.preflight.packages import FORMAT_PACKAGES, PACKAGES, missing
+from sdlaunch.inputs.fetch import Fetched, run
+
+# Import name → what to install.
+PACKAGES = {
+    "torch": "torch",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+    "PIL": "pillow",
+    "numpy": "numpy",
+    "tensorboard": "tensorboard",
+    "tqdm": "tqdm",
+    "peft": "peft",
+    "tokenizers": "tokenizers",
+    "psutil": "psutil",
+}
 
 
 def provide(
     fetched: Fetched,
     home: Path,
     project: Path | None,
-    cache_dir: str | None,
+    cache: Path,
     environ: Mapping[str, str],
     *,
     fetch: bool,
 ) -> Fetched:
     """Find in the cache, or with `fetch` install there, what this Python lacks: of the pinned packages, and of the
     requirements.txt of a user's project (None: the project is this repository)."""
-    lacking = missing(PACKAGES | FORMAT_PACKAGES)
+    lacking = missing(PACKAGES | {name: name for each in FORMATS for name in each.packages})
     own = project / "requirements.txt" if project and (project / "requirements.txt").is_file() else None
     if "torch" in lacking or not (lacking or own):
         return fetched
-    folder = cache_folder(cache_dir, environ) / "packages" / _key(lacking, own)
+    facts = [sys.version, sys.prefix, *lacking, own.read_text() if own else ""]
+    folder = cache / "packages" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     wanted = ", ".join([*lacking, *([str(own)] if own else [])])
     if not folder.is_dir():
         if not fetch:
@@ -50,10 +64,9 @@ def provide(
     return replace(fetched, import_path=import_path)
 
 
-def _key(lacking: list[str], own: Path | None) -> str:
-    """A name for these packages and this Python."""
-    facts = [sys.version, sys.prefix, *lacking, own.read_text() if own else ""]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+def missing(needed: Mapping[str, str]) -> list[str]:
+    """The packages to install, given import name → package."""
+    return [package for name, package in needed.items() if find_spec(name) is None]
 
 
 def _install(
@@ -69,11 +82,11 @@ def _install(
         flags = ["--disable-pip-version-check", "--no-input", f"--prefix={part}", f"--constraint={pins}"]
         more = ["-r", str(own)] if own else []
         argv = [sys.executable, "-m", "pip", "install", *flags, *lacking, *more]
-        status, tail = subprocess_log.run(argv, environ, secrets_of(environ))
-        if status == 0:
+        if reason := run(argv, environ):
+            found = f"pip could not install {wanted} ({reason})"
+        else:
             part.rename(folder)
             return None
-        found = f"pip could not install {wanted} ({tail or f'exit status {status}'})"
     except OSError as error:
         if folder.is_dir():  # another launcher made it meanwhile
             return None

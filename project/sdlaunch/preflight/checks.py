@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.model import part_compatibility
-from sdjob.problems import ExitCode, JobError, Problem, bad_input, no_hardware
+from sdjob.problems import ExitCode, Problem, no_hardware
 from sdjob.settings import compatibility
 from sdlaunch.preflight import captions, estimates, images, output, packages, resume, system_limits
 from sdlaunch.preflight.job import Finding, Job, Note
-from sdlaunch.preflight.timeouts import NoAnswer, Task, no_answer
+from sdlaunch.timeouts import Task, outcome
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,18 @@ def run(job: Job) -> Findings:
 
 
 def _findings(check: Check, job: Job) -> Sequence[Finding]:
-    """Reports a file system that fails, instead of ending the launcher."""
+    """What the check finds; an output folder that fails meanwhile is a problem of its own."""
     try:
         return check.find(job)
-    except JobError as error:
-        return error.problems
     except OSError as error:
-        where = str(error.filename or "file system")
-        if Path(where).is_relative_to(job.mounts.output):
+        if error.filename and Path(error.filename).is_relative_to(job.mounts.output):
             return [output.unwritable(job.mounts.output, error)]
-        return [bad_input(where, error.strerror or str(error), "Check the mount and its permissions.")]
+        raise
 
 
 def _outcome(check: Check, task: Task[Sequence[Finding]], job: Job) -> Sequence[Finding]:
-    try:
-        return task.result(job.until)
-    except NoAnswer:
-        return [no_answer(check.subject, check.where(job), job.patience, check.code)]
+    found, problems = outcome(task, job.until, check.subject, check.where(job), job.patience, check.code)
+    return problems if found is None else found
 
 
 def _settings(job: Job) -> list[Problem]:

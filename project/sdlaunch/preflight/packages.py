@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from importlib.util import find_spec
 
-from sdjob.dataset.detect import FORMATS
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
+from sdlaunch.inputs.pip_install import PACKAGES, missing
 from sdlaunch.preflight.job import Job
-
-# Import name → what to install.
-PACKAGES = {
-    "torch": "torch",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "safetensors": "safetensors",
-    "PIL": "pillow",
-    "numpy": "numpy",
-    "tensorboard": "tensorboard",
-    "tqdm": "tqdm",
-    "peft": "peft",
-    "tokenizers": "tokenizers",
-    "psutil": "psutil",
-}
-FORMAT_PACKAGES = {name: name for each in FORMATS for name in each.packages}
 
 
 def findings(job: Job) -> list[Problem]:
@@ -54,8 +36,3 @@ def _of_every_run(lacking: list[str], job: Job) -> list[Problem]:
         other = "use an image that has PyTorch (install_requirements=1 does not install it)"
     remedy = f"Install: {sys.executable} -m pip install {' '.join(lacking)}; or {other}."
     return [no_hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", remedy)]
-
-
-def missing(needed: Mapping[str, str]) -> list[str]:
-    """The packages to install, given import name → package."""
-    return [package for name, package in needed.items() if find_spec(name) is None]

@@ -20,10 +20,10 @@ from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.display.redact import redact
 from sdlaunch.display.run_records import as_json
 from sdlaunch.plan import JobPlan
-from sdlaunch.preflight.timeouts import NoAnswer, Task
 from sdlaunch.supervise import lock
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.verdict import Verdict
+from sdlaunch.timeouts import NoAnswer, Task
 
 _PATIENCE = 5.0  # seconds for an output folder that may not answer
 _VAGUE = (

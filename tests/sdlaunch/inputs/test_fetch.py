@@ -1,7 +1,6 @@
 """Downloads of models, datasets and packages, from a hub and an index on this machine.
 
-Tests of fetch, `sdlaunch/inputs/hub.py`, `sdlaunch/inputs/hub_download.py`, `sdlaunch/inputs/pip_install.py`,
-`sdlaunch/inputs/subprocess_log.py` and `sdlaunch/inputs/cache_dir.py`.
+Tests of fetch, `sdlaunch/inputs/hub.py`, `sdlaunch/inputs/hub_download.py` and `sdlaunch/inputs/pip_install.py`.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ from sdjob.dataset.formats.folder import FOLDER
 from sdjob.dataset.formats.parquet import PARQUET
 from sdjob.dataset.formats.saved import SAVED
 from sdlaunch import plan
-from sdlaunch.preflight import packages
+from sdlaunch.inputs import pip_install
 from tests.sdlaunch.test_plan import found, prepare
 
 
@@ -16,25 +16,25 @@ from tests.sdlaunch.test_plan import found, prepare
 def test_the_package_of_an_optimizer_is_required_before_the_job_starts(
     place, monkeypatch, optimizer, package
 ):
-    there = packages.find_spec
-    monkeypatch.setattr(packages, "find_spec", lambda name: there("json" if name == package else name))
+    there = pip_install.find_spec
+    monkeypatch.setattr(pip_install, "find_spec", lambda name: there("json" if name == package else name))
     assert prepare(place, optimizer=optimizer).problems == ()
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else there(name))
+    monkeypatch.setattr(pip_install, "find_spec", lambda name: None if name == package else there(name))
     (problem,) = prepare(place, optimizer=optimizer).problems
     assert (problem.subject, problem.code) == ("optimizer", 69)
     assert f"pip install {package}" in problem.remedy
 
 
 def test_missing_packages_are_a_problem_with_the_command_that_installs_them(place, monkeypatch):
-    monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
+    monkeypatch.setitem(pip_install.PACKAGES, "no_such_module", "no-such-package")
     (problem,) = prepare(place).problems
     assert problem.code == 69
     assert "pip install no-such-package" in problem.remedy
 
 
 def without(monkeypatch, package):
-    here = packages.find_spec
-    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else here(name))
+    here = pip_install.find_spec
+    monkeypatch.setattr(pip_install, "find_spec", lambda name: None if name == package else here(name))
 
 
 def test_every_run_needs_peft(place, monkeypatch):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from sdjob.problems import ExitCode, Problem
+from sdjob.problems import ExitCode, JobError, Problem, bad_input
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", covariant=True)
 
 
 class NoAnswer(Exception):
@@ -43,11 +43,23 @@ class Task(Generic[Result]):
         return value  # type: ignore[return-value]  # None only where Result allows it
 
 
-def no_answer(subject: str, where: Path | str, patience: float, code: int = ExitCode.BAD_INPUT) -> Problem:
-    """The problem of a mount that does not answer."""
-    return Problem(
-        int(code),
-        subject,
-        f"{where} did not answer within {patience:g} s",
-        "Check the mount and the storage behind it; if it is only slow, raise check_timeout.",
-    )
+def outcome(
+    task: Task[Result],
+    until: float,
+    subject: str,
+    path: Path | str,
+    timeout: float,
+    code: int = ExitCode.BAD_INPUT,
+) -> tuple[Result | None, tuple[Problem, ...]]:
+    """What the action returned, or the problems of a file system that fails or does not answer."""
+    try:
+        return task.result(until), ()
+    except NoAnswer:
+        remedy = "Check the mount and the storage behind it; if it is only slow, raise check_timeout."
+        return None, (Problem(int(code), subject, f"{path} did not answer within {timeout:g} s", remedy),)
+    except JobError as error:
+        return None, error.problems
+    except OSError as error:
+        where = str(error.filename or "file system")
+        remedy = "Check the mount and its permissions."
+        return None, (bad_input(where, error.strerror or str(error), remedy),)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sdlaunch.preflight.timeouts import NoAnswer, Task
+from sdlaunch.timeouts import NoAnswer, Task
 
 
 def test_a_task_gives_its_result_or_its_error_or_nothing_in_time():
