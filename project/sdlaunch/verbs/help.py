@@ -1,8 +1,9 @@
-"""`--help`: usage and every setting, from the schema; documents print the same defaults."""
+"""`--help`: usage and every setting, from the schema; documents print the same rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,6 +28,18 @@ exit codes
 {codes}"""
 
 
+@dataclass(frozen=True)
+class Row:
+    """A setting as users read about it."""
+
+    group: str
+    name: str
+    meaning: str  # with its unit
+    default: str  # as it is typed; "-" for none
+    presets: str  # the defaults of some runs
+    other_names: list[str]
+
+
 def text(verbs: Iterable[tuple[str, str]]) -> str:
     """The whole help; `verbs`: (usage, what it does) of each."""
     usage = _USAGE.format(
@@ -34,31 +47,33 @@ def text(verbs: Iterable[tuple[str, str]]) -> str:
         codes="\n".join(f"  {int(code):>2}  {meaning.text}" for code, meaning in MEANINGS.items()),
     )
     sections: dict[str, list[str]] = {}
-    models: tuple[type[BaseModel], ...] = (LaunchOptions, RunSpec)
-    for model in models:
-        for field, about in settings_of(model).items():
-            if not about.flag_only:
-                sections.setdefault(about.group, []).append(_line(model, field))
+    for row in rows():
+        also = f"; also {', '.join(row.other_names)}" if row.other_names else ""
+        line = f"  {row.name:<28} {row.meaning} [{row.default}{row.presets}{also}]"
+        sections.setdefault(row.group, []).append(line)
     return "\n\n".join([usage, *(f"{group}\n" + "\n".join(lines) for group, lines in sections.items())])
 
 
-def _line(model: type[BaseModel], field: str) -> str:
-    about = settings_of(model)[field]
-    first, others = about.name or field, names.other_names(model, field)
-    unit = f" ({about.unit})" if about.unit else ""
-    also = f"; also {', '.join(others)}" if others else ""
-    return f"  {first:<28} {about.help}{unit} [{defaults_of(model, field)}{also}]"
+def rows() -> list[Row]:
+    """Every setting that users can set, in the order of the schema."""
+    models: tuple[type[BaseModel], ...] = (LaunchOptions, RunSpec)
+    return [
+        Row(
+            about.group,
+            about.name or field,
+            f"{about.help} ({about.unit})" if about.unit else about.help,
+            _typed(model.model_fields[field].default),
+            "".join(f"; {each.value:g} with {each.when}" for each in presets.PRESETS if each.field == field),
+            names.other_names(model, field),
+        )
+        for model in models
+        for field, about in settings_of(model).items()
+        if not about.flag_only
+    ]
 
 
-def defaults_of(model: type[BaseModel], field: str) -> str:
-    """A default, and the presets of some runs, as users would type them."""
-    own = (f"; {each.value:g} with {each.when}" for each in presets.PRESETS if each.field == field)
-    return default_of(model, field) + "".join(own)
-
-
-def default_of(model: type[BaseModel], field: str) -> str:
-    """A default as users would type it; "-" for none."""
-    default: Any = model.model_fields[field].default
+def _typed(default: Any) -> str:
+    """A default as users would type it."""
     if default is None or default == ():
         return "-"
     if isinstance(default, bool):
