@@ -89,6 +89,7 @@ def _report(request: Request, environ: Mapping[str, str], home: Path) -> int:
 def _emit(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch import emit
     from sdlaunch.emit.kubernetes import KINDS
+    from sdlaunch.emit.task import task_of
 
     kind = request.arguments.get("kind", KINDS[0])
     target = emit.TARGETS.get(request.operand)
@@ -98,22 +99,20 @@ def _emit(request: Request, environ: Mapping[str, str], home: Path) -> int:
     if target is None or job.launch is None:
         console.show(redact(display.problems(job.problems), job.secrets), sys.stderr)
         return job.code
-    console.show(redact(emit.render(job, home, target, kind), job.secrets), sys.stdout)
+    console.show(redact(target.render(task_of(job, home, kind)), job.secrets), sys.stdout)
     return 0
 
 
 def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import doctor
 
-    problems = list(request.problems)
+    refused = list(request.problems)
     if request.flags:
         found = f"doctor with {', '.join(name for name, _ in request.flags)}"
-        problems.append(bad_setting("command line", found, "doctor takes no settings: leave them out."))
-    if problems:
-        refused = doctor.Diagnosis({}, tuple(problems))
-        console.show(refused.to_json() if request.json else display.problems(problems), sys.stdout)
-        return refused.code
-    return doctor.run(home, environ, as_json=request.json)
+        refused.append(bad_setting("command line", found, "doctor takes no settings: leave them out."))
+    diagnosis = doctor.Diagnosis({}, tuple(refused)) if refused else doctor.examine(home, environ)
+    console.show(diagnosis.to_json() if request.json else doctor.render(diagnosis), sys.stdout)
+    return diagnosis.code
 
 
 def _help(request: Request, environ: Mapping[str, str], home: Path) -> int:

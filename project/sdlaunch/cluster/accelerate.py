@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob.problems import JobError, Problem, bad_setting, no_hardware
+from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.settings.options import LaunchOptions
@@ -42,28 +42,25 @@ def read(options: LaunchOptions) -> Config:
         remedy = "Use launcher=accelerate, or unset accelerate_config."
         problems.append(bad_setting("accelerate_config", f"set, with launcher={options.launcher}", remedy))
     elif path:
-        try:
-            values = _scalars(path)
-        except JobError as error:
-            problems += error.problems
+        values, wrong = _scalars(path)
+        problems += wrong
     return Config(path, values, tuple(problems))
 
 
-def _scalars(path: str) -> dict[str, str]:
-    """Raises JobError."""
+def _scalars(path: str) -> tuple[dict[str, str], list[Problem]]:
     import yaml
 
     remedy = "Give accelerate_config the path of a file made by `accelerate config`."
     try:
         root = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-        found = "" if isinstance(root, dict) else f"{path} is not a mapping"
+        if isinstance(root, dict):
+            return {str(name): value for name, value in root.items() if isinstance(value, str)}, []
+        found = f"{path} is not a mapping"
     except (OSError, UnicodeDecodeError) as error:
         found = f"{path}: {getattr(error, 'strerror', error)}"
     except yaml.YAMLError as error:
         found, remedy = f"{path}: {str(error).splitlines()[0]}", "Fix the YAML syntax."
-    if found:
-        raise JobError(bad_setting("accelerate_config", found, remedy))
-    return {str(name): value for name, value in root.items() if isinstance(value, str)}
+    return {}, [bad_setting("accelerate_config", found, remedy)]
 
 
 def completed(
@@ -91,34 +88,33 @@ def completed(
 
 def contradictions(config: Config, spec: RunSpec, cluster: Cluster) -> list[Problem]:
     """Values of the file that differ from the plan."""
+    remedy = "Change one of them, so that both agree."
     return [
         bad_setting(
-            "accelerate_config",
-            f"{name}: {theirs} in {config.path}, and {ours}",
-            "Change one of them, so that both agree.",
+            "accelerate_config", f"{name}: {config.values[name]} in {config.path}, and {ours}", remedy
         )
-        for name, theirs, ours in _differences(config, spec, cluster)
+        for name, ours in _differences(config, spec, cluster)
     ]
 
 
-def _differences(config: Config, spec: RunSpec, cluster: Cluster) -> Iterator[tuple[str, str, str]]:
-    values = config.values
-    processes = f"{cluster.nodes} nodes × {cluster.nproc_per_node} processes (NNODES, NPROC_PER_NODE)"
-    if config.number("num_processes") not in (None, cluster.world_size):
-        yield "num_processes", values["num_processes"], processes
-    if config.number("num_machines") not in (None, cluster.nodes):
-        yield "num_machines", values["num_machines"], f"NNODES={cluster.nodes}"
-    if cluster.nodes > 1 and config.number("machine_rank") not in (None, cluster.node_rank):
-        yield "machine_rank", values["machine_rank"], f"NODE_RANK={cluster.node_rank}"
-    precision = values.get("mixed_precision", spec.mixed_precision)
-    if spec.mixed_precision != "auto" and precision != spec.mixed_precision:
-        yield "mixed_precision", precision, f"mixed_precision={spec.mixed_precision}"
-    if values.get("distributed_type", "NO").upper() in _OTHER_STRATEGIES:
-        yield "distributed_type", values["distributed_type"], f"plugin={spec.plugin}"
+def _differences(config: Config, spec: RunSpec, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """(name, what the plan says)"""
+    values, number = config.values, config.number
+    if number("num_processes") not in (None, cluster.world_size):
+        processes = f"{cluster.nodes} nodes × {cluster.nproc_per_node} processes"
+        yield "num_processes", f"{processes} (NNODES, NPROC_PER_NODE)"
+    if number("num_machines") not in (None, cluster.nodes):
+        yield "num_machines", f"NNODES={cluster.nodes}"
+    if cluster.nodes > 1 and number("machine_rank") not in (None, cluster.node_rank):
+        yield "machine_rank", f"NODE_RANK={cluster.node_rank}"
+    if spec.mixed_precision not in ("auto", values.get("mixed_precision", spec.mixed_precision)):
+        yield "mixed_precision", f"mixed_precision={spec.mixed_precision}"
+    if values.get("distributed_type", "").upper() in _OTHER_STRATEGIES:
+        yield "distributed_type", f"plugin={spec.plugin}"
     if values.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
-        yield "compute_environment", values["compute_environment"], "this machine"
-    if values.get("use_cpu", "false").lower() == "true" and spec.device != "cpu":
-        yield "use_cpu", values["use_cpu"], f"device={spec.device}"
+        yield "compute_environment", "this machine"
+    if values.get("use_cpu", "").lower() == "true" and spec.device != "cpu":
+        yield "use_cpu", f"device={spec.device}"
 
 
 def flags(spec: RunSpec, cluster: Cluster, config_path: str | None) -> tuple[str, ...]:

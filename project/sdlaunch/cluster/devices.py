@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from sdjob.problems import Problem, no_hardware
@@ -22,7 +23,7 @@ _NODES = {
     "gcu": r"gcu\d+",
     "musa": r"mtgpu\.\d+",
 }
-_AMD_NODE = r"renderD\d+"  # below /dev/dri; usable for computing where /dev/kfd is there too
+_AMD_NODE = r"renderD\d+"  # below /dev/dri, which PyTorch calls cuda; usable for computing where /dev/kfd is there too
 
 _QUESTION = """
 import json, torch
@@ -54,7 +55,7 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     if wanted not in ("auto", "cuda", "cpu"):
         return Devices(wanted, None, cores, "")
     nvidia = _visible(_count(dev, "cuda"), environ)
-    amd = 0 if nvidia else _count_amd(dev)
+    amd = _matching(dev / "dri", _AMD_NODE) if not nvidia and (dev / "kfd").exists() else 0
     if wanted != "cpu" and (nvidia or amd):
         vendor = "NVIDIA" if nvidia else "AMD"
         why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
@@ -98,11 +99,6 @@ def _count(dev: Path, device: str) -> int:
     return _matching(dev, _NODES[device])
 
 
-def _count_amd(dev: Path) -> int:
-    """AMD's devices, which PyTorch calls cuda."""
-    return _matching(dev / "dri", _AMD_NODE) if (dev / "kfd").exists() else 0
-
-
 def _matching(folder: Path, pattern: str) -> int:
     try:
         return sum(bool(re.fullmatch(pattern, entry.name)) for entry in folder.iterdir())
@@ -115,12 +111,8 @@ def _visible(count: int, environ: Mapping[str, str]) -> int:
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return count
-    visible = 0
-    for entry in listed.split(","):
-        if not entry.strip() or entry.strip().startswith("-"):
-            break
-        visible += 1
-    return min(visible, count)
+    valid = takewhile(lambda entry: entry and not entry.startswith("-"), map(str.strip, listed.split(",")))
+    return min(len(list(valid)), count)
 
 
 def usable_cores() -> int:

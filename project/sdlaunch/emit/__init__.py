@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting
 from sdlaunch.emit import compose, docker, kubernetes, skypilot, slurm
 from sdlaunch.emit.kubernetes import KINDS
-from sdlaunch.emit.task import Task, task_of
-from sdlaunch.plan import JobPlan
+from sdlaunch.emit.task import Task
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,9 @@ TARGETS: Mapping[str, Target] = {
 
 def problems_of(target: str, kind: str) -> list[Problem]:
     """What is wrong with the name of a target, and with --kind."""
-    problems = []
-    if target not in TARGETS:
-        problems.append(
-            bad_setting("emit", f"target {target!r}", f"Write emit and one of {', '.join(TARGETS)}.")
-        )
-    if kind not in KINDS:
-        problems.append(bad_setting("--kind", f"found {kind!r}", f"Use one of {', '.join(KINDS)}."))
-    return problems
-
-
-def render(job: JobPlan, home: Path, target: Target, kind: str) -> str:
-    """The job as the text of this target; `home` is the folder of train.sh."""
-    return target.render(task_of(job, home, kind))
+    table = (("emit", target, "target ", TARGETS), ("--kind", kind, "", KINDS))
+    return [
+        bad_setting(subject, f"{label}{value!r}", f"Use one of {', '.join(known)}.")
+        for subject, value, label, known in table
+        if value not in known
+    ]

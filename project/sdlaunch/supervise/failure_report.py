@@ -26,10 +26,7 @@ from sdlaunch.supervise.verdict import Verdict
 from sdlaunch.timeouts import NoAnswer, Task
 
 _PATIENCE = 5.0  # seconds for an output folder that may not answer
-_VAGUE = (
-    "training failed",
-    "bug or lost peer",
-)  # classes of failures that may follow from one on another node
+_VAGUE = ("training failed", "bug or lost peer")  # failures that may follow from one on another node
 
 
 def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tuple[str, ...]) -> None:

@@ -63,13 +63,22 @@ def state(pid: int) -> str:
     return _STATES.get(status, f"its state is {status}")
 
 
+def _status(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return str(psutil.STATUS_ZOMBIE)
+
+
 def kill_all(child: int, patience: float = 2.0) -> None:
     """Kill every process below this one, and take the exit status of all but `child`, whose caller does so.
 
     Repeated until none is left, since a process may start another one meanwhile.
     """
     until = time.monotonic() + patience
-    while below := [each for each in descendants() if each.pid != child or not _is_zombie(child)]:
+    while below := [
+        each for each in descendants() if each.pid != child or _status(child) != psutil.STATUS_ZOMBIE
+    ]:
         for process in below:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -80,17 +89,6 @@ def kill_all(child: int, patience: float = 2.0) -> None:
         if time.monotonic() > until:  # a process that waits in the kernel cannot be killed
             return
         time.sleep(0.01)
-
-
-def _is_zombie(pid: int) -> bool:
-    return bool(_status(pid) == psutil.STATUS_ZOMBIE)
-
-
-def _status(pid: int) -> str:
-    try:
-        return str(psutil.Process(pid).status())
-    except psutil.Error:
-        return str(psutil.STATUS_ZOMBIE)
 
 
 def oom_kills(root: Path = Path("/")) -> int:

@@ -16,43 +16,44 @@ from types import FrameType
 from sdjob import protocol
 from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import ExitCode, JobError, bad_output
+from sdjob.problems import ExitCode, JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
 from sdlaunch.display import run_records
 from sdlaunch.display import text as display
 from sdlaunch.plan import JobPlan
+from sdlaunch.preflight.output import unwritable
 from sdlaunch.supervise import failure_report, lock, processes
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
-from sdlaunch.supervise.node_log import NodeLog
 from sdlaunch.supervise.terminal import Terminal
 from sdlaunch.supervise.verdict import Ending, Verdict
-from sdlaunch.supervise.worker_output import Stream, lines_of
+from sdlaunch.supervise.worker_output import Stream
 
 _LAST_GRACE = 3.0  # seconds between SIGTERM and SIGKILL, when the grace time is over
 
 
 @dataclass
 class Stop:
-    """The state of a stop from outside; the signal handler only appends to `signals` and `times`."""
+    """The state of a stop from outside; the signal handler only appends to `received`."""
 
-    signals: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)  # of the signals, by the monotonic clock
+    received: list[tuple[int, float]] = field(default_factory=list)  # signals, and their monotonic times
     asked_at: float | None = None
     forced_at: float | None = None
     insisted: int | None = None  # the signal of a second request, if it came before the end
 
+    @property
+    def signal(self) -> int | None:
+        """The first signal."""
+        return self.received[0][0] if self.received else None
+
     def noted(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
-        self.times.append(time.monotonic())
-        self.signals.append(number)
+        self.received.append((number, time.monotonic()))
 
     def second(self) -> int | None:
         """The first signal that does not belong to the first request."""
-        for number, at in zip(self.signals, self.times, strict=False):  # a signal may come in between
-            if at - self.times[0] > protocol.ONE_REQUEST:
-                return number
-        return None
+        late = (number for number, at in self.received if at - self.received[0][1] > protocol.ONE_REQUEST)
+        return next(late, None)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ class _Job:
     plan: JobPlan
     layout: OutputLayout
     channel: Channel
-    log: Path
     stream: Stream
     lock_descriptor: int
 
@@ -70,22 +70,20 @@ class _Job:
 def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     """Train, and return the exit code of the job."""
     layout, node = OutputLayout(plan.output), plan.cluster.node_rank
-    channel, log_path = Channel.of_node(layout.run, node), layout.logs / f"node-{node}.log"
+    channel, terminal = Channel.of_node(layout.run, node), Terminal(sys.stdout)
     with contextlib.ExitStack() as stack:
+        stack.callback(terminal.close)
         try:
             lock_descriptor = stack.enter_context(lock.held(layout, plan.cluster, _hint))
             _prepare(plan, layout, channel, environ)
-            log = stack.enter_context(NodeLog(log_path))
-        except JobError as error:
+            stream = stack.enter_context(Stream(_log(layout, node), terminal, plan.secrets))
+        except (JobError, OSError) as error:
+            if isinstance(error, OSError):
+                error = JobError(unwritable(Path(error.filename or layout.root), error))
             _hint(str(error))
             return error.code
-        except OSError as error:
-            return _cannot_write(layout, error)
-        log.begin(f"start of node {node} of {plan.cluster.nodes}", display.start(plan))
-        terminal = Terminal(sys.stdout)
-        stack.callback(terminal.close)
-        job = _Job(plan, layout, channel, log_path, Stream(log, terminal, plan.secrets), lock_descriptor)
-        return _watched(job, environ)
+        stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
+        return _watched(_Job(plan, layout, channel, stream, lock_descriptor), environ)
 
 
 def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Mapping[str, str]) -> None:
@@ -111,7 +109,7 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
         tuple(job.stream.tail),
         tuple(Heartbeat.read_all(job.channel.notes).values()),
         processes.oom_kills() - kills_before,
-        stop.signals[0] if stop.signals else None,
+        stop.signal,
         stop.forced_at,
         watch.hang,
     )
@@ -144,8 +142,8 @@ def _note_signals() -> Stop:
 
 def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch) -> int:
     """Start the command, wait for its end, and pass on output and requests to stop."""
-    if stop.signals:
-        return -stop.signals[0]
+    if stop.signal:
+        return -stop.signal
     assert job.plan.launch is not None, "a plan with a refused setting has no command"
     processes.adopt_orphans()
     with subprocess.Popen(
@@ -159,7 +157,7 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
         preexec_fn=processes.end_with_parent(),
     ) as process:
         assert process.stdout is not None
-        pump = threading.Thread(target=job.stream.pump, args=(lines_of(process.stdout),), daemon=True)
+        pump = threading.Thread(target=job.stream.pump, args=(process.stdout,), daemon=True)
         pump.start()
         while process.poll() is None and not stop.insisted and not watch.hangs():
             _advance(stop, process, job)
@@ -180,12 +178,12 @@ def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
     now, grace = time.time(), job.plan.stop_grace
     if second := stop.second():
         stop.insisted = second
-    elif stop.signals and stop.asked_at is None:
+    elif stop.signal and stop.asked_at is None:
         stop.asked_at = now
         with contextlib.suppress(OSError):  # a full disk: the processes are signalled after the grace time
             job.channel.stop_file.touch()
         job.stream.say(
-            f"{_name(stop.signals[0])}: saving and stopping, within {grace:g} s; "
+            f"{_name(stop.signal)}: saving and stopping, within {grace:g} s; "
             f"again, after {protocol.ONE_REQUEST:g} s, to stop at once"
         )
     elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
@@ -210,17 +208,11 @@ def _show(verdict: Verdict, job: _Job) -> None:
     if not verdict.problems:
         say("\n".join(f"  {line}" for line in (*verdict.evidence, f"    → {verdict.remedy}")))
     if verdict.failed:
-        say(f"  details: {job.layout.failure}, {job.log}")
+        say(f"  details: {job.layout.failure}, {_log(job.layout, job.plan.cluster.node_rank)}")
 
 
-def _cannot_write(layout: OutputLayout, error: OSError) -> int:
-    problem = bad_output(
-        "OUTPUT_DIR",
-        f"{error.filename or layout.root}: {error.strerror}",
-        "Mount a writable volume with free space there, or set OUTPUT_DIR to another folder.",
-    )
-    _hint(str(problem))
-    return problem.code
+def _log(layout: OutputLayout, node: int) -> Path:
+    return layout.logs / f"node-{node}.log"
 
 
 def _name(number: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from sdjob.formatting import in_units
 from sdjob.problems import Problem, exit_code, no_hardware
 from sdlaunch.cluster import devices
-from sdlaunch.display import console, run_records
+from sdlaunch.display import run_records
 from sdlaunch.display import text as display
 from sdlaunch.preflight import system_limits
 
@@ -40,13 +40,6 @@ class Diagnosis:
     def to_json(self) -> str:
         whole = {**self.found, "problems": [problem.to_dict() for problem in self.problems]}
         return json.dumps(whole, indent=2, ensure_ascii=False)
-
-
-def run(home: Path, environ: Mapping[str, str], *, as_json: bool) -> int:
-    """Print the diagnosis; returns the exit code."""
-    diagnosis = examine(home, environ)
-    console.show(diagnosis.to_json() if as_json else render(diagnosis), sys.stdout)
-    return diagnosis.code
 
 
 def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
@@ -76,10 +69,12 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
 def render(diagnosis: Diagnosis) -> str:
     """The diagnosis for people."""
     found = diagnosis.found
+    if not found:
+        return display.problems(diagnosis.problems)
     sections = [f"Python {found['python']}", _rows("Machine", found["machine"].items())]
     if "torch" in found:
         rows = [
-            (_mark(each["available"]) + name, each["why"] or _details(each))
+            (f"{'+' if each['available'] else '-'} {name}", each["why"] or _details(each))
             for name, each in found["devices"].items()
         ]
         sections += [
@@ -143,13 +138,9 @@ def _details(each: Mapping[str, Any]) -> str:
     return "; ".join([*each.get("each", []), *(["computes in bf16"] if each.get("bf16") else [])])
 
 
-def _mark(good: bool) -> str:
-    return "+ " if good else "- "
-
-
 def _answers(title: str, answers: Mapping[str, str]) -> str:
     """Names that work, and names that do not, with the reason."""
-    return _rows(title, ((_mark(not why) + name, why) for name, why in answers.items()))
+    return _rows(title, ((f"{'-' if why else '+'} {name}", why) for name, why in answers.items()))
 
 
 def _rows(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -1,9 +1,8 @@
-"""Tests of worker_output and node_log: which lines of torchrun a person sees, and which the log keeps."""
+"""Tests of worker_output: which lines of torchrun a person sees, and which the log keeps."""
 
 import re
 
 from sdjob import protocol
-from sdlaunch.supervise.node_log import NodeLog
 from sdlaunch.supervise.worker_output import Stream
 
 
@@ -20,8 +19,7 @@ class Shown:
 def passed_on(tmp_path, lines, *, quiet=False):
     """What is shown of these lines, and what is logged."""
     shown = Shown()
-    with NodeLog(tmp_path / "node-0.log") as log:
-        stream = Stream(log, shown, ("hf_secret",))
+    with Stream(tmp_path / "node-0.log", shown, ("hf_secret",)) as stream:
         stream.quiet = quiet
         stream.pump(f"{line}\n".encode() for line in lines)
     logged = [line.partition(" ")[2] for line in (tmp_path / "node-0.log").read_text().splitlines()]
@@ -51,9 +49,10 @@ def test_secrets_are_redacted_and_a_quiet_stream_still_logs(tmp_path):
     assert passed_on(tmp_path, ["[rank 0] hf_secret"], quiet=True) == ([], ["[rank 0] [redacted]"])
 
 
-def test_every_line_of_a_text_has_its_time_and_starts_are_set_apart(tmp_path):
-    with NodeLog(tmp_path / "log") as log:
-        log.begin("start of node 0", "one\ntwo")
+def test_every_line_of_a_text_is_logged_with_its_time_after_those_of_earlier_starts(tmp_path):
+    for text in ("one\ntwo", "three"):
+        with Stream(tmp_path / "log", Shown(), ()) as stream:
+            stream.note(text)
     lines = (tmp_path / "log").read_text().splitlines()
-    assert [line.partition(" ")[2] for line in lines] == ["==== start of node 0 ====", "one", "two"]
+    assert [line.partition(" ")[2] for line in lines] == ["one", "two", "three"]
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", line) for line in lines)
