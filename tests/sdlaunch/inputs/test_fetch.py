@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pytest
 
 from sdlaunch import plan
-from sdlaunch.inputs.cache_dir import cache_folder
+from sdlaunch.inputs.fetch import cache_folder
 from sdlaunch.inputs.hub_download import wanted
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.sdlaunch.test_plan import found
