@@ -1,4 +1,4 @@
-"""Fixtures for all tests: nothing leaks from one into the next, and small models and data are at hand."""
+"""Fixtures for all tests: leak checks, and small models and datasets."""
 
 import gc
 import json
@@ -9,25 +9,25 @@ from pathlib import Path
 
 import pytest
 
-# As the worker sets them for itself; set beforehand, so that they are no leak of the first test that trains.
+# The worker sets these itself; set beforehand, so that they do not count as a leak of the first test that trains.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also what makes forking ranks safe: no thread pool
 
-# Set by libraries when they are imported, whoever does it first.
+# Set by libraries when they are first imported.
 _SET_BY_IMPORTS = ("PYTEST_", "TORCHINDUCTOR_", "TORCH_", "KMP_", "TF_", "TRITON_", "CUDA_", "GRPC_")
 
 
 @pytest.fixture(autouse=True)
 def no_leaks():
-    """A test that leaves an environment variable, a process group or a child process behind fails."""
+    """Fail a test that leaves an environment variable, a process group or a child process behind."""
     before = _environment()
     yield
     after = _environment()
     assert after == before, f"leaked: {dict(after.items() ^ before.items())}"
     if multiprocessing.active_children():
-        gc.collect()  # the loader of a run that failed goes with the traceback of its error
+        gc.collect()  # the loader of a failed run is freed with the traceback of its error
     assert not multiprocessing.active_children()
     if distributed := sys.modules.get("torch.distributed"):
         assert not distributed.is_initialized(), "leaked a process group"
@@ -42,7 +42,7 @@ def _pipeline(tmp_path_factory: pytest.TempPathFactory, prediction_type: str) ->
 
     folder = make_tiny_pipeline(tmp_path_factory.mktemp(prediction_type) / "model", prediction_type)
     config = folder / "vae/config.json"
-    factor = {"scaling_factor": 0.7}  # as real ones have: a trainer that forgets it is found out
+    factor = {"scaling_factor": 0.7}  # as in real models, so that a trainer that ignores it fails
     config.write_text(json.dumps(json.loads(config.read_text()) | factor))
     return folder
 
@@ -69,7 +69,7 @@ def xl_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
-    """Six drawings with captions."""
+    """Six rendered images with captions."""
     from sddemo.scenes import caption, render, scenes
 
     folder = tmp_path_factory.mktemp("captioned")
@@ -83,7 +83,7 @@ def captioned(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def instance(tmp_path_factory):
-    """Three drawings of one kind."""
+    """Three rendered images of the subject."""
     from sddemo.scenes import Scene, render
 
     folder = tmp_path_factory.mktemp("instance")
@@ -94,7 +94,7 @@ def instance(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def of_class(tmp_path_factory):
-    """Four drawings of the class."""
+    """Four rendered images of the class."""
     from sddemo.scenes import render, scenes
 
     folder = tmp_path_factory.mktemp("class")
@@ -105,7 +105,7 @@ def of_class(tmp_path_factory):
 
 @pytest.fixture
 def inputs(eps_model, captioned, instance):
-    """Settings that name the model and the data of either recipe."""
+    """Settings with the model and the data of either recipe."""
     return {
         "pretrained_model_name_or_path": eps_model,
         "train_data_dir": captioned,
@@ -115,7 +115,7 @@ def inputs(eps_model, captioned, instance):
 
 @pytest.fixture
 def train(inputs, tmp_path):
-    """Runs the worker in this process into tmp_path/<output>; returns that folder."""
+    """Run the worker with the output folder tmp_path/<output>; returns that folder."""
     from tests.support import worker
 
     def run(output="output", *, code=0, ranks=1, **settings) -> Path:
@@ -130,7 +130,7 @@ def train(inputs, tmp_path):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """at_step(n, action): has the action done in the n-th training step of the runs to come; 0: no more."""
+    """at_step(n, action): do the action in training step n of the following runs; 0: in none."""
     from sdtrain import loop
 
     original = loop.Progress

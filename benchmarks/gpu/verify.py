@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=500, help="after which no case is started [%(default)s]"
     )
-    parser.add_argument("--apart", action="store_true", help="starts processes on a CPU too, as on a GPU")
+    parser.add_argument("--apart", action="store_true", help="start processes on a CPU too, as on a GPU")
     parser.add_argument("--quick", action="store_true", help="fewer cases and a table of two strategies")
     asked = parser.parse_args()
     parts = [each for name in asked.parts or ["everything"] for each in TOGETHER.get(name, (name,))]
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, kind: str, end: float) -> bool:
-    """All cases of one plugin; whether none is wrong. The result is written after each of them."""
+    """Run all cases of one plugin and write the result after each; returns whether none is wrong."""
     inputs = _inputs(folder)
     processes = 1 if kind == "cpu" else _count()
     run = _forked if kind == "cpu" and not asked.apart else _started
@@ -106,7 +106,7 @@ def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, kind: str, e
 
 
 def _reference(output: Path, inputs: dict[str, Any], run: Run) -> dict[str, Any]:
-    """What one process finds on the CPU in fp32; computed once."""
+    """The report of one process on the CPU in fp32; computed once."""
     if (output / "report.json").exists():
         values: dict[str, Any] = json.loads((output / "report.json").read_text())
         return values
@@ -114,13 +114,13 @@ def _reference(output: Path, inputs: dict[str, Any], run: Run) -> dict[str, Any]
 
 
 def _forked(size: int, settings: dict[str, Any]) -> str:
-    """Why a run failed; empty: it did not. Forks need no imports, but must not follow any use of a GPU."""
+    """Run forked ranks, which need no imports but must not follow any use of a GPU; returns the reason of a failure."""
     codes = in_ranks(size, **settings)
     return "" if codes == [0] * size else f"exit codes {codes}"
 
 
 def _started(size: int, settings: dict[str, Any]) -> str:
-    """The same under torchrun, as a job is."""
+    """The same under torchrun, as in a job."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     done = subprocess.run(
         [*command, "-m", "sdtrain", *flags(**settings)], capture_output=True, text=True, check=False
@@ -129,7 +129,7 @@ def _started(size: int, settings: dict[str, Any]) -> str:
 
 
 def _keep(output: Path, kind: str, part: str, rows: list[dict[str, Any]]) -> None:
-    """Writes what is found so far: whoever ends this early keeps it."""
+    """Write the rows so far, so that an early end keeps them."""
     found = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "part": part,
@@ -148,7 +148,7 @@ def _keep(output: Path, kind: str, part: str, rows: list[dict[str, Any]]) -> Non
 
 @cache
 def _ask(expression: str) -> str:
-    """Asked in a process of its own: this one forks, and must not begin to use a GPU."""
+    """Evaluate in a separate process: this one forks, and must not start to use a GPU."""
     code = f"import torch; print({expression})"
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -201,7 +201,7 @@ def _case(
     kind: str,
     run: Run,
 ) -> dict[str, Any]:
-    """Trains, resumes and exports one case, and compares it."""
+    """Train, resume and export one case, and compare it."""
     name = _name(case)
     print(name, flush=True)
     row: dict[str, Any] = {"case": name}
@@ -255,7 +255,7 @@ def _check_export(output: Path, inputs: dict[str, Any]) -> None:
 
 
 def _attention(kind: str) -> list[dict[str, Any]]:
-    """How far each backend is from math in fp32, in a process that may use the GPU; what cannot run says why."""
+    """Difference of each backend from math in fp32, in a process that may use the GPU; or why it cannot run."""
     code = "import json; from benchmarks.gpu import verify; print(json.dumps(verify.attention_rows({!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code.format(kind)], capture_output=True, text=True, check=True
@@ -295,7 +295,7 @@ def attention_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def _speed(output: Path, kind: str, seconds: float, *, quick: bool) -> bool:
-    """The performance table, with caches and without: at the size of SD 1.4 on a GPU, of the tiny model in a dry run.
+    """Write the table of speeds, with and without caches: at the size of SD 1.4 on a GPU, of the tiny model on a CPU.
 
     `sdtrain.tools.benchmark` writes its result itself, after each row."""
     small = ["--model", "tiny", "--batch_sizes", "2", "--steps", "4", "--skip_steps", "1"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Proves the strategies on the devices of this machine in one call: losses, resuming, exports, attention, speed, memory.
-#   verify.sh [PART …]   strategies (or one plugin's name), attention, speed; nothing: all of it
-# No further case is begun after 500 seconds (--seconds), and each part writes its result as it goes. Needs no network.
+# Test the strategies on the devices of this machine in one call: losses, resuming, exports, attention, speed, memory.
+#   verify.sh [PART …]   strategies (or one plugin's name), attention, speed; without PART: all
+# No further case starts after 500 seconds (--seconds), and each part writes its result after each case. Needs no network.
 # Without a GPU it is a dry run on the CPU. Results: benchmarks/results/ (RESULTS moves them).
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,4 +1,4 @@
-"""What the launcher costs: `python benchmarks/launcher/measure.py` prints its figures as a Markdown table.
+"""What the launcher costs: `python benchmarks/launcher/measure.py` prints a Markdown table.
 
 Needs about 500 MB in /dev/shm or TMPDIR for the folder of a million files, and a few minutes.
 """
@@ -33,7 +33,7 @@ def seconds(argv: list[str], environ: dict[str, str]) -> float:
 
 
 def side_by_side(*commands: tuple[list[str], dict[str, str]], runs: int = RUNS) -> list[list[float]]:
-    """Times of several commands, taken in turn, so that what else the machine does meets all of them."""
+    """Times of several commands, taken in turn, so that other load affects all of them equally."""
     times: list[list[float]] = [[] for _ in commands]
     for _ in range(runs):
         for found, (argv, environ) in zip(times, commands, strict=True):
@@ -83,7 +83,7 @@ def added_to_torchrun(root: Path, place: dict[str, str]) -> list[str]:
 
 
 def memory(root: Path, place: dict[str, str]) -> list[str]:
-    """Resident memory of the launcher itself while its workers are at work."""
+    """Resident memory of the launcher itself during training."""
     (root / "busy.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
     environ = clean_environment(**place, PYTHONPATH=str(root))
     with subprocess.Popen(

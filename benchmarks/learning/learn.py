@@ -1,10 +1,10 @@
-"""What fine-tuning learns on the synthetic world: train, generate, read the pixels, print a row of the table.
+"""What fine-tuning learns on the synthetic dataset: train, generate, read the pixels, print a row of the table.
 
     PYTHONPATH=project python benchmarks/learning/learn.py FOLDER [RUN …]
 
 Two tasks. *subject*: DreamBooth with prior preservation on the six images of the demo. *attribute*: text-to-image on
-96 captioned images, of which half have a colour, magenta, that is called "sks". No magenta cross is among them, and
-half of the prompts ask for such crosses, so that a run that only remembers its images is found out.
+96 captioned images, half of which are magenta, called "sks" in the captions. None of these is a cross, and half of the
+prompts ask for one, so that a model that only repeats its images scores low.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sddemo.scenes import GROUNDS, OVERSAMPLING, Scene, canvas, caption, paint, 
 from sddemo.subject import CLASS_PROMPT, CORE, INSTANCE_PROMPT
 from sddemo.write_demo import write_demo
 
-SKS = "sks"  # the word that the attribute gets
+SKS = "sks"  # the word for the attribute
 ATTENTION = "to_k,to_q,to_v,to_out.0"
 EVERYWHERE = f"{ATTENTION},proj_in,proj_out,ff.net.0.proj,ff.net.2,conv1,conv2,time_emb_proj"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row: a task, and the settings that are not the task's own."""
+    """One row: a task, and the settings besides those of the task."""
 
     task: str  # subject, attribute
     settings: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +112,7 @@ def in_magenta(scene: Scene) -> Image.Image:
 
 
 def train(folder: Path, output: Path, run: Run, seed: int) -> float:
-    """Runs the worker; returns its seconds."""
+    """Run the worker; returns its seconds."""
     task, data = (
         (SUBJECT, {"instance_data_dir": folder / "dataset" / "instance"})
         if run.task == "subject"
@@ -130,7 +130,7 @@ def train(folder: Path, output: Path, run: Run, seed: int) -> float:
 
 
 def measure(folder: Path, output: Path, run: Run, samples: int, seed: int) -> dict[str, float]:
-    """Shares of right images: of what was taught, and of what was known before."""
+    """Fractions of correct images: of the taught prompts, and of those that the base already knew."""
     lora = bool(run.settings.get("lora_rank"))
     source = folder / "model" if lora else output / "checkpoint"
     pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None).to(torch.float32)

@@ -1,13 +1,13 @@
-"""Our worker beside the example scripts of diffusers, on the embedded pipeline and the same images, on CPUs:
+"""Compare the worker with the example scripts of diffusers, on the embedded pipeline and the same images, on CPUs:
 
     PYTHONPATH=project python benchmarks/peer/compare.py --examples DIFFUSERS/examples [--runs 3] [--output DIR]
 
-DIFFUSERS is a checkout of huggingface/diffusers at the tag of the installed version; nothing of it is part of this
-project. Where torchvision is not installed, stand_in.py does for the scripts what they need of it.
+DIFFUSERS is a checkout of huggingface/diffusers at the tag of the installed version; its files are not part of this
+project. Where torchvision is not installed, stand_in.py replaces the parts that the scripts use.
 
-The trainers run together and take turns, step by step, so that what else the machine does meets all of them alike.
-The clock is the optimizer's: a step lasts from the end of one update to the end of the next. How long the start takes
-is measured in runs of their own.
+The trainers run together and take turns, step by step, so that other load affects all of them equally.
+The clock is the optimizer's: a step lasts from the end of one update to the end of the next. Starts are measured in
+separate runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from turns import Turns, start
 HOME = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
 WAYS = PEER, OURS, CACHED = "diffusers", "this project", "this project, caches"
-IMAGES = 48  # as many as every global batch here divides
+IMAGES = 48  # a multiple of every global batch here
 LIMIT = 900  # seconds of a run
 
 
@@ -77,9 +77,7 @@ RECIPES = {
 
 def main() -> int:
     asked = _parser().parse_args()
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    )  # the trainers are not left behind
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # end the trainers too
     scripts = [asked.examples / RECIPES[name].script for name in asked.recipes]
     if missing := [str(path) for path in scripts if not path.is_file()]:
         print(
@@ -115,7 +113,7 @@ def _measure_starts(asked: argparse.Namespace, world: Path, about: dict[str, Any
 
 
 def _cases(asked: argparse.Namespace) -> Iterator[Case]:
-    """The small ones first, so that a run that is cut short has measured something of everything."""
+    """All cases, small ones first, so that an interrupted run has measured some of every recipe."""
     sizes = itertools.product(asked.processes, asked.resolutions, asked.batches)
     by_work = sorted(sizes, key=lambda size: size[0] * size[1] ** 2 * size[2])
     for (processes, resolution, batch), recipe in itertools.product(by_work, asked.recipes):
@@ -123,7 +121,7 @@ def _cases(asked: argparse.Namespace) -> Iterator[Case]:
 
 
 def _starts(asked: argparse.Namespace) -> Iterator[Case]:
-    """One a recipe: how long a start takes does not depend on sizes."""
+    """One case per recipe: the time of a start does not depend on sizes."""
     processes = min(asked.processes)
     for recipe in asked.recipes:
         yield Case(recipe, min(asked.resolutions), 1, processes, RECIPES[recipe].streams * processes)
@@ -143,22 +141,22 @@ def _write_images(world: Path) -> None:
 
 
 def _together(case: Case, asked: argparse.Namespace, world: Path) -> dict[str, Run]:
-    """All trainers at once, which take turns; one that fails ends the others."""
+    """Run all trainers at once, in turns; one that fails ends the others."""
     with tempfile.TemporaryDirectory(dir=world) as folder, contextlib.ExitStack() as stack:
         trainers: dict[str, _Trainer] = {}
-        for place, way in enumerate(WAYS):
-            turns = Turns(Path(folder), place, len(WAYS), asked.steps)
-            trainer = _Trainer(case, way, asked, world, Path(folder) / f"trainer-{place}")
+        for position, way in enumerate(WAYS):
+            turns = Turns(Path(folder), position, len(WAYS), asked.steps)
+            trainer = _Trainer(case, way, asked, world, Path(folder) / f"trainer-{position}")
             trainers[way] = trainer.started(asked.steps, turns.environment())
             stack.callback(trainer.killed)
-        with contextlib.suppress(RuntimeError):  # the failure is in the run's code
+        with contextlib.suppress(RuntimeError):  # the run's exit code reports the failure
             start(Path(folder), len(WAYS), lambda: all(trainer.lives() for trainer in trainers.values()))
             return {way: trainer.run(asked.skip) for way, trainer in trainers.items()}
         return {way: trainer.killed() for way, trainer in trainers.items()}
 
 
 def _alone(case: Case, way: str, asked: argparse.Namespace, world: Path) -> Run:
-    """One trainer and two steps."""
+    """Run one trainer for two steps."""
     with tempfile.TemporaryDirectory(dir=world) as folder:
         trainer = _Trainer(case, way, asked, world, Path(folder)).started(2, {})
         try:
@@ -168,7 +166,7 @@ def _alone(case: Case, way: str, asked: argparse.Namespace, world: Path) -> Run:
 
 
 class _Trainer:
-    """One run in processes of its own, which leave notes in a folder."""
+    """One run in separate processes, which leave notes in a folder."""
 
     def __init__(self, case: Case, way: str, asked: argparse.Namespace, world: Path, folder: Path) -> None:
         self._case, self._way, self._asked, self._world, self._folder = case, way, asked, world, folder
@@ -200,7 +198,7 @@ class _Trainer:
         return self._process.poll() is None and time.time() - self._began < LIMIT
 
     def run(self, skip: int) -> Run:
-        """Waits for the end; what a failed run said is shown."""
+        """Wait for the end; print the output of a failed run."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(LIMIT)
         ended = time.time()
@@ -210,7 +208,7 @@ class _Trainer:
         return measured([json.loads(path.read_text()) for path in ranks], self._began, ended, skip)
 
     def killed(self) -> Run:
-        """Ends it if it still runs."""
+        """End it if it is still running."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -234,7 +232,7 @@ def _starter(case: Case) -> list[str]:
 def _flags(
     case: Case, way: str, asked: argparse.Namespace, steps: int, world: Path, output: Path
 ) -> list[str]:
-    """fp32, AdamW at a constant rate, no loader processes, no checkpoint on the way; all else as each has it."""
+    """fp32, AdamW at a constant rate, no loader processes, no intermediate checkpoint; else each trainer's defaults."""
     recipe = RECIPES[case.recipe]
     common = [
         f"--pretrained_model_name_or_path={PIPELINE}",
@@ -266,7 +264,7 @@ def _flags(
 
 
 def _save(folder: Path, what: str, about: dict[str, Any], runs: Runs, text: str) -> None:
-    """After every case: what has been measured outlives whatever comes."""
+    """Write the tables after every case, so that a later failure loses no measurement."""
     rows = [
         {**asdict(case), "trainer": way, "runs": list(map(known, of))} for (case, way), of in runs.items()
     ]

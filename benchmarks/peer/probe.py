@@ -1,7 +1,7 @@
-"""`python probe.py RESULT SCRIPT FLAGS…`, or `-m MODULE` in place of SCRIPT: runs it, and notes when each optimizer
-step began and ended.
+"""`python probe.py RESULT SCRIPT FLAGS…`, or `-m MODULE` instead of SCRIPT: run it and record when each optimizer
+step started and ended.
 
-The same clock for every trainer: a hook of PyTorch's on the optimizer. RESULT-<rank>.json receives the notes. Where
+The same clock for every trainer: a PyTorch hook on the optimizer. The times are written to RESULT-<rank>.json. If
 PEER_TURNS names a folder, each step waits for its turn: `turns.py`.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run(command: list[str]) -> None:
-    """As Python itself would."""
+    """Run a script or a module, as Python itself would."""
     if command[0] == "-m":
         sys.path[0] = str(Path.cwd())
         sys.argv = command[1:]
@@ -63,9 +63,9 @@ def run(command: list[str]) -> None:
 
 
 def give_torchvision() -> None:
-    """A stand-in where torchvision is not installed, for the script alone.
+    """Replace torchvision where it is not installed, for the script only.
 
-    Whether it is installed was decided by the libraries when they were imported, so they go on without it.
+    The libraries decide at import whether it is installed, and are imported first, so that they work without it.
     """
     import diffusers  # noqa: F401
     from transformers.utils import is_torchvision_available

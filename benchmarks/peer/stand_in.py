@@ -1,5 +1,4 @@
-"""As much of torchvision as the example scripts use: image → tensor, by Pillow and torch, as torchvision itself does
-it."""
+"""The parts of torchvision that the example scripts use: image → tensor, by Pillow and torch, as in torchvision."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def compose(steps: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 def resize(
     size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR
 ) -> Callable[[Image], Image]:
-    """The shorter side becomes `size`; an image that has it already is not touched."""
+    """Resize the shorter side to `size`; an image that has it already is not changed."""
 
     def resized(image: Image) -> Image:
         scale = size / min(image.size)

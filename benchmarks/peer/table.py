@@ -1,4 +1,4 @@
-"""From the notes of the processes to figures, and from the figures of many runs to a table in Markdown."""
+"""From the records of the processes to measurements, and from those of many runs to a table in Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What all trainers are given to do."""
+    """The same work for all trainers."""
 
     recipe: str
     resolution: int
@@ -23,7 +23,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """One run; the figures are of a run that ended well."""
+    """One run; the measurements are NaN if it failed."""
 
     code: int
     began: float  # seconds since the epoch
@@ -36,9 +36,9 @@ class Run:
 
 
 def measured(ranks: Sequence[Mapping[str, Any]], began: float, ended: float, skip: int) -> Run:
-    """From the notes of all ranks: (time, processor time) where each step ended and where the next one began.
+    """From the records of all ranks: (time, processor time) when each step ended and when the next one started.
 
-    A step ends where its update does. The last one is not counted: others are already ending beside it.
+    A step ends when its update does. The last one is not counted: other trainers are already ending then.
     """
     ends = ranks[0]["ends"]
     each = [_lasted(rank)[skip - 1 : -1] for rank in ranks]
@@ -55,12 +55,12 @@ def measured(ranks: Sequence[Mapping[str, Any]], began: float, ended: float, ski
 
 
 def known(run: Run) -> dict[str, Any]:
-    """The run for a file: JSON has no word for what was not measured."""
+    """The run for a JSON file, without the values that were not measured."""
     return {name: value for name, value in asdict(run).items() if value == value}
 
 
 def _lasted(notes: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Seconds and processor seconds of every step but the first, whose beginning nobody knows."""
+    """Seconds and processor seconds of every step but the first, whose start is not recorded."""
     pairs = zip(notes["begins"], notes["ends"][1:], strict=False)
     return [(round(end[0] - begin[0], 6), round(end[1] - begin[1], 6)) for begin, end in pairs]
 
@@ -94,9 +94,9 @@ STARTS = (
 
 def steps(about: Mapping[str, Any], runs: Runs, peer: str) -> str:
     """Facts; means over all cases; a row for each case and trainer."""
-    rows = [_row(case, way, runs[case, way], runs[case, peer]) for case, way in sorted(runs, key=_place)]
+    rows = [_row(case, way, runs[case, way], runs[case, peer]) for case, way in sorted(runs, key=_order)]
     parts = [
-        "# Steps, beside the example scripts of diffusers",
+        "# Steps, compared with the example scripts of diffusers",
         _listed(about),
         "Means over all cases, × diffusers:",
         _means(runs, peer),
@@ -108,8 +108,8 @@ def steps(about: Mapping[str, Any], runs: Runs, peer: str) -> str:
 
 def starts(about: Mapping[str, Any], runs: Runs) -> str:
     """Facts; from the command to the first step, and to the end of two."""
-    rows = [_start(case, way, runs[case, way]) for case, way in sorted(runs, key=_place)]
-    parts = ["# Starts, beside the example scripts of diffusers", _listed(about), _table(STARTS, rows)]
+    rows = [_start(case, way, runs[case, way]) for case, way in sorted(runs, key=_order)]
+    parts = ["# Starts, compared with the example scripts of diffusers", _listed(about), _table(STARTS, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -118,13 +118,13 @@ def _listed(about: Mapping[str, Any]) -> str:
 
 
 def faster(mine: Sequence[Run], theirs: Sequence[Run]) -> float:
-    """How many steps of mine are done in the time of one of theirs: the median over all turns."""
+    """Ratio of speeds, mine to theirs: the median over all turns."""
     pairs = zip(_all("steps", mine), _all("steps", theirs), strict=False)
     return _quantile([their / my for my, their in pairs], 0.5)
 
 
-def cpu_share(mine: Sequence[Run], theirs: Sequence[Run]) -> float:
-    """Processor time of my step in that of theirs: the median over all turns."""
+def cpu_ratio(mine: Sequence[Run], theirs: Sequence[Run]) -> float:
+    """Ratio of processor times per step, mine to theirs: the median over all turns."""
     pairs = zip(_all("cpus", mine), _all("cpus", theirs), strict=False)
     return _quantile([my / their for my, their in pairs], 0.5)
 
@@ -138,21 +138,21 @@ def _middle(figure: str, runs: Sequence[Run]) -> float:
 
 
 def _quantile(values: Sequence[float], part: float) -> float:
-    """Between the two nearest values, as the median is; nan: there is none."""
+    """A quantile, interpolated between the two nearest values; NaN if there are none."""
     if not values:
         return math.nan
-    place = part * (len(values) - 1)
-    below, above = sorted(values)[math.floor(place)], sorted(values)[math.ceil(place)]
-    return below + (above - below) * (place - math.floor(place))
+    index = part * (len(values) - 1)
+    below, above = sorted(values)[math.floor(index)], sorted(values)[math.ceil(index)]
+    return below + (above - below) * (index - math.floor(index))
 
 
-def _place(key: tuple[Case, str]) -> tuple[Any, ...]:
+def _order(key: tuple[Case, str]) -> tuple[Any, ...]:
     case, way = key
     return case.processes, case.recipe, case.resolution, case.batch, way
 
 
 def _row(case: Case, way: str, of: Sequence[Run], peers: Sequence[Run]) -> list[str]:
-    """A step is the median of all; its processor time the lower quartile, which other work disturbs least."""
+    """The median time of a step, and the lower quartile of its processor time, which other load affects least."""
     step = _quantile(_all("steps", of), 0.5)
     return [
         case.recipe,
@@ -167,7 +167,7 @@ def _row(case: Case, way: str, of: Sequence[Run], peers: Sequence[Run]) -> list[
         f"{_middle('peak_bytes', of) / MIB:.0f}",
         _codes(of),
         f"{faster(of, peers):.2f}",
-        f"{cpu_share(of, peers):.2f}",
+        f"{cpu_ratio(of, peers):.2f}",
     ]
 
 
@@ -191,7 +191,7 @@ def _means(turns: Runs, peer: str) -> str:
         ]
         ratios = [
             [faster(mine, theirs) for mine, theirs in pairs],
-            [cpu_share(mine, theirs) for mine, theirs in pairs],
+            [cpu_ratio(mine, theirs) for mine, theirs in pairs],
             [_middle("peak_bytes", mine) / _middle("peak_bytes", theirs) for mine, theirs in pairs],
         ]
         rows.append([recipe, way, *(f"{_geometric(of):.2f}" for of in ratios)])

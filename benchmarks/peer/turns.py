@@ -1,4 +1,4 @@
-"""Several programs that take turns, step by step, by a token that goes round: while one works, the others sleep."""
+"""Let several programs take turns, step by step, by passing a token: while one works, the others sleep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STARTER = "starter"
 
 
 class Post:
-    """A place in the round: a socket with a name in a folder, which keeps what was sent until it is read."""
+    """One program's mailbox: a named socket in a folder, which keeps a message until it is read."""
 
     def __init__(self, folder: Path, name: str, seconds: float | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -31,36 +31,41 @@ class Post:
 
 @dataclass
 class Turns:
-    """One program's part in the round, up to its last step."""
+    """One program's turns, up to its last step."""
 
     folder: Path
-    place: int
+    position: int
     programs: int
     steps: int
     _post: Post | None = field(default=None, repr=False)
 
     @staticmethod
     def of(environ: Mapping[str, str]) -> Turns | None:
-        """What `environment` says; None: no turns are taken."""
+        """Read what `environment` returns; None: no turns are taken."""
         if "PEER_TURNS" not in environ:
             return None
-        place, programs, steps = (int(number) for number in environ["PEER_PLACE"].split())
-        return Turns(Path(environ["PEER_TURNS"]), place, programs, steps)
+        position, programs, steps = (int(number) for number in environ["PEER_POSITION"].split())
+        return Turns(Path(environ["PEER_TURNS"]), position, programs, steps)
 
     def environment(self) -> dict[str, str]:
-        return {"PEER_TURNS": str(self.folder), "PEER_PLACE": f"{self.place} {self.programs} {self.steps}"}
+        return {
+            "PEER_TURNS": str(self.folder),
+            "PEER_POSITION": f"{self.position} {self.programs} {self.steps}",
+        }
 
     def over(self, step: int) -> None:
-        """After each step: hands the token on, and waits until it comes back, but for the last step.
+        """After each step: pass the token on and wait until it returns, except after the last step.
 
-        After the first there is no token yet: the starter sends one when all have come so far.
+        After the first step there is no token yet: the starter sends one when all programs have finished it.
         """
         if self._post is None:
-            self._post = Post(self.folder, str(self.place))
+            self._post = Post(self.folder, str(self.position))
         if step == 1:
             self._post.send(self.folder / _STARTER)
-        elif step < self.steps or self.place < self.programs - 1:  # after the very last step nobody waits
-            self._post.send(self.folder / str((self.place + 1) % self.programs))
+        elif (
+            step < self.steps or self.position < self.programs - 1
+        ):  # after the very last step no program waits
+            self._post.send(self.folder / str((self.position + 1) % self.programs))
         if step < self.steps:
             self._post.wait()
         else:
@@ -68,13 +73,13 @@ class Turns:
 
 
 def start(folder: Path, programs: int, alive: Callable[[], bool]) -> None:
-    """Lets the first program go when all wait for their turn. Raises RuntimeError if one ends before."""
-    begun = 0
+    """Send the token to the first program when all wait for their turn. Raises RuntimeError if one ends before."""
+    ready = 0
     with contextlib.closing(Post(folder, _STARTER, seconds=1.0)) as post:
-        while begun < programs:
+        while ready < programs:
             try:
                 post.wait()
-                begun += 1
+                ready += 1
             except TimeoutError:
                 if not alive():
                     raise RuntimeError("a trainer ended before its first step was over") from None

@@ -1,4 +1,4 @@
-"""The comparison with the example scripts: who is when at work, and from the notes to the figures of the table."""
+"""Tests of benchmarks/peer: taking turns, and the table of measurements."""
 
 import importlib.util
 import sys
@@ -29,14 +29,14 @@ def test_turns(tmp_path):
     turns = loaded("turns")
     steps: list[tuple[int, int]] = []  # (program, step), as they end
 
-    def program(place: int) -> None:
-        mine = turns.Turns.of(turns.Turns(tmp_path, place, programs=3, steps=4).environment())
+    def program(position: int) -> None:
+        mine = turns.Turns.of(turns.Turns(tmp_path, position, programs=3, steps=4).environment())
         for step in range(1, mine.steps + 1):
-            steps.append((place, step))
+            steps.append((position, step))
             mine.over(step)
 
     assert turns.Turns.of({}) is None
-    programs = [threading.Thread(target=program, args=(place,), daemon=True) for place in range(3)]
+    programs = [threading.Thread(target=program, args=(position,), daemon=True) for position in range(3)]
     starter = threading.Thread(target=turns.start, args=(tmp_path, 3, lambda: True), daemon=True)
     starter.start()
     while not (tmp_path / "starter").exists():
@@ -47,10 +47,10 @@ def test_turns(tmp_path):
         each.join(10)
         assert not each.is_alive()
     assert sorted(steps[:3]) == [(0, 1), (1, 1), (2, 1)], "the first steps are taken by all at once"
-    assert steps[3:] == [(place, step) for step in (2, 3, 4) for place in (0, 1, 2)]
+    assert steps[3:] == [(position, step) for step in (2, 3, 4) for position in (0, 1, 2)]
 
 
-def test_nobody_waits_for_a_program_that_has_ended(tmp_path):
+def test_a_program_that_ended_is_not_waited_for(tmp_path):
     with pytest.raises(RuntimeError, match="before its first step"):
         loaded("turns").start(tmp_path, 2, alive=lambda: False)
 

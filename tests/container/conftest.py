@@ -1,4 +1,4 @@
-"""Real containers of the real image, as tightly closed as a platform may run them."""
+"""Containers of the real image, with the tightest restrictions of any platform."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ CLOSED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
 
 @dataclass(frozen=True)
 class Ended:
-    """What a container did: its exit code, all its words, those on standard output, and how long it took."""
+    """A finished container: exit code, all of its output, its standard output, and its time."""
 
     code: int
-    words: str
+    text: str
     output: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Box:
-    """Starts containers of the image without a network, with nothing writable but /output and shared memory."""
+    """Start containers of the image without a network; only /output and shared memory are writable."""
 
     engine: Engine
     image: str
@@ -38,21 +38,23 @@ class Box:
 
     def run(
         self,
-        *words: str,
+        *command: str,
         mounts: Mapping[str, Path] | None = None,
         options: Sequence[str] = (),
         timeout: float = 300,
         **env: str,
     ) -> Ended:
-        """A container from its start to its end."""
+        """Run a container until it ends."""
         began = time.monotonic()
-        arguments = ("run", "--rm", *self._options(mounts or {}, options, env), self.image, *words)
+        arguments = ("run", "--rm", *self._options(mounts or {}, options, env), self.image, *command)
         done = self.engine.run(*arguments, timeout=timeout)
         return Ended(done.returncode, done.stdout + done.stderr, done.stdout, time.monotonic() - began)
 
-    def start(self, *words: str, mounts: Mapping[str, Path], options: Sequence[str] = (), **env: str) -> str:
-        """A container in the background; its id. It is removed after the test."""
-        arguments = ("run", "--detach", *self._options(mounts, options, env), self.image, *words)
+    def start(
+        self, *command: str, mounts: Mapping[str, Path], options: Sequence[str] = (), **env: str
+    ) -> str:
+        """Start a container in the background; returns its id. It is removed after the test."""
+        arguments = ("run", "--detach", *self._options(mounts, options, env), self.image, *command)
         name = self.engine.call(*arguments).strip().splitlines()[-1]
         self.started.append(name)
         return name
@@ -62,15 +64,15 @@ class Box:
         return done.stdout + done.stderr
 
     def wait(self, name: str, timeout: float = 300) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the end; returns the exit code."""
         return int(self.engine.call("wait", name, timeout=timeout).strip())
 
-    def until(self, name: str, word: str, timeout: float = 180) -> None:
-        """Waits until the container has said this."""
+    def until(self, name: str, text: str, timeout: float = 180) -> None:
+        """Wait until the container has printed this."""
         deadline = time.monotonic() + timeout
-        while word not in (said := self.logs(name)):
-            assert time.monotonic() < deadline, said
-            assert self.running(name), said
+        while text not in (printed := self.logs(name)):
+            assert time.monotonic() < deadline, printed
+            assert self.running(name), printed
             time.sleep(0.2)
 
     def running(self, name: str) -> bool:
@@ -80,11 +82,11 @@ class Box:
         self, mounts: Mapping[str, Path], options: Sequence[str], env: Mapping[str, str]
     ) -> list[str]:
         network = [] if any(option.startswith("--network") for option in options) else ["--network=none"]
-        # podman puts a tmpfs on /tmp of a read-only container, docker does not: so neither does.
+        # podman puts a tmpfs on /tmp of a read-only container, docker does not: here neither does.
         plain = ["--read-only-tmpfs=false"] if self.engine.is_podman else []
         volumes = [
-            f"--volume={path}:{place}" + (":ro" if place != "/output" else "")
-            for place, path in mounts.items()
+            f"--volume={path}:{target}" + (":ro" if target != "/output" else "")
+            for target, path in mounts.items()
         ]
         return [*CLOSED, *plain, *network, *volumes, *(f"--env={k}={v}" for k, v in env.items()), *options]
 
@@ -106,7 +108,7 @@ def image(engine: Engine) -> str:
 
 @pytest.fixture
 def box(engine: Engine, image: str) -> Iterator[Box]:
-    """Containers of the image; none is left after the test."""
+    """Containers of the image, all removed after the test."""
     box = Box(engine, image)
     yield box
     for name in box.started:
@@ -115,7 +117,7 @@ def box(engine: Engine, image: str) -> Iterator[Box]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded pipeline and the images of its subject, readable by everybody: model/ and dataset/."""
+    """The embedded pipeline and the images of its subject, readable by all users: model/ and dataset/."""
     from sddemo.write_demo import write_demo
 
     folder = tmp_path_factory.mktemp("demo")
@@ -129,7 +131,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """A folder that the image's user may write."""
+    """A folder that is writable for the image's user."""
     folder = tmp_path / "output"
     folder.mkdir()
     os.chown(folder, UID, 0)
@@ -163,22 +165,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a container is put: options of its start, and its address there."""
+class Node:
+    """A network of one container: options of its start, and its address."""
 
     options: tuple[str, ...]
     address: str
 
 
 @pytest.fixture
-def nodes(engine: Engine) -> Iterator[tuple[Place, Place]]:
+def nodes(engine: Engine) -> Iterator[tuple[Node, Node]]:
     """Two network namespaces that reach each other and nothing else."""
     tag = f"sdft{os.getpid()}"
     if not engine.is_podman:
         engine.call("network", "create", "--internal", "--subnet=10.231.7.0/24", tag)
         try:
             first, second = (
-                Place((f"--network={tag}", f"--ip={address}"), address)
+                Node((f"--network={tag}", f"--ip={address}"), address)
                 for address in ("10.231.7.2", "10.231.7.3")
             )
             yield first, second
@@ -187,7 +189,7 @@ def nodes(engine: Engine) -> Iterator[tuple[Place, Place]]:
         return
     names, ends = (f"{tag}a", f"{tag}b"), (f"v{os.getpid()}a", f"v{os.getpid()}b")
     addresses = ("10.231.7.2", "10.231.7.3")
-    # Nodes tell each other their names; there is no name server here.
+    # Nodes use each other's names, and there is no name server here.
     known = [f"--add-host={name}:{address}" for name, address in zip(names, addresses, strict=True)]
     try:
         for name in names:
@@ -199,7 +201,7 @@ def nodes(engine: Engine) -> Iterator[tuple[Place, Place]]:
             _ip("-n", name, "link", "set", end, "up")
             _ip("-n", name, "link", "set", "lo", "up")
         first, second = (
-            Place((f"--network=ns:/run/netns/{name}", f"--hostname={name}", *known), address)
+            Node((f"--network=ns:/run/netns/{name}", f"--hostname={name}", *known), address)
             for name, address in zip(names, addresses, strict=True)
         )
         yield first, second

@@ -1,4 +1,4 @@
-"""podman or docker, whichever works on this machine: building, running, and the base image without a registry."""
+"""The container engine (podman or docker): building and running images, and a base image without a registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CONTAINER_TEST_CACHE", "~/.cache/sd-finetune-container-tests")).expanduser()
-RELEASE = "bookworm"  # of Debian; what docker/Dockerfile takes unless told otherwise
+RELEASE = "bookworm"  # of Debian; the default of docker/Dockerfile
 PYTHON = "3.11"  # of that release
 IMAGE = "localhost/sd-finetune:test-cpu"
 
@@ -32,7 +32,7 @@ class Engine:
         return self.program == "podman"
 
     def call(self, *arguments: str, timeout: float = 120, check: bool = True) -> str:
-        """The output of a command of the engine. Raises CalledProcessError, whose output is shown."""
+        """Run a command of the engine; returns its output. Raises CalledProcessError after printing the output."""
         done = self.run(*arguments, timeout=timeout)
         if check and done.returncode != 0:
             raise AssertionError(
@@ -41,11 +41,11 @@ class Engine:
         return done.stdout
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """A command of the engine, whatever its exit code."""
+        """Run a command of the engine, whatever its exit code."""
         return subprocess.run(
             [self.program, *arguments],
             env=dict(os.environ) | dict(self.env),
-            cwd=CACHE,  # podman leaves a file where it was started, when a container runs out of memory
+            cwd=CACHE,  # podman writes a file into its working directory when a container runs out of memory
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -58,7 +58,7 @@ class Engine:
 
 @functools.cache
 def find() -> Engine | str:
-    """An engine that answers, or why there is none."""
+    """A working engine, or the reason why there is none."""
     CACHE.mkdir(parents=True, exist_ok=True)
     reasons = []
     for program in ("podman", "docker"):
@@ -73,7 +73,7 @@ def find() -> Engine | str:
 
 
 def _defect(engine: Engine) -> str:
-    """Why this engine cannot run containers here; empty: it has run one."""
+    """The reason why this engine cannot run containers here; empty: it has run one."""
     answer = engine.run("info")
     if answer.returncode == 0:
         try:
@@ -101,7 +101,7 @@ def _podman_settings() -> tuple[tuple[str, str], ...]:
 
 
 def build(engine: Engine, *, revision: str = "test") -> str:
-    """The `cpu` image of this checkout; made again only where something in it has changed. Its name."""
+    """Build the `cpu` image of this checkout, if its content has changed; returns its name."""
     engine.call(
         "build",
         *("--pull=never", "--format=docker") if engine.is_podman else (),
@@ -129,7 +129,7 @@ def wheels() -> Path:
     folder, stamp = CACHE / "wheels", CACHE / "wheels.sha256"
     if not stamp.exists() or stamp.read_text() != wanted:
         for lock in locks:
-            _download(lock, folder)  # only what is not there yet
+            _download(lock, folder)  # only missing files
         stamp.write_text(wanted)
     return folder
 
@@ -156,7 +156,7 @@ def _download(lock: Path, folder: Path) -> None:
 
 
 def base_image(engine: Engine) -> str:
-    """A minimal Debian, made from the packages that this machine's apt is configured for; its name."""
+    """Make a minimal Debian from the package sources of this machine's apt; returns its name."""
     if given := os.environ.get("CONTAINER_TEST_BASE_IMAGE"):
         return given
     sources = apt_sources()
@@ -185,7 +185,7 @@ def base_image(engine: Engine) -> str:
 
 
 def apt_sources() -> str:
-    """Lines for sources.list: where this machine's apt finds the release of the base image."""
+    """Lines of sources.list: this machine's apt sources for the release of the base image."""
     form = "$(ORIGIN)\t$(REPO_URI)\t$(RELEASE)"
     asked = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
@@ -199,7 +199,7 @@ def apt_sources() -> str:
 
 
 def proxies() -> dict[str, str]:
-    """The proxy of this machine's apt, for those who read it from the environment."""
+    """The proxy of this machine's apt, as environment variables."""
     asked = ["apt-config", "shell", "proxy", "Acquire::http::Proxy"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     found = re.search(r"proxy='(http.*)'", said)

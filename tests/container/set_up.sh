@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the container tests need, on Debian and as root; elsewhere they say themselves what is missing.
+# Install the programs that the container tests need, on Debian as root; elsewhere the tests report what is missing.
 set -eu
 
 works() { command -v "$1" > /dev/null && "$1" info > /dev/null 2>&1; }

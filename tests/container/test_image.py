@@ -1,4 +1,4 @@
-"""The image itself: what it says, what it holds, and what it must not hold."""
+"""Tests of docker/Dockerfile: the image's configuration and content."""
 
 import json
 import os
@@ -21,13 +21,13 @@ def config(engine, image):
     return found["Config"] | {"size": found["Size"]}
 
 
-def inside(box, *words: str) -> str:
-    ended = box.run(*words)
-    assert ended.code == 0, ended.words
+def inside(box, *command: str) -> str:
+    ended = box.run(*command)
+    assert ended.code == 0, ended.text
     return ended.output
 
 
-def test_what_it_says(config):
+def test_the_configuration(config):
     assert config["User"] == "10001"
     assert config["StopSignal"] in ("SIGTERM", "15")
     assert config["Entrypoint"] == ["tini", "-s", "--", "/opt/project/docker/start.sh"]
@@ -49,7 +49,7 @@ def test_the_launcher_is_a_child_of_tini(box):
     assert inside(box, "id", "-u").strip() == "10001"
 
 
-def test_nothing_is_left_that_only_the_build_needed(box):
+def test_build_tools_are_not_in_the_image(box):
     script = r"""
 import os, shutil, sys
 print([tool for tool in ("gcc", "cc", "g++", "make", "ld", "git", "curl", "wget") if shutil.which(tool)])
@@ -61,7 +61,7 @@ print([path for folder in folders for path in os.listdir(folder)])
     assert inside(box, "python", "-c", script).splitlines() == ["[]", "[]", "[]"]
 
 
-def test_what_was_installed_is_what_is_locked(box):
+def test_the_installed_packages_are_the_locked_ones(box):
     listed = json.loads(
         inside(box, "python", "-m", "pip", "list", "--format=json", "--disable-pip-version-check")
     )
@@ -83,9 +83,9 @@ debian = {("pkg:deb", *line.split()) for line in shown.splitlines()}
 assert len(python) > 50 and len(debian) > 50
 print(bill["bomFormat"], bill["specVersion"], sorted(names ^ (python | debian)))
 """
-    words = inside(box, "python", "-c", script)
-    assert words.strip().startswith("CycloneDX 1.6 [('pkg:generic', 'python', '3.11")
-    assert words.count("pkg:") == 1, words
+    text = inside(box, "python", "-c", script)
+    assert text.strip().startswith("CycloneDX 1.6 [('pkg:generic', 'python', '3.11")
+    assert text.count("pkg:") == 1, text
 
 
 def test_nothing_of_this_machine_is_in_a_layer(engine, image, config, tmp_path):
@@ -124,7 +124,7 @@ def _of_this_machine() -> set[str]:
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
     values = {line.partition("=")[2].strip("'\"") for line in shown.stdout.splitlines()}
-    words = {word for value in values for word in value.split() if "/" in word or "@" in word}
+    parts = {word for value in values for word in value.split() if "/" in word or "@" in word}
     secret = {
         value
         for name, value in os.environ.items()
@@ -132,10 +132,10 @@ def _of_this_machine() -> set[str]:
     }
     own = {str(HOME), str(Path.home() / ".cache")}
     public = {"/etc/ssl/certs/ca-certificates.crt"}  # where Debian has it in every image
-    return (words | secret | own) - public
+    return (parts | secret | own) - public
 
 
-def test_the_first_word_comes_at_once(box, mounts):
+def test_the_first_line_is_printed_at_once(box, mounts):
     """Container, tini, Python, the launcher and its checks: under a second on an idle machine."""
     best = min(box.run("plan", mounts=mounts).seconds for _ in range(3))
     print(f"from the start of a container to the end of a plan: {best:.2f} s")
@@ -144,7 +144,7 @@ def test_the_first_word_comes_at_once(box, mounts):
 
 def test_doctor(box):
     ended = box.run("doctor", "--json")
-    assert ended.code == 0, ended.words
+    assert ended.code == 0, ended.text
     found = json.loads(ended.output)
     assert found["not as proven"] == {}
     assert None not in found["versions"].values()
@@ -157,13 +157,13 @@ def test_doctor(box):
 
 def test_other_programs_of_the_image_can_be_started(box):
     assert (
-        "TensorBoard" in box.run("tensorboard", "--help").words
+        "TensorBoard" in box.run("tensorboard", "--help").text
         or box.run("tensorboard", "--version").code == 0
     )
     assert box.run("sh", "-c", "exit 3").code == 3
 
 
-def test_a_misspelt_verb_is_no_program(box):
+def test_a_misspelled_verb_is_not_a_program(box):
     ended = box.run("plann")
     assert ended.code == 64
-    assert "'plann' is neither a verb nor a setting" in ended.words
+    assert "'plann' is neither a verb nor a setting" in ended.text

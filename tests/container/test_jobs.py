@@ -1,4 +1,4 @@
-"""Whole jobs in containers: trained, stopped and resumed, out of memory, on two nodes."""
+"""Whole jobs in containers: finished, stopped and resumed, out of memory, on two nodes."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ SHORT = {
     "num_train_step": "6",
     "logging_steps": "1",
     "dataloader_num_workers": "1",
-    "OMP_NUM_THREADS": "1",  # as torchrun has it for several processes; two nodes share these cores as well
+    "OMP_NUM_THREADS": "1",  # torchrun's default for several processes; here two nodes use the same cores
 }
 AWKWARD = """a "sks" circle's $(touch /output/pwned) `touch /output/pwned`; touch /output/pwned"""
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below, with what it holds."""
+    """The hash of every file below."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -29,11 +29,11 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_job_trains_to_its_end_and_touches_nothing_but_its_output(box, mounts, demo, output):
+def test_a_job_finishes_and_changes_only_its_output(box, mounts, demo, output):
     before = digests(demo)
     job = {**SHORT, "NPROC_PER_NODE": "2", "instance_prompt": AWKWARD}
     ended = box.run(mounts=mounts, **job)
-    assert ended.code == 0, ended.words
+    assert ended.code == 0, ended.text
     assert digests(demo) == before
     assert len(losses(output)) == 6
     assert (output / "checkpoint/model_index.json").is_file()
@@ -59,20 +59,20 @@ def test_a_stopped_job_resumes(box, mounts, output):
     assert box.wait(name) == 75, box.logs(name)
     first = box.logs(name)
     again = box.run(mounts=mounts, **job)
-    assert again.code == 0, again.words
-    assert "resum" in again.words, again.words
+    assert again.code == 0, again.text
+    assert "resum" in again.text, again.text
     assert "exit code 75" in first or "start the same command again" in first, first
     assert len(losses(output)) == 60
 
 
-def test_too_little_memory_is_named(box, mounts, output):
+def test_too_little_memory_is_reported(box, mounts, output):
     job = {**SHORT, "NPROC_PER_NODE": "2", "instance_prompt": "a sks circle"}
     ended = box.run(mounts=mounts, options=["--memory=450m", "--memory-swap=450m"], **job)
-    assert ended.code == 71, ended.words
+    assert ended.code == 71, ended.text
     failure = json.loads((output / "failure.json").read_text())
     assert failure["class"] == "out of memory"
     assert "the kernel killed" in failure["evidence"][0], failure
-    assert failure["evidence"][0] in ended.words
+    assert failure["evidence"][0] in ended.text
 
 
 def test_two_containers_train_as_two_nodes(box, mounts, nodes):

@@ -1,4 +1,4 @@
-"""docker/compose.yaml against what the image and the launcher expect."""
+"""Tests of docker/compose.yaml: it matches the image and the launcher."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_every_target_that_is_built_is_in_the_dockerfile():
     assert targets == {"cpu", "cuda"} <= stages
 
 
-def test_only_the_profile_for_gpus_asks_for_one():
+def test_only_the_gpu_profile_requests_gpus():
     asking = {name for name, service in SERVICES.items() if "deploy" in service}
     assert asking == {"job-gpu"}
     assert SERVICES["job-gpu"]["profiles"] == ["gpu"]

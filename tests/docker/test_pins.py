@@ -1,4 +1,4 @@
-"""The files of pins, and the same with hashes, say the same."""
+"""Tests of docker/requirements*.txt and docker/locked/: both have the same versions."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ LOCKED = sorted(path.name for path in (DOCKER / "locked").iterdir())
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Names, as package indices compare them, and versions without the kind of build."""
+    """Normalized names, and versions without local build tags."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     found = [
         re.fullmatch(r"([\w.-]+)==([\w.]+)(\+cpu)?( --hash=sha256:[0-9a-f]{64})?", line) for line in lines
@@ -26,7 +26,7 @@ def test_every_pin_is_locked_with_its_hash(name):
     assert text.count("--hash=") == text.count("==")
 
 
-def test_what_the_image_installs_is_locked():
+def test_every_file_that_the_image_installs_is_locked():
     named = set(re.findall(r"requirements[\w-]*\.txt", (DOCKER / "Dockerfile").read_text()))
     assert named == set(LOCKED)
     assert len(named) >= 4

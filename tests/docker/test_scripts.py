@@ -1,4 +1,4 @@
-"""The shell scripts of the project pass the linter."""
+"""Tests of all shell scripts: they pass the linter."""
 
 import pytest
 

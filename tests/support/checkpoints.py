@@ -1,4 +1,4 @@
-"""Small checkpoints with one file of weights, and the ways in which they break."""
+"""Small checkpoints with one file of weights, and ways to damage them."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ def names(layout) -> list[str]:
 
 
 def spoil(folder: Path, how: str) -> None:
-    """Breaks a checkpoint in one way."""
+    """Damage a checkpoint in one way."""
     if how == "no manifest":
         (folder / MANIFEST).unlink()
     elif how == "half a manifest":

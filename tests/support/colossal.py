@@ -1,4 +1,4 @@
-"""Colossal-AI on CPU processes, for tests only: to it they are CUDA devices that compute on the CPU."""
+"""Colossal-AI on CPU processes, for tests only: it takes them for CUDA devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdtrain.runtime import devices
 
 
 class _Device(str):
-    """What torch's factory functions take for the CPU, and Colossal-AI's chunks for CUDA."""
+    """A device that torch's factory functions take for the CPU, and Colossal-AI's chunks for CUDA."""
 
     type, index = "cuda", 0
 
@@ -23,7 +23,7 @@ class _Stream:
 
 
 def install() -> None:
-    """To be called in each process before it trains: `device=cuda` then is a CPU under Colossal-AI's eyes."""
+    """Make Colossal-AI treat the CPU as `device=cuda`; call it in each process before training."""
     import sdtrain.strategies.colossalai  # noqa: F401  (imports Colossal-AI as the worker does)
 
     # isort: split
@@ -59,7 +59,7 @@ def install() -> None:
             return nullcontext()
 
     set_accelerator(CpuAsCuda())
-    # Gemini's memory tracer asks CUDA itself; these are what it uses.
+    # Gemini's memory tracer calls these functions of CUDA directly.
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.reset_peak_memory_stats = lambda *_: None
     torch.cuda.max_memory_allocated = lambda *_: 2**26

@@ -1,4 +1,4 @@
-"""Small datasets of every format, and how tests look for them."""
+"""Small datasets of every format, and helpers to detect them."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Supervises without the real worker: `driver.py SCRIPT.py` in the place of torchrun, `driver.py MODULE` below it."""
+"""Supervise without the real worker: `driver.py SCRIPT.py` replaces torchrun, `driver.py MODULE` the worker."""
 
 import dataclasses
 import os

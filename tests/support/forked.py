@@ -33,7 +33,7 @@ Root Cause (first observed failure):
 
 
 def launcher(environ: dict[str, str]) -> Callable[[], None]:
-    """For Popen(preexec_fn=…): the child becomes the launcher in this environment, and never any other program."""
+    """For Popen(preexec_fn=…): the child becomes the launcher in this environment instead of starting a program."""
 
     def become() -> None:
         supervisor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
@@ -52,7 +52,7 @@ def _popen(argv: list[str], *, env: dict[str, str], pass_fds: Any, preexec_fn: A
 
 
 def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None:
-    """Runs main() in this fork as if it were a program of its own, and ends."""
+    """Run main() in this fork like a separate program, and exit."""
     code = 99
     try:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -73,7 +73,7 @@ def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None
 
 
 def _torchrun(argv: list[str]) -> int:
-    """One node's ranks, all started again after a failure, as often as --max-restarts says."""
+    """Run one node's ranks; after a failure restart all of them, at most --max-restarts times."""
     flags = argv[argv.index("sdtrain") + 1 :]
     size = _number(argv, "nproc-per-node")
     restarts = _number(argv, "max-restarts")
@@ -96,7 +96,7 @@ def _number(argv: list[str], flag: str) -> int:
 
 
 def _rank(rank: int, flags: list[str], shared: dict[str, Any]) -> int:
-    """The process id of a rank, whose lines go to standard output with its name before them."""
+    """Start a rank whose lines go to standard output with its prefix; returns its process id."""
     ours, theirs = os.pipe()
     if pid := os.fork():
         os.close(theirs)
@@ -118,7 +118,7 @@ def _tee(rank: int, descriptor: int) -> None:
 
 
 def _first_failure(ranks: list[int]) -> dict[str, int] | None:
-    """Waits for all ranks; the first that fails takes the others along."""
+    """Wait for all ranks; the first failure ends the others."""
     failed = None
     left = set(ranks)
     until = float("inf")

@@ -1,4 +1,4 @@
-"""Running the launcher from a test: as users do, or with a script in the place of torchrun or of the worker."""
+"""Run the launcher from a test: as users do, or with a script instead of torchrun or the worker."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.sdlaunch.place import HOME, clean_environment
 ENTRYPOINT = (sys.executable, str(HOME / "entrypoint.py"))
 DRIVER = (sys.executable, str(Path(__file__).with_name("driver.py")))
 
-# What a script in the place of torchrun begins with.
+# Start of a script that replaces torchrun.
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
 from sdjob import protocol
@@ -36,7 +36,7 @@ def asked(seconds=20):
 
 
 class Launched:
-    """A launcher at work, read line by line."""
+    """A running launcher, read line by line."""
 
     def __init__(self, argv: tuple[str, ...], output: Path, environ: dict[str, str], **options: Any) -> None:
         self.output = output
@@ -45,7 +45,7 @@ class Launched:
         )
 
     def until(self, word: str) -> str:
-        """Reads the terminal up to a line with this word, and returns the line."""
+        """Read the terminal up to a line with this text; returns the line."""
         assert self.process.stdout
         seen = []
         for line in self.process.stdout:
@@ -55,14 +55,14 @@ class Launched:
         raise AssertionError(f"{word!r} never came:\n{''.join(seen)}")
 
     def end(self, code: int) -> str:
-        """The rest of what people see; the code must be this."""
+        """Wait for the end with this exit code; returns the rest of the terminal."""
         text, _ = self.process.communicate(timeout=120)
         assert self.process.returncode == code, text
         assert "Traceback" not in text
         return text
 
     def end_at_once(self) -> None:
-        """Insists, if it still runs: its processes end too."""
+        """Stop it at once if it is still running; its processes end too."""
         for _ in range(2):
             if self.process.poll() is None:
                 self.process.terminate()
@@ -88,7 +88,7 @@ class Launched:
 def supervised(
     folder: Path, place: dict[str, str], script: str, *, as_worker: bool = False, **variables: str
 ) -> Launched:
-    """A script under the launcher in the place of torchrun, or as its worker; the output is below the folder."""
+    """Run the launcher with a script instead of torchrun or as the worker; the output is below the folder."""
     path = folder / "fake.py"
     path.write_text(PRELUDE + script)
     if as_worker:
@@ -98,7 +98,7 @@ def supervised(
 
 
 def prepare(place: dict[str, str], **variables: str) -> plan.JobPlan:
-    """The plan of a job with these variables."""
+    """Plan a job with these variables."""
     return plan.prepare((), clean_environment(**{**place, **variables}), HOME)
 
 
@@ -108,7 +108,7 @@ def found(job: plan.JobPlan) -> list[tuple[str, int]]:
 
 
 def pasted(job: plan.JobPlan, folder: Path) -> str:
-    """What the plan's command prints when it is pasted into a shell in this folder; it must succeed."""
+    """Run the plan's command in a shell in this folder; returns its output. It must succeed."""
     assert job.launch, job.problems
     done = subprocess.run(
         ["bash", "-c", job.launch.shell()],

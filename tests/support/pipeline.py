@@ -1,4 +1,4 @@
-"""A pipeline folder whose parts fit: configs, and weight files of zeros with the tensors that they ask for."""
+"""A pipeline folder with matching parts: configs, and weight files of zeros with the tensors that the configs require."""
 
 import json
 import math
@@ -54,13 +54,13 @@ def zeros(tensors: Mapping[str, Sequence[int]]) -> bytes:
 
 
 def tiny_tensors(part: str) -> dict[str, list[int]]:
-    """The tensors that these configs ask for (test_check_tensors.py compares them), without importing torch."""
+    """The tensors that these configs require (test_check_tensors.py compares them), without importing torch."""
     tensors: dict[str, list[int]] = json.loads(_TENSORS.read_text())[part]
     return tensors
 
 
 def make_fitting(folder: Path, **scheduler) -> Path:
-    """Like `make`, with parts that belong together."""
+    """Like `make`, with parts that match each other."""
     make(folder, **scheduler)
     write(folder / "tokenizer/vocab.json", VOCAB)
     for part, config in (("unet", UNET), ("vae", VAE), ("text_encoder", TEXT)):

@@ -1,4 +1,4 @@
-"""Models in one file: of full size but without content, and tiny ones with weights."""
+"""Single-file models: full-size ones without content, and tiny ones with weights."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def config_of(model: str, part: str) -> dict:
 
 
 def original_shapes(model: str) -> Shapes:
-    """Name → shape of everything that a published file of this type holds of its parts."""
+    """Name → shape of all tensors in a published file of this model."""
     found: Shapes = {}
     for part, tensors in published_tensors(model).items():
         originals = key_names.original_tensors(part, config_of(model, part), tensors, xl=model == SD_XL)
@@ -40,7 +40,7 @@ def original_shapes(model: str) -> Shapes:
 
 
 def sparse(path: Path, tensors: Mapping[str, tuple[int, ...]], **metadata: str) -> Path:
-    """A safetensors file of fp16 tensors that takes no room on the disk."""
+    """A safetensors file of fp16 tensors that takes no space on the disk."""
     header: dict = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name, shape in tensors.items():

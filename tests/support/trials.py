@@ -1,4 +1,4 @@
-"""Strategies on a tiny U-Net, several in one pair of forked processes: what they compute, keep and give back."""
+"""Strategies on a tiny U-Net, several in one pair of forked processes: their steps, state and checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLIP, STEPS, SAVED = 0.05, 3, 2
 BATCH, ACCUMULATION = 4, 2
 CPU = torch.device("cpu")
 # With so large an epsilon AdamW's update is proportional to the gradient: wrong clipping or scaling shows, and
-# rounding is not blown up where a gradient is nearly zero.
+# rounding is not amplified where a gradient is nearly zero.
 OPTIM = OptimSpec(
     (ParameterGroup("", 10.0),), (0.9, 0.99), weight_decay=1e-3, epsilon=1.0, max_grad_norm=CLIP
 )
@@ -104,11 +104,11 @@ class Trial:
         """Masters and EMA, whole, on rank 0."""
         shards = {"master": self.strategy.masters(), "ema": self.ema.shards}
         whole = {name: self.strategy.full_state(values) for name, values in shards.items()}
-        # Native weights on a CPU are the weights themselves, and go on changing.
+        # Unsharded masters on a CPU are the weights themselves, and keep changing.
         return {name: {key: tensor.clone() for key, tensor in state.items()} for name, state in whole.items()}
 
     def first_moment_norm(self) -> float:
-        """Of AdamW's first moment over all weights: after one step, (1 - beta1) × the norm of the gradient."""
+        """Norm of AdamW's first moment over all weights: after one step, (1 - beta1) × the norm of the gradient."""
         shards = self.strategy._tables(None)["exp_avg"].values()
         square = sum(shard.double().square().sum() for shard in shards)
         dist.all_reduce(square)
@@ -125,7 +125,7 @@ class Trial:
 
 
 def _add_lora(unet: Any, spec: RunSpec) -> None:
-    """As models.make_trainable does: the base in the type of the computation, the adapter in fp32."""
+    """Add a LoRA as the worker does: the base in the compute type, the adapter in fp32."""
     unet.to(DTYPES[spec.mixed_precision]).requires_grad_(False)
     torch.manual_seed(0)
     unet.add_adapter(
@@ -137,7 +137,7 @@ def _add_lora(unet: Any, spec: RunSpec) -> None:
 
 
 def batch(step: int, micro: int) -> tuple[torch.Tensor, ...]:
-    """Of all ranks: noisy latents in channels_last, as a VAE gives them, timesteps, text, and the noise."""
+    """The batch of all ranks: noisy latents in channels_last, as a VAE gives them, timesteps, text, and the noise."""
     generator = torch.Generator().manual_seed(100 * step + micro)
     latents = torch.randn(BATCH, 4, 8, 8, generator=generator)
     return (
@@ -149,7 +149,7 @@ def batch(step: int, micro: int) -> tuple[torch.Tensor, ...]:
 
 
 def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
-    """Trains, saves on the way, and starts again from there with a fresh copy."""
+    """Train, save midway, and resume from there with a fresh copy."""
     first = Trial(unet, spec_of(variant))
     found: dict[str, Any] = {"start": first.whole()["master"], "steps": []}
     for number in range(1, SAVED + 1):
@@ -179,7 +179,7 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
 
 
 def data_of(folder: Path) -> dict[str, str]:
-    """Every file with its hash, but for the description of the shards, in which each save has a name of its own."""
+    """The hash of every file except the metadata of the shards, in which each save has a different name."""
     return {name: of for name, of in snapshot(folder).items() if not name.endswith(".metadata")}
 
 
@@ -198,7 +198,7 @@ def overflowing(unet: Path, variant: str) -> list[tuple[float, float]]:
 
 
 def discarding(unet: Path, variant: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The first step of a trial that has discarded another one before, and of one that has not."""
+    """The first step of a trial that has discarded a step before, and of one that has not."""
     found = []
     for discards in (True, False):
         tried = Trial(unet, spec_of(variant))
@@ -212,14 +212,14 @@ def discarding(unet: Path, variant: str) -> tuple[tuple[float, float], tuple[flo
 
 
 def converted(unet: Path, folder: Path, variant: str, source: str) -> dict[str, dict[str, torch.Tensor]]:
-    """What a strategy holds that starts from another one's checkpoint, and its next step."""
+    """The state of a strategy that starts from another one's checkpoint, and its next step."""
     other = Trial(unet, spec_of(variant))
     load(other, folder / source)
     return {**other.whole(), "step": other.step(STEPS)}  # type: ignore[dict-item]
 
 
 def in_ranks(size: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> Any:
-    """What `work` returns on rank 0 of `size` forked processes, each with Colossal-AI's test accelerator."""
+    """Run `work` in `size` forked processes with Colossal-AI's test accelerator; returns the result of rank 0."""
     import sdtrain.strategies.colossalai  # noqa: F401  (once, before the forks)
 
     gc.collect()  # as in `tests.support.worker.forked`

@@ -1,4 +1,4 @@
-"""Running the worker from a test: in this process, in several forked ones, or under torchrun."""
+"""Run the worker from a test: in this process, in several forked ones, or under torchrun."""
 
 import contextlib
 import gc
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2] / "project"
 
-# Small and quick; what a test is about it sets itself.
+# Small and quick; each test sets the values that it is about.
 DEFAULTS = {
     "recipe": "text_to_image",
     "resolution": 32,
@@ -39,14 +39,14 @@ def flags(**settings) -> list[str]:
 
 
 def in_process(**settings) -> int:
-    """Exit code of a run in this very process."""
+    """Run in this process; returns the exit code."""
     from sdtrain.__main__ import main
 
     return main(flags(**settings))
 
 
 def in_ranks(size: int, before: Callable[[], None] | None = None, **settings) -> list[int]:
-    """Exit codes of a run in `size` forked processes, which need no time for imports; each calls `before` first."""
+    """Run in `size` forked processes, which need no imports; each calls `before` first. Returns the exit codes."""
     with forked(size, before, **settings) as processes:
         for process in processes:
             process.join(120)
@@ -57,7 +57,7 @@ def in_ranks(size: int, before: Callable[[], None] | None = None, **settings) ->
 def forked(
     size: int, before: Callable[[], None] | None = None, **settings
 ) -> Iterator[list[multiprocessing.Process]]:
-    """The ranks of a run as forked processes, of which nothing is left when the block ends."""
+    """The ranks of a run as forked processes, all ended when the block ends."""
     # Process groups of an earlier run in this process end here: in a fork their destructors would wait for threads
     # that only this process has.
     gc.collect()
@@ -91,7 +91,7 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a worker of its own: the checkout's packages, one thread, nothing of a surrounding job."""
+    """Environment of a separate worker: the checkout's packages, one thread, no variables of a surrounding job."""
     return {
         **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ},
         "PYTHONPATH": str(PROJECT),
@@ -103,7 +103,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(*argv: str, **environ: str) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own, of which nothing is left when the block ends."""
+    """A process in a separate session, ended with its children when the block ends."""
     with subprocess.Popen(
         [sys.executable, *argv],
         env=environment(**environ),
@@ -176,4 +176,4 @@ def alone():
 
 
 class Killed(BaseException):
-    """Raised where a test lets a run die: the worker catches nothing but Exception, as if it had been killed."""
+    """Raised where a test lets a run die: the worker catches only Exception, so this acts like a kill."""
