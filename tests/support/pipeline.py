@@ -1,4 +1,4 @@
-"""A pipeline folder with matching parts: configs, and weight files of zeros with the tensors that the configs require."""
+"""A pipeline folder with matching parts: configs, and weight files of zeros with the tensors that they require."""
 
 import json
 import math
