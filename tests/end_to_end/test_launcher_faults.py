@@ -1,6 +1,7 @@
 """Real runs of two processes under the launcher, and what is done to them: each fault ends in its class."""
 
 import contextlib
+import re
 import shutil
 import signal
 import subprocess
@@ -107,7 +108,8 @@ def test_a_hang_is_explained(job):
     failure = run.failure
     assert (failure["class"], failure["root_rank"]) == ("hang", 1)
     assert failure["step"] >= 1
-    assert failure["evidence"][0].endswith("(hang_timeout); last: step")
+    # Heartbeats are throttled: the stopped rank may have left its stage before the first step.
+    assert re.search(r"\(hang_timeout\); last: (.*, )?step$", failure["evidence"][0])
     assert "rank 1: gave no stacks; it is stopped" in failure["evidence"]
     assert "in train_steps" in failure["traceback"]  # where rank 0 waits for rank 1
     assert not _processes_with(str(run.output))

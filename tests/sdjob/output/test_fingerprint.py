@@ -256,7 +256,7 @@ def test_the_subjects_of_a_list_are_facts(captioned, tmp_path):
     def facts_with(**changes) -> dict[str, str]:
         entry = {"instance_data_dir": str(captioned), "instance_prompt": "a", "class_prompt": "b", **changes}
         listed = spec_of(concepts_list=str(tmp_path / "concepts.yaml"))
-        return facts_of(listed, "model", [], [Concept(**entry)])
+        return facts_of(listed, STABLE_DIFFUSION, "model", [], [Concept(**entry)])
 
     changes = [{}, {"instance_prompt": "x"}, {"class_prompt": "x"}, {"weight": 2.0}]
     assert len({facts_with(**change)["concepts_list"] for change in changes}) == 4
@@ -270,7 +270,7 @@ def test_given_images_of_the_class_are_facts(folder):
         concepts = [
             Concept(instance_data_dir="i", instance_prompt="a", class_data_dir=each) for each in folders
         ]
-        return facts_of(prior, "model", [], concepts)["class_data_dir"]
+        return facts_of(prior, STABLE_DIFFUSION, "model", [], concepts)["class_data_dir"]
 
     given = class_data(str(folder))
     assert class_data(None) == "generated images" != given

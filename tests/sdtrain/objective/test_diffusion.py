@@ -24,13 +24,13 @@ def parts(eps_model):
 def batch(*indices, weight=1.0) -> StreamBatch:
     return StreamBatch(
         pixel_values=torch.stack([torch.full((3, 32, 32), index / 10) for index in indices]),
-        moments=None,
+        posterior=None,
         prompts=[f"a circle {index}" for index in indices],
         encodings=None,
         samples=[Sample(0, index, index, "captioned") for index in indices],
         weight=weight,
         names=[str(index) for index in indices],
-        passed_over=[],
+        skipped=[],
         image_weights=None,
     )
 
@@ -47,9 +47,9 @@ def test_a_sample_does_not_depend_on_its_batch(parts):
 
 def test_cached_inputs_give_the_same(parts):
     plain = batch(1, 2)
-    moments = parts.posterior(plain.pixel_values).parameters
+    posterior = parts.posterior(plain.pixel_values).parameters
     encodings = parts.encode(parts.token_ids(plain.prompts, 1))
-    cached = replace(plain, pixel_values=None, moments=moments, encodings=encodings)
+    cached = replace(plain, pixel_values=None, posterior=posterior, encodings=encodings)
     one, other = noised(parts, (plain,), SPEC), noised(parts, (cached,), SPEC)
     assert torch.equal(one.noisy_latents, other.noisy_latents)
     assert torch.equal(one.conditioning["hidden_states"], other.conditioning["hidden_states"])
