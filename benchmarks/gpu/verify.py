@@ -69,39 +69,39 @@ def main() -> int:
         parser.error(f"unknown part {', '.join(sorted(unknown))}: use {', '.join((*PARTS, *TOGETHER))}")
     asked.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + asked.seconds
-    kind = _device()
+    device_type = _device()
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         for part in dict.fromkeys(parts):
             if part == "attention":
-                _keep(asked.output, kind, part, _attention(kind))
+                _keep(asked.output, device_type, part, _attention(device_type))
             elif part == "speed":
-                outcomes.append(_speed(asked.output, kind, end - time.monotonic(), quick=asked.quick))
+                outcomes.append(_speed(asked.output, device_type, end - time.monotonic(), quick=asked.quick))
             else:
-                outcomes.append(_strategy(asked, Path(folder), part, kind, end))
+                outcomes.append(_strategy(asked, Path(folder), part, device_type, end))
     return int(not all(outcomes))
 
 
-def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, kind: str, end: float) -> bool:
+def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, device_type: str, end: float) -> bool:
     """Run all cases of one plugin and write the result after each; returns whether none is wrong."""
     inputs = _inputs(folder)
-    processes = 1 if kind == "cpu" else _count()
-    run = _forked if kind == "cpu" and not asked.apart else _started
+    processes = 1 if device_type == "cpu" else _count()
+    run = _forked if device_type == "cpu" and not asked.apart else _started
     found = _reference(folder / "reference", inputs, run)
 
     def row(case: dict[str, Any]) -> dict[str, Any]:
         if time.monotonic() > end:
             return {"case": _name(case), "outcome": "not started", "why": f"{asked.seconds:.0f} s are over"}
-        return _case(folder, inputs, found, case, processes, kind, run)
+        return _case(folder, inputs, found, case, processes, device_type, run)
 
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(
         _AT_ONCE
     ) as threads:  # started processes import for seconds; forks would inherit threads
-        cases = _cases(plugin, kind, asked.quick)
+        cases = _cases(plugin, device_type, asked.quick)
         for each in map(row, cases) if run is _forked else threads.map(row, cases):
             rows.append(each)
-            _keep(asked.output, kind, plugin, rows)
+            _keep(asked.output, device_type, plugin, rows)
     return all(row["outcome"] != "wrong" for row in rows)
 
 
@@ -128,20 +128,20 @@ def _started(size: int, settings: dict[str, Any]) -> str:
     return "" if done.returncode == 0 else f"{done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
 
 
-def _keep(output: Path, kind: str, part: str, rows: list[dict[str, Any]]) -> None:
+def _keep(output: Path, device_type: str, part: str, rows: list[dict[str, Any]]) -> None:
     """Write the rows so far, so that an early end keeps them."""
     found = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "part": part,
-        "device": kind,
+        "device": device_type,
         "device_name": _ask("torch.cuda.get_device_name()")
-        if kind == "cuda"
+        if device_type == "cuda"
         else f"{os.cpu_count()} CPU cores",
-        "processes": 1 if kind == "cpu" else _count(),
+        "processes": 1 if device_type == "cpu" else _count(),
         "versions": report.versions(),
         "rows": rows,
     }
-    stem = output / f"{found['date']}-verify-{kind}-{part}"
+    stem = output / f"{found['date']}-verify-{device_type}-{part}"
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     stem.with_suffix(".md").write_text(_page(found))
 
@@ -176,9 +176,9 @@ def _inputs(folder: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": make_tiny_pipeline(model), "train_data_dir": data}
 
 
-def _cases(plugin: str, kind: str, quick: bool) -> list[dict[str, Any]]:
+def _cases(plugin: str, device_type: str, quick: bool) -> list[dict[str, Any]]:
     return [
-        {"plugin": plugin, "mixed_precision": precision, "device": kind, **extra}
+        {"plugin": plugin, "mixed_precision": precision, "device": device_type, **extra}
         for precision in PLUGINS[plugin].precisions
         for extra in ({}, *(() if quick else EXTRAS.get(plugin, ())))
     ]
@@ -198,7 +198,7 @@ def _case(
     reference: dict[str, Any],
     case: dict[str, Any],
     processes: int,
-    kind: str,
+    device_type: str,
     run: Run,
 ) -> dict[str, Any]:
     """Train, resume and export one case, and compare it."""
@@ -208,7 +208,7 @@ def _case(
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **case)
     size = 1 if case["plugin"] == "none" else processes
     if problems := compatibility.problems(
-        spec, compatibility.Topology(kind, size, None if kind == "cpu" else True)
+        spec, compatibility.Topology(device_type, size, None if device_type == "cpu" else True)
     ):
         return {**row, "outcome": "refused", "why": str(problems[0])}
     output = folder / name.replace(" ", "-").replace("=", "-")
@@ -254,19 +254,19 @@ def _check_export(output: Path, inputs: dict[str, Any]) -> None:
             raise RuntimeError("the exported U-Net has other weights than its source")
 
 
-def _attention(kind: str) -> list[dict[str, Any]]:
+def _attention(device_type: str) -> list[dict[str, Any]]:
     """Difference of each backend from math in fp32, in a process that may use the GPU; or why it cannot run."""
     code = "import json; from benchmarks.gpu import verify; print(json.dumps(verify.attention_rows({!r})))"
     done = subprocess.run(
-        [sys.executable, "-c", code.format(kind)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code.format(device_type)], capture_output=True, text=True, check=True
     )
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return rows
 
 
-def attention_rows(kind: str) -> list[dict[str, Any]]:
-    device = torch.device(kind)
-    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+def attention_rows(device_type: str) -> list[dict[str, Any]]:
+    device = torch.device(device_type)
+    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     rows = []
     for size in HEADS:
         generator = torch.Generator().manual_seed(size)
@@ -294,13 +294,13 @@ def attention_rows(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _speed(output: Path, kind: str, seconds: float, *, quick: bool) -> bool:
+def _speed(output: Path, device_type: str, seconds: float, *, quick: bool) -> bool:
     """Write the table of speeds, with and without caches: at the size of SD 1.4 on a GPU, of the tiny model on a CPU.
 
     `sdtrain.tools.benchmark` writes its result itself, after each row."""
     small = ["--model", "tiny", "--batch_sizes", "2", "--steps", "4", "--skip_steps", "1"]
     large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "12", "--skip_steps", "4"]
-    command = [sys.executable, "-m", "sdtrain.tools.benchmark", *(large if kind == "cuda" else small)]
+    command = [sys.executable, "-m", "sdtrain.tools.benchmark", *(large if device_type == "cuda" else small)]
     command += ["--cached", "both", "--seconds", str(max(seconds, 0)), "--output", str(output)]
     done = subprocess.run([*command, *(("--plugins", "torch_ddp,fsdp") if quick else ())], check=False)
     return done.returncode == 0
@@ -322,12 +322,12 @@ def _page(found: dict[str, Any]) -> str:
         return "\n".join([*lines, ""])
     lines += ["| case | outcome | loss off | tolerance | peak memory (GiB) |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        figures = (
+        cells = (
             f"{row['loss_off']:.1e} | {row['tolerance']:.0e} | {row['peak_memory_bytes'] / 2**30:.2f}"
             if "loss_off" in row
             else f"{row['why'].splitlines()[0]} | – | –"
         )
-        lines.append(f"| {row['case']} | {row['outcome']} | {figures} |")
+        lines.append(f"| {row['case']} | {row['outcome']} | {cells} |")
     return "\n".join([*lines, ""])
 
 

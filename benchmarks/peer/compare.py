@@ -257,9 +257,9 @@ def _flags(
     if way == PEER:
         return [str(asked.examples.resolve() / recipe.script), *common, *recipe.theirs]
     plugin = "none" if case.processes == 1 else "torch_ddp"
-    kind = "dreambooth" if recipe.subject else "text_to_image"
+    name = "dreambooth" if recipe.subject else "text_to_image"
     caches = ["--cache_latents=memory", "--cache_text_embeddings=memory"] if way == CACHED else []
-    ours = [f"--recipe={kind}", f"--plugin={plugin}", "--device=cpu"]
+    ours = [f"--recipe={name}", f"--plugin={plugin}", "--device=cpu"]
     return ["-m", "sdtrain", *ours, *common, *recipe.ours, *caches]
 
 
