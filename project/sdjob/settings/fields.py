@@ -1,10 +1,10 @@
-"""The metadata of a setting: help, unit, range and spellings, in the annotation of a model's field."""
+"""The declaration of a setting: a pydantic field whose type holds the range, with help, unit and spellings."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
@@ -84,6 +84,8 @@ def any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:
 
 
 Text = Annotated[str, Field(min_length=1)]
+TextList = Annotated[tuple[str, ...], BeforeValidator(text_list)]
+CommaList = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
 Whole = Annotated[int, BeforeValidator(whole)]
 Count = Annotated[Whole, Field(ge=0, le=10**9)]
 Positive = Annotated[Whole, Field(ge=1, le=10**9)]
@@ -93,9 +95,14 @@ AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
+def setting(group: str, default: Any, help: str, **facts: Any) -> Any:
+    """Declare a field of a model; `facts`: the other fields of Setting. A default of `...`: must be given."""
+    return Field(default, json_schema_extra={"setting": cast(Any, Setting(group, help, **facts))})
+
+
 def setting_of(info: FieldInfo) -> Setting:
-    """The `Setting` in a field's annotation."""
-    return next(item for item in info.metadata if isinstance(item, Setting))
+    extra: Any = info.json_schema_extra
+    return cast(Setting, extra["setting"])
 
 
 def settings_of(model: type[BaseModel]) -> dict[str, Setting]:

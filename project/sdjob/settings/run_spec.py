@@ -6,28 +6,42 @@ wherever these have one. The parser, the help, the documentation and the presets
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from sdjob.settings import choices, optimizers
 from sdjob.settings.fields import (
     AboveZero,
     Amount,
+    CommaList,
     Count,
     Fraction,
     Positive,
     Rate,
-    Setting,
     Text,
+    TextList,
     Whole,
     any_case,
-    comma_list,
+    setting,
     switch,
-    text_list,
 )
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.recipes import RECIPES, RecipeFacts
+
+_job = partial(setting, "job")
+_data = partial(setting, "data")
+_prompts = partial(setting, "prompts")
+_length = partial(setting, "length")
+_optimizer = partial(setting, "optimizer")
+_objective = partial(setting, "objective")
+_strategy = partial(setting, "strategy")
+_ema_and_lora = partial(setting, "ema and lora")
+_checkpoints = partial(setting, "checkpoints")
+_result = partial(setting, "result")
+_validation = partial(setting, "validation")
+_logging = partial(setting, "logging")
 
 
 class RunSpec(BaseModel):
@@ -35,444 +49,276 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    # --- job -----------------------------------------------------------------------------------------
-    recipe: Annotated[
-        choices.Recipe, Setting("job", "what is trained: a subject, or captioned images", core=True)
-    ] = "dreambooth"
-    pretrained_model_name_or_path: Annotated[
-        Text,
-        Setting(
-            "job",
-            "diffusers pipeline folder, or single-file checkpoint, to start from",
-            flag_only=True,
-            core=True,
-        ),
-    ]
-    output_dir: Annotated[
-        Text, Setting("job", "folder that receives everything that the run writes", flag_only=True, core=True)
-    ]
-    seed: Annotated[
-        Annotated[Whole, Field(ge=0, lt=2**32)],
-        Setting("job", "seed of order, crops, noise, timesteps, class images and samples", core=True),
-    ] = 42
-
-    train_text_encoder: Annotated[
-        bool, Setting("job", "train the text encoder too (of Stable Diffusion XL: both)")
-    ] = False
-    prediction_type: Annotated[
-        choices.Prediction,
-        Setting(
-            "job",
-            "what a single-file checkpoint predicts; auto: as its header or its architecture says",
-            aliases=(switch("v_parameterization", on="v_prediction", off="epsilon"),),
-            values=choices.PREDICTIONS,
-        ),
-    ] = "auto"
-    single_file_config: Annotated[
-        Text | None,
-        Setting(
-            "job",
-            "for a single-file checkpoint: diffusers folder with its configurations, tokenizer and scheduler "
-            "(without weights); empty: the standard ones of its architecture",
-        ),
-    ] = None
-
-    # --- data ----------------------------------------------------------------------------------------
-    instance_data_dir: Annotated[
-        str | None, Setting("data", "DreamBooth: folder with the images of the subject", flag_only=True)
-    ] = None
-    train_data_dir: Annotated[
-        str | None, Setting("data", "text-to-image: the captioned dataset", flag_only=True)
-    ] = None
-    concepts_list: Annotated[
-        Text | None,
-        Setting("data", "DreamBooth: YAML file with a list of subjects, instead of DATASET_DIR and prompts"),
-    ] = None
-    class_data_dir: Annotated[
-        str | None,
-        Setting("data", "images of the class, read only; empty: generated below the output folder"),
-    ] = None
-    image_column: Annotated[Text, Setting("data", "column that holds the images")] = "image"
-    caption_column: Annotated[Text, Setting("data", "column that holds the captions")] = "text"
-    resolution: Annotated[
-        Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)],
-        Setting("data", "side of the training images", unit="pixels, a multiple of 8", core=True),
-    ] = 512
-    center_crop: Annotated[bool, Setting("data", "crop the centre instead of a random position")] = False
-    aspect_ratio_buckets: Annotated[
-        bool,
-        Setting(
-            "data",
-            "keep about the aspect ratio of each image, in batches of one shape, instead of square crops",
-            aliases=("enable_bucket",),
-        ),
-    ] = False
-    bucket_reso_steps: Annotated[
-        Annotated[Whole, Field(ge=8, le=1024, multiple_of=8)],
-        Setting("data", "sides of buckets are multiples of this", unit="pixels, a multiple of 8"),
-    ] = 64
-    random_flip: Annotated[bool, Setting("data", "mirror half of the images")] = False
-    image_interpolation_mode: Annotated[
-        Literal["lanczos", "bicubic", "bilinear", "box", "nearest"],
-        Setting("data", "how images are resized"),
-    ] = "lanczos"
-    verify_images: Annotated[
-        Literal["sample", "all", "none"],
-        Setting("data", "which images are decoded once before training starts"),
-    ] = "sample"
-    bad_samples: Annotated[
-        Literal["stop", "skip"],
-        Setting(
-            "data", "unreadable images: stop, or skip (the next image of the dataset is the replacement)"
-        ),
-    ] = "stop"
-    max_bad_samples: Annotated[
-        Positive, Setting("data", "bad_samples=skip: more unreadable images than this stop the run")
-    ] = 10
-    dataloader_num_workers: Annotated[
-        Annotated[Whole, Field(ge=0, le=256)], Setting("data", "loader processes per training process")
-    ] = 2
-    cache_dir: Annotated[
-        str | None,
-        Setting(
-            "data",
-            "folder for converted datasets and for caches on disk; empty: the user's cache folder, "
-            "and the output folder",
-        ),
-    ] = None
-    cache_latents: Annotated[
-        choices.Caching,
-        Setting(
-            "data",
-            "encode each image once, and keep its latent posterior: no, memory, disk",
-            values=choices.CACHING,
-        ),
-    ] = "no"
-    cache_text_embeddings: Annotated[
-        choices.Caching,
-        Setting(
-            "data",
-            "encode each prompt once: no, memory, disk",
-            values=choices.CACHING,
-            aliases=("cache_text_encoder_outputs",),
-        ),
-    ] = "no"
-
-    # --- prompts -------------------------------------------------------------------------------------
-    instance_prompt: Annotated[
-        Text, Setting("prompts", "DreamBooth: prompt of the subject, with a rare word as its name")
-    ] = "a photo of sks dog"
-    class_prompt: Annotated[str | None, Setting("prompts", "DreamBooth: prompt of the subject's class")] = (
-        None
+    recipe: choices.Recipe = _job("dreambooth", "what is trained: a subject, or captioned images", core=True)
+    pretrained_model_name_or_path: Text = _job(
+        ..., "diffusers pipeline folder, or single-file checkpoint, to start from", flag_only=True, core=True
     )
-    max_token_length: Annotated[
-        Annotated[Whole, Field(ge=75, le=225, multiple_of=75)],
-        Setting(
-            "prompts",
-            "tokens of a prompt that are used; above 75 in chunks of 75, also for generated images",
-            unit="75, 150 or 225",
-        ),
-    ] = 75
-    with_prior_preservation: Annotated[
-        bool, Setting("prompts", "DreamBooth: train on images of the class too, so that the model keeps it")
-    ] = False
-    prior_loss_weight: Annotated[Amount, Setting("prompts", "weight of the prior loss")] = 1.0
-    num_class_images: Annotated[
-        Positive, Setting("prompts", "class images to use; missing ones are generated once")
-    ] = 100
-    sample_batch_size: Annotated[
-        Positive,
-        Setting("prompts", "images generated at once (class images and samples)", unit="per device"),
-    ] = 4
-
-    # --- batch and length ----------------------------------------------------------------------------
-    train_batch_size: Annotated[
-        Positive,
-        Setting(
-            "length",
-            "batch size",
-            unit="images per device",
-            name="batch_size",
-            aliases=("batchsize",),
-            core=True,
-        ),
-    ] = 1
-    gradient_accumulation_steps: Annotated[
-        Positive, Setting("length", "batches per optimizer step", core=True)
-    ] = 1
-    max_train_steps: Annotated[
-        Positive,
-        Setting(
-            "length",
-            "optimizer steps of the whole run, including those before a resume",
-            name="num_train_step",
-            aliases=("num_train_steps", "max_steps"),
-            core=True,
-        ),
-    ] = 400
-    num_train_epochs: Annotated[
-        Positive | None,
-        Setting(
-            "length",
-            "passes over the dataset; used if num_train_step is not set",
-            name="epoch",
-            aliases=("num_epochs", "num_epoch", "max_train_epochs"),
-        ),
-    ] = None
-
-    # --- optimizer -----------------------------------------------------------------------------------
-    optimizer: Annotated[
-        choices.Optimizer,
-        Setting(
-            "optimizer",
-            optimizers.HELP,
-            values=any_case(*OPTIMIZERS, **{name: facts.spellings for name, facts in OPTIMIZERS.items()}),
-            aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
-        ),
-    ] = "adamw"
-    learning_rate: Annotated[
-        Rate,
-        Setting(
-            "optimizer",
-            "learning rate after warm-up, not scaled by batch size or processes",
-            name="lr",
-            core=True,
-        ),
-    ] = 5e-6
-    text_encoder_lr: Annotated[
-        Rate | None,
-        Setting(
-            "optimizer",
-            "learning rate of the text encoder; empty: lr",
-            aliases=("text_encoder_learning_rate",),
-        ),
-    ] = None
-    lr_scheduler: Annotated[choices.Schedule, Setting("optimizer", "schedule of the learning rate")] = (
-        "constant"
+    output_dir: Text = _job(
+        ..., "folder that receives everything that the run writes", flag_only=True, core=True
     )
-    lr_num_cycles: Annotated[Positive, Setting("optimizer", "cosine_with_restarts: number of cycles")] = 1
-    lr_power: Annotated[Amount, Setting("optimizer", "polynomial: the power; 1: linear")] = 1.0
-    lr_warmup_steps: Annotated[Count, Setting("optimizer", "warm-up", unit="optimizer steps")] = 0
-    adam_beta1: Annotated[Fraction, Setting("optimizer", "AdamW's beta1")] = 0.9
-    adam_beta2: Annotated[Fraction, Setting("optimizer", "AdamW's beta2")] = 0.999
-    adam_weight_decay: Annotated[Amount, Setting("optimizer", "AdamW's weight decay")] = 1e-2
-    adam_epsilon: Annotated[AboveZero, Setting("optimizer", "AdamW's epsilon")] = 1e-8
-    max_grad_norm: Annotated[
-        Amount, Setting("optimizer", "norm to which gradients are clipped; 0: not clipped")
-    ] = 1.0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = _job(
+        42, "seed of order, crops, noise, timesteps, class images and samples", core=True
+    )
+    train_text_encoder: bool = _job(False, "train the text encoder too (of Stable Diffusion XL: both)")
+    prediction_type: choices.Prediction = _job(
+        "auto",
+        "what a single-file checkpoint predicts; auto: as its header or its architecture says",
+        aliases=(switch("v_parameterization", on="v_prediction", off="epsilon"),),
+        values=choices.PREDICTIONS,
+    )
+    single_file_config: Text | None = _job(
+        None,
+        "for a single-file checkpoint: diffusers folder with its configurations, tokenizer and scheduler "
+        "(without weights); empty: the standard ones of its architecture",
+    )
 
-    # --- objective -----------------------------------------------------------------------------------
-    snr_gamma: Annotated[
-        AboveZero | None,
-        Setting(
-            "objective",
-            "gamma of min-SNR weighting of the loss, usually 5; empty: equal weights",
-            aliases=("min_snr_gamma",),
-        ),
-    ] = None
-    noise_offset: Annotated[
-        Amount, Setting("objective", "fraction of the noise that is constant over a channel, such as 0.05")
-    ] = 0.0
-    input_perturbation: Annotated[
-        Amount, Setting("objective", "extra noise in the input of the network only, such as 0.1")
-    ] = 0.0
-    rescale_betas_zero_snr: Annotated[
-        bool,
-        Setting(
-            "objective",
-            "noise schedule that ends in pure noise: zero terminal SNR (v-prediction only)",
-            aliases=("zero_terminal_snr",),
-        ),
-    ] = False
-    proportion_empty_prompts: Annotated[
-        Annotated[float, Field(ge=0, le=1)],
-        Setting(
-            "objective",
-            "fraction of the prompts that are left empty, for guidance, such as 0.1",
-            aliases=("caption_dropout", "caption_dropout_rate"),
-        ),
-    ] = 0.0
+    instance_data_dir: str | None = _data(
+        None, "DreamBooth: folder with the images of the subject", flag_only=True
+    )
+    train_data_dir: str | None = _data(None, "text-to-image: the captioned dataset", flag_only=True)
+    concepts_list: Text | None = _data(
+        None, "DreamBooth: YAML file with a list of subjects, instead of DATASET_DIR and prompts"
+    )
+    class_data_dir: str | None = _data(
+        None, "images of the class, read only; empty: generated below the output folder"
+    )
+    image_column: Text = _data("image", "column that holds the images")
+    caption_column: Text = _data("text", "column that holds the captions")
+    resolution: Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)] = _data(
+        512, "side of the training images", unit="pixels, a multiple of 8", core=True
+    )
+    center_crop: bool = _data(False, "crop the centre instead of a random position")
+    aspect_ratio_buckets: bool = _data(
+        False,
+        "keep about the aspect ratio of each image, in batches of one shape, instead of square crops",
+        aliases=("enable_bucket",),
+    )
+    bucket_reso_steps: Annotated[Whole, Field(ge=8, le=1024, multiple_of=8)] = _data(
+        64, "sides of buckets are multiples of this", unit="pixels, a multiple of 8"
+    )
+    random_flip: bool = _data(False, "mirror half of the images")
+    image_interpolation_mode: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = _data(
+        "lanczos", "how images are resized"
+    )
+    verify_images: Literal["sample", "all", "none"] = _data(
+        "sample", "which images are decoded once before training starts"
+    )
+    bad_samples: Literal["stop", "skip"] = _data(
+        "stop", "unreadable images: stop, or skip (the next image of the dataset is the replacement)"
+    )
+    max_bad_samples: Positive = _data(10, "bad_samples=skip: more unreadable images than this stop the run")
+    dataloader_num_workers: Annotated[Whole, Field(ge=0, le=256)] = _data(
+        2, "loader processes per training process"
+    )
+    cache_dir: str | None = _data(
+        None,
+        "folder for converted datasets and for caches on disk; empty: the user's cache folder, "
+        "and the output folder",
+    )
+    cache_latents: choices.Caching = _data(
+        "no",
+        "encode each image once, and keep its latent posterior: no, memory, disk",
+        values=choices.CACHING,
+    )
+    cache_text_embeddings: choices.Caching = _data(
+        "no",
+        "encode each prompt once: no, memory, disk",
+        values=choices.CACHING,
+        aliases=("cache_text_encoder_outputs",),
+    )
 
-    on_nan: Annotated[
-        Literal["stop", "skip"],
-        Setting("optimizer", "NaN or infinite loss: stop, or skip (the step is applied on no process)"),
-    ] = "stop"
-    max_nan_steps: Annotated[
-        Positive, Setting("optimizer", "on_nan=skip: more skipped steps than this stop the run")
-    ] = 10
+    instance_prompt: Text = _prompts(
+        "a photo of sks dog", "DreamBooth: prompt of the subject, with a rare word as its name"
+    )
+    class_prompt: str | None = _prompts(None, "DreamBooth: prompt of the subject's class")
+    max_token_length: Annotated[Whole, Field(ge=75, le=225, multiple_of=75)] = _prompts(
+        75,
+        "tokens of a prompt that are used; above 75 in chunks of 75, also for generated images",
+        unit="75, 150 or 225",
+    )
+    with_prior_preservation: bool = _prompts(
+        False, "DreamBooth: train on images of the class too, so that the model keeps it"
+    )
+    prior_loss_weight: Amount = _prompts(1.0, "weight of the prior loss")
+    num_class_images: Positive = _prompts(100, "class images to use; missing ones are generated once")
+    sample_batch_size: Positive = _prompts(
+        4, "images generated at once (class images and samples)", unit="per device"
+    )
 
-    # --- strategy ------------------------------------------------------------------------------------
-    plugin: Annotated[choices.Plugin, Setting("strategy", "parallel strategy", core=True)] = "torch_ddp"
-    placement: Annotated[
-        Literal["cuda", "cpu", "auto"],
-        Setting(
-            "strategy", "gemini: where parameters and optimizer state are kept", aliases=("placement_policy",)
-        ),
-    ] = "cuda"
-    zero_stage: Annotated[
-        Annotated[Whole, Field(ge=1, le=2)],
-        Setting("strategy", "low_level_zero: 1 shards masters and optimizer state, 2 the gradients too"),
-    ] = 1
-    reshard_after_forward: Annotated[bool, Setting("strategy", "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")] = True
-    cpu_offload: Annotated[
-        bool, Setting("strategy", "fsdp, low_level_zero: optimizer state in the memory of the host")
-    ] = False
-    mixed_precision: Annotated[
-        choices.Precision,
-        Setting(
-            "strategy",
-            "type of the computation; trainable weights stay fp32",
-            aliases=("precision",),
-            values=choices.PRECISIONS,
-            core=True,
-        ),
-    ] = "auto"
-    gradient_checkpointing: Annotated[
-        bool, Setting("strategy", "recompute activations: less memory, about a quarter more computation")
-    ] = False
-    attention: Annotated[
-        choices.Attention,
-        Setting(
-            "strategy",
-            "attention backend; auto: PyTorch chooses",
-            aliases=(
-                switch("flash_attention", on="flash", off="math"),
-                switch("flash_attn", on="flash", off="math"),
-                switch("use_flash_attn", on="flash", off="math"),
-                switch("use_flash_attention", on="flash", off="math"),
-                switch("use_sdp", on="sdpa", off="math"),
-                switch("use_xformers", on="xformers", off="auto"),
-                switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
-            ),
-        ),
-    ] = "auto"
-    device: Annotated[
-        choices.Device,
-        Setting(
-            "strategy",
-            f"device type: {', '.join(choices.DEVICES)}",
-            core=True,
-            values=any_case(*choices.DEVICES, cuda=("gpu",)),
-        ),
-    ] = "auto"
-    allow_tf32: Annotated[bool, Setting("strategy", "TF32 matrix products on NVIDIA devices")] = False
+    train_batch_size: Positive = _length(
+        1, "batch size", unit="images per device", name="batch_size", aliases=("batchsize",), core=True
+    )
+    gradient_accumulation_steps: Positive = _length(1, "batches per optimizer step", core=True)
+    max_train_steps: Positive = _length(
+        400,
+        "optimizer steps of the whole run, including those before a resume",
+        name="num_train_step",
+        aliases=("num_train_steps", "max_steps"),
+        core=True,
+    )
+    num_train_epochs: Positive | None = _length(
+        None,
+        "passes over the dataset; used if num_train_step is not set",
+        name="epoch",
+        aliases=("num_epochs", "num_epoch", "max_train_epochs"),
+    )
 
-    # --- EMA and LoRA --------------------------------------------------------------------------------
-    use_ema: Annotated[bool, Setting("ema and lora", "keep an EMA of the weights, and export it")] = False
-    ema_decay: Annotated[Fraction, Setting("ema and lora", "largest decay of the EMA")] = 0.9999
-    lora_rank: Annotated[
-        Annotated[Whole, Field(ge=0, le=1024)],
-        Setting("ema and lora", "above 0: train a LoRA of this rank instead of the weights themselves"),
-    ] = 0
-    lora_alpha: Annotated[
-        AboveZero | None,
-        Setting("ema and lora", "LoRA's scale is alpha / rank; empty: alpha = rank"),
-    ] = None
-    lora_target_modules: Annotated[
-        tuple[str, ...],
-        BeforeValidator(comma_list),
-        Setting(
-            "ema and lora",
-            "layers of the denoiser that get a LoRA; empty: its attention, such as to_k,to_q,to_v,to_out.0",
-            unit="names, separated by commas",
-        ),
-    ] = ()
+    optimizer: choices.Optimizer = _optimizer(
+        "adamw",
+        optimizers.HELP,
+        values=any_case(*OPTIMIZERS, **{name: facts.spellings for name, facts in OPTIMIZERS.items()}),
+        aliases=(switch("use_8bit_adam", on="adamw8bit", off="adamw"),),
+    )
+    learning_rate: Rate = _optimizer(
+        5e-6, "learning rate after warm-up, not scaled by batch size or processes", name="lr", core=True
+    )
+    text_encoder_lr: Rate | None = _optimizer(
+        None, "learning rate of the text encoder; empty: lr", aliases=("text_encoder_learning_rate",)
+    )
+    lr_scheduler: choices.Schedule = _optimizer("constant", "schedule of the learning rate")
+    lr_num_cycles: Positive = _optimizer(1, "cosine_with_restarts: number of cycles")
+    lr_power: Amount = _optimizer(1.0, "polynomial: the power; 1: linear")
+    lr_warmup_steps: Count = _optimizer(0, "warm-up", unit="optimizer steps")
+    adam_beta1: Fraction = _optimizer(0.9, "AdamW's beta1")
+    adam_beta2: Fraction = _optimizer(0.999, "AdamW's beta2")
+    adam_weight_decay: Amount = _optimizer(1e-2, "AdamW's weight decay")
+    adam_epsilon: AboveZero = _optimizer(1e-8, "AdamW's epsilon")
+    max_grad_norm: Amount = _optimizer(1.0, "norm to which gradients are clipped; 0: not clipped")
 
-    # --- checkpoints ---------------------------------------------------------------------------------
-    checkpointing_steps: Annotated[
-        Positive,
-        Setting(
-            "checkpoints",
-            "a checkpoint every so many steps, and at the end",
-            unit="optimizer steps",
-            aliases=("save_steps",),
-        ),
-    ] = 500
-    checkpoints_total_limit: Annotated[
-        Positive | None, Setting("checkpoints", "checkpoints to keep; empty: all")
-    ] = None
-    background_save: Annotated[
-        bool,
-        Setting(
-            "checkpoints", "write checkpoints during the next steps, from a copy in the memory of the host"
-        ),
-    ] = True
-    resume: Annotated[
-        Text,
-        Setting(
-            "checkpoints",
-            "auto: from the newest complete checkpoint, if any; never; must; or the folder of a checkpoint",
-            aliases=("resume_from_checkpoint",),
-            values=any_case("auto", "never", "must", auto=("latest",)),
-        ),
-    ] = "auto"
-    allow_pickle: Annotated[
-        bool, Setting("checkpoints", "load weights that exist only as pickles (they can run code)")
-    ] = False
+    snr_gamma: AboveZero | None = _objective(
+        None,
+        "gamma of min-SNR weighting of the loss, usually 5; empty: equal weights",
+        aliases=("min_snr_gamma",),
+    )
+    noise_offset: Amount = _objective(
+        0.0, "fraction of the noise that is constant over a channel, such as 0.05"
+    )
+    input_perturbation: Amount = _objective(0.0, "extra noise in the input of the network only, such as 0.1")
+    rescale_betas_zero_snr: bool = _objective(
+        False,
+        "noise schedule that ends in pure noise: zero terminal SNR (v-prediction only)",
+        aliases=("zero_terminal_snr",),
+    )
+    proportion_empty_prompts: Annotated[float, Field(ge=0, le=1)] = _objective(
+        0.0,
+        "fraction of the prompts that are left empty, for guidance, such as 0.1",
+        aliases=("caption_dropout", "caption_dropout_rate"),
+    )
 
-    # --- result --------------------------------------------------------------------------------------
-    export_dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"],
-        Setting(
-            "result",
-            "type of the weights in the result",
-            aliases=("save_precision",),
-            values=choices.EXPORTED,
-        ),
-    ] = "fp32"
-    export_single_file: Annotated[
-        bool, Setting("result", "write the pipeline as one file for WebUI too: webui/model.safetensors")
-    ] = False
+    on_nan: Literal["stop", "skip"] = _optimizer(
+        "stop", "NaN or infinite loss: stop, or skip (the step is applied on no process)"
+    )
+    max_nan_steps: Positive = _optimizer(10, "on_nan=skip: more skipped steps than this stop the run")
 
-    # --- validation ----------------------------------------------------------------------------------
-    validation_prompts: Annotated[
-        tuple[str, ...],
-        BeforeValidator(text_list),
-        Setting(
-            "validation",
-            "prompts of images generated before, during and after training",
-            unit="one prompt, or a JSON list",
-            aliases=("validation_prompt",),
+    plugin: choices.Plugin = _strategy("torch_ddp", "parallel strategy", core=True)
+    placement: Literal["cuda", "cpu", "auto"] = _strategy(
+        "cuda", "gemini: where parameters and optimizer state are kept", aliases=("placement_policy",)
+    )
+    zero_stage: Annotated[Whole, Field(ge=1, le=2)] = _strategy(
+        1, "low_level_zero: 1 shards masters and optimizer state, 2 the gradients too"
+    )
+    reshard_after_forward: bool = _strategy(True, "fsdp: 1 is ZeRO-3, 0 is ZeRO-2")
+    cpu_offload: bool = _strategy(False, "fsdp, low_level_zero: optimizer state in the memory of the host")
+    mixed_precision: choices.Precision = _strategy(
+        "auto",
+        "type of the computation; trainable weights stay fp32",
+        aliases=("precision",),
+        values=choices.PRECISIONS,
+        core=True,
+    )
+    gradient_checkpointing: bool = _strategy(
+        False, "recompute activations: less memory, about a quarter more computation"
+    )
+    attention: choices.Attention = _strategy(
+        "auto",
+        "attention backend; auto: PyTorch chooses",
+        aliases=(
+            switch("flash_attention", on="flash", off="math"),
+            switch("flash_attn", on="flash", off="math"),
+            switch("use_flash_attn", on="flash", off="math"),
+            switch("use_flash_attention", on="flash", off="math"),
+            switch("use_sdp", on="sdpa", off="math"),
+            switch("use_xformers", on="xformers", off="auto"),
+            switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
         ),
-    ] = ()
-    num_validation_images: Annotated[Positive, Setting("validation", "images per validation prompt")] = 4
-    validation_steps: Annotated[
-        Count,
-        Setting(
-            "validation", "validation every so many steps; 0: only before and after", unit="optimizer steps"
-        ),
-    ] = 0
-    validation_data_dir: Annotated[
-        str | None,
-        Setting("validation", "held-out images, captioned like the dataset, for a validation loss"),
-    ] = None
-    validation_split: Annotated[
-        Fraction,
-        Setting("validation", "fraction of the dataset that is held out instead, such as 0.1; 0: none"),
-    ] = 0.0
-    max_validation_samples: Annotated[
-        Positive,
-        Setting("validation", "held-out images to use: the first of the folder, or a sample of the fraction"),
-    ] = 256
-    num_inference_steps: Annotated[
-        Positive, Setting("validation", "denoising steps of a generated image")
-    ] = 25
-    guidance_scale: Annotated[Amount, Setting("validation", "guidance of generated images")] = 7.5
+    )
+    device: choices.Device = _strategy(
+        "auto",
+        f"device type: {', '.join(choices.DEVICES)}",
+        core=True,
+        values=any_case(*choices.DEVICES, cuda=("gpu",)),
+    )
+    allow_tf32: bool = _strategy(False, "TF32 matrix products on NVIDIA devices")
 
-    # --- logging -------------------------------------------------------------------------------------
-    logging_steps: Annotated[
-        Positive, Setting("logging", "scalars every so many steps; 1: every step", unit="optimizer steps")
-    ] = 10
-    skip_steps: Annotated[
-        Count, Setting("logging", "first steps excluded from the measured speed", unit="optimizer steps")
-    ] = 10
-    timed_step: Annotated[
-        Count,
-        Setting("logging", "step whose own time and loss are in the report; 0: none", unit="optimizer steps"),
-    ] = 0
-    reference_loss: Annotated[
-        Amount | None, Setting("logging", "published loss of that step, shown next to it in the report")
-    ] = None
+    use_ema: bool = _ema_and_lora(False, "keep an EMA of the weights, and export it")
+    ema_decay: Fraction = _ema_and_lora(0.9999, "largest decay of the EMA")
+    lora_rank: Annotated[Whole, Field(ge=0, le=1024)] = _ema_and_lora(
+        0, "above 0: train a LoRA of this rank instead of the weights themselves"
+    )
+    lora_alpha: AboveZero | None = _ema_and_lora(None, "LoRA's scale is alpha / rank; empty: alpha = rank")
+    lora_target_modules: CommaList = _ema_and_lora(
+        (),
+        "layers of the denoiser that get a LoRA; empty: its attention, such as to_k,to_q,to_v,to_out.0",
+        unit="names, separated by commas",
+    )
+
+    checkpointing_steps: Positive = _checkpoints(
+        500,
+        "a checkpoint every so many steps, and at the end",
+        unit="optimizer steps",
+        aliases=("save_steps",),
+    )
+    checkpoints_total_limit: Positive | None = _checkpoints(None, "checkpoints to keep; empty: all")
+    background_save: bool = _checkpoints(
+        True, "write checkpoints during the next steps, from a copy in the memory of the host"
+    )
+    resume: Text = _checkpoints(
+        "auto",
+        "auto: from the newest complete checkpoint, if any; never; must; or the folder of a checkpoint",
+        aliases=("resume_from_checkpoint",),
+        values=any_case("auto", "never", "must", auto=("latest",)),
+    )
+    allow_pickle: bool = _checkpoints(False, "load weights that exist only as pickles (they can run code)")
+
+    export_dtype: Literal["fp32", "fp16", "bf16"] = _result(
+        "fp32", "type of the weights in the result", aliases=("save_precision",), values=choices.EXPORTED
+    )
+    export_single_file: bool = _result(
+        False, "write the pipeline as one file for WebUI too: webui/model.safetensors"
+    )
+
+    validation_prompts: TextList = _validation(
+        (),
+        "prompts of images generated before, during and after training",
+        unit="one prompt, or a JSON list",
+        aliases=("validation_prompt",),
+    )
+    num_validation_images: Positive = _validation(4, "images per validation prompt")
+    validation_steps: Count = _validation(
+        0, "validation every so many steps; 0: only before and after", unit="optimizer steps"
+    )
+    validation_data_dir: str | None = _validation(
+        None, "held-out images, captioned like the dataset, for a validation loss"
+    )
+    validation_split: Fraction = _validation(
+        0.0, "fraction of the dataset that is held out instead, such as 0.1; 0: none"
+    )
+    max_validation_samples: Positive = _validation(
+        256, "held-out images to use: the first of the folder, or a sample of the fraction"
+    )
+    num_inference_steps: Positive = _validation(25, "denoising steps of a generated image")
+    guidance_scale: Amount = _validation(7.5, "guidance of generated images")
+
+    logging_steps: Positive = _logging(
+        10, "scalars every so many steps; 1: every step", unit="optimizer steps"
+    )
+    skip_steps: Count = _logging(10, "first steps excluded from the measured speed", unit="optimizer steps")
+    timed_step: Count = _logging(
+        0, "step whose own time and loss are in the report; 0: none", unit="optimizer steps"
+    )
+    reference_loss: Amount | None = _logging(
+        None, "published loss of that step, shown next to it in the report"
+    )
 
     @property
     def recipe_facts(self) -> RecipeFacts:
