@@ -77,7 +77,7 @@ def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
     )
     if problems := [
         *compatibility.problems(spec, topology),
-        *compatibility.model_problems(spec, inputs.model),
+        *part_compatibility.setting_problems(spec, inputs.model),
     ]:
         raise JobError(problems)
     return spec

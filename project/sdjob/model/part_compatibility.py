@@ -1,4 +1,4 @@
-"""Whether the parts of a pipeline belong together, and what resolution they were made for: from configs only."""
+"""Whether the parts of a pipeline belong together, and the settings fit them: from configs only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from sdjob.files import read_json, shown
 from sdjob.model.config_checks import COPY_AGAIN
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.problems import Problem, bad_input
+from sdjob.problems import Problem, bad_input, bad_setting
+from sdjob.settings.run_spec import RunSpec
 
 _BOUNDARIES = ("<|startoftext|>", "<|endoftext|>")  # without which CLIP's tokenizer encodes no prompt
 _REMEDY = "take all parts of the pipeline from one model"
@@ -53,6 +54,26 @@ def _token_problems(model: PipelineFolder) -> Iterator[Problem]:
     if largest >= vocab_size:
         found = f"has token ids up to {largest}, and text_encoder/config.json vocab_size={vocab_size}"
         yield bad_input(shown(path), found, _REMEDY)
+
+
+def setting_problems(spec: RunSpec, model: PipelineFolder) -> Iterator[Problem]:
+    """Settings that do not fit this model."""
+    if not model.single and spec.prediction_type not in ("auto", model.prediction_type):
+        yield bad_setting(
+            "prediction_type",
+            f"{spec.prediction_type}, with a model folder whose scheduler says {model.prediction_type}",
+            "Leave it at auto; if the folder is wrong, fix its scheduler/scheduler_config.json.",
+        )
+    if not model.single and spec.single_file_config:
+        found = f"{spec.single_file_config}, with a model that is a folder"
+        yield bad_setting("single_file_config", found, "Unset it: the folder has its own configurations.")
+    if spec.rescale_betas_zero_snr and model.prediction_type != "v_prediction":
+        yield bad_setting(
+            "rescale_betas_zero_snr",
+            f"on, with a model that predicts {model.prediction_type}",
+            "A model that predicts the noise learns nothing where only noise is left: "
+            "leave it off, or use a v-prediction model.",
+        )
 
 
 def low_resolution(model: PipelineFolder, resolution: int) -> list[str]:

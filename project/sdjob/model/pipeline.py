@@ -6,34 +6,25 @@ It is a diffusers folder, or one file in the original layout (single_file.py), w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdjob.files import list_folder, read_json, shown, unreadable
-from sdjob.model import config_checks, key_names, locate, single_file
+from sdjob.model import key_names, locate, single_file
 from sdjob.model.architectures import ARCHITECTURES, STABLE_DIFFUSION_XL, ArchitectureFacts, Component
-from sdjob.model.config_checks import COPY_AGAIN, USE_BASE
+from sdjob.model.config_checks import (
+    COPY_AGAIN,
+    USE_BASE,
+    check_input_channels,
+    check_tokenizer,
+    schedule_problems,
+)
 from sdjob.model.single_file import AUTO, SingleFile
-from sdjob.model.weights import Tensor, find_weights
+from sdjob.model.weights import Part, with_weights
 from sdjob.problems import JobError, Problem, bad_input
 
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a pipeline. Of pickled weights the parameters are an estimate from the bytes."""
-
-    folder: Path
-    class_name: str
-    weights: tuple[Path, ...] = ()
-    num_bytes: int = 0  # of tensors
-    num_parameters: int = 0
-    variant: str | None = None  # "fp16" for model.fp16.safetensors, where it is the only file
-    pickled: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # none of pickled weights
 
 
 @dataclass(frozen=True)
@@ -80,98 +71,38 @@ def find_pipeline(
     `prediction_type`, `single_file_config`: what a single file does not state (single_file.read).
     """
     path = locate.model_path(root, name, allow_pickle=allow_pickle)
-    if not path.is_file():
-        return _in_folder(path, allow_pickle=allow_pickle)
-    configs = Path(single_file_config) if single_file_config else None
-    if configs:
-        _index_of(configs)
-    return _in_single_file(single_file.read(path, configs, prediction_type, allow_pickle=allow_pickle))
-
-
-def _in_folder(folder: Path, *, allow_pickle: bool) -> PipelineFolder:
-    class_name, classes = _index_of(folder)
-    architecture = ARCHITECTURES[class_name]
-    parts: dict[str, Part] = {}
-    problems: list[Problem] = []
-    for name, required in architecture.components.items():
-        try:
-            parts[name] = _read_part(folder / name, classes[name], required, allow_pickle)
-        except JobError as error:
-            problems += error.problems
-    scheduler: Mapping[str, Any] = {}
-    if "scheduler" in parts:
-        scheduler = parts["scheduler"].config
-        problems += config_checks.schedule_problems(
-            folder / "scheduler", scheduler, architecture.prediction_types
-        )
-    if problems:
-        raise JobError(problems)
-    return PipelineFolder(folder, class_name, _prediction(architecture, scheduler), parts)
-
-
-def _prediction(architecture: ArchitectureFacts, scheduler: Mapping[str, Any]) -> str:
-    return str(scheduler.get("prediction_type", architecture.prediction_types[0]))
-
-
-def _index_of(folder: Path) -> tuple[str, dict[str, str]]:
-    """The class of the pipeline, and of each part. Raises JobError."""
+    single = None
+    if path.is_file():
+        configs = Path(single_file_config) if single_file_config else None
+        single = single_file.read(path, configs, prediction_type, allow_pickle=allow_pickle)
+    folder = single.configs if single else path
     index = read_json(folder / "model_index.json")
     class_name = str(index.get("_class_name", "pipeline of no named class"))
     if class_name not in ARCHITECTURES:
-        raise JobError(
-            bad_input(shown(folder), f"is a {class_name}, which this version does not train", USE_BASE)
-        )
-    return class_name, {part: _class_of(index, part) for part in ARCHITECTURES[class_name].components}
-
-
-def _in_single_file(single: SingleFile) -> PipelineFolder:
-    """The pipeline as the folder will be that the worker makes of the file. Raises JobError."""
-    class_name, classes = _index_of(single.configs)
+        found = f"is a {class_name}, which this version does not train"
+        raise JobError(bad_input(shown(folder), found, USE_BASE))
     architecture = ARCHITECTURES[class_name]
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
     for name, required in architecture.components.items():
-        folder = single.configs / name
         try:
-            files, config = _read_config(folder, classes[name], required)
-            if not required.config and not single.is_published:
-                config_checks.check_tokenizer(folder, files)
-            config = {**config, **single.scheduler} if name == "scheduler" else config
-            part = Part(folder, classes[name], config=config)
-            parts[name] = _with_tensors(name, part, single, architecture) if required.weights else part
+            part, files = _with_config(folder / name, _class_of(index, name), required)
+            if name == "scheduler":
+                part = replace(part, config={**part.config, **(single.scheduler if single else {})})
+                problems += schedule_problems(part.folder, part.config, architecture.prediction_types)
+            elif required.weights and single:
+                part = _with_tensors(part, single, architecture)
+            elif required.weights:
+                part = with_weights(part, *required.weights, allow_pickle=allow_pickle)
+            elif not required.config and not (single and single.is_published):
+                check_tokenizer(part.folder, files)
+            parts[name] = part
         except JobError as error:
             problems += error.problems
     if problems:
         raise JobError(problems)
-    absent = [
-        name for name, each in architecture.components.items() if each.weights and not parts[name].tensors
-    ]
-    if absent:
-        titles = {**_TITLES, architecture.denoiser: architecture.denoiser_title}
-        found = f"holds no {' and no '.join(titles.get(name, name) for name in absent)}"
-        raise JobError(bad_input(shown(single.path), found, single_file.WHOLE_MODEL))
-    scheduler = parts["scheduler"]
-    types = architecture.prediction_types
-    if problems := config_checks.schedule_problems(scheduler.folder, scheduler.config, types):
-        raise JobError(problems)
-    return PipelineFolder(single.path, class_name, _prediction(architecture, scheduler.config), parts, single)
-
-
-def _with_tensors(name: str, part: Part, single: SingleFile, architecture: ArchitectureFacts) -> Part:
-    """A part with its tensors among those of the file. Raises JobError."""
-    xl = architecture is STABLE_DIFFUSION_XL
-    try:
-        tensors = key_names.diffusers_tensors(name, part.config, single.tensors, xl=xl)
-    except (TypeError, AttributeError) as error:  # values of any type
-        found = f"has a value of the wrong type ({error})"
-        raise JobError(bad_input(shown(part.folder / "config.json"), found, COPY_AGAIN)) from error
-    return replace(
-        part,
-        weights=(single.path,),
-        num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
-        num_parameters=sum(tensor.num_parameters for tensor in tensors.values()),
-        tensors=tensors,
-    )
+    prediction = parts["scheduler"].config.get("prediction_type", architecture.prediction_types[0])
+    return PipelineFolder(path, class_name, str(prediction), parts, single)
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str:
@@ -180,31 +111,22 @@ def _class_of(index: Mapping[str, Any], part: str) -> str:
     return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[1] else ""
 
 
-def _read_part(folder: Path, class_name: str, required: Component, allow_pickle: bool) -> Part:
-    """One complete part. Raises JobError."""
-    files, config = _read_config(folder, class_name, required)
-    if not required.config:
-        config_checks.check_tokenizer(folder, files)
-    if not required.weights:
-        return Part(folder, class_name, config=config)
-    weights = find_weights(folder, *required.weights, allow_pickle=allow_pickle)
-    return Part(
-        folder,
-        class_name,
-        weights.files,
-        weights.num_bytes,
-        weights.num_parameters,
-        weights.variant,
-        weights.pickled,
-        config,
-        weights.tensors,
-    )
+def _with_tensors(part: Part, single: SingleFile, architecture: ArchitectureFacts) -> Part:
+    """A part with its tensors among those of the file. Raises JobError."""
+    name, xl = part.folder.name, architecture is STABLE_DIFFUSION_XL
+    try:
+        tensors = key_names.diffusers_tensors(name, part.config, single.tensors, xl=xl)
+    except (TypeError, AttributeError) as error:  # values of any type
+        found = f"has a value of the wrong type ({error})"
+        raise JobError(bad_input(shown(part.folder / "config.json"), found, COPY_AGAIN)) from error
+    if not tensors:
+        title = {**_TITLES, architecture.denoiser: architecture.denoiser_title}.get(name, name)
+        raise JobError(bad_input(shown(single.path), f"holds no {title}", single_file.WHOLE_MODEL))
+    return part.with_tensors([single.path], tensors)
 
 
-def _read_config(
-    folder: Path, class_name: str, required: Component
-) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """The files of a part, and its config, with which it can be trained. Raises JobError."""
+def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Part, tuple[str, ...]]:
+    """A part with the config that it needs to be trained, and the names of its files. Raises JobError."""
     try:
         files = list_folder(folder).files
     except FileNotFoundError as error:
@@ -218,5 +140,5 @@ def _read_config(
         found = f"is a {class_name}, which this version does not train"
         raise JobError(bad_input(shown(folder), found, USE_BASE))
     config = read_json(folder / required.config) if required.config else {}
-    config_checks.check_input_channels(folder, config, required.in_channels)
-    return tuple(files), config
+    check_input_channels(folder, config, required.in_channels)
+    return Part(folder, class_name, config), files

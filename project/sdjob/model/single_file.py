@@ -16,7 +16,6 @@ from typing import Any
 from sdjob.files import few, read_file, shown, unreadable
 from sdjob.model import key_names, torch_zip
 from sdjob.model.weights import Header, Tensor, read_header
-from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -84,7 +83,13 @@ class SingleFile:
     configs: Path  # a diffusers folder, whose weights are not used
     scheduler: Mapping[str, Any]  # what its scheduler_config.json says differently
     tensors: Mapping[str, Tensor] = field(repr=False)
-    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """That the file holds EMA weights, which are not used."""
+        count = sum(name.startswith(key_names.EMA) for name in self.tensors)
+        ema = f"{shown(self.path)}: {count:,} EMA tensors ({key_names.EMA}…) are ignored"
+        return [f"{ema}: the other weights are trained"] if count else []
 
     @property
     def is_published(self) -> bool:
@@ -111,20 +116,26 @@ def read(path: Path, configs: Path | None, prediction_type: str, *, allow_pickle
     tensors = header.tensors
     if problem := _refusal(path, tensors):
         raise JobError(problem)
-    notes = tuple(_notes(path, tensors))
     if configs:
         given = {} if prediction_type == AUTO else {"prediction_type": prediction_type}
-        return SingleFile(path, f"a model like {shown(configs)}", configs, given, tensors, notes)
+        return SingleFile(path, f"a model like {shown(configs)}", configs, given, tensors)
     model_type = _type_of(path, tensors)
     if prediction_type == AUTO:
         prediction_type = _stated_prediction(header) or model_type.default_prediction or ""
     if not prediction_type:
-        raise JobError(_unknown_prediction(path, model_type))
+        found = (
+            f"auto, and {shown(path)} does not state what it predicts; files of {model_type.title} need not"
+        )
+        remedy = (
+            "Set prediction_type=v_prediction for a model trained at 768 pixels, "
+            "or prediction_type=epsilon for one trained at 512 (the base)."
+        )
+        raise JobError(bad_setting("prediction_type", found, remedy))
     scheduler: dict[str, Any] = {"prediction_type": prediction_type}
     if key_names.ZERO_SNR in tensors and prediction_type == "v_prediction":
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     folder = _CONFIGS / model_type.configs[prediction_type]
-    return SingleFile(path, model_type.title, folder, scheduler, tensors, notes)
+    return SingleFile(path, model_type.title, folder, scheduler, tensors)
 
 
 def refusal(path: Path, *, allow_pickle: bool) -> Problem | None:
@@ -141,8 +152,8 @@ def may_be_model(path: Path) -> bool:
     return start.startswith((torch_zip.MAGIC, *_PICKLES)) or start[8:] == b"{"
 
 
-def converted_folder(single: SingleFile, cache_dir: str | None, output: Path) -> Path:
-    """The path of the folder that is made of a file. Raises JobError.
+def converted_folder(single: SingleFile, cache: Path) -> Path:
+    """The path of the folder that is made of a file, below `cache`. Raises JobError.
 
     Its name is a hash of the configs and of samples from beginning to end of the file: training moves all weights.
     """
@@ -158,8 +169,7 @@ def converted_folder(single: SingleFile, cache_dir: str | None, output: Path) ->
                 digest.update(file.read(_SAMPLE_BYTES))
     except OSError as error:
         raise JobError(unreadable(single.path, error)) from error
-    root = Path(cache_dir).expanduser() if cache_dir else OutputLayout(output).cache
-    return root / f"model-{digest.hexdigest()}"
+    return cache / f"model-{digest.hexdigest()}"
 
 
 def _header(path: Path, *, allow_pickle: bool) -> Header:
@@ -236,21 +246,3 @@ def _stated_prediction(header: Header) -> str | None:
             return _PREDICTIONS[stated]
     architectures = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
     return architectures.get(str(header.metadata.get("modelspec.architecture", "")))
-
-
-def _unknown_prediction(path: Path, model_type: ModelType) -> Problem:
-    return bad_setting(
-        "prediction_type",
-        f"auto, and {shown(path)} does not state what it predicts; files of {model_type.title} need not",
-        "Set prediction_type=v_prediction for a model trained at 768 pixels, "
-        "or prediction_type=epsilon for one trained at 512 (the base).",
-    )
-
-
-def _notes(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-    ema = [name for name in tensors if name.startswith(key_names.EMA)]
-    if not ema:
-        return []
-    return [
-        f"{shown(path)}: {len(ema):,} EMA tensors ({key_names.EMA}…) are ignored: the other weights are trained"
-    ]

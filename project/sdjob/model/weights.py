@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,31 +42,64 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The weight files in a folder, and what their headers say. Tensors of pickles are not known."""
+class Part:
+    """One part of a pipeline. Of pickled weights there are no tensors, and parameters are estimated from the bytes."""
 
-    files: tuple[Path, ...]
-    num_bytes: int
-    num_parameters: int
-    variant: str | None
+    folder: Path
+    class_name: str
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    weights: tuple[Path, ...] = ()
+    num_bytes: int = 0  # of tensors
+    num_parameters: int = 0
+    variant: str | None = None  # "fp16" for model.fp16.safetensors, where it is the only file
     pickled: bool = False
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
+    def with_tensors(
+        self, files: Iterable[Path], tensors: Mapping[str, Tensor], variant: str | None = None
+    ) -> Part:
+        return replace(
+            self,
+            weights=tuple(files),
+            num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+            num_parameters=sum(tensor.num_parameters for tensor in tensors.values()),
+            variant=variant,
+            tensors=tensors,
+        )
 
-def find_weights(folder: Path, stem: str, pickle_stem: str, *, allow_pickle: bool) -> Weights:
-    """The weights in a folder: safetensors if any, else pickles if allowed. Raises JobError, OSError."""
-    names = list_folder(folder).files
+
+def with_weights(part: Part, stem: str, pickle_stem: str, *, allow_pickle: bool) -> Part:
+    """The part with the weights in its folder: safetensors if any, else pickles if allowed. Raises JobError."""
+    names = list_folder(part.folder).files
     safe, pickles = _variants(names, stem, "safetensors"), _variants(names, pickle_stem, "bin")
     variants = safe or pickles
     if not variants:
         found = f"no weights ({stem}.safetensors); found {few(names) or 'nothing'}"
-        raise JobError(bad_input(shown(folder), found, "copy the weights into this folder"))
+        raise JobError(bad_input(shown(part.folder), found, "copy the weights into this folder"))
     if None not in variants and len(variants) > 1:
         found = f"weights only as variants: {few(map(str, variants))}"
-        raise JobError(bad_input(shown(folder), found, "keep one of them in this folder"))
+        raise JobError(bad_input(shown(part.folder), found, "keep one of them in this folder"))
     variant = None if None in variants else next(iter(variants))
-    file = folder / variants[variant]
-    return _safetensors(file, variant) if safe else _pickles(file, variant, allow_pickle)
+    file = part.folder / variants[variant]
+    shards = _read_index(file) if file.suffix == ".json" else {file: frozenset[str]()}
+    if safe:
+        return part.with_tensors(shards, _tensors(shards, file.name), variant)
+    if not allow_pickle:
+        found = "the weights exist only as a pickle, which can run code when it is loaded"
+        remedy = "use a pipeline with .safetensors files, or trust this one with allow_pickle=1"
+        raise JobError(bad_input(shown(file), found, remedy))
+    for path in shards:
+        read_file(path, 1)
+    num_bytes = sum(path.stat().st_size for path in shards)
+    parameters = num_bytes // (2 if variant in ("fp16", "bf16") else 4)
+    return replace(
+        part,
+        weights=tuple(shards),
+        num_bytes=num_bytes,
+        num_parameters=parameters,
+        variant=variant,
+        pickled=True,
+    )
 
 
 def _variants(names: Sequence[str], stem: str, suffix: str) -> dict[str | None, str]:
@@ -75,44 +108,23 @@ def _variants(names: Sequence[str], stem: str, suffix: str) -> dict[str | None, 
     return {match[1] or match[2]: name for name in names if (match := pattern.fullmatch(name))}
 
 
-def _safetensors(file: Path, variant: str | None) -> Weights:
-    """One file, or all shards of an index, each proven whole. Raises JobError with all problems."""
-    shards = _read_index(file) if file.suffix == ".json" else {file: frozenset[str]()}
+def _tensors(shards: Mapping[Path, frozenset[str]], index: str) -> dict[str, Tensor]:
+    """The tensors of all shards, each proven whole. Raises JobError with all problems."""
     problems: list[Problem] = []
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for shard, names in shards.items():
         try:
-            tensors = read_header(shard).tensors
+            held = read_header(shard).tensors
         except JobError as error:
             problems += error.problems
             continue
-        found |= tensors
-        if absent := sorted(names - tensors.keys()):
-            lack = f"lacks {few(absent, 3)}, which {file.name} says it holds"
+        tensors |= held
+        if absent := sorted(names - held.keys()):
+            lack = f"lacks {few(absent, 3)}, which {index} says it holds"
             problems.append(bad_input(shown(shard), lack, _AGAIN))
     if problems:
         raise JobError(problems)
-    num_bytes = sum(tensor.num_bytes for tensor in found.values())
-    num_parameters = sum(tensor.num_parameters for tensor in found.values())
-    return Weights(tuple(shards), num_bytes, num_parameters, variant, tensors=found)
-
-
-def _pickles(file: Path, variant: str | None, allow_pickle: bool) -> Weights:
-    """Weights that only pickles hold: all that is known is that the files exist."""
-    if not allow_pickle:
-        raise JobError(
-            bad_input(
-                shown(file),
-                "the weights exist only as a pickle, which can run code when it is loaded",
-                "use a pipeline with .safetensors files, or trust this one with allow_pickle=1",
-            )
-        )
-    files = tuple(_read_index(file)) if file.suffix == ".json" else (file,)
-    for path in files:
-        read_file(path, 1)
-    num_bytes = sum(path.stat().st_size for path in files)
-    width = 2 if variant in ("fp16", "bf16") else 4
-    return Weights(files, num_bytes, num_bytes // width, variant, pickled=True)
+    return tensors
 
 
 def _read_index(path: Path) -> dict[Path, frozenset[str]]:
@@ -151,7 +163,9 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise _BrokenError(_no_header(size, length))
+            if size >= 8 and length <= _MAX_HEADER:
+                raise _BrokenError(f"is truncated: {size:,} bytes, its header alone takes {length + 8:,}")
+            raise _BrokenError(f"is not a safetensors file ({size:,} bytes without a header)")
         with path.open("rb") as file:
             file.seek(8)
             entries, metadata = _parsed(file.read(length))
@@ -162,12 +176,6 @@ def read_header(path: Path) -> Header:
         raise JobError(bad_input(shown(path), str(error), _AGAIN)) from error
     tensors = {name: Tensor(tuple(entry["shape"]), path, entry["dtype"]) for name, entry in entries.items()}
     return Header(tensors, metadata)
-
-
-def _no_header(size: int, length: int) -> str:
-    if size >= 8 and length <= _MAX_HEADER:
-        return f"is truncated: {size:,} bytes, its header alone takes {length + 8:,}"
-    return f"is not a safetensors file ({size:,} bytes without a header)"
 
 
 def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:

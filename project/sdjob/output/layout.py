@@ -37,10 +37,9 @@ class OutputLayout:
     def class_images(self) -> Path:
         return self.root / "class_images"
 
-    @property
-    def cache(self) -> Path:
-        """Latents and encoded prompts cached on disk."""
-        return self.root / "cache"
+    def cache(self, cache_dir: str | None) -> Path:
+        """Latents and encoded prompts cached on disk, and converted models: in `cache_dir` if it is set."""
+        return Path(cache_dir).expanduser() if cache_dir else self.root / "cache"
 
     @property
     def logs(self) -> Path:

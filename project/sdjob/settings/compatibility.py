@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS, plugins_with
@@ -58,32 +57,6 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
         *_broken([*_of_subjects(spec), *_of_data(spec), *_of_schedule(spec)]),
         *_optimizer(spec),
     ]
-
-
-def model_problems(spec: RunSpec, model: PipelineFolder) -> list[Problem]:
-    """Every reason why this spec cannot run with that model."""
-    rules = (
-        (
-            not model.single and spec.prediction_type not in ("auto", model.prediction_type),
-            "prediction_type",
-            f"{spec.prediction_type}, with a model folder whose scheduler says {model.prediction_type}",
-            "Leave it at auto; if the folder is wrong, fix its scheduler/scheduler_config.json.",
-        ),
-        (
-            not model.single and spec.single_file_config,
-            "single_file_config",
-            f"{spec.single_file_config}, with a model that is a folder",
-            "Unset it: the folder has its own configurations.",
-        ),
-        (
-            spec.rescale_betas_zero_snr and model.prediction_type != "v_prediction",
-            "rescale_betas_zero_snr",
-            f"on, with a model that predicts {model.prediction_type}",
-            "A model that predicts the noise learns nothing where only noise is left: "
-            "leave it off, or use a v-prediction model.",
-        ),
-    )
-    return _broken(rules)
 
 
 def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:

@@ -54,7 +54,7 @@ def _outcome(check: Check, task: Task[Sequence[Finding]], job: Job) -> Sequence[
 
 def _settings(job: Job) -> list[Problem]:
     model = job.contents.model
-    of_model = compatibility.model_problems(job.spec, model) if model else []
+    of_model = part_compatibility.setting_problems(job.spec, model) if model else ()
     return [*compatibility.problems(job.spec, job.topology), *of_model]
 
 
@@ -77,8 +77,10 @@ def _model(job: Job) -> list[Finding]:
     if model is None:
         return []
     misfits = part_compatibility.problems(model)
-    notes = model.single.notes if model.single else ()
-    warnings = [*notes, *part_compatibility.low_resolution(model, job.spec.resolution)]
+    warnings = [
+        *(model.single.warnings if model.single else ()),
+        *part_compatibility.low_resolution(model, job.spec.resolution),
+    ]
     if job.has_script:
         left = (f"{problem.subject}: {problem.found}; left to the script" for problem in misfits)
         return [*warnings, *left]

@@ -177,13 +177,13 @@ def _demands(job: Job) -> Iterator[_Demand]:
         return
     subject = "cache_dir" if spec.cache_dir else "OUTPUT_DIR"
     larger = "Set cache_dir to a folder on a larger volume"
+    caches = OutputLayout(output).cache(spec.cache_dir)
     if model and model.single:
-        folder = converted_folder(model.single, spec.cache_dir, output)
+        folder = converted_folder(model.single, caches)
         if not folder.is_dir():
             copied = sum(part.num_bytes for part in model.parts.values())
             what = f"the model as a folder, converted from the single file, of {in_units(copied)}"
             yield _Demand(subject, folder, copied, copied, what, f"{larger}.")
-    caches = Path(spec.cache_dir) if spec.cache_dir else OutputLayout(output).cache
     for each in _caches(job):
         if each.where == "disk":
             least, remedy = each.least * each.size, f"{larger}, or leave {each.setting}=no."

@@ -56,7 +56,7 @@ def _model_identity(job: Job, model: PipelineFolder) -> str:
     """As the worker sees it, which converts a single file to a folder; "": that folder does not exist any more."""
     if model.single is None:
         return fingerprint.model_identity(model)
-    folder = converted_folder(model.single, job.spec.cache_dir, job.mounts.output)
+    folder = converted_folder(model.single, OutputLayout(job.mounts.output).cache(job.spec.cache_dir))
     try:
         return fingerprint.model_identity(find_pipeline(folder, None, allow_pickle=False))
     except JobError:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -45,7 +44,7 @@ class Caching:
     def cache(self, where: str, name: str) -> Cache:
         if where == "memory":
             return MemoryCache()
-        return DiskCache((Path(self.spec.cache_dir) if self.spec.cache_dir else self.layout.cache) / name)
+        return DiskCache(self.layout.cache(self.spec.cache_dir) / name)
 
     def fill(self, cache: Cache, title: str, keys: Sequence[str], make: Make) -> dict[str, Problem]:
         return fill(cache, title, keys, make, self.world, self.stop, self.step)

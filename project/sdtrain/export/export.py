@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from sdjob.files import sync_tree
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import Part, PipelineFolder
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.weights import Part
 from sdjob.output.layout import INDEX_FILE, LORA_FILE
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Architecture, Parts

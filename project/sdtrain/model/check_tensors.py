@@ -16,8 +16,9 @@ import transformers
 
 from sdjob.files import few, shown
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import Part, PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import AUTO
+from sdjob.model.weights import Part
 from sdjob.problems import JobError, Problem, bad_input
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World

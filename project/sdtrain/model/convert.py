@@ -22,8 +22,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sdjob.files import shown, sync_tree
 from sdjob.model import key_names, torch_zip
-from sdjob.model.pipeline import Part, PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import SingleFile, converted_folder
+from sdjob.model.weights import Part
+from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.reporting.progress import Progress, say
@@ -50,7 +52,7 @@ def as_folder(model: PipelineFolder, spec: RunSpec, world: World, stop: StopRequ
     """
     if model.single is None:
         return model
-    folder = converted_folder(model.single, spec.cache_dir, Path(spec.output_dir))
+    folder = converted_folder(model.single, OutputLayout(Path(spec.output_dir)).cache(spec.cache_dir))
     found: PipelineFolder | None = None
     for is_mine in (world.is_main, world.local_rank == 0):
         problems: list[Problem] = []

@@ -9,8 +9,8 @@ import pytest
 
 from sdjob.model import memory_estimate
 from sdjob.model.memory_estimate import OutputSizes, cache_entries, output_sizes
-from sdjob.model.pipeline import Part, PipelineFolder
-from sdjob.model.weights import Tensor
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.weights import Part, Tensor
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from tests.support import single

@@ -1,11 +1,14 @@
 """Parts of different models, and resolutions below the model's own, are named with their configs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sdjob.model import part_compatibility
-from sdjob.model.pipeline import find_pipeline
+from sdjob.model.architectures import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.settings.run_spec import RunSpec
 from tests.support.pipeline import VOCAB, make_fitting
 
 
@@ -74,3 +77,43 @@ def test_smaller_images_than_the_model_was_made_for(folder, size, resolution, wa
     warnings = part_compatibility.low_resolution(found(folder), resolution)
     assert [warning.split(":")[0] for warning in warnings] == ["resolution"] * warns
     assert all("made for 192 pixels" in warning for warning in warnings)
+
+
+# --- settings ----------------------------------------------------------------------------------------
+
+
+def model(prediction_type, class_name=STABLE_DIFFUSION.class_name):
+    return PipelineFolder(Path("/m"), class_name, prediction_type, {})
+
+
+def judged(values, model):
+    spec = RunSpec(pretrained_model_name_or_path="/m", output_dir="/o", **values)
+    return list(part_compatibility.setting_problems(spec, model))
+
+
+def test_zero_terminal_snr_needs_v_prediction():
+    (problem,) = judged({"rescale_betas_zero_snr": True}, model("epsilon"))
+    assert (problem.code, problem.subject) == (64, "rescale_betas_zero_snr")
+    assert judged({"rescale_betas_zero_snr": True}, model("v_prediction")) == []
+    assert judged({"snr_gamma": 5.0}, model("epsilon")) == []
+
+
+def test_stable_diffusion_xl_is_trained_with_the_same_settings():
+    for values in (
+        {"train_text_encoder": True, "max_token_length": 150},
+        {"cache_text_embeddings": "memory", "export_single_file": True},
+    ):
+        assert judged(values, model("epsilon", STABLE_DIFFUSION_XL.class_name)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "subject"),
+    [
+        ({"prediction_type": "v_prediction"}, "prediction_type"),
+        ({"single_file_config": "/somewhere"}, "single_file_config"),
+    ],
+)
+def test_settings_of_single_files_are_refused_for_a_folder(values, subject):
+    (problem,) = judged(values, model("epsilon"))
+    assert (problem.code, problem.subject) == (64, subject)
+    assert judged({"prediction_type": "epsilon"}, model("epsilon")) == []

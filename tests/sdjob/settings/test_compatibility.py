@@ -1,19 +1,11 @@
 """Tests of compatibility: which settings work together, and where."""
 
-from pathlib import Path
-
 import pytest
 
-from sdjob.model.architectures import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
-from sdjob.model.pipeline import PipelineFolder
-from sdjob.settings.compatibility import Topology, model_problems, problems, resolve_precision
+from sdjob.settings.compatibility import Topology, problems, resolve_precision
 from sdjob.settings.run_spec import RunSpec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
-
-
-def model(prediction_type, class_name=STABLE_DIFFUSION.class_name):
-    return PipelineFolder(Path("/m"), class_name, prediction_type, {})
 
 
 def spec(**values):
@@ -196,31 +188,3 @@ def test_fast_attention_needs_half_precision_on_a_gpu(attention):
     (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
     assert (problem.code, problem.subject) == (64, "attention")
     assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []
-
-
-def test_zero_terminal_snr_needs_v_prediction():
-    (problem,) = model_problems(spec(rescale_betas_zero_snr=True), model("epsilon"))
-    assert (problem.code, problem.subject) == (64, "rescale_betas_zero_snr")
-    assert model_problems(spec(rescale_betas_zero_snr=True), model("v_prediction")) == []
-    assert model_problems(spec(snr_gamma=5.0), model("epsilon")) == []
-
-
-def test_stable_diffusion_xl_is_trained_with_the_same_settings():
-    for values in (
-        {"train_text_encoder": True, "max_token_length": 150},
-        {"cache_text_embeddings": "memory", "export_single_file": True},
-    ):
-        assert model_problems(spec(**values), model("epsilon", STABLE_DIFFUSION_XL.class_name)) == []
-
-
-@pytest.mark.parametrize(
-    ("values", "subject"),
-    [
-        ({"prediction_type": "v_prediction"}, "prediction_type"),
-        ({"single_file_config": "/somewhere"}, "single_file_config"),
-    ],
-)
-def test_a_folder_says_itself_what_a_single_file_must_be_told(values, subject):
-    (problem,) = model_problems(spec(**values), model("epsilon"))
-    assert (problem.code, problem.subject) == (64, subject)
-    assert model_problems(spec(prediction_type="epsilon"), model("epsilon")) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sdjob.model.pipeline import Part, find_pipeline
+from sdjob.model.pipeline import find_pipeline
+from sdjob.model.weights import Part
 from sdjob.problems import JobError
 from sdtrain.model import check_tensors
 from tests.support import single
