@@ -1,5 +1,5 @@
 """Every training setting: its schema, its spellings, and which settings work together.
 
 Start reading: run_spec.py, then compatibility.py.
-May import: sdjob.problems, sdjob.model (headers of the model that a setting must fit).
+May import: sdjob.problems.
 """
