@@ -1,51 +1,26 @@
-"""Everything that the steps of a run need, in one value."""
+"""What every stage of a run knows: its settings, processes and folders, and whether it has to stop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-
-import torch
 
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Parts
-from sdtrain.data.sampling import BatchShape
-from sdtrain.data.streams import StreamSet
-from sdtrain.optim.ema import Ema
-from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime.distributed import World
-from sdtrain.runtime.stop import StopRequest
-from sdtrain.strategies.base import Strategy
-from sdtrain.validation.held_out_images import HeldOut
+from sdtrain.runtime.stop import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
-class Training:
-    """A run that is ready for its steps."""
+class RunContext:
+    """A run between its resolved settings and its first step."""
 
     spec: RunSpec
     world: World
     layout: OutputLayout
-    shape: BatchShape
-    parts: Parts
-    examples: StreamSet
-    strategy: Strategy
-    ema: Ema | None
-    tracker: Tracker
     stop: StopRequest
-    held_out: HeldOut | None = None
+    first_step: int = 0  # of the checkpoint that the run resumes from
 
-    @property
-    def num_examples(self) -> int:
-        return len(self.examples.streams[0].images)
-
-    @property
-    def final_weights(self) -> Mapping[str, torch.Tensor]:
-        """This rank's shard of the weights to export: the EMA if there is one, otherwise the masters."""
-        return self.ema.shards if self.ema else self.strategy.masters()
-
-    def with_final_weights(self) -> AbstractContextManager[None]:
-        """Inside, the model computes with these weights. Entering and leaving is collective."""
-        return self.strategy.applied(self.ema.shards if self.ema else None)
+    def end_if_stopped(self) -> None:
+        """Raise Stopped on every rank if one of them was asked to stop. Collective."""
+        if self.world.any(bool(self.stop)):
+            raise Stopped(self.first_step)

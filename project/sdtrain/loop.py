@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
-from sdtrain.context import Training
 from sdtrain.data.streams import StreamBatch, loader
 from sdtrain.model import attention
 from sdtrain.objective.diffusion import loss_of, noised
@@ -26,6 +24,7 @@ from sdtrain.reporting.stopwatch import Stopwatch
 from sdtrain.runtime import devices
 from sdtrain.runtime.stop import Stopped
 from sdtrain.strategies.base import Strategy
+from sdtrain.training import Training
 from sdtrain.validation import validation
 
 Batches = Iterator[tuple[StreamBatch, ...]]  # of this rank, one batch of every stream at a time
@@ -89,7 +88,7 @@ def train_steps(training: Training, state: TrainState) -> Outcome:
     first, last = state.step, spec.max_train_steps
     with (
         Progress("step", last, done=first, shown=world.is_main, steps=True) as progress,
-        Saver(spec, world, training.layout) as saver,
+        Saver(training.context) as saver,
     ):
         loop = _Loop(training, state, progress, saver)
         for step in range(first + 1, last + 1):
@@ -105,7 +104,16 @@ class _Loop:
         bad_samples = {*state.bad_samples, *training.examples.bad_samples}
         skip_steps = max(0, min(spec.skip_steps, spec.max_train_steps - state.step - 1))
         self.training, self.state, self.progress, self.saver = training, state, progress, saver
-        self.factor, self.batches = schedule(spec), _batches(training, state)
+        self.factor = schedule(spec)
+        self.batches = loader(
+            training.examples,
+            training.shape,
+            world.rank,
+            state.samples_seen,
+            spec.max_train_steps - state.step,
+            workers=spec.dataloader_num_workers,
+            pin_memory=world.device.type == "cuda",
+        )
         self.losses = Losses(world.device, state.mean_loss)
         self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples))
         self.timed_step: TimedStep | None = None
@@ -120,7 +128,7 @@ class _Loop:
         if result.applied and (step % spec.logging_steps == 0 or step in (1, spec.max_train_steps)):
             self._log(step, result)
         self._show_progress(step, result)
-        stopping = training.world.any(bool(training.stop) or self.saver.failed)
+        stopping = training.world.any(bool(training.context.stop) or self.saver.failed)
         if stopping or step == spec.max_train_steps or step % spec.checkpointing_steps == 0:
             with self._paused():
                 self._save(step, background=not stopping and step < spec.max_train_steps)
@@ -175,10 +183,8 @@ class _Loop:
         # Before the checkpoint, so that a kill after it loses no metrics of steps that are not repeated.
         training.tracker.flush()
         state = replace(self.state, spent=self.state.spent.and_this_start(training.world.size))
-        ema = training.ema.shards if training.ema else None
-        self.saver.save(
-            state, training.strategy, ema, background=background and training.spec.background_save
-        )
+        background = background and training.spec.background_save
+        self.saver.save(state, training.strategy, training.ema_shards, background=background)
 
     def _update_state(self, step: int) -> None:
         """Bring the state forward to `step`; raises JobError if it must not be saved."""
@@ -230,31 +236,10 @@ class _Loop:
     def outcome(self, first_step: int) -> Outcome:
         """The result of the steps after `first_step`."""
         self.watch.pause()
-        state = self.state
         return Outcome(
+            state=self.state,
             first_step=first_step,
-            last_step=state.step,
-            final_loss=state.loss if math.isfinite(state.loss) else None,
-            mean_loss=state.mean_loss,
-            skipped_steps=state.skipped_steps,
-            bad_samples=state.bad_samples,
-            spent_before=state.spent,
             steps_per_second=self.watch.steps_per_second,
             skip_steps=self.watch.skip_steps,
             timed_step=self.timed_step,
-            num_examples=self.training.num_examples,
         )
-
-
-def _batches(training: Training, state: TrainState) -> Batches:
-    """This rank's batches from a state to the last step."""
-    spec, world = training.spec, training.world
-    return loader(
-        training.examples,
-        training.shape,
-        world.rank,
-        state.samples_seen,
-        spec.max_train_steps - state.step,
-        workers=spec.dataloader_num_workers,
-        pin_memory=world.device.type == "cuda",
-    )

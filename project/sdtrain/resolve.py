@@ -75,10 +75,8 @@ def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
             "mixed_precision": compatibility.resolve_precision(spec, topology),
         }
     )
-    if problems := [
-        *compatibility.problems(spec, topology),
-        *part_compatibility.setting_problems(spec, inputs.model),
-    ]:
+    problems = compatibility.problems(spec, topology)
+    if problems := [*problems, *part_compatibility.setting_problems(spec, inputs.model)]:
         raise JobError(problems)
     return spec
 
@@ -94,14 +92,8 @@ def num_steps(spec: RunSpec, world: World, inputs: Inputs, state: TrainState | N
 
 def facts_to_compare(spec: RunSpec, world: World, inputs: Inputs, model_identity: str) -> dict[str, str]:
     """The fingerprint of the run. Collective: rank 0 inspects every file for all. Raises JobError (66)."""
-    facts: dict[str, str] = {}
-    problems: tuple[Problem, ...] = ()
-    if world.is_main:
-        try:
-            architecture = inputs.model.architecture
-            facts = fingerprint.facts_of(spec, architecture, model_identity, inputs.datasets, inputs.concepts)
-        except JobError as error:
-            problems = error.problems
-    world.agree(list(problems))
-    of_main: dict[str, str] = world.gather(facts)[0]
-    return of_main
+    return world.from_main(
+        lambda: fingerprint.facts_of(
+            spec, inputs.model.architecture, model_identity, inputs.datasets, inputs.concepts
+        )
+    )

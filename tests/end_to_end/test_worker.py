@@ -1,6 +1,6 @@
 """Each recipe, whole and as LoRA: the result loads in diffusers, generates, and nothing else was changed.
 
-Tests of `sdtrain/run.py`, `sdtrain/loop.py`, `sdtrain/context.py` and `sdtrain/data/examples.py`.
+Tests of sdtrain.run, sdtrain.loop, sdtrain.context, sdtrain.training and sdtrain.data.examples.
 """
 
 import json

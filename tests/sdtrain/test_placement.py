@@ -81,7 +81,7 @@ def test_a_step_lies_on_the_device(folders, model, cached, settings):
         lora=spec.lora_rank > 0,
         train_text_encoder=spec.train_text_encoder,
     )
-    strategy = Native("no", META, 1)
+    strategy = Native(spec, META)
     strategy.prepare(load.make_trainable(parts, spec).to(META), OPTIM)
     ema = Ema(strategy.masters(), 0.9)
     given = noised(parts, (batch(parts, cached=cached),), spec)
@@ -114,7 +114,7 @@ def test_the_norm_of_gradients_that_are_kept_on_the_host_lies_with_the_loss():
         cpu_offload=True,
     )
     with join("cpu", {}, group_of_one=True) as world:
-        strategy = Fsdp(spec, world.device, world.size)
+        strategy = Fsdp(spec, world.device)
         strategy.prepare(torch.nn.Sequential(torch.nn.Linear(2, 2)), OPTIM)
         strategy.backward(strategy.model(torch.ones(1, 2)).sum())
         strategy._device = META  # as if the losses were there

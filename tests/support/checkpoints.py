@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from sdjob.output.layout import MANIFEST
-from sdtrain.checkpoint import checkpoint
+from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.reporting.stopwatch import Spent
-from tests.support.worker import alone
+from tests.support.worker import context_of
 
 FACTS = {"seed": "7", "recipe": "dreambooth"}
 
@@ -28,7 +28,9 @@ def save(layout, step, *, limit=None, write=None) -> Path:
     def weights(folder: Path) -> None:
         (folder / "weights.bin").write_bytes(bytes([step]) * 1000)
 
-    return checkpoint.save(layout, state(step), write or weights, alone(), limit)
+    with Saver(context_of(layout, checkpoints_total_limit=limit)) as saver:
+        saver.write(state(step), write or weights)
+    return layout.step_folder(step)
 
 
 def names(layout) -> list[str]:

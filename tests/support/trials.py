@@ -78,7 +78,7 @@ class Trial:
         self.unet = UNet2DConditionModel.from_pretrained(unet)
         if spec.lora_rank:
             _add_lora(self.unet, spec)
-        self.strategy = strategies.create(spec, CPU, self.world)
+        self.strategy = strategies.create(spec, CPU)
         self.strategy.prepare(TrainableModel(StableDiffusion(), self.unet).train(), OPTIM)
         self.ema = Ema(self.strategy.masters(), decay=0.5)
 
@@ -160,9 +160,9 @@ def trial(unet: Path, folder: Path, variant: str) -> dict[str, Any]:
         (folder / variant).mkdir()
         (folder / f"{variant}_background").mkdir()
     dist.barrier()
-    first.strategy.save(folder / variant, first.ema.shards)
+    first.strategy.writer(first.ema.shards, background=False)(folder / variant)
     found["saved"] = first.whole()
-    write = first.strategy.snapshot(first.ema.shards)
+    write = first.strategy.writer(first.ema.shards, background=True)
     with ThreadPoolExecutor(1) as thread:  # during everything that follows
         written = thread.submit(write, folder / f"{variant}_background")
         found["predicted"] = first.predicted()

@@ -175,5 +175,16 @@ def alone():
     return World(0, 0, 1, DEVICE_TYPES["cpu"], torch.device("cpu"))
 
 
+def context_of(layout=None, *, stop=False, first_step=0, **settings):
+    """The context of a run in this process whose settings are the defaults but for these."""
+    from sdjob.output.layout import OutputLayout
+    from sdjob.settings.run_spec import RunSpec
+    from sdtrain.context import RunContext
+
+    layout = layout or OutputLayout(Path("-"))
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir=str(layout.root), **settings)
+    return RunContext(spec, alone(), layout, stop, first_step)
+
+
 class Killed(BaseException):
     """Raised where a test lets a run die: the worker catches only Exception, so this acts like a kill."""

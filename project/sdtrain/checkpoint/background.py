@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from sdjob.output.layout import OutputLayout
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import checkpoint
 from sdtrain.checkpoint.checkpoint import TrainState, Write
+from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.runtime import host_memory
 from sdtrain.runtime.distributed import World
@@ -26,8 +25,8 @@ class Saver:
     A failure in the background is raised on every rank by the next save; `failed` reports it at once.
     """
 
-    def __init__(self, spec: RunSpec, world: World, layout: OutputLayout) -> None:
-        self._spec, self._world, self._layout = spec, world, layout
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._folder: Path | None = None  # that is being written in the background, on every rank
         self._writing: Future[None] | None = None  # this rank's part of it
@@ -45,53 +44,46 @@ class Saver:
         """Whether the save in the background has failed, as far as this rank knows. Not collective."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
-    def save(
-        self,
-        state: TrainState,
-        strategy: Strategy,
-        ema: Shards | None,
-        *,
-        background: bool,
-    ) -> None:
+    def save(self, state: TrainState, strategy: Strategy, ema: Shards | None, *, background: bool) -> None:
         """Save a complete checkpoint; `background`: from a copy in host memory, where that has room.
 
         Raises JobError (73), also that of the save before.
         """
-        if background and _has_room_for_copy(self._spec, self._world, strategy, ema):
-            self.write_in_background(state, strategy.snapshot(ema))
+        spec, world = self._context.spec, self._context.world
+        if background and _has_room_for_copy(spec, world, strategy, ema):
+            self.write_in_background(state, strategy.writer(ema, background=True))
         else:
-            self.write(state, partial(strategy.save, ema=ema))
+            self.write(state, strategy.writer(ema, background=False))
 
     def write(self, state: TrainState, write: Write) -> None:
-        """A complete checkpoint, as `checkpoint.save`."""
-        self._wait()
-        path = checkpoint.save(self._layout, state, write, self._world, self._spec.checkpoints_total_limit)
-        if self._world.is_main:
-            say(f"saved {path}")
+        """Save a complete checkpoint or leave none, then delete the oldest beyond `checkpoints_total_limit`.
 
-    def write_in_background(self, state: TrainState, write: Write) -> None:
-        """The same while the run continues.
-
-        `write` is called on every rank, in another thread: it calls nothing that is collective for the run
-        itself, and what it writes must not change any more. On the first rank it returns when all have written.
+        `write` is called on every rank; on the first one it returns when all have written.
         """
         self._wait()
-        self._folder = checkpoint.begin(self._layout, state.step, self._world)
+        folder = checkpoint.begin(self._context, state.step)
+        with checkpoint.writing(folder, self._context.world):
+            self._write(folder, state, write)
+
+    def write_in_background(self, state: TrainState, write: Write) -> None:
+        """The same while the run continues, with `write` called in another thread.
+
+        It calls nothing that is collective for the run itself, and what it writes must not change any more.
+        """
+        self._wait()
+        self._folder = checkpoint.begin(self._context, state.step)
         self._writing = self._thread.submit(self._write, self._folder, state, write)
 
     def _write(self, folder: Path, state: TrainState, write: Write) -> None:
         write(folder)
-        if self._world.is_main:
-            checkpoint.complete(self._layout, state, folder, self._spec.checkpoints_total_limit)
-            say(f"saved {self._layout.step_folder(state.step)}")
+        if self._context.world.is_main:
+            checkpoint.complete(self._context, state, folder)
 
     def _wait(self) -> None:
         """Wait for the save in the background, if there is one."""
-        if self._folder is None:
-            return
         folder, writing, self._folder, self._writing = self._folder, self._writing, None, None
-        with checkpoint.writing(folder, self._world):
-            if writing is not None:
+        if folder and writing:
+            with checkpoint.writing(folder, self._context.world):
                 writing.result()
 
 

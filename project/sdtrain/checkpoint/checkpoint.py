@@ -13,13 +13,13 @@ from sdjob.files import sync, sync_tree
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
 from sdjob.output.resume import FORMAT, STATE, read_values
 from sdjob.problems import bad_output
+from sdtrain.context import RunContext
+from sdtrain.reporting.progress import say
 from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.errors import is_write_failure
 
-Write = Callable[
-    [Path], None
-]  # puts weights and optimizer state into the folder that it gets; called on every rank
+Write = Callable[[Path], None]  # puts weights and optimizer state into a folder; called on every rank
 
 
 @dataclass(frozen=True)
@@ -45,32 +45,22 @@ class TrainState:
         return self.loss_sum / applied if applied else None
 
 
-def save(layout: OutputLayout, state: TrainState, write: Write, world: World, limit: int | None) -> Path:
-    """Save a complete checkpoint or leave none; then delete the oldest beyond `limit`. Collective."""
-    # Each block ends with an agreement, so that no rank enters the next before all have left this one.
-    temporary = begin(layout, state.step, world)
-    with writing(temporary, world):
-        write(temporary)
-    with writing(temporary, world):
-        if world.is_main:
-            complete(layout, state, temporary, limit)
-    return layout.step_folder(state.step)
-
-
-def begin(layout: OutputLayout, step: int, world: World) -> Path:
+def begin(context: RunContext, step: int) -> Path:
     """The empty folder that a checkpoint is written to. Collective. Raises JobError (73)."""
-    final = layout.step_folder(step)
+    final = context.layout.step_folder(step)
     temporary = final.with_name(f".{final.name}.tmp")
-    with writing(temporary, world):
-        if world.is_main:
-            _delete_leftovers(layout)
+    with writing(temporary, context.world):
+        if context.world.is_main:
+            # What a process left that died while it saved or deleted.
+            for path in context.layout.checkpoint.glob(".checkpoint-*"):
+                shutil.rmtree(path, ignore_errors=True)
             temporary.mkdir(parents=True)
     return temporary
 
 
-def complete(layout: OutputLayout, state: TrainState, temporary: Path, limit: int | None) -> None:
+def complete(context: RunContext, state: TrainState, temporary: Path) -> None:
     """Add state and manifest to a folder with weights and optimizer state, and commit it. On one rank."""
-    final = layout.step_folder(state.step)
+    final = context.layout.step_folder(state.step)
     values = {"format": FORMAT, **asdict(state)}
     (temporary / STATE).write_text(json.dumps(values, indent=1) + "\n")
     write_manifest(temporary)
@@ -78,7 +68,8 @@ def complete(layout: OutputLayout, state: TrainState, temporary: Path, limit: in
     shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a complete one is resumed from
     temporary.rename(final)
     sync(final.parent)
-    _delete_oldest(layout, state.step, limit)
+    _delete_oldest(context.layout, state.step, context.spec.checkpoints_total_limit)
+    say(f"saved {final}")
 
 
 @contextmanager
@@ -114,9 +105,3 @@ def _delete_oldest(layout: OutputLayout, step: int, limit: int | None) -> None:
         gone = folder.path.with_name(f".{folder.path.name}.old")
         folder.path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-
-
-def _delete_leftovers(layout: OutputLayout) -> None:
-    """Delete what a process left that died while it saved or deleted."""
-    for path in layout.checkpoint.glob(".checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from sdjob.output import fingerprint, resume
 from sdjob.output.layout import OutputLayout, StepFolder, step_folders
-from sdjob.problems import JobError, Problem, bad_output
-from sdjob.settings.run_spec import RunSpec
+from sdjob.problems import JobError, bad_output
 from sdtrain.checkpoint.checkpoint import TrainState, read_state
+from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.runtime import exit_note
-from sdtrain.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -24,33 +23,27 @@ class ResumePoint:
     is_branch: bool  # `resume` names it, and the run goes back to it for the first time
 
 
-def find(spec: RunSpec, world: World, layout: OutputLayout, facts: dict[str, str]) -> ResumePoint | None:
+def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     """The checkpoint that this run continues, if any. Collective. Raises JobError (64) if another run wrote it.
 
     Rank 0 looks for all ranks: so each byte is verified once, and the ranks cannot disagree.
     """
+    return context.world.from_main(lambda: _find(context, facts))
+
+
+def _find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
+    setting = context.spec.resume
+    origin = resume.origin_of(setting)
     # A restart after a crash of this very run must not start from the beginning a second time.
-    restarted = spec.resume == "never" and world.gather(exit_note.has_started())[0]
-    point: ResumePoint | None = None
-    problems: tuple[Problem, ...] = ()
-    if world.is_main:
-        try:
-            point = _point(newest(layout, "auto" if restarted else spec.resume), spec.resume)
-            if point:
-                problems = tuple(fingerprint.differences(point.state.fingerprint, facts, point.folder))
-        except JobError as error:
-            problems = error.problems
-    world.agree(list(problems))
-    of_main: ResumePoint | None = world.gather(point)[0]
-    return of_main
-
-
-def _point(start: StepFolder | None, setting: str) -> ResumePoint | None:
-    if start is None:
+    restarted = setting == "never" and exit_note.has_started()
+    folder = newest(context.layout, "auto" if restarted else setting)
+    if folder is None:
         return None
-    state, origin = read_state(start.path), resume.origin_of(setting)
+    state = read_state(folder.path)
+    if problems := fingerprint.differences(state.fingerprint, facts, folder.path):
+        raise JobError(problems)
     is_branch = bool(origin) and state.origin != origin
-    return ResumePoint(start.path, replace(state, origin=origin or state.origin), is_branch)
+    return ResumePoint(folder.path, replace(state, origin=origin or state.origin), is_branch)
 
 
 def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
@@ -65,28 +58,30 @@ def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
     return resume.newest(layout, setting, skipped, hashes=True)
 
 
-def is_finished(spec: RunSpec, world: World, layout: OutputLayout, start: ResumePoint) -> bool:
+def is_finished(context: RunContext) -> bool:
     """Whether nothing is left to do, as rank 0 sees it: on other nodes a shared folder may lag behind. Collective."""
-    return bool(world.gather(resume.is_finished(spec, layout, start.state.step))[0])
+    return context.world.from_main(
+        lambda: resume.is_finished(context.spec, context.layout, context.first_step)
+    )
 
 
-def take_over(world: World, layout: OutputLayout, start: ResumePoint | None) -> None:
+def take_over(context: RunContext, start: ResumePoint | None) -> None:
     """Move an earlier run's files aside and mark the output folder as this run's. Collective. Raises JobError (73)."""
-    problems = []
-    if world.is_main:
-        try:
-            layout.root.mkdir(parents=True, exist_ok=True)
-            aside = move_aside(layout, start) if start is None or start.is_branch else None
-            layout.checkpoint.mkdir(exist_ok=True)
-            exit_note.mark_started()
-        except OSError as error:
-            remedy = "Name a folder that can be written, or that can be created."
-            problems = [bad_output("OUTPUT_DIR", f"cannot be written ({error})", remedy)]
-        else:
-            if aside:
-                say(f"the files of an earlier run in {layout.root} are kept in {aside}")
-            say(f"resuming from {start.folder}" if start else "starting from the beginning")
-    world.agree(problems)
+    context.world.from_main(lambda: _take_over(context.layout, start))
+
+
+def _take_over(layout: OutputLayout, start: ResumePoint | None) -> None:
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        aside = move_aside(layout, start) if start is None or start.is_branch else None
+        layout.checkpoint.mkdir(exist_ok=True)
+        exit_note.mark_started()
+    except OSError as error:
+        remedy = "Name a folder that can be written, or that can be created."
+        raise JobError(bad_output("OUTPUT_DIR", f"cannot be written ({error})", remedy)) from error
+    if aside:
+        say(f"the files of an earlier run in {layout.root} are kept in {aside}")
+    say(f"resuming from {start.folder}" if start else "starting from the beginning")
 
 
 def move_aside(layout: OutputLayout, start: ResumePoint | None) -> Path | None:

@@ -11,7 +11,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -142,20 +142,15 @@ def is_sharded(folder: Path) -> bool:
 
 
 def save(
-    folder: Path,
-    tables: Tables,
-    ranges: Mapping[str, Range],
-    numbers: Numbers,
-    group: dist.ProcessGroup | None = None,
+    folder: Path, tables: Tables, ranges: Mapping[str, Range], numbers: Numbers, group: dist.ProcessGroup
 ) -> None:
-    """Write the sharded form, one file per rank. Collective in the group; None: that of the training."""
+    """Write the sharded form, one file per rank. Collective in the group."""
     # Copying ahead would use a stream of the current device, which in a background thread is not the rank's.
     writer = FileSystemWriter(folder / SHARDS, per_thread_copy_ahead=0)
     with _failures():
         save_shards(_flat(tables, ranges), storage_writer=writer, planner=_SavePlanner(), process_group=group)
     if dist.get_rank() == 0:
-        values = {"updates": numbers.updates, "scaler": dict(numbers.scaler)}
-        (folder / NUMBERS).write_text(json.dumps(values, indent=1) + "\n")
+        (folder / NUMBERS).write_text(json.dumps(asdict(numbers), indent=1) + "\n")
 
 
 @contextmanager
@@ -169,21 +164,26 @@ def _failures() -> Iterator[None]:
 
 
 def group_of_savers() -> dist.ProcessGroup:
-    """A group for threads that save in the background, whose collectives must not mix with those of the steps.
-    Collective."""
+    """A group for saving in the background, whose collectives must not mix with those of the steps. Collective."""
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     return group
 
 
-def snapshot(
-    tables: Tables, ranges: Mapping[str, Range], numbers: Numbers, group: dist.ProcessGroup
+def writer(
+    tables: Tables,
+    ranges: Mapping[str, Range],
+    numbers: Numbers,
+    group: dist.ProcessGroup,
+    *,
+    background: bool,
 ) -> Callable[[Path], None]:
-    """`save` with the current values, from copies on the host."""
-    kept = {
-        table: {name: shard.detach().to("cpu", copy=True) for name, shard in shards.items()}
-        for table, shards in tables.items()
-    }
-    return partial(save, tables=kept, ranges=ranges, numbers=numbers, group=group)
+    """`save` for a folder; `background`: from copies on the host."""
+    if background:
+        tables = {
+            table: {name: shard.detach().to("cpu", copy=True) for name, shard in shards.items()}
+            for table, shards in tables.items()
+        }
+    return partial(save, tables=tables, ranges=ranges, numbers=numbers, group=group)
 
 
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:

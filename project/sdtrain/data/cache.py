@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from sdjob import files
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.threads import in_threads
-from sdtrain.reporting.progress import Progress, say
+from sdtrain.context import RunContext
+from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.errors import problem_of
-from sdtrain.runtime.stop import Stopped, StopRequest
 
 _ROUND = 32  # entries of each rank between two agreements
 
@@ -97,19 +97,21 @@ class DiskCache:
 
 
 def fill(
-    cache: Cache, title: str, keys: Sequence[str], make: Make, world: World, stop: StopRequest, step: int
+    context: RunContext, cache: Cache, title: str, keys: Sequence[str], make: Make
 ) -> dict[str, Problem]:
     """Add the missing entries; returns the keys that cannot have one. Collective. Raises JobError with the problems of
     all ranks, and Stopped.
 
     `make` yields entries in the order of its positions. Each entry is made by one rank, independently of the others,
-    so that it does not depend on the number of ranks. What is made before a stop at `step` is kept.
+    so that it does not depend on the number of ranks. What is made before a stop is kept.
     """
+    world = context.world
     first_positions = {key: position for position, key in reversed(list(enumerate(keys)))}
     every = sorted(first_positions.values())
     missing = _missing(cache, keys, every, world)
-    if world.is_main:
-        say(f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made")
+    world.say(
+        f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made"
+    )
     mine = missing[world.rank :: world.size]
     failed: dict[str, Problem] = {}
     with Progress(title, len(missing), shown=world.is_main) as progress:
@@ -120,8 +122,7 @@ def fill(
             failed |= without
             world.agree(problems)
             cache.exchange(entries, world)
-            if world.any(bool(stop)):
-                raise Stopped(step)
+            context.end_if_stopped()
     failed = {key: problem for of_rank in world.gather(failed) for key, problem in of_rank.items()}
     of_another = [keys[position] for position in missing[(world.rank + 1) % world.size :: world.size]]
     world.agree(_not_shared(cache, [key for key in of_another if key not in failed]))

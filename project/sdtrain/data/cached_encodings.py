@@ -13,50 +13,34 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from sdjob.output.layout import OutputLayout
 from sdjob.problems import Problem
-from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning, Parts
+from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets
-from sdtrain.data.cache import Cache, DiskCache, Entry, Make, MemoryCache, fill
+from sdtrain.data.cache import Cache, DiskCache, Entry, MemoryCache, fill
 from sdtrain.data.images import SampleError, TrainingImages, View
 from sdtrain.data.sampling import Sample, Size
 from sdtrain.data.scan import report_skipped, scan
 from sdtrain.data.streams import Stream, ended_by_parent_only
 from sdtrain.runtime.distributed import World
-from sdtrain.runtime.stop import StopRequest
 
 Value = TypeVar("Value")
 Sizes = Callable[[int], Sequence[Size]]  # of an image, by index
 
 
-@dataclass(frozen=True)
-class Caching:
-    """What filling a cache takes."""
+def scan_stream(
+    context: RunContext, stream: Stream, title: str, read: Callable[[TrainingImages, int], Value]
+) -> tuple[list[Value | None], Stream]:
+    """What `read` returns for each image of a stream, and the stream with unusable images marked. Collective.
+    Raises JobError (66), Stopped."""
+    values, images = scan(context, images_of(stream), f"{title} of the {stream.name} images", read)
+    return values, replace(stream, images=images)
 
-    spec: RunSpec
-    world: World
-    layout: OutputLayout
-    parts: Parts
-    stop: StopRequest
-    step: int  # of the run, for a stop meanwhile
 
-    def cache(self, where: str, name: str) -> Cache:
-        if where == "memory":
-            return MemoryCache()
-        return DiskCache(self.layout.cache(self.spec.cache_dir) / name)
-
-    def fill(self, cache: Cache, title: str, keys: Sequence[str], make: Make) -> dict[str, Problem]:
-        return fill(cache, title, keys, make, self.world, self.stop, self.step)
-
-    def scan(
-        self, stream: Stream, title: str, read: Callable[[TrainingImages, int], Value]
-    ) -> tuple[list[Value | None], Stream]:
-        """What `read` returns for each image of a stream, and the stream with unusable images marked. Collective.
-        Raises JobError (66), Stopped."""
-        title = f"{title} of the {stream.name} images"
-        values, images = scan(images_of(stream), title, read, self.world, self.stop, self.step)
-        return values, replace(stream, images=images)
+def _cache(context: RunContext, where: str, name: str) -> Cache:
+    if where == "memory":
+        return MemoryCache()
+    return DiskCache(context.layout.cache(context.spec.cache_dir) / name)
 
 
 @dataclass(frozen=True)
@@ -101,37 +85,42 @@ class CachedPrompts:
 
 
 def cached_latents(
-    caching: Caching, streams: tuple[Stream, ...], buckets: Buckets | None
+    context: RunContext, parts: Parts, streams: tuple[Stream, ...], buckets: Buckets | None
 ) -> tuple[Stream, ...]:
     """The streams with encoded images, each view of an image encoded once. Collective.
 
     The key of an entry is all that it depends on: the image's bytes, how it is resized, cropped and mirrored,
     and the VAE. An edited image, another VAE or another resolution is therefore another entry.
     """
-    spec = caching.spec
-    cache = caching.cache(spec.cache_latents, "latents")
-    common = [_identity(caching.parts.vae, caching.world), spec.image_interpolation_mode, "center crop"]
+    spec = context.spec
+    cache = _cache(context, spec.cache_latents, "latents")
+    common = [_identity(parts.vae, context.world), spec.image_interpolation_mode, "center crop"]
     if buckets is None:
         sizes: list[Sizes | None] = [None] * len(streams)
     else:
         sizes = [buckets.of, *[buckets.every] * (len(streams) - 1)]
     return tuple(
-        _with_latents(caching, stream, of_stream, cache, common)
+        _with_latents(context, parts, stream, of_stream, cache, common)
         for stream, of_stream in zip(streams, sizes, strict=True)
     )
 
 
 def _with_latents(
-    caching: Caching, stream: Stream, sizes: Sizes | None, cache: Cache, common: list[str]
+    context: RunContext,
+    parts: Parts,
+    stream: Stream,
+    sizes: Sizes | None,
+    cache: Cache,
+    common: list[str],
 ) -> Stream:
     """A stream with encoded images. An unusable image has no entry; its replacement has one of its size too."""
-    digests, stream = caching.scan(stream, "hashes", TrainingImages.digest)
+    digests, stream = scan_stream(context, stream, "hashes", TrainingImages.digest)
     images = images_of(stream)
     keys: dict[View, str] = {}
     while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
         new = [_key("posterior", *common, digests[view.index], *view.size, view.flip) for view in views]
-        make = partial(_posteriors, caching, images, views)
-        failed = caching.fill(cache, f"latents of the {stream.name} images", new, make)
+        make = partial(_posteriors, context, parts, images, views)
+        failed = fill(context, cache, f"latents of the {stream.name} images", new, make)
         keys |= zip(views, new, strict=True)
         bad = {
             view.index: replace(failed[keys[view]], subject=images.source.name(view.index))
@@ -139,20 +128,20 @@ def _with_latents(
             if keys[view] in failed  # of two images with the same bytes only one was tried
         }
         images = images.without(bad)  # whose replacements may need other views
-        report_skipped(bad, caching.world)
+        report_skipped(bad, context.world)
     return replace(stream, images=CachedImages(images, keys, cache))
 
 
-def every_prompt(caching: Caching, streams: tuple[Stream, ...]) -> tuple[set[str], tuple[Stream, ...]]:
+def every_prompt(context: RunContext, streams: tuple[Stream, ...]) -> tuple[set[str], tuple[Stream, ...]]:
     """All prompts of the streams, and the streams with the images marked whose captions cannot be read. Collective.
     Raises JobError (66), Stopped."""
-    prompts = {""} if caching.spec.proportion_empty_prompts else set()
+    prompts = {""} if context.spec.proportion_empty_prompts else set()
     scanned = []
     for given in streams:
         captions: list[str | None] = [given.prompt]
         stream = given
         if given.prompt is None:
-            captions, stream = caching.scan(given, "captions", TrainingImages.caption)
+            captions, stream = scan_stream(context, given, "captions", TrainingImages.caption)
         prompts |= {caption for caption in captions if caption is not None}
         scanned.append(stream)
     return prompts, tuple(scanned)
@@ -163,12 +152,12 @@ def images_of(stream: Stream) -> TrainingImages:
     return stream.images
 
 
-def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
+def cached_prompts(context: RunContext, parts: Parts, prompts: Collection[str]) -> CachedPrompts:
     """The encodings of these prompts. Collective."""
-    parts, spec = caching.parts, caching.spec
-    cache = caching.cache(spec.cache_text_embeddings, "prompts")
+    spec = context.spec
+    cache = _cache(context, spec.cache_text_embeddings, "prompts")
     every = sorted(prompts)
-    encoders = [_identity(encoder, caching.world) for encoder in parts.text_encoders.values()]
+    encoders = [_identity(encoder, context.world) for encoder in parts.text_encoders.values()]
     tokens = parts.token_ids(every, spec.prompt_chunks)
 
     def key(index: int) -> str:
@@ -183,7 +172,7 @@ def cached_prompts(caching: Caching, prompts: Collection[str]) -> CachedPrompts:
             yield {name: tensor[0] for name, tensor in encodings.items()}
 
     keys = [key(index) for index in range(len(every))]
-    caching.fill(cache, "prompts", keys, make)
+    fill(context, cache, "prompts", keys, make)
     return CachedPrompts(dict(zip(every, keys, strict=True)), cache)
 
 
@@ -207,7 +196,7 @@ class _Views(Dataset[torch.Tensor | Problem]):
 
 
 def _posteriors(
-    caching: Caching, images: TrainingImages, every: Sequence[View], indices: list[int]
+    context: RunContext, parts: Parts, images: TrainingImages, every: Sequence[View], indices: list[int]
 ) -> Iterator[Entry | Problem]:
     """`posterior`: mean and logvar of an image's latents, [2C, h, w]; one image at a time, so that they are the same
     on any number of ranks."""
@@ -215,7 +204,7 @@ def _posteriors(
     loader: DataLoader[torch.Tensor | Problem] = DataLoader(
         _Views(images, views),
         batch_size=None,
-        num_workers=min(caching.spec.dataloader_num_workers, len(views)),
+        num_workers=min(context.spec.dataloader_num_workers, len(views)),
         worker_init_fn=ended_by_parent_only,
     )
     bad: dict[int, Problem] = {}
@@ -226,14 +215,16 @@ def _posteriors(
             yield pixel_values
             continue
         with torch.no_grad():
-            posterior = caching.parts.posterior(pixel_values[None])
+            posterior = parts.posterior(pixel_values[None])
         yield {"posterior": posterior.parameters[0]}
 
 
 def _identity(module: nn.Module, world: World) -> str:
     """A hash of a module's weights as they are in memory, and of its configuration. Collective."""
-    if not world.is_main:
-        return str(world.gather("")[0])
+    return world.from_main(partial(_hash, module))
+
+
+def _hash(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     config: Any = module.config
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
@@ -242,7 +233,7 @@ def _identity(module: nn.Module, world: World) -> str:
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name}/{weight.dtype}/{tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return str(world.gather(digest.hexdigest())[0])
+    return digest.hexdigest()
 
 
 def _key(*parts: Any) -> str:

@@ -12,10 +12,9 @@ from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts, Sampling
+from sdtrain.context import RunContext
 from sdtrain.generate import generate, sampling
 from sdtrain.reporting.progress import Progress
-from sdtrain.runtime.distributed import World
-from sdtrain.runtime.stop import Stopped, StopRequest
 
 
 def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Sampling) -> Path:
@@ -32,24 +31,17 @@ def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Sam
     return layout.class_images / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-def provide(
-    spec: RunSpec,
-    world: World,
-    layout: OutputLayout,
-    parts: Parts,
-    model_identity: str,
-    stop: StopRequest,
-    step: int,
-) -> Path:
+def provide(context: RunContext, parts: Parts, model_identity: str) -> Path:
     """The folder with at least `num_class_images` images of the class. Collective; raises Stopped.
 
     A given `class_data_dir` is only read. Otherwise the missing images are generated, the n-th with the seed
     (seed + n). The batches, which decide the last bits of their images, are the same on any number of processes.
     """
+    spec, world = context.spec, context.world
     if spec.class_data_dir:
         return _given(spec)
     how = sampling(spec)
-    folder = folder_of(spec, layout, model_identity, how)
+    folder = folder_of(spec, context.layout, model_identity, how)
     folder.mkdir(parents=True, exist_ok=True)
     world.barrier()  # no rank lists the folder while another one adds to it
     missing = {n for n in range(spec.num_class_images) if not _path(folder, n).exists()}
@@ -66,10 +58,9 @@ def provide(
             if number in missing:
                 files.write_png(_path(folder, number), image)
                 progress.show(min(done * world.size, len(missing)))
-            if stop:
+            if context.stop:
                 break  # the next start uses what is there
-    if world.any(bool(stop)):
-        raise Stopped(step)
+    context.end_if_stopped()
     return folder
 
 

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from sdjob.problems import JobError, Problem
 from sdjob.threads import in_threads
+from sdtrain.context import RunContext
 from sdtrain.data.images import TrainingImages
-from sdtrain.reporting.progress import Progress, say
+from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World
-from sdtrain.runtime.stop import Stopped, StopRequest
 
 Value = TypeVar("Value")
 _BLOCK = 1024  # images between two checks for a stop
@@ -19,30 +19,25 @@ _SHOWN = 5000  # fewer are scanned before anyone could read a line of progress
 
 
 def scan(
-    images: TrainingImages,
-    title: str,
-    read: Callable[[TrainingImages, int], Value],
-    world: World,
-    stop: StopRequest,
-    step: int,
+    context: RunContext, images: TrainingImages, title: str, read: Callable[[TrainingImages, int], Value]
 ) -> tuple[list[Value | None], TrainingImages]:
     """What `read` returns at each index, None for unusable images, and the images with these marked as bad.
 
     Collective: each rank reads a slice, in threads. Raises JobError (66) with the problems of all ranks where more
     images are unusable than may be skipped, and Stopped.
     """
+    world = context.world
     mine = range(world.rank, len(images), world.size)
     results: dict[int, Value | Problem] = {}
     shown = world.is_main and len(images) >= _SHOWN
     with Progress(title, len(images), shown=shown) as progress:
         for start in range(0, len(mine), _BLOCK):
-            if stop:
+            if context.stop:
                 break
             block = mine[start : start + _BLOCK]
             results |= zip(block, in_threads(partial(_read, read, images), block), strict=True)
             progress.show(min((start + len(block)) * world.size, len(images)))
-    if world.any(bool(stop)):
-        raise Stopped(step)
+    context.end_if_stopped()
     merged = {index: result for of_rank in world.gather(results) for index, result in of_rank.items()}
     values = [merged[index] for index in range(len(images))]
     bad = {index: value for index, value in enumerate(values) if isinstance(value, Problem)}
@@ -73,6 +68,5 @@ def filled(values: Sequence[Value | None]) -> list[Value]:
 
 def report_skipped(bad: Mapping[int, Problem], world: World) -> None:
     """Name the images that will be replaced by others."""
-    if world.is_main:
-        for problem in bad.values():
-            say(f"will be skipped: {problem.subject}: {problem.found}")
+    for problem in bad.values():
+        world.say(f"will be skipped: {problem.subject}: {problem.found}")

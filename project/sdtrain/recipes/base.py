@@ -7,31 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.dataset.formats import DatasetInfo
-from sdjob.output.layout import OutputLayout
 from sdjob.problems import Problem
-from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
+from sdtrain.context import RunContext
 from sdtrain.data.images import TrainingImages, verify
 from sdtrain.data.scan import report_skipped
 from sdtrain.data.sources import ImageSource, JoinedSource, open_source
 from sdtrain.data.streams import Stream
-from sdtrain.runtime.distributed import World
-from sdtrain.runtime.stop import StopRequest
 
 
 @dataclass(frozen=True)
 class RecipeInput:
     """What a recipe may use to build its streams."""
 
-    spec: RunSpec
-    world: World
-    layout: OutputLayout
+    context: RunContext
     parts: Parts
     infos: tuple[DatasetInfo, ...]  # one, or one for each subject
     images: TrainingImages  # of all datasets, without those held out
     model_identity: str
-    stop: StopRequest
-    step: int  # at which the run starts or resumes
 
 
 @dataclass(frozen=True)
@@ -42,12 +35,13 @@ class Recipe:
 
 
 def open_images(
-    spec: RunSpec, world: World, infos: Sequence[DatasetInfo], prompts: Sequence[str] = ()
+    context: RunContext, infos: Sequence[DatasetInfo], prompts: Sequence[str] = ()
 ) -> TrainingImages:
     """The images of datasets, checked by `verify_images`. Collective; raises JobError (66).
 
     With `prompts`, one for each dataset, these are the captions.
     """
+    spec, world = context.spec, context.world
     sources: list[ImageSource] = []
     bad: dict[int, Problem] = {}
     for info in infos:

@@ -5,6 +5,8 @@ Ruiz et al. 2022, arXiv:2208.12242.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
@@ -16,7 +18,7 @@ from sdtrain.recipes.base import Recipe, RecipeInput, open_images
 
 def _streams(given: RecipeInput) -> tuple[Stream, ...]:
     """One stream with the images of all subjects, and with prior preservation one with those of all classes."""
-    spec = given.spec
+    spec = given.context.spec
     concepts = concepts_of(spec)
     several = spec.concepts_list is not None  # each image has the prompt of its subject
     weights = tuple(
@@ -34,19 +36,18 @@ def _streams(given: RecipeInput) -> tuple[Stream, ...]:
         return (instance,)
     classes = {(concept.class_prompt or "", concept.class_data_dir): concept for concept in concepts}
     of_classes = [_class_images(given, concept) for concept in classes.values()]
-    images = open_images(spec, given.world, of_classes, [prompt for prompt, _ in classes] if several else ())
+    images = open_images(given.context, of_classes, [prompt for prompt, _ in classes] if several else ())
     prompt = None if several else spec.class_prompt
     return instance, Stream("class", images, prompt, spec.prior_loss_weight)
 
 
 def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
     """The images of one class, given or generated. Collective."""
-    spec = given.spec.model_copy(
+    spec = given.context.spec.model_copy(
         update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
     )
-    folder = class_images.provide(
-        spec, given.world, given.layout, given.parts, given.model_identity, given.stop, given.step
-    )
+    context = replace(given.context, spec=spec)
+    folder = class_images.provide(context, given.parts, given.model_identity)
     # The folder may hold more images, generated for a run with a larger num_class_images.
     return dataset_in(folder, spec, captions=False).first(spec.num_class_images)
 

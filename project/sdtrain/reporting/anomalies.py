@@ -59,8 +59,7 @@ class Anomalies:
         if self.skipped_steps > allowed:
             found = f"{self.skipped_steps} steps had a non-finite loss (max_nan_steps={allowed}); the last {first}"
             raise self.diverged("loss", found)
-        if self._world.is_main:
-            say(f"step {step} is not applied: the loss {first} ({self.skipped_steps} of {allowed})")
+        self._world.say(f"step {step} is not applied: the loss {first} ({self.skipped_steps} of {allowed})")
         self._observed.clear()
 
     def finite(self, loss: torch.Tensor, step: int) -> float:
@@ -78,8 +77,8 @@ class Anomalies:
 
     def warn_of_spike(self, loss: float, step: int) -> None:
         usual = self._spikes.usual(loss)
-        if usual is not None and self._world.is_main:
-            say(f"warning: loss spike at step {step}: {loss:.4f}, recently about {usual:.4f}")
+        if usual is not None:
+            self._world.say(f"warning: loss spike at step {step}: {loss:.4f}, recently about {usual:.4f}")
 
     def agree_on_bad_samples(self) -> None:
         """Merge the bad images of all ranks. Collective. Raises JobError (66) if there are too many."""

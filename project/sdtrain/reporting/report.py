@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,8 +14,8 @@ from typing import Any
 
 from sdjob.files import write_text
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.data.sampling import BatchShape
-from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime import devices
 from sdtrain.runtime.distributed import World
 
@@ -50,27 +51,22 @@ class TimedStep:
 class Outcome:
     """The result of the step loop."""
 
+    state: TrainState  # of the last step; its `spent` is that of earlier starts
     first_step: int  # 0, or where the run was resumed
-    last_step: int
-    final_loss: float | None  # None: no step was applied
-    mean_loss: float | None
     steps_per_second: float | None
     skip_steps: int
-    num_examples: int
-    spent_before: Spent  # by earlier starts of the run
     timed_step: TimedStep | None = None  # None: not asked for, or before the resume
-    skipped_steps: int = 0  # for a non-finite loss
-    bad_samples: tuple[str, ...] = ()  # images that could not be used
 
 
 def report(
-    spec: RunSpec, world: World, shape: BatchShape, outcome: Outcome, attention: str
+    spec: RunSpec, world: World, shape: BatchShape, num_examples: int, outcome: Outcome, attention: str
 ) -> dict[str, Any]:
     """The content of report.json. Collective, for the largest memory of all ranks.
 
     seconds, device_hours: of all starts of the run; seconds_of_this_start: of the last one.
     """
-    spent = outcome.spent_before.and_this_start(world.size)
+    state = outcome.state
+    spent = state.spent.and_this_start(world.size)
     rate = outcome.steps_per_second
     images = rate * shape.global_batch if rate else None
     return {
@@ -84,23 +80,23 @@ def report(
         "local_rank": world.local_rank,
         "world_size": world.size,
         "global_batch_size": shape.global_batch,
-        "num_examples": outcome.num_examples,
-        "steps": outcome.last_step,
+        "num_examples": num_examples,
+        "steps": state.step,
         "resumed_from_step": outcome.first_step,
         "skip_steps": outcome.skip_steps,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(spent.seconds, 1),
-        "seconds_of_this_start": round(spent.seconds - outcome.spent_before.seconds, 1),
+        "seconds_of_this_start": round(spent.seconds - state.spent.seconds, 1),
         "device_hours": round(spent.device_seconds / 3600, 4),
         "steps_per_second": rate,
         "images_per_second": images,
         "images_per_second_per_device": images / world.size if images else None,
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
         "timed_step": asdict(outcome.timed_step) if outcome.timed_step else None,
-        "final_loss": outcome.final_loss,
-        "mean_loss": outcome.mean_loss,
-        "skipped_steps": outcome.skipped_steps,
-        "bad_samples": list(outcome.bad_samples),
+        "final_loss": state.loss if math.isfinite(state.loss) else None,
+        "mean_loss": state.mean_loss,
+        "skipped_steps": state.skipped_steps,
+        "bad_samples": list(state.bad_samples),
         "versions": versions(),
     }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from sdtrain.runtime import devices
 
 # Enough for rank 0 to convert a large dataset while the others wait.
 _TIMEOUT = timedelta(hours=2)
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,29 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, problems: list[Problem]) -> None:
+    def agree(self, problems: Sequence[Problem]) -> None:
         """Raise on every rank the JobError with the problems of all ranks, if there are any."""
         everything = [problem for of_rank in self.gather(problems) for problem in of_rank]
         if everything:
             raise JobError(everything)
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns on the first rank, the only one that calls it. Raises its JobError on every rank."""
+        value: Any = None
+        problems: Sequence[Problem] = ()
+        if self.is_main:
+            try:
+                value = make()
+            except JobError as error:
+                problems = error.problems
+        self.agree(problems)
+        of_main: Value = self.gather(value)[0]
+        return of_main
+
+    def say(self, text: str) -> None:
+        """Print one line for readers of the log, on the first rank. Not collective."""
+        if self.is_main:
+            print(text, flush=True)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -92,19 +112,18 @@ def join(
     size = int(environ.get("WORLD_SIZE", 1))
     device_type = devices.choose(device)
     world = World(rank, local_rank, size, device_type, devices.device_of(device_type, local_rank))
-    backend = (
-        "gloo"
-        if device_type.backend == "gloo"
-        else f"cpu:gloo,{device_type.torch_type}:{device_type.backend}"
-    )
+    if size == 1 and not group_of_one:
+        yield world
+        return
+    backend = device_type.backend
+    if backend != "gloo":
+        backend = f"cpu:gloo,{device_type.torch_type}:{backend}"
     if size == 1:
-        if group_of_one:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         try:
             yield world
         finally:
-            if group_of_one:
-                dist.destroy_process_group()
+            dist.destroy_process_group()
         return
     store, _, _ = next(rendezvous("env://", rank, size))
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

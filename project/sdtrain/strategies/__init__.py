@@ -15,8 +15,8 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.strategies.base import Strategy
 
 
-def create(spec: RunSpec, device: torch.device, world_size: int) -> Strategy:
+def create(spec: RunSpec, device: torch.device) -> Strategy:
     """The strategy of a run; raises JobError (69) if its package is missing or incompatible."""
     module = import_module(f"sdtrain.strategies.{PLUGINS[spec.plugin].module}")
-    strategy: Strategy = module.create(spec, device, world_size)
+    strategy: Strategy = module.create(spec, device)
     return strategy

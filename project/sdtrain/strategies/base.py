@@ -10,8 +10,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.strategies.shards import Shards
+
+COMPUTE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -77,21 +81,21 @@ class Strategy(Protocol):
     def masters(self) -> dict[str, torch.Tensor]:
         """This rank's shard of the trainable weights by name, fp32: the tensors that the optimizer updates."""
 
-    def full_state(self, shards: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def full_state(self, shards: Shards) -> dict[str, torch.Tensor]:
         """The whole tensors, fp32, on the CPU of rank 0, from the shards of all ranks. Collective."""
 
-    def applied(self, shards: Mapping[str, torch.Tensor] | None) -> AbstractContextManager[None]:
+    def applied(self, shards: Shards | None) -> AbstractContextManager[None]:
         """Inside, each rank can generate any number of images, independently of the others, with these shards
         instead of the masters (None: with the masters). Entering and leaving is collective."""
 
-    def save(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
-        """Write weights, optimizer state and the shards of the EMA for `load`. Collective."""
+    def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
+        """A function that writes weights, optimizer state and the shards of the EMA for `load`. Collective.
 
-    def snapshot(self, ema: Mapping[str, torch.Tensor] | None) -> Callable[[Path], None]:
-        """Copy to the host what `save` would write now. Every rank calls the result with a folder, in a thread
-        during the next steps; such threads may wait for one another, and for nothing else. Collective."""
+        Every rank calls it with the same folder. `background`: in a thread during the next steps, from a copy on the
+        host that is made now; such threads may wait for one another, and for nothing else.
+        """
 
-    def load(self, folder: Path, ema: Mapping[str, torch.Tensor] | None) -> None:
+    def load(self, folder: Path, ema: Shards | None) -> None:
         """Restore what any strategy saved, on any number of ranks; overwrites the shards of `ema`. Collective."""
 
 
@@ -107,6 +111,23 @@ def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[
         members = [p for name, p in trained.items() if name.startswith(group.prefix)]
         groups.append({"params": members, "lr": group.learning_rate, "base_lr": group.learning_rate})
     return groups
+
+
+def clipped_step(
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    trained: Mapping[str, nn.Parameter],
+    max_norm: float,
+    factor: float,
+) -> torch.Tensor:
+    """`Strategy.step` with an optimizer and a loss scale of PyTorch."""
+    scale_learning_rates(optimizer.param_groups, factor)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(trained.values(), max_norm or float("inf"))
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def scale_learning_rates(groups: Iterable[dict[str, Any]], factor: float) -> None:

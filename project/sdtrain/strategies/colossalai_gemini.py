@@ -142,15 +142,11 @@ class Gemini:
         for chunk in self._optimizer.chunk16_set:
             chunk.optim_update()
 
-    def save(self, folder: Path, ema: Shards | None) -> None:
-        state_io.save(folder, self._tables(ema), self._ranges, self._numbers())
-
-    def snapshot(self, ema: Shards | None) -> Callable[[Path], None]:
-        return state_io.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
-
-    def _numbers(self) -> state_io.Numbers:
-        steps = [state["step"] for state in self._optimizer.optim.state.values()]
-        return state_io.Numbers(max(steps, default=0), colossalai.scaler_state(self._mixin))
+    def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
+        updates = max((state["step"] for state in self._optimizer.optim.state.values()), default=0)
+        numbers = state_io.Numbers(updates, colossalai.scaler_state(self._mixin))
+        tables = self._tables(ema)
+        return state_io.writer(tables, self._ranges, numbers, self._savers, background=background)
 
     def load(self, folder: Path, ema: Shards | None) -> None:
         numbers = state_io.load(folder, self._tables(ema), self._ranges)
@@ -229,5 +225,4 @@ def _chunk_size(trained: dict[str, nn.Parameter]) -> int:
     return min(2**25, sum(p.numel() for p in trained.values()) // 8)
 
 
-def create(spec: RunSpec, device: torch.device, world_size: int) -> Gemini:
-    return Gemini(spec, device)
+create = Gemini

@@ -97,16 +97,11 @@ class LowLevelZero:
             target = padded[working]
             dist.all_gather_into_tensor(target, self._masters[name].to(target.device, target.dtype))
 
-    def save(self, folder: Path, ema: Shards | None) -> None:
-        state_io.save(folder, self._tables(ema), self._ranges, self._numbers())
-
-    def snapshot(self, ema: Shards | None) -> Callable[[Path], None]:
-        return state_io.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
-
-    def _numbers(self) -> state_io.Numbers:
-        states = self._optimizer.optim.state
-        updates = int(states[next(iter(self._masters.values()))]["step"])
-        return state_io.Numbers(updates, colossalai.scaler_state(self._mixin))
+    def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
+        step = self._optimizer.optim.state[next(iter(self._masters.values()))]["step"]
+        numbers = state_io.Numbers(int(step), colossalai.scaler_state(self._mixin))
+        tables = self._tables(ema)
+        return state_io.writer(tables, self._ranges, numbers, self._savers, background=background)
 
     def load(self, folder: Path, ema: Shards | None) -> None:
         numbers = state_io.load(folder, self._tables(ema), self._ranges)
@@ -128,5 +123,4 @@ class LowLevelZero:
         return {name: tensor[: self._ranges[name].length] for name, tensor in tensors.items()}
 
 
-def create(spec: RunSpec, device: torch.device, world_size: int) -> LowLevelZero:
-    return LowLevelZero(spec, device)
+create = LowLevelZero

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,10 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.optim import optimizers
-from sdtrain.strategies.base import OptimSpec, grouped, scale_learning_rates, trainable_parameters
+from sdtrain.strategies.base import COMPUTE_DTYPES, OptimSpec, clipped_step, grouped, trainable_parameters
 from sdtrain.strategies.shards import Shards, overwrite, replaced, whole
-
-_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Native:
@@ -27,21 +26,20 @@ class Native:
 
     model: nn.Module
 
-    def __init__(self, precision: str, device: torch.device, world_size: int, rank: int = 0) -> None:
+    def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self._device = device
-        self._world_size = world_size
-        self._rank = rank
-        self._dtype = _AUTOCAST.get(precision)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._dtype = COMPUTE_DTYPES.get(spec.mixed_precision)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
         self._trained = trainable_parameters(model)
-        self._max_grad_norm = optim.max_grad_norm or float("inf")
+        self._max_grad_norm = optim.max_grad_norm
         self._optimizer = optimizers.build(optim, grouped(self._trained, optim))
         names = {parameter: name for name, parameter in self._trained.items()}
         self._names = [names[p] for group in self._optimizer.param_groups for p in group["params"]]
         self.model = model
-        if self._world_size > 1:
+        if dist.is_initialized() and dist.get_world_size() > 1:
             ids = [self._device.index] if self._device.index is not None else None
             self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
@@ -59,13 +57,7 @@ class Native:
         torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, factor: float) -> torch.Tensor:
-        scale_learning_rates(self._optimizer.param_groups, factor)
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self.discard()
-        return norm
+        return clipped_step(self._optimizer, self._scaler, self._trained, self._max_grad_norm, factor)
 
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -79,22 +71,17 @@ class Native:
     def applied(self, shards: Shards | None) -> AbstractContextManager[None]:
         return replaced(self.masters, shards, refresh=lambda: None)
 
-    def save(self, folder: Path, ema: Shards | None) -> None:
-        if self._rank == 0:
-            _write(self._state(ema), folder)
-
-    def snapshot(self, ema: Shards | None) -> Callable[[Path], None]:
-        # The other ranks hold the same values, and would use the host's memory once more each.
-        return partial(_write, _copied(self._state(ema))) if self._rank == 0 else lambda folder: None
-
-    def _state(self, ema: Shards | None) -> dict[str, Any]:
-        return {
+    def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
+        if self._rank:  # the other ranks hold the same values
+            return lambda folder: None
+        state = {
             "model": self.masters(),
             "ema": dict(ema) if ema else None,
             "optimizer": self._optimizer.state_dict(),
             "names": self._names,
             "scaler": self._scaler.state_dict(),
         }
+        return partial(_write, _copied(state) if background else state)
 
     def load(self, folder: Path, ema: Shards | None) -> None:
         groups = self._optimizer.state_dict()["param_groups"]
@@ -144,6 +131,4 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-def create(spec: RunSpec, device: torch.device, world_size: int) -> Native:
-    rank = torch.distributed.get_rank() if world_size > 1 else 0
-    return Native(spec.mixed_precision, device, world_size, rank)
+create = Native

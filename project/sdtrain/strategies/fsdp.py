@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -26,10 +27,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.optim import optimizers
-from sdtrain.strategies.base import OptimSpec, grouped, scale_learning_rates, trainable_parameters
+from sdtrain.strategies.base import COMPUTE_DTYPES, OptimSpec, clipped_step, grouped, trainable_parameters
 from sdtrain.strategies.shards import Range, Shards, gather_whole, replaced
-
-_COMPUTE = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Fsdp:
@@ -37,12 +36,11 @@ class Fsdp:
 
     model: nn.Module
 
-    def __init__(self, spec: RunSpec, device: torch.device, world_size: int) -> None:
+    def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self._device = device
-        self._world_size = world_size
         self._reshard = spec.reshard_after_forward
         self._offload = spec.cpu_offload
-        self._dtype = _COMPUTE.get(spec.mixed_precision)
+        self._dtype = COMPUTE_DTYPES.get(spec.mixed_precision)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
@@ -51,7 +49,7 @@ class Fsdp:
         self._trained = trainable_parameters(model)
         self._ranges = {name: _range(p) for name, p in self._trained.items()}
         self._savers = state_io.group_of_savers()
-        self._max_grad_norm = optim.max_grad_norm or float("inf")
+        self._max_grad_norm = optim.max_grad_norm
         self._optimizer = optimizers.build(optim, grouped(self._trained, optim))
         for p in self._trained.values():
             self._optimizer.state[p] = {
@@ -67,7 +65,7 @@ class Fsdp:
         policy: Any = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
         pinned = self._device.type == "cuda"
         options: dict[str, Any] = {
-            "mesh": init_device_mesh(self._device.type, (self._world_size,)),
+            "mesh": init_device_mesh(self._device.type, (dist.get_world_size(),)),
             "reshard_after_forward": self._reshard,
             "mp_policy": policy,
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if self._offload else OffloadPolicy(),
@@ -91,12 +89,7 @@ class Fsdp:
         torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, factor: float) -> torch.Tensor:
-        scale_learning_rates(self._optimizer.param_groups, factor)
-        self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self.discard()
+        norm = clipped_step(self._optimizer, self._scaler, self._trained, self._max_grad_norm, factor)
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return whole.to(self._device)  # that of offloaded gradients is in host memory
 
@@ -122,15 +115,11 @@ class Fsdp:
                     module.reshard()
                     module.set_reshard_after_forward(self._reshard, recurse=False)
 
-    def save(self, folder: Path, ema: Shards | None) -> None:
-        state_io.save(folder, self._tables(ema), self._ranges, self._numbers())
-
-    def snapshot(self, ema: Shards | None) -> Callable[[Path], None]:
-        return state_io.snapshot(self._tables(ema), self._ranges, self._numbers(), self._savers)
-
-    def _numbers(self) -> state_io.Numbers:
+    def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
         step = next(iter(self._optimizer.state.values()))["step"]
-        return state_io.Numbers(int(step), self._scaler.state_dict())
+        numbers = state_io.Numbers(int(step), self._scaler.state_dict())
+        tables = self._tables(ema)
+        return state_io.writer(tables, self._ranges, numbers, self._savers, background=background)
 
     def load(self, folder: Path, ema: Shards | None) -> None:
         numbers = state_io.load(folder, self._tables(ema), self._ranges)
@@ -169,5 +158,4 @@ def _range(parameter: nn.Parameter) -> Range:
     return Range(parameter.shape, offset[0] * row if offset else 0, torch.Size(shape).numel())
 
 
-def create(spec: RunSpec, device: torch.device, world_size: int) -> Fsdp:
-    return Fsdp(spec, device, world_size)
+create = Fsdp

@@ -55,7 +55,7 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
         raise JobError(problems)
     parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)
     attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
-    strategy = strategies.create(spec, world.device, world.size)
+    strategy = strategies.create(spec, world.device)
     trainable = load.make_trainable(parts, spec)
     strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None

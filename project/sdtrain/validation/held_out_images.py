@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from sdjob.dataset import validation_split
 from sdjob.dataset.detect import dataset_in
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.context import RunContext
 from sdtrain.data.images import TrainingImages
 from sdtrain.data.sampling import permutation
 from sdtrain.recipes.base import open_images
-from sdtrain.reporting.progress import say
-from sdtrain.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,25 @@ class HeldOut:
 
 
 def hold_out(
-    spec: RunSpec, world: World, images: TrainingImages, counts: Sequence[int]
+    context: RunContext, images: TrainingImages, counts: Sequence[int]
 ) -> tuple[TrainingImages, HeldOut | None]:
     """Divide the images into those to train on and those held out. Collective. Raises JobError (66).
 
     `counts`: images of each dataset of `images`.
     """
+    spec = context.spec
     captions = spec.recipe_facts.reads_captions
     prompt = None if captions else spec.instance_prompt
     if spec.validation_split:
         training, held_out = split(spec, counts)
-        if world.is_main:
-            say(f"{len(held_out)} of {len(images)} images are held out")
-        # With several subjects each image has the prompt of its subject.
-        return images.only(training), _held_out(
-            spec, images.only(held_out), None if spec.concepts_list else prompt
-        )
+        context.world.say(f"{len(held_out)} of {len(images)} images are held out")
+        if spec.concepts_list:
+            prompt = None  # each image has the prompt of its subject
+        return images.only(training), _held_out(spec, images.only(held_out), prompt)
     if not spec.validation_data_dir:
         return images, None
     info = dataset_in(spec.validation_data_dir, spec, captions=captions)
-    return images, _held_out(spec, open_images(spec, world, [info]), prompt)
+    return images, _held_out(spec, open_images(context, [info]), prompt)
 
 
 def split(spec: RunSpec, counts: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from sdtrain.context import Training
 from sdtrain.data.sampling import Sample, generator
 from sdtrain.generate import evaluating
 from sdtrain.model import attention
 from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.objective.diffusion import Noised, conditioning_of, loss_of
 from sdtrain.runtime.heartbeat import Pulse
+from sdtrain.training import Training
 from sdtrain.validation.held_out_images import HeldOut
 
 _TIMESTEPS = 4  # of each image, evenly spaced, since the loss depends strongly on the timestep
@@ -37,7 +37,7 @@ def loss(training: Training, held_out: HeldOut) -> float | None:
         torch.no_grad(),
     ):
         for index in range(world.rank, rounds * world.size, world.size):
-            if world.any(bool(training.stop)):
+            if world.any(bool(training.context.stop)):
                 return None
             value = float(loss_of(model, _noised(training, held_out, index % held_out.count)))
             if index < held_out.count:  # the rest complete the last round

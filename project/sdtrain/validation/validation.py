@@ -10,11 +10,11 @@ from PIL import Image
 from sdjob import files
 from sdjob.output.layout import OutputLayout
 from sdtrain import generate
-from sdtrain.context import Training
 from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.runtime.stop import Stopped
+from sdtrain.training import Training
 from sdtrain.validation import held_out_loss
 from sdtrain.validation.grid import grid, image_name
 
@@ -36,8 +36,7 @@ def validate(training: Training, step: int) -> float | None:
     if loss is None:
         raise Stopped(step)
     training.tracker.log(StepMetrics(step, validation_loss=loss))
-    if training.world.is_main:
-        say(f"validation loss {loss:.4f} after step {step}")
+    training.world.say(f"validation loss {loss:.4f} after step {step}")
     return loss
 
 
@@ -47,7 +46,7 @@ def write_samples(training: Training, step: int) -> None:
     Raises Stopped when asked to stop before all are generated.
     """
     spec, world = training.spec, training.world
-    folder = samples_folder(training.layout, step)
+    folder = samples_folder(training.context.layout, step)
     with training.with_final_weights():
         complete = _write_slice(training, folder)
     if world.any(not complete):
@@ -74,14 +73,14 @@ def _write_slice(training: Training, folder: Path) -> bool:
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
         files.write_png(folder / image_name(p, i), image)
         pulse()
-        if training.stop and done < len(todo):
+        if training.context.stop and done < len(todo):
             return False
     return True
 
 
 def before_after(training: Training) -> Image.Image | None:
     """The grid of the first and the last samples; None if the first ones are missing, as in some resumed runs."""
-    spec, layout = training.spec, training.layout
+    spec, layout = training.spec, training.context.layout
     before, after = samples_folder(layout, 0), samples_folder(layout, spec.max_train_steps)
     try:
         return grid(

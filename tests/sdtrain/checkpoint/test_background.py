@@ -17,10 +17,9 @@ from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.runtime import host_memory
 from sdtrain.strategies import ddp, fsdp
-from tests.support.worker import alone, snapshot
+from tests.support.worker import context_of, snapshot
 
 PATIENCE = 30
-SPEC = RunSpec(pretrained_model_name_or_path="-", output_dir="-")
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def layout(tmp_path):
 
 @pytest.fixture
 def saver(layout):
-    with Saver(SPEC, alone(), layout) as saver:
+    with Saver(context_of(layout)) as saver:
         yield saver
 
 
@@ -74,7 +73,7 @@ def test_a_started_checkpoint_is_completed_whatever_ends_the_run(layout):
         assert go_on.wait(PATIENCE)
         write(folder)
 
-    with pytest.raises(ZeroDivisionError), Saver(SPEC, alone(), layout) as saver:
+    with pytest.raises(ZeroDivisionError), Saver(context_of(layout)) as saver:
         saver.write_in_background(state(1), slowly)
         threading.Timer(0.05, go_on.set).start()
         raise ZeroDivisionError

@@ -11,10 +11,10 @@ import pytest
 from sdjob.output import resume as output_resume
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
-from sdjob.settings.run_spec import RunSpec
-from sdtrain.checkpoint import checkpoint, resume
+from sdtrain.checkpoint import resume
+from sdtrain.checkpoint.background import Saver
 from tests.support.checkpoints import FACTS, REASONS, names, save, spoil, state
-from tests.support.worker import alone, snapshot
+from tests.support.worker import context_of, snapshot
 
 
 @pytest.fixture
@@ -98,42 +98,39 @@ def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
     assert not layout.tensorboard.exists()
 
 
-def spec(layout, **settings) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir=str(layout.root), **settings)
-
-
 def test_the_newest_checkpoint_is_continued_with_its_state(layout):
     save(layout, 2)
     save(layout, 4)
-    point = resume.find(spec(layout), alone(), layout, FACTS)
+    point = resume.find(context_of(layout), FACTS)
     assert point == resume.ResumePoint(layout.step_folder(4), state(4), is_branch=False)
-    assert resume.find(spec(layout, resume="never"), alone(), layout, FACTS) is None
+    assert resume.find(context_of(layout, resume="never"), FACTS) is None
 
 
 def test_a_checkpoint_of_another_run_is_refused(layout):
     save(layout, 2)
     with pytest.raises(JobError) as error:
-        resume.find(spec(layout), alone(), layout, {**FACTS, "seed": "8"})
+        resume.find(context_of(layout), {**FACTS, "seed": "8"})
     assert [(problem.code, problem.subject) for problem in error.value.problems] == [(64, "seed")]
 
 
 def test_a_named_checkpoint_starts_a_branch_once(layout):
     origin = str(save(layout, 2))
     save(layout, 4)
-    named = spec(layout, resume=origin)
-    point = resume.find(named, alone(), layout, FACTS)
+    context = context_of(layout, resume=origin)
+    point = resume.find(context, FACTS)
     assert (point.state.step, point.state.origin, point.is_branch) == (2, origin, True)
-    resume.take_over(alone(), layout, point)
+    resume.take_over(context, point)
     assert names(layout) == ["checkpoint-000002"]
-    checkpoint.save(layout, replace(state(3), origin=origin), lambda folder: None, alone(), None)
-    point = resume.find(named, alone(), layout, FACTS)
+    with Saver(context) as saver:
+        saver.write(replace(state(3), origin=origin), lambda folder: None)
+    point = resume.find(context, FACTS)
     assert (point.state.step, point.is_branch) == (3, False)
 
 
 def test_a_restart_of_the_same_run_continues_in_spite_of_resume_never(layout, monkeypatch):
     save(layout, 2)
     monkeypatch.setattr(resume.exit_note, "has_started", lambda: True)
-    assert resume.find(spec(layout, resume="never"), alone(), layout, FACTS).state.step == 2
+    assert resume.find(context_of(layout, resume="never"), FACTS).state.step == 2
 
 
 @pytest.mark.parametrize(
@@ -154,4 +151,4 @@ def test_a_run_is_finished_when_its_last_step_is_exported_and_reported(
         (layout.checkpoint / "model_index.json").touch()
     if reported:
         layout.report.write_text(json.dumps({"steps": reported}))
-    assert output_resume.is_finished(spec(layout, max_train_steps=last), layout, 4) == finished
+    assert output_resume.is_finished(context_of(layout, max_train_steps=last).spec, layout, 4) == finished

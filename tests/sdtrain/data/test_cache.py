@@ -1,6 +1,7 @@
 """The cache: what is in it, whose work it was, and what is noticed."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from sdjob.problems import JobError
 from sdtrain.data.cache import Cache, DiskCache, MemoryCache, fill
 from sdtrain.runtime.stop import Stopped
-from tests.support.worker import alone
+from tests.support.worker import alone, context_of
 
 KEYS = [f"{number:02d}" * 4 for number in (3, 1, 2, 1)]
 
@@ -33,7 +34,7 @@ class Maker:
 def filled(cache: Cache, keys=KEYS, stop=False) -> list[str]:
     """Fills the cache; returns the keys whose entries had to be made."""
     maker = Maker(keys)
-    fill(cache, "numbers", keys, maker, alone(), stop, step=7)
+    fill(context_of(stop=stop, first_step=7), cache, "numbers", keys, maker)
     return maker.made
 
 
@@ -122,7 +123,7 @@ class Ranks:
 
         def run(rank):
             try:
-                fill(both[rank], "numbers", KEYS, makers[rank], self.world(rank), False, 0)
+                fill(replace(context_of(), world=self.world(rank)), both[rank], "numbers", KEYS, makers[rank])
             except JobError as error:
                 errors.append(error)
 

@@ -10,6 +10,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.context import RunContext
 from sdtrain.data import class_images
 from sdtrain.model import load
 from sdtrain.runtime.stop import Stopped, StopRequest
@@ -39,8 +40,8 @@ def provide(parts, tmp_path):
                 **settings,
             }
         )
-        given = stop or StopRequest(None)
-        return class_images.provide(spec, world or alone(), layout, parts, identity, given, step=4)
+        context = RunContext(spec, world or alone(), layout, stop or StopRequest(None), first_step=4)
+        return class_images.provide(context, parts, identity)
 
     return run
 

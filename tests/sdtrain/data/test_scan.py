@@ -6,7 +6,7 @@ from sdjob.problems import JobError, bad_input
 from sdtrain.data.scan import filled, scan
 from sdtrain.runtime.stop import Stopped
 from tests.sdtrain.data.test_images import Images, photo, training
-from tests.support.worker import alone
+from tests.support.worker import context_of
 
 
 def read(images, index: int) -> int:
@@ -17,7 +17,7 @@ def read(images, index: int) -> int:
 
 def scanned(max_bad_samples: int, stop=False):
     images = training(Images(*[photo((40, 30))] * 5), max_bad_samples=max_bad_samples)
-    return scan(images, "numbers", read, alone(), stop, step=7)
+    return scan(context_of(stop=stop, first_step=7), images, "numbers", read)
 
 
 def test_unusable_images_are_marked_and_named(capsys):

@@ -1,32 +1,42 @@
 """report.json: its numbers. Its keys are tested in tests/end_to_end/test_worker_outputs.py."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.data.sampling import BatchShape
 from sdtrain.reporting import report
 from sdtrain.reporting.report import Outcome
 from sdtrain.reporting.stopwatch import Spent
 from tests.support.worker import alone
 
+NONE_SPENT = Spent()
 
-def reported(monkeypatch, **outcome):
+
+def reported(monkeypatch, loss=0.5, spent=NONE_SPENT, steps_per_second=None):
     """Of a start that took 60 s on one process, after earlier ones."""
     monkeypatch.setattr(
         Spent, "and_this_start", lambda self, processes: Spent(self.seconds + 60, self.device_seconds + 60)
     )
-    values = {"first_step": 2, "last_step": 5, "final_loss": 0.5, "mean_loss": 0.25, "skip_steps": 1}
-    values |= {"num_examples": 6, "steps_per_second": None, "spent_before": Spent(), **outcome}
+    state = TrainState(5, samples_seen=30, loss=loss, loss_sum=1.25, fingerprint={}, spent=spent)
+    outcome = Outcome(state, first_step=2, steps_per_second=steps_per_second, skip_steps=1)
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o")
-    return report.report(spec, alone(), BatchShape(2, 3, 1), Outcome(**values), "math")
+    return report.report(spec, alone(), BatchShape(2, 3, 1), 6, outcome, "math")
 
 
 def test_time_is_of_all_starts(monkeypatch):
-    values = reported(monkeypatch, spent_before=Spent(100.0, 3540.0))
+    values = reported(monkeypatch, spent=Spent(100.0, 3540.0))
     assert (values["seconds"], values["seconds_of_this_start"], values["device_hours"]) == (160, 60, 1)
+
+
+def test_losses_are_those_of_the_state(monkeypatch):
+    values = reported(monkeypatch)
+    assert (values["steps"], values["final_loss"], values["mean_loss"]) == (5, 0.5, 0.25)
+    assert reported(monkeypatch, loss=math.nan)["final_loss"] is None
 
 
 def test_speed_is_in_steps_and_images(monkeypatch):

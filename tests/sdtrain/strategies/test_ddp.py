@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdjob.settings.run_spec import RunSpec
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.strategies.ddp import Native
 
@@ -16,15 +17,19 @@ OPTIM = OptimSpec(
 CPU = torch.device("cpu")
 
 
+def spec(precision: str) -> RunSpec:
+    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", mixed_precision=precision)
+
+
 def prepared(precision: str) -> Native:
-    strategy = Native(precision, CPU, world_size=1)
+    strategy = Native(spec(precision), CPU)
     strategy.prepare(torch.nn.Linear(2, 1), OPTIM)
     return strategy
 
 
 def test_a_checkpoint_without_a_scaler_is_resumed_in_fp16(tmp_path):
     saved = prepared("bf16")
-    saved.save(tmp_path, ema=None)
+    saved.writer(None, background=False)(tmp_path)
     other = prepared("fp16")
     other.load(tmp_path, ema=None)
     torch.testing.assert_close(other.masters(), saved.masters(), rtol=0, atol=0)
@@ -33,7 +38,7 @@ def test_a_checkpoint_without_a_scaler_is_resumed_in_fp16(tmp_path):
 def test_the_scaler_of_an_fp16_run_is_restored(tmp_path):
     saved = prepared("fp16")
     saved._scaler.load_state_dict({**saved._scaler.state_dict(), "scale": 128.0})
-    saved.save(tmp_path, ema=None)
+    saved.writer(None, background=False)(tmp_path)
     other = prepared("fp16")
     other.load(tmp_path, ema=None)
     assert other._scaler.state_dict()["scale"] == 128.0
@@ -42,7 +47,7 @@ def test_the_scaler_of_an_fp16_run_is_restored(tmp_path):
 def test_each_group_has_its_own_rate_times_the_factor_of_the_schedule():
     """AdamW's first step is the learning rate itself, whatever the gradient."""
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
-    strategy = Native("no", CPU, world_size=1)
+    strategy = Native(spec("no"), CPU)
     groups = (ParameterGroup("a.", 0.5), ParameterGroup("b.", 0.25))
     strategy.prepare(model, replace(OPTIM, groups=groups, max_grad_norm=0.0))
     before = {name: weight.clone() for name, weight in strategy.masters().items()}
@@ -68,7 +73,7 @@ PRODIGY = replace(OPTIM, name="prodigy", groups=(ParameterGroup("a.", 1.0), Para
 def prodigy() -> Native:
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 1)})
-    strategy = Native("no", CPU, world_size=1)
+    strategy = Native(spec("no"), CPU)
     strategy.prepare(model, PRODIGY)
     return strategy
 
@@ -95,7 +100,7 @@ def test_a_resumed_prodigy_goes_on_with_its_estimate_bit_by_bit(tmp_path):
     assert estimates[19] < estimates[29] < estimates[-1]  # otherwise nothing would depend on the checkpoint
     interrupted = prodigy()
     assert train(interrupted, range(20)) == estimates[:20]
-    interrupted.save(tmp_path, ema=None)
+    interrupted.writer(None, background=False)(tmp_path)
     resumed = prodigy()
     resumed.load(tmp_path, ema=None)
     learned = ("d", "d_max", "d_numerator", "d_denom", "d_hat", "k")

@@ -26,7 +26,9 @@ def test_slices_of_the_ranks_together_are_the_whole(eps_model, tmp_path):
     )
     for rank, size, name in ((0, 2, "two"), (1, 2, "two"), (0, 1, "one")):
         world = SimpleNamespace(rank=rank, size=size)
-        training = SimpleNamespace(spec=spec, world=world, parts=parts, stop=StopRequest(None))
+        training = SimpleNamespace(
+            spec=spec, world=world, parts=parts, context=SimpleNamespace(stop=StopRequest(None))
+        )
         assert validation._write_slice(training, tmp_path / name)
     for number in range(3):
         one, two = (Image.open(tmp_path / name / f"prompt{number:02d}-00.png") for name in ("one", "two"))
