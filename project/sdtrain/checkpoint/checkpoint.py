@@ -51,9 +51,7 @@ def begin(context: RunContext, step: int) -> Path:
     temporary = final.with_name(f".{final.name}.tmp")
     with writing(temporary, context.world):
         if context.world.is_main:
-            # What a process left that died while it saved or deleted.
-            for path in context.layout.checkpoint.glob(".checkpoint-*"):
-                shutil.rmtree(path, ignore_errors=True)
+            _delete_leftovers(context.layout)
             temporary.mkdir(parents=True)
     return temporary
 
@@ -105,3 +103,9 @@ def _delete_oldest(layout: OutputLayout, step: int, limit: int | None) -> None:
         gone = folder.path.with_name(f".{folder.path.name}.old")
         folder.path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _delete_leftovers(layout: OutputLayout) -> None:
+    """Delete what a process left that died while it saved or deleted."""
+    for path in layout.checkpoint.glob(".checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
