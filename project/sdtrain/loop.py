@@ -127,14 +127,17 @@ class _Loop:
         self.watch.step()
         if result.applied and (step % spec.logging_steps == 0 or step in (1, spec.max_train_steps)):
             self._log(step, result)
-        self._show_progress(step, result)
+        mean_loss = "" if self.losses.shown is None else f"mean loss {self.losses.shown:.4f}  "
+        self.progress.show(step, f"{mean_loss}lr {result.learning_rate:.1e}")
         stopping = training.world.any(bool(training.context.stop) or self.saver.failed)
-        if stopping or step == spec.max_train_steps or step % spec.checkpointing_steps == 0:
+        is_last = step == spec.max_train_steps
+        if stopping or is_last or step % spec.checkpointing_steps == 0:
             with self._paused():
-                self._save(step, background=not stopping and step < spec.max_train_steps)
+                self._save(step, background=spec.background_save and not stopping and not is_last)
         if stopping:
             raise Stopped(step)
-        if self._validation_is_due(step):
+        # The first validation is before training, the last one after the export.
+        if training.validates and spec.validation_steps and step % spec.validation_steps == 0 and not is_last:
             with self._paused():
                 self._validate(step)
 
@@ -172,18 +175,13 @@ class _Loop:
             )
         )
 
-    def _show_progress(self, step: int, result: StepResult) -> None:
-        loss = "" if self.losses.shown is None else f"mean loss {self.losses.shown:.4f}  "
-        self.progress.show(step, f"{loss}lr {result.learning_rate:.1e}")
-
     def _save(self, step: int, *, background: bool) -> None:
-        """A checkpoint of this step; in the background if the settings allow it."""
+        """Save a checkpoint of this step."""
         training = self.training
         self._update_state(step)
         # Before the checkpoint, so that a kill after it loses no metrics of steps that are not repeated.
         training.tracker.flush()
         state = replace(self.state, spent=self.state.spent.and_this_start(training.world.size))
-        background = background and training.spec.background_save
         self.saver.save(state, training.strategy, training.ema_shards, background=background)
 
     def _update_state(self, step: int) -> None:
@@ -209,12 +207,6 @@ class _Loop:
             skipped_steps=anomalies.skipped_steps,
             bad_samples=anomalies.bad_samples,
         )
-
-    def _validation_is_due(self, step: int) -> bool:
-        """Between the first validation, before training, and the last, after the export."""
-        training, spec = self.training, self.training.spec
-        wanted = bool(spec.validation_prompts or training.held_out) and spec.validation_steps > 0
-        return wanted and step % spec.validation_steps == 0 and step != spec.max_train_steps
 
     def _validate(self, step: int) -> None:
         try:

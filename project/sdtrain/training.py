@@ -46,6 +46,10 @@ class Training:
         return BatchShape(spec.train_batch_size, spec.gradient_accumulation_steps, self.world.size)
 
     @property
+    def validates(self) -> bool:
+        return bool(self.spec.validation_prompts or self.held_out)
+
+    @property
     def num_examples(self) -> int:
         return len(self.examples.streams[0].images)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from sdjob.files import sync, sync_tree
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
 from sdjob.output.resume import FORMAT, STATE, read_values
-from sdjob.problems import bad_output
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime.distributed import World
-from sdtrain.runtime.errors import is_write_failure
+from sdtrain.runtime.errors import is_write_failure, no_space
 
 Write = Callable[[Path], None]  # puts weights and optimizer state into a folder; called on every rank
 
@@ -80,9 +79,7 @@ def writing(temporary: Path, world: World) -> Iterator[None]:
         if not is_write_failure(error):
             raise
         shutil.rmtree(temporary, ignore_errors=True)
-        found = f"the checkpoint could not be written to {temporary.parent} ({error})"
-        remedy = "Free some space or lower checkpoints_total_limit; the next start resumes from the last checkpoint."
-        problems = [bad_output("OUTPUT_DIR", found, remedy)]
+        problems = [no_space(f"the checkpoint could not be written to {temporary.parent} ({error})")]
     world.agree(problems)
 
 

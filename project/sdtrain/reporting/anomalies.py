@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -23,15 +22,6 @@ _MAX_BATCHES = 1000  # remembered, to name the one that went wrong
 _STEADIER = {"fp16": "use mixed_precision=bf16 or no, ", "bf16": "use mixed_precision=no, "}
 
 
-@dataclass(frozen=True)
-class _Observed:
-    """A batch of this rank: its loss [], still on the device, and the names of its images."""
-
-    step: int
-    loss: torch.Tensor
-    names: tuple[str, ...]
-
-
 class Anomalies:
     """Counts skipped steps and bad images, names them in the log, and ends the run when there are too many."""
 
@@ -40,13 +30,13 @@ class Anomalies:
         self.skipped_steps = skipped_steps
         self.bad_samples = tuple(bad_samples)  # of all ranks, as of the last agreement
         self._new_bad_samples: dict[str, Problem] = {}  # of this rank, since then
-        self._observed: deque[_Observed] = deque(maxlen=_MAX_BATCHES)  # since the last finite loss
+        # Batches of this rank since the last finite loss: step, loss [] still on the device, names of the images.
+        self._observed: deque[tuple[int, torch.Tensor, list[str]]] = deque(maxlen=_MAX_BATCHES)
         self._spikes = Spikes()
 
     def observe(self, step: int, batches: tuple[StreamBatch, ...], loss: torch.Tensor) -> None:
         """Remember a batch, without waiting for the device."""
-        names = tuple(name for batch in batches for name in batch.names)
-        self._observed.append(_Observed(step, loss, names))
+        self._observed.append((step, loss, [name for batch in batches for name in batch.names]))
         for problem in (problem for batch in batches for problem in batch.skipped):
             if problem.subject not in self._new_bad_samples and problem.subject not in self.bad_samples:
                 self._new_bad_samples[problem.subject] = problem
@@ -93,9 +83,8 @@ class Anomalies:
 
     def _first_non_finite(self) -> str:
         """The first batch with a non-finite loss: "was nan at step 3, with a.png, b.png". Collective."""
-        mine = next((each for each in self._observed if not bool(each.loss.isfinite())), None)
-        gathered = self._world.gather((mine.step, float(mine.loss), mine.names) if mine else None)
-        every = [first for first in gathered if first]
+        bad = ((step, float(loss), names) for step, loss, names in self._observed if not loss.isfinite())
+        every = [first for first in self._world.gather(next(bad, None)) if first]
         if not every:
             return "was finite in every batch"
         step = min(step for step, _, _ in every)

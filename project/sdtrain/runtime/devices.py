@@ -32,19 +32,17 @@ class DeviceType:
         return getattr(torch, self.torch_type, None)
 
 
-DEVICE_TYPES: dict[str, DeviceType] = {
-    each.name: each
-    for each in (
-        DeviceType("cuda", "cuda", "nccl"),
-        DeviceType("gcu", "gcu", "eccl", "torch_gcu"),
-        DeviceType("npu", "npu", "hccl", "torch_npu"),
-        DeviceType("musa", "musa", "mccl", "torch_musa"),
-        DeviceType("mlu", "mlu", "cncl", "torch_mlu"),
-        DeviceType("xpu", "xpu", "xccl"),
-        DeviceType("mps", "mps", "gloo"),
-        DeviceType("cpu", "cpu", "gloo"),
-    )
-}
+_TYPES = (
+    DeviceType("cuda", "cuda", "nccl"),
+    DeviceType("gcu", "gcu", "eccl", "torch_gcu"),
+    DeviceType("npu", "npu", "hccl", "torch_npu"),
+    DeviceType("musa", "musa", "mccl", "torch_musa"),
+    DeviceType("mlu", "mlu", "cncl", "torch_mlu"),
+    DeviceType("xpu", "xpu", "xccl"),
+    DeviceType("mps", "mps", "gloo"),
+    DeviceType("cpu", "cpu", "gloo"),
+)
+DEVICE_TYPES = {each.name: each for each in _TYPES}
 
 
 def choose(name: str) -> DeviceType:
@@ -52,19 +50,13 @@ def choose(name: str) -> DeviceType:
     if name == "auto":
         return next(each for each in DEVICE_TYPES.values() if not why_absent(each))
     if name not in DEVICE_TYPES:
-        raise JobError(
-            no_hardware("device", f"unknown device {name!r}", f"Use one of: auto, {', '.join(DEVICE_TYPES)}.")
-        )
+        remedy = f"Use one of: auto, {', '.join(DEVICE_TYPES)}."
+        raise JobError(no_hardware("device", f"unknown device {name!r}", remedy))
     device_type = DEVICE_TYPES[name]
     if why_absent(device_type):
         package = f" and the package {device_type.module}" if device_type.module else ""
-        raise JobError(
-            no_hardware(
-                "device",
-                f"no {name} device is available",
-                f"Use a machine with one{package}, or device=auto.",
-            )
-        )
+        remedy = f"Use a machine with one{package}, or device=auto."
+        raise JobError(no_hardware("device", f"no {name} device is available", remedy))
     return device_type
 
 
@@ -74,13 +66,8 @@ def device_of(device_type: DeviceType, local_rank: int) -> torch.device:
         return torch.device(device_type.torch_type)
     count = device_type.runtime.device_count()
     if local_rank >= count:
-        raise JobError(
-            no_hardware(
-                "NPROC_PER_NODE",
-                f"process {local_rank} needs its own {device_type.name} device, {count} found",
-                f"Use NPROC_PER_NODE={count}.",
-            )
-        )
+        found = f"process {local_rank} needs its own {device_type.name} device, {count} found"
+        raise JobError(no_hardware("NPROC_PER_NODE", found, f"Use NPROC_PER_NODE={count}."))
     device_type.runtime.set_device(local_rank)
     return torch.device(device_type.torch_type, local_rank)
 
@@ -89,9 +76,8 @@ def topology(device_type: DeviceType, world_size: int) -> Topology:
     """The devices of a run, and the precisions that they support."""
     if device_type.name == "cpu":  # bf16 is possible, but slow on most
         return Topology(device_type.name, world_size)
-    return Topology(
-        device_type.name, world_size, has_bf16(device_type), autocasts(device_type, torch.float16)
-    )
+    has_fp16 = autocasts(device_type, torch.float16)
+    return Topology(device_type.name, world_size, has_bf16(device_type), has_fp16)
 
 
 def has_bf16(device_type: DeviceType) -> bool:

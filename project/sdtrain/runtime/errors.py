@@ -17,16 +17,27 @@ _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpecte
 
 def problem_of(error: Exception) -> Problem | None:
     """The problem behind an exception; None: it is a bug."""
-    return _out_of_memory(error) or _no_space(error) or _no_package(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return _out_of_memory("the device", error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return _out_of_memory("the host", error)
+    from_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    if from_files and (_errno(error) in _FULL or _has_wrapped_words(error)):
+        return no_space(f"cannot be written ({error})")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("sd"):
+        package = error.name.split(".")[0]
+        return no_hardware(
+            "Python", f"the package {package} is not installed", f"Install it: pip install {package}"
+        )
+    return None
 
 
-def _no_package(error: Exception) -> Problem | None:
-    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.startswith("sd"):
-        return None
-    package = error.name.split(".")[0]
-    return no_hardware(
-        "Python", f"the package {package} is not installed", f"Install it: pip install {package}"
+def no_space(found: str) -> Problem:
+    """The problem of an output folder that cannot be written during a run."""
+    remedy = (
+        "Free some space or lower checkpoints_total_limit; the next start resumes from the last checkpoint."
     )
+    return bad_output("OUTPUT_DIR", found, remedy)
 
 
 def is_write_failure(error: Exception) -> bool:
@@ -46,23 +57,7 @@ def _has_wrapped_words(error: Exception) -> bool:
     return not isinstance(error, OSError) and any(words in text for words in _WRAPPED_WORDS)
 
 
-def _no_space(error: Exception) -> Problem | None:
-    from_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-    if not from_files or not (_errno(error) in _FULL or _has_wrapped_words(error)):
-        return None
-    return bad_output(
-        "OUTPUT_DIR",
-        f"cannot be written ({error})",
-        "Free some space or lower checkpoints_total_limit; the next start resumes from the last checkpoint.",
-    )
-
-
-def _out_of_memory(error: Exception) -> Problem | None:
-    on_device = type(error).__name__ == "OutOfMemoryError"
-    on_host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-    if not on_device and not on_host:
-        return None
-    where = "the device" if on_device else "the host"
+def _out_of_memory(where: str, error: Exception) -> Problem:
     return Problem(
         int(ExitCode.OUT_OF_MEMORY),
         "memory",

@@ -97,16 +97,10 @@ def _plugin(name: str, facts: PluginFacts, device_type: devices.DeviceType) -> s
     if device_type.name not in facts.devices:
         return f"needs a device of type {' or '.join(facts.devices)}"
     job = RunSpec.model_validate(
-        {
-            "pretrained_model_name_or_path": "any",
-            "output_dir": "any",
-            "recipe": "text_to_image",
-            "plugin": name,
-        }
+        {"pretrained_model_name_or_path": "-", "output_dir": "-", "recipe": "text_to_image", "plugin": name}
     )
-    return "; ".join(
-        problem.found for problem in compatibility.problems(job, devices.topology(device_type, 1))
-    )
+    problems = compatibility.problems(job, devices.topology(device_type, 1))
+    return "; ".join(problem.found for problem in problems)
 
 
 def main() -> None:

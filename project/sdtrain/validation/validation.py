@@ -82,12 +82,9 @@ def before_after(training: Training) -> Image.Image | None:
     """The grid of the first and the last samples; None if the first ones are missing, as in some resumed runs."""
     spec, layout = training.spec, training.context.layout
     before, after = samples_folder(layout, 0), samples_folder(layout, spec.max_train_steps)
+    columns = {"before": before, f"after {spec.max_train_steps} steps": after}
     try:
-        return grid(
-            {"before": before, f"after {spec.max_train_steps} steps": after},
-            spec.validation_prompts,
-            spec.num_validation_images,
-        )
+        return grid(columns, spec.validation_prompts, spec.num_validation_images)
     except FileNotFoundError:
         say(f"no before/after grid: samples are missing in {before}")
         return None
