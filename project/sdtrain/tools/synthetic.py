@@ -1,19 +1,23 @@
 """Pipelines of real sizes with random weights and random images: for benchmarks without a download.
 
-Sizes as in the configuration files of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-2-1.
+Sizes as in the configs that sdjob.model has for single files.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sdjob.model import single_file
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.architectures.stable_diffusion import StableDiffusion
@@ -21,26 +25,12 @@ from sdtrain.data.sampling import Sample
 from sdtrain.data.streams import StreamBatch
 from sdtrain.model.load import DTYPES
 from sdtrain.objective.diffusion import conditioning_of
-from sdtrain.objective.process import Ddpm
 
 _END = "<|endoftext|>"
-_VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-_TINY_VAE = {**_VAE, "block_out_channels": (4, 4, 8, 8), "layers_per_block": 1, "norm_num_groups": 2}
-_UNETS: dict[str, dict[str, Any]] = {
-    "sd14": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-        "sample_size": 96,
-    },
-    "tiny": {
+_CONFIGS = Path(single_file.__file__).with_name("configs")
+_FOLDERS = {"sd14": "stable_diffusion_1", "sd21": "stable_diffusion_2", "tiny": "stable_diffusion_1"}
+_TINY: dict[str, dict[str, Any]] = {  # instead of the sizes of sd14
+    "unet": {
         "cross_attention_dim": 32,
         "attention_head_dim": 2,
         "block_out_channels": (8, 16),
@@ -49,24 +39,21 @@ _UNETS: dict[str, dict[str, Any]] = {
         "layers_per_block": 1,
         "norm_num_groups": 4,
     },
-}
-_TEXT_ENCODERS: dict[str, dict[str, Any]] = {
-    "sd14": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
+    "vae": {"block_out_channels": (4, 4, 8, 8), "layers_per_block": 1, "norm_num_groups": 2},
+    "text_encoder": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
     },
-    "sd21": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-    "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
 RESOLUTIONS = {"sd14": 512, "sd21": 768, "tiny": 32}
+
+
+def config(model: str, part: str) -> dict[str, Any]:
+    """The config of a part of sd14, sd21, or tiny."""
+    values = json.loads((_CONFIGS / _FOLDERS[model] / part / "config.json").read_text())
+    return {**values, **(_TINY[part] if model == "tiny" else {})}
 
 
 def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Parts:
@@ -78,20 +65,20 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
             torch.manual_seed(0)
             return build().to(dtype).requires_grad_(False).eval()
 
-    prediction = "v_prediction" if model == "sd21" else "epsilon"
-    schedule = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
-    )
+    architecture = StableDiffusion()
+    process, sampler = architecture.schedulers(_CONFIGS / _FOLDERS[model] / "scheduler", zero_snr=False)
+    unet, vae, text = (config(model, part) for part in ("unet", "vae", "text_encoder"))
+    denoiser_dtype = dtype if lora else torch.float32
     return Parts(
-        architecture=StableDiffusion(),
-        denoiser=initialized(lambda: UNet2DConditionModel(**_UNETS[model]), dtype if lora else torch.float32),
-        vae=initialized(lambda: AutoencoderKL(**(_TINY_VAE if model == "tiny" else _VAE)), dtype),
+        architecture=architecture,
+        denoiser=initialized(lambda: UNet2DConditionModel.from_config(unet), denoiser_dtype),
+        vae=initialized(lambda: AutoencoderKL.from_config(vae), dtype),
         text_encoders={
-            "text_encoder": initialized(lambda: CLIPTextModel(CLIPTextConfig(**_TEXT_ENCODERS[model])), dtype)
+            "text_encoder": initialized(lambda: CLIPTextModel(CLIPTextConfig.from_dict(text)), dtype)
         },
         tokenizers={"text_encoder": _tokenizer()},
-        process=Ddpm(schedule, prediction),
-        sampler=schedule,
+        process=process,
+        sampler=sampler,
         dtype=dtype,
         device=device,
         index={},
@@ -124,19 +111,15 @@ def cached(
     batches: Iterator[tuple[StreamBatch, ...]], parts: Parts, spec: RunSpec
 ) -> Iterator[tuple[StreamBatch, ...]]:
     """The same with images and prompts encoded once, on the host, as they come from the caches."""
-    for number, (batch,) in enumerate(batches):
-        if number == 0:
-            with torch.no_grad():
-                posterior = torch.cat([_posterior(parts, pixels) for pixels in batch.pixel_values])  # type: ignore[union-attr]
-                encodings = conditioning_of(parts, batch.prompts, spec, None)
-            encodings = {name: tensor.cpu() for name, tensor in encodings.items()}
+    (first,) = next(batches)
+    assert first.pixel_values is not None
+    with torch.no_grad():
+        # One image at a time, to save memory.
+        posteriors = [parts.posterior(image[None]).parameters.cpu() for image in first.pixel_values]
+        encodings = conditioning_of(parts, first.prompts, spec, None)
+    posterior, encodings = torch.cat(posteriors), {name: tensor.cpu() for name, tensor in encodings.items()}
+    for (batch,) in itertools.chain([(first,)], batches):
         yield (replace(batch, pixel_values=None, posterior=posterior, encodings=encodings),)
-
-
-def _posterior(parts: Parts, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The latent posterior of one image, [1, 2C, h, w]; one at a time to save memory."""
-    posterior: torch.Tensor = parts.posterior(pixel_values[None]).parameters.cpu()
-    return posterior
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -121,5 +121,5 @@ def test_speedup_is_per_device_against_one_device_at_the_same_batch():
 @pytest.mark.parametrize(("model", "parameters"), [("sd14", 859_520_964), ("sd21", 865_910_724)])
 def test_the_unets_have_their_true_sizes(model, parameters):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**synthetic._UNETS[model])
+        unet = UNet2DConditionModel.from_config(synthetic.config(model, "unet"))
     assert sum(p.numel() for p in unet.parameters()) == parameters
