@@ -13,7 +13,7 @@ import pytest
 from sdjob.dataset.concepts import Concept
 from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.model.pipeline import find_pipeline
-from sdjob.output.fingerprint import data_identity, differences, facts_of, fingerprint, model_identity
+from sdjob.output.fingerprint import _edges, data_identity, differences, facts_of, fingerprint, model_identity
 from sdjob.settings.run_spec import RunSpec
 from tests.support.datasets import PNG, find, jsonl, parquet, table, write_image
 
@@ -288,3 +288,65 @@ def test_checkpoints_of_an_earlier_version_are_recognised(tmp_path):
         problem.subject
         for problem in differences({**earlier, "dataset_name": "data set x"}, wanted, tmp_path)
     ] == ["dataset_name"]
+
+
+def test_the_facts_as_they_are_written_into_checkpoints():
+    """Checkpoints of this version must be recognised by later ones: each name and text is part of the format."""
+    common = {
+        "model_name": "model model",
+        "dataset_name": "dataset data",
+        "train_text_encoder": "False",
+        "optimizer": "adamw",
+        "max_token_length": "75",
+        "use_ema": "False",
+        "aspect_ratio_buckets": "False",
+        "rescale_betas_zero_snr": "False",
+    }
+    settings = {
+        "recipe": "text_to_image",
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "validation_split": 0.25,
+        "seed": 3,
+    }
+    assert facts(**settings) == common | {
+        "recipe": "text_to_image",
+        "lora_rank": "LoRA of rank 4, alpha 8, on to_k, to_q, to_v, to_out.0",
+        "seed": "3",
+        "validation_split": "0.25",
+    }
+    subject = common | {
+        "recipe": "dreambooth",
+        "lora_rank": "the whole U-Net",
+        "seed": "42",
+        "instance_prompt": "'a sks dog'",
+    }
+    assert facts(instance_prompt="a sks dog") == subject | {"with_prior_preservation": "without"}
+    prior = {"with_prior_preservation": True, "class_prompt": "a dog", "num_class_images": 7}
+    assert facts(instance_prompt="a sks dog", **prior) == subject | {
+        "with_prior_preservation": "with prior preservation of 'a dog'",
+        "class_data_dir": "generated images",
+        "num_class_images": "7",
+    }
+    given = fingerprint(spec_of(**prior), STABLE_DIFFUSION, "model", "data", "0123")
+    assert given["class_data_dir"] == "images 0123"
+
+
+def test_only_head_and_tail_of_a_weight_file_count(tmp_path):
+    """Models have gigabytes: a megabyte at either end, and the size, tell them apart."""
+    edge, path = 1 << 20, tmp_path / "model.safetensors"
+    content = bytearray(4 * edge)
+    path.write_bytes(content)
+    before = _edges(path)
+    assert len(before) == 2 * edge + len(f"{path.name}/{4 * edge}/")
+    for position, counts in (
+        (0, True),
+        (edge - 1, True),
+        (edge, False),
+        (3 * edge - 1, False),
+        (3 * edge, True),
+    ):
+        changed = content.copy()
+        changed[position] = 1
+        path.write_bytes(changed)
+        assert (_edges(path) != before) is counts, position

@@ -188,3 +188,13 @@ def test_fast_attention_needs_half_precision_on_a_gpu(attention):
     (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
     assert (problem.code, problem.subject) == (64, "attention")
     assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []
+
+
+def test_two_processes_need_a_strategy():
+    (problem,) = problems(spec(plugin="none"), Topology("cpu", 2))
+    assert (problem.subject, problem.found) == ("plugin", "none with 2 processes")
+
+
+def test_held_out_images_from_either_place_are_fine():
+    assert problems(spec(validation_split=0.1), CPU) == []
+    assert problems(spec(validation_data_dir="/held-out"), CPU) == []
