@@ -59,7 +59,7 @@ def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
         from sdlaunch.supervise import failure_report
 
         job = failure_report.refuse(job, request.verb)
-        console.show(display.check(job, as_json=request.json), sys.stderr)
+        console.show(display.check_json(job) if request.json else display.check(job), sys.stderr)
         return job.code
     from sdlaunch.supervise import supervisor
 
@@ -77,7 +77,7 @@ def _report(request: Request, environ: Mapping[str, str], home: Path) -> int:
         job = check.with_tensors(job, environ)
     job = failure_report.refuse(job, request.verb)
     if request.verb == "check":
-        text = display.check(job, as_json=request.json)
+        text = display.check_json(job) if request.json else display.check(job)
     elif request.json:
         text = display.plan_json(job)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shlex
 import warnings
@@ -13,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sdjob.formatting import as_typed
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdlaunch.inputs.contents import Contents
 from sdlaunch.inputs.mounts import Mounts
@@ -77,11 +77,11 @@ def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
     unknown = [_unknown(name, values) for name in placeholders if name not in values]
     if unknown:
         raise JobError(unknown)
-    return tuple(_filled(word, values) for word in words)
 
+    def filled(match: re.Match[str]) -> str:
+        return f"{{{match[2]}}}" if match[1] else as_typed(values[match[2]])
 
-def _filled(word: str, values: Mapping[str, Any]) -> str:
-    return _PLACEHOLDER.sub(lambda match: f"{{{match[2]}}}" if match[1] else as_text(values[match[2]]), word)
+    return tuple(_PLACEHOLDER.sub(filled, word) for word in words)
 
 
 def _unknown(name: str, values: Mapping[str, Any]) -> Problem:
@@ -89,15 +89,6 @@ def _unknown(name: str, values: Mapping[str, Any]) -> Problem:
     known = "Write {model}, {dataset}, {output}, {nproc} or the name of a setting"
     remedy = f"Write {{{meant}}}." if meant else f"{known}; {{{{{name}}}}} stands for the text {{{name}}}."
     return bad_setting("script_args", f"unknown placeholder {{{name}}}", remedy)
-
-
-def as_text(value: Any) -> str:
-    """A setting's value as an argument; None is the empty text, several values are a JSON list."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(list(value), ensure_ascii=False) if isinstance(value, list | tuple) else str(value)
 
 
 def problems_of(path: Path) -> list[Problem]:
@@ -109,14 +100,15 @@ def problems_of(path: Path) -> list[Problem]:
             warnings.simplefilter("ignore")
             ast.parse(source)
     except FileNotFoundError:
-        return [bad_input("script", f"{path} does not exist", remedy)]
+        found = "does not exist"
     except IsADirectoryError:
-        return [bad_input("script", f"{path} is a folder", remedy)]
+        found = "is a folder"
     except OSError as error:
-        return [bad_input("script", f"{path}: {error.strerror}", remedy)]
+        found = f"cannot be read ({error.strerror})"
     except SyntaxError as error:
-        found = f"{path} is not a Python program (line {error.lineno}: {error.msg})"
-        return [bad_input("script", found, remedy)]
+        found = f"is not a Python program (line {error.lineno}: {error.msg})"
     except ValueError as error:
-        return [bad_input("script", f"{path} is not a Python program ({error})", remedy)]
-    return []
+        found = f"is not a Python program ({error})"
+    else:
+        return []
+    return [bad_input("script", f"{path} {found}", remedy)]

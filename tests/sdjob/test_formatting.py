@@ -1,8 +1,8 @@
-"""Numbers with the word that they count."""
+"""Numbers with the word that they count, and values as they are typed."""
 
 import pytest
 
-from sdjob.formatting import counted
+from sdjob.formatting import as_typed, counted
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,11 @@ from sdjob.formatting import counted
 )
 def test_one_and_many(number, words, text):
     assert counted(number, *words) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (True, "true"), (1e-5, "1e-05"), ("a b", "a b"), (("a", "ü"), '["a", "ü"]'), ([], "[]")],
+)
+def test_a_value_as_it_is_typed(value, text):
+    assert as_typed(value) == text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from sdjob.files import write_text
+from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
@@ -24,9 +24,9 @@ _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
     """run/plan.json, run/spec.yaml and run/environment.json."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    write_text(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets))
+    write_text(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets) + "\n")
     write_text(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
-    write_text(layout.run / "environment.json", as_json(_environment(environ)))
+    write_text(layout.run / "environment.json", as_json(_environment(environ)) + "\n")
 
 
 def replayable(plan: JobPlan) -> str:
@@ -34,14 +34,15 @@ def replayable(plan: JobPlan) -> str:
     import yaml
 
     by_epochs = "epoch" in plan.given and "num_train_step" not in plan.given
-    not_replayed = (
-        (*_NOT_REPLAYED, "num_train_step") if by_epochs else _NOT_REPLAYED
-    )  # which follow from them
-    from_mounts = {field for field, about in settings_of(RunSpec).items() if about.flag_only}
+    not_replayed = {
+        *_NOT_REPLAYED,
+        *(["num_train_step"] if by_epochs else []),  # they follow from the epochs
+        *(field for field, about in settings_of(RunSpec).items() if about.flag_only),  # from the mounts
+    }
     values = {
         name: each.value
         for name, each in plan.settings.items()
-        if each.value not in (None, [], "") and name not in not_replayed and name not in from_mounts
+        if each.value not in (None, [], "") and name not in not_replayed
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
 
@@ -67,7 +68,3 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

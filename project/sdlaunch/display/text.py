@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
+from textwrap import indent
 from typing import Any
 
+from sdjob.formatting import as_json, as_typed, counted
 from sdjob.problems import Problem, exit_code, meaning_of
 from sdlaunch.display.redact import redact
 from sdlaunch.plan import JobPlan
 
 
-def check(job: JobPlan, *, as_json: bool) -> str:
-    """The problems of a job, or that there are none."""
-    if as_json:
-        text = _as_json({"problems": [problem.to_dict() for problem in job.problems]})
-    else:
-        found = problems(job.problems) if job.problems else "no problems: the job can start"
-        text = "\n".join([*(_warnings(job.warnings) and [_warnings(job.warnings)]), found])
-    return redact(text, job.secrets)
+def check(job: JobPlan) -> str:
+    """The warnings and problems of a job, or that there are none."""
+    found = problems(job.problems) if job.problems else "no problems: the job can start"
+    return redact("\n".join([*_warnings(job), found]), job.secrets)
+
+
+def check_json(job: JobPlan) -> str:
+    """The problems of a job, for programs."""
+    return redact(as_json({"problems": [problem.to_dict() for problem in job.problems]}), job.secrets)
 
 
 def start(job: JobPlan) -> str:
@@ -27,8 +29,8 @@ def start(job: JobPlan) -> str:
         f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
         for name, about in job.mounts.items()
     ]
-    lines = [*uses, *job.arithmetic, *(f"warning: {warning}" for warning in job.warnings)]
-    return redact("\n".join(lines), job.secrets)
+    warnings = (f"warning: {warning}" for warning in job.warnings)
+    return redact("\n".join([*uses, *job.arithmetic, *warnings]), job.secrets)
 
 
 def plan(job: JobPlan, *, dim: bool = False) -> str:
@@ -38,56 +40,43 @@ def plan(job: JobPlan, *, dim: bool = False) -> str:
     others = [name for name in job.settings if name not in unset]
     settings = sorted(others, key=lambda name: name in job.given)
     defaults = table((name, _value(each.value), "") for name, each in unset.items())
+    if dim:
+        defaults = f"\033[2m{defaults}\033[22m"  # the faint type of terminals (ECMA-48)
     rows = ((name, job.settings[name]) for name in settings)
     sections = [
-        ("Settings at their default", _dimmed(defaults) if dim else defaults),
+        ("Settings at their default", defaults),
         ("Settings", table((name, _value(each.value), each.source) for name, each in rows)),
         ("Mounts", table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
         ("Arithmetic", "\n".join(f"  {line}" for line in job.arithmetic)),
         ("Command", job.launch.shell() if job.launch else "  none, because a setting was refused"),
+        ("Warnings", "\n".join(_warnings(job))),
+        ("Problems", problems(job.problems) if job.problems else "  none: the job can start"),
     ]
-    if job.warnings:
-        sections.append(("Warnings", _warnings(job.warnings)))
-    sections.append(("Problems", problems(job.problems) if job.problems else "  none: the job can start"))
     text = "\n\n".join(f"{title}\n{body}" for title, body in sections if body)
     return redact(text, job.secrets)
 
 
 def plan_json(job: JobPlan) -> str:
     """The whole plan, for programs."""
-    return redact(_as_json(job.to_dict()), job.secrets)
+    return redact(as_json(job.to_dict()), job.secrets)
 
 
 def problems(found: Sequence[Problem]) -> str:
     """Every problem as what – found – remedy, and the exit code that results."""
-    lines = [f"  {problem.subject}: {problem.found}\n      → {problem.remedy}" for problem in sorted(found)]
+    lines = [indent(str(problem), "  ") for problem in sorted(found)]
     code = exit_code(found)
-    number = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-    return "\n".join([*lines, f"{number}; exit code {code} ({meaning_of(code).text})."])
+    return "\n".join(
+        [*lines, f"{counted(len(found), 'problem')}; exit code {code} ({meaning_of(code).text})."]
+    )
 
 
-def _warnings(found: Iterable[str]) -> str:
-    return "\n".join(f"  warning: {warning}" for warning in found)
-
-
-def _dimmed(text: str) -> str:
-    """In the faint type of terminals (ECMA-48)."""
-    return f"\033[2m{text}\033[22m"
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+def _warnings(job: JobPlan) -> list[str]:
+    return [f"  warning: {warning}" for warning in job.warnings]
 
 
 def _value(value: Any) -> str:
     """A value on one line, as a user would type it; text that cannot be typed is quoted."""
-    if value is None or value == []:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
-    text = str(value)
+    text = "-" if value is None or value == [] else as_typed(value)
     return text if text.isprintable() and text == text.strip() else repr(text)
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.files import write_text
+from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import ExitCode
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.display.redact import redact
-from sdlaunch.display.run_records import as_json
 from sdlaunch.plan import JobPlan
 from sdlaunch.supervise import lock
 from sdlaunch.supervise import verdict as verdicts
@@ -35,8 +35,8 @@ def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tu
         clear(layout, cluster)
         return
     layout.run.mkdir(parents=True, exist_ok=True)
-    text = as_json({"node": cluster.node_rank, **verdict.to_dict()})
-    write_text(_path(layout, cluster.node_rank), redact(text, secrets))
+    text = redact(as_json({"node": cluster.node_rank, **verdict.to_dict()}), secrets)
+    write_text(_path(layout, cluster.node_rank), f"{text}\n")
     _merge(layout, cluster.nodes)
 
 
@@ -74,7 +74,7 @@ def _merge(layout: OutputLayout, nodes: int) -> None:
         if reports:
             first, *others = sorted(reports, key=_order)
             known = [{key: each[key] for key in ("node", "class", "code", "root_rank")} for each in others]
-            write_text(layout.failure, as_json({**first, "other_nodes": known}))
+            write_text(layout.failure, as_json({**first, "other_nodes": known}) + "\n")
         else:
             layout.failure.unlink(missing_ok=True)
 

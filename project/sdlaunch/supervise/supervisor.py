@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 from types import FrameType
 
 from sdjob import protocol
@@ -18,7 +19,7 @@ from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import ExitCode, JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
-from sdlaunch.display import run_records
+from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display
 from sdlaunch.plan import JobPlan
 from sdlaunch.preflight.output import unwritable
@@ -127,8 +128,7 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
 
 
 def _hint(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    console.show(text, sys.stderr)
 
 
 def _note_signals() -> Stop:
@@ -204,9 +204,9 @@ def _show(verdict: Verdict, job: _Job) -> None:
     step = "" if verdict.step is None else f", step {verdict.step}"
     say(f"{verdict.failure_class} (exit code {int(verdict.code)}{rank}{step})")
     for problem in verdict.problems:
-        say(f"  {problem.subject}: {problem.found}\n      → {problem.remedy}")
+        say(indent(str(problem), "  "))
     if not verdict.problems:
-        say("\n".join(f"  {line}" for line in (*verdict.evidence, f"    → {verdict.remedy}")))
+        say(indent("\n".join((*verdict.evidence, f"    → {verdict.remedy}")), "  "))
     if verdict.failed:
         say(f"  details: {job.layout.failure}, {_log(job.layout, job.plan.cluster.node_rank)}")
 

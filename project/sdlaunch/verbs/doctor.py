@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjob.formatting import in_units
+from sdjob.formatting import as_json, in_units
 from sdjob.problems import Problem, exit_code, no_hardware
 from sdlaunch.cluster import devices
 from sdlaunch.display import run_records
@@ -39,7 +39,7 @@ class Diagnosis:
 
     def to_json(self) -> str:
         whole = {**self.found, "problems": [problem.to_dict() for problem in self.problems]}
-        return json.dumps(whole, indent=2, ensure_ascii=False)
+        return as_json(whole)
 
 
 def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
