@@ -17,8 +17,6 @@ from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
 
-WORKER = "sdtrain"
-
 
 @dataclass(frozen=True)
 class LaunchPlan:
@@ -56,12 +54,11 @@ def build(
     passed_on: Mapping[str, str],
     options: LaunchOptions,
     script: Script | None = None,
-    worker: str = WORKER,
 ) -> LaunchPlan:
-    """The command of this node; every process runs the module `worker`, or a user's script instead."""
+    """The command of this node; every process runs the worker, or a user's script instead."""
     layout = OutputLayout(Path(spec.output_dir))
     start = _accelerate if options.launcher == "accelerate" else _torchrun
-    program = script.words if script else ("-m", worker, *worker_argv.render(spec))
+    program = script.words if script else ("-m", "sdtrain", *worker_argv.render(spec))
     words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
     argv = (host.python, *start(spec, cluster, options, layout), *words)
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.

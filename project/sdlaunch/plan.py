@@ -7,7 +7,6 @@ both, check the job, build the plan.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.dataset import validation_split
+from sdjob.formatting import as_typed
 from sdjob.problems import Problem, exit_code
 from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.run_spec import RunSpec
@@ -91,7 +91,6 @@ class _Read:
     environ: Mapping[str, str]
     home: Path
     misunderstood: tuple[Problem, ...]
-    worker: str
     assigns_ranks: bool
 
 
@@ -103,7 +102,9 @@ class _Inspected:
     fetched: Fetched
     devices: Devices
     accelerate: accelerate.Config
-    options: LaunchOptions  # with the processes and nodes of an accelerate configuration
+    options: (
+        LaunchOptions  # with what was fetched, and the processes and nodes of an accelerate configuration
+    )
     cluster: cluster.Resolved
     contents: Contents
 
@@ -123,7 +124,6 @@ def prepare(
     environ: Mapping[str, str],
     home: Path,
     misunderstood: Sequence[Problem] = (),
-    worker: str = command.WORKER,
     *,
     fetch: bool = False,
     assigns_ranks: bool = False,
@@ -133,7 +133,7 @@ def prepare(
     `fetch`: what has to be downloaded is downloaded now, if nothing else is wrong; otherwise it is only named.
     `assigns_ranks`: the job is for a platform that sets the rank of each node and the address of node 0.
     """
-    read = _Read(settings.read(flags, environ), environ, home, tuple(misunderstood), worker, assigns_ranks)
+    read = _Read(settings.read(flags, environ), environ, home, tuple(misunderstood), assigns_ranks)
     job = _planned(read, fetch=False)
     return _planned(read, fetch=True) if fetch and job.awaited and not job.problems else job
 
@@ -158,16 +158,16 @@ def _planned(read: _Read, *, fetch: bool) -> JobPlan:
 
 def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
     """Stage 2: the machine, the cluster, and what the mounts contain."""
-    options, spec = read.settings.options, read.settings.spec
-    mounts = mount_paths.resolve(options, read.home)
+    spec = read.settings.spec
+    mounts = mount_paths.resolve(read.settings.options, read.home)
     fetched = fetching.gather(read.settings, mounts, read.home, read.environ, fetch=fetch)
     found = devices.find(spec.device, read.environ)
-    config = accelerate.read(options)
+    config = accelerate.read(fetched.options)
     stated = {name: given.where for name, given in read.settings.given.items()}
-    completed, sources = accelerate.completed(options, stated, config)
-    where = cluster.resolve(completed, sources, read.environ, found, assigns_ranks=read.assigns_ranks)
-    contents = inputs.look(mounts, fetched.options, spec, fetched.awaited)
-    return _Inspected(mounts, fetched, found, config, completed, where, contents)
+    options, sources = accelerate.completed(fetched.options, stated, config)
+    where = cluster.resolve(options, sources, read.environ, found, assigns_ranks=read.assigns_ranks)
+    contents = inputs.look(mounts, options, spec, fetched.awaited)
+    return _Inspected(mounts, fetched, found, config, options, where, contents)
 
 
 def _resolve(read: Settings, inspected: _Inspected) -> _Resolved:
@@ -241,7 +241,7 @@ def _build(
         output=job.mounts.output,
         cluster=job.cluster,
         stop_grace=given.options.stop_grace,
-        given=_as_typed(given),
+        given={name: as_typed(each.text) for name, each in given.given.items()},
         secrets=secrets_of({**read.environ, **given.passed_on}),
         lighter=functools.partial(estimates.lighter, job),
         awaited=inspected.fetched.awaited,
@@ -256,20 +256,9 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved) -> LaunchPl
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     online = {} if options.offline or "HF_HUB_OFFLINE" in environ else {"HF_HUB_OFFLINE": "0"}
     spec = resolved.spec
-    if steps.by_epochs(
-        read.settings.spec
-    ):  # the worker computes them: a resume with another batch has others
+    if steps.by_epochs(read.settings.spec):  # the worker computes them: another batch has others
         names = spec.model_fields_set - {"max_train_steps"}
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})
     host = Host(read.home, sys.executable, inspected.devices.cores, environ)
     passed_on = {**online, **read.settings.passed_on}
-    return command.build(
-        spec, inspected.cluster.cluster, host, passed_on, options, resolved.script, read.worker
-    )
-
-
-def _as_typed(read: Settings) -> dict[str, str]:
-    return {
-        name: text if isinstance(text := given.text, str) else json.dumps(text, ensure_ascii=False)
-        for name, given in read.given.items()
-    }
+    return command.build(spec, inspected.cluster.cluster, host, passed_on, options, resolved.script)

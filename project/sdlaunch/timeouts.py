@@ -1,13 +1,16 @@
-"""Bounded work on mounts that may never answer, such as a network mount whose server is gone."""
+"""Bounded work: threads for mounts that may never answer, and short-lived processes for what only torch knows."""
 
 from __future__ import annotations
 
+import json
 import queue
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sdjob.problems import ExitCode, JobError, Problem, bad_input
 
@@ -15,7 +18,7 @@ Result = TypeVar("Result", covariant=True)
 
 
 class NoAnswer(Exception):
-    """An action has taken longer than allowed."""
+    """An action has taken longer than allowed, or a process gave no answer for this reason."""
 
 
 class Task(Generic[Result]):
@@ -63,3 +66,28 @@ def outcome(
         where = str(error.filename or "file system")
         remedy = "Check the mount and its permissions."
         return None, (bad_input(where, error.strerror or str(error), remedy),)
+
+
+def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float) -> Any:
+    """The JSON in the last line that Python prints when called with these arguments.
+
+    Raises NoAnswer with the reason: the last line of its errors, if there are any.
+    """
+    command = [sys.executable, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=True,
+        )
+        return json.loads(done.stdout.rstrip().rpartition("\n")[2])  # after what libraries print
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"no answer within {seconds:g} s") from None
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        raise NoAnswer(reason.strip().splitlines()[-1]) from error

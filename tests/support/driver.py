@@ -16,11 +16,13 @@ if __name__ == "__main__":
     what = sys.argv[1]
     protocol.ONE_REQUEST = float(os.environ.get("ONE_REQUEST", protocol.ONE_REQUEST))
     in_place = what.endswith(".py")
-    job = plan.prepare((), os.environ, HOME, worker="sdtrain" if in_place else what)
+    job = plan.prepare((), os.environ, HOME)
     assert not job.problems and job.launch, job.problems
     if in_place:
-        launch = dataclasses.replace(job.launch, argv=(sys.executable, what, *job.launch.argv[3:]))
-        job = dataclasses.replace(job, launch=launch)
+        argv = (sys.executable, what, *job.launch.argv[3:])
+    else:
+        argv = tuple(what if word == "sdtrain" else word for word in job.launch.argv)
+    job = dataclasses.replace(job, launch=dataclasses.replace(job.launch, argv=argv))
     code = supervisor.run(job, os.environ)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from sdjob.problems import Problem, no_hardware
+from sdlaunch.timeouts import NoAnswer, ask
 
 # Device nodes of one device each. Other vendors' devices are used when `device` names them.
 _NODES = {
@@ -59,7 +57,7 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     if wanted != "cpu" and (nvidia or amd):
         vendor = "NVIDIA" if nvidia else "AMD"
         why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
-        return _ask_torch(nvidia or amd, vendor, cores, why)
+        return _ask_torch(nvidia or amd, vendor, cores, why, environ)
     if wanted == "cuda":
         remedy = "Use device=cpu, or a GPU machine."
         problem = no_hardware("device", "cuda, and no NVIDIA device in this machine", remedy)
@@ -75,14 +73,11 @@ def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> D
     return Devices("cpu", cores, cores, why, memory=host_memory(), problems=tuple(problems))
 
 
-def _ask_torch(nodes: int, vendor: str, cores: int, why: str) -> Devices:
+def _ask_torch(nodes: int, vendor: str, cores: int, why: str, environ: Mapping[str, str]) -> Devices:
     """The devices that torch calls cuda, as a short-lived process reports them."""
     try:
-        reply = subprocess.run(
-            [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=60, check=True
-        )
-        seen = json.loads(reply.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
+        seen = ask(["-c", _QUESTION], environ, 60)
+    except NoAnswer:
         return Devices("cuda", nodes, cores, why)  # a missing torch is the packages' check to report
     if seen["count"]:
         return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"] or None)

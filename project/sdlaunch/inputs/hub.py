@@ -1,20 +1,33 @@
-"""Names of the Hugging Face hub instead of folders: only with offline=0, and where nothing local has the name."""
+"""Names of the Hugging Face hub instead of folders: only with offline=0, and where nothing local has the name.
+
+`python -m sdlaunch.inputs.hub TYPE NAME FOLDER` downloads a model or a dataset: a separate process, the only one that
+imports huggingface_hub.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sdjob.files import shown
+from sdjob.model.architectures import component_names
 from sdjob.problems import Problem, bad_input
 from sdlaunch.inputs.contents import is_hub_name
 from sdlaunch.inputs.fetch import Fetched, run
-from sdlaunch.inputs.hub_download import COMPLETE
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.timeouts import NoAnswer, Task
+
+_COMPLETE = ".complete"  # written last, so that half a download is never used
+# model.safetensors, model.fp16.safetensors.index.json, pytorch_model-00001-of-00002.bin, …
+_WEIGHTS = re.compile(
+    r"[a-z_]+(?:-\d+-of-\d+)?(?P<variant>\.\w+)?(?:-\d+-of-\d+)?\.(?P<suffix>safetensors|bin)\b"
+)
+_OTHER_FRAMEWORKS = (".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt")
 
 
 def provide(
@@ -31,7 +44,7 @@ def provide(
             continue
         folder = cache / "hub" / repo_type / name.replace("/", "--")
         fetched = replace(fetched, options=fetched.options.model_copy(update={setting: str(folder)}))
-        if (folder / COMPLETE).exists():
+        if (folder / _COMPLETE).exists():
             continue
         if not fetch:
             warning = f"{setting}: nothing local is called {name}: it is downloaded from the hub when the job starts"
@@ -61,8 +74,54 @@ def _download(
         "HF_HUB_CACHE": cache,
         "HF_XET_CACHE": cache,
     }
-    argv = [sys.executable, "-m", "sdlaunch.inputs.hub_download", repo_type, name, str(folder)]
+    argv = [sys.executable, "-m", "sdlaunch.inputs.hub", repo_type, name, str(folder)]
     reason = run(argv, online)
     found = f"nothing local is called {name}, and it could not be downloaded ({reason})"
     remedy = "Correct the name, give HF_TOKEN if it is not public, or mount it and name its folder."
     return bad_input(setting, found, remedy) if reason else None
+
+
+# --- in the process that downloads -------------------------------------------------------------------
+
+
+def wanted(repo_type: str, names: Sequence[str]) -> list[str]:
+    """The files to download. Of a model only the parts of its pipeline, and each weight once: safetensors rather
+    than pickles, full precision rather than a variant."""
+    if repo_type == "dataset":
+        return [name for name in names if not name.startswith(".")]
+    components = component_names()
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        part, _, file = name.rpartition("/")
+        if (part in components or name == "model_index.json") and not file.endswith(_OTHER_FRAMEWORKS):
+            parts[part].append(name)
+    return [name for files in parts.values() for name in _best(files)]
+
+
+def _best(files: list[str]) -> list[str]:
+    """The files of one part, without weights that are there in a better form."""
+    matches = {name: _WEIGHTS.match(PurePosixPath(name).name) for name in files}
+    weights = [match for match in matches.values() if match]
+    suffix = "safetensors" if any(match["suffix"] == "safetensors" for match in weights) else "bin"
+    plain = any(match["suffix"] == suffix and not match["variant"] for match in weights)
+    return [
+        name
+        for name, match in matches.items()
+        if match is None or (match["suffix"] == suffix and not (plain and match["variant"]))
+    ]
+
+
+def main(repo_type: str, name: str, folder: Path) -> None:
+    """Download, continuing what an interrupted download left."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = wanted(repo_type, HfApi().list_repo_files(name, repo_type=repo_type))
+    snapshot_download(name, repo_type=repo_type, local_dir=folder, allow_patterns=files)
+    (folder / _COMPLETE).touch()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    except Exception as error:  # of the network, the hub, the disk: one line each
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

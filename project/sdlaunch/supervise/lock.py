@@ -48,16 +48,17 @@ class Holder:
 
     @classmethod
     def of_this(cls, cluster: Cluster) -> Holder:
-        # Without the address of node 0: some platforms call it localhost on that node.
-        port = (cluster.endpoint or "").rpartition(":")[2]
-        host = os.uname().nodename
-        try:
+        host = machine = os.uname().nodename
+        with contextlib.suppress(OSError):
             machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            machine = host
-        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return cls(
-            f"{cluster.nodes} nodes, port {port}", cluster.node_rank, host, machine, os.getpid(), since
+            # Without the address of node 0: some platforms call it localhost on that node.
+            job=f"{cluster.nodes} nodes, port {(cluster.endpoint or '').rpartition(':')[2]}",
+            node=cluster.node_rank,
+            host=host,
+            machine=machine,
+            pid=os.getpid(),
+            since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
     @classmethod
@@ -162,7 +163,7 @@ def _wait_until_free(path: Path, descriptor: int, me: Holder, say: Callable[[str
 
     Raises JobError (73) if the holder is alive.
     """
-    start, first, said = time.monotonic(), _time_of(path), False
+    start, first, announced = time.monotonic(), _time_of(path), False
     root = path.parent.parent
     while True:
         locked, holder = _flock(descriptor, fcntl.LOCK_EX), Holder.read(path)
@@ -175,8 +176,8 @@ def _wait_until_free(path: Path, descriptor: int, me: Holder, say: Callable[[str
             if holder and holder.machine != me.machine:
                 return False
             raise JobError(_problem(root, holder))
-        if waited > 1 and holder and not said:
-            said = True
+        if waited > 1 and holder and not announced:
+            announced = True
             say(f"waiting for a job {holder} that may still be ending in {root}")
         time.sleep(_POLL)
 

@@ -94,11 +94,8 @@ def kill_all(child: int, patience: float = 2.0) -> None:
 def oom_kills(root: Path = Path("/")) -> int:
     """How many processes the kernel has killed for memory in this container, as far as it tells."""
     for path in _counters(root):
-        try:
-            counters = dict(line.split() for line in path.read_text().splitlines())
-            return int(counters["oom_kill"])
-        except (OSError, ValueError, KeyError):
-            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
     return 0
 
 

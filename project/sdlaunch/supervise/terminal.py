@@ -62,8 +62,7 @@ class Terminal:
 
 def _duplicate(out: TextIO | None) -> TextIO | None:
     """The same file under another descriptor: a flush of the original does not wait for this one."""
-    try:
-        assert out is not None
-        return os.fdopen(os.dup(out.fileno()), "w", encoding="utf-8", errors="backslashreplace")
-    except (AssertionError, OSError, ValueError):
-        return None
+    if out is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return os.fdopen(os.dup(out.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+    return None

@@ -112,8 +112,11 @@ def refused(problems: Sequence[Problem]) -> Verdict:
     """The verdict on a job that was not started because of these problems."""
     code = exit_code(problems)
     deciding = [problem for problem in sorted(problems) if problem.code == code]
-    evidence = tuple(f"{problem.subject}: {problem.found}" for problem in deciding)
-    return Verdict(code, evidence, deciding[0].remedy, problems=tuple(sorted(problems)))
+    return Verdict(code, _evidence(deciding), deciding[0].remedy, problems=tuple(sorted(problems)))
+
+
+def _evidence(problems: Sequence[Problem]) -> tuple[str, ...]:
+    return tuple(f"{problem.subject}: {problem.found}" for problem in problems)
 
 
 def judge(end: Ending) -> Verdict:
@@ -184,40 +187,31 @@ def _failed(end: Ending) -> Verdict | None:
     if not end.failures:
         return None
     note = end.failures[0]
-    evidence = [note.error] if note.error else [f"{p.subject}: {p.found}" for p in note.problems]
-    remedies = [problem.remedy for problem in note.problems if problem.remedy]
-    remedies.append("Read the log of that rank; the settings are in run/spec.yaml.")
+    special = None
+    if note.code == ExitCode.TRAINING_FAILED:
+        subjects = {problem.subject for problem in note.problems}
+        special = "diverged" if subjects & {"loss", "weights"} else None if subjects else "bug or lost peer"
+    remedies = [problem.remedy for problem in note.problems]
     return Verdict(
         note.code,
-        tuple(evidence),
-        remedies[0],
+        (note.error,) if note.error else _evidence(note.problems),
+        next(filter(None, remedies), "Read the log of that rank; the settings are in run/spec.yaml."),
         note.rank,
         note.step,
         note.problems,
         note.traceback or None,
-        _class_of(note),
+        special,
         note.time,
     )
 
 
-def _class_of(note: ExitNote) -> str | None:
-    """A failed training came to a non-finite loss, or is a bug, or followed from the loss of a peer."""
-    if note.code != ExitCode.TRAINING_FAILED:
-        return None
-    subjects = {problem.subject for problem in note.problems}
-    return "diverged" if subjects & {"loss", "weights"} else None if subjects else "bug or lost peer"
-
-
 def _saved(end: Ending) -> Verdict | None:
     """The workers answered a request to stop."""
-    notes = [note for note in end.notes if note.code == ExitCode.STOPPED]
-    if not notes:
+    note = next((note for note in end.notes if note.code == ExitCode.STOPPED), None)
+    if note is None:
         return None
-    how = "saved and ended" if notes[0].step else "ended before the first step"
-    evidence = f"the workers {how}"
-    return Verdict(
-        ExitCode.STOPPED, (evidence,), _START_AGAIN, step=notes[0].step, problems=notes[0].problems
-    )
+    evidence = f"the workers {'saved and ended' if note.step else 'ended before the first step'}"
+    return Verdict(ExitCode.STOPPED, (evidence,), _START_AGAIN, step=note.step, problems=note.problems)
 
 
 def _finished(end: Ending) -> Verdict | None:

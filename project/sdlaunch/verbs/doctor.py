@@ -5,11 +5,9 @@ The launcher does not import PyTorch: a short-lived process reports what it can 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from sdlaunch.cluster import devices
 from sdlaunch.display import run_records
 from sdlaunch.display import text as display
 from sdlaunch.preflight import system_limits
+from sdlaunch.timeouts import NoAnswer, ask
 
 _TIMEOUT = 300.0  # seconds; a cold file system, and drivers that initialise eight devices
 
@@ -94,17 +93,13 @@ def render(diagnosis: Diagnosis) -> str:
 def _ask_torch(home: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Problem]]:
     """What `python -m sdtrain.tools.doctor` reports, or why it does not."""
     path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "sdtrain.tools.doctor"]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": _TIMEOUT}
+    arguments = ["-m", "sdtrain.tools.doctor"]
     try:
-        reply = subprocess.run(command, env={**environ, "PYTHONPATH": path}, check=False, **options)
-        return json.loads(reply.stdout), []
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {_TIMEOUT:.0f} s"
-    except ValueError:
-        reason = (reply.stderr.strip().splitlines() or [f"ended with {reply.returncode}"])[-1]
-    remedy = f"Run it to see the whole error: PYTHONPATH={path} {' '.join(command)}"
-    return None, [no_hardware("PyTorch", reason, remedy)]
+        return ask(arguments, {**environ, "PYTHONPATH": path}, _TIMEOUT), []
+    except NoAnswer as error:
+        command = f"PYTHONPATH={path} {sys.executable} {' '.join(arguments)}"
+        remedy = f"Run it to see the whole error: {command}"
+        return None, [no_hardware("PyTorch", str(error), remedy)]
 
 
 def _machine(found: devices.Devices) -> dict[str, str]:

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from sdjob.model.architectures import ARCHITECTURES, component_names, titles
-from sdlaunch.inputs.hub_download import wanted
+from sdlaunch.inputs.hub import wanted
 
 
 @pytest.mark.parametrize("class_name", ARCHITECTURES)

@@ -1,5 +1,7 @@
 """Devices are found through their device nodes; torch is asked only where there are any."""
 
+import subprocess
+
 import psutil
 import pytest
 
@@ -21,9 +23,9 @@ def torch_says(monkeypatch):
     def install(answer):
         def run(command, **options):
             calls.append(command)
-            return devices.subprocess.CompletedProcess(command, 0, stdout=answer)
+            return subprocess.CompletedProcess(command, 0, stdout=answer)
 
-        monkeypatch.setattr(devices.subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "run", run)
         return calls
 
     return install

@@ -1,6 +1,6 @@
 """Downloads of models, datasets and packages, from a hub and an index on this machine.
 
-Tests of fetch, `sdlaunch/inputs/hub.py`, `sdlaunch/inputs/hub_download.py` and `sdlaunch/inputs/pip_install.py`.
+Tests of fetch, `sdlaunch/inputs/hub.py` and `sdlaunch/inputs/pip_install.py`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import pytest
 
 from sdlaunch import plan
 from sdlaunch.inputs.fetch import cache_folder
-from sdlaunch.inputs.hub_download import wanted
+from sdlaunch.inputs.hub import wanted
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.sdlaunch.test_plan import found
 from tests.support.pipeline import make_fitting
