@@ -53,7 +53,7 @@ def list_folder(path: Path) -> Listing:
             if name[0] != "." and name not in _STRAY:
                 try:
                     (folders if entry.is_dir() else files).append(name)
-                except OSError:  # a link to a place that cannot be reached
+                except OSError:  # a link to a path that cannot be reached
                     files.append(name)
     return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
 

@@ -49,7 +49,7 @@ def settings_table(
         "NODE_RANK": cluster.cluster.node_rank,
     }
     if read.options.script and "hang_timeout" not in read.given:
-        known["hang_timeout"] = 0.0  # only the worker reports its progress without being asked
+        known["hang_timeout"] = 0.0  # a script sends no heartbeats
         computed = {**computed, "hang_timeout": "script"}
     table: dict[str, Value] = {}
     models: tuple[BaseModel, ...] = (spec, read.options)

@@ -11,8 +11,8 @@ from sdlaunch.emit.task import NAME, Task, escape_dollars, to_yaml
 KINDS = ("trainjob", "job")
 _PORT = 29400
 _CLAIM = f"""\
-# All nodes write into one folder: make a PersistentVolumeClaim {NAME}-output of the kind ReadWriteMany first,
-# or name one that you have."""
+# All nodes write into one folder: first create a PersistentVolumeClaim {NAME}-output with access mode
+# ReadWriteMany, or name one that exists."""
 
 
 def render(task: Task) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from sdlaunch.emit.task import NAME, Task, to_yaml
 
 _BUCKET = """\
-# /output is a bucket, so that the result outlives the machine: name yours. What was written is uploaded in the
-# background. Several nodes must see each other's files at once: put a volume that all share in its place."""
+# /output is a bucket, so that the result outlives the machine: name yours. Files are uploaded in the background.
+# Several nodes must see each other's files at once: use a shared volume instead of the bucket."""
 
 
 def render(task: Task) -> str:

@@ -49,7 +49,7 @@ class Task:
     processes: int  # per node
     gpus: int | None  # per node; None: as many as there are; 0: none
     grace: int  # seconds from a stop to the end
-    kind: str  # of Kubernetes: one of its KINDS
+    kind: str  # of Kubernetes object: one of KINDS
 
     @property
     def gpu_count(self) -> int:

@@ -80,7 +80,7 @@ def _merge(layout: OutputLayout, nodes: int) -> None:
 
 
 def _reports(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
-    """The reports of this job's nodes; those of further nodes, which an earlier job had, are removed."""
+    """The reports of this job's nodes; those of an earlier job with more nodes are removed."""
     reports = []
     for path in sorted(layout.run.glob("failure-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

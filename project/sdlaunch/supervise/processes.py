@@ -1,4 +1,4 @@
-"""Processes below this one: adopted, examined and ended; every worker of torchrun leads a session of its own.
+"""Processes below this one: adopted, examined and ended; torchrun starts each worker in a new session.
 
 psutil walks and reads them; what it does not offer stays here: prctl, and the kernel's count of processes killed for
 memory in this container.

@@ -189,7 +189,7 @@ def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
     elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
         stop.forced_at = now
         job.stream.say(f"not stopped within {grace:g} s: ending the processes")
-        job.stream.quiet = True  # messages about being ended help no one
+        job.stream.quiet = True  # what the workers print about being ended does not help
         process.terminate()
     elif stop.forced_at is not None and now >= stop.forced_at + _LAST_GRACE:
         processes.kill_all(process.pid)
