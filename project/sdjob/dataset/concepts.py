@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
 
 from sdjob.files import read_file, shown
-from sdjob.problems import JobError, Problem, bad_input, bad_setting
+from sdjob.problems import JobError, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _FORM = (
@@ -27,6 +36,12 @@ class Concept(BaseModel):
     class_data_dir: str | None = None  # None: generated
     class_prompt: str | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of its images in the loss
+
+    @field_validator("instance_data_dir", "class_data_dir")
+    @classmethod
+    def _rooted(cls, folder: str | None, info: ValidationInfo) -> str | None:
+        """The absolute path; the context is the folder of the file."""
+        return str(info.context / folder) if info.context and folder else folder
 
     @property
     def summary(self) -> str:
@@ -60,42 +75,22 @@ def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
 
     try:
         text = read_file(path).decode()
-        found = _LIST.validate_python(_rooted(yaml.safe_load(text), path.parent))
+        found = _LIST.validate_python(yaml.safe_load(text), context=path.parent.absolute())
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
         raise JobError(bad_input(shown(path), f"is not YAML ({first})", _FORM)) from None
     except ValidationError as error:
-        raise JobError(_problems_of(error, path)) from None
-    missing = [number for number, concept in enumerate(found, 1) if prior and not concept.class_prompt]
-    if missing:
-        remedy = "name the class of each subject, or leave with_prior_preservation off"
-        raise JobError(
-            [bad_input(shown(path), f"entry {number} has no class_prompt", remedy) for number in missing]
-        )
+        raise JobError(bad_input(shown(path), _found(detail), _FORM) for detail in error.errors()) from None
+    remedy = "name the class of each subject, or leave with_prior_preservation off"
+    if missing := [
+        bad_input(shown(path), f"entry {number} has no class_prompt", remedy)
+        for number, concept in enumerate(found, 1)
+        if prior and not concept.class_prompt
+    ]:
+        raise JobError(missing)
     return found
 
 
-def _rooted(entries: Any, folder: Path) -> Any:
-    """The entries with absolute folders."""
-    if not isinstance(entries, list):
-        return entries
-    return [
-        {
-            name: str(folder.absolute() / value)
-            if name.endswith("_dir") and isinstance(value, str)
-            else value
-            for name, value in entry.items()
-        }
-        if isinstance(entry, dict)
-        else entry
-        for entry in entries
-    ]
-
-
-def _problems_of(error: ValidationError, path: Path) -> list[Problem]:
-    problems = []
-    for detail in error.errors(include_url=False):
-        where = [str(part) if isinstance(part, str) else f"entry {part + 1}" for part in detail["loc"]]
-        found = f"{', '.join(where)}: {detail['msg']}" if where else "is not a list of subjects"
-        problems.append(bad_input(shown(path), found, _FORM))
-    return problems
+def _found(detail: ErrorDetails) -> str:
+    where = [str(part) if isinstance(part, str) else f"entry {part + 1}" for part in detail["loc"]]
+    return f"{', '.join(where)}: {detail['msg']}" if where else "is not a list of subjects"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -70,33 +71,34 @@ def source_of(value: Any, folder: Path) -> Path | bytes:
     raise ImageError("the row does not hold an image")
 
 
-def decode(source: Path | bytes) -> Image:
-    """The first frame as an RGB image, upright, transparent parts on white. Raises ImageError."""
-    from PIL import Image, ImageOps
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[ImageFile]:
+    """The image, opened by Pillow. Whatever goes wrong with it meanwhile is raised as ImageError."""
+    from PIL import Image
 
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            opened.load()  # every pixel: a truncated file raises here
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            yield opened
     except MemoryError:  # says nothing about the image
         raise
     except Exception as error:  # Pillow's plugins raise some ten types for broken files
         raise ImageError(_reason(source, error)) from error
 
 
+def decode(source: Path | bytes) -> Image:
+    """The first frame as an RGB image, upright, transparent parts on white. Raises ImageError."""
+    from PIL import ImageOps
+
+    with _opened(source) as image:
+        image.load()  # every pixel: a truncated file raises here
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def size_of(source: Path | bytes) -> tuple[int, int]:
     """Width and height as `decode` gives them, from the start and the end of the file. Raises ImageError."""
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            width, height = opened.size
-            turned = _orientation(opened) in _TURNED
-    except MemoryError:  # says nothing about the image
-        raise
-    except Exception as error:
-        raise ImageError(_reason(source, error)) from error
-    return (height, width) if turned else (width, height)
+    with _opened(source) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
 def _orientation(opened: ImageFile) -> int:
@@ -162,7 +164,8 @@ def _reason(source: Path | bytes, error: Exception) -> str:
         return f"has more than {limit:,} pixels, which is not decoded (decompression bomb?)"
     if isinstance(error, OSError) and error.strerror:
         return reason_of(error)
-    start = source[:64] if isinstance(source, bytes) else _start_of(source)
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        start = file.read(64)
     if not start:
         return "is empty (0 bytes)"
     if start.startswith(LFS_POINTER):
@@ -170,8 +173,3 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"is not an image (starts with {start[:12]!r})"
     return f"cannot be decoded ({error or type(error).__name__})"
-
-
-def _start_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(64)

@@ -14,62 +14,26 @@ INDEX_FILE = "model_index.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})")
 
 
-@dataclass(frozen=True)
 class OutputLayout:
     """Every path below the output folder."""
 
-    root: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """Step folders, and at the end the trained pipeline or LoRA."""
-        return self.root / "checkpoint"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples"
-
-    @property
-    def class_images(self) -> Path:
-        return self.root / "class_images"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoint = root / "checkpoint"  # step folders, and at the end the trained pipeline or LoRA
+        self.tensorboard = root / "tensorboard"
+        self.samples = root / "samples"
+        self.before_after = self.samples / "before_after.png"
+        self.class_images = root / "class_images"
+        self.logs = root / "logs"
+        self.run = root / "run"  # plan, replayable settings, versions; while a job runs, its processes' notes
+        self.metrics = self.run / "metrics.jsonl"  # one line a logged step
+        self.report = root / "report.json"
+        self.page = root / "report.html"
+        self.failure = root / "failure.json"
 
     def cache(self, cache_dir: str | None) -> Path:
         """Latents and encoded prompts cached on disk, and converted models: in `cache_dir` if it is set."""
         return Path(cache_dir).expanduser() if cache_dir else self.root / "cache"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def run(self) -> Path:
-        """The plan, the replayable settings, versions; and while a job runs, the notes of its processes."""
-        return self.root / "run"
-
-    @property
-    def metrics(self) -> Path:
-        """One line a logged step."""
-        return self.run / "metrics.jsonl"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.json"
-
-    @property
-    def page(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def before_after(self) -> Path:
-        return self.samples / "before_after.png"
-
-    @property
-    def failure(self) -> Path:
-        return self.root / "failure.json"
 
     def step_folder(self, step: int) -> Path:
         return self.checkpoint / f"checkpoint-{step:06d}"
@@ -84,15 +48,15 @@ class StepFolder:
     defect: str | None
 
 
-def step_folders(layout: OutputLayout, *, hashes: bool = False) -> list[StepFolder]:
-    """All checkpoints with their defects, newest first; `hashes` reads every byte."""
+def step_folders(layout: OutputLayout) -> list[StepFolder]:
+    """All checkpoints with their defects as far as sizes show them, newest first."""
     if not layout.checkpoint.is_dir():
         return []
     found = []
     for path in layout.checkpoint.iterdir():
         match = _STEP_FOLDER.fullmatch(path.name)
         if match and path.is_dir():
-            found.append(StepFolder(int(match[1]), path, defect_of(path, hashes=hashes)))
+            found.append(StepFolder(int(match[1]), path, defect_of(path, hashes=False)))
     return sorted(found, key=lambda folder: folder.step, reverse=True)
 
 

@@ -48,7 +48,8 @@ def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
     info = DatasetInfo(
         listing.path, PARQUET, paths, sum(counts), tuple(schema.names), columns.image, columns.caption, counts
     )
-    return checked(info, schema, sum(_nulls(footer, columns.caption) for footer in footers))
+    caption = columns.caption if columns.caption in schema.names else None
+    return checked(info, schema, sum(_nulls(path, caption) for path in paths) if caption else 0)
 
 
 def train_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -98,15 +99,14 @@ def _common_schema(paths: Sequence[Path], footers: Sequence[Any]) -> Any:
     return schemas[0]
 
 
-def _nulls(footer: Any, column: str | None) -> int:
-    """Null values of a column, from the statistics of its row groups, as far as these are there."""
-    count = 0
-    for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
-        known = min(group.num_columns, footer.num_columns)  # pyarrow crashes on a damaged group that has more
-        for chunk in (group.column(number) for number in range(known)):
-            if chunk.path_in_schema == column and chunk.statistics and chunk.statistics.has_null_count:
-                count += chunk.statistics.null_count
-    return count
+def _nulls(path: Path, column: str) -> int:
+    """Null values of a column, from the statistics of its row groups where these suffice."""
+    import pyarrow.dataset as ds
+
+    with reading(
+        path
+    ):  # not by pyarrow's metadata objects, whose C++ aborts the process on some damaged footers
+        return int(ds.dataset(path, format="parquet").count_rows(filter=ds.field(column).is_null()))
 
 
 def _file(path: Path) -> Any:
