@@ -68,10 +68,10 @@ def outcome(
         return None, (bad_input(where, error.strerror or str(error), remedy),)
 
 
-def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float) -> Any:
+def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, setting: str = "") -> Any:
     """The JSON in the last line that Python prints when called with these arguments.
 
-    Raises NoAnswer with the reason: the last line of its errors, if there are any.
+    Raises NoAnswer with the reason: the last line of its errors, or the limit, which may be a `setting`.
     """
     command = [sys.executable, *arguments]
     try:
@@ -87,7 +87,8 @@ def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float) ->
         )
         return json.loads(done.stdout.rstrip().rpartition("\n")[2])  # after what libraries print
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"no answer within {seconds:g} s") from None
+        limit = f"{setting}={seconds:g} s" if setting else f"{seconds:g} s"
+        raise NoAnswer(f"no answer within {limit}") from None
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         raise NoAnswer(reason.strip().splitlines()[-1]) from error

@@ -37,7 +37,7 @@ def _answer(
     try:
         if importlib.util.find_spec("torch") is None:
             raise NoAnswer("torch is not installed")
-        found = ask(arguments, environ, seconds)
+        found = ask(arguments, environ, seconds, "check_timeout")
     except NoAnswer as error:
         return (), (f"MODEL_DIR: tensors are not compared with the configs ({error}); the job does so",)
     return tuple(Problem(**problem) for problem in found["problems"]), tuple(found["warnings"])

@@ -30,7 +30,7 @@ def test_weights_of_another_architecture(place, tmp_path):
 @pytest.mark.parametrize(
     ("code", "seconds", "reason"),
     [
-        ("import time; time.sleep(60)", 0.2, "no answer within 0.2 s"),
+        ("import time; time.sleep(60)", 0.2, "no answer within check_timeout=0.2 s"),
         ("raise SystemExit('no kernel')", 60, "no kernel"),
         ("print('no JSON')", 60, "Expecting value: line 1 column 1 (char 0)"),
     ],
