@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -47,50 +48,44 @@ class Settings:
 class _Found:
     """What the sources read so far have given."""
 
-    winners: dict[str, tuple[Target, Given]]
-    problems: list[Problem]
-    doubts: list[Problem]  # problems, or only warnings with strict_env=0
-    warnings: list[str]
-    passed_on: dict[str, str]
+    winners: dict[str, tuple[Target, Given]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    doubts: list[Problem] = field(default_factory=list)  # problems, or only warnings with strict_env=0
+    warnings: list[str] = field(default_factory=list)
+    passed_on: dict[str, str] = field(default_factory=dict)
 
 
 def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settings:
     """Reads every source, strongest first: command line, environment, env file, YAML file, preset, default."""
-    found = _Found({}, [], [], [], {})
-    _take(found, sources.from_command_line(flags), _unknown_flag, any_case=True)
+    found = _Found()
+    _take(found, sources.from_command_line(flags), _unknown, any_case=True)
     _take(found, sources.from_environment(environ), _unknown_variable)
-    if path := _path(found, "ENV_FILE"):
-        reading = sources.from_env_file(path)
-        found.problems += reading.problems
-        found.doubts += sources.misread_values(path, reading.given) if reading.given else []
-        _take(found, reading.given, _unknown_in_env_file)
-    if path := _path(found, "CONFIG_FILE"):
-        reading = sources.from_yaml(path)
-        found.problems += reading.problems
-        _take(found, reading.given, _unknown_in_yaml, any_case=True)
-    options, wrong_options = _validated(LaunchOptions, found.winners, {})
-    spec, wrong_settings = _validated(RunSpec, found.winners, _FROM_MOUNTS)
-    spec, preset = presets.completed(spec)
-    shown = shown_names(RunSpec)
-    problems = [*found.problems, *wrong_options, *wrong_settings]
+    if "ENV_FILE" in found.winners:
+        path = str(found.winners["ENV_FILE"][1].text)
+        given, problems = sources.from_env_file(path)
+        found.problems += problems
+        found.doubts += sources.misread_values(path, given) if given else []
+        _take(found, given, _unknown_in_env_file)
+    if "CONFIG_FILE" in found.winners:
+        given, problems = sources.from_yaml(str(found.winners["CONFIG_FILE"][1].text))
+        found.problems += problems
+        _take(found, given, _unknown, any_case=True)
+    options = _validated(LaunchOptions, found, {})
+    spec, preset = presets.completed(_validated(RunSpec, found, _FROM_MOUNTS))
     if options.strict_env:
-        problems += found.doubts
+        found.problems += found.doubts
     else:
         found.warnings += [f"{doubt.subject}: {doubt.found}" for doubt in found.doubts]
+    shown = shown_names(RunSpec)
     return Settings(
         spec,
         options,
         {name: given for name, (_, given) in found.winners.items()},
         found.passed_on,
-        tuple(sorted(set(problems))),
+        tuple(sorted(set(found.problems))),
         tuple(found.warnings),
-        {shown[field]: when for field, when in preset.items()},
+        {shown[name]: when for name, when in preset.items()},
     )
-
-
-def _path(found: _Found, shown: str) -> str | None:
-    winner = found.winners.get(shown)
-    return str(winner[1].text) if winner else None
 
 
 def _take(
@@ -109,12 +104,13 @@ def _take(
         elif not target:
             unknown(found, given)
     for shown, candidates in by_setting.items():
-        if _is_list(candidates[0][0]) and len({given.name for _, given in candidates}) == 1:
-            candidates = [(candidates[0][0], _joined([given for _, given in candidates]))]
+        target, first = candidates[0]
+        if _is_list(target) and len({given.name for _, given in candidates}) == 1:
+            candidates = [(target, _joined([given for _, given in candidates]))]
         for _, other in candidates[1:]:
-            first = candidates[0][1]
             if not _same(first.text, other.text):
-                found.problems.append(_conflict(shown, first, other))
+                both = f"{first.text!r} ({first.where}) and {other.text!r} ({other.where})"
+                found.problems.append(bad_setting(shown, both, f"Both set {shown}: keep one of them."))
         found.winners.setdefault(shown, candidates[0])
 
 
@@ -124,10 +120,11 @@ def _is_list(target: Target) -> bool:
 
 
 def _joined(given: Sequence[Given]) -> Given:
+    """One value that lists all of these."""
     if len(given) == 1:
         return given[0]
     texts = (item.text if isinstance(item.text, tuple) else (item.text,) for item in given)
-    return replace(given[0], text=tuple(text for several in texts for text in several))
+    return replace(given[0], text=tuple(chain.from_iterable(texts)))
 
 
 def _translated(target: Target, given: Given) -> Given:
@@ -143,27 +140,11 @@ def _same(a: Text, b: Text) -> bool:
         return str(a).strip().lower() == str(b).strip().lower()
 
 
-def _conflict(shown: str, first: Given, other: Given) -> Problem:
-    return bad_setting(
-        shown,
-        f"{first.text!r} ({first.where}) and {other.text!r} ({other.where})",
-        f"Both set {shown}: keep one of them.",
-    )
-
-
-def _unknown_flag(found: _Found, given: Given) -> None:
-    found.problems.append(_unknown(given, "See `bash train.sh --help` for the settings."))
-
-
-def _unknown_in_yaml(found: _Found, given: Given) -> None:
-    found.problems.append(_unknown(given, "Remove it, or see `bash train.sh --help` for the settings."))
-
-
-def _unknown(given: Given, otherwise: str) -> Problem:
+def _unknown(found: _Found, given: Given) -> None:
+    """A name of the command line or the YAML file, which hold nothing but settings."""
     meant = names.mount_of(given.name) or names.near_miss(given.name)
-    return bad_setting(
-        given.name, f"unknown setting ({given.where})", f"Write {meant}." if meant else otherwise
-    )
+    remedy = f"Write {meant}." if meant else "Remove it, or see `bash train.sh --help` for the settings."
+    found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
 
 
 def _unknown_in_env_file(found: _Found, given: Given) -> None:
@@ -203,25 +184,20 @@ def _is_doubtful(found: _Found, given: Given) -> bool:
     return meant is not None
 
 
-def _validated(
-    model: type[Model], winners: Mapping[str, tuple[Target, Given]], known: Mapping[str, Any]
-) -> tuple[Model, list[Problem]]:
-    """The model from these values; refused ones stay at their defaults and are returned as problems."""
-    values = {t.field: given.text for t, given in winners.values() if t.model is model} | dict(known)
+def _validated(model: type[Model], found: _Found, known: Mapping[str, Any]) -> Model:
+    """The model from the values found; refused ones stay at their defaults, and a problem says so."""
+    values = {t.field: given.text for t, given in found.winners.values() if t.model is model} | dict(known)
     try:
-        return model.model_validate(values), []
+        return model.model_validate(values)
     except ValidationError as error:
         refused = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
-        problems = [_with_source(problem, winners) for problem in problems_of(error, model)]
-    accepted = {field: value for field, value in values.items() if field not in refused}
-    return model.model_validate(accepted), problems
-
-
-def _with_source(problem: Problem, winners: Mapping[str, tuple[Target, Given]]) -> Problem:
-    winner = winners.get(problem.subject)
-    return replace(problem, found=f"{problem.found} ({winner[1].where})") if winner else problem
+        for problem in problems_of(error, model):
+            if winner := found.winners.get(problem.subject):
+                problem = replace(problem, found=f"{problem.found} ({winner[1].where})")
+            found.problems.append(problem)
+    return model.model_validate({name: value for name, value in values.items() if name not in refused})
 
 
 def shown_names(model: type[BaseModel]) -> dict[str, str]:
     """Field → the name that the plan shows."""
-    return {field: about.name or field for field, about in settings_of(model).items()}
+    return {name: about.name or name for name, about in settings_of(model).items()}

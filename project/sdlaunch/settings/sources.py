@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdjob.problems import Problem, bad_setting
-
-if TYPE_CHECKING:
-    import yaml
 
 Text = str | tuple[str, ...]
 
@@ -24,14 +20,6 @@ class Given:
     where: str
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The values in a file, and what could not be read in it."""
-
-    given: tuple[Given, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
 def from_command_line(flags: Sequence[tuple[str, str]]) -> list[Given]:
     return [Given(name, text, f"command line: --{name}") for name, text in flags]
 
@@ -41,12 +29,10 @@ def from_environment(environ: Mapping[str, str]) -> list[Given]:
     return [Given(name, text, f"environment: {name}") for name, text in sorted(environ.items()) if text]
 
 
-def from_env_file(path: str) -> Reading:
+def from_env_file(path: str) -> tuple[list[Given], list[Problem]]:
     """NAME=value lines, read as `docker --env-file` reads them: the value is the rest of the line."""
-    text = _read(path, "ENV_FILE")
-    if isinstance(text, Problem):
-        return Reading(problems=(text,))
-    given, problems = [], []
+    text, problems = _read(path, "ENV_FILE")
+    given = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.lstrip()
         if not line or line.startswith("#"):
@@ -57,7 +43,7 @@ def from_env_file(path: str) -> Reading:
             problems.append(bad_setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
         elif value:
             given.append(Given(name, value, f"env file {path}:{number}"))
-    return Reading(tuple(given), tuple(problems))
+    return given, problems
 
 
 def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
@@ -76,54 +62,41 @@ def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
     ]
 
 
-def from_yaml(path: str) -> Reading:
+def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
     """The top-level names of a YAML file. Scalars keep their spelling, so `no` stays "no"."""
     import yaml
 
-    text = _read(path, "CONFIG_FILE")
-    if isinstance(text, Problem):
-        return Reading(problems=(text,))
+    text, problems = _read(path, "CONFIG_FILE")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        return Reading(problems=(bad_setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Fix the YAML."),))
-    if root is None:
-        return Reading()
-    if not isinstance(root, yaml.MappingNode):
+        return [], [bad_setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Fix the YAML syntax.")]
+    if root is not None and not isinstance(root, yaml.MappingNode):
         found = f"{path} is not a mapping"
-        return Reading(problems=(bad_setting("CONFIG_FILE", found, "Write one `name: value` a line."),))
-    items = list(_yaml_items(path, root))
-    return Reading(
-        tuple(item for item in items if isinstance(item, Given)),
-        tuple(item for item in items if isinstance(item, Problem)),
-    )
-
-
-def _yaml_items(path: str, root: yaml.MappingNode) -> Iterator[Given | Problem]:
-    import yaml
-
-    for key, node in root.value:
-        where = f"config file {path}:{key.start_mark.line + 1}"
-        name = str(key.value)
+        return [], [bad_setting("CONFIG_FILE", found, "Write one `name: value` a line.")]
+    given = []
+    for key, node in root.value if root else ():
+        name, where = str(key.value), f"config file {path}:{key.start_mark.line + 1}"
         if isinstance(node, yaml.ScalarNode):
             if node.tag != "tag:yaml.org,2002:null" and node.value != "":
-                yield Given(name, node.value, where)
+                given.append(Given(name, node.value, where))
         elif isinstance(node, yaml.SequenceNode) and all(isinstance(i, yaml.ScalarNode) for i in node.value):
-            yield Given(name, tuple(item.value for item in node.value), where)
+            given.append(Given(name, tuple(item.value for item in node.value), where))
         else:
-            yield bad_setting(
-                name, f"a nested value in {where}", "Write one value, or a list of plain values."
-            )
+            remedy = "Write one value, or a list of plain values."
+            problems.append(bad_setting(name, f"a nested value in {where}", remedy))
+    return given, problems
 
 
-def _read(path: str, subject: str) -> str | Problem:
+def _read(path: str, subject: str) -> tuple[str, list[Problem]]:
+    """The text of a file, empty where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig"), []
     except OSError as error:
         found = f"{path}: {error.strerror}"
     except UnicodeDecodeError:
         found = f"{path} is not UTF-8 text"
-    return bad_setting(subject, found, f"Give {subject} the path of a readable file, or unset it.")
+    return "", [bad_setting(subject, found, f"Give {subject} the path of a readable file, or unset it.")]
 
 
 def _one_line(error: Exception) -> str:

@@ -9,33 +9,38 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from sdjob.dataset.formats import Columns, DatasetInfo, Files, Format, file_sizes
 from sdjob.dataset.images import is_image_name
 from sdjob.files import Listing, few, shown, unreadable
-from sdjob.problems import JobError, Problem, bad_input
+from sdjob.problems import JobError, bad_input
 
 _NAMES = ("metadata.jsonl", "metadata.csv")  # the first that exists is read
 _COLUMN = "file_name"
 
-_UNREADABLE = "not a JSON object"
-_NO_NAME = f"no {_COLUMN}"
-_TWICE = f"a {_COLUMN} that an earlier line has"
-_OUTSIDE = f"a {_COLUMN} outside this folder"
-_NO_IMAGE = f"a {_COLUMN} that is not an image"
-_ABSENT = f"a {_COLUMN} that does not exist"
-_NO_CAPTION = "no text in the caption column"
-_REMEDIES = {
-    _UNREADABLE: 'write one JSON object a line: {"file_name": "a.jpg", "text": "a caption"}',
-    _NO_NAME: f"give every line a {_COLUMN}, relative to this folder",
-    _TWICE: "keep one line for each image",
-    _OUTSIDE: "put the images into the folder of this file or below it, and name them relative to it",
-    _NO_IMAGE: "name images only (jpg, png, webp, bmp, gif, tiff)",
-    _ABSENT: "copy the missing images, or take their lines out",
-    _NO_CAPTION: "write the missing captions, or take these lines out",
-}
+
+class _Mistake(Enum):
+    """What can be wrong with a line, and the remedy."""
+
+    UNREADABLE = (
+        "not a JSON object",
+        'write one JSON object a line: {"file_name": "a.jpg", "text": "a caption"}',
+    )
+    NO_NAME = f"no {_COLUMN}", f"give every line a {_COLUMN}, relative to this folder"
+    TWICE = f"a {_COLUMN} that an earlier line has", "keep one line for each image"
+    OUTSIDE = (
+        f"a {_COLUMN} outside this folder",
+        "put the images into the folder of this file or below it, and name them relative to it",
+    )
+    NO_IMAGE = f"a {_COLUMN} that is not an image", "name images only (jpg, png, webp, bmp, gif, tiff)"
+    ABSENT = f"a {_COLUMN} that does not exist", "copy the missing images, or take their lines out"
+    NO_CAPTION = "no text in the caption column", "write the missing captions, or take these lines out"
+
+    def __init__(self, found: str, remedy: str) -> None:
+        self.found, self.remedy = found, remedy
 
 
 def _detect(listing: Listing, captions: bool) -> bool:
@@ -106,16 +111,22 @@ def _read(path: Path, caption_column: str | None) -> _Metadata:
         found = f"cannot be read as UTF-8 text ({error})"
         raise JobError(bad_input(shown(path), found, "save it again as UTF-8")) from error
     columns = tuple(dict.fromkeys(key for _, row in rows for key in row or ()))
-    for column, remedy in ((_COLUMN, _REMEDIES[_NO_NAME]), (caption_column, _other_column(columns))):
+    others = [column for column in columns if column != _COLUMN]
+    other = f"set caption_column to one of {few(others, 20)}" if others else "add the captions to this file"
+    for column, remedy in ((_COLUMN, _Mistake.NO_NAME.remedy), (caption_column, other)):
         if column and column not in columns and columns:
             found = f"has no column {column!r}; its columns are {few(columns, 20)}"
             raise JobError(bad_input(shown(path), found, remedy))
-    mistakes: dict[str, list[int]] = defaultdict(list)
+    mistakes: dict[_Mistake, list[int]] = defaultdict(list)
     images = _images(path.parent, rows, caption_column, mistakes)
-    if mistakes:
-        raise JobError(_problem(path, mistake, lines) for mistake, lines in mistakes.items())
-    if not images:
-        raise JobError(bad_input(shown(path), "has no rows", _REMEDIES[_UNREADABLE]))
+    problems = []
+    for mistake, lines in mistakes.items():
+        found = f"{mistake.found}: {'line' if len(lines) == 1 else 'lines'} {few(map(str, sorted(lines)))}"
+        problems.append(bad_input(shown(path), found, mistake.remedy))
+    if not images and not problems:
+        problems.append(bad_input(shown(path), "has no rows", _Mistake.UNREADABLE.remedy))
+    if problems:
+        raise JobError(problems)
     names = tuple(sorted(images))
     captions = tuple(images[name] for name in names) if caption_column else ()
     return _Metadata(columns, names, captions)
@@ -142,13 +153,14 @@ def _images(
     folder: Path,
     rows: Sequence[tuple[int, dict[str, Any] | None]],
     caption_column: str | None,
-    mistakes: dict[str, list[int]],
+    mistakes: dict[_Mistake, list[int]],
 ) -> dict[str, str]:
-    """Normal file name → caption; what is wrong goes into `mistakes`: kind → lines."""
+    """Normal file name → caption; the lines of each mistake go into `mistakes`."""
     images: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
-        name = posixpath.normpath(row[_COLUMN]) if row and _is_text(row.get(_COLUMN)) else ""
+        value = row.get(_COLUMN) if row else None
+        name = posixpath.normpath(value) if isinstance(value, str) and value.strip() else ""
         caption = row.get(caption_column) if row and caption_column else ""
         if mistake := _mistake(row, name, caption, name in lines):
             mistakes[mistake].append(line)
@@ -156,23 +168,23 @@ def _images(
             images[name] = str(caption)
             lines[name] = line
     for name in _absent(folder, images):
-        mistakes[_ABSENT].append(lines[name])
+        mistakes[_Mistake.ABSENT].append(lines[name])
     return images
 
 
-def _mistake(row: dict[str, Any] | None, name: str, caption: Any, known: bool) -> str | None:
+def _mistake(row: dict[str, Any] | None, name: str, caption: Any, known: bool) -> _Mistake | None:
     """What is wrong with one row by itself."""
     if row is None:
-        return _UNREADABLE
+        return _Mistake.UNREADABLE
     if not name:
-        return _NO_NAME
+        return _Mistake.NO_NAME
     if name.startswith(("/", "../")):
-        return _OUTSIDE
+        return _Mistake.OUTSIDE
     if not is_image_name(posixpath.basename(name)):
-        return _NO_IMAGE
+        return _Mistake.NO_IMAGE
     if known:
-        return _TWICE
-    return None if isinstance(caption, str) else _NO_CAPTION
+        return _Mistake.TWICE
+    return None if isinstance(caption, str) else _Mistake.NO_CAPTION
 
 
 def _absent(folder: Path, names: dict[str, str]) -> list[str]:
@@ -192,17 +204,3 @@ def _absent(folder: Path, names: dict[str, str]) -> list[str]:
             raise JobError(unreadable(folder / parent, error)) from error
         absent += [posixpath.join(parent, base) for base in bases - there]
     return absent
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _other_column(columns: tuple[str, ...]) -> str:
-    others = [column for column in columns if column != _COLUMN]
-    return f"set caption_column to one of {few(others, 20)}" if others else "add the captions to this file"
-
-
-def _problem(path: Path, mistake: str, lines: list[int]) -> Problem:
-    word = "line" if len(lines) == 1 else "lines"
-    return bad_input(shown(path), f"{mistake}: {word} {few(map(str, sorted(lines)))}", _REMEDIES[mistake])

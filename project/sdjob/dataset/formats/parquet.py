@@ -11,13 +11,12 @@ import tempfile
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import IO, Any
 
-from sdjob.dataset.formats import Columns, DatasetInfo, Format
-from sdjob.dataset.formats.tables import ArrowRows, captions, checked, images, reading, row_name, sample
+from sdjob.dataset.formats import Columns, DatasetInfo
+from sdjob.dataset.formats.tables import ArrowRows, checked, reading, table_format
 from sdjob.files import Listing, few, replacing, shown
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 
@@ -205,14 +204,4 @@ def _default_cache() -> Path:
         return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}" / "datasets"
 
 
-PARQUET = Format(
-    "parquet",
-    _detect,
-    _inspect,
-    partial(captions, _column),
-    _open,
-    name_of=row_name,
-    images=partial(images, _column),
-    sample=partial(sample, _rows),
-    packages=("pyarrow",),
-)
+PARQUET = table_format("parquet", _detect, _inspect, _column, _rows, _open)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdjob.dataset.formats import Columns, DatasetInfo, Format
-from sdjob.dataset.formats.tables import ArrowRows, captions, checked, images, mapped, row_name, sample
+from sdjob.dataset.formats import Columns, DatasetInfo
+from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, table_format
 from sdjob.files import Listing, few, read_json, shown
 from sdjob.problems import JobError, bad_input
 
@@ -70,14 +69,4 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     return ArrowRows(info, tuple(info.files))
 
 
-SAVED = Format(
-    "saved",
-    _detect,
-    _inspect,
-    partial(captions, _column),
-    _open,
-    name_of=row_name,
-    images=partial(images, _column),
-    sample=partial(sample, _rows),
-    packages=("pyarrow",),
-)
+SAVED = table_format("saved", _detect, _inspect, _column, _rows, _open)

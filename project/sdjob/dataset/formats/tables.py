@@ -6,13 +6,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdjob.dataset.formats import Columns, DatasetInfo
-from sdjob.files import check_pointer, few, shown, unreadable
+from sdjob.dataset.formats import Columns, DatasetInfo, Format
+from sdjob.files import Listing, check_pointer, few, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input
 
 if TYPE_CHECKING:
@@ -20,6 +20,28 @@ if TYPE_CHECKING:
 
 ReadColumn = Callable[[Path, str], Iterator[Any]]  # file, column → its values, read as they are asked for
 ReadRows = Callable[[Path, str, Sequence[int]], dict[int, Any]]  # file, column, rows → values by row
+
+
+def table_format(
+    name: str,
+    detect: Callable[[Listing, bool], bool],
+    inspect: Callable[[Listing, Columns], DatasetInfo],
+    read_column: ReadColumn,
+    read_rows: ReadRows,
+    open_rows: Callable[[DatasetInfo, Path | None, Callable[[], None]], ArrowRows],
+) -> Format:
+    """A format whose files are tables; the first functions are those of Format."""
+    return Format(
+        name,
+        detect,
+        inspect,
+        partial(_captions, read_column),
+        open_rows,
+        name_of=row_name,
+        images=partial(_images, read_column),
+        sample=partial(_sample, read_rows),
+        packages=("pyarrow",),
+    )
 
 
 def checked(info: DatasetInfo, schema: pa.Schema, empty_captions: int) -> DatasetInfo:
@@ -97,19 +119,19 @@ def mapped(path: Path) -> pa.Table:
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
-def captions(read: ReadColumn, info: DatasetInfo) -> Iterator[str]:
+def _captions(read: ReadColumn, info: DatasetInfo) -> Iterator[str]:
     """The captions that are there."""
     if info.caption_column:
         for path in info.files:
             yield from (str(value) for value in read(path, info.caption_column) if value is not None)
 
 
-def images(read: ReadColumn, info: DatasetInfo) -> Iterator[Any]:
+def _images(read: ReadColumn, info: DatasetInfo) -> Iterator[Any]:
     for path in info.files:
         yield from read(path, info.image_column)
 
 
-def sample(read: ReadRows, info: DatasetInfo, rows: Sequence[int]) -> dict[int, Any]:
+def _sample(read: ReadRows, info: DatasetInfo, rows: Sequence[int]) -> dict[int, Any]:
     """Images of a few rows, in ascending order."""
     values: dict[int, Any] = {}
     starts = [0, *accumulate(info.row_counts)]
