@@ -11,6 +11,7 @@ from sdlaunch import command
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.command import Host
 from sdlaunch.settings.options import LaunchOptions
+from sdlaunch.user_script import Script
 
 BASE = {"pretrained_model_name_or_path": "/mnt/model/sd", "output_dir": "/output", "device": "cpu"}
 DREAMBOOTH = RunSpec(**BASE, instance_data_dir="/mnt/dataset", mixed_precision="no")
@@ -31,9 +32,17 @@ WORKER_FLAGS = [
 ]
 
 
-def build(spec=DREAMBOOTH, cluster=Cluster(1, 0, None, 2), environ=None, passed_on=None, cores=8):  # noqa: B008
+def build(
+    spec=DREAMBOOTH,
+    cluster=Cluster(1, 0, None, 2),  # noqa: B008
+    environ=None,
+    passed_on=None,
+    cores=8,
+    script=None,
+    **options,
+):
     host = Host(Path("/mnt/project"), "/usr/bin/python3", cores, environ or {})
-    return command.build(spec, cluster, host, passed_on or {}, LaunchOptions())
+    return command.build(spec, cluster, host, passed_on or {}, LaunchOptions(**options), script)
 
 
 def test_one_node():
@@ -156,3 +165,44 @@ def test_the_shell_form_has_the_same_words():
 
 def test_the_plan_is_a_value():
     assert build() == build()
+
+
+def test_a_users_script_runs_instead_of_the_worker():
+    script = Script(Path("/mnt/project/mine.py"), ("--lr=$LR", "x"))
+    assert build(script=script).argv == (
+        *build().argv[:7],
+        "/mnt/project/mine.py",
+        "--lr=$$LR",
+        "x",
+    )
+
+
+def test_restarts_are_those_of_torchrun():
+    assert build(max_restarts=3).argv[3:7] == (
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=3",
+        "--tee=3",
+    )
+
+
+@pytest.mark.parametrize(("device", "on_cpu"), [("cpu", {"ACCELERATE_USE_CPU": "true"}), ("cuda", {})])
+def test_accelerate_starts_several_processes_itself(device, on_cpu):
+    spec, cluster = DREAMBOOTH.model_copy(update={"device": device}), Cluster(2, 1, "node-0:1234", 4)
+    plan = build(spec, cluster, launcher="accelerate", accelerate_config="/c.yaml", max_restarts=3)
+    logs = "--log_dir=/output/logs/ranks-of-node-1"
+    start = plan.argv[: plan.argv.index(logs) + 1]
+    assert start[:4] == ("/usr/bin/python3", "-m", "accelerate.commands.launch", "--config_file=/c.yaml")
+    assert {"--num_processes=8", "--mixed_precision=no"} < set(start)
+    assert start[-3:] == ("--max_restarts=3", "--tee=3", logs)
+    assert plan.argv[len(start) :] == build(spec).argv[7:]
+    assert {name: plan.env[name] for name in plan.env if name.startswith("ACCELERATE")} == on_cpu
+    assert not any("restarts" in word for word in build(spec, cluster, launcher="accelerate").argv)
+
+
+def test_accelerate_leaves_a_single_process_to_torchrun():
+    alone = Cluster(1, 0, None, 1)
+    argv = build(cluster=alone, launcher="accelerate", max_restarts=3).argv
+    start = argv.index("torch.distributed.run") - 1
+    assert argv[1:4] == ("-m", "accelerate.commands.launch", "--cpu")
+    assert argv[start:] == build(cluster=alone, max_restarts=3).argv[1:]

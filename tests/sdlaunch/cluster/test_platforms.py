@@ -4,7 +4,7 @@ import pytest
 
 from sdlaunch.cluster import resolve as cluster
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.platforms import PLATFORMS, Claim, Stated
+from sdlaunch.cluster.platforms import PLATFORMS, Claim, Stated, world_size
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.settings import resolve as settings
 
@@ -118,6 +118,100 @@ def test_each_platform_is_read_by_its_own_function(platform):
         name: value for other in PLATFORMS if other != platform for name, value in TWO_BY_EIGHT[other].items()
     }
     assert PLATFORMS[platform](others) == Claim()
+
+
+def stated(environ, *variables, **derived):
+    """A claim of these variables in the order of its fields; "": nothing."""
+    values = (Stated(environ[name], name) if name else None for name in variables)
+    fields = ("nodes", "node_rank", "address", "port", "nproc")
+    claimed = {field: value for field, value in zip(fields, values, strict=False) if value}
+    return Claim(**claimed | {name: Stated(*value) for name, value in derived.items()})
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "variables", "derived"),
+    [
+        (
+            "torchrun",
+            {"PET_RDZV_ENDPOINT": "other:1"},  # weaker than the address and the port
+            ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_NPROC_PER_NODE"),
+            {},
+        ),
+        (
+            "torchrun",
+            {"PET_MASTER_ADDR": "", "PET_MASTER_PORT": "", "PET_RDZV_ENDPOINT": "node-0:5"},
+            ("PET_NNODES", "PET_NODE_RANK", "", "", "PET_NPROC_PER_NODE"),
+            {"address": ("node-0", "PET_RDZV_ENDPOINT"), "port": ("5", "PET_RDZV_ENDPOINT")},
+        ),
+        (
+            "sagemaker",
+            {"SM_HOST_COUNT": "9", "SM_CURRENT_HOST_RANK": "9"},  # weaker than the list
+            ("", "", "", "SM_MASTER_PORT", "SM_NUM_GPUS"),
+            {
+                "nodes": ("2", "SM_HOSTS"),
+                "node_rank": ("1", "SM_CURRENT_HOST"),
+                "address": ("node-0", "SM_HOSTS", True),
+            },
+        ),
+        (
+            "sagemaker",
+            {
+                "SM_HOSTS": '{"node-0": 0}',
+                "SM_HOST_COUNT": "2",
+                "SM_CURRENT_HOST_RANK": "1",
+                "SM_MASTER_ADDR": "a",
+            },
+            ("SM_HOST_COUNT", "SM_CURRENT_HOST_RANK", "SM_MASTER_ADDR", "SM_MASTER_PORT", "SM_NUM_GPUS"),
+            {},
+        ),
+        (
+            "volcengine",
+            {},
+            ("MLP_WORKER_NUM", "MLP_ROLE_INDEX", "MLP_WORKER_0_HOST", "MLP_WORKER_0_PORT", "MLP_WORKER_GPU"),
+            {},
+        ),
+        (
+            "skypilot",
+            {},
+            ("SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "", "", "SKYPILOT_NUM_GPUS_PER_NODE"),
+            {"address": ("node-0", "SKYPILOT_NODE_IPS", True)},
+        ),
+        (
+            "dstack",
+            {},
+            ("DSTACK_NODES_NUM", "DSTACK_NODE_RANK", "DSTACK_MASTER_NODE_IP", "", "DSTACK_GPUS_PER_NODE"),
+            {},
+        ),
+        (
+            "slurm",
+            {"SLURM_JOB_NUM_NODES": "9"},
+            ("SLURM_NNODES", "SLURM_NODEID"),
+            {"address": ("node-0", "SLURM_JOB_NODELIST", True)},
+        ),
+        (
+            "slurm",
+            {"SLURM_NNODES": "", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": ""},
+            ("SLURM_JOB_NUM_NODES", "SLURM_NODEID"),
+            {},
+        ),
+    ],
+)
+def test_what_a_platform_states_and_by_which_variable(platform, changes, variables, derived):
+    environ = TWO_BY_EIGHT[platform] | changes
+    assert PLATFORMS[platform](environ) == stated(environ, *variables, **derived)
+
+
+def test_slurm_without_a_list_of_hosts_states_no_address():
+    assert PLATFORMS["slurm"]({"SLURM_PROCID": "1", "SLURM_NODEID": "1"}).address is None
+
+
+@pytest.mark.parametrize("rank", ["RANK", "VC_TASK_INDEX", "VK_TASK_INDEX"])
+def test_the_variables_that_several_platforms_share(rank):
+    environ = {"WORLD_SIZE": "2", rank: "1", "MASTER_ADDR": "node-0", "MASTER_PORT": "1234"}
+    assert world_size(environ) == stated(environ, "WORLD_SIZE", rank, "MASTER_ADDR", "MASTER_PORT")
+    assert world_size(environ | {"PET_NNODES": "2"}) == Claim()  # torchrun's own
+    assert world_size(environ | {"LOCAL_RANK": "0"}) == Claim()  # of one of its processes
+    assert world_size({"WORLD_SIZE": "2", rank: "1"}) == Claim()
 
 
 def test_a_new_platform_is_a_function_and_a_line_of_the_table(monkeypatch):

@@ -83,6 +83,24 @@ def test_a_secret_with_quotes_however_it_is_spelled(spell):
     assert "so-secret" not in shown
 
 
+@pytest.mark.parametrize(
+    ("spelled", "shown"),
+    [
+        (json.dumps('über "x"-secret'), '"[redacted]"'),
+        (json.dumps('über "x"-secret', ensure_ascii=False), '"[redacted]"'),
+        (shlex.quote("it's-so-secret"), "'[redacted]'"),
+        ("'it''s-so-secret'", "'[redacted]'"),  # in YAML
+    ],
+)
+def test_a_secret_is_hidden_from_its_first_to_its_last_character(spelled, shown):
+    secrets = {"A_TOKEN": 'über "x"-secret', "B_TOKEN": "it's-so-secret"}
+    assert redact(spelled, secrets_of(secrets)) == shown
+
+
+def test_a_part_of_a_secret_is_not_hidden():
+    assert redact("bcdefgh", secrets_of({"A_TOKEN": "abcdefghi"})) == "bcdefgh"
+
+
 def test_each_line_of_a_secret():
     key = "-----BEGIN PRIVATE KEY-----\nabcdefgh\nijklmnop\n-----END PRIVATE KEY-----\n"
     shown = redact("abcdefgh\nx ijklmnop\n" + json.dumps(key), secrets_of({"PRIVATE_KEY": key}))

@@ -2,7 +2,9 @@
 
 import pytest
 
+from sdjob.settings.run_spec import RunSpec
 from sdlaunch.settings import names
+from sdlaunch.settings.options import LaunchOptions
 
 
 @pytest.mark.parametrize(
@@ -12,6 +14,9 @@ from sdlaunch.settings import names
         ("batch_siz", "batch_size"),
         ("batch_sizes", "batch_size"),
         ("bach_sise", "batch_size"),  # two edits of a long name
+        ("bxtcy_size", "batch_size"),  # both to letters that it does not have
+        ("train-text-encodxx", "train_text_encoder"),
+        ("seeds", "seed"),
         ("NPROC_PERNODE", "NPROC_PER_NODE"),
         ("OUTPUT_DRI", "OUTPUT_DIR"),
         ("output-dirs", "OUTPUT_DIR"),
@@ -54,3 +59,29 @@ def test_variables_of_platforms_and_libraries_are_foreign():
     assert names.is_foreign("NCCL_DEBUG") and names.is_foreign("PATH")
     assert not names.is_foreign("bacth_size")
     assert names.mount_of("INSTANCE_DATA_DIR") == "DATASET_DIR"
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "shown", "others"),
+    [
+        (RunSpec, "learning_rate", "lr", {"learning_rate"}),
+        (RunSpec, "train_batch_size", "batch_size", {"train_batch_size"}),
+        (RunSpec, "seed", "seed", set()),
+        (LaunchOptions, "nnodes", "NNODES", set()),  # upper-case names have no lower-case one
+        (LaunchOptions, "hang_timeout", "hang_timeout", set()),
+    ],
+)
+def test_every_name_of_a_setting_is_known(model, field, shown, others):
+    names.catalogue.cache_clear()
+    spellings = [shown, *names.other_names(model, field)]
+    assert others <= set(spellings)
+    assert field in spellings or shown.isupper()
+    found = {name: target for name, target in names.catalogue().items() if target.field == field}
+    assert list(found) == spellings
+    assert {(target.model, target.shown) for target in found.values()} == {(model, shown)}
+    assert [target.alias.name for target in found.values()] == spellings
+
+
+def test_flags_of_the_worker_alone_are_not_names():
+    names.catalogue.cache_clear()
+    assert not {"instance_data_dir", "train_data_dir", "output_dir"} & names.catalogue().keys()

@@ -5,7 +5,7 @@ import pytest
 from sdjob.problems import Problem
 from sdjob.protocol import ExitNote, Heartbeat
 from sdlaunch.supervise.hang import Hang
-from sdlaunch.supervise.verdict import Ending, advised, judge
+from sdlaunch.supervise.verdict import Ending, advised, judge, refused
 
 
 def note(rank=0, code=70, time=1.0):
@@ -141,3 +141,134 @@ def test_a_hang_goes_before_everything_and_names_the_stages():
 def test_a_stop_tells_whether_anything_was_saved(step, told, words):
     verdict = judge(ending(returncode=0, notes=(ExitNote(0, 75, step),)))
     assert (verdict.code, verdict.step, verdict.evidence) == (75, told, (f"the workers {words}",))
+
+
+def table(status, rank=1):
+    """torchrun's table of failures."""
+    return (KILLED[0], f"  rank      : {rank} (local_rank: 1)", f"  exitcode  : {status} (pid: 5)")
+
+
+@pytest.mark.parametrize(
+    ("end", "rank", "evidence", "remedy"),
+    [
+        (
+            ending(log_tail=table(-9)),
+            1,
+            "rank 1 was killed by SIGKILL, and not by the launcher",
+            "memory of the host",
+        ),
+        (ending(log_tail=table(-7)), 1, "rank 1 was killed by SIGBUS, and not by the launcher", "--shm-size"),
+        (
+            ending(log_tail=table(-11)),
+            1,
+            "rank 1 was killed by SIGSEGV, and not by the launcher",
+            "log of that rank",
+        ),
+        (
+            ending(log_tail=table(-40)),
+            1,
+            "rank 1 was killed by signal 40, and not by the launcher",
+            "log of that rank",
+        ),
+        (
+            ending(oom_kills=2, log_tail=table(-9, 3)),
+            3,
+            "the kernel killed 2 processes for memory (memory.events: oom_kill)",
+            "more memory",
+        ),
+        (
+            ending(log_tail=("x", " No space left on device\n", *table(1))),
+            1,
+            "No space left on device",
+            "Free some",
+        ),
+        (ending(notes=(note(2),)), 2, "E", "Read the log of that rank"),
+        (ending(returncode=0), None, "all processes ended with 0", ""),
+        (
+            ending(stopped_by=15),
+            None,
+            "the workers were ended before they had saved",
+            "Start the same command",
+        ),
+        (ending(notes=(note(code=75),)), None, "the workers saved and ended", "Start the same command"),
+    ],
+)
+def test_the_rank_the_evidence_and_the_remedy(end, rank, evidence, remedy):
+    verdict = judge(end)
+    assert (verdict.root_rank, verdict.evidence) == (rank, (evidence,))
+    assert remedy in verdict.remedy and bool(remedy) == bool(verdict.remedy)
+
+
+@pytest.mark.parametrize(
+    ("returncode", "status", "words"),
+    [
+        (1, 0, ("exit status 1", "exit status 0")),
+        (-9, 3, ("SIGKILL", "exit status 3")),
+        (-40, -15, ("signal 40", "SIGTERM")),
+    ],
+)
+def test_an_exit_status_in_words(returncode, status, words):
+    verdict = judge(ending(returncode=returncode, log_tail=table(status)))
+    assert verdict.evidence == (f"torchrun ended with {words[0]}", f"rank 1 failed first, with {words[1]}")
+    assert (verdict.code, verdict.root_rank) == (70, 1)
+    assert "log of that rank" in verdict.remedy
+
+
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [("loss", "diverged"), ("weights", "diverged"), ("x", "training failed"), (None, "bug or lost peer")],
+)
+def test_the_class_of_a_failed_training_follows_from_its_problems(subject, name):
+    problems = (Problem(70, subject, "is nan", "Lower lr."),) if subject else ()
+    verdict = judge(ending(notes=(ExitNote(1, 70, 3, 2.5, problems, traceback="Traceback"),)))
+    assert (verdict.failure_class, verdict.problems, verdict.traceback) == (name, problems, "Traceback")
+    assert verdict.evidence == ((f"{subject}: is nan",) if subject else ())
+    assert verdict.remedy.startswith("Lower lr." if subject else "Read the log")
+    assert (verdict.root_rank, verdict.step, verdict.time) == (1, 3, 2.5)
+    assert judge(ending(notes=(note(),))).traceback is None
+
+
+def test_a_stop_has_the_step_and_the_problems_of_its_note():
+    problem = Problem(75, "stop", "asked", "Start again.")
+    end = ending(notes=(ExitNote(0, 75, 5, problems=(problem,)),), heartbeats=(Heartbeat(1, "step", 7),))
+    assert (judge(end).step, judge(end).problems) == (5, (problem,))
+
+
+def test_a_hang_names_the_only_busy_rank_and_keeps_the_stacks():
+    waiting, busy = 'File "torch/distributed/x.py", line 1 in wait', 'File "a/b.py", line 7 in read'
+    hang = Hang(61.4, {1: waiting, 0: busy})
+    verdict = judge(ending(hang=hang))
+    assert verdict.evidence == (
+        "no progress on any rank for 61 s (hang_timeout)",
+        "rank 0: read (b.py:7)",
+        "rank 1: wait (x.py:1)",
+    )
+    assert (verdict.root_rank, verdict.traceback) == (0, hang.text())
+    assert "hang_timeout" in verdict.remedy
+    assert judge(ending(hang=Hang(61.4, {}))).traceback is None
+
+
+def test_a_refused_job_is_judged_by_its_most_important_problems():
+    setting, image = Problem(64, "lr", "is x", "Set it."), Problem(66, "a.png", "is empty", "Replace it.")
+    other = Problem(64, "plugin", "is y", "Set it too.")
+    verdict = refused([image, other, setting])
+    assert (verdict.code, verdict.evidence) == (64, ("lr: is x", "plugin: is y"))
+    assert (verdict.remedy, verdict.problems) == ("Set it.", (setting, other, image))
+
+
+def test_a_verdict_as_it_is_written_to_failure_json():
+    problem = Problem(66, "a.png", "is empty", "Replace it.")
+    verdict = judge(ending(notes=(ExitNote(1, 66, 3, 2.5, (problem,), traceback="T"),)))
+    assert verdict.failed
+    assert verdict.to_dict() == {
+        "class": "bad input",
+        "code": 66,
+        "root_rank": 1,
+        "step": 3,
+        "time": "1970-01-01T00:00:02.500+00:00",
+        "evidence": ["a.png: is empty"],
+        "remedy": "Replace it.",
+        "problems": [{"subject": "a.png", "found": "is empty", "remedy": "Replace it.", "code": 66}],
+        "traceback": "T",
+    }
+    assert [judge(end).failed for end in (ending(returncode=0), ending(stopped_by=15))] == [False, False]
