@@ -1,6 +1,7 @@
 """Buckets: every batch of one shape, every image as often as the others, on any number of processes."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,26 @@ def test_sizes(resolution, step):
         assert resolution / 2 <= min(width, height) and max(width, height) <= 2 * resolution
         # About the pixels of the square: never more, and one step of the shorter side would be.
         assert width * height <= resolution**2 < max(width, height) * (min(width, height) + step)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "step", "sizes"),
+    [
+        (16, 8, [(8, 24), (8, 32), (16, 16), (24, 8), (32, 8)]),
+        (
+            8,
+            1,
+            [
+                *((4, 13), (4, 14), (4, 15), (4, 16), (5, 11), (5, 12), (6, 10), (7, 9), (8, 8)),
+                *((9, 7), (10, 6), (11, 5), (12, 5), (13, 4), (14, 4), (15, 4), (16, 4)),
+            ],
+        ),
+    ],
+)
+def test_every_size_from_half_to_twice_the_resolution(resolution, step, sizes):
+    found = sizes_of(resolution, step)
+    assert found == sizes
+    assert {type(side) for size in found for side in size} == {int}
 
 
 def test_an_image_goes_where_least_of_it_is_lost():
@@ -94,6 +115,27 @@ def test_seed_and_epoch_decide_the_order():
     )
     assert one == same != other
     assert one[: len(PHOTOS)] != one[len(PHOTOS) :]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batch"), [([20], 20), ([1] * 20, 1)], ids=["images of a bucket", "batches of an epoch"]
+)
+def test_seed_epoch_and_stream_decide_the_order(lengths, batch):
+    every = of_lengths(lengths, batch)
+    orders = [
+        tuple(buckets.sample_at(20 * epoch + position).index for position in range(20))
+        for seed in (3, 4)
+        for stream in ("instance", "class")
+        for epoch in (0, 1)
+        for buckets in [replace(every, seed=seed, stream=stream)]
+    ]
+    assert len(set(orders)) == 8
+    assert {tuple(sorted(order)) for order in orders} == {tuple(range(20))}
+
+
+def test_a_sample_names_its_stream():
+    buckets = bucketed(PHOTOS, 64, 8, 3, "captioned", global_batch=2)
+    assert (buckets.stream, buckets.sample_at(5).stream) == ("captioned", "captioned")
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdtrain.data.sampling import BatchShape, generator, permutation, rank_batches, sample_at
+from sdtrain.data.sampling import (
+    BatchShape,
+    Sample,
+    generator,
+    permutation,
+    rank_batches,
+    sample_at,
+    sample_generator,
+)
 
 
 def places(per_device, accumulation, size, first, steps):
@@ -82,3 +90,28 @@ def test_generator_neither_reads_nor_moves_the_global_state(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     torch.rand(5)
     assert torch.equal(torch.rand(4, generator=generator(1, 2, 3, "noise")), first)
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [
+        ((1, 2, 3, "noise"), 8042806248016514185),
+        ((42, 0, 0, "timestep"), 2468173514125576985),
+        ((42, 7, 1000, "crop"), 5093075760213709665),
+    ],
+)
+def test_the_numbers_of_a_sample_never_change(key, number):
+    """A run of an earlier version resumes with the same numbers."""
+    assert generator(*key).initial_seed() == number
+
+
+def test_a_sample_has_numbers_for_each_purpose_and_stream():
+    found = sample_generator(1, Sample(2, 3, 9, "class"), "noise")
+    assert found.initial_seed() == generator(1, 2, 3, "noise/class").initial_seed()
+
+
+def test_the_samples_of_an_epoch_are_its_permutation():
+    permutation.cache_clear()
+    found = [sample_at(7, 10, 10 + position, "captioned") for position in range(10)]
+    order = permutation(7, 1, 10, "captioned").tolist()
+    assert found == [Sample(1, position, index, "captioned") for position, index in enumerate(order)]

@@ -40,12 +40,15 @@ def test_weighted_loss_is_instance_plus_weight_times_prior():
     instance, prior = torch.tensor([1.0, 3.0]), torch.tensor([10.0, 20.0])
     assert loss.weighted_loss([instance, prior], [1.0, 0.25]).item() == 2.0 + 0.25 * 15.0
     assert loss.weighted_loss([instance], [1.0]).item() == 2.0
+    with pytest.raises(ValueError, match="shorter"):
+        loss.weighted_loss([instance, prior], [1.0])
 
 
 def test_signal_to_noise():
     schedule = DDPMScheduler()
     alpha = schedule.alphas_cumprod[TIMESTEPS]
     torch.testing.assert_close(loss.signal_to_noise(schedule, TIMESTEPS), alpha / (1 - alpha))
+    assert loss.signal_to_noise(schedule, TIMESTEPS.to("meta")).device.type == "meta"
 
 
 def test_min_snr_weights():

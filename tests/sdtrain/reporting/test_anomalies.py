@@ -91,7 +91,7 @@ def test_a_non_finite_loss_ends_the_run_and_names_its_first_batch(value):
     with pytest.raises(JobError) as error:
         found.finite(torch.tensor(value), 5)
     assert problem(error).found == f"is {value} by step 5; it was {value} at step 4, with b, c"
-    assert problem(error).code == 70
+    assert (problem(error).code, problem(error).subject) == (70, "loss")
 
 
 def test_the_first_batch_is_that_of_the_earliest_step_on_any_rank():
@@ -111,6 +111,15 @@ def test_a_message_names_at_most_eight_images():
     with pytest.raises(JobError) as error:
         found.finite(torch.tensor(math.nan), 1)
     assert problem(error).found.endswith("with a, b, c, d, e, f, g, h and 2 more")
+
+
+def test_the_last_thousand_batches_are_remembered():
+    found = anomalies()
+    for step in range(1, 1002):
+        found.observe(step, batch("a"), torch.tensor(math.nan))
+    with pytest.raises(JobError) as error:
+        found.finite(torch.tensor(math.nan), 1001)
+    assert problem(error).found.endswith("it was nan at step 2, with a")
 
 
 def test_a_sum_may_overflow_although_every_loss_is_finite():
@@ -139,7 +148,7 @@ def test_skipped_steps_are_counted_up_to_max_nan_steps(capsys):
     found.observe(6, batch("b"), torch.tensor(math.inf))
     with pytest.raises(JobError) as error:
         found.skip_step(6)
-    assert found.skipped_steps == 3
+    assert (found.skipped_steps, problem(error).subject) == (3, "loss")
     assert problem(error).found == (
         "3 steps had a non-finite loss (max_nan_steps=2); the last was inf at step 6, with b"
     )
