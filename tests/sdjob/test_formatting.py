@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjob.formatting import as_typed, counted
+from sdjob.formatting import as_json, as_typed, counted, in_units
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,22 @@ def test_one_and_many(number, words, text):
 )
 def test_a_value_as_it_is_typed(value, text):
     assert as_typed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1_536_000, "1.54 MB"),
+        (25_000_000_000, "25 GB"),
+        (4_000_000_000_000_000, "4e+03 TB"),
+    ],
+)
+def test_bytes_in_the_largest_unit_that_fits(size, text):
+    assert in_units(size) == text
+
+
+def test_json_for_people_and_programs():
+    assert as_json({"a": ["ü"]}) == '{\n  "a": [\n    "ü"\n  ]\n}'

@@ -42,7 +42,8 @@ def test_all_exit_notes_are_read_and_one_is_removed(tmp_path):
     for note in NOTES:
         note.write(tmp_path)
     assert set(ExitNote.read_all(tmp_path)) == set(NOTES)
-    ExitNote.remove(tmp_path, 11)
+    for _ in range(2):  # the second time there is nothing to remove
+        ExitNote.remove(tmp_path, 11)
     assert {note.rank for note in ExitNote.read_all(tmp_path)} == {0, 3}
 
 
@@ -51,6 +52,7 @@ def test_a_heartbeat_comes_back_over_a_longer_one(tmp_path, beat):
     Heartbeat(99999, "a much longer stage, as it came before", 123456).write(tmp_path, 12)
     beat.write(tmp_path, 12)
     assert Heartbeat.read_all(tmp_path) == {12: beat}
+    assert not (tmp_path / "alive-12").stat().st_mode & 0o111  # not executable
 
 
 def test_the_time_of_the_newest_heartbeat_is_the_last_sign_of_life(tmp_path):
@@ -61,6 +63,11 @@ def test_the_time_of_the_newest_heartbeat_is_the_last_sign_of_life(tmp_path):
     assert Heartbeat.last(tmp_path) == 300
     Heartbeat(1, "step").write(tmp_path, 0)
     assert Heartbeat.last(tmp_path) > 1e9
+
+
+def test_a_heartbeat_that_vanishes_is_not_counted(tmp_path):
+    (tmp_path / "alive-7").symlink_to(tmp_path / "vanished")
+    assert Heartbeat.last(tmp_path) == 0
 
 
 def test_touching_the_file_is_a_sign_of_life_as_documented_for_scripts(tmp_path):
@@ -104,14 +111,16 @@ def test_the_worker_finds_the_channel_of_its_node(tmp_path):
 
 
 def test_a_channel_is_cleared_for_a_new_run_and_removed_after_it(tmp_path):
-    channel = Channel.of_node(tmp_path, 0)
+    run = tmp_path / "run"  # does not exist yet
+    channel = Channel.of_node(run, 0)
     channel.clear()
     NOTES[0].write(channel.notes)
+    NOTES[0].write(channel.notes / ".hidden")
     channel.stop_file.touch()
     channel.clear()
-    assert [path.name for path in tmp_path.rglob("*")] == ["notes-0"]
+    assert [path.name for path in run.rglob("*")] == ["notes-0"]
     channel.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert list(run.iterdir()) == []
 
 
 def test_a_folder_of_notes_that_cannot_be_removed_is_emptied(tmp_path, monkeypatch):

@@ -106,6 +106,7 @@ def test_every_difference_to_a_checkpoint_is_a_problem():
     wanted = {"recipe": "dreambooth", "seed": "8", "use_ema": "True"}
     problems = differences(found, wanted, Path("checkpoint-000002"))
     assert {problem.code for problem in problems} == {64}
+    assert all("OUTPUT_DIR (or resume=never)" in problem.remedy for problem in problems)
     assert {problem.subject: problem.found for problem in problems} == {
         "seed": "8 now, 7 in checkpoint-000002",
         "use_ema": "True now, nothing in checkpoint-000002",
@@ -217,6 +218,7 @@ def model_of(folder) -> str:
 def test_model_may_move_but_not_change(eps_model, v_model, tmp_path):
     moved = shutil.copytree(eps_model, tmp_path / "moved")
     assert model_of(moved) == model_of(eps_model) != model_of(v_model)
+    assert len(model_of(moved)) == 16  # as in checkpoints
     os.utime(moved / "unet/diffusion_pytorch_model.safetensors", (0, 0))
     assert model_of(moved) == model_of(eps_model)
     with (moved / "vae/diffusion_pytorch_model.safetensors").open("r+b") as file:
@@ -252,6 +254,12 @@ def test_every_part_of_a_model_is_part_of_its_identity(eps_model, tmp_path, path
     assert len(identities) == 4
 
 
+def test_the_identities_of_model_and_data_are_facts(captioned):
+    found = facts_of(spec_of(), STABLE_DIFFUSION, "0123", [find(captioned), find(captioned)], [])
+    data = identity(captioned)
+    assert (found["model_name"], found["dataset_name"]) == ("model 0123", f"dataset {data}+{data}")
+
+
 def test_the_subjects_of_a_list_are_facts(captioned, tmp_path):
     def facts_with(**changes) -> dict[str, str]:
         entry = {"instance_data_dir": str(captioned), "instance_prompt": "a", "class_prompt": "b", **changes}
@@ -272,11 +280,14 @@ def test_given_images_of_the_class_are_facts(folder):
         ]
         return facts_of(prior, STABLE_DIFFUSION, "model", [], concepts)["class_data_dir"]
 
-    given = class_data(str(folder))
-    assert class_data(None) == "generated images" != given
-    assert class_data(str(folder), str(folder)) != given
+    given = identity(folder, captions=False)
+    assert class_data(None) == "generated images"
+    assert class_data(str(folder)) == f"images {given}"
+    assert class_data(str(folder), str(folder)) == f"images {given}+{given}"
+    unused = [Concept(instance_data_dir="i", instance_prompt="a", class_data_dir=str(folder))]
+    assert "class_data_dir" not in facts_of(spec_of(), STABLE_DIFFUSION, "model", [], unused)
     (folder / "a.png").write_bytes(PNG + b"more")
-    assert class_data(str(folder)) != given
+    assert class_data(str(folder)) != f"images {given}"
 
 
 def test_checkpoints_of_an_earlier_version_are_recognised(tmp_path):

@@ -106,7 +106,7 @@ def test_the_defaults_work_everywhere(recipe, topology):
 def test_what_does_not_work_is_one_problem(values, topology, subject, code):
     (problem,) = problems(spec(**values), topology)
     assert (problem.subject, problem.code) == (subject, code)
-    assert problem.remedy.endswith(".")
+    assert problem.found and problem.remedy.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,32 @@ def test_a_remedy_names_what_works(values, topology, remedy):
     assert remedy in problem.remedy
 
 
+@pytest.mark.parametrize(
+    ("values", "topology", "found"),
+    [
+        ({"placement": "cpu"}, GPU, "cpu with plugin=torch_ddp"),
+        ({"plugin": "gemini", "cpu_offload": True}, GPU, "1 with plugin=gemini"),
+        ({"plugin": "gemini", "placement": "auto"}, Topology("npu", 8), "auto on npu"),
+        # mixed_precision=auto comes to fp32 there
+        ({"plugin": "gemini"}, Topology("npu", 8, bf16=False, fp16=False), "no with plugin=gemini"),
+        ({"plugin": "torch_ddp_fp16"}, CPU, "plugin=torch_ddp_fp16 on a CPU, which has no fast fp16"),
+        ({"plugin": "fsdp", "optimizer": "adafactor"}, GPU, "adafactor with plugin=fsdp"),
+        ({"optimizer": "prodigy", "learning_rate": 0.01}, GPU, "0.01 with optimizer=prodigy"),
+        ({"attention": "flash"}, OLD_GPU, "flash in fp32"),  # mixed_precision=auto
+        ({}, Topology("mps", 2), "2 processes on device=mps"),
+        ({"with_prior_preservation": True}, GPU, "empty, with with_prior_preservation on"),
+    ],
+)
+def test_what_is_wrong_is_named(values, topology, found):
+    (problem,) = problems(spec(**values), topology)
+    assert problem.found == found
+
+
+def test_a_device_that_is_not_known_yet_refuses_nothing():
+    assert problems(spec(), Topology("cuda", 1)) == []
+    assert problems(spec(attention="flash"), Topology("cuda", 1)) == []
+
+
 def test_one_process_needs_no_strategy():
     assert problems(spec(plugin="none"), CPU) == []
 
@@ -187,6 +213,7 @@ def test_one_process_needs_no_strategy():
 def test_fast_attention_needs_half_precision_on_a_gpu(attention):
     (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
     assert (problem.code, problem.subject) == (64, "attention")
+    assert "mixed_precision=bf16 or fp16" in problem.remedy
     assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []
 
 
