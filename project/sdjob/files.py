@@ -7,8 +7,9 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -174,6 +175,15 @@ def few(items: Iterable[str], limit: int = 6) -> str:
     texts = [shown(item) for item in items]
     more = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more
+
+
+def user_cache(environ: Mapping[str, str]) -> Path:
+    """This project's folder in the user's cache, or a temporary one where that cannot be written. Makes nothing."""
+    base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/nonexistent", ".cache"))
+    existing = next(path for path in (base, *base.parents) if path.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        return base / "sd-finetune"
+    return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"
 
 
 # --- writing -----------------------------------------------------------------------------------------

@@ -47,3 +47,10 @@ def test_a_durable_folder_is_synced_before_its_name_changes_and_readable_to_all(
         (temporary / "private").touch(mode=0o600)
     assert synced == [("private", False), (temporary.name, False), (tmp_path.name, True)]
     assert stat.S_IMODE((tmp_path / "x" / "private").stat().st_mode) == 0o644
+
+
+def test_the_cache_of_the_user(tmp_path, monkeypatch):
+    assert files.user_cache({"XDG_CACHE_HOME": str(tmp_path / "xdg")}) == tmp_path / "xdg" / "sd-finetune"
+    (tmp_path / "file").write_text("no folder can be made here")
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert files.user_cache({"XDG_CACHE_HOME": str(tmp_path / "file")}).parent == tmp_path

@@ -33,8 +33,10 @@ def facts_of(
 
     model: its identity. Raises JobError (66) if images of a class are missing.
     """
-    data, classes = "+".join(map(data_identity, infos)), _class_identity(spec, concepts)
-    facts = fingerprint(spec, architecture, model, data, classes)
+    given = [each.class_data_dir for each in concepts if each.class_data_dir and spec.with_prior_preservation]
+    classes = (data_identity(dataset_in(folder, spec, captions=False)) for folder in given)
+    data = "+".join(map(data_identity, infos))
+    facts = fingerprint(spec, architecture, model, data, "+".join(classes))
     if spec.concepts_list:
         facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
     return facts
@@ -42,7 +44,10 @@ def facts_of(
 
 def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> list[Problem]:
     """A problem for each fact of a checkpoint that differs from this run: it continues only the run that made it."""
-    found = {name: _in_current_words(name, text) for name, text in found.items()}
+    found = {
+        name: text.replace(*_EARLIER_WORDS[name]) if name in _EARLIER_WORDS else text
+        for name, text in found.items()
+    }
     return [
         bad_setting(
             name,
@@ -52,10 +57,6 @@ def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> 
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
-
-
-def _in_current_words(name: str, text: str) -> str:
-    return text.replace(*_EARLIER_WORDS[name]) if name in _EARLIER_WORDS else text
 
 
 def model_identity(folder: PipelineFolder) -> str:
@@ -113,14 +114,6 @@ def fingerprint(
             facts["class_data_dir"] = f"images {class_data}" if class_data else "generated images"
             facts["num_class_images"] = str(spec.num_class_images)
     return facts
-
-
-def _class_identity(spec: RunSpec, concepts: Sequence[Concept]) -> str:
-    """The identity of the given class images; "": generated, or not used. Raises JobError (66)."""
-    if not spec.with_prior_preservation:
-        return ""
-    given = [concept.class_data_dir for concept in concepts if concept.class_data_dir]
-    return "+".join(data_identity(dataset_in(folder, spec, captions=False)) for folder in given)
 
 
 def _edges(path: Path) -> bytes:

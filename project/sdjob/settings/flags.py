@@ -18,16 +18,12 @@ from sdjob.settings.run_spec import RunSpec
 
 _REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
 
-_REMEDIES = {  # pydantic's type of the error → remedy, with the limits of pydantic's context
+_REMEDIES = {  # pydantic's type of the error, or its first word → remedy, with the limits of pydantic's context
     "missing": "Set it",
-    "float_parsing": "Write a number, such as 1e-5",
-    "float_type": "Write a number, such as 1e-5",
+    "float": "Write a number, such as 1e-5",
     "finite_number": "Write a finite number",
-    "int_parsing": "Write a whole number, such as 4",
-    "int_from_float": "Write a whole number, such as 4",
-    "int_type": "Write a whole number, such as 4",
-    "bool_parsing": "Write 1 or 0",
-    "bool_type": "Write 1 or 0",
+    "int": "Write a whole number, such as 4",
+    "bool": "Write 1 or 0",
     "literal_error": "Write one of {expected}",
     "greater_than": "Write a number above {gt}",
     "greater_than_equal": "Write at least {ge}",
@@ -100,7 +96,7 @@ def _remedy(detail: ErrorDetails) -> str:
     """What to write, by the type of the error; otherwise the message of the validator."""
     limits = {name: str(limit) for name, limit in detail.get("ctx", {}).items()}
     limits["expected"] = limits.get("expected", "").replace("'", "").replace(" or ", ", ")
-    words = _REMEDIES.get(detail["type"])
+    words = _REMEDIES.get(detail["type"]) or _REMEDIES.get(detail["type"].partition("_")[0])
     return words.format(**limits) if words else detail["msg"].replace("Input should", "It should")
 
 

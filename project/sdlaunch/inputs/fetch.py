@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdjob.files import user_cache
 from sdjob.problems import Problem
 from sdlaunch.display.redact import redact, secrets_of
 from sdlaunch.inputs.mounts import Mounts
@@ -53,12 +52,7 @@ def gather(read: Settings, mounts: Mounts, home: Path, environ: Mapping[str, str
 
 def cache_folder(cache_dir: str | None, environ: Mapping[str, str]) -> Path:
     """`cache_dir`, else the user's cache folder, else (where that cannot be written) a temporary one."""
-    if cache_dir:
-        return Path(cache_dir).expanduser().absolute()
-    base = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/nonexistent", ".cache"))
-    if os.access(next(path for path in (base, *base.parents) if path.exists()), os.W_OK):
-        return base / "sd-finetune"
-    return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"
+    return Path(cache_dir).expanduser().absolute() if cache_dir else user_cache(environ)
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> str:

@@ -22,18 +22,18 @@ _KEPT = 0.2  # fraction of the time for the checks that stays free; the worker d
 def findings(job: Job) -> list[Finding]:
     """Unusable images of the dataset, and a folder name that has a meaning in other trainers."""
     info = job.contents.dataset
-    return [*_repeats(info), *_decoded(job, info)] if info else []
-
-
-def _repeats(info: DatasetInfo) -> list[Finding]:
-    """kohya's scripts read a number of repeats from the name of a folder: `10_sks dog`."""
-    match = re.fullmatch(r"(\d+)_.+", info.path.name)
-    if match is None or int(match[1]) < 2:
+    if info is None:
         return []
-    return [
-        f"DATASET_DIR: the {match[1]} of {info.path.name} is not read as repeats here: set epoch or num_train_step; "
-        "for several subjects, set the weight of each in concepts_list"
-    ]
+    found = _decoded(job, info)
+    repeats = re.fullmatch(
+        r"(\d+)_.+", info.path.name
+    )  # kohya's scripts read them from the name: `10_sks dog`
+    if repeats and int(repeats[1]) > 1:
+        found.append(
+            f"DATASET_DIR: the {repeats[1]} of {info.path.name} is not read as repeats here: set epoch or "
+            "num_train_step; for several subjects, set the weight of each in concepts_list"
+        )
+    return found
 
 
 def of_concepts(job: Job) -> list[Finding]:

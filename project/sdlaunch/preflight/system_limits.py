@@ -12,10 +12,16 @@ from sdjob.formatting import in_units
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.preflight.job import Job
 
 SHM = Path("/dev/shm")
 _PREFETCHED = 2  # batches that each loader process prefetches, as PyTorch does by default
 _FILES = 256  # open files of a training process without loaders: libraries, devices, logs
+
+
+def findings(job: Job) -> list[Problem]:
+    spec, cluster = job.spec, job.cluster
+    return [*shared_memory(spec, cluster), *open_files(spec, cluster), *rendezvous(cluster)]
 
 
 def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Problem]:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import IO, Any
 
 from sdjob.dataset.formats import Columns, DatasetInfo
 from sdjob.dataset.formats.tables import ArrowRows, checked, reading, table_format
-from sdjob.files import Listing, few, replacing, shown
+from sdjob.files import Listing, few, replacing, shown, user_cache
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
@@ -155,7 +154,7 @@ def _picked(batches: Iterable[Any], rows: Sequence[int]) -> Iterator[tuple[int, 
 
 def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -> ArrowRows:
     """Several processes may call this at once; the files are converted once, until they change."""
-    folder = cache or _default_cache()
+    folder = cache or user_cache(os.environ) / "datasets"
     converted = folder / f"parquet-{_key(info)}.arrow"
     try:
         if not converted.exists():
@@ -190,18 +189,6 @@ def _convert(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) ->
             arrays = [batch.column(column) for column in columns]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
             progress()
-
-
-def _default_cache() -> Path:
-    """The user's cache folder, or a temporary one where the home cannot be written."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache = base / "sd-finetune" / "datasets"
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            return cache
-    except (OSError, RuntimeError):  # not writable, or a user without a home
-        return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}" / "datasets"
 
 
 PARQUET = table_format("parquet", _detect, _inspect, _column, _rows, _open)

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sdjob.dataset.formats import parquet as parquet_format
 from sdjob.dataset.formats.parquet import missing_shards, train_files
 from sdjob.dataset.verify import verify_sample
 from tests.support.datasets import captions, find, only, parquet, png, problems, table
@@ -116,12 +115,3 @@ def test_captions_come_file_by_file(tmp_path):
             tmp_path / f"train-0000{file}-of-00002.parquet",
         )
     assert captions(tmp_path, 5 + 1) == [*(f"caption 0-{row}" for row in range(5)), "caption 1-0"]
-
-
-def test_default_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert parquet_format._default_cache() == tmp_path / "xdg" / "sd-finetune" / "datasets"
-    (tmp_path / "file").write_text("no folder can be made here")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(parquet_format.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert parquet_format._default_cache().parent.parent == tmp_path
