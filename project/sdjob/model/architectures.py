@@ -7,7 +7,7 @@ module there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,13 @@ class ArchitectureFacts:
     prediction_types: tuple[str, ...]  # that the scheduler may name; the first where it names none
     lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
     text_encoder_lora_targets: tuple[str, ...]
-    kohya_prefixes: Mapping[
-        str, str
-    ]  # trainable component → prefix of its layers in a LoRA of kohya's layout
+    kohya_prefixes: Mapping[str, str]  # trainable component → prefix of its layers in kohya's LoRA
     vae_in_fp32: bool = False  # whatever the precision of the run
     pooled: tuple[str, ...] = ()  # text encoders whose projected output is part of the conditioning
     # Text encoders that end in a layer and a norm that feed nothing, and so get no gradient.
     unused_last_layer: tuple[str, ...] = ()
 
 
-_ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
-_CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # as in diffusers' scripts
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model", "diffusion_pytorch_model")
 _TRANSFORMERS_WEIGHTS = ("model", "pytorch_model")
 _UNET = Component("diffusers", ("UNet2DConditionModel",), "config.json", _DIFFUSERS_WEIGHTS, in_channels=4)
@@ -74,26 +70,21 @@ STABLE_DIFFUSION = ArchitectureFacts(
     },
     text_encoders={"text_encoder": "tokenizer"},
     prediction_types=("epsilon", "v_prediction"),
-    lora_targets=_ATTENTION,
-    text_encoder_lora_targets=_CLIP_ATTENTION,
+    lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
+    text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),  # as in diffusers' scripts
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
 )
-STABLE_DIFFUSION_XL = ArchitectureFacts(
+STABLE_DIFFUSION_XL = replace(
+    STABLE_DIFFUSION,
     class_name="StableDiffusionXLPipeline",
     name="stable-diffusion-xl",
     title="the base of Stable Diffusion XL",
-    tags=("stable-diffusion",),
-    denoiser="unet",
-    denoiser_title="U-Net",
     components={
         **STABLE_DIFFUSION.components,
         "text_encoder_2": _PROJECTED_CLIP,
         "tokenizer_2": _CLIP_TOKENIZER,
     },
     text_encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
-    prediction_types=("epsilon", "v_prediction"),
-    lora_targets=_ATTENTION,
-    text_encoder_lora_targets=_CLIP_ATTENTION,
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
     vae_in_fp32=True,  # it overflows in fp16
     pooled=("text_encoder_2",),

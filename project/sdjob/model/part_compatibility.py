@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdjob.files import read_json, shown
-from sdjob.model.config_checks import COPY_AGAIN
-from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder
 from sdjob.problems import Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 

@@ -5,25 +5,22 @@ It is a diffusers folder, or one file in the original layout (single_file.py), w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import list_folder, read_json, shown, unreadable
+from sdjob.files import few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.model import key_names, locate, single_file
-from sdjob.model.architectures import ARCHITECTURES, STABLE_DIFFUSION_XL, ArchitectureFacts, Component
-from sdjob.model.config_checks import (
-    COPY_AGAIN,
-    USE_BASE,
-    check_input_channels,
-    check_tokenizer,
-    schedule_problems,
-)
+from sdjob.model.architectures import ARCHITECTURES, STABLE_DIFFUSION_XL, ArchitectureFacts, Component, titles
 from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Part, with_weights
 from sdjob.problems import JobError, Problem, bad_input
 
+_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
+COPY_AGAIN = "copy the whole pipeline folder again (save_pretrained writes all of it)"
+_USE_BASE = f"use {titles()}"
+_MAX_TIMESTEPS = 100_000
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
@@ -80,7 +77,7 @@ def find_pipeline(
     class_name = str(index.get("_class_name", "pipeline of no named class"))
     if class_name not in ARCHITECTURES:
         found = f"is a {class_name}, which this version does not train"
-        raise JobError(bad_input(shown(folder), found, USE_BASE))
+        raise JobError(bad_input(shown(folder), found, _USE_BASE))
     architecture = ARCHITECTURES[class_name]
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
@@ -89,13 +86,13 @@ def find_pipeline(
             part, files = _with_config(folder / name, _class_of(index, name), required)
             if name == "scheduler":
                 part = replace(part, config={**part.config, **(single.scheduler if single else {})})
-                problems += schedule_problems(part.folder, part.config, architecture.prediction_types)
+                problems += _schedule_problems(part.folder, part.config, architecture.prediction_types)
             elif required.weights and single:
                 part = _with_tensors(part, single, architecture)
             elif required.weights:
                 part = with_weights(part, *required.weights, allow_pickle=allow_pickle)
             elif not required.config and not (single and single.is_published):
-                check_tokenizer(part.folder, files)
+                _check_tokenizer(part.folder, files)
             parts[name] = part
         except JobError as error:
             problems += error.problems
@@ -138,7 +135,55 @@ def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Pa
         raise JobError(bad_input(shown(folder.parent / "model_index.json"), found, COPY_AGAIN))
     if required.classes and class_name not in required.classes:
         found = f"is a {class_name}, which this version does not train"
-        raise JobError(bad_input(shown(folder), found, USE_BASE))
+        raise JobError(bad_input(shown(folder), found, _USE_BASE))
     config = read_json(folder / required.config) if required.config else {}
-    check_input_channels(folder, config, required.in_channels)
+    _check_input_channels(folder, config, required.in_channels)
     return Part(folder, class_name, config), files
+
+
+# --- configs -----------------------------------------------------------------------------------------
+
+
+def _check_input_channels(folder: Path, config: Mapping[str, Any], required: int | None) -> None:
+    """Inpainting, depth and editing models differ only in the input channels of the U-Net. Raises JobError."""
+    channels = config.get("in_channels", required)
+    if required is not None and channels != required:
+        what = " (an inpainting model)" if channels == 9 else ""
+        found = (
+            f"has {channels} input channels instead of {required}{what}, which this version does not train"
+        )
+        raise JobError(bad_input(shown(folder), found, _USE_BASE))
+
+
+def _schedule_problems(
+    folder: Path, config: Mapping[str, Any], prediction_types: Sequence[str]
+) -> list[Problem]:
+    """What keeps the loss from being computed with a noise schedule."""
+    subject = shown(folder)
+    found: list[Problem] = []
+    prediction_type = str(config.get("prediction_type", prediction_types[0]))
+    if prediction_type not in prediction_types:
+        what = f"prediction_type is {prediction_type!r}, which this version does not train"
+        found.append(bad_input(subject, what, f"use {few(prediction_types)}"))
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 < steps <= _MAX_TIMESTEPS:
+        what = f"num_train_timesteps is {steps!r}, not a number from 2 to {_MAX_TIMESTEPS:,}"
+        found.append(bad_input(subject, what, COPY_AGAIN))
+    curve = config.get("beta_schedule", "linear")
+    if curve not in _BETA_SCHEDULES and config.get("trained_betas") is None:
+        what = f"beta_schedule is {curve!r}, which is not one of {few(_BETA_SCHEDULES)}"
+        found.append(bad_input(subject, what, COPY_AGAIN))
+    return found
+
+
+def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:
+    """A tokenizer is tokenizer.json, or vocab.json with merges.txt. Raises JobError."""
+    if "tokenizer.json" in names:
+        read_json(folder / "tokenizer.json")
+        return
+    missing = [name for name in ("vocab.json", "merges.txt") if name not in names]
+    if missing:
+        found = f"{few(missing)} is missing (and no tokenizer.json)"
+        raise JobError(bad_input(shown(folder), found, COPY_AGAIN))
+    read_json(folder / "vocab.json")
+    read_file(folder / "merges.txt")

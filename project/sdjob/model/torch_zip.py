@@ -16,14 +16,6 @@ from sdjob.model.weights import Tensor
 from sdjob.problems import JobError, bad_input
 
 MAGIC = b"PK\x03\x04"
-# What a state dict is made of, apart from the storages. Nothing else that a pickle names is imported or called.
-TENSOR_GLOBALS = frozenset(
-    {
-        ("collections", "OrderedDict"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_parameter"),
-    }
-)
 _DTYPES = {  # of torch's storages, as safetensors names them
     "HalfStorage": "F16",
     "BFloat16Storage": "BF16",
@@ -44,17 +36,27 @@ class Shell(dict[Any, Any]):
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def __setstate__(self, state: Any) -> None:
+    def _forget(self, _: Any) -> None:
         pass
 
-    def append(self, item: Any) -> None:
-        pass
+    append = extend = add = __setstate__ = _forget
 
-    def extend(self, items: Any) -> None:
-        pass
 
-    def add(self, item: Any) -> None:
-        pass
+def _tensor(dtype: str, _offset: int, shape: Any, *_: Any) -> Tensor:
+    return Tensor(tuple(shape), Path(), dtype)
+
+
+def _parameter(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor
+
+
+# What a state dict is made of, apart from the storages. Nothing else that a pickle names is imported or called.
+_REBUILT: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+TENSOR_GLOBALS = frozenset(_REBUILT)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,25 +86,10 @@ class _HeaderReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        return _REBUILT.get(name, Shell) if (module, name) in TENSOR_GLOBALS else Shell
+        return _REBUILT.get((module, name), Shell)
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, *_ = pid
         if not isinstance(dtype, str):
             raise ValueError("a tensor of an unknown type")
         return dtype
-
-
-def _tensor(dtype: str, _offset: int, shape: Any, *_: Any) -> Tensor:
-    return Tensor(tuple(shape), Path(), dtype)
-
-
-def _parameter(tensor: Tensor, *_: Any) -> Tensor:
-    return tensor
-
-
-_REBUILT: Mapping[str, Any] = {
-    "OrderedDict": dict,
-    "_rebuild_tensor_v2": _tensor,
-    "_rebuild_parameter": _parameter,
-}

@@ -18,11 +18,7 @@ _RENAMED = {"place": "samples_seen"}  # keys of format 2
 
 
 def newest(
-    layout: OutputLayout,
-    setting: str,
-    skipped: Callable[[StepFolder, str], object],
-    *,
-    hashes: bool,
+    layout: OutputLayout, setting: str, skipped: Callable[[StepFolder, str], object], *, hashes: bool
 ) -> StepFolder | None:
     """The checkpoint that `resume` means; None: start from the beginning. Raises JobError (64).
 

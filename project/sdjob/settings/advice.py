@@ -31,11 +31,7 @@ def without_effect(spec: RunSpec) -> list[str]:
         (spec.validation_prompts, "validation_prompts", ("num_validation_images",)),
         (holds_out, "validation_data_dir or validation_split", ("max_validation_samples",)),
         (validates, "validation_prompts, validation_data_dir or validation_split", ("validation_steps",)),
-        (
-            schedule == "cosine_with_restarts",
-            "lr_scheduler=cosine_with_restarts",
-            ("lr_num_cycles",),
-        ),
+        (schedule == "cosine_with_restarts", "lr_scheduler=cosine_with_restarts", ("lr_num_cycles",)),
         (schedule == "polynomial", "lr_scheduler=polynomial", ("lr_power",)),
         (OPTIMIZERS[spec.optimizer].uses_betas, f"one of the optimizers {_WITH_BETAS}", betas),
         (spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),

@@ -51,10 +51,7 @@ PLUGINS: dict[str, PluginFacts] = {
         settings=("reshard_after_forward", "cpu_offload"),
     ),
     "low_level_zero": PluginFacts(
-        "colossalai_zero",
-        _COLOSSAL_DEVICES,
-        settings=("zero_stage", "cpu_offload"),
-        package="colossalai",
+        "colossalai_zero", _COLOSSAL_DEVICES, settings=("zero_stage", "cpu_offload"), package="colossalai"
     ),
     "gemini": PluginFacts(
         "colossalai_gemini",

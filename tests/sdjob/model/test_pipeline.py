@@ -1,4 +1,4 @@
-"""Tests of pipeline, config_checks and weights: a pipeline folder is recognised, or refused with everything that is
+"""Tests of pipeline and weights: a pipeline folder is recognised, or refused with everything that is
 wrong with it.
 """
 

@@ -93,11 +93,5 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
 
 
 FOLDER = Format(
-    "folder",
-    _detect,
-    _inspect,
-    _captions,
-    _open,
-    identity=_identity,
-    lacks_captions=_lacks_captions,
+    "folder", _detect, _inspect, _captions, _open, identity=_identity, lacks_captions=_lacks_captions
 )
