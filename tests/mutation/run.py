@@ -74,7 +74,7 @@ GROUPS = (
     Group(
         "sdtrain",
         (
-            "objective/loss.py",
+            "objective/process.py",
             "optim/lr_schedule.py",
             "reporting/anomalies.py",
             "data/sampling.py",

@@ -73,6 +73,12 @@ def setting_problems(spec: RunSpec, model: PipelineFolder) -> Iterator[Problem]:
             "A model that predicts the noise learns nothing where only noise is left: "
             "leave it off, or use a v-prediction model.",
         )
+    if spec.snr_gamma is not None and model.prediction_type not in ("epsilon", "v_prediction"):
+        yield bad_setting(
+            "snr_gamma",
+            f"{spec.snr_gamma}, with a model that predicts {model.prediction_type}",
+            "Min-SNR weights exist for models that predict epsilon or v_prediction: leave it empty.",
+        )
 
 
 def low_resolution(model: PipelineFolder, resolution: int) -> list[str]:

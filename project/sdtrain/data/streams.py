@@ -72,23 +72,16 @@ class StreamBatch:
     weight: float  # of the stream in the loss
     names: list[str]  # of the images
     skipped: list[Problem]  # of images that others replace
-    image_weights: torch.Tensor | None  # of each sample in the loss, [B]; None: equal
+    image_weights: torch.Tensor  # of each sample in the loss, [B]
     time_ids: torch.Tensor | None = None  # sizes and crops, [B, 6], where the architecture takes them
 
     def pin_memory(self) -> StreamBatch:
         """Called by the loader, so that copies to the device are asynchronous."""
-        return replace(
-            self,
-            pixel_values=_pinned(self.pixel_values),
-            posterior=_pinned(self.posterior),
-            encodings=self.encodings and {name: of.pin_memory() for name, of in self.encodings.items()},
-            image_weights=_pinned(self.image_weights),
-            time_ids=_pinned(self.time_ids),
-        )
-
-
-def _pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.pin_memory()
+        tensors = {
+            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        encodings = self.encodings and {name: of.pin_memory() for name, of in self.encodings.items()}
+        return replace(self, encodings=encodings, **tensors)
 
 
 @dataclass(frozen=True)
@@ -138,6 +131,8 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             "" if self._is_emptied(sample) else caption if stream.prompt is None else stream.prompt
             for caption, sample in zip(batch["caption"], batch["sample"], strict=True)
         ]
+        of_images = stream.image_weights
+        weights = [of_images[sample.index] if of_images else 1.0 for sample in batch["sample"]]
         return StreamBatch(
             batch.get("pixel_values"),
             batch.get("posterior"),
@@ -147,9 +142,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
             stream.weight,
             batch["name"],
             [problem for problems in batch.get("skipped", ()) for problem in problems],
-            torch.tensor([stream.image_weights[sample.index] for sample in batch["sample"]])
-            if stream.image_weights
-            else None,
+            torch.tensor(weights, dtype=torch.float32),
             self._time_ids(stream, batch["sample"]),
         )
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning, Parts
 from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.streams import StreamBatch
-from sdtrain.objective import loss
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Noised:
     timesteps: torch.Tensor  # [B]
     conditioning: Conditioning
     target: torch.Tensor  # of the prediction, [B, C, h, w]
-    weights: torch.Tensor | None  # of each sample's error, [B]; None: all count alike
+    weights: torch.Tensor  # of each sample's error, [B]
     sizes: tuple[int, ...]  # samples of each stream
     stream_weights: tuple[float, ...]  # of each stream in the loss
 
@@ -49,39 +49,30 @@ def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noi
         added = noise + spec.input_perturbation * normal("input_perturbation", shape)
     generators = (sample_generator(spec.seed, sample, "timestep") for sample in samples)
     timesteps = torch.cat([process.sample_timestep(generator) for generator in generators]).to(parts.device)
-    snr_weights = None if spec.snr_gamma is None else process.min_snr_weights(timesteps, spec.snr_gamma)
+    weights = torch.cat([batch.image_weights for batch in batches]).to(parts.device, non_blocking=True)
+    if spec.snr_gamma is not None:
+        weights = weights * process.min_snr_weights(timesteps, spec.snr_gamma)
     return Noised(
         noisy_latents=process.add_noise(latents, added, timesteps),
         timesteps=timesteps,
         conditioning=_conditioning(parts, batches, spec),
         target=process.target(latents, noise, timesteps),
-        weights=_weights(batches, snr_weights),
+        weights=weights,
         sizes=tuple(len(batch.samples) for batch in batches),
         stream_weights=tuple(batch.weight for batch in batches),
     )
 
 
-def _weights(batches: tuple[StreamBatch, ...], of_timesteps: torch.Tensor | None) -> torch.Tensor | None:
-    """Weight of each sample's error, [B]: its image's times its timestep's; None: all count alike."""
-    if all(batch.image_weights is None for batch in batches):
-        return of_timesteps
-    weights = torch.cat(
-        [
-            batch.image_weights if batch.image_weights is not None else torch.ones(len(batch.samples))
-            for batch in batches
-        ]
-    )
-    return weights if of_timesteps is None else weights.to(of_timesteps.device) * of_timesteps
-
-
 def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
-    """The loss of a batch, []: all streams go through the model in one forward pass."""
+    """The loss of a batch, []: the sum over streams of weight × mean error; all streams in one forward pass.
+
+    With two streams, instance loss and prior loss (Ruiz et al. 2022, arXiv:2208.12242, eq. 2).
+    """
     prediction = model(batch.noisy_latents, batch.timesteps, batch.conditioning)
-    errors = loss.squared_error(prediction, batch.target)
-    if batch.weights is not None:
-        errors = errors * batch.weights.to(errors.device)
-    by_stream = torch.split(errors, list(batch.sizes))
-    return loss.weighted_loss(list(by_stream), list(batch.stream_weights))
+    squares = mse_loss(prediction.float(), batch.target.float(), reduction="none")
+    by_stream = torch.split(squares.mean(dim=(1, 2, 3)) * batch.weights, list(batch.sizes))
+    losses = [weight * errors.mean() for errors, weight in zip(by_stream, batch.stream_weights, strict=True)]
+    return torch.stack(losses).sum()
 
 
 def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussianDistribution:

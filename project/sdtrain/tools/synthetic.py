@@ -101,7 +101,7 @@ def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch
                 weight=1.0,
                 names=["synthetic"] * size,
                 skipped=[],
-                image_weights=None,
+                image_weights=torch.ones(size),
             ),
         )
         step += 1

@@ -67,7 +67,7 @@ def _noised(training: Training, held_out: HeldOut, index: int) -> Noised:
         timesteps=timesteps,
         conditioning=conditioning_of(parts, [prompt] * _TIMESTEPS, spec, time_ids),
         target=process.target(latents, noise, timesteps),
-        weights=None,
+        weights=torch.ones(_TIMESTEPS, device=parts.device),
         sizes=(_TIMESTEPS,),
         stream_weights=(1.0,),
     )

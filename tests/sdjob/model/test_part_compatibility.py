@@ -98,6 +98,14 @@ def test_zero_terminal_snr_needs_v_prediction():
     assert judged({"snr_gamma": 5.0}, model("epsilon")) == []
 
 
+def test_min_snr_weights_need_a_model_that_predicts_epsilon_or_v():
+    for prediction_type in ("epsilon", "v_prediction"):
+        assert judged({"snr_gamma": 5.0}, model(prediction_type)) == []
+    (problem,) = judged({"snr_gamma": 5.0}, model("flow"))
+    assert (problem.code, problem.subject) == (64, "snr_gamma")
+    assert judged({}, model("flow")) == []
+
+
 def test_stable_diffusion_xl_is_trained_with_the_same_settings():
     for values in (
         {"train_text_encoder": True, "max_token_length": 150},

@@ -31,7 +31,7 @@ def batch(*indices, weight=1.0) -> StreamBatch:
         weight=weight,
         names=[str(index) for index in indices],
         skipped=[],
-        image_weights=None,
+        image_weights=torch.ones(len(indices)),
     )
 
 
@@ -62,6 +62,14 @@ def test_weights_of_images_timesteps_and_streams_multiply(parts):
     of_timesteps = parts.process.min_snr_weights(both.timesteps, 5.0)
     torch.testing.assert_close(both.weights, torch.tensor([2.0, 3.0, 1.0]) * of_timesteps)
     assert both.stream_weights == (1.0, 0.5)
+
+
+def test_errors_are_compared_in_fp32():
+    prediction, target = torch.linspace(-1, 1, 24).view(2, 3, 2, 2).bfloat16(), torch.ones(2, 3, 2, 2)
+    batch = Noised(prediction, torch.zeros(2), {}, target, torch.ones(2), sizes=(2,), stream_weights=(1.0,))
+    loss = loss_of(lambda latents, *_: latents, batch)  # type: ignore[arg-type]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, ((prediction.float() - target) ** 2).mean())
 
 
 def test_the_loss_is_the_weighted_sum_of_the_streams():
