@@ -77,7 +77,7 @@ class StreamBatch:
 
     def pin_memory(self) -> StreamBatch:
         """Called by the loader, so that copies to the device are asynchronous."""
-        tensors = {
+        tensors: dict[str, Any] = {
             name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
         encodings = self.encodings and {name: of.pin_memory() for name, of in self.encodings.items()}
