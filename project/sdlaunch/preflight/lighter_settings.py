@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from sdjob.model.memory_estimate import estimate
@@ -26,7 +26,15 @@ def fitting(spec: RunSpec, model: PipelineFolder, topology: Topology, memory: in
         need = estimate(other, model, topology)
         if need and need.total <= _HEADROOM * memory and not compatibility.problems(other, topology):
             found.append(change)
-    return [_typed(change) for change in found]
+    settings = settings_of(RunSpec)
+    return [
+        " ".join(f"{settings[name].name or name}={_typed(value)}" for name, value in change.items())
+        for change in found
+    ]
+
+
+def _typed(value: object) -> object:
+    return int(value) if isinstance(value, bool) else value
 
 
 def _changes(spec: RunSpec) -> Iterator[dict[str, Any]]:
@@ -55,11 +63,3 @@ def _smaller_batches(spec: RunSpec) -> Iterator[dict[str, Any]]:
     while batch % 2 == 0:
         batch, accumulation = batch // 2, accumulation * 2
         yield {"train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-
-
-def _typed(change: Mapping[str, Any]) -> str:
-    names = settings_of(RunSpec)
-    return " ".join(
-        f"{names[key].name or key}={int(value) if isinstance(value, bool) else value}"
-        for key, value in change.items()
-    )

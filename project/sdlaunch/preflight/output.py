@@ -33,7 +33,8 @@ def writable(job: Job) -> list[Problem]:
     """Prove by writing that the output folder can be made and written; nothing stays behind."""
     for _ in range(_PROBES):
         try:
-            return _probed(job.mounts.output)
+            _probe(job.mounts.output)
+            return []
         except (FileNotFoundError, FileExistsError) as error:
             # Nodes that start together make and remove the same folder at the same time.
             problem = unwritable(job.mounts.output, error)
@@ -42,7 +43,7 @@ def writable(job: Job) -> list[Problem]:
     return [problem]
 
 
-def _probed(output: Path) -> list[Problem]:
+def _probe(output: Path) -> None:
     """Write into the folder, which is made if needed and then removed. Raises OSError."""
     made: list[Path] = []
     try:
@@ -55,7 +56,6 @@ def _probed(output: Path) -> list[Problem]:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # meanwhile in use by another node
                 folder.rmdir()
-    return []
 
 
 def _write_probe(probe: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -48,14 +47,13 @@ class Target:
 @cache
 def catalogue() -> dict[str, Target]:
     """Every accepted name → what it sets. Flags of the worker that are never read are left out."""
-    return {target.alias.name: target for model in (LaunchOptions, RunSpec) for target in _targets(model)}
-
-
-def _targets(model: type[BaseModel]) -> Iterator[Target]:
-    for field, about in settings_of(model).items():
-        if not about.flag_only:
-            for alias in _spellings(model, field):
-                yield Target(model, field, about.name or field, alias)
+    return {
+        alias.name: Target(model, field, about.name or field, alias)
+        for model in (LaunchOptions, RunSpec)
+        for field, about in settings_of(model).items()
+        if not about.flag_only
+        for alias in _spellings(model, field)
+    }
 
 
 def _spellings(model: type[BaseModel], field: str) -> list[Alias]:

@@ -89,14 +89,14 @@ class Format:
     detect: Callable[[Listing, bool], bool]
     # Counts and checks it, without decoding an image.
     inspect: Callable[[Listing, Columns], DatasetInfo]
-    # The captions, read as they are asked for; none where the dataset is read without them.
+    # The captions, read lazily; none where the dataset is read without them.
     captions: Callable[[DatasetInfo], Iterator[str]]
     # For training: random access; what must be converted first goes below the folder (None: the user's cache),
     # with a call of the function for each sign of progress.
     open: Callable[[DatasetInfo, Path | None, Callable[[], None]], Rows]
     # What an image is called in messages.
     name_of: Callable[[DatasetInfo, int], str] = _file_name
-    # The stored images in order, read as they are asked for.
+    # The stored images in order, read lazily.
     images: Callable[[DatasetInfo], Iterator[Any]] = _all_files
     # A few stored images by index, at these indices or near them.
     sample: Callable[[DatasetInfo, Sequence[int]], dict[int, Any]] = _some_files

@@ -18,7 +18,7 @@ from sdjob.problems import JobError, Problem, bad_input
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ReadColumn = Callable[[Path, str], Iterator[Any]]  # file, column → its values, read as they are asked for
+ReadColumn = Callable[[Path, str], Iterator[Any]]  # file, column → its values, read lazily
 ReadRows = Callable[[Path, str, Sequence[int]], dict[int, Any]]  # file, column, rows → values by row
 
 
