@@ -153,9 +153,13 @@ def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path):
     assert caught.value.code == 66 and "cache_dir" in caught.value.problems[0].remedy
 
 
-def test_a_row_without_caption_is_named(tmp_path):
-    content = pa.table(columns(range(2))).set_column(1, "text", pa.array(["x", None]))
-    pq.write_table(content, tmp_path / "a.parquet", write_statistics=False)
-    source = open_source(info_of(tmp_path), tmp_path / "cache")
+def test_a_row_without_caption_is_counted_at_once_and_named_where_it_came_later(tmp_path):
+    path, content = tmp_path / "a.parquet", pa.table(columns(range(2)))
+    pq.write_table(content, path)
+    before = info_of(tmp_path)
+    pq.write_table(content.set_column(1, "text", pa.array(["x", None])), path, write_statistics=False)
+    with pytest.raises(JobError, match="1 of 2 rows have nothing in column 'text'"):
+        info_of(tmp_path)
+    source = open_source(before, tmp_path / "cache")
     with pytest.raises(JobError, match="row 1: the row has no caption"):
         source.caption(1)

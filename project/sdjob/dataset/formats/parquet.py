@@ -98,7 +98,7 @@ def _common_schema(paths: Sequence[Path], footers: Sequence[Any]) -> Any:
 
 
 def _nulls(path: Path, column: str) -> int:
-    """Null values of a column, from the statistics of its row groups where these suffice."""
+    """Null values of a column: from the statistics of its row groups, else by reading this column alone."""
     import pyarrow.dataset as ds
 
     with reading(
