@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sdjob import files
 from sdjob.formatting import counted
-from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output import fingerprint
 from sdjob.output.layout import OutputLayout
@@ -146,21 +145,12 @@ def _announcement(training: Training, first: int) -> str:
 
 def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None:
     """Export first, then generate the last images and write the report. Collective."""
-    spec, world, layout, parts = training.spec, training.world, training.context.layout, training.parts
+    spec, world, layout = training.spec, training.world, training.context.layout
     weights = training.strategy.full_state(training.final_weights)
     if world.is_main:
-        export.export(layout.checkpoint, model, parts, weights, spec)
-    loss = validation.validate(training, spec.max_train_steps)
-    kernel = attention.running(spec.attention, parts.denoiser, world.device, parts.dtype)
-    facts = parts.architecture.facts
-    values = {
-        "model": facts.name,
-        "trained": "lora" if spec.lora_rank else facts.denoiser,
-        **report.report(spec, world, training.shape, training.num_examples, outcome, kernel),
-        "trained_parts": list(trainable.parts(spec, model)),
-        "validation_loss": loss,
-        "held_out_examples": len(training.held_out.images) if training.held_out else 0,
-    }
+        export.export(layout.checkpoint, model, training.parts, weights, spec)
+    validated = validation.validate(training, spec.max_train_steps)
+    values = report.report(training, model, outcome, validated)
     if world.is_main:
         _write_report(training, values)
     world.say(f"finished: {outcome.state.step} steps, result in {layout.checkpoint}")

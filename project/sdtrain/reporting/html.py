@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from sdjob.settings.recipes import RECIPES
-from sdtrain.reporting.metrics import RunningMean, StepMetrics
+from sdtrain.reporting.metrics import VALIDATION, RunningMean, StepMetrics
 
 Points = Sequence[tuple[int, float]]  # (step, loss)
 
@@ -81,7 +81,7 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "device hours", f"{report['device_hours']:.3g}"
     if peak := report["peak_memory_bytes"]:
         yield "peak memory a process", f"{peak / 1e9:.3g} GB"
-    for name, key in (("mean loss", "mean_loss"), ("held-out loss", "validation_loss")):
+    for key, name in {"mean_loss": "mean loss", **VALIDATION}.items():
         if report[key] is not None:
             yield name, f"{report[key]:.4g}"
 

@@ -1,4 +1,7 @@
-"""Metrics of a run: metrics.jsonl, one line a logged step, and the losses that the step loop keeps."""
+"""Metrics of a run: their table, metrics.jsonl with one line a logged step, and the losses that the step loop keeps.
+
+A new metric is a row of StepMetrics and its computation: validation.validate returns those of validation.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+
+
+def _metric(tag: str, tile: str = "") -> Any:
+    """A metric that is not always measured: its tag in TensorBoard, and the name of its tile in report.html."""
+    return field(default=None, metadata={"tag": tag, "tile": tile})
 
 
 @dataclass(frozen=True)
@@ -17,15 +26,23 @@ class StepMetrics:
     """What was measured after a step; None: not measured, or not finite in metrics.jsonl."""
 
     step: int
-    loss: float | None = None  # mean over ranks and batches
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-    epoch: float | None = None
-    skipped_steps: int | None = None  # so far, for a non-finite loss
-    images_per_second: float | None = None
-    peak_memory_gib: float | None = None
-    validation_loss: float | None = None
+    loss: float | None = _metric("train/loss")  # mean over ranks and batches
+    learning_rate: float | None = _metric("train/learning_rate")
+    grad_norm: float | None = _metric("train/grad_norm")
+    epoch: float | None = _metric("train/epoch")
+    skipped_steps: int | None = _metric("train/skipped_steps")  # so far, for a non-finite loss
+    images_per_second: float | None = _metric("speed/images_per_second")
+    peak_memory_gib: float | None = _metric("speed/peak_memory_gib")
+    validation_loss: float | None = _metric("validation/loss", tile="held-out loss")
     time: float = field(default_factory=time.time)  # seconds since 1970
+
+
+_METRICS = {each.name: each.metadata for each in fields(StepMetrics) if each.metadata}
+TAGS: dict[str, str] = {name: row["tag"] for name, row in _METRICS.items()}
+# Validation metrics: keys of report.json, with the names of their tiles in report.html.
+VALIDATION: dict[str, str] = {
+    name: row["tile"] for name, row in _METRICS.items() if row["tag"].startswith("validation/")
+}
 
 
 class MetricsFile:
@@ -46,6 +63,15 @@ class MetricsFile:
     def log(self, metrics: StepMetrics) -> None:
         values = {name: value for name, value in asdict(metrics).items() if _is_known(value)}
         self._file.write(json.dumps(values) + "\n")
+
+    def image(self, tag: str, image: Image.Image, step: int) -> None:
+        """The file holds numbers alone."""
+
+    def text(self, tag: str, text: str) -> None:
+        """The file holds numbers alone."""
+
+    def flush(self) -> None:
+        """Each line is written at once."""
 
     def close(self) -> None:
         self._file.close()

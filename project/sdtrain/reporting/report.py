@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.files import write_text
-from sdjob.settings.run_spec import RunSpec
+from sdjob.model import trainable
+from sdjob.model.pipeline import PipelineFolder
 from sdtrain.checkpoint.checkpoint import TrainState
-from sdtrain.data.sampling import BatchShape
+from sdtrain.model import attention
+from sdtrain.reporting.metrics import VALIDATION
 from sdtrain.runtime import devices
 from sdtrain.runtime.distributed import World
+from sdtrain.training import Training
 
 # Settings with the same name in the report.
 _SETTINGS = (
@@ -59,28 +63,32 @@ class Outcome:
 
 
 def report(
-    spec: RunSpec, world: World, shape: BatchShape, num_examples: int, outcome: Outcome, attention: str
+    training: Training, model: PipelineFolder, outcome: Outcome, validated: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The content of report.json. Collective, for the largest memory of all ranks.
+    """The content of report.json: each of its keys is here. Collective, for the largest memory of all ranks.
 
+    `model`: the one that was trained; `validated`: the validation metrics after the last step.
     seconds, device_hours: of all starts of the run; seconds_of_this_start: of the last one.
     """
-    state = outcome.state
+    spec, world, parts, state = training.spec, training.world, training.parts, outcome.state
+    facts, global_batch = parts.architecture.facts, training.shape.global_batch
     spent = state.spent.and_this_start(world.size)
     rate = outcome.steps_per_second
-    images = rate * shape.global_batch if rate else None
+    images = rate * global_batch if rate else None
     return {
+        "model": facts.name,
+        "trained": "lora" if spec.lora_rank else facts.denoiser,
         **{name: getattr(spec, name) for name in _SETTINGS},
         "batch_size": spec.train_batch_size,
         "precision": spec.mixed_precision,
         "validation_prompts": list(spec.validation_prompts),
-        "attention_backend": attention,
+        "attention_backend": attention.running(spec.attention, parts.denoiser, world.device, parts.dtype),
         "device": world.device_type.name,
         "device_name": _device_name(world),
         "local_rank": world.local_rank,
         "world_size": world.size,
-        "global_batch_size": shape.global_batch,
-        "num_examples": num_examples,
+        "global_batch_size": global_batch,
+        "num_examples": training.num_examples,
         "steps": state.step,
         "resumed_from_step": outcome.first_step,
         "skip_steps": outcome.skip_steps,
@@ -98,6 +106,9 @@ def report(
         "skipped_steps": state.skipped_steps,
         "bad_samples": list(state.bad_samples),
         "versions": versions(),
+        "trained_parts": list(trainable.parts(spec, model)),
+        **{name: validated.get(name) for name in VALIDATION},
+        "held_out_examples": len(training.held_out.images) if training.held_out else 0,
     }
 
 

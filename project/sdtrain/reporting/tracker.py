@@ -7,75 +7,91 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from sdjob.output.layout import OutputLayout
-from sdtrain.reporting.metrics import MetricsFile, StepMetrics
+from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
-_TAGS = {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "epoch": "train/epoch",
-    "skipped_steps": "train/skipped_steps",
-    "images_per_second": "speed/images_per_second",
-    "peak_memory_gib": "speed/peak_memory_gib",
-    "validation_loss": "validation/loss",
-}
+class Writer(Protocol):
+    """One destination of metrics, images and texts; it leaves out what it cannot show."""
+
+    def log(self, metrics: StepMetrics) -> None: ...
+
+    def image(self, tag: str, image: Image.Image, step: int) -> None: ...
+
+    def text(self, tag: str, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """Writes nothing where both are None, on ranks other than the first."""
+    """Passes everything on to its writers; ranks other than the first have none."""
 
-    file: MetricsFile | None = None
-    board: SummaryWriter | None = None
+    writers: tuple[Writer, ...] = ()
 
     def log(self, metrics: StepMetrics) -> None:
-        if self.file and self.board:
-            self.file.log(metrics)
-            for name, tag in _TAGS.items():
-                if (value := getattr(metrics, name)) is not None:
-                    self.board.add_scalar(tag, value, metrics.step, metrics.time)
+        for writer in self.writers:
+            writer.log(metrics)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        if self.board:
-            self.board.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        for writer in self.writers:
+            writer.image(tag, image, step)
 
     def text(self, tag: str, text: str) -> None:
-        if self.board:
-            self.board.add_text(tag, text)
+        for writer in self.writers:
+            writer.text(tag, text)
 
     def flush(self) -> None:
         """Write everything so far, so that a run killed after its checkpoint loses nothing from before."""
-        if self.board:
-            self.board.flush()
+        for writer in self.writers:
+            writer.flush()
 
 
 @contextmanager
 def tracker(layout: OutputLayout, first_step: int, *, writing: bool) -> Iterator[Tracker]:
-    """The tracker of this rank; its files are complete when the block ends."""
+    """The tracker of this rank; its files are complete when the block ends. Another writer is a line here."""
     if not writing:
         yield Tracker()
         return
     with (
         closing(MetricsFile(layout.metrics, first_step)) as file,
-        closing(_tensorboard(layout.tensorboard, first_step)) as board,
+        closing(TensorBoard(layout.tensorboard, first_step)) as board,
     ):
-        yield Tracker(file, board)
+        yield Tracker((file, board))
 
 
-def _tensorboard(folder: Path, first_step: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
+class TensorBoard:
+    """Writes event files; their tags are those of the table in metrics.py."""
 
-    # TensorBoard reads event files in the order of their names, which hold the second of their creation.
-    while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
-        time.sleep(0.05)
-    # Hides what an earlier process wrote of the steps to come: those after the checkpoint, or all.
-    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # TensorBoard reads event files in the order of their names, which hold the second of their creation.
+        while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
+            time.sleep(0.05)
+        # Hides what an earlier process wrote of the steps to come: those after the checkpoint, or all.
+        self._events = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+
+    def log(self, metrics: StepMetrics) -> None:
+        for name, tag in TAGS.items():
+            if (value := getattr(metrics, name)) is not None:
+                self._events.add_scalar(tag, value, metrics.step, metrics.time)
+
+    def image(self, tag: str, image: Image.Image, step: int) -> None:
+        self._events.add_image(tag, np.asarray(image), step, dataformats="HWC")
+
+    def text(self, tag: str, text: str) -> None:
+        self._events.add_text(tag, text)
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -23,21 +24,25 @@ def samples_folder(layout: OutputLayout, step: int) -> Path:
     return layout.samples / f"step-{step:06d}"
 
 
-def validate(training: Training, step: int) -> float | None:
-    """Write samples and compute the held-out loss after a step, if the settings ask for them. Collective.
+def validate(training: Training, step: int) -> dict[str, float]:
+    """Write samples and compute metrics after a step, as far as the settings ask for them. Collective.
 
-    Returns the loss. Raises Stopped when asked to stop before the end; the caller has to save.
+    Returns and logs the metrics, by their names in StepMetrics. Raises Stopped when asked to stop before the end; the
+    caller has to save.
     """
     if training.spec.validation_prompts:
         write_samples(training, step)
-    if training.held_out is None:
-        return None
-    loss = held_out_loss.loss(training, training.held_out)
-    if loss is None:
-        raise Stopped(step)
-    training.tracker.log(StepMetrics(step, validation_loss=loss))
-    training.world.say(f"validation loss {loss:.4f} after step {step}")
-    return loss
+    values: dict[str, Any] = {}
+    if training.held_out is not None:
+        loss = held_out_loss.loss(training, training.held_out)
+        if loss is None:
+            raise Stopped(step)
+        values["validation_loss"] = loss
+    if values:
+        training.tracker.log(StepMetrics(step, **values))
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+        training.world.say(f"{text} after step {step}")
+    return values
 
 
 def write_samples(training: Training, step: int) -> None:

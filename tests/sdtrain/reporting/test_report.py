@@ -2,13 +2,16 @@
 
 import json
 import math
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 
+from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.data.sampling import BatchShape
+from sdtrain.model import attention
 from sdtrain.reporting import report
 from sdtrain.reporting.report import Outcome
 from sdtrain.reporting.stopwatch import Spent
@@ -17,15 +20,25 @@ from tests.support.worker import alone
 NONE_SPENT = Spent()
 
 
-def reported(monkeypatch, loss=0.5, spent=NONE_SPENT, steps_per_second=None):
+def reported(monkeypatch, loss=0.5, spent=NONE_SPENT, steps_per_second=None, validated=MappingProxyType({})):
     """Of a start that took 60 s on one process, after earlier ones."""
     monkeypatch.setattr(
         Spent, "and_this_start", lambda self, processes: Spent(self.seconds + 60, self.device_seconds + 60)
     )
     state = TrainState(5, samples_seen=30, loss=loss, loss_sum=1.25, fingerprint={}, spent=spent)
     outcome = Outcome(state, first_step=2, steps_per_second=steps_per_second, skip_steps=1)
-    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o")
-    return report.report(spec, alone(), BatchShape(2, 3, 1), 6, outcome, "math")
+    monkeypatch.setattr(attention, "running", lambda *details: "math")
+    facts = STABLE_DIFFUSION
+    parts = SimpleNamespace(architecture=SimpleNamespace(facts=facts), denoiser=None, dtype=None)
+    training = SimpleNamespace(
+        spec=RunSpec(pretrained_model_name_or_path="m", output_dir="o"),
+        world=alone(),
+        parts=parts,
+        shape=BatchShape(2, 3, 1),
+        num_examples=6,
+        held_out=None,
+    )
+    return report.report(training, SimpleNamespace(architecture=facts), outcome, validated)
 
 
 def test_time_is_of_all_starts(monkeypatch):
@@ -37,6 +50,11 @@ def test_losses_are_those_of_the_state(monkeypatch):
     values = reported(monkeypatch)
     assert (values["steps"], values["final_loss"], values["mean_loss"]) == (5, 0.5, 0.25)
     assert reported(monkeypatch, loss=math.nan)["final_loss"] is None
+
+
+def test_each_validation_metric_is_a_key(monkeypatch):
+    assert reported(monkeypatch)["validation_loss"] is None
+    assert reported(monkeypatch, validated={"validation_loss": 0.25})["validation_loss"] == 0.25
 
 
 def test_speed_is_in_steps_and_images(monkeypatch):
