@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sdjob import protocol
-from sdjob.problems import MEANINGS
+from sdjob.exit_codes import MEANINGS
 from sdjob.settings import compatibility, presets
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES

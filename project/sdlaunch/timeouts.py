@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sdjob.problems import ExitCode, JobError, Problem, bad_input
+from sdjob.exit_codes import ExitCode
+from sdjob.problems import JobError, Problem, bad_input
 
 Result = TypeVar("Result", covariant=True)
 

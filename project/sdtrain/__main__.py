@@ -6,7 +6,8 @@ import os
 import sys
 import traceback
 
-from sdjob.problems import ExitCode, JobError
+from sdjob.exit_codes import ExitCode
+from sdjob.problems import JobError
 from sdjob.settings import flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec

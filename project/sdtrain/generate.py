@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from sdjob.exit_codes import ExitCode
 from sdjob.model.pipeline import find_pipeline
 from sdjob.output.layout import INDEX_FILE, LORA_FILE
 from sdjob.output.resume import STATE
-from sdjob.problems import ExitCode, JobError, bad_input, bad_output, bad_setting
+from sdjob.problems import JobError, bad_input, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts, Sampling

@@ -4,18 +4,7 @@ import itertools
 
 import pytest
 
-from sdjob.problems import (
-    MEANINGS,
-    ExitCode,
-    JobError,
-    Problem,
-    bad_input,
-    bad_output,
-    bad_setting,
-    exit_code,
-    meaning_of,
-    no_hardware,
-)
+from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting, exit_code, no_hardware
 
 ALL = [make("what", "found", "remedy") for make in (bad_setting, bad_input, no_hardware, bad_output)]
 
@@ -61,10 +50,3 @@ def test_what_found_remedy():
 )
 def test_the_remedy_for_an_input_is_a_sentence(remedy, sentence):
     assert bad_input("a", "b", remedy).remedy == sentence
-
-
-def test_every_exit_code_has_a_meaning_and_an_unknown_one_is_a_failed_training():
-    assert set(MEANINGS) == set(ExitCode)
-    assert len({meaning.name for meaning in MEANINGS.values()}) == len(ExitCode)
-    assert meaning_of(66).name == "bad input"
-    assert meaning_of(1) == meaning_of(139) == MEANINGS[ExitCode.TRAINING_FAILED]

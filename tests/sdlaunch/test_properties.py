@@ -11,7 +11,8 @@ from hypothesis import settings as how
 from hypothesis import strategies as some
 
 import entrypoint
-from sdjob.problems import ExitCode, JobError
+from sdjob.exit_codes import ExitCode
+from sdjob.problems import JobError
 from sdjob.settings.flags import parse
 from sdlaunch import plan
 from sdlaunch.settings import names

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from sdjob.problems import ExitCode
+from sdjob.exit_codes import ExitCode
 
 
 def prepare() -> None:

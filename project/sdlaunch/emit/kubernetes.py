@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdjob.problems import REFUSED
+from sdjob.exit_codes import REFUSED
 from sdlaunch.emit.task import NAME, Task, escape_dollars, to_yaml
 
 KINDS = ("trainjob", "job")

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.exit_codes import ExitCode
 from sdjob.model import part_compatibility
-from sdjob.problems import ExitCode, Problem, no_hardware
+from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
 from sdlaunch.preflight import captions, estimates, images, output, packages, resume, system_limits
 from sdlaunch.preflight.job import Finding, Job, Note

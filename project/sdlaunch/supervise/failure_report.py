@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdjob.exit_codes import ExitCode
 from sdjob.files import write_text
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import ExitCode
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.display.redact import redact
 from sdlaunch.plan import JobPlan

@@ -15,9 +15,10 @@ from textwrap import indent
 from types import FrameType
 
 from sdjob import protocol
+from sdjob.exit_codes import ExitCode
 from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import ExitCode, JobError
+from sdjob.problems import JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
 from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display

@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sdjob.problems import ExitCode, Problem, exit_code, meaning_of
+from sdjob.exit_codes import ExitCode, meaning_of
+from sdjob.problems import Problem, exit_code
 from sdjob.protocol import WORKER_STOP_SIGNALS, ExitNote, Heartbeat
 
 if TYPE_CHECKING:  # it loads more than a plan needs

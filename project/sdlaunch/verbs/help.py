@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob.problems import MEANINGS
+from sdjob.exit_codes import MEANINGS
 from sdjob.settings import presets
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec

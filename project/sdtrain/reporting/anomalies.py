@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from sdjob.exit_codes import ExitCode
 from sdjob.files import few
-from sdjob.problems import ExitCode, JobError, Problem
+from sdjob.problems import JobError, Problem
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.data.images import too_many
 from sdtrain.data.streams import StreamBatch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import re
 
-from sdjob.problems import ExitCode, Problem, bad_output, no_hardware
+from sdjob.exit_codes import ExitCode
+from sdjob.problems import Problem, bad_output, no_hardware
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)

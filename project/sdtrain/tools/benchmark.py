@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from sdjob.problems import ExitCode
+from sdjob.exit_codes import ExitCode
 from sdjob.settings.plugins import PLUGINS
 from sdtrain.reporting import report
 from sdtrain.runtime import devices

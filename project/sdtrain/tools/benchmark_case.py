@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from sdjob.problems import ExitCode, JobError
+from sdjob.exit_codes import ExitCode
+from sdjob.problems import JobError
 from sdjob.settings import compatibility, flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
