@@ -11,7 +11,6 @@ from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.model import part_compatibility
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
-from sdjob.output import fingerprint
 from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings import compatibility, steps
 from sdjob.settings.run_spec import RunSpec
@@ -88,12 +87,3 @@ def num_steps(spec: RunSpec, world: World, inputs: Inputs, state: TrainState | N
     num_examples = sum(validation_split.trained_on(spec, info.num_examples) for info in inputs.datasets)
     step, samples = (state.step, state.samples_seen) if state else (0, 0)
     return steps.steps_of(spec.num_train_epochs, spec, num_examples, world.size, step=step, samples=samples)
-
-
-def facts_to_compare(spec: RunSpec, world: World, inputs: Inputs, model_identity: str) -> dict[str, str]:
-    """The fingerprint of the run. Collective: rank 0 inspects every file for all. Raises JobError (66)."""
-    return world.from_main(
-        lambda: fingerprint.facts_of(
-            spec, inputs.model.architecture, model_identity, inputs.datasets, inputs.concepts
-        )
-    )

@@ -10,6 +10,7 @@ from sdjob import files
 from sdjob.formatting import counted
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output import fingerprint
+from sdjob.output import resume as output_resume
 from sdjob.output.layout import OutputLayout
 from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
@@ -46,33 +47,37 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     context = RunContext(spec, world, OutputLayout(Path(spec.output_dir)), stop)
     check_tensors.check(inputs.model, world)
     inputs = replace(inputs, model=convert.as_folder(inputs.model, spec, world, stop))
-    identity = fingerprint.model_identity(inputs.model)
-    facts = resolve.facts_to_compare(spec, world, inputs, identity)
-    start = resume.find(context, facts)
+    model, datasets = inputs.model, inputs.datasets
+    identity = fingerprint.model_identity(model)
+    facts = world.from_main(
+        lambda: fingerprint.facts_of(spec, model.architecture, identity, datasets, inputs.concepts)
+    )
+    start = world.from_main(lambda: resume.find(context, facts))
     if start:
         last = resolve.num_steps(requested, world, inputs, start.state)
         spec = spec.model_copy(update={"max_train_steps": last})
         context = replace(context, spec=spec, first_step=start.state.step)
-        if resume.is_finished(context):
+        # On other nodes a shared folder may lag behind.
+        if world.from_main(lambda: output_resume.is_finished(spec, context.layout, context.first_step)):
             steps = f"{context.first_step} steps of {last}"
             world.say(f"already finished: {steps}, result in {context.layout.checkpoint}")
             return
     images, held_out = _open_images(context, inputs)
-    parts = _load_parts(context, inputs.model)
-    streams = RECIPES[spec.recipe].streams(RecipeInput(context, parts, inputs.datasets, images, identity))
-    model = load.make_trainable(parts, spec)
+    parts = _load_parts(context, model)
+    streams = RECIPES[spec.recipe].streams(RecipeInput(context, parts, datasets, images, identity))
+    trainable_model = load.make_trainable(parts, spec)
     context.end_if_stopped()
     # The inputs are known to be good by now: only now may the files of an earlier run be moved aside.
-    resume.take_over(context, start)
+    world.from_main(lambda: resume.take_over(context.layout, start))
     examples = prepare_examples(context, parts, streams)
     strategy = strategies.create(spec, world.device)
     encoders = parts.text_encoders if spec.train_text_encoder else ()
-    strategy.prepare(model, optim_spec(spec, parts.architecture.facts.denoiser, encoders))
+    strategy.prepare(trainable_model, optim_spec(spec, parts.architecture.facts.denoiser, encoders))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     with tracker(context.layout, context.first_step, writing=world.is_main) as tracking:
         training = Training(context, parts, examples, strategy, ema, tracking, held_out)
         outcome = _train(training, start, facts)
-        _finish(training, inputs.model, outcome)
+        _finish(training, model, outcome)
 
 
 def _open_images(context: RunContext, inputs: Inputs) -> tuple[TrainingImages, HeldOut | None]:

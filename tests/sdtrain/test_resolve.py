@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sdjob.output import fingerprint
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import resolve
@@ -61,7 +62,13 @@ def test_settings_that_this_device_cannot_run_are_refused(inputs):
 def test_what_a_resume_compares_names_every_input(inputs):
     spec = spec_of(inputs)
     found = resolve.find_inputs(spec)
-    facts = resolve.facts_to_compare(spec, alone(), found, "identity")
+
+    def facts_of(inputs):
+        return fingerprint.facts_of(
+            spec, inputs.model.architecture, "identity", inputs.datasets, inputs.concepts
+        )
+
+    facts = facts_of(found)
     assert facts["model_name"].endswith("identity") and facts["recipe"] == "text_to_image"
     fewer = replace(found, datasets=(replace(found.datasets[0], num_examples=5),))
-    assert facts["dataset_name"] != resolve.facts_to_compare(spec, alone(), fewer, "identity")["dataset_name"]
+    assert facts["dataset_name"] != facts_of(fewer)["dataset_name"]

@@ -24,14 +24,10 @@ class ResumePoint:
 
 
 def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
-    """The checkpoint that this run continues, if any. Collective. Raises JobError (64) if another run wrote it.
+    """The checkpoint that this run continues, if any; raises JobError (64) if another run wrote it.
 
-    Rank 0 looks for all ranks: so each byte is verified once, and the ranks cannot disagree.
+    On one rank for all: so each byte is verified once, and the ranks cannot disagree.
     """
-    return context.world.from_main(lambda: _find(context, facts))
-
-
-def _find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     setting = context.spec.resume
     origin = resume.origin_of(setting)
     # A restart after a crash of this very run must not start from the beginning a second time.
@@ -58,19 +54,8 @@ def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
     return resume.newest(layout, setting, skipped, hashes=True)
 
 
-def is_finished(context: RunContext) -> bool:
-    """Whether nothing is left to do, as rank 0 sees it: on other nodes a shared folder may lag behind. Collective."""
-    return context.world.from_main(
-        lambda: resume.is_finished(context.spec, context.layout, context.first_step)
-    )
-
-
-def take_over(context: RunContext, start: ResumePoint | None) -> None:
-    """Move an earlier run's files aside and mark the output folder as this run's. Collective. Raises JobError (73)."""
-    context.world.from_main(lambda: _take_over(context.layout, start))
-
-
-def _take_over(layout: OutputLayout, start: ResumePoint | None) -> None:
+def take_over(layout: OutputLayout, start: ResumePoint | None) -> None:
+    """Move an earlier run's files aside and mark the output folder as this run's. On one rank. Raises JobError (73)."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         aside = move_aside(layout, start) if start is None or start.is_branch else None
@@ -91,15 +76,9 @@ def move_aside(layout: OutputLayout, start: ResumePoint | None) -> Path | None:
     with one, the result and the later checkpoints.
     """
     if start is None:
-        outputs = (
-            layout.checkpoint,
-            layout.tensorboard,
-            layout.samples,
-            layout.metrics,
-            layout.report,
-            layout.page,
-        )
-        items = [path for path in outputs if (_visible(path) if path.is_dir() else path.exists())]
+        folders = layout.checkpoint, layout.tensorboard, layout.samples
+        files = layout.metrics, layout.report, layout.page
+        items = [*filter(_visible, folders), *filter(Path.exists, files)]
     else:
         kept = {folder.path for folder in step_folders(layout) if folder.step <= start.state.step}
         items = [path for path in _visible(layout.checkpoint) if path not in kept]

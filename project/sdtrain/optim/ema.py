@@ -19,23 +19,18 @@ class Ema:
     def __init__(self, masters: Mapping[str, torch.Tensor], decay: float) -> None:
         self._decay = decay
         self._updates = 0
-        self._shards = {name: master.detach().clone() for name, master in masters.items()}
+        self.shards = {name: master.detach().clone() for name, master in masters.items()}
 
     def update(self, masters: Mapping[str, torch.Tensor]) -> None:
         """Update after an optimizer step; where a strategy has moved its masters, the EMA follows."""
-        weights = [masters[name].detach() for name in self._shards]
-        for name, weight in zip(self._shards, weights, strict=True):
-            self._shards[name] = self._shards[name].to(weight.device)
+        weights = [masters[name].detach() for name in self.shards]
+        for name, weight in zip(self.shards, weights, strict=True):
+            self.shards[name] = self.shards[name].to(weight.device)
         self._updates += 1
         factor = min(self._decay, self._updates / (9 + self._updates)) if self._updates > 1 else 0.0
         # In one pass and without a copy of the weights, which EMAModel needs for their difference.
         average = get_ema_multi_avg_fn(factor)  # type: ignore[no-untyped-call]
-        average(list(self._shards.values()), weights, self._updates)
-
-    @property
-    def shards(self) -> dict[str, torch.Tensor]:
-        """The EMA by name, in the form of the masters."""
-        return dict(self._shards)
+        average(list(self.shards.values()), weights, self._updates)
 
     def resume(self, updates: int) -> None:
         """Resume after so many updates; the caller reads the shards from the checkpoint."""

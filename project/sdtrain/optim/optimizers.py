@@ -25,7 +25,8 @@ FUSED = ("cuda", "cpu", "mps", "xpu")
 
 def build(optim: OptimSpec, groups: Groups) -> Optimizer:
     """The optimizer of parameter groups, each of which has its own learning rate."""
-    return BUILDERS[optim.name](optim, groups)
+    optimizer: Optimizer = BUILDERS[optim.name](optim, groups)
+    return optimizer
 
 
 def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
@@ -36,54 +37,38 @@ def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, A
     ]
 
 
-def _adamw(optim: OptimSpec, groups: Groups) -> Optimizer:
+def _adamw(optim: OptimSpec, groups: Groups) -> Any:
     """Loshchilov & Hutter 2017, arXiv:1711.05101."""
     fused = all(parameter.device.type in FUSED for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(
-        groups, betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon, fused=fused or None
-    )
+    return torch.optim.AdamW(groups, **optim.adam, fused=fused or None)
 
 
-def _adamw8bit(optim: OptimSpec, groups: Groups) -> Optimizer:
+def _adamw8bit(optim: OptimSpec, groups: Groups) -> Any:
     """Dettmers et al. 2021, arXiv:2110.02861: the state takes a quarter of the memory."""
     import bitsandbytes
 
-    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
-        groups, betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon
-    )
-    return optimizer
+    return bitsandbytes.optim.AdamW8bit(groups, **optim.adam)
 
 
-def _adafactor(optim: OptimSpec, groups: Groups) -> Optimizer:
+def _adafactor(optim: OptimSpec, groups: Groups) -> Any:
     """Shazeer & Stern 2018, arXiv:1804.04235: a row and a column instead of the second moment.
 
     Uses the given learning rate instead of computing one; AdamW's betas and epsilon have no meaning here.
     """
     from transformers.optimization import Adafactor
 
-    optimizer: Optimizer = Adafactor(
-        groups, weight_decay=optim.weight_decay, scale_parameter=False, relative_step=False
-    )
-    return optimizer
+    return Adafactor(groups, weight_decay=optim.weight_decay, scale_parameter=False, relative_step=False)
 
 
-def _prodigy(optim: OptimSpec, groups: Groups) -> Optimizer:
+def _prodigy(optim: OptimSpec, groups: Groups) -> Any:
     """Mishchenko & Defazio 2023, arXiv:2306.06101: finds the rate itself and multiplies it by lr, usually 1."""
     from prodigyopt import Prodigy
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line when weight decay is used
-        optimizer: Optimizer = Prodigy(
-            groups,
-            betas=optim.betas,
-            weight_decay=optim.weight_decay,
-            eps=optim.epsilon,
-            use_bias_correction=True,
-            safeguard_warmup=True,
-        )
-    return optimizer
+        return Prodigy(groups, **optim.adam, use_bias_correction=True, safeguard_warmup=True)
 
 
-BUILDERS: dict[str, Callable[[OptimSpec, Groups], Optimizer]] = {
+BUILDERS: dict[str, Callable[[OptimSpec, Groups], Any]] = {
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
     "adafactor": _adafactor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from html import escape
 from typing import Any
 
@@ -77,18 +78,14 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and values of what people look for first; what was not measured is left out."""
     if rate := report["images_per_second"]:
         yield "images a second", f"{rate:.3g}"
-    yield "time" if not report["resumed_from_step"] else "time of all starts", _duration(report["seconds"])
+    time = timedelta(seconds=round(report["seconds"]))
+    yield "time of all starts" if report["resumed_from_step"] else "time", str(time)
     yield "device hours", f"{report['device_hours']:.3g}"
     if peak := report["peak_memory_bytes"]:
         yield "peak memory a process", f"{peak / 1e9:.3g} GB"
     for key, name in {"mean_loss": "mean loss", **VALIDATION}.items():
         if report[key] is not None:
             yield name, f"{report[key]:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _as_text(value: Any) -> str:

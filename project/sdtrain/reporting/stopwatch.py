@@ -34,13 +34,11 @@ class Stopwatch:
     def go_on(self) -> None:
         """Run again, unless steps have to be skipped first."""
         if self._seen >= self.skip_steps and self._since is None:
-            devices.synchronize(self._device)
-            self._since = time.perf_counter()
+            self._since = devices.clock(self._device)
 
     def pause(self) -> None:
         if self._since is not None:
-            devices.synchronize(self._device)
-            self._seconds += time.perf_counter() - self._since
+            self._seconds += devices.clock(self._device) - self._since
             self._since = None
 
     @contextmanager

@@ -37,8 +37,7 @@ class World:
         return self.rank == 0
 
     def barrier(self) -> None:
-        if self.size > 1:
-            self.any(False)
+        self.any(False)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; on the CPU, so that no device has to wait."""
@@ -90,14 +89,13 @@ class World:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run the body on the first rank of each node before the others."""
-        if self.local_rank == 0:
-            try:
-                yield
-            finally:
-                self.barrier()
-        else:
+        if self.local_rank != 0:
             self.barrier()
+        try:
             yield
+        finally:
+            if self.local_rank == 0:
+                self.barrier()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -25,13 +24,9 @@ def _available_in_container(cgroups: Path) -> list[int]:
         try:
             allowed = (cgroups / folder / limit).read_text().strip()
             used = int((cgroups / folder / current).read_text())
-            freeable = _statistics(cgroups / folder / "memory.stat").get(cache, 0)
+            statistics = (cgroups / folder / "memory.stat").read_text().splitlines()
+            freeable = int(dict(line.split(maxsplit=1) for line in statistics).get(cache, 0))
         except (OSError, ValueError):
             continue
         return [] if allowed == "max" else [int(allowed) - used + freeable]
     return []
-
-
-def _statistics(path: Path) -> Mapping[str, int]:
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {name: int(value) for name, value in rows}

@@ -37,6 +37,11 @@ class OptimSpec:
     max_grad_norm: float  # 0: no clipping
     name: str = "adamw"
 
+    @property
+    def adam(self) -> dict[str, Any]:
+        """The arguments of AdamW and of optimizers like it."""
+        return {"betas": self.betas, "weight_decay": self.weight_decay, "eps": self.epsilon}
+
 
 def optim_spec(spec: RunSpec, denoiser: str, text_encoders: Iterable[str] = ()) -> OptimSpec:
     """The optimizer of a run, by the names of the trained parts; text encoders have their own learning rate."""

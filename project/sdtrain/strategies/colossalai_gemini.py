@@ -60,9 +60,7 @@ class Gemini:
                 enable_async_reduce=False,
             )
         )
-        optimizer = ChunkAdamW(
-            grouped(trained, optim), betas=optim.betas, weight_decay=optim.weight_decay, eps=optim.epsilon
-        )
+        optimizer = ChunkAdamW(grouped(trained, optim), optim.adam)
         self.model, self._optimizer, *_ = self._booster.boost(model, optimizer)
         self._mixin = self._optimizer.mix_precision_mixin
         names = {id(p): name for name, p in trained.items()}
@@ -175,15 +173,6 @@ class ChunkAdamW(torch.optim.Optimizer):
     """
 
     num_fp32_shards_per_param = 4  # weight, gradient, exp_avg, exp_avg_sq: Gemini plans its memory by it
-
-    def __init__(
-        self,
-        groups: list[dict[str, object]],
-        betas: tuple[float, float],
-        weight_decay: float,
-        eps: float,
-    ) -> None:
-        super().__init__(groups, {"betas": betas, "weight_decay": weight_decay, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Any = None, div_scale: float = -1.0) -> None:  # type: ignore[override]

@@ -119,7 +119,7 @@ def test_a_named_checkpoint_starts_a_branch_once(layout):
     context = context_of(layout, resume=origin)
     point = resume.find(context, FACTS)
     assert (point.state.step, point.state.origin, point.is_branch) == (2, origin, True)
-    resume.take_over(context, point)
+    resume.take_over(layout, point)
     assert names(layout) == ["checkpoint-000002"]
     with Saver(context) as saver:
         saver.write(replace(state(3), origin=origin), lambda folder: None)
