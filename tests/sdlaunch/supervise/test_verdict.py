@@ -177,8 +177,8 @@ def table(status, rank=1):
             "more memory",
         ),
         (
-            ending(log_tail=("x", " No space left on device\n", *table(1))),
-            1,
+            ending(log_tail=("x", " No space left on device\n", *table(1, 2))),
+            2,
             "No space left on device",
             "Free some",
         ),
