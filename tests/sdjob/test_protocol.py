@@ -108,6 +108,8 @@ def test_the_worker_finds_the_channel_of_its_node(tmp_path):
     assert protocol.notes_folder(environ) == channel.notes == tmp_path / "notes-3"
     assert protocol.stop_file(environ) == channel.stop_file == tmp_path / "stop-3"
     assert (protocol.notes_folder({}), protocol.stop_file({})) == (None, None)
+    assert protocol.stacks_file(channel.notes, 5) == tmp_path / "notes-3" / "stacks-of-rank-5"
+    assert protocol.started_file(channel.notes) == tmp_path / "notes-3" / "started"
 
 
 def test_a_channel_is_cleared_for_a_new_run_and_removed_after_it(tmp_path):

@@ -261,14 +261,15 @@ def test_the_identities_of_model_and_data_are_facts(captioned):
 
 
 def test_the_subjects_of_a_list_are_facts(captioned, tmp_path):
-    def facts_with(**changes) -> dict[str, str]:
+    def facts_with(times=1, **changes) -> dict[str, str]:
         entry = {"instance_data_dir": str(captioned), "instance_prompt": "a", "class_prompt": "b", **changes}
         listed = spec_of(concepts_list=str(tmp_path / "concepts.yaml"))
-        return facts_of(listed, STABLE_DIFFUSION, "model", [], [Concept(**entry)])
+        return facts_of(listed, STABLE_DIFFUSION, "model", [], [Concept(**entry)] * times)
 
     changes = [{}, {"instance_prompt": "x"}, {"class_prompt": "x"}, {"weight": 2.0}]
     assert len({facts_with(**change)["concepts_list"] for change in changes}) == 4
     assert facts_with() == facts_with(instance_data_dir="elsewhere")  # its images are compared instead
+    assert facts_with(times=2)["concepts_list"] == "; ".join([facts_with()["concepts_list"]] * 2)
 
 
 def test_given_images_of_the_class_are_facts(folder):
