@@ -39,3 +39,4 @@ def test_a_number_of_steps_comes_before_epochs(values, by_epochs):
 )
 def test_the_steps_of_epochs(epochs, before, expected):
     assert steps.steps_of(epochs, spec(train_batch_size=2), 10, 1, **before) == expected
+    assert steps.steps_of(1, spec(), 3, 1) == 3
