@@ -7,13 +7,14 @@ DEMO := demo_run
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py)
 
-.PHONY: help setup demo test test-long test-container mutation lock lint format docs clean
+.PHONY: help setup demo test test-long test-container test-cluster mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
 	@echo "make test   all tests but the long forms"
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
+	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM; on Debian as root this installs SLURM first"
 	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
 	@echo "make lint   ruff, mypy, shellcheck, hadolint"
 	@echo "make lock   pins with hashes for the images, after a pin in docker/requirements*.txt changed"
@@ -30,11 +31,15 @@ demo: setup
 	@echo "before and after: $(DEMO)/output/samples/before_after.png; the trained pipeline: $(DEMO)/output/checkpoint"
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long" --ignore=tests/container
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container
 
 test-container: setup
 	@bash tests/container/set_up.sh
 	@$(VENV)/bin/python -m pytest --durations=5 $(CONTAINER_TESTS)
+
+test-cluster: setup
+	@bash tests/cluster/set_up.sh
+	@$(VENV)/bin/python -m pytest --durations=8 -m cluster tests/cluster
 
 test-long: setup
 	@$(VENV)/bin/python -m pytest -n 2 -m long
@@ -47,7 +52,7 @@ lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy -p sdjob -p sdlaunch -p sdtrain -p sddemo
 	@$(VENV)/bin/mypy entrypoint.py docker/*.py
-	@$(VENV)/bin/shellcheck train.sh docker/*.sh tests/container/set_up.sh .ci/run
+	@$(VENV)/bin/shellcheck train.sh docker/*.sh tests/*/set_up.sh .ci/run
 	@$(VENV)/bin/hadolint docker/Dockerfile
 
 format: setup

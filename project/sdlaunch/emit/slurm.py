@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shlex
 
+from sdjob.problems import ExitCode
 from sdlaunch.emit.task import NAME, Task
 
 
 def render(task: Task) -> str:
-    """One launcher a node, without a container, on folders that all nodes can reach."""
+    """One launcher a node, without a container, on folders that all nodes can reach.
+
+    SLURM itself requeues a job that it preempts or whose node fails, but not one that ends after a signal, as before
+    the time limit: the script does that. Cancelling a job ends the script first.
+    """
     return "\n".join(
         [
             "#!/bin/bash",
@@ -18,9 +23,16 @@ def render(task: Task) -> str:
             *([f"#SBATCH --gpus-per-node={task.gpu_count}"] if task.gpu_count else []),
             f"#SBATCH --signal=TERM@{task.grace}",
             "#SBATCH --requeue",
+            "#SBATCH --open-mode=append",  # a requeued job keeps the output of its earlier starts
             "",
             *(f"export {name}={shlex.quote(value)}" for name, value in task.host_env.items()),
             "",
-            shlex.join(["srun", "--kill-on-bad-exit=1", "bash", task.host_start]),
+            "status=0",
+            shlex.join(["srun", "--kill-on-bad-exit=1", "bash", task.host_start]) + " || status=$?",
+            f"# {int(ExitCode.STOPPED)}: stopped from outside and resumable",
+            f'if [ "$status" -eq {int(ExitCode.STOPPED)} ]; then',
+            '    scontrol requeue "$SLURM_JOB_ID"',
+            "fi",
+            'exit "$status"',
         ]
     )

@@ -28,6 +28,8 @@ def test_slurm(tmp_path):
         "#SBATCH --gpus-per-node=2",
         "#SBATCH --signal=TERM@35",
         "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "# 75: stopped from outside and resumable",
     ]
 
 
