@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from sdjob.problems import ExitCode
+from sdjob.exit_codes import ExitCode
 from sdlaunch.emit.task import NAME, Task
 
 
