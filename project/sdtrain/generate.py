@@ -25,7 +25,7 @@ from sdjob.output.resume import STATE
 from sdjob.problems import JobError, bad_input, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Parts, Sampling
+from sdtrain.architectures.base import GenerationSettings, Parts
 from sdtrain.model import convert
 from sdtrain.model.load import load
 from sdtrain.runtime import devices
@@ -34,9 +34,9 @@ from sdtrain.runtime.stop import StopRequest
 from sdtrain.validation.grid import image_name
 
 
-def sampling(spec: RunSpec) -> Sampling:
+def generation_settings(spec: RunSpec) -> GenerationSettings:
     """How the images of a run are generated."""
-    return Sampling(
+    return GenerationSettings(
         spec.resolution,
         spec.num_inference_steps,
         spec.guidance_scale,
@@ -61,7 +61,7 @@ def evaluating(parts: Parts) -> Iterator[None]:
 
 
 def generate(
-    parts: Parts, prompts: Sequence[str], seeds: Sequence[int], how: Sampling
+    parts: Parts, prompts: Sequence[str], seeds: Sequence[int], how: GenerationSettings
 ) -> Iterator[Image.Image]:
     """One image per prompt and seed, in their order; an image does not depend on its batch."""
     for start in range(0, len(prompts), how.batch_size):
@@ -128,7 +128,7 @@ def _write_images(options: argparse.Namespace) -> None:
         if lora:
             parts.architecture.assemble(parts).load_lora_weights(lora, weight_name=LORA_FILE)
         resolution = spec.resolution if options.resolution else parts.native_resolution
-        how = replace(sampling(spec), resolution=resolution)
+        how = replace(generation_settings(spec), resolution=resolution)
         prompts = [prompt for prompt in options.prompts for _ in range(spec.num_validation_images)]
         seeds = [spec.seed + number for number in range(spec.num_validation_images)] * len(options.prompts)
         try:

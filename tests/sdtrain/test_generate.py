@@ -9,10 +9,10 @@ from PIL import Image, ImageChops
 
 from sdjob.model.pipeline import find_pipeline
 from sdtrain import generate
-from sdtrain.generate import Sampling
+from sdtrain.generate import GenerationSettings
 from sdtrain.model import load
 
-HOW = Sampling(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
+HOW = GenerationSettings(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
 
 
 @pytest.fixture(scope="module")

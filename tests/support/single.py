@@ -10,6 +10,7 @@ from sdjob.model import key_names, single_file
 
 Shapes = dict[str, tuple[int, ...]]
 SD_1, SD_2, SD_XL = "stable_diffusion_1", "stable_diffusion_2_base", "stable_diffusion_xl"
+LAYOUTS = {SD_1: "stable-diffusion", SD_2: "stable-diffusion", SD_XL: "stable-diffusion-xl"}
 CONFIGS = Path(single_file.__file__).with_name("configs")
 _PUBLISHED = Path(__file__).with_name("data") / "published_tensors.json.gz"
 
@@ -28,7 +29,7 @@ def original_shapes(model: str) -> Shapes:
     """Name → shape of all tensors in a published file of this model."""
     found: Shapes = {}
     for part, tensors in published_tensors(model).items():
-        originals = key_names.original_tensors(part, config_of(model, part), tensors, xl=model == SD_XL)
+        originals = key_names.original_tensors(LAYOUTS[model], part, config_of(model, part), tensors)
         for name, original in originals.items():
             shape = tensors[name]
             if original.third is not None:

@@ -1,7 +1,8 @@
 """Facts about each architecture that need no torch: one row for each pipeline class of diffusers.
 
 What an architecture does is a module of its own in sdtrain/architectures. Another architecture is a row here and a
-module there.
+module there. Single files of it: a row of key_names.LAYOUTS if its tensors have other names, and its published types
+with their configs in single_file.TYPES.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class ArchitectureFacts:
     lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: Mapping[str, str]  # trainable component → prefix of its layers in kohya's LoRA
+    original_layout: str | None = (
+        None  # of single files: a row of key_names.LAYOUTS; None: only folders are read
+    )
     vae_in_fp32: bool = False  # whatever the precision of the run
     pooled: tuple[str, ...] = ()  # text encoders whose projected output is part of the conditioning
     # Text encoders that end in a layer and a norm that feed nothing, and so get no gradient.
@@ -73,6 +77,7 @@ STABLE_DIFFUSION = ArchitectureFacts(
     lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
     text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),  # as in diffusers' scripts
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
+    original_layout="stable-diffusion",
 )
 STABLE_DIFFUSION_XL = replace(
     STABLE_DIFFUSION,
@@ -86,21 +91,22 @@ STABLE_DIFFUSION_XL = replace(
     },
     text_encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    original_layout="stable-diffusion-xl",
     vae_in_fp32=True,  # it overflows in fp16
     pooled=("text_encoder_2",),
     unused_last_layer=("text_encoder",),  # the U-Net attends to the input of its last layer
 )
 
-ARCHITECTURES: Mapping[str, ArchitectureFacts] = {
+ARCHITECTURE_FACTS: Mapping[str, ArchitectureFacts] = {
     row.class_name: row for row in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 }
 
 
 def component_names() -> frozenset[str]:
     """The components of all architectures."""
-    return frozenset(name for row in ARCHITECTURES.values() for name in row.components)
+    return frozenset(name for row in ARCHITECTURE_FACTS.values() for name in row.components)
 
 
 def titles() -> str:
     """All architectures in words, such as "A, or B"."""
-    return ", or ".join(row.title for row in ARCHITECTURES.values())
+    return ", or ".join(row.title for row in ARCHITECTURE_FACTS.values())

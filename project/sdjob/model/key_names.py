@@ -60,47 +60,48 @@ class OriginalTensor:
 
 
 def original_tensors(
-    part: str, config: Config, names: Iterable[str], *, xl: bool
+    layout: str, part: str, config: Config, names: Iterable[str]
 ) -> dict[str, OriginalTensor]:
-    """Current diffusers name → original tensor, for all tensors of a part."""
-    layout = _Layout.of(part, config, xl=xl)
+    """Current diffusers name → original tensor, for all tensors of a part. `layout`: a row of LAYOUTS."""
+    names_of_part = _PartNames.of(layout, part, config)
     found = {}
     for name in map(current_name, names):
-        original = layout.prefix + _renamed(name, layout.modules)
-        qkv = _QKV.search(name) if layout.open_clip else None
+        original = names_of_part.prefix + _renamed(name, names_of_part.modules)
+        qkv = _QKV.search(name) if names_of_part.open_clip else None
         found[name] = OriginalTensor(
             re.sub(r"\.[qkv]_proj\.(\w+)$", r".in_proj_\1", original) if qkv else original,
             third="qkv".index(qkv[1]) if qkv else None,
-            transposed=layout.open_clip and name == _PROJECTION,
+            transposed=names_of_part.open_clip and name == _PROJECTION,
             pixelwise=_is_pixelwise(part, name),
         )
     return found
 
 
 def diffusers_tensors(
-    part: str, config: Config, tensors: Mapping[str, Tensor], *, xl: bool
+    layout: str, part: str, config: Config, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The tensors of a part among all of a single file, by their current diffusers names and with those shapes.
 
     Tensors of OpenCLIP that the part does not use (its last layer, in 2.x) are left out.
     """
-    layout = _Layout.of(part, config, xl=xl)
-    prefix = layout.prefix.removesuffix("text_model.")  # which some programs leave out
-    modules = {theirs: ours for ours, theirs in layout.modules.items()}
+    names_of_part = _PartNames.of(layout, part, config)
+    open_clip = names_of_part.open_clip
+    prefix = names_of_part.prefix.removesuffix("text_model.")  # which some programs leave out
+    modules = {theirs: ours for ours, theirs in names_of_part.modules.items()}
     found: dict[str, Tensor] = {}
     for full_name, tensor in tensors.items():
         if not full_name.startswith(prefix):
             continue
         original, shape = full_name.removeprefix(prefix), tensor.shape
-        if layout.open_clip and (stacked := _IN_PROJ.fullmatch(original)):
+        if open_clip and (stacked := _IN_PROJ.fullmatch(original)):
             third = replace(tensor, shape=(*(length // 3 for length in shape[:1]), *shape[1:]))
             if module := modules.get(stacked[1]):
                 found |= {f"{module}.{letter}_proj.{stacked[2]}": third for letter in "qkv"}
             continue
         name = current_name(_renamed(original, modules))
-        if layout.open_clip and name == original:
+        if open_clip and name == original:
             continue
-        if layout.open_clip and name == _PROJECTION:
+        if open_clip and name == _PROJECTION:
             shape = shape[::-1]
         found[name] = replace(tensor, shape=shape[:2] if _is_pixelwise(part, name) else shape)
     return found
@@ -121,28 +122,46 @@ def _renamed(name: str, modules: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """The original layout of a part: prefix of its tensors, and diffusers' modules → original modules."""
+class _Encoder:
+    """The prefixes of a text encoder's tensors: as OpenAI's CLIP, as OpenCLIP's; "": it never is one."""
+
+    clip: str = ""
+    open_clip: str = ""
+    projected: bool = False  # whether it uses the projection that OpenCLIP's files hold
+
+
+# Layouts of single files, which ArchitectureFacts.original_layout names: part → names of its text encoder. U-Net and
+# VAE have the same names in all of them.
+LAYOUTS: Mapping[str, Mapping[str, _Encoder]] = {
+    "stable-diffusion": {"text_encoder": _Encoder(CLIP, OPEN_CLIP)},
+    "stable-diffusion-xl": {
+        "text_encoder": _Encoder(XL_CLIP),
+        "text_encoder_2": _Encoder(open_clip=XL_OPEN_CLIP, projected=True),
+    },
+}
+
+
+@dataclass(frozen=True)
+class _PartNames:
+    """The original names of a part: prefix of its tensors, and diffusers' modules → original modules."""
 
     prefix: str
     modules: Mapping[str, str]
     open_clip: bool = False
 
     @classmethod
-    def of(cls, part: str, config: Config, *, xl: bool) -> _Layout:
-        match part:
-            case "unet":
-                return cls(UNET, dict(_unet(config)))
-            case "vae":
-                return cls(VAE, dict(_vae(config)))
-            case "text_encoder" if xl or not is_open_clip(config):
-                return cls(XL_CLIP if xl else CLIP, {})
-            case _:
-                prefix = OPEN_CLIP if part == "text_encoder" else XL_OPEN_CLIP
-                modules = dict(_open_clip(config))
-                if part == "text_encoder":  # whose files hold a projection that it does not use
-                    del modules[_PROJECTION]
-                return cls(prefix, modules, open_clip=True)
+    def of(cls, layout: str, part: str, config: Config) -> _PartNames:
+        if part == "unet":
+            return cls(UNET, dict(_unet(config)))
+        if part == "vae":
+            return cls(VAE, dict(_vae(config)))
+        encoder = LAYOUTS[layout][part]
+        if not encoder.open_clip or (encoder.clip and not is_open_clip(config)):
+            return cls(encoder.clip, {})
+        modules = dict(_open_clip(config))
+        if not encoder.projected:
+            del modules[_PROJECTION]
+        return cls(encoder.open_clip, modules, open_clip=True)
 
 
 # --- U-Net: UNet2DConditionModel ---------------------------------------------------------------------

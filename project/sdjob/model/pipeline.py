@@ -12,7 +12,7 @@ from typing import Any
 
 from sdjob.files import few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.model import key_names, locate, single_file
-from sdjob.model.architectures import ARCHITECTURES, STABLE_DIFFUSION_XL, ArchitectureFacts, Component, titles
+from sdjob.model.architectures import ARCHITECTURE_FACTS, ArchitectureFacts, Component, titles
 from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Part, with_weights
 from sdjob.problems import JobError, Problem, bad_input
@@ -36,7 +36,7 @@ class PipelineFolder:
 
     @property
     def architecture(self) -> ArchitectureFacts:
-        return ARCHITECTURES[self.class_name]
+        return ARCHITECTURE_FACTS[self.class_name]
 
     @property
     def denoiser(self) -> Part:
@@ -75,10 +75,13 @@ def find_pipeline(
     folder = single.configs if single else path
     index = read_json(folder / "model_index.json")
     class_name = str(index.get("_class_name", "pipeline of no named class"))
-    if class_name not in ARCHITECTURES:
+    if class_name not in ARCHITECTURE_FACTS:
         found = f"is a {class_name}, which this version does not train"
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
-    architecture = ARCHITECTURES[class_name]
+    architecture = ARCHITECTURE_FACTS[class_name]
+    if single and not architecture.original_layout:
+        found = f"is one file, but this version reads {architecture.title} only from a diffusers folder"
+        raise JobError(bad_input(shown(path), found, "mount the folder that save_pretrained writes"))
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
     for name, required in architecture.components.items():
@@ -110,9 +113,9 @@ def _class_of(index: Mapping[str, Any], part: str) -> str:
 
 def _with_tensors(part: Part, single: SingleFile, architecture: ArchitectureFacts) -> Part:
     """A part with its tensors among those of the file. Raises JobError."""
-    name, xl = part.folder.name, architecture is STABLE_DIFFUSION_XL
+    name, layout = part.folder.name, architecture.original_layout or ""
     try:
-        tensors = key_names.diffusers_tensors(name, part.config, single.tensors, xl=xl)
+        tensors = key_names.diffusers_tensors(layout, name, part.config, single.tensors)
     except (TypeError, AttributeError) as error:  # values of any type
         found = f"has a value of the wrong type ({error})"
         raise JobError(bad_input(shown(part.folder / "config.json"), found, COPY_AGAIN)) from error

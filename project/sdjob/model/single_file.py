@@ -48,7 +48,10 @@ _PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_
 
 @dataclass(frozen=True)
 class ModelType:
-    """A published type; its U-Net is recognised by the width of its text input, and by its second conditioning."""
+    """A published type; its U-Net is recognised by the width of its text input, and by its second conditioning.
+
+    Its architecture is the class in model_index.json of its configs, whose `original_layout` names its tensors.
+    """
 
     title: str
     text_width: int

@@ -22,7 +22,7 @@ Conditioning = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationSettings:
     """How images are generated."""
 
     resolution: int
@@ -73,7 +73,12 @@ class Architecture(Protocol):
         """The pipeline of diffusers around these parts."""
 
     def sample(
-        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
+        self,
+        parts: Parts,
+        prompts: Conditioning,
+        empty: Conditioning,
+        seeds: list[int],
+        how: GenerationSettings,
     ) -> list[Image]:
         """One image for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
 

@@ -14,7 +14,7 @@ from sdjob.model import key_names
 from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
-from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
+from sdtrain.architectures.base import Conditioning, GenerationSettings, Parts, in_chunks
 from sdtrain.model import tokenize
 
 
@@ -55,7 +55,12 @@ class StableDiffusion:
         return pipeline
 
     def sample(
-        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
+        self,
+        parts: Parts,
+        prompts: Conditioning,
+        empty: Conditioning,
+        seeds: list[int],
+        how: GenerationSettings,
     ) -> list[Image]:
         images: list[Image] = self.assemble(parts)(
             prompt_embeds=prompts["hidden_states"],
@@ -71,7 +76,7 @@ class StableDiffusion:
     def original_names(
         self, part: str, config: Mapping[str, Any], names: Iterable[str]
     ) -> dict[str, OriginalTensor]:
-        return key_names.original_tensors(part, config, names, xl=False)
+        return key_names.original_tensors(self.facts.original_layout or "", part, config, names)
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         if not key_names.is_open_clip(configs["text_encoder"]):

@@ -14,7 +14,7 @@ from sdjob.model import key_names
 from sdjob.model.architectures import STABLE_DIFFUSION_XL
 from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
-from sdtrain.architectures.base import Conditioning, Parts, Sampling, in_chunks
+from sdtrain.architectures.base import Conditioning, GenerationSettings, Parts, in_chunks
 from sdtrain.model import tokenize
 
 
@@ -64,7 +64,12 @@ class StableDiffusionXL:
         return pipeline
 
     def sample(
-        self, parts: Parts, prompts: Conditioning, empty: Conditioning, seeds: list[int], how: Sampling
+        self,
+        parts: Parts,
+        prompts: Conditioning,
+        empty: Conditioning,
+        seeds: list[int],
+        how: GenerationSettings,
     ) -> list[Image]:
         pipeline = self.assemble(parts)
         if parts.index.get("force_zeros_for_empty_prompt", True):
@@ -90,7 +95,7 @@ class StableDiffusionXL:
     def original_names(
         self, part: str, config: Mapping[str, Any], names: Iterable[str]
     ) -> dict[str, OriginalTensor]:
-        return key_names.original_tensors(part, config, names, xl=True)
+        return key_names.original_tensors(self.facts.original_layout or "", part, config, names)
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         return "stable-diffusion-xl-v1-base"

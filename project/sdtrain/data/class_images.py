@@ -11,13 +11,13 @@ from sdjob.dataset.detect import dataset_in
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Parts, Sampling
+from sdtrain.architectures.base import GenerationSettings, Parts
 from sdtrain.context import RunContext
-from sdtrain.generate import generate, sampling
+from sdtrain.generate import generate, generation_settings
 from sdtrain.reporting.progress import Progress
 
 
-def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Sampling) -> Path:
+def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: GenerationSettings) -> Path:
     """Images generated with another model, prompt or sampling are in another folder."""
     inputs = [
         model_identity,
@@ -40,7 +40,7 @@ def provide(context: RunContext, parts: Parts, model_identity: str) -> Path:
     spec, world = context.spec, context.world
     if spec.class_data_dir:
         return _given(spec)
-    how = sampling(spec)
+    how = generation_settings(spec)
     folder = folder_of(spec, context.layout, model_identity, how)
     folder.mkdir(parents=True, exist_ok=True)
     world.barrier()  # no rank lists the folder while another one adds to it

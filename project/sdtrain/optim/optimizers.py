@@ -29,7 +29,7 @@ def build(optim: OptimSpec, groups: Groups) -> Optimizer:
     return optimizer
 
 
-def settings_of(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
+def groups_to_resume(now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Groups:
     """The parameter groups to resume with: the settings of this run, and what the optimizer itself has learned."""
     return [
         {**mine, **{name: theirs[name] for name in _LEARNED if name in theirs}}

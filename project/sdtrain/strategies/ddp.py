@@ -91,7 +91,7 @@ class Native:
             overwrite(self.masters(), load_file(folder / state_io.MODEL))
             overwrite(ema or {}, load_file(folder / state_io.EMA) if ema else {})
             state = torch.load(folder / state_io.OPTIMIZER, map_location="cpu", weights_only=True)
-            groups = optimizers.settings_of(groups, state["optimizer"]["param_groups"])
+            groups = optimizers.groups_to_resume(groups, state["optimizer"]["param_groups"])
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if state["scaler"]:  # empty where the run that saved was not fp16
             self._scaler.load_state_dict(self._scaler.state_dict() | state["scaler"])

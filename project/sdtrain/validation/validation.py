@@ -73,7 +73,7 @@ def _write_slice(training: Training, folder: Path) -> bool:
     every = [(p, i) for p in range(len(spec.validation_prompts)) for i in range(spec.num_validation_images)]
     todo = every[world.rank :: world.size]
     prompts, seeds = [spec.validation_prompts[p] for p, _ in todo], [spec.seed + i for _, i in todo]
-    images = generate.generate(training.parts, prompts, seeds, generate.sampling(spec))
+    images = generate.generate(training.parts, prompts, seeds, generate.generation_settings(spec))
     pulse = Pulse("generate images")
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
         files.write_png(folder / image_name(p, i), image)

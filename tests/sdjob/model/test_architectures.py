@@ -4,15 +4,16 @@ import inspect
 
 import pytest
 
-from sdjob.model.architectures import ARCHITECTURES, component_names, titles
+from sdjob.model.architectures import ARCHITECTURE_FACTS, component_names, titles
+from sdjob.model.key_names import LAYOUTS
 from sdlaunch.inputs.hub import wanted
 
 
-@pytest.mark.parametrize("class_name", ARCHITECTURES)
+@pytest.mark.parametrize("class_name", ARCHITECTURE_FACTS)
 def test_a_row_agrees_with_diffusers(class_name):
     import sdtrain.architectures
 
-    facts, behavior = ARCHITECTURES[class_name], sdtrain.architectures.ARCHITECTURES[class_name]
+    facts, behavior = ARCHITECTURE_FACTS[class_name], sdtrain.architectures.ARCHITECTURES[class_name]
     assert facts.class_name == class_name and behavior.facts is facts
     assert behavior.pipeline.__name__ == class_name
     assert facts.components.keys() <= inspect.signature(behavior.pipeline.__init__).parameters.keys()
@@ -20,12 +21,15 @@ def test_a_row_agrees_with_diffusers(class_name):
     assert {*facts.pooled, *facts.unused_last_layer} <= facts.text_encoders.keys()
     assert {facts.denoiser, "vae", "scheduler", *facts.text_encoders} <= facts.components.keys()
     assert set(facts.text_encoders.values()) <= facts.components.keys()
+    assert (
+        facts.original_layout is None or LAYOUTS[facts.original_layout].keys() == facts.text_encoders.keys()
+    )
 
 
 def test_every_architecture_has_both_halves():
     import sdtrain.architectures
 
-    assert ARCHITECTURES.keys() == sdtrain.architectures.ARCHITECTURES.keys()
+    assert ARCHITECTURE_FACTS.keys() == sdtrain.architectures.ARCHITECTURES.keys()
 
 
 def test_components_of_all_architectures_are_downloaded():

@@ -4,14 +4,14 @@ import pytest
 
 from sdjob.model import key_names
 from sdjob.model.weights import Tensor
-from tests.support.single import SD_1, SD_2, SD_XL, config_of, original_shapes, published_tensors
+from tests.support.single import LAYOUTS, SD_1, SD_2, SD_XL, config_of, original_shapes, published_tensors
 
 
 @pytest.mark.parametrize("model", [SD_1, SD_2, SD_XL])
 def test_there_and_back(model, tmp_path):
     file = {name: Tensor(shape, tmp_path, "F16") for name, shape in original_shapes(model).items()}
     for part, tensors in published_tensors(model).items():
-        found = key_names.diffusers_tensors(part, config_of(model, part), file, xl=model == SD_XL)
+        found = key_names.diffusers_tensors(LAYOUTS[model], part, config_of(model, part), file)
         assert {name: tensor.shape for name, tensor in found.items()} == tensors
 
 
@@ -30,7 +30,7 @@ def test_there_and_back(model, tmp_path):
     ],
 )  # fmt: skip
 def test_names_of_the_published_files(model, part, name, original):
-    (found,) = key_names.original_tensors(part, config_of(model, part), [name], xl=model == SD_XL).values()
+    (found,) = key_names.original_tensors(LAYOUTS[model], part, config_of(model, part), [name]).values()
     prefixes = {"unet": key_names.UNET, "vae": key_names.VAE, "text_encoder_2": key_names.XL_OPEN_CLIP}
     default = key_names.OPEN_CLIP if model == SD_2 else key_names.CLIP
     assert found.name == prefixes.get(part, default) + original
@@ -41,5 +41,5 @@ def test_names_of_the_published_files(model, part, name, original):
 def test_what_a_text_encoder_does_not_use_is_left_out(tmp_path):
     names = ("transformer.resblocks.23.attn.in_proj_bias", "text_projection", "logit_scale", "ln_final.bias")
     file = {f"{key_names.OPEN_CLIP}{name}": Tensor((3072,), tmp_path) for name in names}
-    found = key_names.diffusers_tensors("text_encoder", config_of(SD_2, "text_encoder"), file, xl=False)
+    found = key_names.diffusers_tensors(LAYOUTS[SD_2], "text_encoder", config_of(SD_2, "text_encoder"), file)
     assert list(found) == ["final_layer_norm.bias"]

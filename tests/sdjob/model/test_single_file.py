@@ -1,10 +1,12 @@
 """Tests of single_file, torch_zip and locate: a model in one file is recognised from its header, or refused by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from sdjob.model import part_compatibility, single_file
+from sdjob.model import architectures, part_compatibility, single_file
+from sdjob.model.architectures import STABLE_DIFFUSION_XL
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
 from tests.sdjob.model.test_pipeline import make, write
@@ -201,6 +203,20 @@ def test_missing_parts(headers, tmp_path, gone, found):
     assert [(problem.found, problem.remedy) for problem in caught.value.problems] == [
         (each, WHOLE) for each in found
     ]
+
+
+def test_an_architecture_made_from_another_has_its_layout(headers, tmp_path, monkeypatch):
+    path = sparse(tmp_path / "m.safetensors", headers["XL"])
+    changed = replace(STABLE_DIFFUSION_XL, title="Another XL")
+    monkeypatch.setitem(architectures.ARCHITECTURE_FACTS, changed.class_name, changed)
+    assert look(path).parts["text_encoder_2"].tensors.keys() >= {"text_projection.weight"}
+
+
+def test_an_architecture_without_single_files_is_refused(headers, tmp_path, monkeypatch):
+    path = sparse(tmp_path / "m.safetensors", headers["XL"])
+    changed = replace(STABLE_DIFFUSION_XL, title="Another XL", original_layout=None)
+    monkeypatch.setitem(architectures.ARCHITECTURE_FACTS, changed.class_name, changed)
+    assert "reads Another XL only from a diffusers folder" in only(path).found
 
 
 def test_broken_files(headers, tmp_path):

@@ -19,7 +19,7 @@ from sdjob.output import fingerprint
 from sdjob.output.layout import LORA_FILE
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import generate
-from sdtrain.architectures.base import Sampling
+from sdtrain.architectures.base import GenerationSettings
 from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.data.sampling import Sample
 from sdtrain.data.streams import StreamBatch
@@ -108,7 +108,7 @@ class Toy:
 
 @pytest.fixture
 def model(eps_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sdjob.model.architectures.ARCHITECTURES, "ToyPipeline", FACTS)
+    monkeypatch.setitem(sdjob.model.architectures.ARCHITECTURE_FACTS, "ToyPipeline", FACTS)
     monkeypatch.setitem(sdtrain.architectures.ARCHITECTURES, "ToyPipeline", Toy())
     folder = shutil.copytree(
         eps_model, tmp_path / "model", ignore=shutil.ignore_patterns("unet", "scheduler")
@@ -194,7 +194,7 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
         losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0]
 
-    how = Sampling(resolution=32, inference_steps=2, guidance_scale=1.0, batch_size=2)
+    how = GenerationSettings(resolution=32, inference_steps=2, guidance_scale=1.0, batch_size=2)
     (image,) = generate.generate(parts, ["a circle"], [1], how)
     assert image.size == (32, 32)
 

@@ -94,4 +94,4 @@ def test_adafactor_has_no_second_moment_of_full_size():
 def test_only_what_prodigy_has_learned_is_taken_from_a_checkpoint():
     now = [{"lr": 1.0, "weight_decay": 0.1, "d": 1e-6, "d0": 1e-6, "k": 0, "params": [0]}]
     saved = [{"lr": 0.5, "weight_decay": 0.0, "d": 3e-4, "d0": 1e-6, "k": 7, "params": [0], "d_hat": 2e-4}]
-    assert optimizers.settings_of(now, saved) == [{**now[0], "d": 3e-4, "k": 7, "d_hat": 2e-4}]
+    assert optimizers.groups_to_resume(now, saved) == [{**now[0], "d": 3e-4, "k": 7, "d_hat": 2e-4}]
