@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+
+from sdjob.problems import Problem, bad_setting
 
 Environ = Mapping[str, str]
 
@@ -28,6 +30,9 @@ class Claim:
     address: Stated | None = None  # of node 0
     port: Stated | None = None
     nproc: Stated | None = None  # processes per node
+    _: KW_ONLY
+    refused: Problem | None = None  # several launchers were started on this node
+    unclear: Problem | None = None  # several nodes or processes that cannot be planned until NNODES is set
 
 
 def _stated(environ: Environ, *variables: str) -> Stated | None:
@@ -45,8 +50,18 @@ def _parsed(value: object, variable: str, *, derived: bool = False) -> Stated | 
     return None if value in (None, "") else Stated(str(value), variable, derived)
 
 
+def _several(found: str, variable: str, remedy: str) -> Problem:
+    """The problem of a start method that starts one launcher per device or process."""
+    return bad_setting(
+        variable, f"{found}: one launcher per process", f"{remedy}: the launcher starts the others."
+    )
+
+
 def _torchrun(environ: Environ) -> Claim:
     """PET_*: the defaults of torchrun's flags, which Kubeflow's trainers and some users set."""
+    if "LOCAL_RANK" in environ and "TORCHELASTIC_RUN_ID" in environ:
+        remedy = "Start train.sh itself, once per node; it starts torchrun."
+        return Claim(refused=bad_setting("LOCAL_RANK", "torchrun started this launcher", remedy))
     host, port = _host_and_port(environ.get("PET_RDZV_ENDPOINT", ""))
     return Claim(
         nodes=_stated(environ, "PET_NNODES"),
@@ -119,16 +134,136 @@ def _dstack(environ: Environ) -> Claim:
     )
 
 
+def _runpod(environ: Environ) -> Claim:
+    """Instant Clusters; WORLD_SIZE counts GPUs there."""
+    return Claim(
+        nodes=_stated(environ, "NUM_NODES"),
+        address=_stated(environ, "PRIMARY_ADDR"),
+        port=_stated(environ, "PRIMARY_PORT"),
+        nproc=_devices(environ, "NUM_TRAINERS"),
+    )
+
+
+def _azureml(environ: Environ) -> Claim:
+    """A PyTorch job with process_count_per_instance=1: one launcher per node, with a LOCAL_RANK of 0."""
+    if not environ.get("WORLD_SIZE") or not any(name.startswith("AZUREML_") for name in environ):
+        return Claim()
+    nodes, rank = environ.get("AZUREML_NODE_COUNT"), environ.get("NODE_RANK", environ.get("RANK"))
+    per_device = environ.get("LOCAL_RANK", "0") != "0" or environ.get("RANK", rank) != rank
+    if per_device or (nodes and nodes != environ["WORLD_SIZE"]):
+        found = f"{environ['WORLD_SIZE']} with RANK={environ.get('RANK')}, NODE_RANK={rank}"
+        remedy = "Set process_count_per_instance: 1 in the job"
+        return Claim(refused=_several(found, "WORLD_SIZE", remedy))
+    return Claim(
+        nodes=_stated(environ, "AZUREML_NODE_COUNT", "WORLD_SIZE"),
+        node_rank=_stated(environ, "RANK", "NODE_RANK"),
+    )
+
+
+def _ascend(environ: Environ) -> Claim:
+    """MindCluster: WORLD_SIZE counts processes, RANK nodes, and LOCAL_RANK lists the devices of this node."""
+    if not _is_ascend(environ):
+        return Claim()
+    size, local = environ["WORLD_SIZE"], environ["LOCAL_WORLD_SIZE"]
+    if not (size.isdecimal() and local.isdecimal() and int(local) > 0 and int(size) % int(local) == 0):
+        found = f"{size} processes, with LOCAL_WORLD_SIZE={local} on each node"
+        return Claim(unclear=bad_setting("WORLD_SIZE", found, "Set NNODES, NODE_RANK and NPROC_PER_NODE."))
+    return Claim(
+        nodes=_parsed(int(size) // int(local), "WORLD_SIZE / LOCAL_WORLD_SIZE"),
+        node_rank=_stated(environ, "RANK"),
+        nproc=_stated(environ, "LOCAL_WORLD_SIZE"),
+    )
+
+
+def _is_ascend(environ: Environ) -> bool:
+    """Whether these variables describe a node; a launcher of processes sets a single LOCAL_RANK on each."""
+    if not environ.get("WORLD_SIZE") or not environ.get("LOCAL_WORLD_SIZE"):
+        return False
+    ranks = environ.get("LOCAL_RANK")
+    return not ranks or "," in ranks or (ranks == "0" and environ["LOCAL_WORLD_SIZE"] == "1")
+
+
+def _volcano(environ: Environ) -> Claim:
+    """Volcano's lists of hosts, one for each task of a job, and ModelArts, which is built on it."""
+    lists = {name: hosts for name, hosts in environ.items() if re.fullmatch(r"VC_\w+_HOSTS", name) and hosts}
+    if len(lists) > 1:  # such as master and worker, where RANK and WORLD_SIZE are set, or a sidecar
+        if environ.get("WORLD_SIZE"):
+            return Claim()
+        return Claim(unclear=_unclear_tasks(lists))
+    variable, hosts = next(iter(lists.items()), ("", ""))
+    nodes = _stated(environ, "MA_NUM_HOSTS") or _parsed(len(hosts.split(",")) if hosts else None, variable)
+    return Claim(
+        nodes=nodes,
+        node_rank=_stated(environ, "VC_TASK_INDEX", "VK_TASK_INDEX") if nodes else None,
+        address=_parsed(hosts.split(",")[0].strip(), variable, derived=True),
+        nproc=_devices(environ, "MA_NUM_GPUS"),
+    )
+
+
+def _unclear_tasks(lists: Mapping[str, str]) -> Problem:
+    found = f"several tasks with hosts: {', '.join(sorted(lists))}"
+    remedy = "Set NNODES, NODE_RANK and MASTER_ADDR, or NNODES=1 to train on this node only."
+    return bad_setting(min(lists), found, remedy)
+
+
+def _mpi(environ: Environ) -> Claim:
+    """Open MPI, and the Hydra of MPICH and Intel MPI: one launcher per node, as `mpirun -N 1` starts it."""
+    for names, start in (
+        (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"), "mpirun -N 1"),
+        (("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"), "mpiexec -ppn 1"),
+    ):
+        size, rank, local = names
+        if local not in environ or environ.get(size, "1") == "1":
+            continue
+        if environ[local] != "1":
+            found = f"{environ[local]} launchers on this node"
+            return Claim(refused=_several(found, local, f"Start one launcher per node, with {start}"))
+        host, port = _host_and_port(environ.get("AZ_BATCH_MASTER_NODE", ""))
+        return Claim(
+            nodes=_stated(environ, size),
+            node_rank=_stated(environ, rank),
+            address=_parsed(host, "AZ_BATCH_MASTER_NODE"),
+            port=_parsed(port, "AZ_BATCH_MASTER_NODE"),
+        )
+    return Claim()
+
+
 def _slurm(environ: Environ) -> Claim:
     """One launcher per node, as `srun --ntasks-per-node=1` starts it."""
-    if "SLURM_PROCID" not in environ:
-        return Claim()
-    first = _first_slurm_host(environ.get("SLURM_JOB_NODELIST", ""))
+    nodes = _stated(environ, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    if "OMPI_COMM_WORLD_SIZE" in environ:
+        return Claim()  # mpirun starts its daemons by srun, whose numbers are not those of its ranks
+    if not _is_slurm_step(environ):
+        return Claim(unclear=_no_step(nodes) if nodes and nodes.value != "1" else None)
+    tasks = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    count = re.match(r"\d+", tasks)
+    if count and int(count[0]) > 1:
+        found, remedy = (
+            f"{tasks} launchers on this node",
+            "Start one launcher per node, with --ntasks-per-node=1",
+        )
+        return Claim(refused=_several(found, "SLURM_NTASKS_PER_NODE", remedy))
+    first = _first_slurm_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
     return Claim(
-        nodes=_stated(environ, "SLURM_NNODES", "SLURM_JOB_NUM_NODES"),
+        nodes=nodes,
         node_rank=_stated(environ, "SLURM_NODEID"),
         address=_parsed(first, "SLURM_JOB_NODELIST", derived=True),
     )
+
+
+def _is_slurm_step(environ: Environ) -> bool:
+    """Whether srun started this process. A batch script has SLURM_PROCID=0 too, but no number of a step."""
+    in_step = "SLURM_STEP_ID" in environ or "SLURM_STEPID" in environ
+    return in_step or environ.get("SLURM_PROCID", "0") != "0"
+
+
+def _no_step(nodes: Stated) -> Problem:
+    found = f"{nodes.value} nodes are allocated, and srun did not start this launcher: it would train on this node only"
+    remedy = (
+        "Start it on every node: srun --ntasks-per-node=1 bash train.sh …; "
+        "or set NNODES=1 to train on this node only."
+    )
+    return bad_setting(nodes.variable, found, remedy)
 
 
 def _first_slurm_host(nodelist: str) -> str:
@@ -144,6 +279,11 @@ PLATFORMS: Mapping[str, Callable[[Environ], Claim]] = {
     "volcengine": _volcengine,
     "skypilot": _skypilot,
     "dstack": _dstack,
+    "runpod": _runpod,
+    "azureml": _azureml,
+    "ascend": _ascend,
+    "volcano": _volcano,
+    "mpi": _mpi,
     "slurm": _slurm,
 }
 
@@ -151,11 +291,28 @@ PLATFORMS: Mapping[str, Callable[[Environ], Claim]] = {
 def world_size(environ: Environ) -> Claim:
     """PAI-DLC, Volcano, early PyTorchJob: WORLD_SIZE and RANK count nodes there; `resolve` finds out if they
     count processes here."""
-    if environ.get("PET_NNODES") or "LOCAL_RANK" in environ or "MASTER_ADDR" not in environ:
+    if environ.get("PET_NNODES") or environ.get("NUM_NODES") or _is_ascend(environ):
         return Claim()
+    if environ.get("LOCAL_RANK"):
+        return Claim(unclear=_unclear_world(environ))
+    nodes = _stated(environ, "WORLD_SIZE")
+    indices = ("VC_TASK_INDEX", "VK_TASK_INDEX") if nodes else ()
     return Claim(
-        nodes=_stated(environ, "WORLD_SIZE"),
-        node_rank=_stated(environ, "RANK", "VC_TASK_INDEX", "VK_TASK_INDEX"),
+        nodes=nodes,
+        node_rank=_stated(environ, "RANK", *indices),
         address=_stated(environ, "MASTER_ADDR"),
         port=_stated(environ, "MASTER_PORT"),
     )
+
+
+def _unclear_world(environ: Environ) -> Problem | None:
+    """LOCAL_RANK is a variable of processes, and here it belongs to a launcher."""
+    local, size = environ["LOCAL_RANK"], environ.get("WORLD_SIZE", "1")
+    if local == "0" and size in ("", "1"):
+        return None
+    remedy = (
+        "Start one launcher per node and set NNODES, NODE_RANK and MASTER_ADDR; "
+        "or set NNODES=1 to train on this node only."
+    )
+    found = f"{local} with WORLD_SIZE={size}: unclear whether these count nodes or processes"
+    return bad_setting("LOCAL_RANK", found, remedy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from sdjob.problems import Problem, bad_setting
 from sdlaunch.cluster.devices import Devices
@@ -13,7 +13,7 @@ from sdlaunch.cluster.platforms import PLATFORMS, Claim, Environ, Stated, world_
 from sdlaunch.settings.options import LaunchOptions
 
 DEFAULT_PORT = 29400
-_NAMES = {  # of the fields of a Claim, as users type them
+_NAMES = {  # of the fields of a Claim, in their order, as users type them
     "nodes": "NNODES",
     "node_rank": "NODE_RANK",
     "address": "MASTER_ADDR",
@@ -57,19 +57,31 @@ def resolve(
 
     `assigns_ranks`: the job goes to a platform that sets the rank of each node and the address of node 0.
     """
-    problems = _misplaced(environ)
-    others = [_own(options, sources), *(claim(environ) for claim in PLATFORMS.values())]
+    own, platforms = _own(options, sources), [claim(environ) for claim in PLATFORMS.values()]
+    others = [own, *platforms]
+    problems = [claim.refused for claim in platforms if claim.refused]
     nproc, why = _processes(_first(others, "nproc"), devices, problems)
     world = world_size(environ)
-    problems += _processes_of_one_node(world, others, nproc)
-    claims = [*others, _in_nodes(world, others, nproc)]
-    problems += _contradictions(claims)
-    first = Claim(**{name: _first(claims, name) for name in _NAMES})
+    if _whole(own.nodes) == 1:
+        claims = [_alone(own, [*platforms, world])]
+    else:
+        problems += _processes_of_one_node(world, others, nproc)
+        claims = [*others, _in_nodes(world, others, nproc)]
+        problems += _contradictions(claims)
+        if _first(claims, "nodes") is None:
+            problems += [claim.unclear for claim in claims if claim.unclear][:1]
+    first = Claim(*(_first(claims, name) for name in _NAMES))
     cluster = _cluster(first, nproc, problems)
     if cluster.nodes > 1 and not assigns_ranks:
         problems += _half_set(first, cluster.nodes)
     stated = {_NAMES[name]: each.variable for name in _NAMES if (each := getattr(first, name))}
     return Resolved(cluster, stated | {"NPROC_PER_NODE": why}, tuple(problems))
+
+
+def _alone(own: Claim, others: Sequence[Claim]) -> Claim:
+    """NNODES=1 means this node only, whatever a platform states; a NODE_RANK beside it is the platform's."""
+    has_more = any(claim.unclear or (claim.nodes and claim.nodes.value != "1") for claim in others)
+    return replace(own, node_rank=None) if has_more else own
 
 
 def _own(options: LaunchOptions, sources: Mapping[str, str]) -> Claim:
@@ -79,7 +91,7 @@ def _own(options: LaunchOptions, sources: Mapping[str, str]) -> Claim:
         value = getattr(options, name.lower())
         return Stated(str(value), sources[name]) if name in sources and value is not None else None
 
-    return Claim(**{field.name: stated(_NAMES[field.name]) for field in fields(Claim)})
+    return Claim(*(stated(name) for name in _NAMES.values()))
 
 
 def _first(claims: Sequence[Claim], quantity: str) -> Stated | None:
@@ -90,7 +102,7 @@ def _cluster(claim: Claim, nproc: int, problems: list[Problem]) -> Cluster:
     """The cluster of these values; those that cannot be used are replaced, and added to the problems."""
     nodes = _number(claim.nodes, 1, problems, least=1)
     rank = _number(claim.node_rank, 0, problems)
-    port = _number(claim.port, DEFAULT_PORT, problems)
+    port = _number(claim.port, DEFAULT_PORT, problems, least=1, most=65535)
     if nodes == 1 and rank > 0:
         remedy = "Set NNODES, or unset NODE_RANK."
         problems.append(bad_setting("NODE_RANK", f"{rank} without a number of nodes", remedy))
@@ -98,6 +110,8 @@ def _cluster(claim: Claim, nproc: int, problems: list[Problem]) -> Cluster:
         remedy = f"Nodes count from 0: use 0 to {nodes - 1}."
         problems.append(bad_setting("NODE_RANK", f"{rank} with NNODES={nodes}", remedy))
     address = claim.address.value if claim.address else "localhost"
+    if claim.address and (wrong := _address_problem(claim.address)):
+        problems.append(wrong)
     host = f"[{address}]" if ":" in address and not address.startswith("[") else address
     return Cluster(nodes, rank, f"{host}:{port}" if nodes > 1 else None, nproc)
 
@@ -115,10 +129,39 @@ def _processes(stated: Stated | None, devices: Devices, problems: list[Problem])
     return _number(stated, 1, problems, least=1), source
 
 
-def _number(stated: Stated | None, default: int, problems: list[Problem], least: int = 0) -> int:
+def _address_problem(stated: Stated) -> Problem | None:
+    """What keeps an address from being the name or IP address of node 0; None: nothing."""
+    text, remedy = stated.value, "Write the name or IP address of node 0 only"
+    host, _, rest = text[1:].partition("]") if text.startswith("[") else (text, "", "")
+    found, port = "", ". Its port is MASTER_PORT"
+    ip = None if rest else _ip(host)
+    if ip is not None:
+        if ip.is_unspecified:
+            found, port = "means every address of a machine", ", as the other nodes reach it"
+    elif "://" in text:
+        found = "has a scheme"
+    elif re.search(r"\s", text):
+        found, port = "has a space or a line break", ""
+    elif re.fullmatch(r"(\[.*\]|[^\[\]:]*):\d*", text):
+        found = "has a port"
+    elif not re.fullmatch(r"[\w.-]+", text):
+        found, port = "is neither a host name nor an IP address", ""
+    return bad_setting(stated.variable, f"{text!r} {found}", f"{remedy}{port}.") if found else None
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _number(
+    stated: Stated | None, default: int, problems: list[Problem], least: int = 0, most: int | None = None
+) -> int:
     number = _whole(stated)
-    if stated and (number is None or number < least):
-        remedy = f"It must be a whole number from {least} on."
+    if stated and (number is None or number < least or (most and number > most)):
+        remedy = f"It must be a whole number from {least} {f'to {most}' if most else 'on'}."
         problems.append(bad_setting(stated.variable, f"found {stated.value!r}", remedy))
         return default
     return default if number is None else number
@@ -159,10 +202,8 @@ def _processes_of_one_node(world: Claim, others: Sequence[Claim], nproc: int) ->
 
 def _is_loopback(stated: Stated | None) -> bool:
     host = stated.value.strip("[]") if stated else ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    ip = _ip(host)
+    return host.lower() == "localhost" if ip is None else ip.is_loopback
 
 
 def _contradictions(claims: Sequence[Claim]) -> list[Problem]:
@@ -183,24 +224,15 @@ def _contradictions(claims: Sequence[Claim]) -> list[Problem]:
     return problems
 
 
-def _misplaced(environ: Environ) -> list[Problem]:
-    """Start methods that already started one process per device."""
-    if "LOCAL_RANK" in environ and "TORCHELASTIC_RUN_ID" in environ:
-        remedy = "Start train.sh itself, once per node; it starts torchrun."
-        return [bad_setting("LOCAL_RANK", "torchrun started this launcher", remedy)]
-    tasks = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
-    count = re.match(r"\d+", tasks)
-    if "SLURM_PROCID" in environ and count and int(count[0]) > 1:
-        remedy = "Use --ntasks-per-node=1; the launcher starts the processes of its node."
-        found = f"{tasks}: SLURM starts one launcher per task"
-        return [bad_setting("SLURM_NTASKS_PER_NODE", found, remedy)]
-    return []
-
-
 def _half_set(claim: Claim, nodes: int) -> list[Problem]:
     """What every node of several has to be given."""
+    source = claim.nodes.variable if claim.nodes else "NNODES"
     return [
-        bad_setting(name, f"not set, with {nodes} nodes", f"Set {name}: {meaning}.")
+        bad_setting(
+            name,
+            f"not set, with {nodes} nodes ({source})",
+            f"Set {name}: {meaning}; or NNODES=1 to train on this node only.",
+        )
         for name, stated, meaning in (
             ("NODE_RANK", claim.node_rank, f"the number of this node, 0 to {nodes - 1}"),
             ("MASTER_ADDR", claim.address, "the name or address of node 0, the same on all nodes"),

@@ -92,7 +92,83 @@ TWO_BY_EIGHT = {
         "DSTACK_GPUS_PER_NODE": "8",
         "MASTER_PORT": "1234",
     },
+    "runpod": {
+        "PRIMARY_ADDR": "node-0",
+        "MASTER_ADDR": "node-0",
+        "PRIMARY_PORT": "1234",
+        "MASTER_PORT": "1234",
+        "NODE_ADDR": "node-1",
+        "NODE_RANK": "1",
+        "NUM_NODES": "2",
+        "NUM_TRAINERS": "8",
+        "HOST_NODE_ADDR": "node-0:1234",
+        "WORLD_SIZE": "16",
+    },
+    "azureml": {
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "1234",
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "1",
+        "RANK": "1",
+        "LOCAL_RANK": "0",
+        "AZUREML_RUN_ID": "x",
+    },
+    "azureml with mpi": {
+        "AZ_BATCH_MASTER_NODE": "node-0:1234",
+        "AZUREML_RUN_ID": "x",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    },
+    "ascend": {
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "1234",
+        "WORLD_SIZE": "16",
+        "RANK": "1",
+        "LOCAL_WORLD_SIZE": "8",
+        "LOCAL_RANK": "0,1,2,3,4,5,6,7",
+    },
+    "volcano without its pytorch plugin": {
+        "VC_TASK_INDEX": "1",
+        "VC_WORKER_HOSTS": "node-0,node-1",
+        "VC_WORKER_NUM": "2",
+        "MASTER_PORT": "1234",
+    },
+    "volcano with a master": {
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "1234",
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "VC_TASK_INDEX": "0",
+        "VC_MASTER_HOSTS": "node-0",
+        "VC_WORKER_HOSTS": "node-1",
+    },
+    "modelarts": {
+        "MA_NUM_HOSTS": "2",
+        "MA_NUM_GPUS": "8",
+        "VC_TASK_INDEX": "1",
+        "VC_WORKER_HOSTS": "node-0,node-1",
+        "MASTER_PORT": "1234",
+    },
+    "mpi": {
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "1234",
+    },
+    "intel mpi": {
+        "PMI_SIZE": "2",
+        "PMI_RANK": "1",
+        "MPI_LOCALNRANKS": "1",
+        "MPI_LOCALRANKID": "0",
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "1234",
+    },
     "slurm": {
+        "SLURM_STEP_ID": "0",
         "SLURM_NNODES": "2",
         "SLURM_NODEID": "1",
         "SLURM_PROCID": "1",
@@ -228,6 +304,132 @@ def test_a_new_platform_is_a_function_and_a_line_of_the_table(monkeypatch):
     found = resolve({"ACME_NODES": "3", "ACME_RANK": "2", "ACME_HEAD": "head"})
     assert (found.problems, found.cluster) == ((), Cluster(3, 2, "head:29400", 8))
     assert found.sources["NODE_RANK"] == "ACME_RANK"
+
+
+# What three platforms set on one of two nodes, and the plan that follows.
+COMPLETE = {
+    "runpod": (
+        {
+            "PRIMARY_ADDR": "10.65.0.2",
+            "MASTER_ADDR": "10.65.0.2",
+            "PRIMARY_PORT": "29400",
+            "MASTER_PORT": "29400",
+            "NODE_ADDR": "10.65.0.3",
+            "NODE_RANK": "1",
+            "NUM_NODES": "2",
+            "NUM_TRAINERS": "8",
+            "HOST_NODE_ADDR": "10.65.0.2:29400",
+            "WORLD_SIZE": "16",
+        },
+        Cluster(2, 1, "10.65.0.2:29400", 8),
+    ),
+    "azureml": (
+        {
+            "MASTER_ADDR": "10.0.0.4",
+            "MASTER_PORT": "6105",
+            "WORLD_SIZE": "2",
+            "NODE_RANK": "0",
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "AZUREML_RUN_ID": "x",
+        },
+        Cluster(2, 0, "10.0.0.4:6105", 8),
+    ),
+    "ascend": (
+        {
+            "MASTER_ADDR": "10.0.0.4",
+            "MASTER_PORT": "2222",
+            "WORLD_SIZE": "8",
+            "RANK": "1",
+            "LOCAL_WORLD_SIZE": "4",
+            "LOCAL_RANK": "0,1,2,3",
+        },
+        Cluster(2, 1, "10.0.0.4:2222", 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("platform", COMPLETE)
+def test_everything_that_a_platform_sets_on_one_node(platform):
+    environ, planned = COMPLETE[platform]
+    assert settings.read((), environ).problems == ()
+    found = resolve(environ)
+    assert (found.problems, found.cluster) == ((), planned)
+    alone = resolve(environ | {"NNODES": "1"})
+    assert (alone.problems, alone.cluster.nodes, alone.cluster.endpoint) == ((), 1, None)
+
+
+@pytest.mark.parametrize("platform", TWO_BY_EIGHT)
+def test_one_node_of_several_is_planned_where_users_say_so(platform):
+    if "NNODES" not in TWO_BY_EIGHT[platform]:
+        found = resolve(TWO_BY_EIGHT[platform] | {"NNODES": "1"})
+        assert (found.problems, found.cluster) == ((), Cluster(1, 0, None, 8))
+
+
+BATCH = {"SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2"}
+PER_DEVICE = {"WORLD_SIZE": "16", "MASTER_ADDR": "node-0"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "subject", "word"),
+    [
+        (BATCH, "SLURM_NNODES", "srun"),
+        (BATCH | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}, "SLURM_NNODES", "srun"),  # as sbatch sets them
+        (PER_DEVICE | {"RANK": "0", "LOCAL_RANK": "0"}, "LOCAL_RANK", "NNODES"),
+        ({"RANK": "3", "LOCAL_RANK": "3"}, "LOCAL_RANK", "NNODES"),
+        ({"WORLD_SIZE": "9", "LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "0,1"}, "WORLD_SIZE", "NNODES"),
+        ({"VC_MASTER_HOSTS": "a", "VC_WORKER_HOSTS": "b"}, "VC_MASTER_HOSTS", "NNODES"),
+        ({"NUM_NODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR", "NNODES=1"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR", "NNODES=1"),
+        ({"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "1"}, "MASTER_ADDR", "NNODES=1"),
+        ({"RANK": "1"}, "NODE_RANK", "NNODES"),
+    ],
+)
+def test_variables_of_several_nodes_are_never_dropped_in_silence(environ, subject, word):
+    (problem,) = resolve(environ).problems
+    assert (problem.subject, problem.code) == (subject, 64)
+    assert word in problem.remedy
+    fixed = resolve(environ | {"NNODES": "1"})
+    assert (fixed.problems, fixed.cluster) == ((), Cluster(1, 0, None, 8))
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "subject"),
+    [
+        ("azureml", {"LOCAL_RANK": "1", "RANK": "9", "WORLD_SIZE": "16"}, "WORLD_SIZE"),
+        ("azureml", {"RANK": "8", "WORLD_SIZE": "16"}, "WORLD_SIZE"),
+        ("azureml", {"AZUREML_NODE_COUNT": "2", "WORLD_SIZE": "16"}, "WORLD_SIZE"),
+        (
+            "mpi",
+            {"OMPI_COMM_WORLD_SIZE": "16", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"},
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ),
+        ("intel mpi", {"PMI_SIZE": "16", "MPI_LOCALNRANKS": "8"}, "MPI_LOCALNRANKS"),
+        ("slurm", {"SLURM_NTASKS_PER_NODE": "8"}, "SLURM_NTASKS_PER_NODE"),
+        (
+            "slurm",
+            {"SLURM_NTASKS_PER_NODE": "", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
+            "SLURM_NTASKS_PER_NODE",
+        ),
+    ],
+)
+def test_several_launchers_on_a_node_are_refused(platform, changes, subject):
+    for nnodes in ({}, {"NNODES": "1"}):
+        problems = resolve(TWO_BY_EIGHT[platform] | changes | nnodes).problems
+        assert subject in {problem.subject for problem in problems}
+        assert {problem.code for problem in problems} == {64}
+
+
+def test_a_batch_script_on_one_node_needs_no_srun():
+    environ = {"SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "8"}
+    found = resolve(environ)
+    assert (found.problems, found.cluster) == ((), Cluster(1, 0, None, 8))
+
+
+def test_a_step_on_fewer_nodes_than_the_allocation():
+    changes = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "node-1", "SLURM_NODEID": "0"}
+    found = resolve(TWO_BY_EIGHT["slurm"] | changes)
+    assert (found.problems, found.cluster) == ((), Cluster(1, 0, None, 8))
 
 
 @pytest.mark.parametrize(

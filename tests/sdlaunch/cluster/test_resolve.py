@@ -99,9 +99,53 @@ def test_nodes_on_loopback_with_one_process_each_are_nodes():
     assert (resolved.problems, resolved.cluster.nodes) == ((), 2)
 
 
-def test_slurm_with_a_task_per_device_is_refused():
-    problems = resolve(TWO_BY_EIGHT["slurm"] | {"SLURM_NTASKS_PER_NODE": "8"}).problems
-    assert [problem.subject for problem in problems] == ["SLURM_NTASKS_PER_NODE"]
+@pytest.mark.parametrize("variable", ["MASTER_ADDR", "PET_MASTER_ADDR"])
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("node-0:29400", "has a port"),
+        ("10.0.0.4:29400", "has a port"),
+        ("[fd00::1]:29400", "has a port"),
+        ("[node-0]:29400", "has a port"),
+        ("tcp://10.0.0.4:29400", "has a scheme"),
+        ("node-0\nnode-1", "line break"),
+        ("node-0 node-1", "space"),
+        ("0.0.0.0", "every address"),
+        ("::", "every address"),
+        ("[::]", "every address"),
+        ("[node-0]", "neither"),
+        ("node-0,node-1", "neither"),
+        ("user@node-0", "neither"),
+    ],
+)
+def test_addresses_that_are_not_one_name_or_ip(variable, address, words):
+    (problem,) = resolve({"NNODES": "2", "NODE_RANK": "0", variable: address}).problems
+    assert (variable in problem.subject, problem.code) == (True, 64)
+    assert words in problem.found and repr(address) in problem.found
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("node-0", "node-0"),
+        ("job_1-master-0.svc.cluster.local", "job_1-master-0.svc.cluster.local"),
+        ("10.0.0.4", "10.0.0.4"),
+        ("fd00::1", "[fd00::1]"),
+        ("[fd00::1]", "[fd00::1]"),
+        ("fe80::1%eth0", "[fe80::1%eth0]"),
+    ],
+)
+def test_addresses_of_a_node(address, host):
+    found = resolve({"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": address})
+    assert (found.problems, found.cluster.endpoint) == ((), f"{host}:29400")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "70000", "tcp://10.96.0.1:29400", "-1", "http"])
+def test_ports_that_are_not_one(port):
+    environ = {"PET_NNODES": "2", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "node-0", "PET_MASTER_PORT": port}
+    (problem,) = resolve(environ).problems
+    assert (problem.subject, problem.code) == ("PET_MASTER_PORT", 64)
+    assert repr(port) in problem.found and "1 to 65535" in problem.remedy
 
 
 @pytest.mark.parametrize("platform", ["slurm", "skypilot", "sagemaker"])
