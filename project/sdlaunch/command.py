@@ -99,7 +99,7 @@ def _rank_logs(layout: OutputLayout, cluster: Cluster) -> Path:
 
 def _rendezvous(cluster: Cluster) -> tuple[str, ...]:
     if cluster.endpoint is None:
-        return ("--standalone",)  # picks a free port
+        return ("--standalone", "--local-addr=127.0.0.1")  # a free port; the host's own name may not resolve
     is_host = str(cluster.node_rank == 0).lower()  # without it torchrun guesses by comparing host names
     return (
         f"--nnodes={cluster.nodes}",

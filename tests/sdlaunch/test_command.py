@@ -51,6 +51,7 @@ def test_one_node():
         "-m",
         "torch.distributed.run",
         "--standalone",
+        "--local-addr=127.0.0.1",
         "--nproc-per-node=2",
         "--tee=3",
         "--log-dir=/output/logs/ranks-of-node-0",

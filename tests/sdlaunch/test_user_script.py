@@ -80,6 +80,7 @@ def test_the_command_runs_the_script_instead_of_the_worker(place, echo, tmp_path
         "-m",
         "torch.distributed.run",
         "--standalone",
+        "--local-addr=127.0.0.1",
         "--nproc-per-node=2",
         "--tee=3",
         f"--log-dir={tmp_path}/output/logs/ranks-of-node-0",

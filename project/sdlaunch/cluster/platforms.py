@@ -301,7 +301,6 @@ def world_size(environ: Environ) -> Claim:
         nodes=nodes,
         node_rank=_stated(environ, "RANK", *indices),
         address=_stated(environ, "MASTER_ADDR"),
-        port=_stated(environ, "MASTER_PORT"),
     )
 
 

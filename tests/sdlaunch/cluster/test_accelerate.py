@@ -61,6 +61,7 @@ def test_one_process_keeps_its_logs_through_torchrun():
         "-m",
         "torch.distributed.run",
         "--standalone",
+        "--local-addr=127.0.0.1",
         "--nproc-per-node=1",
         "--max-restarts=3",
         "--tee=3",

@@ -4,6 +4,7 @@ import pytest
 
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.settings import resolve as settings
 from tests.sdlaunch.cluster.test_platforms import GPUS, TWO_BY_EIGHT, resolve
 
 CPU = Devices("cpu", 4, 4, "")
@@ -120,8 +121,8 @@ def test_nodes_on_loopback_with_one_process_each_are_nodes():
 )
 def test_addresses_that_are_not_one_name_or_ip(variable, address, words):
     (problem,) = resolve({"NNODES": "2", "NODE_RANK": "0", variable: address}).problems
-    assert (variable in problem.subject, problem.code) == (True, 64)
-    assert words in problem.found and repr(address) in problem.found
+    assert (problem.subject, problem.code) == ("MASTER_ADDR", 64)
+    assert all(word in problem.found for word in (words, repr(address), variable))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,9 @@ def test_ports_that_are_not_one(port):
     (problem,) = resolve(environ).problems
     assert (problem.subject, problem.code) == ("PET_MASTER_PORT", 64)
     assert repr(port) in problem.found and "1 to 65535" in problem.remedy
+    environ = {"MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "node-0"}
+    assert [problem.subject for problem in settings.read((), environ).problems] == ["MASTER_PORT"]
+    assert resolve(environ).problems == ()  # one message, from the settings
 
 
 @pytest.mark.parametrize("platform", ["slurm", "skypilot", "sagemaker"])
