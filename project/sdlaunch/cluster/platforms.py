@@ -148,8 +148,8 @@ def _azureml(environ: Environ) -> Claim:
     """A PyTorch job with process_count_per_instance=1: one launcher per node, with a LOCAL_RANK of 0."""
     if not environ.get("WORLD_SIZE") or not any(name.startswith("AZUREML_") for name in environ):
         return Claim()
-    nodes, rank = environ.get("AZUREML_NODE_COUNT"), environ.get("NODE_RANK", environ.get("RANK"))
-    per_device = environ.get("LOCAL_RANK", "0") != "0" or environ.get("RANK", rank) != rank
+    nodes, rank = environ.get("AZUREML_NODE_COUNT"), environ.get("NODE_RANK") or environ.get("RANK")
+    per_device = (environ.get("LOCAL_RANK") or "0") != "0" or (environ.get("RANK") or rank) != rank
     if per_device or (nodes and nodes != environ["WORLD_SIZE"]):
         found = f"{environ['WORLD_SIZE']} with RANK={environ.get('RANK')}, NODE_RANK={rank}"
         remedy = "Set process_count_per_instance: 1 in the job"

@@ -146,7 +146,9 @@ def _address_problem(stated: Stated) -> Problem | None:
         found = "has a port"
     elif not re.fullmatch(r"[\w.-]+", text):
         found, port = "is neither a host name nor an IP address", ""
-    return bad_setting("MASTER_ADDR", f"{text!r} ({stated.variable}) {found}", f"{remedy}{port}.") if found else None
+    if not found:
+        return None
+    return bad_setting("MASTER_ADDR", f"{text!r} ({stated.variable}) {found}", f"{remedy}{port}.")
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
