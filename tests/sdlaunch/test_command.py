@@ -97,7 +97,7 @@ def test_two_nodes():
 )
 def test_settings_become_flags(changes, flags):
     argv = build(DREAMBOOTH.model_copy(update=changes)).argv
-    assert [flag for flag in argv[9:] if flag not in WORKER_FLAGS] == flags
+    assert [flag for flag in argv[10:] if flag not in WORKER_FLAGS] == flags
 
 
 def test_the_environment_that_is_added():
@@ -171,7 +171,7 @@ def test_the_plan_is_a_value():
 def test_a_users_script_runs_instead_of_the_worker():
     script = Script(Path("/mnt/project/mine.py"), ("--lr=$LR", "x"))
     assert build(script=script).argv == (
-        *build().argv[:7],
+        *build().argv[:8],
         "/mnt/project/mine.py",
         "--lr=$$LR",
         "x",
@@ -179,8 +179,9 @@ def test_a_users_script_runs_instead_of_the_worker():
 
 
 def test_restarts_are_those_of_torchrun():
-    assert build(max_restarts=3).argv[3:7] == (
+    assert build(max_restarts=3).argv[3:8] == (
         "--standalone",
+        "--local-addr=127.0.0.1",
         "--nproc-per-node=2",
         "--max-restarts=3",
         "--tee=3",
@@ -196,7 +197,7 @@ def test_accelerate_starts_several_processes_itself(device, on_cpu):
     assert start[:4] == ("/usr/bin/python3", "-m", "accelerate.commands.launch", "--config_file=/c.yaml")
     assert {"--num_processes=8", "--mixed_precision=no"} < set(start)
     assert start[-3:] == ("--max_restarts=3", "--tee=3", logs)
-    assert plan.argv[len(start) :] == build(spec).argv[7:]
+    assert plan.argv[len(start) :] == build(spec).argv[8:]
     assert {name: plan.env[name] for name in plan.env if name.startswith("ACCELERATE")} == on_cpu
     assert not any("restarts" in word for word in build(spec, cluster, launcher="accelerate").argv)
 
