@@ -44,6 +44,12 @@ def current_name(name: str) -> str:
     return name
 
 
+def stored_name(name: str) -> str:
+    """The name of a CLIP text encoder's tensor that every version of transformers reads: all but the projection is below
+    `text_model`, which recent versions leave out in memory."""
+    return name if name.startswith("text_projection.") else f"text_model.{name.removeprefix('text_model.')}"
+
+
 def is_open_clip(text_encoder: Config) -> bool:
     """Whether a text encoder is OpenCLIP's, as in 2.x, and not OpenAI's: their activation functions differ."""
     return bool(text_encoder.get("hidden_act", "quick_gelu") == "gelu")

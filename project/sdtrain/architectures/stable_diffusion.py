@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import nn
 
 from sdjob.model import key_names
 from sdjob.model.architectures import STABLE_DIFFUSION
-from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
 from sdtrain.architectures.base import Conditioning, GenerationSettings, Parts, in_chunks
 from sdtrain.model import tokenize
@@ -26,11 +26,8 @@ class StableDiffusion:
     takes_sizes = False
     schedulers = staticmethod(ddpm.schedulers)
     token_ids = staticmethod(tokenize.clip_token_ids)
-
-    def length_warnings(
-        self, tokenizers: Mapping[str, Any], prompts: Mapping[str, Sequence[str]], chunks: int
-    ) -> Iterator[str]:
-        return tokenize.length_warnings(tokenizers["text_encoder"], prompts, chunks)
+    length_warnings = staticmethod(tokenize.length_warnings)
+    original_names = staticmethod(partial(key_names.original_tensors, STABLE_DIFFUSION.original_layout or ""))
 
     def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
         """`hidden_states` [B, chunks × 77, width], from ids [B, chunks, 77]; each chunk is encoded by itself."""
@@ -72,11 +69,6 @@ class StableDiffusion:
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         ).images
         return images
-
-    def original_names(
-        self, part: str, config: Mapping[str, Any], names: Iterable[str]
-    ) -> dict[str, OriginalTensor]:
-        return key_names.original_tensors(self.facts.original_layout or "", part, config, names)
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         if not key_names.is_open_clip(configs["text_encoder"]):

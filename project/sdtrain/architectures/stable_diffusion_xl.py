@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import nn
 
 from sdjob.model import key_names
 from sdjob.model.architectures import STABLE_DIFFUSION_XL
-from sdjob.model.key_names import OriginalTensor
 from sdtrain.architectures import ddpm
 from sdtrain.architectures.base import Conditioning, GenerationSettings, Parts, in_chunks
 from sdtrain.model import tokenize
@@ -26,11 +26,8 @@ class StableDiffusionXL:
     takes_sizes = True
     schedulers = staticmethod(ddpm.schedulers)
     token_ids = staticmethod(tokenize.clip_token_ids)
-
-    def length_warnings(
-        self, tokenizers: Mapping[str, Any], prompts: Mapping[str, Sequence[str]], chunks: int
-    ) -> Iterator[str]:
-        return tokenize.length_warnings(tokenizers["text_encoder"], prompts, chunks)
+    length_warnings = staticmethod(tokenize.length_warnings)
+    original_names = staticmethod(partial(key_names.original_tensors, STABLE_DIFFUSION_XL.original_layout or ""))
 
     def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
         """`hidden_states` [B, chunks × 77, widths]: the last but one of both encoders side by side, from ids
@@ -91,11 +88,6 @@ class StableDiffusionXL:
             pixels = parts.vae.decode(latents.to(parts.vae.dtype) / parts.vae.config.scaling_factor).sample
         images: list[Image] = pipeline.image_processor.postprocess(pixels)
         return images
-
-    def original_names(
-        self, part: str, config: Mapping[str, Any], names: Iterable[str]
-    ) -> dict[str, OriginalTensor]:
-        return key_names.original_tensors(self.facts.original_layout or "", part, config, names)
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         return "stable-diffusion-xl-v1-base"

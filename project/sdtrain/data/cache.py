@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,6 +44,20 @@ class Cache(Protocol):
     def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
         """Give the entries that this rank has just added to all others. Collective."""
         ...
+
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Cached(Generic[Item]):
+    """Entries by what they are made of, such as a prompt or a view of an image."""
+
+    keys: Mapping[Item, str]
+    cache: Cache
+
+    def __getitem__(self, item: Item) -> Entry:
+        return self.cache[self.keys[item]]
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sdjob.problems import Problem
-from sdtrain.architectures.base import Conditioning, Parts
+from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets
-from sdtrain.data.cache import Cache, DiskCache, Entry, MemoryCache, fill
+from sdtrain.data.cache import Cache, Cached, DiskCache, Entry, MemoryCache, fill
 from sdtrain.data.images import SampleError, TrainingImages, View
-from sdtrain.data.sampling import Sample, Size
+from sdtrain.data.sampling import Size
 from sdtrain.data.scan import report_skipped, scan
 from sdtrain.data.streams import Stream, ended_by_parent_only
 from sdtrain.runtime.distributed import World
@@ -28,60 +28,10 @@ Value = TypeVar("Value")
 Sizes = Callable[[int], Sequence[Size]]  # of an image, by index
 
 
-def scan_stream(
-    context: RunContext, stream: Stream, title: str, read: Callable[[TrainingImages, int], Value]
-) -> tuple[list[Value | None], Stream]:
-    """What `read` returns for each image of a stream, and the stream with unusable images marked. Collective.
-    Raises JobError (66), Stopped."""
-    values, images = scan(context, images_of(stream), f"{title} of the {stream.name} images", read)
-    return values, replace(stream, images=images)
-
-
 def _cache(context: RunContext, where: str, name: str) -> Cache:
     if where == "memory":
         return MemoryCache()
     return DiskCache(context.layout.cache(context.spec.cache_dir) / name)
-
-
-@dataclass(frozen=True)
-class CachedImages(Dataset[dict[str, Any]]):
-    """Training examples whose images are already encoded: `posterior` instead of `pixel_values`."""
-
-    images: TrainingImages
-    keys: dict[View, str]
-    cache: Cache
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`posterior` [2C, h, w] (mean, logvar), `caption`, `name`, `sample`, `skipped`."""
-        return self.images.first_usable(sample, self._example)
-
-    def _example(self, sample: Sample) -> dict[str, Any]:
-        return {**self.cache[self.keys[self.images.view(sample)]], **self.images.described(sample)}
-
-    def captions(self, limit: int) -> Iterator[str]:
-        return self.images.captions(limit)
-
-    def time_ids(self, sample: Sample) -> torch.Tensor:
-        return self.images.time_ids(sample)
-
-    @property
-    def bad(self) -> Mapping[int, Problem]:
-        return self.images.bad
-
-
-@dataclass(frozen=True)
-class CachedPrompts:
-    """The encodings of all prompts of a run."""
-
-    keys: dict[str, str]
-    cache: Cache
-
-    def __getitem__(self, prompt: str) -> Conditioning:
-        """The conditioning of a prompt, without a batch dimension."""
-        return self.cache[self.keys[prompt]]
 
 
 def cached_latents(
@@ -114,8 +64,8 @@ def _with_latents(
     common: list[str],
 ) -> Stream:
     """A stream with encoded images. An unusable image has no entry; its replacement has one of its size too."""
-    digests, stream = scan_stream(context, stream, "hashes", TrainingImages.digest)
-    images = images_of(stream)
+    digests, stream = scan(context, stream, "hashes", TrainingImages.digest)
+    images = stream.images
     keys: dict[View, str] = {}
     while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
         new = [_key("posterior", *common, digests[view.index], *view.size, view.flip) for view in views]
@@ -129,7 +79,7 @@ def _with_latents(
         }
         images = images.without(bad)  # whose replacements may need other views
         report_skipped(bad, context.world)
-    return replace(stream, images=CachedImages(images, keys, cache))
+    return replace(stream, images=replace(images, latents=Cached(keys, cache)))
 
 
 def every_prompt(context: RunContext, streams: tuple[Stream, ...]) -> tuple[set[str], tuple[Stream, ...]]:
@@ -141,18 +91,13 @@ def every_prompt(context: RunContext, streams: tuple[Stream, ...]) -> tuple[set[
         captions: list[str | None] = [given.prompt]
         stream = given
         if given.prompt is None:
-            captions, stream = scan_stream(context, given, "captions", TrainingImages.caption)
+            captions, stream = scan(context, given, "captions", TrainingImages.caption)
         prompts |= {caption for caption in captions if caption is not None}
         scanned.append(stream)
     return prompts, tuple(scanned)
 
 
-def images_of(stream: Stream) -> TrainingImages:
-    assert isinstance(stream.images, TrainingImages)
-    return stream.images
-
-
-def cached_prompts(context: RunContext, parts: Parts, prompts: Collection[str]) -> CachedPrompts:
+def cached_prompts(context: RunContext, parts: Parts, prompts: Collection[str]) -> Cached[str]:
     """The encodings of these prompts. Collective."""
     spec = context.spec
     cache = _cache(context, spec.cache_text_embeddings, "prompts")
@@ -173,26 +118,17 @@ def cached_prompts(context: RunContext, parts: Parts, prompts: Collection[str]) 
 
     keys = [key(index) for index in range(len(every))]
     fill(context, cache, "prompts", keys, make)
-    return CachedPrompts(dict(zip(every, keys, strict=True)), cache)
+    return Cached(dict(zip(every, keys, strict=True)), cache)
 
 
-@dataclass(frozen=True)
-class _Views(Dataset[torch.Tensor | Problem]):
-    """Pixels of views, loaded by other processes; or, where an image may be skipped, why there are none."""
-
-    images: TrainingImages
-    views: list[View]
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, index: int) -> torch.Tensor | Problem:
-        try:
-            return self.images.pixels(self.views[index])
-        except SampleError as error:
-            if not self.images.max_bad_samples:
-                raise
-            return error.problems[0]
+def _pixels(images: TrainingImages, view: View) -> torch.Tensor | Problem:
+    """The pixels of a view; or, where an image may be skipped, why there are none."""
+    try:
+        return images.pixels(view)
+    except SampleError as error:
+        if not images.max_bad_samples:
+            raise
+        return error.problems[0]
 
 
 def _posteriors(
@@ -202,8 +138,9 @@ def _posteriors(
     on any number of ranks."""
     views = [every[index] for index in indices]
     loader: DataLoader[torch.Tensor | Problem] = DataLoader(
-        _Views(images, views),
+        views,
         batch_size=None,
+        collate_fn=partial(_pixels, images),
         num_workers=min(context.spec.dataloader_num_workers, len(views)),
         worker_init_fn=ended_by_parent_only,
     )

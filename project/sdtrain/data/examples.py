@@ -6,9 +6,9 @@ from sdjob.settings import steps
 from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets, bucketed
-from sdtrain.data.cached_encodings import cached_latents, cached_prompts, every_prompt, scan_stream
+from sdtrain.data.cached_encodings import cached_latents, cached_prompts, every_prompt
 from sdtrain.data.images import TrainingImages
-from sdtrain.data.scan import filled
+from sdtrain.data.scan import filled, scan
 from sdtrain.data.streams import Stream, StreamSet, prompts_of
 
 
@@ -45,7 +45,7 @@ def _buckets(context: RunContext, stream: Stream) -> tuple[Buckets, Stream]:
     """The aspect-ratio buckets of a stream, and the stream with its unreadable images marked, which take the
     size of the next one. Collective. Raises JobError (66), Stopped."""
     spec, world = context.spec, context.world
-    sizes, stream = scan_stream(context, stream, "sizes", TrainingImages.size)
+    sizes, stream = scan(context, stream, "sizes", TrainingImages.size)
     batch = steps.global_batch(spec, world.size)
     buckets = bucketed(filled(sizes), spec.resolution, spec.bucket_reso_steps, spec.seed, stream.name, batch)
     world.say(f"buckets: {buckets}")

@@ -15,6 +15,7 @@ from sdjob.dataset.images import ImageError, decode, image_problem, size_of, und
 from sdjob.dataset.verify import spread
 from sdjob.files import reason_of
 from sdjob.problems import JobError, Problem, bad_input
+from sdtrain.data.cache import Cached
 from sdtrain.data.sampling import Sample, Size, sample_generator
 from sdtrain.data.sources import ImageSource, PartialSource
 from sdtrain.runtime.heartbeat import Pulse
@@ -70,19 +71,16 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     seed: int
     max_bad_samples: int = 0  # images that the next one of the dataset may replace
     bad: Mapping[int, Problem] = field(default_factory=dict)  # known to be unusable, by index
+    latents: Cached[View] | None = None  # of every view; None: examples have pixels
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, height, width] in [-1, 1], `caption`, `name`, `sample`, `skipped`."""
-        return self.first_usable(sample, self._example)
+        """`pixel_values` [3, H, W] in [-1, 1] or `posterior` [2C, h, w]; `caption`, `name`, `sample`, `skipped`.
 
-    def first_usable(self, sample: Sample, example: Callable[[Sample], dict[str, Any]]) -> dict[str, Any]:
-        """The example of a sample or of its replacement; and `skipped`, the problems of unusable images.
-
-        The replacement is the next usable image of the dataset: the same on every rank, after a resume, and whether
-        images are read or cached.
+        An unusable image is replaced by the next usable one of the dataset: the same on every rank, after a resume, and
+        whether images are read or cached. `skipped`: the problems of those that are replaced.
         """
         skipped: list[Problem] = []
         while True:
@@ -90,7 +88,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
             try:
                 if index in self.bad:
                     raise SampleError(self.bad[index])
-                return {**example(replace(sample, index=index)), "skipped": skipped}
+                return {**self._example(replace(sample, index=index)), "skipped": skipped}
             except SampleError as error:
                 if len(skipped) >= self._replaceable:
                     raise
@@ -122,8 +120,16 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         return index
 
     def _example(self, sample: Sample) -> dict[str, Any]:
-        crop = None if self.center_crop else sample_generator(self.seed, sample, "crop")
-        return {"pixel_values": self.pixels(self.view(sample), crop), **self.described(sample)}
+        view = self.view(sample)
+        image = (
+            self.latents[view] if self.latents else {"pixel_values": self.pixels(view, self._crop(sample))}
+        )
+        caption, name = self.caption(sample.index), self.source.name(sample.index)
+        return {**image, "caption": caption, "name": name, "sample": sample}
+
+    def _crop(self, sample: Sample) -> torch.Generator | None:
+        """The random numbers of the crop; None: in the center."""
+        return None if self.center_crop else sample_generator(self.seed, sample, "crop")
 
     def view(self, sample: Sample) -> View:
         """The view that a sample shows of its image, if cropped in the center."""
@@ -150,14 +156,6 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         image = cropped(image, view.size, crop, self.interpolation)
         return to_tensor(image.transpose(Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
-    def described(self, sample: Sample) -> dict[str, Any]:
-        """All of an example besides its pixels."""
-        return {
-            "caption": self.caption(sample.index),
-            "name": self.source.name(sample.index),
-            "sample": sample,
-        }
-
     def caption(self, index: int) -> str:
         """The caption of an image, or "" where the dataset was opened without captions."""
         with self._named(index):
@@ -182,8 +180,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         """The size conditioning of SDXL, [6]: height and width of the original, top and left of the crop in the
         resized and mirrored image, height and width of the crop."""
         view, original = self.view(sample), self.size(sample.index)
-        crop = None if self.center_crop else sample_generator(self.seed, sample, "crop")
-        (width, _), left, top = crop_of(original, view.size, crop)
+        (width, _), left, top = crop_of(original, view.size, self._crop(sample))
         left = width - view.size[0] - left if view.flip else left
         return torch.tensor([*original[::-1], top, left, *view.size[::-1]])
 

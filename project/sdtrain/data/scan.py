@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from sdjob.problems import JobError, Problem
 from sdjob.threads import in_threads
 from sdtrain.context import RunContext
 from sdtrain.data.images import TrainingImages
+from sdtrain.data.streams import Stream
 from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World
 
@@ -19,18 +21,18 @@ _SHOWN = 5000  # fewer are scanned before anyone could read a line of progress
 
 
 def scan(
-    context: RunContext, images: TrainingImages, title: str, read: Callable[[TrainingImages, int], Value]
-) -> tuple[list[Value | None], TrainingImages]:
-    """What `read` returns at each index, None for unusable images, and the images with these marked as bad.
+    context: RunContext, stream: Stream, title: str, read: Callable[[TrainingImages, int], Value]
+) -> tuple[list[Value | None], Stream]:
+    """What `read` returns for each image of a stream, None for unusable ones, and the stream with these marked as bad.
 
     Collective: each rank reads a slice, in threads. Raises JobError (66) with the problems of all ranks where more
     images are unusable than may be skipped, and Stopped.
     """
-    world = context.world
+    world, images = context.world, stream.images
     mine = range(world.rank, len(images), world.size)
     results: dict[int, Value | Problem] = {}
     shown = world.is_main and len(images) >= _SHOWN
-    with Progress(title, len(images), shown=shown) as progress:
+    with Progress(f"{title} of the {stream.name} images", len(images), shown=shown) as progress:
         for start in range(0, len(mine), _BLOCK):
             if context.stop:
                 break
@@ -42,9 +44,9 @@ def scan(
     values = [merged[index] for index in range(len(images))]
     bad = {index: value for index, value in enumerate(values) if isinstance(value, Problem)}
     new = {index: problem for index, problem in bad.items() if index not in images.bad}
-    usable = images.without(new)
+    stream = replace(stream, images=images.without(new))
     report_skipped(new, world)
-    return [None if isinstance(value, Problem) else value for value in values], usable
+    return [None if isinstance(value, Problem) else value for value in values], stream
 
 
 def _read(

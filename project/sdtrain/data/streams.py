@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -15,33 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from sdjob.problems import Problem
 from sdtrain.architectures.base import Conditioning
 from sdtrain.data.buckets import Buckets
-from sdtrain.data.images import collate
+from sdtrain.data.cache import Cached
+from sdtrain.data.images import TrainingImages, collate
 from sdtrain.data.sampling import BatchShape, Sample, rank_batches, sample_at, sample_generator
-
-
-class Examples(Protocol):
-    """Training examples by their position in the sample stream, the same in every process."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, H, W] in [-1, 1] or `posterior` [2C, h, w]; `caption`, `name`, `sample`, `skipped`."""
-        ...
-
-    def captions(self, limit: int) -> Iterator[str]: ...
-
-    def time_ids(self, sample: Sample) -> torch.Tensor: ...
-
-    @property
-    def bad(self) -> Mapping[int, Problem]:
-        """The unusable images, which others replace, and why."""
-        ...
-
-
-class PromptEncodings(Protocol):
-    """The conditioning of every prompt of the run, without a batch dimension."""
-
-    def __getitem__(self, prompt: str) -> Conditioning: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +25,7 @@ class Stream:
     """Images with their prompt (None: each image has its caption) and loss weight."""
 
     name: str
-    images: Examples
+    images: TrainingImages
     prompt: str | None
     weight: float = 1.0
     image_weights: tuple[float, ...] = ()  # of each image in the loss, by index; empty: equal
@@ -91,7 +67,7 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
     streams: tuple[Stream, ...]
     seed: int
     proportion_empty_prompts: float = 0.0
-    encodings: PromptEncodings | None = None
+    encodings: Cached[str] | None = None  # of every prompt, without a batch dimension
     buckets: Buckets | None = None  # of the first stream; images of the others are cropped to the same sizes
     takes_sizes: bool = False  # whether sizes and crops are part of the conditioning
 
@@ -127,35 +103,27 @@ class StreamSet(Dataset[tuple[dict[str, Any], ...]]):
 
     def _batch(self, stream: Stream, examples: list[dict[str, Any]]) -> StreamBatch:
         batch = collate(examples)
+        samples: list[Sample] = batch["sample"]
         prompts = [
             "" if self._is_emptied(sample) else caption if stream.prompt is None else stream.prompt
-            for caption, sample in zip(batch["caption"], batch["sample"], strict=True)
+            for caption, sample in zip(batch["caption"], samples, strict=True)
         ]
-        of_images = stream.image_weights
-        weights = [of_images[sample.index] if of_images else 1.0 for sample in batch["sample"]]
+        encodings = None
+        if self.encodings is not None:
+            encodings = collate([self.encodings[prompt] for prompt in prompts])
+        weights = stream.image_weights
         return StreamBatch(
             batch.get("pixel_values"),
             batch.get("posterior"),
             prompts,
-            self._encodings(prompts),
-            batch["sample"],
+            encodings,
+            samples,
             stream.weight,
             batch["name"],
-            [problem for problems in batch.get("skipped", ()) for problem in problems],
-            torch.tensor(weights, dtype=torch.float32),
-            self._time_ids(stream, batch["sample"]),
+            [problem for problems in batch["skipped"] for problem in problems],
+            torch.tensor([weights[sample.index] if weights else 1.0 for sample in samples]),
+            torch.stack([stream.images.time_ids(sample) for sample in samples]) if self.takes_sizes else None,
         )
-
-    def _encodings(self, prompts: list[str]) -> Conditioning | None:
-        if self.encodings is None:
-            return None
-        each = [self.encodings[prompt] for prompt in prompts]
-        return {name: torch.stack([one[name] for one in each]) for name in each[0]}
-
-    def _time_ids(self, stream: Stream, samples: list[Sample]) -> torch.Tensor | None:
-        if not self.takes_sizes:
-            return None
-        return torch.stack([stream.images.time_ids(sample) for sample in samples])
 
     def _is_emptied(self, sample: Sample) -> bool:
         """Whether a sample has the empty prompt, for classifier-free guidance (arXiv:2207.12598)."""

@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sdjob.files import sync_tree
-from sdjob.model.key_names import current_name
+from sdjob.model.key_names import current_name, stored_name
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Part
 from sdjob.output.layout import INDEX_FILE, LORA_FILE
@@ -102,16 +102,10 @@ def _write_lora(folder: Path, parts: Parts, trained: Mapping[str, Weights]) -> N
 
 
 def _as_in_files(architecture: Architecture, part: str, weights: Weights) -> Weights:
-    """The weights of a part by the names that every version of transformers reads: all but the projection of a CLIP
-    text encoder is below `text_model`, which recent versions leave out in memory."""
+    """The weights of a part by the names in files."""
     if not architecture.facts.components[part].classes[0].startswith("CLIPText"):
         return weights
-    return {
-        name
-        if name.startswith("text_projection.")
-        else f"text_model.{name.removeprefix('text_model.')}": weight
-        for name, weight in weights.items()
-    }
+    return {stored_name(name): weight for name, weight in weights.items()}
 
 
 def _write_single_file(folder: Path, architecture: Architecture, title: str) -> None:

@@ -163,7 +163,8 @@ def _write_weights(
             state = _converted(name, part, weights, folder).state_dict()
             file = "diffusion_pytorch_model.safetensors"
             if name.startswith("text_encoder"):
-                state, file = _in_files(state), "model.safetensors"
+                state = {key_names.stored_name(key): weight for key, weight in state.items()}
+                file = "model.safetensors"
             save_file(
                 {key: weight.contiguous() for key, weight in state.items()},
                 folder / name / file,
@@ -195,16 +196,6 @@ def _converted(name: str, part: Part, weights: Weights, configs: Path) -> torch.
     finally:
         diffusers.logging.set_verbosity(verbosity)
     return module
-
-
-def _in_files(state: Mapping[str, torch.Tensor]) -> Weights:
-    """Text encoders by the names that every version of transformers reads."""
-    return {
-        name
-        if name.startswith("text_projection.")
-        else f"text_model.{name.removeprefix('text_model.')}": weight
-        for name, weight in state.items()
-    }
 
 
 def _megabytes(size: int) -> int:

@@ -35,9 +35,10 @@ def clip_token_ids(
 
 
 def length_warnings(
-    tokenizer: CLIPTokenizer, prompts: Mapping[str, Sequence[str]], chunks: int
+    tokenizers: Mapping[str, CLIPTokenizer], prompts: Mapping[str, Sequence[str]], chunks: int
 ) -> Iterator[str]:
     """A sentence for each group of prompts (by name) of which some are longer than 75 tokens a chunk."""
+    tokenizer = tokenizers["text_encoder"]
     limit = chunks * (tokenizer.model_max_length - 2)
     for name, group in prompts.items():
         ids = tokenizer(list(group), add_special_tokens=False).input_ids if group else []

@@ -6,8 +6,7 @@ May import: torch, sdjob, sdtrain.data.
 
 from __future__ import annotations
 
+from sdtrain.recipes import dreambooth, text_to_image
 from sdtrain.recipes.base import Recipe
-from sdtrain.recipes.dreambooth import DREAMBOOTH
-from sdtrain.recipes.text_to_image import TEXT_TO_IMAGE
 
-RECIPES: dict[str, Recipe] = {"dreambooth": DREAMBOOTH, "text_to_image": TEXT_TO_IMAGE}
+RECIPES: dict[str, Recipe] = {"dreambooth": dreambooth.streams, "text_to_image": text_to_image.streams}

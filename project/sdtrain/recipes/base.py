@@ -27,11 +27,7 @@ class RecipeInput:
     model_identity: str
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a recipe trains; its facts are in sdjob.settings.recipes. `streams` is collective."""
-
-    streams: Callable[[RecipeInput], tuple[Stream, ...]]
+Recipe = Callable[[RecipeInput], tuple[Stream, ...]]  # collective; its facts are in sdjob.settings.recipes
 
 
 def open_images(

@@ -13,10 +13,10 @@ from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
 from sdtrain.data import class_images
 from sdtrain.data.streams import Stream
-from sdtrain.recipes.base import Recipe, RecipeInput, open_images
+from sdtrain.recipes.base import RecipeInput, open_images
 
 
-def _streams(given: RecipeInput) -> tuple[Stream, ...]:
+def streams(given: RecipeInput) -> tuple[Stream, ...]:
     """One stream with the images of all subjects, and with prior preservation one with those of all classes."""
     spec = given.context.spec
     concepts = concepts_of(spec)
@@ -50,6 +50,3 @@ def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
     folder = class_images.provide(context, given.parts, given.model_identity)
     # The folder may hold more images, generated for a run with a larger num_class_images.
     return dataset_in(folder, spec, captions=False).first(spec.num_class_images)
-
-
-DREAMBOOTH = Recipe(streams=_streams)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from sdtrain.data.streams import Stream
-from sdtrain.recipes.base import Recipe, RecipeInput
+from sdtrain.recipes.base import RecipeInput
 
 
-def _streams(given: RecipeInput) -> tuple[Stream, ...]:
+def streams(given: RecipeInput) -> tuple[Stream, ...]:
     return (Stream("captioned", given.images, prompt=None),)
-
-
-TEXT_TO_IMAGE = Recipe(streams=_streams)

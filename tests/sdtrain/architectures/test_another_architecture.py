@@ -74,7 +74,7 @@ class Toy:
     pipeline = StableDiffusion3Pipeline
     takes_sizes = False
     token_ids = staticmethod(StableDiffusion.token_ids)
-    length_warnings = StableDiffusion.length_warnings
+    length_warnings = staticmethod(StableDiffusion.length_warnings)
 
     def schedulers(self, folder, *, zero_snr):
         return FlowMatching(), FlowMatchEulerDiscreteScheduler.from_pretrained(folder)

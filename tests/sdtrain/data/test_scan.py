@@ -4,6 +4,7 @@ import pytest
 
 from sdjob.problems import JobError, bad_input
 from sdtrain.data.scan import filled, scan
+from sdtrain.data.streams import Stream
 from sdtrain.runtime.stop import Stopped
 from tests.sdtrain.data.test_images import Images, photo, training
 from tests.support.worker import context_of
@@ -17,7 +18,10 @@ def read(images, index: int) -> int:
 
 def scanned(max_bad_samples: int, stop=False):
     images = training(Images(*[photo((40, 30))] * 5), max_bad_samples=max_bad_samples)
-    return scan(context_of(stop=stop, first_step=7), images, "numbers", read)
+    values, stream = scan(
+        context_of(stop=stop, first_step=7), Stream("instance", images, ""), "numbers", read
+    )
+    return values, stream.images
 
 
 def test_unusable_images_are_marked_and_named(capsys):

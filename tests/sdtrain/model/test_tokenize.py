@@ -43,7 +43,7 @@ def test_prompts_are_padded_and_cut_as_by_the_pipeline(tokenizer):
     ],
 )
 def test_warnings_of_prompts_that_are_cut(tokenizer, prompts, chunks, warnings):
-    found = list(tokenize.length_warnings(tokenizer, {"caption": prompts}, chunks))
+    found = list(tokenize.length_warnings({"text_encoder": tokenizer}, {"caption": prompts}, chunks))
     assert [text.split(" cross")[0] for text in found] == warnings
     assert all(("max_token_length=225" in text) == (chunks < 3) for text in found)
 
