@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -16,6 +17,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sddemo.pretrain.tokenizer import MODEL_MAX_LENGTH, new_tokenizer, save_tokenizer
+from sddemo.scenes import SIZE
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -26,13 +28,13 @@ def make_tiny_pipeline(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a random Stable Diffusion pipeline (64 px, VAE factor 4, U-Net < 100k parameters) to `folder`.
+    """Write a random Stable Diffusion pipeline (64 px, VAE factor 4, U-Net < 100k parameters) to `folder`.
 
     The caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = _vae(scaling_factor=1.0)
+        vae = new_vae((4, 4, 8))
         unet = UNet2DConditionModel(
             sample_size=16,
             block_out_channels=(8, 16),
@@ -44,35 +46,15 @@ def make_tiny_pipeline(
             norm_num_groups=4,
         )
         text_encoder = CLIPTextModel(text_config(new_tokenizer(), hidden=32, layers=1, heads=2))
-    return save_pipeline(
-        folder,
-        vae.to(dtype),
-        text_encoder.to(dtype),
-        new_tokenizer(),
-        unet.to(dtype),
-        scheduler(prediction_type),
-    )
-
-
-def _vae(scaling_factor: float) -> AutoencoderKL:
-    """A random VAE of factor 4."""
-    return AutoencoderKL(
-        block_out_channels=(4, 4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,
-        sample_size=64,
-        scaling_factor=scaling_factor,
-    )
+    parts = vae.to(dtype), text_encoder.to(dtype), new_tokenizer(), unet.to(dtype)
+    return save(assemble(*parts, prediction_type), folder)
 
 
 def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
-    """Writes a random Stable Diffusion XL pipeline: two text encoders of different widths, sizes as conditions."""
+    """Write a random Stable Diffusion XL pipeline: two text encoders of different widths, sizes as conditions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = _vae(scaling_factor=0.7)
+        vae = new_vae((4, 4, 8), scaling_factor=0.7)
         tokenizer = new_tokenizer()
         pooled, time_embedding = 24, 8
         unet = UNet2DConditionModel(
@@ -102,10 +84,7 @@ def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
             scheduler=scheduler("epsilon"),
             add_watermarker=False,
         )
-    pipeline.save_pretrained(folder)
-    for name in ("tokenizer", "tokenizer_2"):
-        save_tokenizer(tokenizer, Path(folder) / name)
-    return Path(folder)
+    return save(pipeline, folder)
 
 
 def text_config(tokenizer: CLIPTokenizer, hidden: int, layers: int, heads: int) -> CLIPTextConfig:
@@ -137,25 +116,46 @@ def scheduler(prediction_type: PredictionType) -> DDIMScheduler:
     )
 
 
-def save_pipeline(
-    folder: str | Path,
+def new_vae(channels: tuple[int, int, int], scaling_factor: float = 1.0) -> AutoencoderKL:
+    """An untrained autoencoder: 3 levels, factor 4, 4 latent channels."""
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=SIZE,
+        scaling_factor=scaling_factor,
+    )
+
+
+def assemble(
     vae: AutoencoderKL,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
-    noise_schedule: DDIMScheduler,
-) -> Path:
-    """Writes the parts as a pipeline folder without a safety checker."""
+    prediction_type: PredictionType,
+) -> StableDiffusionPipeline:
+    """A pipeline without a safety checker."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=noise_schedule,
+        scheduler=scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
+    """Write a pipeline, with tokenizers that every version of transformers reads."""
     pipeline.save_pretrained(folder)
-    save_tokenizer(tokenizer, Path(folder) / "tokenizer")
+    for name, component in pipeline.components.items():
+        if isinstance(component, CLIPTokenizer):
+            save_tokenizer(component, Path(folder) / name)
     return Path(folder)

@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,17 +18,16 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sddemo.evaluate import accuracy, generate, grid
+from sddemo.evaluate import accuracy, evaluate, generate, grid
 from sddemo.pretrain.text_encoder import embed, train_text_encoder
 from sddemo.pretrain.tokenizer import new_tokenizer
 from sddemo.pretrain.unet import caption_table, train_unet
-from sddemo.pretrain.vae import normalised, to_tensor, train_vae
-from sddemo.pretrain.whitening import whiten
+from sddemo.pretrain.vae import normalised, to_tensor, train_vae, whiten
 from sddemo.scenes import caption, render, scenes
-from sddemo.tiny_pipeline import save_pipeline, scheduler
+from sddemo.tiny_pipeline import assemble, save
 
 Stage = TypeVar("Stage", AutoencoderKL, CLIPTextModel, UNet2DConditionModel)
 
@@ -49,18 +47,22 @@ def pretrain(
     unet, unet_curve = _unet_stage(output, vae, encoder, tokenizer, seed, unet_steps, images)
     for part in (vae, unet):
         part.register_to_config(_name_or_path="")  # else the folder of this machine
-    folder = save_pipeline(
-        output / "pipeline", vae.half(), encoder.float(), tokenizer, unet.half(), scheduler("v_prediction")
-    )
+    pipeline = assemble(vae.half(), encoder.float(), tokenizer, unet.half(), "v_prediction")
+    final, images_of_final = evaluate(save(pipeline, output / "pipeline"), samples=64, seed=0)
+    grid(images_of_final).save(output / "grid.png")
     log = {
         "command": f"python -m sddemo.pretrain --seed {seed} --vae-steps {vae_steps}"
         f" --text-steps {text_steps} --unet-steps {unet_steps} --images {images}",
-        **_environment(),
+        "hardware": f"{torch.get_num_threads()} CPU cores, {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{package.__name__: package.__version__ for package in (torch, diffusers, transformers)},
+        },
         "parameters": {
             name: sum(parameter.numel() for parameter in part.parameters())
             for name, part in (("vae", vae), ("text_encoder", encoder), ("unet", unet))
         },
-        "final": final_accuracy(folder, output / "grid.png"),
+        "final": final,
         "curves": {"vae": vae_curve, "text_encoder": text_curve, "unet": unet_curve},
     }
     (output / "pretrain_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
@@ -80,7 +82,8 @@ def _unet_stage(
 
     def check(unet: UNet2DConditionModel, step: int) -> dict[str, Any]:
         wanted = scenes(32, seed + 100)
-        images = generate(_pipeline(vae, encoder, tokenizer, unet), [caption(scene) for scene in wanted])
+        pipeline = assemble(vae, encoder, tokenizer, unet, "v_prediction")
+        images = generate(pipeline, [caption(scene) for scene in wanted])
         grid(images).save(output / f"grid-{step:06d}.png")
         return asdict(accuracy(images, wanted))
 
@@ -97,52 +100,6 @@ def _unet_stage(
         UNet2DConditionModel,
         lambda: train_unet(latents, embeddings, rows, seed + 3, steps, check=check),
     )
-
-
-def _pipeline(
-    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler("v_prediction"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "hardware": f"{torch.get_num_threads()} CPU cores, {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-
-
-def final_accuracy(folder: Path, sheet: Path, samples: int = 64) -> dict[str, Any]:
-    """Measure the saved pipeline on full prompts, in fp32; write the images to `sheet`."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    wanted, start = scenes(samples, seed=0), time.monotonic()
-    images = generate(pipeline, [caption(scene) for scene in wanted])
-    seconds = round(time.monotonic() - start, 1)
-    grid(images).save(sheet)
-    return {
-        "samples": samples,
-        "steps": 25,
-        "guidance": 3.5,
-        "seconds": seconds,
-        **asdict(accuracy(images, wanted)),
-    }
 
 
 def _stage(

@@ -15,20 +15,9 @@ from torch import Tensor
 
 from sddemo.scenes import OVERSAMPLING, RGB, SHAPES, SIZE, canvas, paint, random_scene
 from sddemo.scenes import render as render_scene
+from sddemo.tiny_pipeline import new_vae
 
-
-def new_vae() -> AutoencoderKL:
-    """An untrained autoencoder: 3 levels, factor 4, 4 latent channels."""
-    return AutoencoderKL(
-        block_out_channels=(16, 16, 48),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,
-        sample_size=SIZE,
-        scaling_factor=1.0,
-    )
+SCALING_FACTOR = 0.18215  # Stable Diffusion's own, so that a trainer that forgets it shows
 
 
 def random_image(rng: random.Random) -> Image.Image:
@@ -89,7 +78,7 @@ def train_vae(
     rng = random.Random(seed)
     pixels = to_tensor([random_image(rng) for _ in range(num_images)])
     held_out, generator = pixels[:128], torch.Generator().manual_seed(seed)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = new_vae((16, 16, 48)).to(memory_format=torch.channels_last)
     torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)  # start almost deterministic
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=steps)
@@ -121,3 +110,34 @@ def train_vae(
                 curve[-1]["psnr"] = round(psnr(vae, held_out), 2)
             print("vae", curve[-1], flush=True)
     return vae, curve
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, pixels: Tensor) -> None:
+    """Give the latents of `pixels` (float [n, 3, 64, 64]) zero mean and the covariance I / SCALING_FACTOR².
+
+    One scaling factor then fits all channels. The whitening is folded into the VAE's own convolutions, so that
+    reconstructions stay the same. The posterior's variance, which a mixture of channels cannot carry over,
+    becomes one constant a channel: the mean of what it was.
+    """
+    posteriors = [vae.encode(part).latent_dist for part in torch.split(pixels, 64)]
+    means = torch.cat([posterior.mean for posterior in posteriors])
+    latents = means.movedim(1, -1).flatten(0, -2).double()  # [m, 4]
+    variance = torch.cat([posterior.var for posterior in posteriors]).mean((0, 2, 3)).double()  # [4]
+    mean, covariance = latents.mean(0), torch.cov(latents.T)
+    values, vectors = torch.linalg.eigh(covariance)
+    # ZCA: among all whitenings the one that changes the channels least
+    to_white = vectors @ torch.diag(values.rsqrt()) @ vectors.T / SCALING_FACTOR
+    from_white = torch.linalg.inv(to_white)
+
+    encode, decode = vae.quant_conv, vae.post_quant_conv
+    channels = len(mean)
+    weight, bias = encode.weight[:channels, :, 0, 0].double(), encode.bias[:channels].double()
+    encode.weight[:channels, :, 0, 0] = (to_white @ weight).float()
+    encode.bias[:channels] = (to_white @ (bias - mean)).float()
+    encode.weight[channels:] = 0
+    encode.bias[channels:] = (to_white.square() @ variance).log().float()
+    back = decode.weight[:, :, 0, 0].double()
+    decode.bias += (back @ mean).float()
+    decode.weight[:, :, 0, 0] = (back @ from_white).float()
+    vae.register_to_config(scaling_factor=SCALING_FACTOR)

@@ -45,8 +45,10 @@ def current_name(name: str) -> str:
 
 
 def stored_name(name: str) -> str:
-    """The name of a CLIP text encoder's tensor that every version of transformers reads: all but the projection is below
-    `text_model`, which recent versions leave out in memory."""
+    """The name of a CLIP text encoder's tensor that every version of transformers reads.
+
+    All but the projection is below `text_model`, which recent versions leave out in memory.
+    """
     return name if name.startswith("text_projection.") else f"text_model.{name.removeprefix('text_model.')}"
 
 

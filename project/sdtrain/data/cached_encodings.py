@@ -137,8 +137,8 @@ def _posteriors(
     """`posterior`: mean and logvar of an image's latents, [2C, h, w]; one image at a time, so that they are the same
     on any number of ranks."""
     views = [every[index] for index in indices]
-    loader: DataLoader[torch.Tensor | Problem] = DataLoader(
-        views,
+    loader: DataLoader[Any] = DataLoader(
+        views,  # type: ignore[arg-type]  # any sequence will do
         batch_size=None,
         collate_fn=partial(_pixels, images),
         num_workers=min(context.spec.dataloader_num_workers, len(views)),
