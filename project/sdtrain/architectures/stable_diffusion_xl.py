@@ -27,7 +27,9 @@ class StableDiffusionXL:
     schedulers = staticmethod(ddpm.schedulers)
     token_ids = staticmethod(tokenize.clip_token_ids)
     length_warnings = staticmethod(tokenize.length_warnings)
-    original_names = staticmethod(partial(key_names.original_tensors, STABLE_DIFFUSION_XL.original_layout or ""))
+    original_names = staticmethod(
+        partial(key_names.original_tensors, STABLE_DIFFUSION_XL.original_layout or "")
+    )
 
     def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
         """`hidden_states` [B, chunks × 77, widths]: the last but one of both encoders side by side, from ids
