@@ -31,11 +31,17 @@ def _on_signals(reaction: Callable[[int, object], object]) -> None:
 
 
 def _stop_early(signum: int, frame: object) -> None:
-    """Stop what goes before training; the same request repeated later ends the process at once."""
+    """Stop what goes before training; only a repeated SIGINT ends the process at once."""
     from sdjob import protocol
 
-    until = time.monotonic() + protocol.ONE_REQUEST
-    _on_signals(lambda number, _: time.monotonic() > until and os._exit(128 + number))
+    received = [(signum, time.monotonic())]
+
+    def _again(number: int, frame: object) -> None:
+        received.append((number, time.monotonic()))
+        if protocol.insists(received):
+            os._exit(128 + number)
+
+    _on_signals(_again)
     raise KeyboardInterrupt(signum)
 
 

@@ -19,7 +19,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ Message = TypeVar("Message")
 # Variables of the worker.
 _NOTES_DIR = "SDJOB_NOTES_DIR"
 _STOP_FILE = "SDJOB_STOP_FILE"
+_LAUNCHER_PID = "SDJOB_LAUNCHER_PID"
 _LINE_PREFIX_TEMPLATE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
 
 # Files: below /output/run, and in the folder of notes.
@@ -50,11 +51,21 @@ _LINE_PREFIX = "[rank ${rank}] "  # torchrun puts it before each line of a worke
 _PROGRESS_END = "\t"  # of a progress line: invisible, and it survives torchrun, which rewrites line ends
 _HEARTBEAT_BYTES = 200
 
-STACKS_SIGNAL = signal.SIGUSR1
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # to the launcher
-WORKER_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # to a worker, which has no terminal that could close
-# Platforms, terminals and `timeout` signal a process directly and through its group, shell or parent.
-ONE_REQUEST = 3.0  # seconds within which several stop signals are one request
+STACKS_SIGNAL = (
+    signal.SIGURG
+)  # ignored by a process that does not expect it; no scheduler or terminal sends it
+# Requests to stop, to the launcher and to a worker: what people, terminals, platforms and schedulers send.
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+# Schedulers signal a job several times, and a process directly and through its group, shell or parent: that is one
+# request. Only a person insists: by SIGINT, repeated after at least so many seconds.
+ONE_REQUEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,13 @@ class Channel:
             _NOTES_DIR: str(self.notes),
         }
 
+    def belongs_to(self, environ: Mapping[str, str]) -> bool:
+        """Whether a process with these variables works for a start in this folder."""
+        notes = notes_folder(environ)
+        return (
+            notes is not None and notes.name == self.notes.name and _is_same(notes.parent, self.notes.parent)
+        )
+
     def clear(self) -> None:
         """Remove the messages of an earlier run. Raises OSError."""
         shutil.rmtree(self.notes, ignore_errors=True)  # on a network mount an empty folder may stay
@@ -89,6 +107,23 @@ class Channel:
         """Remove every trace. Raises OSError."""
         self.stop_file.unlink(missing_ok=True)
         shutil.rmtree(self.notes)
+
+
+def insists(signals: Sequence[tuple[int, float]]) -> bool:
+    """Whether signals, each with its time, are more than one request: SIGINT, repeated after `ONE_REQUEST`."""
+    times = [at for number, at in signals if number == signal.SIGINT]
+    return bool(times) and times[-1] - times[0] > ONE_REQUEST
+
+
+def launcher_variable() -> dict[str, str]:
+    """For workers of this process: as long as it lives, they have a launcher."""
+    return {_LAUNCHER_PID: str(os.getpid())}
+
+
+def launcher_pid(environ: Mapping[str, str]) -> int | None:
+    """The process id of the launcher; None: there is none."""
+    pid = environ.get(_LAUNCHER_PID, "")
+    return int(pid) if pid.isdecimal() else None
 
 
 def notes_folder(environ: Mapping[str, str]) -> Path | None:
@@ -200,6 +235,12 @@ class OutputLine:
 def progress_line(text: str) -> str:
     """A worker's line that the launcher shows as progress."""
     return text + _PROGRESS_END
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return one.samefile(other)
+    return False
 
 
 def _heartbeat(notes: Path, rank: int) -> Path:

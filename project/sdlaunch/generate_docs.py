@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from sdjob import protocol
 from sdjob.exit_codes import MEANINGS
 from sdjob.settings import compatibility, presets
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
@@ -66,8 +66,8 @@ def _settings(group: str) -> str:
 
 def _exit_codes() -> str:
     rows = [f"{code} | {meaning.text} | {meaning.retry}" for code, meaning in MEANINGS.items()]
-    insisted = ", ".join(str(128 + number) for number in sorted(protocol.STOP_SIGNALS))
-    rows.append(f"{insisted} | stopped at once by a second signal | yes, from the last checkpoint")
+    insisted = 128 + signal.SIGINT
+    rows.append(f"{insisted} | stopped at once by a repeated Ctrl-C (SIGINT) | yes, from the last checkpoint")
     return _lines(("code", "meaning", "start again?"), rows)
 
 

@@ -12,6 +12,7 @@ from sdjob.settings import flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.runtime import errors, exit_note, heartbeat, stop
+from sdtrain.runtime.parents import Parents
 from sdtrain.runtime.stop import Stopped
 
 
@@ -19,9 +20,10 @@ def main(arguments: list[str]) -> int:
     """One process of a run, from its flags to its exit code."""
     if (code := exit_note.reason_not_to_retry()) is not None:
         return code
+    parents = Parents.of_this()
     try:
         with heartbeat.announced():
-            _train(flags.parse(arguments))
+            _train(flags.parse(arguments), parents)
     except Stopped as stopped:
         # With a note 0 suffices: torchrun would take another code for a failure and signal the other ranks.
         noted = exit_note.leave(ExitCode.STOPPED, step=stopped.step)
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> int:
     return int(ExitCode.FINISHED)
 
 
-def _train(spec: RunSpec) -> None:
+def _train(spec: RunSpec, parents: Parents | None) -> None:
     """Import what takes seconds, now that the settings are valid, and train."""
     # These libraries' advice is meant for their direct users; preflight checks what matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -50,7 +52,10 @@ def _train(spec: RunSpec) -> None:
     from sdtrain.run import run
     from sdtrain.runtime.distributed import join
 
-    with stop.watch() as request, join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
+    with (
+        stop.watch(parents=parents) as request,
+        join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world,
+    ):
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
         if world.any(bool(request)):  # during the imports

@@ -15,6 +15,7 @@ import pytest
 from tests.sdlaunch.place import clean_environment
 from tests.support import forked
 from tests.support.launcher import ENTRYPOINT, Launched
+from tests.support.worker import losses
 
 SETTINGS = {
     "recipe": "text_to_image",
@@ -55,8 +56,9 @@ def test_stops_and_a_killed_rank_lose_nothing(job):
     assert _saved(first.until("resuming from")) >= saved
     first.until("/100000")  # a step, and not a line that only speaks of one
     launcher = psutil.Process(first.process.pid)
-    for process in [*launcher.children(recursive=True), launcher]:  # as some platforms do
-        process.terminate()
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # to all processes, as SLURM does
+        for process in [*launcher.children(recursive=True), launcher]:
+            process.send_signal(number)
     assert "the workers saved and ended" in first.end(75)
     (stopped_at,) = first.checkpoints()
 
@@ -88,6 +90,48 @@ def _seen_while_saving(output: Path, seconds: float = 30) -> bool:
         if list((output / "checkpoint").glob(".checkpoint-*.tmp")):
             return True
     return False
+
+
+@pytest.fixture(scope="module")
+def undisturbed(eps_model, captioned, tmp_path_factory):
+    """The losses of a run that nothing happens to."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    place = {"MODEL_DIR": str(eps_model), "DATASET_DIR": str(captioned), "OUTPUT_DIR": str(output)}
+    environ = clean_environment(**{**place, **SETTINGS, **KILLED})
+    Launched(ENTRYPOINT, output, environ, preexec_fn=forked.launcher(environ)).end(0)
+    return losses(output)
+
+
+KILLED = {"num_train_step": "80", "checkpointing_steps": "20", "logging_steps": "1"}
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [
+        "launcher",
+        "rank",
+        pytest.param("torchrun", marks=pytest.mark.long),
+        pytest.param("launcher and torchrun", marks=pytest.mark.long),
+    ],
+)
+def test_after_kill_9_nothing_is_left_and_the_next_start_gives_the_losses_of_an_undisturbed_run(
+    job, undisturbed, victims
+):
+    first = job(**KILLED)
+    first.until("saved ")
+    launcher = psutil.Process(first.process.pid)
+    family = [launcher, *launcher.children(recursive=True)]  # launcher, torchrun, ranks
+    assert len(family) == 4
+    for index, name in enumerate(("launcher", "torchrun", "rank")):
+        if name in victims:
+            family[index].kill()
+    first.process.communicate(timeout=30)
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert first.process.returncode == (-signal.SIGKILL if "launcher" in victims else 70)
+    second = job(**KILLED)
+    second.until("resuming from")
+    assert "finished: 80 steps" in second.end(0)
+    assert losses(second.output) == undisturbed
 
 
 def test_a_rank_that_is_killed(job):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import entrypoint
+from sdjob import protocol
 from sdlaunch.verbs import doctor
 from tests.sdlaunch.place import HOME, clean_environment, launch
 
@@ -153,9 +154,28 @@ def test_the_code_stays_when_the_reader_goes(place):
     assert (done.returncode, done.stderr) == (64, "")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", [number.name for number in protocol.STOP_SIGNALS])
 def test_a_stop_before_training_is_75_without_a_traceback(tmp_path, name):
     source = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
     ended = started(tmp_path, "pydantic", source)
     assert ended.returncode == 75
     assert ended.stderr == "stopped before training started; start again at any time\n"
+
+
+@pytest.mark.parametrize(("signals", "code"), [("TERM TERM INT", 75), ("INT TERM INT", 130)])
+def test_before_training_only_a_repeated_sigint_stops_at_once(tmp_path, signals, code):
+    """A stop that takes long: the module goes on for a while after the first signal."""
+    source = f"""
+import os, signal, time
+from sdjob import protocol
+protocol.ONE_REQUEST = 0.1
+first, *later = [getattr(signal, "SIG" + name) for name in "{signals}".split()]
+try:
+    os.kill(os.getpid(), first)
+    time.sleep(60)
+finally:
+    for number in later:
+        time.sleep(0.15)
+        os.kill(os.getpid(), number)
+"""
+    assert started(tmp_path, "pydantic", source).returncode == code

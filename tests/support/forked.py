@@ -55,7 +55,7 @@ def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None
     """Run main() in this fork like a separate program, and exit."""
     code = 99
     try:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(signum, signal.SIG_DFL)
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
             if int(name) > 2 and int(name) not in keep:

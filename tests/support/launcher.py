@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ class Launched:
         """Stop it at once if it is still running; its processes end too."""
         for _ in range(2):
             if self.process.poll() is None:
-                self.process.terminate()
+                self.process.send_signal(signal.SIGINT)
                 time.sleep(protocol.ONE_REQUEST + 0.5)
 
     def signal_rank(self, rank: int, signum: int) -> None:

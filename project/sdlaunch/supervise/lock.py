@@ -20,7 +20,9 @@ from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_output
+from sdjob.protocol import Channel
 from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.supervise import processes
 
 BEAT = 2.0  # seconds between two renewals of the file's time
 SILENCE = 10.0  # seconds without one after which a holder on another machine counts as lost
@@ -74,8 +76,8 @@ class Holder:
 def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> Iterator[int]:
     """While the body runs, this node holds the folder; gives the descriptor of the lock, which children may inherit.
 
-    Waits where that tells a dead holder from a living one. Raises JobError (73): another job uses the folder;
-    OSError: the file cannot be written.
+    Waits where that tells a dead holder from a living one, and for ranks that an earlier start has left. Raises
+    JobError (73): another job uses the folder; OSError: the file cannot be written.
     """
     me = Holder.of_this(cluster)
     layout.run.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,7 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
     try:
         for other in _others(layout, cluster.node_rank):
             _remove_stale(other, me, say)
+        _wait_for_processes(layout, cluster, say)
         threading.Thread(target=_renew, args=(descriptor, ended), daemon=True).start()
         yield descriptor
     finally:
@@ -179,6 +182,23 @@ def _wait_until_free(path: Path, descriptor: int, me: Holder, say: Callable[[str
         if waited > 1 and holder and not announced:
             announced = True
             say(f"waiting for a job {holder} that may still be ending in {root}")
+        time.sleep(_POLL)
+
+
+def _wait_for_processes(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> None:
+    """Wait for ranks of an earlier start, whose launcher and torchrun were killed. Raises JobError (73)."""
+    channel, start, announced = Channel.of_node(layout.run, cluster.node_rank), time.monotonic(), False
+    while left := processes.working_for(channel):
+        names = ", ".join(str(process.pid) for process in left)
+        if time.monotonic() > start + PATIENCE:
+            found = f"{layout.root} is in use by processes of an earlier start: {names}"
+            remedy = f"Wait for them to end, or end them: kill {names.replace(',', '')}"
+            raise JobError(bad_output("OUTPUT_DIR", found, remedy))
+        if not announced:
+            announced = True
+            say(
+                f"waiting for processes of an earlier start that may still be saving in {layout.root}: {names}"
+            )
         time.sleep(_POLL)
 
 

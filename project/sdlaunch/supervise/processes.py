@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from sdjob.protocol import Channel
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STATES = {
@@ -32,15 +34,34 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_with_parent() -> Callable[[], None]:
-    """A function for a new child to call before it executes another program: it gets SIGTERM when this process dies.
+def before_torchrun() -> Callable[[], None]:
+    """A function for a new child to call before it executes torchrun.
 
-    A launcher that is killed cannot stop anything; torchrun then ends the workers, which save first.
+    It gets SIGTERM when the calling thread of this process dies: a launcher that is killed cannot stop anything;
+    torchrun then ends the workers, which save first. It ignores what torchrun would die of without ending the workers:
+    a scheduler may signal all processes of a job, and the launcher takes that for all of them.
     """
-    if sys.platform != "linux":
-        return lambda: None
-    libc = ctypes.PyDLL(None)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    libc, launcher = ctypes.PyDLL(None), os.getpid()
+
+    def prepare() -> None:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        if sys.platform == "linux":
+            libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != launcher:  # it has died before the kernel was told
+            os._exit(128 + signal.SIGTERM)
+
+    return prepare
+
+
+def working_for(channel: Channel) -> list[psutil.Process]:
+    """All processes of this machine, torchrun and ranks, that an earlier start with this channel has left."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # ended meanwhile, or of another user
+            if channel.belongs_to(process.environ()):
+                found.append(process)
+    return found
 
 
 def descendants() -> list[psutil.Process]:

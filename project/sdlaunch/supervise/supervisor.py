@@ -41,7 +41,7 @@ class Stop:
     received: list[tuple[int, float]] = field(default_factory=list)  # signals, and their monotonic times
     asked_at: float | None = None
     forced_at: float | None = None
-    insisted: int | None = None  # the signal of a second request, if it came before the end
+    insisted: bool = False  # by a repeated SIGINT, before the end
 
     @property
     def signal(self) -> int | None:
@@ -51,11 +51,6 @@ class Stop:
     def noted(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
         self.received.append((number, time.monotonic()))
-
-    def second(self) -> int | None:
-        """The first signal that does not belong to the first request."""
-        late = (number for number, at in self.received if at - self.received[0][1] > protocol.ONE_REQUEST)
-        return next(late, None)
 
 
 @dataclass(frozen=True)
@@ -103,8 +98,8 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
     watch = Watch(job.channel.notes, float(job.plan.settings["hang_timeout"].value))
     returncode = _supervised(job, environ, stop, watch)
     if stop.insisted:
-        job.stream.say(f"stopped at once by a second signal ({_name(stop.insisted)})")
-        return 128 + stop.insisted
+        job.stream.say("stopped at once by a repeated Ctrl-C (SIGINT)")
+        return 128 + signal.SIGINT
     end = Ending(
         returncode,
         ExitNote.read_all(job.channel.notes),
@@ -149,13 +144,13 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
     processes.adopt_orphans()
     with subprocess.Popen(
         job.plan.launch.argv,
-        env=job.plan.launch.environment(environ),
+        env=job.plan.launch.environment(environ) | protocol.launcher_variable(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
         pass_fds=(job.lock_descriptor,),  # the folder is in use as long as either lives
-        preexec_fn=processes.end_with_parent(),
+        preexec_fn=processes.before_torchrun(),
     ) as process:
         assert process.stdout is not None
         pump = threading.Thread(target=job.stream.pump, args=(process.stdout,), daemon=True)
@@ -174,19 +169,18 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
 def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
     """The next phase of a stop: ask at the first signal, end after the grace time, kill after that.
 
-    A second request ends the supervision.
+    A repeated SIGINT ends the supervision.
     """
     now, grace = time.time(), job.plan.stop_grace
-    if second := stop.second():
-        stop.insisted = second
+    if protocol.insists(stop.received):
+        stop.insisted = True
     elif stop.signal and stop.asked_at is None:
         stop.asked_at = now
         with contextlib.suppress(OSError):  # a full disk: the processes are signalled after the grace time
             job.channel.stop_file.touch()
-        job.stream.say(
-            f"{_name(stop.signal)}: saving and stopping, within {grace:g} s; "
-            f"again, after {protocol.ONE_REQUEST:g} s, to stop at once"
-        )
+        again = f"; Ctrl-C again, after {protocol.ONE_REQUEST:g} s, stops at once"
+        hint = again if stop.signal == signal.SIGINT else ""
+        job.stream.say(f"{signal.Signals(stop.signal).name}: saving and stopping, within {grace:g} s{hint}")
     elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
         stop.forced_at = now
         job.stream.say(f"not stopped within {grace:g} s: ending the processes")
@@ -214,7 +208,3 @@ def _show(verdict: Verdict, job: _Job) -> None:
 
 def _log(layout: OutputLayout, node: int) -> Path:
     return layout.logs / f"node-{node}.log"
-
-
-def _name(number: int) -> str:
-    return signal.Signals(number).name

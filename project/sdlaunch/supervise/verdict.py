@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdjob.exit_codes import ExitCode, meaning_of
 from sdjob.problems import Problem, exit_code
-from sdjob.protocol import WORKER_STOP_SIGNALS, ExitNote, Heartbeat
+from sdjob.protocol import STOP_SIGNALS, ExitNote, Heartbeat
 
 if TYPE_CHECKING:  # it loads more than a plan needs
     from sdlaunch.supervise.hang import Hang
@@ -172,7 +172,7 @@ def _killed(end: Ending) -> Verdict | None:
     if status is None or status >= 0 or end.forced_at is not None:
         return None
     # A worker answers a request to stop by itself. Peers of a killed rank may fail, but only by a crash.
-    if -status in WORKER_STOP_SIGNALS or any(n.code != ExitCode.TRAINING_FAILED for n in end.failures):
+    if -status in STOP_SIGNALS or any(n.code != ExitCode.TRAINING_FAILED for n in end.failures):
         return None
     killed = -status == signal.SIGKILL
     if not killed and (from_log := _from_log(end)):

@@ -1,9 +1,10 @@
-"""Requests to stop: a signal to this process, or the stop file that the launcher creates."""
+"""Requests to stop: a signal to this process, the stop file that the launcher creates, or the loss of its parents."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,38 +12,54 @@ from pathlib import Path
 from types import FrameType
 
 from sdjob import protocol
+from sdjob.exit_codes import ExitCode
+from sdtrain.runtime.parents import Parents
+
+_LOOK = 1.0  # seconds between two looks at the parents
 
 
 class StopRequest:
     """Whether this process was asked to stop; the ranks agree on it at a step boundary."""
 
     def __init__(self, file: Path | None) -> None:
+        self.orphaned = False  # no process is left to ask
         self._file = file
-        self._signalled: float | None = None
+        self._received: list[tuple[int, float]] = []  # signals, and their monotonic times
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler. A later second request ends the process at once."""
-        now = time.monotonic()
-        if self._signalled is None:
-            self._signalled = now
-        elif now - self._signalled > protocol.ONE_REQUEST:
+        """Signal handler. A repeated SIGINT ends the process at once."""
+        self._received.append((number, time.monotonic()))
+        if protocol.insists(self._received):
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     def __bool__(self) -> bool:
-        return self._signalled is not None or (self._file is not None and self._file.exists())
+        return self.orphaned or bool(self._received) or (self._file is not None and self._file.exists())
 
 
 @contextmanager
-def watch(environ: Mapping[str, str] = os.environ) -> Iterator[StopRequest]:
-    """Listen for the stop signals of a worker and for the stop file."""
-    request = StopRequest(protocol.stop_file(environ))
-    before = {number: signal.signal(number, request.signalled) for number in protocol.WORKER_STOP_SIGNALS}
+def watch(environ: Mapping[str, str] = os.environ, parents: Parents | None = None) -> Iterator[StopRequest]:
+    """Listen for stop signals and the stop file, and look whether the parents are alive."""
+    request, ended = StopRequest(protocol.stop_file(environ)), threading.Event()
+    before = {number: signal.signal(number, request.signalled) for number in protocol.STOP_SIGNALS}
+    if parents:
+        threading.Thread(target=_look_after, args=(parents, request, ended), daemon=True).start()
     try:
         yield request
     finally:
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _look_after(parents: Parents, request: StopRequest, ended: threading.Event) -> None:
+    """Request a stop when the parents are gone; end the process if it waits forever for a rank that is gone too."""
+    while not ended.wait(_LOOK):
+        if parents.gone():
+            request.orphaned = True
+            if not ended.wait(parents.grace):
+                os._exit(ExitCode.STOPPED)
+            return
 
 
 class Stopped(Exception):

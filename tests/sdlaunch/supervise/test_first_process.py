@@ -83,17 +83,19 @@ def test_orphans_are_reaped_while_the_job_runs(as_first):
     assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize(("count", "code"), [(1, 75), (2, 143)])
-def test_signals_reach_the_job(as_first, count, code):
-    answer = "note(0, 75)" if count == 1 else "time.sleep(60)"
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGTERM], 75), ([signal.SIGUSR1], 75), ([signal.SIGINT] * 2, 130)]
+)
+def test_signals_reach_the_job(as_first, signals, code):
+    answer = "note(0, 75)" if code == 75 else "time.sleep(60)"
     script = f"say('[rank 0] ready'); assert asked(); {answer}"
     process, launcher = as_first(script, ONE_REQUEST="0.2")
     until(process, "ready")
-    os.kill(launcher, signal.SIGTERM)
-    if count == 2:
+    os.kill(launcher, signals[0])
+    for number in signals[1:]:
         until(process, "saving and stopping")
         time.sleep(0.3)
-        os.kill(launcher, signal.SIGTERM)
+        os.kill(launcher, number)
     process.communicate(timeout=30)
     assert process.returncode == code
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -13,6 +14,7 @@ import pytest
 
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
+from sdjob.protocol import Channel
 from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.supervise import lock
 from tests.sdlaunch.place import launch, plan_json
@@ -215,3 +217,22 @@ say('[rank 0] ready'); time.sleep(60)
     (tmp_path / "output" / "go").touch()
     second.end(0)
     first.process.communicate()
+
+
+def test_ranks_that_a_killed_start_has_left_are_waited_for_and_named(layout):
+    """Their launcher and torchrun were killed, and the lock with them."""
+    environ = {**os.environ, **Channel.of_node(layout.run, 0).environment()}
+    said = []
+    with subprocess.Popen(["sleep", "60"], env=environ) as rank:
+        try:
+            assert str(rank.pid) in refused(layout)
+            with held(layout, NODES[1]):  # of another node, which may be on the same machine
+                pass
+            threading.Timer(0.3, rank.kill).start()
+            with lock.held(layout, ALONE, said.append):
+                assert rank.wait() == -signal.SIGKILL
+        finally:
+            rank.kill()
+    assert said == [
+        f"waiting for processes of an earlier start that may still be saving in {layout.root}: {rank.pid}"
+    ]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sdjob import protocol
 from sdlaunch.settings import resolve
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import DRIVER, PRELUDE, supervised
@@ -131,7 +132,7 @@ def test_half_a_note_is_none(run):
 # --- stops -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("signum", protocol.STOP_SIGNALS)
 def test_a_first_signal_asks_the_workers_to_save(run, signum):
     started = run("say('[rank 0] ready'); assert asked(); note(0, 75); say('[rank 0] saved')")
     started.until("ready")
@@ -182,8 +183,7 @@ say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
     assert not any(alive(int(pid)) for pid in pids)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_everything_at_once(run, signum, code):
+def test_a_repeated_sigint_ends_everything_at_once(run):
     script = """
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
@@ -191,25 +191,61 @@ say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
     started = run(script, ONE_REQUEST="0.2")
     assert started.process.stdout
     pids = next(line for line in started.process.stdout if "ready" in line).split()[1:]
-    started.process.terminate()
-    started.until("saving and stopping")
+    started.process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again, after 0.2 s, stops at once" in started.until("saving and stopping")
     begin = time.monotonic()
     time.sleep(0.3)
-    started.process.send_signal(signum)
-    started.end(code)
+    started.process.send_signal(signal.SIGINT)
+    started.end(130)
     assert time.monotonic() - begin < 25  # of a grace time of 25 and a sleep of 60
     assert not any(alive(int(pid)) for pid in pids)
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_that_come_together_are_one_request(run, second):
-    """`timeout` signals its child and the group; a terminal that closes is followed by the shell's own SIGHUP."""
-    started = run("say('[rank 0] ready'); assert asked(); time.sleep(0.5); note(0, 75)")
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (signal.SIGUSR1, [signal.SIGTERM]),
+        (signal.SIGTERM, [signal.SIGTERM, signal.SIGINT]),
+        (signal.SIGINT, [signal.SIGTERM, signal.SIGHUP]),
+    ],
+)
+def test_several_signals_are_one_request(run, first, later):
+    """As schedulers send them, seconds apart; a terminal that closes is followed by the shell's own SIGHUP."""
+    started = run("say('[rank 0] ready'); assert asked(); time.sleep(0.8); note(0, 75)", ONE_REQUEST="0.1")
     started.until("ready")
-    started.process.send_signal(signal.SIGTERM)
+    started.process.send_signal(first)
     started.until("saving and stopping")
-    started.process.send_signal(second)
+    for number in later:
+        time.sleep(0.2)
+        started.process.send_signal(number)
     assert "the workers saved and ended" in started.end(75)
+
+
+def test_two_sigints_that_come_together_are_one_request(run):
+    """`timeout --foreground`, a shell and a terminal signal a process directly and through its group."""
+    started = run("say('[rank 0] ready'); assert asked(); time.sleep(0.3); note(0, 75)")
+    started.until("ready")
+    started.process.send_signal(signal.SIGINT)
+    started.until("saving and stopping")
+    started.process.send_signal(signal.SIGINT)
+    assert "the workers saved and ended" in started.end(75)
+
+
+def test_a_launcher_that_is_killed_takes_torchrun_along(run):
+    """The launcher is not PID 1 here, and its torchrun becomes the child of another process."""
+    script = """
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), os._exit(1)))
+say(f'[rank 0] ready {child.pid} {os.getpid()}'); time.sleep(60)
+"""
+    started = run(script)
+    assert started.process.stdout
+    pids = next(line for line in started.process.stdout if "ready" in line).split()[1:]
+    started.process.kill()
+    until = time.monotonic() + 10
+    while any(alive(int(pid)) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(alive(int(pid)) for pid in pids)
 
 
 def test_workers_do_not_outlive_a_torchrun_that_was_killed(run):
@@ -370,8 +406,15 @@ def test_a_rank_of_the_real_torchrun_is_killed(run):
     assert "Traceback" in ended.log
 
 
-def test_what_the_workers_of_the_real_torchrun_say(run):
-    ended = run("say('hello'); say(sys.argv[-1])", as_worker=True, NPROC_PER_NODE="2", PET_STANDALONE="")
+def test_what_the_workers_of_the_real_torchrun_say_and_that_it_survives_signals_to_all_processes(run):
+    """SLURM signals every process of a job step; torchrun would die of these signals and leave its ranks."""
+    worker = """
+if os.environ["RANK"] == "0":
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(os.getppid(), number)
+say('hello'); say(sys.argv[-1])
+"""
+    ended = run(worker, as_worker=True, NPROC_PER_NODE="2", PET_STANDALONE="")
     assert sorted(ended.end(0).splitlines()) == [
         "--device=cpu",
         "[rank 1] --device=cpu",

@@ -1,0 +1,51 @@
+"""Launcher and torchrun of a rank: it never trains on when one of them is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sdjob import protocol
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Parents:
+    """The process ids of torchrun and the launcher, and the seconds that a rank has to save without them."""
+
+    torchrun: int
+    launcher: int | None
+    grace: float
+
+    @classmethod
+    def of_this(cls, environ: Mapping[str, str] = os.environ) -> Parents | None:
+        """Those of this process, which gets SIGTERM when torchrun dies, where the kernel offers that.
+
+        None: it was started by hand, and may outlive the shell.
+        """
+        launcher = protocol.launcher_pid(environ)
+        if launcher is None and "TORCHELASTIC_RUN_ID" not in environ:
+            return None
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        return cls(os.getppid(), launcher, float(environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or 30))
+
+    def gone(self) -> bool:
+        """Whether torchrun or the launcher has ended."""
+        return os.getppid() != self.torchrun or not _is_alive(self.launcher)
+
+
+def _is_alive(pid: int | None) -> bool:
+    try:
+        if pid is not None:
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and of another user
+        return True
+    return True
