@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
-from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS, plugins_with
+from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS, optimizers_of, plugins_with
 from sdjob.settings.recipes import with_subjects
 from sdjob.settings.run_spec import RunSpec
 
@@ -221,12 +221,11 @@ def _of_schedule(spec: RunSpec) -> Iterator[_Rule]:
 
 def _optimizer(spec: RunSpec) -> Iterator[Problem]:
     facts = OPTIMIZERS[spec.optimizer]
-    if PLUGINS[spec.plugin].shards and not facts.sharded:
-        sharded = " or ".join(name for name, each in OPTIMIZERS.items() if each.sharded)
+    if spec.optimizer not in (possible := optimizers_of(spec.plugin)):
         yield bad_setting(
             "optimizer",
             f"{spec.optimizer} with plugin={spec.plugin}",
-            f"That plugin updates shards of tensors: use optimizer={sharded}, or plugin=torch_ddp.",
+            f"That plugin updates shards of tensors: use optimizer={' or '.join(possible)}, or plugin=torch_ddp.",
         )
     if facts.rate_is_scale and facts.learning_rate:
         rates = {"lr": spec.learning_rate, "text_encoder_lr": spec.text_encoder_lr or spec.learning_rate}

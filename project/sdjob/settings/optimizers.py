@@ -12,7 +12,9 @@ class OptimizerFacts:
     help: str
     state_bytes: int  # of its state, per trainable parameter
     package: str = ""  # imported and installed under this name; "": comes with the packages of every run
-    sharded: bool = False  # can update a shard of a tensor
+    # Updates each value by itself, with a state of exactly torch.optim.AdamW's `exp_avg`, `exp_avg_sq` and `step`. All
+    # strategies that shard create and save that state themselves.
+    adam_state: bool = False
     uses_betas: bool = True  # adam_beta1, adam_beta2 and adam_epsilon apply, and AdamW's learning rates
     learning_rate: float | None = None  # preset; None: that of the recipe
     rate_is_scale: bool = False  # finds the rate itself, one for all groups, and multiplies it by lr
@@ -20,7 +22,7 @@ class OptimizerFacts:
 
 
 OPTIMIZERS: dict[str, OptimizerFacts] = {
-    "adamw": OptimizerFacts("", 8, sharded=True),
+    "adamw": OptimizerFacts("", 8, adam_state=True),
     "adamw8bit": OptimizerFacts(
         "bitsandbytes, less memory", 2, "bitsandbytes", spellings=("adamw_8bit", "8bit", "adam8bit")
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdjob.settings.optimizers import OPTIMIZERS
+
 
 @dataclass(frozen=True)
 class DeviceFacts:
@@ -33,6 +35,9 @@ class PluginFacts:
     precisions: tuple[str, ...] = ("no", "bf16", "fp16")
     settings: tuple[str, ...] = ()  # those that only some plugins have
     package: str = ""  # what has to be installed besides torch
+    own_optimizer: str = (
+        ""  # the only one, which its module implements itself; "": the builders of sdtrain.optim
+    )
 
     @property
     def shards(self) -> bool:
@@ -59,6 +64,7 @@ PLUGINS: dict[str, PluginFacts] = {
         precisions=("bf16", "fp16"),
         settings=("placement",),
         package="colossalai",
+        own_optimizer="adamw",
     ),
 }
 
@@ -66,3 +72,11 @@ PLUGINS: dict[str, PluginFacts] = {
 def plugins_with(setting: str) -> list[str]:
     """The plugins that have this setting; none: it belongs to all."""
     return [name for name, facts in PLUGINS.items() if setting in facts.settings]
+
+
+def optimizers_of(plugin: str) -> list[str]:
+    """The optimizers that a plugin can train with."""
+    facts = PLUGINS[plugin]
+    if facts.own_optimizer:
+        return [facts.own_optimizer]
+    return [name for name, each in OPTIMIZERS.items() if each.adam_state or not facts.shards]

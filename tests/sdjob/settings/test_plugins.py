@@ -5,8 +5,9 @@ from typing import get_args
 
 import pytest
 
-from sdjob.settings import choices
-from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS, plugins_with
+from sdjob.settings import choices, plugins
+from sdjob.settings.optimizers import OPTIMIZERS, OptimizerFacts
+from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS, optimizers_of, plugins_with
 from sdjob.settings.run_spec import RunSpec
 
 
@@ -42,3 +43,15 @@ def test_the_settings_of_plugins_are_settings():
     assert plugins_with("cpu_offload") == ["fsdp", "low_level_zero"]
     assert plugins_with("resolution") == []
     assert {name for facts in PLUGINS.values() for name in facts.settings} <= RunSpec.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("adam_state", "having"), [(True, {"torch_ddp", "fsdp", "low_level_zero"}), (False, {"torch_ddp"})]
+)
+def test_a_new_optimizer_is_trained_with_where_its_state_is_known(monkeypatch, adam_state, having):
+    """Gemini has an AdamW of its own, whatever a row says."""
+    row = OptimizerFacts("new", 8, adam_state=adam_state)
+    monkeypatch.setattr(plugins, "OPTIMIZERS", {**OPTIMIZERS, "new": row})
+    names = ("torch_ddp", "fsdp", "low_level_zero", "gemini")
+    assert {name for name in names if "new" in optimizers_of(name)} == having
+    assert all("adamw" in optimizers_of(name) for name in PLUGINS)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdjob.settings.run_spec import RunSpec
+from sdtrain import strategies
 from tests.support import trials
 from tests.support.trials import CLIP, STEPS, VARIANTS, Trial, spec_of
 
@@ -215,3 +217,10 @@ def test_what_the_documents_call_tested_is_tested_here():
         for precision in ("no", "bf16")  # what all are compared with, and the dry run of verify.sh
     }
     assert rows and set(rows) <= tried
+
+
+@pytest.mark.parametrize("plugin", ["gemini", "fsdp", "low_level_zero"])
+def test_an_optimizer_is_never_silently_replaced(plugin):
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", plugin=plugin, optimizer="adafactor")
+    with pytest.raises(ValueError, match=f"{plugin} does not train with adafactor"):
+        strategies.create(spec, torch.device("cpu"))
