@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start command of a training job: bash train.sh [plan|check|--dry-run|--help] [name=value ...]
+# Start command of a training job: bash train.sh [verb] [name=value ...]; --help lists all verbs.
 # Works from any working directory; needs Python 3.10 or newer with the packages of the project.
 set -eu
 

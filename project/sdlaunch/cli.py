@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting
@@ -38,10 +39,10 @@ class Verb:
     """What the launcher can do. `run` returns the exit code; its Path is the folder of train.sh."""
 
     run: Callable[[Request, Mapping[str, str], Path], int]
-    usage: str
-    help: str
-    has_operand: bool = False
-    arguments: tuple[str, ...] = ()
+    help: str | Callable[[], str]
+    json: bool = False  # also prints JSON
+    operand: str = ""  # what --help calls the word after the verb; "": none
+    arguments: tuple[str, ...] = ()  # names of NAME=VALUE that belong to the verb and are not settings
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
@@ -88,10 +89,9 @@ def _report(request: Request, environ: Mapping[str, str], home: Path) -> int:
 
 def _emit(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch import emit
-    from sdlaunch.emit.kubernetes import KINDS
     from sdlaunch.emit.task import task_of
 
-    kind = request.arguments.get("kind", KINDS[0])
+    kind = request.arguments.get("kind")
     target = emit.TARGETS.get(request.operand)
     problems = [*request.problems, *emit.problems_of(request.operand, kind)]
     ranks = target is not None and target.assigns_ranks
@@ -99,8 +99,19 @@ def _emit(request: Request, environ: Mapping[str, str], home: Path) -> int:
     if target is None or job.launch is None:
         console.show(redact(display.problems(job.problems), job.secrets), sys.stderr)
         return job.code
-    console.show(redact(target.render(task_of(job, home, kind)), job.secrets), sys.stdout)
+    render = target.kinds[kind] if kind else target.render
+    console.show(redact(render(task_of(job, home)), job.secrets), sys.stdout)
     return 0
+
+
+def _emit_help() -> str:
+    from sdlaunch.emit import TARGETS
+
+    targets = [
+        f"{name} [--kind={'|'.join(target.kinds)}]" if target.kinds else name
+        for name, target in TARGETS.items()
+    ]
+    return f"print the same job for {', '.join(targets[:-1])} or {targets[-1]}"
 
 
 def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
@@ -118,32 +129,32 @@ def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
 def _help(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import help as help_verb
 
-    verbs = [(verb.usage, verb.help) for verb in VERBS.values()]
+    verbs = [
+        (
+            " ".join(filter(None, [name, verb.operand, "[--json]" if verb.json else ""])),
+            verb.help if isinstance(verb.help, str) else verb.help(),
+        )
+        for name, verb in VERBS.items()
+    ]
     console.show(help_verb.text(verbs), sys.stdout)
     return 0
 
 
 VERBS: Mapping[str, Verb] = {
-    "run": Verb(_run, "(none)", "check everything, then train"),
+    "run": Verb(_run, "check everything, then train (also without a verb)"),
     "plan": Verb(
         _report,
-        "plan [--json]",
         "show every setting with its source, the mounts, the command and the problems (also --dry-run)",
+        json=True,
     ),
-    "check": Verb(_report, "check [--json]", "show the problems only"),
-    "emit": Verb(
-        _emit,
-        "emit TARGET",
-        "print the same job for docker, compose, kubernetes [--kind=trainjob|job], slurm or skypilot",
-        has_operand=True,
-        arguments=("kind",),
-    ),
+    "check": Verb(_report, "show the problems only", json=True),
+    "emit": Verb(_emit, _emit_help, operand="TARGET", arguments=("kind",)),
     "doctor": Verb(
         _doctor,
-        "doctor [--json]",
         "what this machine and its packages can do: versions, devices, kernels; needs no mounts",
+        json=True,
     ),
-    "help": Verb(_help, "--help", "this text"),
+    "help": Verb(_help, "this text (also --help)"),
 }
 
 
@@ -152,10 +163,8 @@ VERBS: Mapping[str, Verb] = {
 
 def parse(argv: Sequence[str]) -> Request:
     """Parse every word of the command line; a word that means nothing is a problem."""
-    own = {name for word in argv if word in VERBS for name in VERBS[word].arguments}
     verbs: list[str] = []
     flags: list[tuple[str, str]] = []
-    arguments: dict[str, str] = {}
     problems: list[Problem] = []
     operand, as_json = "", False
     words = iter(argv)
@@ -164,11 +173,9 @@ def parse(argv: Sequence[str]) -> Request:
         name = name.replace("-", "_")
         if (verb := _SWITCHES.get(word, word)) in VERBS:
             verbs.append(verb)
-            operand = next(words, "") if VERBS[verb].has_operand else operand
+            operand = next(words, "") if VERBS[verb].operand else operand
         elif word == "--json":
             as_json = True
-        elif equals and name in own:
-            arguments[name] = value
         elif equals and name:
             flags.append((name, value))
         elif word.startswith("--") and name:
@@ -178,9 +185,13 @@ def parse(argv: Sequence[str]) -> Request:
     verb = "help" if "help" in verbs else (verbs or ["run"])[0]
     if len(set(verbs)) > 1 and verb != "help":
         problems.append(bad_setting("command line", " and ".join(verbs), "Ask for one thing at a time."))
-    if as_json and verb == "run":
-        problems.append(bad_setting("--json", "without plan or check", "Write plan --json or check --json."))
-    return Request(verb, as_json, tuple(flags), operand, arguments, tuple(problems))
+    if as_json and not VERBS[verb].json:
+        with_json = " or ".join(f"{name} --json" for name, each in VERBS.items() if each.json)
+        problems.append(bad_setting("--json", f"{verb} prints no JSON", f"Write {with_json}."))
+    own = VERBS[verb].arguments
+    arguments = {name: value for name, value in flags if name in own}
+    settings = tuple((name, value) for name, value in flags if name not in own)
+    return Request(verb, as_json, settings, operand, arguments, tuple(problems))
 
 
 def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
@@ -197,6 +208,11 @@ def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str,
 
 
 def _not_understood(word: str) -> Problem:
-    meant = names.near_miss(word.strip("-").partition("=")[0])
-    remedy = f"Write {meant}=VALUE." if meant else f"Verbs are {', '.join(VERBS)}; settings are name=value."
+    name = word.strip("-").partition("=")[0]
+    if verb := get_close_matches(name, VERBS, n=1, cutoff=0.75):
+        remedy = f"Did you mean {verb[0]}?"
+    elif setting := names.near_miss(name):
+        remedy = f"Write {setting}=VALUE."
+    else:
+        remedy = f"Verbs are {', '.join(VERBS)}; settings are name=value."
     return bad_setting("command line", f"{word!r} is neither a verb nor a setting", remedy)

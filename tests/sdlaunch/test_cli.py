@@ -1,11 +1,13 @@
 """The command line: verbs, flags in every form, and words that mean nothing."""
 
+import difflib
 import json
 from pathlib import Path
 
 import pytest
 
 from sdlaunch import cli
+from sdlaunch.settings import names
 
 
 def flags(*argv):
@@ -63,7 +65,25 @@ def test_a_misspelled_flag_without_a_value_is_answered_with_its_name():
     assert "batch_size" in problem.remedy
 
 
-@pytest.mark.parametrize("argv", [["plan", "check"], ["--json"], ["--lr"]])
+@pytest.mark.parametrize(("word", "verb"), [("doctr", "doctor"), ("--check", "check"), ("emti", "emit")])
+def test_a_misspelled_verb_is_answered_with_its_name(word, verb):
+    (problem,) = cli.parse([word]).problems
+    assert problem.remedy == f"Did you mean {verb}?"
+
+
+def test_no_setting_resembles_a_verb():
+    assert [
+        name for name in names.catalogue() if difflib.get_close_matches(name, cli.VERBS, cutoff=0.75)
+    ] == []
+
+
+@pytest.mark.parametrize("argv", [["--json"], ["emit", "docker", "--json"]])
+def test_json_of_a_verb_that_prints_none_is_refused(argv):
+    (problem,) = cli.parse(argv).problems
+    assert (problem.code, problem.remedy) == (64, "Write plan --json or check --json or doctor --json.")
+
+
+@pytest.mark.parametrize("argv", [["plan", "check"], ["--lr"]])
 def test_contradictory_requests(argv):
     assert [problem.code for problem in cli.parse(argv).problems] == [64]
 
@@ -80,12 +100,12 @@ def test_a_new_verb_is_a_function_and_a_line_of_the_table(monkeypatch, capsys):
         print("hello", request.arguments["to"], environ["ME"])
         return 7
 
-    monkeypatch.setitem(cli.VERBS, "greet", cli.Verb(greet, "greet to=NAME", "says hello", arguments=("to",)))
+    monkeypatch.setitem(cli.VERBS, "greet", cli.Verb(greet, "says hello", arguments=("to",)))
     assert cli.main(["greet", "to=you"], {"ME": "I"}, Path()) == 7
     assert cli.main(["--help"], {}, Path()) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("hello you I\n")
-    assert "  greet to=NAME    says hello\n" in printed
+    assert "  greet            says hello\n" in printed
 
 
 @pytest.mark.parametrize(

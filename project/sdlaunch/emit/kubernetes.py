@@ -8,20 +8,14 @@ from typing import Any
 from sdjob.exit_codes import REFUSED
 from sdlaunch.emit.task import NAME, Task, escape_dollars, to_yaml
 
-KINDS = ("trainjob", "job")
 _PORT = 29400
 _CLAIM = f"""\
 # All nodes write into one folder: first create a PersistentVolumeClaim {NAME}-output with access mode
 # ReadWriteMany, or name one that exists."""
 
 
-def render(task: Task) -> str:
-    text = to_yaml(*(_train_job(task) if task.kind == "trainjob" else _indexed_job(task)))
-    return f"{_CLAIM}\n{text}" if task.nodes > 1 else text
-
-
-def _train_job(task: Task) -> list[dict[str, Any]]:
-    """Kubeflow Trainer, from 2.3 on (`runtimePatches`); its runtime sets the variables of the nodes."""
+def train_job(task: Task) -> str:
+    """A TrainJob of Kubeflow Trainer 2.3 or higher (`runtimePatches`); its runtime sets the variables of the nodes."""
     volumes, mounts = _volumes(task)
     limits = _gpu_limits(task)
     trainer = {
@@ -43,10 +37,10 @@ def _train_job(task: Task) -> list[dict[str, Any]]:
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
     }
     spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer, "runtimePatches": [patch]}
-    return [{**_head("trainer.kubeflow.org/v1alpha1", "TrainJob"), "spec": spec}]
+    return _manifest(task, {**_head("trainer.kubeflow.org/v1alpha1", "TrainJob"), "spec": spec})
 
 
-def _indexed_job(task: Task) -> list[dict[str, Any]]:
+def indexed_job(task: Task) -> str:
     """A Job whose pods know their index, and a service that gives the first one a name."""
     refused = {"operator": "In", "values": [int(code) for code in REFUSED]}
     job = {
@@ -64,7 +58,12 @@ def _indexed_job(task: Task) -> list[dict[str, Any]]:
         **_head("v1", "Service"),
         "spec": {"clusterIP": "None", "selector": {"job-name": NAME}, "publishNotReadyAddresses": True},
     }
-    return [service, job] if task.nodes > 1 else [job]
+    return _manifest(task, *([service, job] if task.nodes > 1 else [job]))
+
+
+def _manifest(task: Task, *documents: Mapping[str, Any]) -> str:
+    text = to_yaml(*documents)
+    return f"{_CLAIM}\n{text}" if task.nodes > 1 else text
 
 
 def _pod(task: Task) -> dict[str, Any]:

@@ -49,7 +49,6 @@ class Task:
     processes: int  # per node
     gpus: int | None  # per node; None: as many as there are; 0: none
     grace: int  # seconds from a stop to the end
-    kind: str  # of Kubernetes object: one of KINDS
 
     @property
     def gpu_count(self) -> int:
@@ -57,7 +56,7 @@ class Task:
         return self.processes if self.gpus is None else self.gpus
 
 
-def task_of(job: JobPlan, home: Path, kind: str) -> Task:
+def task_of(job: JobPlan, home: Path) -> Task:
     """The task of a planned job; `home` is the folder of train.sh."""
 
     def value(name: str) -> Any:
@@ -95,7 +94,6 @@ def task_of(job: JobPlan, home: Path, kind: str) -> Task:
         processes=processes,
         gpus=0 if on_cpu else processes if counted else None,
         grace=math.ceil(job.stop_grace) + 10,
-        kind=kind,
     )
 
 

@@ -1,4 +1,7 @@
-"""A job without progress: noticed by its heartbeats, explained by the stacks of its ranks."""
+"""A job without progress: noticed by its heartbeats, explained by the stacks of its ranks.
+
+The limit is `hang_timeout` in sdlaunch/settings/options.py; sdtrain/runtime/heartbeat.py writes the heartbeats.
+"""
 
 from __future__ import annotations
 

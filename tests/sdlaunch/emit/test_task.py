@@ -21,11 +21,19 @@ def test_only_settings_that_differ_from_their_defaults_are_passed_on():
     assert "--gpus=all" in text
 
 
-@pytest.mark.parametrize("arguments", [["emit"], ["emit", "podman"], ["emit", "kubernetes", "--kind=pod"]])
-def test_a_target_that_is_not_known(arguments):
-    done = launch(*arguments, **MOUNTS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Use one of docker, compose, kubernetes, slurm, skypilot."),
+        (["podman"], "Use one of docker, compose, kubernetes, slurm, skypilot."),
+        (["kubernetes", "--kind=pod"], "Use one of trainjob, job."),
+        (["docker", "--kind=job"], "Leave it out."),
+    ],
+)
+def test_a_target_or_a_kind_that_is_not_known(arguments, message):
+    done = launch("emit", *arguments, **MOUNTS)
     assert done.returncode == 64
-    assert "Traceback" not in done.stdout + done.stderr
+    assert message in done.stderr and "Traceback" not in done.stdout + done.stderr
 
 
 def test_wrong_settings_are_refused():
@@ -49,5 +57,8 @@ def test_a_new_target_is_a_function_and_a_line_of_the_table(monkeypatch, capsys)
     assert capsys.readouterr().out == "acme run sd-finetune:cuda /mnt/project/train.sh --nodes=2\n"
 
 
-def test_the_help_names_every_target():
-    assert all(target in cli.VERBS["emit"].help for target in TARGETS)
+def test_the_help_names_every_target(monkeypatch, capsys):
+    monkeypatch.setitem(TARGETS, "acme", Target(str))
+    assert cli.main(["--help"], {}, HOME) == 0
+    targets = "docker, compose, kubernetes [--kind=trainjob|job], slurm, skypilot or acme"
+    assert f"  emit TARGET      print the same job for {targets}\n" in capsys.readouterr().out
