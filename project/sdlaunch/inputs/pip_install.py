@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sdjob.dataset.detect import FORMATS
 from sdjob.problems import Problem, no_hardware
+from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch.inputs.fetch import PACKAGES as AWAITED
 from sdlaunch.inputs.fetch import Fetched, run
 
@@ -38,14 +39,18 @@ def provide(
     fetched: Fetched,
     home: Path,
     project: Path | None,
+    optimizer: str,
     cache: Path,
     environ: Mapping[str, str],
     *,
     fetch: bool,
 ) -> Fetched:
-    """Find in the cache, or with `fetch` install there, what this Python lacks: of the pinned packages, and of the
-    requirements.txt of a user's project (None: the project is this repository)."""
-    lacking = missing(PACKAGES | {name: name for each in FORMATS for name in each.packages})
+    """Find in the cache, or with `fetch` install there, what this Python lacks: of the packages of every run and of the
+    optimizer, and of the requirements.txt of the project of a user's script (None: no script)."""
+    package = OPTIMIZERS[optimizer].package
+    optional = [package] if package and not project else []
+    optional += [name for each in FORMATS for name in each.packages]
+    lacking = missing(PACKAGES | {name: name for name in optional})
     own = project / "requirements.txt" if project and (project / "requirements.txt").is_file() else None
     if "torch" in lacking or not (lacking or own):
         return fetched

@@ -17,7 +17,8 @@ def findings(job: Job) -> list[Problem]:
     found = _of_every_run(missing(needed), job)
     package = OPTIMIZERS[job.spec.optimizer].package
     if package and not (job.has_script or job.packages_come) and missing({package: package}):
-        remedy = f"Install: {sys.executable} -m pip install {package}; or use optimizer=adamw."
+        install = f"Install: {sys.executable} -m pip install {package}"
+        remedy = f"{install}; or set install_requirements=1, or use optimizer=adamw."
         found.append(no_hardware("optimizer", f"{package} is not installed", remedy))
     plugin = PLUGINS[job.spec.plugin]
     if plugin.package and job.topology.device in plugin.devices and missing({plugin.package: plugin.package}):

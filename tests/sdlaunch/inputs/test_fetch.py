@@ -11,12 +11,14 @@ import sys
 import tempfile
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
+from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch import plan
 from sdlaunch.inputs.fetch import cache_folder
 from sdlaunch.inputs.hub import wanted
@@ -229,6 +231,24 @@ def test_requirements_of_a_project_are_installed_outside_the_mounts(project, tmp
     assert "Successfully installed sdjob" in capsys.readouterr().out
     assert prepare(project).launch == job.launch
     assert sorted(path.name for path in (tmp_path / "project").iterdir()) == ["mine.py", "requirements.txt"]
+
+
+def test_the_package_of_the_optimizer_is_installed(place, tmp_path, monkeypatch):
+    (tmp_path / "wheels").mkdir()
+    wheel(tmp_path / "wheels", "sdjob_test_optimizer", "")
+    facts = replace(OPTIMIZERS["adamw8bit"], package="sdjob_test_optimizer")
+    monkeypatch.setitem(OPTIMIZERS, "adamw8bit", facts)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    environ = {**place, **index, "cache_dir": str(tmp_path / "cache"), "optimizer": "adamw8bit"}
+    assert found(prepare(environ)) == [("optimizer", 69)]
+
+    job = prepare(environ, install_requirements="1")
+    assert (found(job), job.awaited) == ([], ("packages",))
+    assert [text for text in job.warnings if "sdjob_test_optimizer: installed when the job starts" in text]
+    job = prepare(environ, install_requirements="1", fetch=True)
+    assert (found(job), job.awaited) == ([], ())
+    assert list((tmp_path / "cache/packages").glob("**/sdjob_test_optimizer.py"))
 
 
 def test_pip_that_fails_is_69_with_its_last_line(project, tmp_path):
