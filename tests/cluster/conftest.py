@@ -25,7 +25,7 @@ SHORT = {
     "num_train_step": "40",
     "logging_steps": "1",
     "checkpointing_steps": "1000",
-    "dataloader_num_workers": "0",
+    "dataloader_num_workers": "1",
 }
 THREADS = {"OMP_NUM_THREADS": "1"}  # torchrun's default for several processes per node
 
@@ -69,11 +69,14 @@ def undisturbed(mounts: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def script(mounts: dict[str, str], tmp_path: Path) -> Path:
     """The batch script of the job, for two nodes; its output folder is next to it."""
-    output = tmp_path / "output"
-    output.mkdir()
-    path = tmp_path / "job.sh"
-    where = {**mounts, "OUTPUT_DIR": str(output), "NNODES": "2", "NPROC_PER_NODE": "1"}
-    done = launch("emit", "slurm", **SHORT, **where)
+    (tmp_path / "output").mkdir()
+    return emitted(tmp_path, **SHORT, **mounts, NPROC_PER_NODE="1")
+
+
+def emitted(folder: Path, **variables: str) -> Path:
+    """The batch script of a job of two nodes with these variables."""
+    path = folder / "job.sh"
+    done = launch("emit", "slurm", OUTPUT_DIR=str(folder / "output"), NNODES="2", **variables)
     assert done.returncode == 0, done.stderr
     path.write_text(done.stdout)
     return path

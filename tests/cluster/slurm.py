@@ -33,13 +33,15 @@ SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/linear
+TaskPlugin=task/affinity
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
-NodeName=node[0-1] CPUs=2 State=UNKNOWN
+NodeName=node[0-1] CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 # `ip netns exec` has unshared the mounts: the host's /etc/hosts stays unchanged.
@@ -143,6 +145,9 @@ def _configure(slurm: Slurm) -> None:
         (folder / name).mkdir()
     (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # loaded, and used by none of the plugins
+    # Devices that every machine has; SLURM opens none of them.
+    devices = "".join(f"NodeName=node[0-1] Name=gpu File=/dev/{name}\n" for name in ("zero", "full"))
+    (folder / "gres.conf").write_text(devices)
     names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
     (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
     key = folder / "munge.key"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.cluster.conftest import THREADS
+from tests.cluster.conftest import THREADS, emitted
+from tests.sdlaunch.place import HOME
 from tests.support.worker import losses
 
 pytestmark = pytest.mark.cluster
@@ -63,11 +64,19 @@ def test_a_cancelled_job_saves_and_is_not_requeued(job, slurm, script):
     assert json.loads((checkpoint / "state.json").read_text())["step"] > 0
 
 
-@pytest.mark.xfail(reason="in a batch script SLURM_PROCID is set without a step, too", strict=False)
 def test_a_script_without_srun_is_refused(slurm, script):
-    start = next(line for line in script.read_text().splitlines() if line.startswith("srun "))
-    forgot = start[start.index("bash ") :].split(" ||")[0]
-    script.write_text(f"#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=1\n{forgot} check\n")
+    lines = [line for line in script.read_text().splitlines() if line.startswith(("#", "export "))]
+    script.write_text("\n".join([*lines, f"bash {HOME}/train.sh check"]))
     job = slurm.submit(script, HOME=str(script.parent), **THREADS)
     assert job.end() == ("FAILED", "64:0"), job.text
     assert "srun" in job.text
+
+
+def test_a_launcher_gets_the_cores_and_devices_of_all_of_its_processes(slurm, tmp_path, mounts):
+    script = emitted(tmp_path, **mounts, NPROC_PER_NODE="2", dataloader_num_workers="0")
+    probe = tmp_path / "train.sh"
+    probe.write_text('echo "node $SLURM_NODEID: $(nproc) cores, devices $CUDA_VISIBLE_DEVICES"\n')
+    script.write_text(script.read_text().replace(f"{HOME}/train.sh", str(probe)))
+    job = slurm.submit(script)
+    assert job.end() == FINISHED, job.text
+    assert sorted(job.text.splitlines()) == [f"node {n}: 2 cores, devices 0,1" for n in (0, 1)]

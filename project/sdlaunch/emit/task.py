@@ -47,6 +47,7 @@ class Task:
     host_start: str  # train.sh on the host
     nodes: int
     processes: int  # per node
+    cores: int  # per node, one for each process and loader process
     gpus: int | None  # per node; None: as many as there are; 0: none
     grace: int  # seconds from a stop to the end
 
@@ -92,6 +93,7 @@ def task_of(job: JobPlan, home: Path) -> Task:
         host_start=str(home / "train.sh"),
         nodes=job.cluster.nodes,
         processes=processes,
+        cores=processes * (1 + value("dataloader_num_workers")),
         gpus=0 if on_cpu else processes if counted else None,
         grace=math.ceil(job.stop_grace) + 10,
     )

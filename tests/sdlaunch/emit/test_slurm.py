@@ -16,7 +16,7 @@ from tests.sdlaunch.place import HOME
 def test_slurm(tmp_path):
     text = emit("slurm", **SETTINGS, **NUMBERED)
     words, environ = run_with_stub("srun", text, tmp_path)
-    assert words == ["--kill-on-bad-exit=1", "bash", str(HOME / "train.sh")]
+    assert words == ["--cpus-per-task=6", "--kill-on-bad-exit=1", "bash", str(HOME / "train.sh")]
     assert {name: environ[name] for name in (*ENV, *MOUNTS)} == {**ENV, **MOUNTS}
     assert environ["PROJECT_DIR"] == str(HOME)
     assert "NNODES" not in environ
@@ -25,6 +25,7 @@ def test_slurm(tmp_path):
         "#SBATCH --job-name=sdjob",
         "#SBATCH --nodes=2",
         "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --cpus-per-task=6",
         "#SBATCH --gpus-per-node=2",
         "#SBATCH --signal=TERM@35",
         "#SBATCH --requeue",
