@@ -1,4 +1,4 @@
-"""What each platform's variables state about nodes and processes: one function and one line of PLATFORMS each."""
+"""What each platform's variables state about nodes and processes: one function and one row of PLATFORMS each."""
 
 from __future__ import annotations
 
@@ -272,19 +272,27 @@ def _first_slurm_host(nodelist: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0]) if first else ""
 
 
+@dataclass(frozen=True)
+class Platform:
+    """How to read a platform's variables, and prefixes of their names: these are not misspelled settings."""
+
+    claim: Callable[[Environ], Claim]
+    prefixes: tuple[str, ...]
+
+
 # The first of them that states a value wins; two that state different values are reported.
-PLATFORMS: Mapping[str, Callable[[Environ], Claim]] = {
-    "torchrun": _torchrun,
-    "sagemaker": _sagemaker,
-    "volcengine": _volcengine,
-    "skypilot": _skypilot,
-    "dstack": _dstack,
-    "runpod": _runpod,
-    "azureml": _azureml,
-    "ascend": _ascend,
-    "volcano": _volcano,
-    "mpi": _mpi,
-    "slurm": _slurm,
+PLATFORMS: Mapping[str, Platform] = {
+    "torchrun": Platform(_torchrun, ("PET_",)),
+    "sagemaker": Platform(_sagemaker, ("SM_",)),
+    "volcengine": Platform(_volcengine, ("MLP_",)),
+    "skypilot": Platform(_skypilot, ("SKYPILOT_",)),
+    "dstack": Platform(_dstack, ("DSTACK_",)),
+    "runpod": Platform(_runpod, ("RUNPOD_", "NUM_NODES", "NUM_TRAINERS", "PRIMARY_ADDR", "PRIMARY_PORT")),
+    "azureml": Platform(_azureml, ("AZUREML_", "AZ_BATCH")),
+    "ascend": Platform(_ascend, ("ASCEND_",)),
+    "volcano": Platform(_volcano, ("VC_", "VK_", "MA_")),
+    "mpi": Platform(_mpi, ("OMPI_", "PMIX_", "PMI_", "MPI_", "I_MPI_", "HYDRA_")),
+    "slurm": Platform(_slurm, ("SLURM_",)),
 }
 
 

@@ -57,7 +57,7 @@ def resolve(
 
     `assigns_ranks`: the job goes to a platform that sets the rank of each node and the address of node 0.
     """
-    own, platforms = _own(options, sources), [claim(environ) for claim in PLATFORMS.values()]
+    own, platforms = _own(options, sources), [platform.claim(environ) for platform in PLATFORMS.values()]
     others = [own, *platforms]
     problems = [claim.refused for claim in platforms if claim.refused]
     nproc, why = _processes(_first(others, "nproc"), devices, problems)

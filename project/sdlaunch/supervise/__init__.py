@@ -1,5 +1,5 @@
 """Runs the command: output, signals, the two-phase stop, hangs, and the verdict at the end.
 
 Start reading: supervisor.py.
-May import: sdjob, sdlaunch.plan, sdlaunch.display, sdlaunch.preflight, sdlaunch.timeouts.
+May import: sdjob, sdlaunch.plan, sdlaunch.cluster, sdlaunch.display, sdlaunch.preflight, sdlaunch.timeouts.
 """

@@ -4,8 +4,9 @@ import pytest
 
 from sdlaunch.cluster import resolve as cluster
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.platforms import PLATFORMS, Claim, Stated, world_size
+from sdlaunch.cluster.platforms import PLATFORMS, Claim, Platform, Stated, world_size
 from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.settings import names
 from sdlaunch.settings import resolve as settings
 
 GPUS = Devices("cuda", 8, 64, "")
@@ -188,12 +189,18 @@ def test_every_platform_states_the_same_topology(platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_each_platform_is_read_by_its_own_function(platform):
-    """A new line of PLATFORMS needs its variables in TWO_BY_EIGHT; those of others mean nothing to it."""
-    assert PLATFORMS[platform](TWO_BY_EIGHT[platform]).nodes.value == "2"
+    """A new row of PLATFORMS needs its variables in TWO_BY_EIGHT; those of others mean nothing to it."""
+    assert PLATFORMS[platform].claim(TWO_BY_EIGHT[platform]).nodes.value == "2"
     others = {
         name: value for other in PLATFORMS if other != platform for name, value in TWO_BY_EIGHT[other].items()
     }
-    assert PLATFORMS[platform](others) == Claim()
+    assert PLATFORMS[platform].claim(others) == Claim()
+
+
+@pytest.mark.parametrize("platform", TWO_BY_EIGHT)
+def test_no_variable_of_a_platform_is_a_misspelled_setting(platform):
+    unknown = [name for name in TWO_BY_EIGHT[platform] if not (names.is_foreign(name) or names.lookup(name))]
+    assert unknown == []
 
 
 def stated(environ, *variables, **derived):
@@ -296,12 +303,12 @@ def stated(environ, *variables, **derived):
 )
 def test_what_a_platform_states_and_by_which_variable(platform, changes, variables, derived):
     environ = TWO_BY_EIGHT[platform] | changes
-    read = PLATFORMS[{"modelarts": "volcano"}.get(platform, platform)]
+    read = PLATFORMS[{"modelarts": "volcano"}.get(platform, platform)].claim
     assert read(environ) == stated(environ, *variables, **derived)
 
 
 def test_slurm_without_a_list_of_hosts_states_no_address():
-    assert PLATFORMS["slurm"]({"SLURM_PROCID": "1", "SLURM_NODEID": "1"}).address is None
+    assert PLATFORMS["slurm"].claim({"SLURM_PROCID": "1", "SLURM_NODEID": "1"}).address is None
 
 
 @pytest.mark.parametrize("rank", ["RANK", "VC_TASK_INDEX", "VK_TASK_INDEX"])
@@ -315,7 +322,7 @@ def test_the_variables_that_several_platforms_share(rank):
     assert world_size({"LOCAL_RANK": "0", "WORLD_SIZE": "1"}) == Claim()
 
 
-def test_a_new_platform_is_a_function_and_a_line_of_the_table(monkeypatch):
+def test_a_new_platform_is_a_function_and_a_row_of_the_table(monkeypatch):
     def acme(environ):
         if "ACME_RANK" not in environ:
             return Claim()
@@ -325,7 +332,7 @@ def test_a_new_platform_is_a_function_and_a_line_of_the_table(monkeypatch):
             address=Stated(environ["ACME_HEAD"], "ACME_HEAD"),
         )
 
-    monkeypatch.setitem(PLATFORMS, "acme", acme)
+    monkeypatch.setitem(PLATFORMS, "acme", Platform(acme, ("ACME_",)))
     found = resolve({"ACME_NODES": "3", "ACME_RANK": "2", "ACME_HEAD": "head"})
     assert (found.problems, found.cluster) == ((), Cluster(3, 2, "head:29400", 8))
     assert found.sources["NODE_RANK"] == "ACME_RANK"
