@@ -111,7 +111,8 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
         watch.hang,
     )
     verdict = verdicts.judge(end)
-    if verdict.code == ExitCode.OUT_OF_MEMORY and not end.oom_kills:  # of the device, not of the host
+    on_cpu = job.plan.settings["device"].value == "cpu"
+    if verdict.code == ExitCode.OUT_OF_MEMORY and not end.oom_kills and (on_cpu or not verdict.on_host):
         verdict = verdicts.advised(verdict, job.plan.lighter())
     with contextlib.suppress(OSError):  # a full disk must not hide the verdict
         if watch.hang:

@@ -11,28 +11,16 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode, meaning_of
 from sdjob.problems import Problem, exit_code
-from sdjob.protocol import STOP_SIGNALS, ExitNote, Heartbeat
+from sdjob.protocol import STOP_SIGNALS, ExitNote, Heartbeat, OutputLine
 
 if TYPE_CHECKING:  # it loads more than a plan needs
     from sdlaunch.supervise.hang import Hang
 
 _ROOT_CAUSE = re.compile(  # torchrun's table of failures
     r"Root Cause \(first observed failure\):.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL
-)
-# Lines that are sure to name the cause of a failure.
-_TELLING_LINES = (
-    (
-        re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: can't allocate memory"),
-        ExitCode.OUT_OF_MEMORY,
-        "Use a smaller batch_size with gradient_accumulation_steps, or gradient_checkpointing=1.",
-    ),
-    (
-        re.compile(r"No space left on device|Disk quota exceeded"),
-        ExitCode.OUTPUT_FULL,
-        "Free some space, mount a larger volume, or keep fewer checkpoints (checkpoints_total_limit).",
-    ),
 )
 _AFTER_SIGNAL: dict[int, str] = {
     signal.SIGKILL: "look at the memory of the host and at who sends signals",
@@ -86,6 +74,7 @@ class Verdict:
     traceback: str | None = None
     special: str | None = None  # a class among those with the same code
     time: float = field(default_factory=time.time)  # of the root cause
+    on_host: bool = False  # too little memory of the host, not of the device
 
     @property
     def failure_class(self) -> str:
@@ -163,7 +152,7 @@ def _out_of_host_memory(end: Ending) -> Verdict | None:
         return None
     evidence = f"the kernel killed {end.oom_kills} processes for memory (memory.events: oom_kill)"
     remedy = "Give the container more memory, or use fewer dataloader_num_workers or processes."
-    return Verdict(ExitCode.OUT_OF_MEMORY, (evidence,), remedy, end.root[0])
+    return Verdict(ExitCode.OUT_OF_MEMORY, (evidence,), remedy, end.root[0], on_host=True)
 
 
 def _killed(end: Ending) -> Verdict | None:
@@ -192,7 +181,8 @@ def _failed(end: Ending) -> Verdict | None:
     if note.code == ExitCode.TRAINING_FAILED:
         subjects = {problem.subject for problem in note.problems}
         special = "diverged" if subjects & {"loss", "weights"} else None if subjects else "bug or lost peer"
-    remedies = [problem.remedy for problem in note.problems]
+    known = None if note.problems else failure_patterns.find(note.error)
+    remedies = [problem.remedy for problem in note.problems] + ([known.remedy] if known else [])
     return Verdict(
         note.code,
         (note.error,) if note.error else _evidence(note.problems),
@@ -203,6 +193,7 @@ def _failed(end: Ending) -> Verdict | None:
         note.traceback or None,
         special,
         note.time,
+        on_host=any(problem.subject == failure_patterns.HOST_MEMORY for problem in note.problems),
     )
 
 
@@ -225,11 +216,14 @@ def _interrupted(end: Ending) -> Verdict | None:
 
 
 def _from_log(end: Ending) -> Verdict | None:
-    """The log has a line that is sure to name the cause."""
-    for pattern, code, remedy in _TELLING_LINES:
-        if line := next((line for line in end.log_tail if pattern.search(line)), None):
-            return Verdict(code, (line.strip(),), remedy, end.root[0])
-    return None
+    """The log has a line, of the rank that failed first if that is known, that names the cause."""
+    rank, _ = end.root
+    lines = [line for line in end.log_tail if rank is None or OutputLine.parse(line).rank in (None, rank)]
+    text = "\n".join(lines)
+    if not (known := failure_patterns.find(text)):
+        return None
+    on_host = known.subject == failure_patterns.HOST_MEMORY
+    return Verdict(known.code, (known.line(text),), known.remedy, rank, on_host=on_host)
 
 
 def _unexplained(end: Ending) -> Verdict:

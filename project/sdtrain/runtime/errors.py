@@ -1,10 +1,12 @@
-"""Exceptions that the user can fix: too little memory, no space left, a missing package."""
+"""Exceptions that the user can fix: too little memory, a device at fault, no space left, a missing package."""
 
 from __future__ import annotations
 
 import errno
 import re
+from traceback import format_exception_only
 
+from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import Problem, bad_output, no_hardware
 
@@ -18,10 +20,12 @@ _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpecte
 
 def problem_of(error: Exception) -> Problem | None:
     """The problem behind an exception; None: it is a bug."""
-    if type(error).__name__ == "OutOfMemoryError":
-        return _out_of_memory("the device", error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return _out_of_memory("the host", error)
+    text = "".join(format_exception_only(error))  # its type is a part of what it says
+    known = failure_patterns.find(text) if isinstance(error, (RuntimeError, MemoryError, OSError)) else None
+    # A lost connection may follow from the end of another rank, and be restarted: no problem of this one.
+    if known and known.code not in (ExitCode.TRAINING_FAILED, ExitCode.OUTPUT_FULL):
+        found = f"{known.cause} ({known.line(text)})"
+        return Problem(int(known.code), known.subject, found, known.remedy)
     from_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
     if from_files and (_errno(error) in _FULL or _has_wrapped_words(error)):
         return no_space(f"cannot be written ({error})")
@@ -56,13 +60,3 @@ def _errno(error: Exception) -> int | None:
 def _has_wrapped_words(error: Exception) -> bool:
     text = str(error).lower()
     return not isinstance(error, OSError) and any(words in text for words in _WRAPPED_WORDS)
-
-
-def _out_of_memory(where: str, error: Exception) -> Problem:
-    return Problem(
-        int(ExitCode.OUT_OF_MEMORY),
-        "memory",
-        f"{where} has too little for this run ({str(error).splitlines()[0]})",
-        "Lower batch_size and raise gradient_accumulation_steps, set gradient_checkpointing=1, "
-        "lower resolution, or train a LoRA (lora_rank=8).",
-    )

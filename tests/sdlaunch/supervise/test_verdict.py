@@ -272,3 +272,30 @@ def test_a_verdict_as_it_is_written_to_failure_json():
         "traceback": "T",
     }
     assert [judge(end).failed for end in (ending(returncode=0), ending(stopped_by=15))] == [False, False]
+
+
+def test_a_lost_connection_tells_where_to_look():
+    lost = ExitNote(0, 70, 3, error="RuntimeError('Connection closed by peer [10.0.0.2]:1')")
+    verdict = judge(ending(notes=(lost,)))
+    assert (verdict.code, verdict.failure_class) == (70, "bug or lost peer")
+    assert "NCCL_SOCKET_IFNAME" in verdict.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "on_host"),
+    [("CUDA error: out of memory", False), ("DefaultCPUAllocator: can't allocate memory", True)],
+)
+def test_memory_of_host_and_device_are_told_apart(line, on_host):
+    verdict = judge(ending(log_tail=(line,)))
+    assert (verdict.code, verdict.on_host) == (71, on_host)
+    subject = "host memory" if on_host else "device memory"
+    noted = judge(ending(notes=(ExitNote(0, 71, problems=(Problem(71, subject, "x", "y"),)),)))
+    assert noted.on_host == on_host
+    assert judge(ending(oom_kills=1)).on_host
+
+
+@pytest.mark.parametrize(("rank", "kind"), [(0, "crashed"), (1, "training failed")])
+def test_a_rank_that_crashed_is_not_explained_by_what_another_says_of_it(rank, kind):
+    line = f"[rank {rank}] RuntimeError: Connection closed by peer [10.0.0.2]:1"
+    verdict = judge(ending(log_tail=(line, *KILLED[:2], "  exitcode  : -6 (pid: 5)")))
+    assert (verdict.code, verdict.root_rank, verdict.failure_class) == (70, 1, kind)

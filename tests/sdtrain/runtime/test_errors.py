@@ -40,3 +40,43 @@ def test_wherever_it_comes_from_a_full_disk_is_73_and_a_mount_that_has_gone_is_n
     full = problem_of(made(errno.ENOSPC))
     assert full and (full.subject, full.code) == ("OUTPUT_DIR", 73)
     assert problem_of(made(errno.ENOTCONN)) is None
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "found"),
+    [
+        (OutOfMemoryError("Tried to allocate 2 GiB"), 71, "the device has too little for this run"),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors"),
+            71,
+            "(RuntimeError: CUDA error: out of memory)",
+        ),
+        (MemoryError(), 71, "the host or the container has too little for this run (MemoryError)"),
+        (os_error(errno.ENOMEM), 71, "the host or the container"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 69, "a fault of its hardware"),
+        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. "), 69, "/dev/shm is full"),
+        (
+            RuntimeError("unable to write to file </torch_1_2_0>: No space left on device (28)"),
+            69,
+            "/dev/shm is full",
+        ),
+    ],
+)
+def test_what_the_text_of_an_exception_tells(error, code, found):
+    problem = problem_of(error)
+    assert problem
+    assert problem.code == code
+    assert found in problem.found
+
+
+@pytest.mark.parametrize(
+    "text", ["Connection closed by peer", "CUDA error: an illegal memory access was encountered"]
+)
+def test_what_may_follow_from_another_rank_or_be_a_bug_is_no_problem_of_this_one(text):
+    """A problem would keep it from being restarted."""
+    assert problem_of(RuntimeError(text)) is None
+    assert problem_of(ValueError("CUDA out of memory")) is None
