@@ -73,7 +73,7 @@ def _with_latents(
         failed = fill(context, cache, f"latents of the {stream.name} images", new, make)
         keys |= zip(views, new, strict=True)
         bad = {
-            view.index: replace(failed[keys[view]], subject=images.source.name(view.index))
+            view.index: replace(failed[keys[view]], subject=images.source[view.index].name())
             for view in views
             if keys[view] in failed  # of two images with the same bytes only one was tried
         }

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image, Resampling, Transpose
+from torch.utils.data import Dataset, Subset
 
 from sdjob.dataset.images import ImageError, decode, image_problem, size_of, undecodable
 from sdjob.dataset.verify import spread
@@ -17,7 +18,7 @@ from sdjob.files import reason_of
 from sdjob.problems import JobError, Problem, bad_input
 from sdtrain.data.cache import Cached
 from sdtrain.data.sampling import Sample, Size, sample_generator
-from sdtrain.data.sources import ImageSource, PartialSource
+from sdtrain.data.sources import ImageSource
 from sdtrain.runtime.heartbeat import Pulse
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
@@ -60,7 +61,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
+class TrainingImages(Dataset[dict[str, Any]]):
     """Training examples by their position in the sample stream, the same in every process."""
 
     source: ImageSource
@@ -111,7 +112,8 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def only(self, indices: Sequence[int]) -> TrainingImages:
         """Some of the images, which none of the others replaces."""
         bad = {number: self.bad[index] for number, index in enumerate(indices) if index in self.bad}
-        return replace(self, source=PartialSource(self.source, tuple(indices)), bad={}).without(bad)
+        source: ImageSource = Subset(self.source, indices)  # type: ignore[arg-type]  # any source will do
+        return replace(self, source=source, bad={}).without(bad)
 
     def replacement(self, index: int) -> int:
         """The image itself, or the next that is not known to be bad."""
@@ -124,7 +126,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         image = (
             self.latents[view] if self.latents else {"pixel_values": self.pixels(view, self._crop(sample))}
         )
-        caption, name = self.caption(sample.index), self.source.name(sample.index)
+        caption, name = self.caption(sample.index), self.source[sample.index].name()
         return {**image, "caption": caption, "name": name, "sample": sample}
 
     def _crop(self, sample: Sample) -> torch.Generator | None:
@@ -152,14 +154,14 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
         """A view of an image, [3, height, width] in [-1, 1], cropped at a random position or in the center."""
         with self._named(view.index):
-            image = decode(self.source.encoded(view.index))
+            image = decode(self.source[view.index].encoded())
         image = cropped(image, view.size, crop, self.interpolation)
         return to_tensor(image.transpose(Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
     def caption(self, index: int) -> str:
         """The caption of an image, or "" where the dataset was opened without captions."""
         with self._named(index):
-            return self.source.caption(index) or ""
+            return self.source[index].caption() or ""
 
     def captions(self, limit: int) -> Iterator[str]:
         """Those of the first `limit` images, without unusable images."""
@@ -174,7 +176,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def size(self, index: int) -> Size:
         """Width and height of the original, upright."""
         with self._named(index):
-            return size_of(self.source.encoded(index))
+            return size_of(self.source[index].encoded())
 
     def time_ids(self, sample: Sample) -> torch.Tensor:
         """The size conditioning of SDXL, [6]: height and width of the original, top and left of the crop in the
@@ -187,7 +189,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
     def digest(self, index: int) -> str:
         """A hash of the encoded image."""
         with self._named(index):
-            encoded = self.source.encoded(index)
+            encoded = self.source[index].encoded()
             try:
                 content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
             except OSError as error:
@@ -200,7 +202,7 @@ class TrainingImages(torch.utils.data.Dataset[dict[str, Any]]):
         try:
             yield
         except ImageError as error:
-            raise SampleError(image_problem(self.source.name(index), error)) from error
+            raise SampleError(image_problem(self.source[index].name(), error)) from error
         except JobError as error:
             raise SampleError(error.problems) from error
 
@@ -253,6 +255,6 @@ def verify(
 
     def image(index: int) -> Image:
         pulse()
-        return decode(source.encoded(index))
+        return decode(source[index].encoded())
 
-    return undecodable(indices[rank::world_size], source.name, image)
+    return undecodable(indices[rank::world_size], lambda index: source[index].name(), image)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+
+from torch.utils.data import ConcatDataset
 
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.problems import Problem
@@ -12,7 +15,7 @@ from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.images import TrainingImages, verify
 from sdtrain.data.scan import report_skipped
-from sdtrain.data.sources import ImageSource, JoinedSource, open_source
+from sdtrain.data.sources import DatasetSource, open_source
 from sdtrain.data.streams import Stream
 
 
@@ -35,20 +38,20 @@ def open_images(
 ) -> TrainingImages:
     """The images of datasets, checked by `verify_images`. Collective; raises JobError (66).
 
-    With `prompts`, one for each dataset, these are the captions.
+    prompts: one for each dataset, instead of captions; or none.
     """
     spec, world = context.spec, context.world
-    sources: list[ImageSource] = []
+    sources: list[DatasetSource] = []
     bad: dict[int, Problem] = {}
-    for info in infos:
+    for info, prompt in zip_longest(infos, prompts):
         with world.main_first():
-            source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None)
+            source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None, prompt)
         first = sum(map(len, sources))
         for of_rank in world.gather(verify(source, spec.verify_images, world.rank, world.size)):
             bad |= {first + index: problem for index, problem in of_rank.items()}
         sources.append(source)
     images = TrainingImages(
-        JoinedSource(tuple(sources), tuple(prompts)) if prompts else sources[0],
+        ConcatDataset(sources),
         resolution=spec.resolution,
         center_crop=spec.center_crop,
         random_flip=spec.random_flip,

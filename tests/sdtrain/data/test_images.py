@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,6 +20,23 @@ from tests.sdtrain.data.test_sources import info_of, metadata_folder, parquet_fo
 from tests.support.datasets import PNG
 
 # --- verification ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """An image of a source in memory."""
+
+    index: int
+    image: bytes
+
+    def encoded(self):
+        return self.image
+
+    def caption(self):
+        return None
+
+    def name(self):
+        return f"image {self.index}"
 
 
 def test_verify_shares_the_work_and_names_what_is_bad(tmp_path):
@@ -39,12 +57,9 @@ def test_verify_sample_is_bounded_and_spread():
         def __len__(self):
             return 100_000
 
-        def name(self, index):
-            return str(index)
-
-        def encoded(self, index):
+        def __getitem__(self, index):
             looked_at.append(index)
-            return PNG
+            return InMemory(index, PNG)
 
     for rank in range(2):
         assert verify(Source(), "sample", rank, 2) == {}
@@ -110,14 +125,8 @@ class Images:
     def __len__(self):
         return len(self.images)
 
-    def encoded(self, index):
-        return self.images[index]
-
-    def caption(self, index):
-        return None
-
-    def name(self, index):
-        return f"image {index}"
+    def __getitem__(self, index):
+        return InMemory(index, self.images[index])
 
 
 def at(epoch: int, position: int, index: int, stream: str = "instance") -> Sample:

@@ -99,11 +99,11 @@ def test_every_format_gives_the_same_examples(tmp_path, kind):
     source = open_source(info_of(folder), tmp_path / "cache")
     for each in (source, pickle.loads(pickle.dumps(source))):
         assert len(each) == 6
-        assert [decode(each.encoded(index)).getpixel((0, 0)) for index in range(6)] == [
+        assert [decode(each[index].encoded()).getpixel((0, 0)) for index in range(6)] == [
             (n, 0, 0) for n in range(6)
         ]
-        assert [each.caption(index) for index in range(6)] == [f"caption {index}" for index in range(6)]
-    assert source.name(5).startswith(str(folder)) and len({source.name(index) for index in range(6)}) == 6
+        assert [each[index].caption() for index in range(6)] == [f"caption {index}" for index in range(6)]
+    assert source[5].name().startswith(str(folder)) and len({source[index].name() for index in range(6)}) == 6
     assert verify(source, "all", 0, 1) == {}
     assert sorted(folder.rglob("*")) == before, "nothing is written to the dataset"
 
@@ -111,14 +111,14 @@ def test_every_format_gives_the_same_examples(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["metadata", "parquet by pyarrow"])
 def test_without_captions_there_are_none(tmp_path, kind):
     source = open_source(info_of(KINDS[kind](tmp_path / "a", 2), captions=False), tmp_path / "cache")
-    assert [source.caption(index) for index in range(2)] == [None, None]
+    assert [source[index].caption() for index in range(2)] == [None, None]
 
 
 def test_rows_are_named_by_file_and_place(tmp_path):
     folder = parquet_folder(tmp_path / "a", 10)
     source = open_source(info_of(folder), tmp_path / "cache")
-    assert source.name(4) == f"{folder}/data/train-00000-of-00002.parquet row 4"
-    assert source.name(5) == f"{folder}/data/train-00001-of-00002.parquet row 0"
+    assert source[4].name() == f"{folder}/data/train-00000-of-00002.parquet row 4"
+    assert source[5].name() == f"{folder}/data/train-00001-of-00002.parquet row 0"
 
 
 @pytest.mark.parametrize("kind", ["bytes", "paths"])
@@ -127,20 +127,20 @@ def test_other_image_columns(tmp_path, kind):
     value = png(7) if kind == "bytes" else "7.png"
     pq.write_table(pa.table({"image": [value], "text": ["x"]}), tmp_path / "a.parquet")
     source = open_source(info_of(tmp_path), tmp_path / "cache")
-    assert decode(source.encoded(0)).getpixel((0, 0)) == (7, 0, 0)
+    assert decode(source[0].encoded()).getpixel((0, 0)) == (7, 0, 0)
 
 
 def test_a_changed_parquet_file_is_read_anew(tmp_path):
     for number in (1, 2):
         pq.write_table(pa.table(columns([number])), tmp_path / "a.parquet")
-        assert open_source(info_of(tmp_path), tmp_path / "cache").caption(0) == f"caption {number}"
+        assert open_source(info_of(tmp_path), tmp_path / "cache")[0].caption() == f"caption {number}"
 
 
 def test_several_processes_may_convert_at_once(tmp_path):
     info = info_of(parquet_folder(tmp_path / "a", 8))
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: open_source(info, tmp_path / "cache"), range(4)))
-    assert [source.caption(7) for source in opened] == ["caption 7"] * 4
+    assert [source[7].caption() for source in opened] == ["caption 7"] * 4
     (converted,) = (tmp_path / "cache").rglob("*.arrow")
     with pa.ipc.open_stream(converted.read_bytes()) as reader:
         assert reader.schema.names == ["image", "text"], "other columns take no space"
@@ -162,4 +162,4 @@ def test_a_row_without_caption_is_counted_at_once_and_named_where_it_came_later(
         info_of(tmp_path)
     source = open_source(before, tmp_path / "cache")
     with pytest.raises(JobError, match="row 1: the row has no caption"):
-        source.caption(1)
+        source[1].caption()

@@ -13,6 +13,7 @@ from sdjob.protocol import Channel, Heartbeat
 from sdtrain.data.images import verify
 from sdtrain.data.sources import open_source
 from sdtrain.runtime import heartbeat
+from tests.sdtrain.data.test_images import InMemory
 from tests.support.datasets import PNG
 
 
@@ -51,12 +52,9 @@ def test_every_image_that_is_looked_at_is_a_sign_of_life(beats):
         def __len__(self):
             return 3
 
-        def name(self, index):
-            return str(index)
-
-        def encoded(self, index):
+        def __getitem__(self, index):
             seen.append(index)
-            return PNG
+            return InMemory(index, PNG)
 
     assert beats(0, lambda: None) is False
     assert beats(20, lambda: verify(Source(), "all", 0, 1))

@@ -70,9 +70,9 @@ def test_a_new_format_is_found_checked_and_read(pairs, tmp_path):
     assert captions(tmp_path) == ["first", "second"]
     assert verify_sample(info, 16) == verify_all(info, float("inf"))[0] == []
     source = open_source(info, None)
-    assert [source.caption(index) for index in range(len(source))] == ["first", "second"]
-    assert [source.name(index) for index in range(2)] == [f"{pairs}/raw/b.png", f"{pairs}/raw/a.png"]
-    assert decode(source.encoded(0)).size == decode(PNG).size
+    assert [source[index].caption() for index in range(len(source))] == ["first", "second"]
+    assert [source[index].name() for index in range(2)] == [f"{pairs}/raw/b.png", f"{pairs}/raw/a.png"]
+    assert decode(source[0].encoded()).size == decode(PNG).size
 
 
 def test_bad_images_and_changes_of_a_new_format_are_noticed(pairs):
