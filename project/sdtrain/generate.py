@@ -1,7 +1,8 @@
 """Generate images from any model: for validation, for the class, and by a command.
 
-`python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER` takes a pipeline folder, a single file, or
-the folder of a LoRA with its --base_model, and writes the images by prompt and number, with prompts.json.
+`python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER` takes a pipeline folder, a single file, the
+folder of a LoRA with its --base_model, or a step checkpoint in the output folder of its run. It writes the images by
+prompt and number, with prompts.json.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from sdjob.exit_codes import ExitCode
 from sdjob.model.pipeline import find_pipeline
-from sdjob.output.layout import INDEX_FILE, LORA_FILE
+from sdjob.output.layout import INDEX_FILE, LORA_FILE, OutputLayout, defect_of
 from sdjob.output.resume import STATE
 from sdjob.problems import JobError, bad_input, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import GenerationSettings, Parts
+from sdtrain.checkpoint import state_io
 from sdtrain.model import convert
-from sdtrain.model.load import load
+from sdtrain.model.load import load, make_trainable, trainable
 from sdtrain.runtime import devices
 from sdtrain.runtime.distributed import World, join
 from sdtrain.runtime.stop import StopRequest
@@ -76,6 +79,14 @@ def generate(
         yield from images
 
 
+# Settings of a run that say what the weights of its checkpoints are.
+_TRAINED = {
+    "pretrained_model_name_or_path",
+    *("prediction_type", "single_file_config", "allow_pickle", "rescale_betas_zero_snr", "max_token_length"),
+    *("train_text_encoder", "use_ema", "lora_rank", "lora_alpha", "lora_target_modules"),
+}
+
+
 # --- the command -------------------------------------------------------------------------------------
 
 
@@ -96,10 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m sdtrain.generate", description="Generate images from a model."
     )
-    parser.add_argument("model", help="pipeline folder, single file, or folder of a LoRA")
+    parser.add_argument("model", help="pipeline folder, single file, folder of a LoRA, or step checkpoint")
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--output", required=True, help="folder for the images")
-    parser.add_argument("--base_model", help="of a LoRA")
+    parser.add_argument("--base_model", help="of a LoRA; of a step checkpoint if the model has moved since")
     parser.add_argument("--num_images", default=1, help="per prompt; image n has the seed SEED + n")
     parser.add_argument("--seed", default=0)
     parser.add_argument("--num_inference_steps", default=25)
@@ -112,21 +123,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _write_images(options: argparse.Namespace) -> None:
     """Raises JobError (64, 66, 69, 73)."""
-    folder, lora = Path(options.output), _lora_of(Path(options.model), options.base_model)
-    values = {name: value for name, value in vars(options).items() if name in RunSpec.model_fields and value}
-    spec = flags.validate(
-        {
-            **values,
-            "pretrained_model_name_or_path": options.base_model if lora else options.model,
-            "output_dir": options.output,
-            "num_validation_images": options.num_images,
-            "seed": options.seed,
-        }
-    )
+    folder, spec = Path(options.output), _spec(options)
     with join(spec.device) as world:
-        parts = _loaded(spec, world)
-        if lora:
-            parts.architecture.assemble(parts).load_lora_weights(lora, weight_name=LORA_FILE)
+        parts = _loaded(Path(options.model), spec, world)
         resolution = spec.resolution if options.resolution else parts.native_resolution
         how = replace(generation_settings(spec), resolution=resolution)
         prompts = [prompt for prompt in options.prompts for _ in range(spec.num_validation_images)]
@@ -141,24 +140,74 @@ def _write_images(options: argparse.Namespace) -> None:
             raise JobError(bad_output("--output", f"cannot be written ({error})", remedy)) from error
 
 
-def _lora_of(model: Path, base: str | None) -> Path | None:
-    """The folder of a LoRA; None: the model is complete. Raises JobError (64, 66)."""
-    if (model / STATE).is_file():
-        remedy = "Finish the run that made it (resume=auto), and generate from its result."
-        raise JobError(bad_input(str(model), "is a step checkpoint, which cannot generate by itself", remedy))
-    if not (model / LORA_FILE).is_file() or (model / INDEX_FILE).is_file():
-        return None
-    if base is None:
+def _spec(options: argparse.Namespace) -> RunSpec:
+    """The settings of a run that only generates. Raises JobError (64, 66)."""
+    model, base = Path(options.model), options.base_model
+    trained: dict[str, Any] = {}
+    if _is_step_checkpoint(model):
+        trained = _settings_of_run(model).model_dump(include=_TRAINED)
+        of_run = trained["pretrained_model_name_or_path"]
+        if base is None and not Path(of_run).exists():
+            remedy = "Name the folder or file of the model that the run started from."
+            raise JobError(bad_setting("--base_model", f"not given, and {of_run} does not exist", remedy))
+        base = base or of_run
+    elif _is_lora(model) and base is None:
         remedy = "Name the model that the LoRA was trained on."
         raise JobError(bad_setting("--base_model", f"not given, and {model} is a LoRA", remedy))
-    return model
+    elif not _is_lora(model):
+        base = options.model
+    values = {name: value for name, value in vars(options).items() if name in RunSpec.model_fields and value}
+    given = {"output_dir": options.output, "num_validation_images": options.num_images, "seed": options.seed}
+    return flags.validate({**trained, **values, **given, "pretrained_model_name_or_path": base})
 
 
-def _loaded(spec: RunSpec, world: World) -> Parts:
-    source = find_pipeline(Path(spec.pretrained_model_name_or_path), None, allow_pickle=spec.allow_pickle)
+def _is_step_checkpoint(model: Path) -> bool:
+    return (model / STATE).is_file()
+
+
+def _is_lora(model: Path) -> bool:
+    return (model / LORA_FILE).is_file() and not (model / INDEX_FILE).is_file()
+
+
+def _settings_of_run(checkpoint: Path) -> RunSpec:
+    """The settings of the run that wrote a step checkpoint, from its plan. Raises JobError (66)."""
+    plan = OutputLayout(checkpoint.resolve().parents[1]).run / "plan.json"
+    if not plan.is_file():
+        found = f"is a step checkpoint, and the plan of its run, {plan}, does not exist"
+        remedy = "Name the checkpoint in the output folder where its run wrote it."
+        raise JobError(bad_input(str(checkpoint), found, remedy))
+    if defect := defect_of(checkpoint, hashes=False):
+        raise JobError(bad_input(str(checkpoint), defect, "Name another checkpoint of the run."))
+    argv = json.loads(plan.read_text())["argv"]
+    return flags.parse(argv[argv.index("sdtrain") + 1 :])
+
+
+def _loaded(model: Path, spec: RunSpec, world: World) -> Parts:
+    source = find_pipeline(
+        Path(spec.pretrained_model_name_or_path),
+        None,
+        allow_pickle=spec.allow_pickle,
+        prediction_type=spec.prediction_type,
+        single_file_config=spec.single_file_config,
+    )
     source = convert.as_folder(source, spec, world, StopRequest(None))
     precision = compatibility.resolve_precision(spec, devices.topology(world.device_type, world.size))
-    return load(source, precision, world.device, allow_pickle=spec.allow_pickle, lora=True)
+    is_step_checkpoint = _is_step_checkpoint(model)
+    parts = load(
+        source,
+        precision,
+        world.device,
+        allow_pickle=spec.allow_pickle,
+        lora=bool(spec.lora_rank) or not is_step_checkpoint,
+        train_text_encoder=spec.train_text_encoder,
+        zero_snr=spec.rescale_betas_zero_snr,
+    )
+    if is_step_checkpoint:
+        weights = {name: weight.data for name, weight in trainable(make_trainable(parts, spec)).items()}
+        state_io.read_weights(model, weights, ema=spec.use_ema)
+    elif _is_lora(model):
+        parts.architecture.assemble(parts).load_lora_weights(model, weight_name=LORA_FILE)
+    return parts
 
 
 if __name__ == "__main__":

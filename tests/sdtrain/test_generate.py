@@ -1,5 +1,6 @@
 """Generated images: a function of prompt and seed, by the library and by the command."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdtrain import generate
 from sdtrain.generate import GenerationSettings
 from sdtrain.model import load
+from tests.support.worker import flags
 
 HOW = GenerationSettings(resolution=32, inference_steps=2, guidance_scale=3.0, batch_size=2)
 
@@ -113,6 +115,36 @@ def test_the_command_takes_a_lora_with_its_base(eps_model, train, tmp_path, caps
     assert command(eps_model, tmp_path / "base") == 0
     one, other = (Image.open(tmp_path / name / "prompt00-00.png") for name in ("lora", "base"))
     assert distance(one, other) > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_ema": True, "ema_decay": 0.5}, {"train_text_encoder": True, "plugin": "fsdp"}, {"lora_rank": 2}],
+)
+def test_the_command_takes_a_step_checkpoint(inputs, train, tmp_path, capsys, settings):
+    """It generates what the result generates: of the EMA, from shards, with a LoRA."""
+    settings = {"max_train_steps": 2, "learning_rate": 0.1, **settings}
+    output = train(**settings)
+    checkpoint = output / "checkpoint/checkpoint-000002"
+    assert command(checkpoint, tmp_path / "out") == 66
+    assert "the plan of its run" in capsys.readouterr().err
+    argv = ["python", "-m", "sdtrain", *flags(**inputs, output_dir=output, **settings)]
+    (output / "run").mkdir(exist_ok=True)
+    (output / "run/plan.json").write_text(json.dumps({"argv": argv}))
+    assert command(checkpoint, tmp_path / "step") == 0
+    base = str(inputs["pretrained_model_name_or_path"])
+    assert command(output / "checkpoint", tmp_path / "result", "--base_model", base) == 0
+    assert command(base, tmp_path / "base") == 0
+    step, result, untrained = (
+        Image.open(tmp_path / name / "prompt00-00.png") for name in ("step", "result", "base")
+    )
+    assert distance(step, result) <= 1 < distance(step, untrained)
+    (output / "run/plan.json").write_text(
+        json.dumps({"argv": [*argv, "--pretrained_model_name_or_path=/gone"]})
+    )
+    assert command(checkpoint, tmp_path / "moved") == 64
+    assert "/gone does not exist" in capsys.readouterr().err
+    assert command(checkpoint, tmp_path / "moved", "--base_model", base) == 0
 
 
 def test_mistakes_of_the_command(eps_model, tmp_path, capsys):

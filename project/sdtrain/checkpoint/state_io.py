@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from sdtrain.strategies.shards import Range, Shards
+from sdtrain.strategies.shards import Range, Shards, whole
 
 SHARDS, NUMBERS = "shards", "numbers.json"
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
@@ -186,17 +186,29 @@ def writer(
     return partial(save, tables=tables, ranges=ranges, numbers=numbers, group=group)
 
 
+def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
+    """Fill whole tensors with the weights of a checkpoint in either form, or with their EMA. By one process."""
+    ranges = {name: whole(weight.shape) for name, weight in weights.items()}
+    if is_sharded(folder):
+        _load_shards(folder, {"ema" if ema else "master": weights}, ranges)
+    else:
+        _fill_from_file(folder / (EMA if ema else MODEL), weights, ranges)
+
+
+def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> None:
+    with _failures():
+        load_shards(
+            _flat(tables, ranges),
+            storage_reader=_Reader(folder / SHARDS),
+            planner=_LoadPlanner(flatten_state_dict=False),
+            no_dist=not dist.is_initialized(),
+        )
+
+
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     """Fill the tables with this rank's ranges, from either form; a missing table is an error."""
     if is_sharded(folder):
-        alone = not dist.is_initialized()
-        with _failures():
-            load_shards(
-                _flat(tables, ranges),
-                storage_reader=_Reader(folder / SHARDS),
-                planner=_LoadPlanner(flatten_state_dict=False),
-                no_dist=alone,
-            )
+        _load_shards(folder, tables, ranges)
         return Numbers(**json.loads((folder / NUMBERS).read_text()))
     _fill_from_file(folder / MODEL, tables["master"], ranges)
     if "ema" in tables:
