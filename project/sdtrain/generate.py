@@ -1,4 +1,4 @@
-"""Generate images from any model: for validation, for the class, and by a command.
+"""The command that generates images from any model.
 
 `python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER` takes a pipeline folder, a single file, the
 folder of a LoRA with its --base_model, or a step checkpoint in the output folder of its run. It writes the images by
@@ -11,14 +11,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from PIL import Image
 
 from sdjob.exit_codes import ExitCode
 from sdjob.model.pipeline import find_pipeline
@@ -27,57 +23,15 @@ from sdjob.output.resume import STATE
 from sdjob.problems import JobError, bad_input, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import GenerationSettings, Parts
+from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint import state_io
 from sdtrain.model import convert
+from sdtrain.model.generation import generate, generation_settings
 from sdtrain.model.load import load, make_trainable, trainable
 from sdtrain.runtime import devices
 from sdtrain.runtime.distributed import World, join
 from sdtrain.runtime.stop import StopRequest
 from sdtrain.validation.grid import image_name
-
-
-def generation_settings(spec: RunSpec) -> GenerationSettings:
-    """How the images of a run are generated."""
-    return GenerationSettings(
-        spec.resolution,
-        spec.num_inference_steps,
-        spec.guidance_scale,
-        spec.sample_batch_size,
-        spec.prompt_chunks,
-    )
-
-
-@contextmanager
-def evaluating(parts: Parts) -> Iterator[None]:
-    """Trainable parts in evaluation mode, their forward pass in the type of the run."""
-    modes = [(part, part.training) for part in parts.trainable.values()]
-    for part, _ in modes:
-        part.eval()
-    mixed = parts.dtype != torch.float32
-    try:
-        with torch.autocast(parts.device.type, parts.dtype) if mixed else nullcontext():
-            yield
-    finally:
-        for part, training in modes:
-            part.train(training)
-
-
-def generate(
-    parts: Parts, prompts: Sequence[str], seeds: Sequence[int], how: GenerationSettings
-) -> Iterator[Image.Image]:
-    """One image per prompt and seed, in their order; an image does not depend on its batch."""
-    for start in range(0, len(prompts), how.batch_size):
-        batch = slice(start, start + how.batch_size)
-        with evaluating(parts), torch.inference_mode():  # left before a yield, or the caller would be in them
-            # Encoded as in training, so that a long prompt means the same.
-            encoded, empty = (
-                parts.encode(parts.token_ids(texts, how.prompt_chunks))
-                for texts in (prompts[batch], [""] * len(prompts[batch]))
-            )
-            images = list(parts.architecture.sample(parts, encoded, empty, list(seeds[batch]), how))
-        yield from images
-
 
 # Settings of a run that say what the weights of its checkpoints are.
 _TRAINED = {
@@ -85,9 +39,6 @@ _TRAINED = {
     *("prediction_type", "single_file_config", "allow_pickle", "rescale_betas_zero_snr", "max_token_length"),
     *("train_text_encoder", "use_ema", "lora_rank", "lora_alpha", "lora_target_modules"),
 }
-
-
-# --- the command -------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:

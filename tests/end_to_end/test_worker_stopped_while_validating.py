@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdtrain import generate
+from sdtrain.model import generation
 from sdtrain.validation import held_out_loss
 from tests.support.worker import losses, scalars
 
@@ -39,7 +39,7 @@ def step_folders(output: Path) -> list[str]:
 
 def test_a_stop_while_samples_are_drawn_saves_the_steps_before(train, in_call, monkeypatch):
     undisturbed = train("undisturbed", **IMAGES)
-    in_call(generate, "generate", call=2)  # after the samples of the untrained model
+    in_call(generation, "generate", call=2)  # after the samples of the untrained model
     output = train(code=75, **IMAGES)
     assert step_folders(output) == ["checkpoint-000002"]
     assert len(list((output / "samples/step-000002").glob("*.png"))) == 1
@@ -54,7 +54,7 @@ def test_a_stop_while_samples_are_drawn_saves_the_steps_before(train, in_call, m
 @pytest.mark.parametrize("at", ["drawing", "measuring"])
 def test_a_stop_of_one_rank_ends_the_validation_of_all(train, in_call, of_class, at):
     if at == "drawing":
-        in_call(generate, "generate", call=2, rank=1)
+        in_call(generation, "generate", call=2, rank=1)
         output = train(code=75, ranks=2, **IMAGES)
     else:
         in_call(held_out_loss, "_noised", call=3, rank=1)  # in the first of two rounds
@@ -66,7 +66,7 @@ def test_a_stop_of_one_rank_ends_the_validation_of_all(train, in_call, of_class,
 
 
 def test_a_stop_before_training_begins_afresh_with_all_samples(train, in_call, monkeypatch):
-    in_call(generate, "generate", call=1)
+    in_call(generation, "generate", call=1)
     output = train(code=75, **IMAGES)
     assert step_folders(output) == []
     monkeypatch.undo()
@@ -77,7 +77,7 @@ def test_a_stop_before_training_begins_afresh_with_all_samples(train, in_call, m
 def test_a_stop_after_the_last_step_leaves_the_result_and_is_completed_by_the_next_start(
     train, in_call, monkeypatch
 ):
-    in_call(generate, "generate", call=3)
+    in_call(generation, "generate", call=3)
     output = train(code=75, **IMAGES)
     assert (output / "checkpoint/model_index.json").exists()
     assert not (output / "report.json").exists()

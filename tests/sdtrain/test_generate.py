@@ -1,4 +1,7 @@
-"""Generated images: a function of prompt and seed, by the library and by the command."""
+"""Generated images: a function of prompt and seed, by the library and by the command.
+
+Tests of sdtrain.generate and sdtrain.model.generation.
+"""
 
 import json
 from dataclasses import replace

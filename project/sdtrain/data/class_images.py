@@ -13,7 +13,7 @@ from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import GenerationSettings, Parts
 from sdtrain.context import RunContext
-from sdtrain.generate import generate, generation_settings
+from sdtrain.model.generation import generate, generation_settings
 from sdtrain.reporting.progress import Progress
 
 

@@ -1,5 +1,5 @@
 """Validation: samples of fixed prompts and seeds, and the loss on held-out images.
 
 Start reading: validation.py.
-May import: torch, sdtrain.generate, sdtrain.objective, sdtrain.data.
+May import: torch, sdtrain.model.generation, sdtrain.objective, sdtrain.data.
 """

@@ -7,8 +7,8 @@ import math
 import torch
 
 from sdtrain.data.sampling import Sample, generator
-from sdtrain.generate import evaluating
 from sdtrain.model import attention
+from sdtrain.model.generation import evaluating
 from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.objective.diffusion import Noised, conditioning_of, loss_of
 from sdtrain.runtime.heartbeat import Pulse

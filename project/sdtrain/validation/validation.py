@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdjob import files
 from sdjob.output.layout import OutputLayout
-from sdtrain import generate
+from sdtrain.model import generation
 from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.heartbeat import Pulse
@@ -73,7 +73,7 @@ def _write_slice(training: Training, folder: Path) -> bool:
     every = [(p, i) for p in range(len(spec.validation_prompts)) for i in range(spec.num_validation_images)]
     todo = every[world.rank :: world.size]
     prompts, seeds = [spec.validation_prompts[p] for p, _ in todo], [spec.seed + i for _, i in todo]
-    images = generate.generate(training.parts, prompts, seeds, generate.generation_settings(spec))
+    images = generation.generate(training.parts, prompts, seeds, generation.generation_settings(spec))
     pulse = Pulse("generate images")
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
         files.write_png(folder / image_name(p, i), image)

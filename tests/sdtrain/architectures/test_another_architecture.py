@@ -18,13 +18,12 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.output import fingerprint
 from sdjob.output.layout import LORA_FILE
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import generate
 from sdtrain.architectures.base import GenerationSettings
 from sdtrain.architectures.stable_diffusion import StableDiffusion
 from sdtrain.data.sampling import Sample
 from sdtrain.data.streams import StreamBatch
 from sdtrain.export import export
-from sdtrain.model import check_tensors, load
+from sdtrain.model import check_tensors, generation, load
 from sdtrain.objective.diffusion import loss_of, noised
 from tests.support.worker import losses
 
@@ -195,7 +194,7 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
     assert losses[2] < losses[1] < losses[0]
 
     how = GenerationSettings(resolution=32, inference_steps=2, guidance_scale=1.0, batch_size=2)
-    (image,) = generate.generate(parts, ["a circle"], [1], how)
+    (image,) = generation.generate(parts, ["a circle"], [1], how)
     assert image.size == (32, 32)
 
     state = {name: weight.detach() for name, weight in load.trainable(trained).items()}
