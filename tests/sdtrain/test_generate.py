@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 
 from sdjob.model.pipeline import find_pipeline
 from sdtrain import generate
-from sdtrain.generate import GenerationSettings
+from sdtrain.architectures.base import GenerationSettings
 from sdtrain.model import load
 from tests.support.worker import flags
 

@@ -1,6 +1,7 @@
 """Class images: made once, only those that are missing, never where the user's own are."""
 
 import dataclasses
+import signal
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_ranks_share_the_work_and_make_the_same_set(provide, tmp_path):
 
 def test_a_stop_keeps_what_is_made(provide):
     stop = StopRequest(None)
-    stop._signalled = True
+    stop.signalled(signal.SIGTERM, None)
     with pytest.raises(Stopped) as stopped:
         provide(3, stop=stop)
     assert stopped.value.step == 4  # that the run would have gone on from
