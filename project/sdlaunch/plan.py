@@ -233,6 +233,7 @@ def _build(
         problems=tuple(sorted(problems)),
         warnings=(
             *given.warnings,
+            *inspected.devices.warnings,
             *inspected.fetched.warnings,
             *(f"{problem.subject}: {problem.found}; left to the script" for problem in left),
             *checked.warnings,

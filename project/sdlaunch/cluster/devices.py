@@ -1,35 +1,54 @@
-"""Devices, cores and memory of this machine, without torch but for a short-lived process where GPUs are."""
+"""Devices, cores and memory of this machine, without torch but for a short-lived process where nothing else knows."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
 from sdjob.problems import Problem, no_hardware
-from sdlaunch.timeouts import NoAnswer, ask
+from sdlaunch.cluster import nvml
+from sdlaunch.cluster.nvidia import ON_CPU, VISIBLE, Seen, counted, torch_build, unfit, usable
+from sdlaunch.timeouts import NoAnswer, Task, ask
 
-# Device nodes of one device each. Other vendors' devices are used when `device` names them.
+_DRIVER_TIMEOUT = 20.0  # seconds; a GPU that fell off the bus may block its driver
+# Device nodes of vendors whose devices are used when `device` names them.
 _NODES = {
-    "cuda": r"nvidia\d+",
     "npu": r"davinci\d+",
     "mlu": r"cambricon_dev\d+",
     "gcu": r"gcu\d+",
     "musa": r"mtgpu\.\d+",
 }
+_NVIDIA_NODE = r"nvidia\d+"
 _AMD_NODE = r"renderD\d+"  # below /dev/dri, which PyTorch calls cuda; usable for computing where /dev/kfd is there too
+# Where the driver has no NVML, or may have none.
+_TORCH_KNOWS = {r"dxg": "WSL2", r"nvhost-.+|nvmap": "Jetson"}
+_UNSUPPORTED = {
+    r"neuron\d+": "AWS Neuron",
+    r"hl\d+": "Gaudi",
+    r"accel\d+": "accelerator",
+    r"iluvatar\d+": "Iluvatar",
+}
 
 _QUESTION = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+why = ""
+if not count:
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        why = str(error).strip().partition("\\n")[0]
 print(json.dumps({
     "count": count,
     "bf16": count > 0 and all(torch.cuda.get_device_capability(i)[0] >= 8 for i in range(count)),
     "memory": min((torch.cuda.get_device_properties(i).total_memory for i in range(count)), default=0),
+    "why": why,
 }))
 """
 
@@ -45,53 +64,160 @@ class Devices:
     bf16: bool | None = None  # None: not known
     memory: int | None = None  # bytes of the smallest device; of a CPU: of the host or the container
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def find(wanted: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> Devices:
-    """The devices for `device=wanted`, as far as the machine shows them."""
+def find(
+    wanted: str,
+    environ: Mapping[str, str],
+    root: Path = Path("/"),
+    query: Callable[[], nvml.Driver] = nvml.query,
+) -> Devices:
+    """The devices for `device=wanted`, as far as the machine shows them. `root`: of /dev, /proc and /sys."""
     cores = usable_cores()
-    if wanted not in ("auto", "cuda", "cpu"):
+    if wanted == "cpu":
+        return _cpu(cores, "")
+    if wanted not in ("auto", "cuda"):
         return Devices(wanted, None, cores, "")
-    nvidia = _visible(_count(dev, "cuda"), environ)
-    amd = _matching(dev / "dri", _AMD_NODE) if not nvidia and (dev / "kfd").exists() else 0
-    if wanted != "cpu" and (nvidia or amd):
-        vendor = "NVIDIA" if nvidia else "AMD"
-        why = f"auto: {nvidia or amd} {vendor} devices" if wanted == "auto" else ""
-        return _ask_torch(nvidia or amd, vendor, cores, why, environ)
-    if wanted == "cuda":
-        remedy = "Use device=cpu, or a GPU machine."
-        problem = no_hardware("device", "cuda, and no NVIDIA device in this machine", remedy)
+    is_auto = wanted == "auto"
+    seen = _nvidia(environ, root, query) or _amd(environ, root) or _sign(root)
+    if seen is None or (is_auto and seen.problem and seen.optional):
+        return _without_gpu(is_auto, seen, cores, root)
+    problems = (seen.problem,) if seen.problem else ()
+    why = f"auto: {seen.what}" if is_auto else ""
+    return Devices("cuda", seen.count, cores, why, seen.bf16, seen.memory, problems, seen.warnings)
+
+
+def _cpu(cores: int, why: str, problems: tuple[Problem, ...] = (), warnings: tuple[str, ...] = ()) -> Devices:
+    return Devices("cpu", cores, cores, why, None, host_memory(), problems, warnings)
+
+
+def _without_gpu(is_auto: bool, seen: Seen | None, cores: int, root: Path) -> Devices:
+    """A machine that shows no GPU, or only one that is not used; other vendors' devices are named."""
+    other = next((device for device, node in _NODES.items() if _matching(root / "dev", node)), None)
+    if not is_auto:
+        found = "cuda, and no NVIDIA device in this machine (no driver library, no device node)"
+        if other:
+            found = f"cuda, and this machine has {other} devices"
+        problem = no_hardware("device", found, f"Use device={other or 'cpu'}, or a GPU machine.")
         return Devices("cuda", 0, cores, "", problems=(problem,))
-    why, problems = "", []
-    if wanted == "auto":
-        why = "auto: no accelerator found"
-        if other := next((each for each in _NODES if each != "cuda" and _count(dev, each)), None):
-            why = f"auto: {other} devices are not chosen by themselves"
-            found = f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices"
-            remedy = f"Use device={other}, or device=cpu to train on the CPU."
-            problems = [no_hardware("device", found, remedy)]
-    return Devices("cpu", cores, cores, why, memory=host_memory(), problems=tuple(problems))
+    if other:
+        found = f"auto finds NVIDIA and AMD devices only, and this machine has {other} devices"
+        problem = no_hardware("device", found, f"Use device={other}, or device=cpu to train on the CPU.")
+        return _cpu(cores, f"auto: {other} devices are not chosen by themselves", (problem,))
+    if seen and seen.problem:
+        reason = f"{seen.problem.subject}: {seen.problem.found}"
+        warning = f"training on the CPU, not on {seen.what}. {reason}. {seen.problem.remedy}"
+        return _cpu(cores, f"auto: {seen.what} cannot be used", warnings=(warning,))
+    return _cpu(cores, "auto: no accelerator found")
 
 
-def _ask_torch(nodes: int, vendor: str, cores: int, why: str, environ: Mapping[str, str]) -> Devices:
-    """The devices that torch calls cuda, as a short-lived process reports them."""
+def _nvidia(environ: Mapping[str, str], root: Path, query: Callable[[], nvml.Driver]) -> Seen | None:
+    """NVIDIA's devices: from the driver, else from their nodes and torch. None: no sign of any."""
+    reason, remedy = "the driver lists no device", ""
     try:
-        seen = ask(["-c", _QUESTION], environ, 60)
+        driver = Task(query).result(time.monotonic() + _DRIVER_TIMEOUT)
+        if driver.gpus:
+            seen = usable(driver, environ, torch_build())
+            return _confirmed(seen, environ, seen.doubt) if seen.doubt else seen
+        reason = "; ".join(driver.failed) or reason
+    except nvml.Unavailable as error:
+        reason, remedy = str(error), error.remedy
     except NoAnswer:
-        return Devices("cuda", nodes, cores, why)  # a missing torch is the packages' check to report
-    if seen["count"]:
-        return Devices("cuda", seen["count"], cores, why, seen["bf16"], seen["memory"] or None)
-    build = "CUDA" if vendor == "NVIDIA" else "ROCm"
-    problem = no_hardware(
-        "device",
-        f"{nodes} {vendor} devices that PyTorch cannot use",
-        f"Install a {build} build of PyTorch that fits the driver, or train on the CPU with device=cpu.",
-    )
-    return Devices("cuda", nodes, cores, why, problems=(problem,))
+        reason, remedy = (
+            f"the driver did not answer within {_DRIVER_TIMEOUT:g} s",
+            "Reset the GPU or reboot the host.",
+        )
+    if nodes := _matching(root / "dev", _NVIDIA_NODE):
+        visible, seen = _visible(nodes, environ), Seen(counted(nodes))
+        if not visible:
+            found = f"{environ[VISIBLE]!r} hides {seen.what}"
+            problem = no_hardware(VISIBLE, found, f"Unset {VISIBLE}, {ON_CPU}.")
+            return replace(seen, problem=problem, optional=True)
+        return _confirmed(replace(seen, count=visible), environ, reason, remedy)
+    for node, system in _TORCH_KNOWS.items():
+        if _matching(root / "dev", node):
+            seen = Seen(f"the GPU of {system}", optional=True)
+            return _confirmed(seen, environ, reason, remedy)
+    return None
 
 
-def _count(dev: Path, device: str) -> int:
-    return _matching(dev, _NODES[device])
+def _amd(environ: Mapping[str, str], root: Path) -> Seen | None:
+    nodes = _matching(root / "dev" / "dri", _AMD_NODE)
+    if not nodes or not (root / "dev" / "kfd").exists():
+        return None
+    return _confirmed(Seen(counted(nodes, "AMD"), nodes, vendor="AMD"), environ, "ROCm lists none")
+
+
+def _sign(root: Path) -> Seen | None:
+    """An accelerator that the machine has and this process cannot reach."""
+    give = "Give the container its devices (docker run --gpus all; a limit of nvidia.com/gpu in Kubernetes)"
+    if (root / "dev/nvidiactl").exists() or (root / "proc/driver/nvidia/version").exists():
+        what, found, remedy = (
+            "an NVIDIA GPU",
+            "the host has NVIDIA's driver, and there is no /dev/nvidia0",
+            give,
+        )
+    elif _has_pci_gpu(root):
+        what, found, remedy = (
+            "an NVIDIA GPU",
+            "it is on the PCI bus, without a driver",
+            f"Install the driver. {give}",
+        )
+    elif (root / "dev/kfd").exists():
+        what, found = "an AMD GPU", "there is /dev/kfd, and no /dev/dri/renderD*"
+        remedy = "Give the container both (docker run --device=/dev/kfd --device=/dev/dri)"
+    else:
+        unsupported = (name for node, name in _UNSUPPORTED.items() if _matching(root / "dev", node))
+        if not (name := next(unsupported, "")):
+            return None
+        what, found, remedy = f"the {name} device", "this project does not support it", "Use another machine"
+    return Seen(what, problem=no_hardware("device", found, f"{remedy}, {ON_CPU}."), optional=True)
+
+
+def _has_pci_gpu(root: Path) -> bool:
+    """Whether a display or compute controller (class 03) of NVIDIA is on the PCI bus."""
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        with contextlib.suppress(OSError):
+            is_gpu = (device / "class").read_text().startswith("0x03")
+            if is_gpu and (device / "vendor").read_text().strip() == "0x10de":
+                return True
+    return False
+
+
+def _confirmed(seen: Seen, environ: Mapping[str, str], reason: str, remedy: str = "") -> Seen:
+    """What torch says in a short-lived process, where the driver cannot (`reason`) or its answer is in doubt."""
+    if problem := unfit(seen.what, seen.vendor, torch_build()):
+        return replace(seen, problem=problem)
+    try:
+        answer = ask(["-c", _QUESTION], environ, 60)
+    except NoAnswer:
+        return seen if seen.count else replace(seen, problem=_unusable(seen, reason, remedy))
+    if count := answer["count"]:
+        vendor = "AMD" if "AMD" in seen.what else "NVIDIA"
+        return replace(
+            seen,
+            what=counted(count, vendor),
+            count=count,
+            bf16=answer["bf16"],
+            memory=answer["memory"] or None,
+        )
+    hiding = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", VISIBLE)
+    hidden = [f"{name}={environ[name]!r} may hide them" for name in hiding if name in environ]
+    why = "; ".join(filter(None, [answer.get("why"), reason, *hidden]))
+    return replace(seen, problem=_unusable(seen, why, remedy))
+
+
+def _unusable(seen: Seen, why: str, remedy: str) -> Problem:
+    if "802" in why:
+        remedy = "Start nvidia-fabricmanager on the host, in the version of its driver, and wait until it is ready."
+    elif "too old" in why:
+        remedy = "Update the NVIDIA driver, or install a PyTorch built for an earlier CUDA."
+    elif not remedy:
+        build = "ROCm" if seen.vendor == "AMD" else "CUDA"
+        remedy = f"Install a {build} build of PyTorch that fits the driver, and start the container with its devices."
+    remedy = f"{remedy.rstrip('.')}, {ON_CPU}."
+    return no_hardware("device", f"{seen.what} that PyTorch cannot use: {why}", remedy)
 
 
 def _matching(folder: Path, pattern: str) -> int:
@@ -102,8 +228,8 @@ def _matching(folder: Path, pattern: str) -> int:
 
 
 def _visible(count: int, environ: Mapping[str, str]) -> int:
-    """CUDA_VISIBLE_DEVICES hides devices: everything from the first invalid entry on."""
-    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    """How many of these devices CUDA_VISIBLE_DEVICES leaves, where only their number is known."""
+    listed = environ.get(VISIBLE)
     if listed is None:
         return count
     valid = takewhile(lambda entry: entry and not entry.startswith("-"), map(str.strip, listed.split(",")))
