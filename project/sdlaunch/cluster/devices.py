@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
+from sdjob import failure_patterns
 from sdjob.problems import Problem, no_hardware
 from sdlaunch.cluster import nvml
 from sdlaunch.cluster.nvidia import ON_CPU, VISIBLE, Seen, counted, torch_build, unfit, usable
@@ -209,14 +210,11 @@ def _confirmed(seen: Seen, environ: Mapping[str, str], reason: str, remedy: str 
 
 
 def _unusable(seen: Seen, why: str, remedy: str) -> Problem:
-    if "802" in why:
-        remedy = "Start nvidia-fabricmanager on the host, in the version of its driver, and wait until it is ready."
-    elif "too old" in why:
-        remedy = "Update the NVIDIA driver, or install a PyTorch built for an earlier CUDA."
-    elif not remedy:
+    if not remedy:
+        known = failure_patterns.find(why)
         build = "ROCm" if seen.vendor == "AMD" else "CUDA"
-        remedy = f"Install a {build} build of PyTorch that fits the driver, and start the container with its devices."
-    remedy = f"{remedy.rstrip('.')}, {ON_CPU}."
+        remedy = known.remedy if known else f"Install a {build} build of PyTorch that fits the driver."
+    remedy = f"{remedy} Or use device=cpu to train on the CPU."
     return no_hardware("device", f"{seen.what} that PyTorch cannot use: {why}", remedy)
 
 

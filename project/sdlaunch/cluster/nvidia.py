@@ -70,7 +70,7 @@ def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None)
     migs = [unit for unit in units if unit.is_mig]
     doubt = "some are in MIG mode" if migs and len(migs) < len(units) else ""
     if any(unit.fabric == FABRIC_IN_PROGRESS for unit in chosen):
-        doubt = "their fabric is not initialised (Error 802): the fabric manager is starting, or does not run"
+        doubt = "the driver is still waiting for the fabric manager (Error 802: system not yet initialized)"
     if len(migs) > 1 and not doubt:
         warnings.append(
             f"{len(migs)} MIG devices: CUDA opens one per process, so that this job uses {_named(units[0])}"

@@ -108,6 +108,7 @@ def _machine(found: devices.Devices) -> dict[str, str]:
     return {
         "system": run_records.system_name(),
         "cores": str(found.cores),
+        "device": "; ".join([found.why, *found.warnings]),
         "user": f"{os.getuid()}, group {os.getgid()}",
         "shared memory": in_units(shutil.disk_usage(shm).free) if shm.is_dir() else "none",
         "NVIDIA driver": driver.group(1) if driver else "none",

@@ -247,9 +247,10 @@ def test_device_nodes_without_the_drivers_library_are_counted_by_torch(look, ask
 @pytest.mark.parametrize(
     ("why", "remedy"),
     [
-        ("The NVIDIA driver on your system is too old (found version 11040).", "Update the NVIDIA driver"),
+        ("The NVIDIA driver on your system is too old (found version 11040).", "Update the driver"),
         ("Error 802: system not yet initialized", "fabricmanager"),
-        ("No CUDA GPUs are available", "CUDA build"),
+        ("No CUDA GPUs are available", "--gpus all"),
+        ("Torch not compiled with CUDA enabled", "CUDA build"),
     ],
 )
 def test_device_nodes_that_torch_cannot_use_are_a_problem(look, asked, why, remedy):

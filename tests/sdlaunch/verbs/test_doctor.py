@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sdlaunch.cluster.devices import Devices
 from sdlaunch.verbs import doctor
 
 ANSWERS = {
@@ -30,7 +31,8 @@ def home(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / "doctor.py").write_text(f"print({json.dumps(json.dumps(ANSWERS))})")
     (tmp_path / "docker").mkdir()
-    monkeypatch.setattr("sdlaunch.cluster.devices._count", lambda dev, kind: 0)
+    found = Devices("cpu", 2, 2, "auto: no accelerator found", warnings=("GPU 1: GPU is lost",))
+    monkeypatch.setattr("sdlaunch.cluster.devices.find", lambda *_: found)
     return tmp_path
 
 
