@@ -362,3 +362,5 @@ def test_only_head_and_tail_of_a_weight_file_count(tmp_path):
         changed[position] = 1
         path.write_bytes(changed)
         assert (_edges(path) != before) is counts, position
+    path.write_bytes(b"abc")  # head and tail overlap
+    assert _edges(path) == b"model.safetensors/3/abcabc"
