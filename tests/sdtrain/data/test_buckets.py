@@ -152,3 +152,7 @@ def test_another_global_batch_goes_on_at_the_next_epoch():
     assert examples.resume_at(0, 5) == 0
     assert examples.resume_at(5, 5) == examples.resume_at(5, 0) == 10
     assert StreamSet((), 0).resume_at(5, 7) == 5
+
+
+def test_the_buckets_as_they_are_logged():
+    assert str(of_lengths([3, 1], 2)) == "8×8: 3, 16×8: 1"
