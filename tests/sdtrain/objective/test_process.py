@@ -68,5 +68,6 @@ def test_weights_stay_finite_where_only_noise_is_left(prediction):
 def test_timesteps_cover_the_schedule():
     process = Ddpm(DDPMScheduler(num_train_timesteps=8), "epsilon")
     assert process.even_timesteps(4).tolist() == [1, 3, 5, 7]
+    assert process.even_timesteps(4).dtype == torch.int64
     generator = torch.Generator().manual_seed(0)
     assert {int(process.sample_timestep(generator)) for _ in range(200)} == set(range(8))
