@@ -33,6 +33,9 @@ NAMES = some.one_of(
     some.sampled_from(
         ["SLURM_JOB_NODELIST", "PET_NNODES", "PET_RDZV_ENDPOINT", "SKYPILOT_NODE_IPS", "bacth_size"]
     ),
+    some.sampled_from(
+        ["LOCAL_WORLD_SIZE", "AZUREML_RUN_ID", "VC_WORKER_HOSTS", "OMPI_COMM_WORLD_LOCAL_SIZE", "NUM_NODES"]
+    ),
     TEXT.filter(lambda name: name and "=" not in name),
 )
 ENVIRONMENTS = some.dictionaries(NAMES, some.one_of(LIKELY, TEXT), max_size=8)

@@ -55,7 +55,9 @@ def torch_build() -> TorchBuild | None:
     except (OSError, ValueError):
         return None
     values = dict(re.findall(r"^(__version__|cuda|hip)\b[^=\n]*= *['\"]([^'\"]+)['\"]", text, re.MULTILINE))
-    return TorchBuild(values["__version__"], values.get("cuda"), values.get("hip")) if values else None
+    return (
+        TorchBuild(values.get("__version__", ""), values.get("cuda"), values.get("hip")) if values else None
+    )
 
 
 def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None) -> Seen:
@@ -151,7 +153,7 @@ def _chosen(gpus: Sequence[Unit], environ: Mapping[str, str]) -> tuple[list[Unit
         return (
             chosen,
             None,
-            [f"{VISIBLE}={listed}: {wrong!r} is not a device here; CUDA ignores it and what follows"],
+            [f"{VISIBLE}={listed!r}: {wrong!r} is not a device here; CUDA ignores it and what follows"],
         )
     if listed.strip() in ("", "-1"):
         found = f"{listed!r} hides {'all ' if len(gpus) > 1 else ''}{counted(len(gpus))}"
@@ -162,7 +164,7 @@ def _chosen(gpus: Sequence[Unit], environ: Mapping[str, str]) -> tuple[list[Unit
 
 def _unit(gpus: Sequence[Unit], entry: str) -> Unit | None:
     """The device that an entry names: an index, or the start of the UUID of a GPU or a MIG device."""
-    if number := re.match(r"\d+", entry):
+    if number := re.match(r"[0-9]{1,9}", entry):
         return next((gpu for gpu in gpus if gpu.index == int(number[0])), None)
     if not entry.startswith(("GPU-", "MIG-")):
         return None

@@ -151,7 +151,7 @@ def _azureml(environ: Environ) -> Claim:
     nodes, rank = environ.get("AZUREML_NODE_COUNT"), environ.get("NODE_RANK") or environ.get("RANK")
     per_device = (environ.get("LOCAL_RANK") or "0") != "0" or (environ.get("RANK") or rank) != rank
     if per_device or (nodes and nodes != environ["WORLD_SIZE"]):
-        found = f"{environ['WORLD_SIZE']} with RANK={environ.get('RANK')}, NODE_RANK={rank}"
+        found = f"{environ['WORLD_SIZE']!r} with RANK={environ.get('RANK')!r}, NODE_RANK={rank!r}"
         remedy = "Set process_count_per_instance: 1 in the job"
         return Claim(refused=_several(found, "WORLD_SIZE", remedy))
     return Claim(
@@ -165,8 +165,9 @@ def _ascend(environ: Environ) -> Claim:
     if not _is_ascend(environ):
         return Claim()
     size, local = environ["WORLD_SIZE"], environ["LOCAL_WORLD_SIZE"]
-    if not (size.isdecimal() and local.isdecimal() and int(local) > 0 and int(size) % int(local) == 0):
-        found = f"{size} processes, with LOCAL_WORLD_SIZE={local} on each node"
+    whole = all(re.fullmatch(r"[1-9][0-9]{0,5}", number) for number in (size, local))
+    if not whole or int(size) % int(local):
+        found = f"{size!r} processes, with LOCAL_WORLD_SIZE={local!r} on each node"
         return Claim(unclear=bad_setting("WORLD_SIZE", found, "Set NNODES, NODE_RANK and NPROC_PER_NODE."))
     return Claim(
         nodes=_parsed(int(size) // int(local), "WORLD_SIZE / LOCAL_WORLD_SIZE"),
@@ -216,7 +217,7 @@ def _mpi(environ: Environ) -> Claim:
         if local not in environ or environ.get(size, "1") == "1":
             continue
         if environ[local] != "1":
-            found = f"{environ[local]} launchers on this node"
+            found = f"{environ[local]!r} launchers on this node"
             return Claim(refused=_several(found, local, f"Start one launcher per node, with {start}"))
         host, port = _host_and_port(environ.get("AZ_BATCH_MASTER_NODE", ""))
         return Claim(
@@ -301,25 +302,28 @@ def world_size(environ: Environ) -> Claim:
     count processes here."""
     if environ.get("PET_NNODES") or environ.get("NUM_NODES") or _is_ascend(environ):
         return Claim()
+    unclear = _unclear_world(environ)
     if environ.get("LOCAL_RANK"):
-        return Claim(unclear=_unclear_world(environ))
+        return Claim(unclear=unclear)
     nodes = _stated(environ, "WORLD_SIZE")
     indices = ("VC_TASK_INDEX", "VK_TASK_INDEX") if nodes else ()
     return Claim(
         nodes=nodes,
         node_rank=_stated(environ, "RANK", *indices),
         address=_stated(environ, "MASTER_ADDR"),
+        unclear=unclear,
     )
 
 
 def _unclear_world(environ: Environ) -> Problem | None:
-    """LOCAL_RANK is a variable of processes, and here it belongs to a launcher."""
-    local, size = environ["LOCAL_RANK"], environ.get("WORLD_SIZE", "1")
-    if local == "0" and size in ("", "1"):
-        return None
-    remedy = (
-        "Start one launcher per node and set NNODES, NODE_RANK and MASTER_ADDR; "
-        "or set NNODES=1 to train on this node only."
-    )
-    found = f"{local} with WORLD_SIZE={size}: unclear whether these count nodes or processes"
-    return bad_setting("LOCAL_RANK", found, remedy)
+    """Variables of processes, which here belong to a launcher: torchrun's, and Ascend's, set for each device."""
+    for local, size in (("LOCAL_RANK", "WORLD_SIZE"), ("RANK_ID", "RANK_SIZE")):
+        rank, count = environ.get(local) or "0", environ.get(size) or "1"
+        if environ.get(local) and (rank, count) != ("0", "1"):
+            remedy = (
+                "Start one launcher per node and set NNODES, NODE_RANK and MASTER_ADDR; "
+                "or set NNODES=1 to train on this node only."
+            )
+            found = f"{rank!r} with {size}={count!r}: unclear whether these count nodes or processes"
+            return bad_setting(local, found, remedy)
+    return None

@@ -68,7 +68,7 @@ def resolve(
         problems += _processes_of_one_node(world, others, nproc)
         claims = [*others, _in_nodes(world, others, nproc)]
         problems += _contradictions(claims)
-        if _first(claims, "nodes") is None:
+        if _first(claims, "nodes") is None and not assigns_ranks:
             problems += [claim.unclear for claim in claims if claim.unclear][:1]
     first = Claim(*(_first(claims, name) for name in _NAMES))
     cluster = _cluster(first, nproc, problems)

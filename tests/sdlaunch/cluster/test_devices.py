@@ -153,7 +153,9 @@ def test_hidden_devices_are_a_warning_for_auto_and_a_problem_for_cuda(look, visi
     assert look("cpu", *GPUS, environ=environ).warnings == ()
 
 
-@pytest.mark.parametrize("visible", ["3", "7,0", "GPU-abc", "MIG-abc", "0,0", "gpu", "NoDevFiles"])
+@pytest.mark.parametrize(
+    "visible", ["3", "7,0", "GPU-abc", "MIG-abc", "0,0", "gpu", "NoDevFiles", "9" * 5000]
+)
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
 def test_devices_that_are_not_there_are_the_variables_problem(look, wanted, visible):
     problem = only(look(wanted, *GPUS, environ={"CUDA_VISIBLE_DEVICES": visible}))

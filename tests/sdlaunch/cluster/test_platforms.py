@@ -409,6 +409,7 @@ PER_DEVICE = {"WORLD_SIZE": "16", "MASTER_ADDR": "node-0"}
         (BATCH | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}, "SLURM_NNODES", "srun"),  # as sbatch sets them
         (PER_DEVICE | {"RANK": "0", "LOCAL_RANK": "0"}, "LOCAL_RANK", "NNODES"),
         ({"RANK": "3", "LOCAL_RANK": "3"}, "LOCAL_RANK", "NNODES"),
+        ({"RANK_ID": "0", "RANK_SIZE": "8"}, "RANK_ID", "NNODES"),
         ({"WORLD_SIZE": "9", "LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "0,1"}, "WORLD_SIZE", "NNODES"),
         ({"VC_MASTER_HOSTS": "a", "VC_WORKER_HOSTS": "b"}, "VC_MASTER_HOSTS", "NNODES"),
         ({"NUM_NODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR", "NNODES=1"),
@@ -450,6 +451,11 @@ def test_several_launchers_on_a_node_are_refused(platform, changes, subject):
         problems = resolve(TWO_BY_EIGHT[platform] | changes | nnodes).problems
         assert subject in {problem.subject for problem in problems}
         assert {problem.code for problem in problems} == {64}
+
+
+def test_a_job_for_another_platform_may_be_emitted_inside_an_allocation():
+    read = settings.read((), BATCH)
+    assert cluster.resolve(read.options, {}, BATCH, GPUS, assigns_ranks=True).problems == ()
 
 
 def test_a_batch_script_on_one_node_needs_no_srun():
