@@ -31,7 +31,7 @@ def _on_signals(reaction: Callable[[int, object], object]) -> None:
 
 
 def _stop_early(signum: int, frame: object) -> None:
-    """Stop what goes before training; only a repeated SIGINT ends the process at once."""
+    """Stop the preparation of a job; only a repeated SIGINT ends the process at once."""
     from sdjob import protocol
 
     received = [(signum, time.monotonic())]

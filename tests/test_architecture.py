@@ -76,7 +76,7 @@ BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
 
 def depth(node: ast.AST) -> int:
-    """How many blocks lie inside each other; an elif is not deeper than its if."""
+    """How many blocks are nested; an elif is not deeper than its if."""
     deepest = 0
     for child in ast.iter_child_nodes(node):
         is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse

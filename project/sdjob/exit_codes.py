@@ -41,9 +41,9 @@ MEANINGS = {
     ),
     ExitCode.OUTPUT_FULL: Meaning(
         "output cannot hold the result",
-        "`/output` cannot hold the result, or another job is at work in it",
+        "`/output` cannot hold the result, or another job is using it",
     ),
-    ExitCode.STOPPED: Meaning("stopped", "stopped from outside and resumable", "yes, it resumes"),
+    ExitCode.STOPPED: Meaning("stopped", "stopped by an external signal and resumable", "yes, it resumes"),
 }
 
 

@@ -1,13 +1,13 @@
 """What launcher and worker say to each other: variables, files, signals, and marks in the worker's output.
 
-The messages of a node lie in one folder, `/output/run/notes-<node>`, and go away when it ends:
+The messages of a node are in one folder, `/output/run/notes-<node>`, and go away when it ends:
 
     alive-<rank>         Heartbeat: worker → launcher; the file's time is the sign of life, so `touch` is one too
     rank-<rank>.json     ExitNote: worker → launcher, and → the next attempt of the worker
     stacks-of-rank-<r>   stacks of all threads: worker → launcher, on STACKS_SIGNAL
     started              worker → the next attempt: the output folder belongs to this run
 
-`/output/run/stop-<node>` asks the workers of the node to save and end. A damaged or foreign message reads as None.
+`/output/run/stop-<node>` asks the workers of the node to save and exit. A damaged or foreign message reads as None.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Channel:
 
     def clear(self) -> None:
         """Remove the messages of an earlier run. Raises OSError."""
-        shutil.rmtree(self.notes, ignore_errors=True)  # on a network mount an empty folder may stay
+        shutil.rmtree(self.notes, ignore_errors=True)  # on a network mount an empty folder may remain
         self.notes.mkdir(parents=True, exist_ok=True)
         for path in self.notes.glob("[!.]*"):
             path.unlink()
@@ -133,7 +133,7 @@ def notes_folder(environ: Mapping[str, str]) -> Path | None:
 
 
 def stop_file(environ: Mapping[str, str]) -> Path | None:
-    """The file whose presence asks a worker to save and end; None: it has no launcher."""
+    """The file whose presence asks a worker to save and exit; None: it has no launcher."""
     path = environ.get(_STOP_FILE)
     return Path(path) if path else None
 

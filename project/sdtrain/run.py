@@ -143,7 +143,7 @@ def _announcement(training: Training, first: int) -> str:
         f"steps {first} to {last}" if first < last else f"step {last}" if first == last else "no more steps"
     )
     return (
-        f"training: {steps}, {training.shape.global_batch} a step of {counted(training.num_examples, 'image')}; "
+        f"training: {steps}, {training.shape.global_batch} per step of {counted(training.num_examples, 'image')}; "
         f"{world.size} × {world.device_type.name}, precision {spec.mixed_precision}"
     )
 

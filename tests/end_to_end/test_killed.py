@@ -23,7 +23,7 @@ SETTINGS = {
     "random_flip": True,
     "train_batch_size": 2,
 }
-# Every step is saved, so that most moments lie inside a save.
+# Every step is saved, so that most moments are inside a save.
 SAVING = {"checkpointing_steps": 1, "checkpoints_total_limit": 2}
 START = 0.6  # about as many seconds as a start takes
 STEP = 0.1  # and a step with its save

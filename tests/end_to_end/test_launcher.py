@@ -55,7 +55,7 @@ def test_from_the_start_command_to_a_image(case, mounts: Path, tmp_path: Path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "= 2 images a step" in done.stdout
+    assert "= 2 images per step" in done.stdout
     report = json.loads((output / "report.json").read_text())
     assert (report["world_size"], report["steps"], report["global_batch_size"]) == (2, 3, 2)
     if "lora_rank" in more:

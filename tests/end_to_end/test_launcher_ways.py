@@ -46,7 +46,7 @@ def run(output: Path, **variables: str) -> Launched:
 
 @pytest.fixture(scope="module")
 def wanted(variables, tmp_path_factory):
-    """The losses of one process with two images a step."""
+    """The losses of one process with two images per step."""
     output = tmp_path_factory.mktemp("one") / "out put"
     environ = clean_environment(**variables, OUTPUT_DIR=str(output), NPROC_PER_NODE="1", batch_size="2")
     Launched(ENTRYPOINT, output, environ, preexec_fn=forked.launcher(environ)).end(0)

@@ -193,7 +193,7 @@ CLUSTER = [
     wrong(64, "MASTER_ADDR: not set", NNODES="2", NODE_RANK="1"),
     wrong(64, "without a number of nodes", NODE_RANK="1"),
     wrong(64, "contradict", NNODES="2", PET_NNODES="4", NODE_RANK="1", MASTER_ADDR="a"),
-    wrong(64, "PET_NNODES", "from 1 on", PET_NNODES="0"),
+    wrong(64, "PET_NNODES", "of at least 1", PET_NNODES="0"),
     wrong(
         64, "batch_size", "Write at most 1000000000", batch_size="9" * 400, name="a batch beyond all bounds"
     ),

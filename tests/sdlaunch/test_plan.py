@@ -76,7 +76,7 @@ def test_the_readable_plan_names_every_setting_and_source(place):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert lines["lr"].split() == ["lr", "0.0001", "command", "line:", "--lr"]
     assert set(plan.settings.shown_names(plan.RunSpec).values()) <= lines.keys()
-    assert "1 per device × 1 accumulated × 1 process = 1 image a step" in done.stdout
+    assert "1 per device × 1 accumulated × 1 process = 1 image per step" in done.stdout
 
 
 # --- a fake worker shows what arrives ----------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_fraction_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
     job = prepare(place, validation_split="0.4", epoch="3", max_validation_samples="1")
     assert job.problems == ()
     assert job.arithmetic[1] == "validation: 2 of 5 images held out, 1 of them used"
-    assert job.arithmetic[2].startswith("length: 3 images / 1 = 3 steps an epoch; 9 steps = 3 epochs")
+    assert job.arithmetic[2].startswith("length: 3 images / 1 = 3 steps per epoch; 9 steps = 3 epochs")
     for number in range(1, 5):
         (tmp_path / f"dataset/images/{number}.png").unlink()
     assert found(prepare(place, validation_split="0.4")) == [(f"{tmp_path}/dataset/images", 66)]

@@ -1,7 +1,7 @@
 """Train the embedded pipeline from scratch: python -m sddemo.pretrain --output DIR --seed 0.
 
 Four stages: the VAE on a broad world, the text encoder on captions, the U-Net on cached latents, and the log.
-A stage's result that already lies in DIR is used again, so an interrupted run goes on.
+A stage's result that is already in DIR is used again, so an interrupted run goes on.
 """
 
 from __future__ import annotations

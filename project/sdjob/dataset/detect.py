@@ -21,7 +21,7 @@ FORMATS: tuple[Format, ...] = (SAVED, METADATA, PARQUET, FOLDER)  # a folder is 
 
 _MAX_DEPTH = 4
 _REMEDY = (
-    "give a folder of images (jpg, png, webp, bmp, gif, tiff), images with metadata.jsonl or "
+    "provide a folder of images (jpg, png, webp, bmp, gif, tiff), images with metadata.jsonl or "
     "metadata.csv, parquet files, or a dataset saved with datasets' save_to_disk"
 )
 

@@ -1,4 +1,4 @@
-"""Decode the images of a dataset: a sample, or all of them as far as the time allows."""
+"""Decode the images of a dataset: a sample, or as many as the time allows."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class _Layer:
 
     def kept(self, number: int, *, lora: bool) -> int:
         """Bytes that stay when the rest is computed again: its input; of a transformer also that of the norm,
-        and where they are trained those of both projections, which lie outside of what is computed again."""
+        and where they are trained those of both projections, which are outside of what is computed again."""
         inputs = (2 if lora else 4) * self.width if self.is_transformer else self.inputs
         return self.positions * inputs * number
 

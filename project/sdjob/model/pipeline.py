@@ -26,7 +26,7 @@ _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "seco
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A pipeline that can be trained, as far as is known without loading it."""
+    """A pipeline that can be trained: what is known without loading it."""
 
     path: Path  # of the folder, or of the single file
     class_name: str

@@ -49,7 +49,7 @@ class StepFolder:
 
 
 def step_folders(layout: OutputLayout) -> list[StepFolder]:
-    """All checkpoints with their defects as far as sizes show them, newest first."""
+    """All checkpoints with the defects that sizes show, newest first."""
     if not layout.checkpoint.is_dir():
         return []
     found = []

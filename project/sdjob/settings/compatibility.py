@@ -138,7 +138,7 @@ def _precision(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
 
 
 def _computes_in(topology: Topology, precision: str) -> bool:
-    """As far as is known."""
+    """Whether the device computes in this precision; true where it is unknown."""
     if precision == "no":
         return True
     known = topology.bf16 if precision == "bf16" else topology.fp16

@@ -9,7 +9,7 @@ from sdjob.settings.optimizers import OPTIMIZERS
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a device type computes in besides fp32, as far as that does not depend on the individual device."""
+    """What a device type computes in besides fp32, where that does not depend on the individual device."""
 
     precisions: tuple[str, ...] = ("bf16", "fp16")
     auto_mixes: bool = True  # whether mixed_precision=auto takes one of them where it can
@@ -18,7 +18,7 @@ class DeviceFacts:
 DEVICE_FACTS: dict[str, DeviceFacts] = {
     "cuda": DeviceFacts(),
     "cpu": DeviceFacts(("bf16",), auto_mixes=False),  # fp16 runs, slower than fp32; bf16 is fast on few
-    "mps": DeviceFacts(auto_mixes=False),  # bf16 from macOS 14 on, and emulated by the older chips
+    "mps": DeviceFacts(auto_mixes=False),  # bf16 on macOS 14 or higher, emulated by the older chips
     **dict.fromkeys(("gcu", "npu", "musa", "mlu", "xpu"), DeviceFacts()),
 }
 

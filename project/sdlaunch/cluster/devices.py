@@ -74,7 +74,7 @@ def find(
     root: Path = Path("/"),
     query: Callable[[], nvml.Driver] = nvml.query,
 ) -> Devices:
-    """The devices for `device=wanted`, as far as the machine shows them. `root`: of /dev, /proc and /sys."""
+    """The devices for `device=wanted`, where the machine shows them. `root`: of /dev, /proc and /sys."""
     cores = usable_cores()
     if wanted == "cpu":
         return _cpu(cores, "")

@@ -53,7 +53,7 @@ def resolve(
     *,
     assigns_ranks: bool = False,
 ) -> Resolved:
-    """The cluster. What users set themselves (`sources` says where) goes before what platforms state.
+    """The cluster. What users set themselves (`sources` says where) takes precedence over what platforms state.
 
     `assigns_ranks`: the job goes to a platform that sets the rank of each node and the address of node 0.
     """
@@ -163,7 +163,8 @@ def _number(
 ) -> int:
     number = _whole(stated)
     if stated and (number is None or number < least or (most and number > most)):
-        remedy = f"It must be a whole number from {least} {f'to {most}' if most else 'on'}."
+        limits = f"from {least} to {most}" if most else f"of at least {least}"
+        remedy = f"It must be a whole number {limits}."
         problems.append(bad_setting(stated.variable, f"found {stated.value!r}", remedy))
         return default
     return default if number is None else number

@@ -25,7 +25,7 @@ def check_json(job: JobPlan) -> str:
 
 
 def start(job: JobPlan) -> str:
-    """The lines that go before training: inputs, arithmetic, warnings."""
+    """The lines printed before training: inputs, arithmetic, warnings."""
     uses = [
         f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
         for name, about in job.mounts.items()

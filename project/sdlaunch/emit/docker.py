@@ -8,7 +8,7 @@ from sdlaunch.emit.task import Task, Volume
 
 
 def render(task: Task) -> str:
-    """One option a line. The container runs as the user who starts it, to whom the output folder belongs."""
+    """One option per line. The container runs as the user who starts it, to whom the output folder belongs."""
     gpus = {None: ["--gpus=all"], 0: []}.get(task.gpus, [f"--gpus={task.gpus}"])
     options = [
         *([option] for option in gpus),

@@ -9,7 +9,7 @@ from sdlaunch.emit.task import NAME, Task
 
 
 def render(task: Task) -> str:
-    """One launcher a node, without a container, on folders that all nodes can reach.
+    """One launcher per node, without a container, on folders that all nodes can reach.
 
     SLURM itself requeues a job that it preempts or whose node fails, but not one that ends after a signal, as before
     the time limit: the script does that. Cancelling a job ends the script first.
@@ -32,7 +32,7 @@ def render(task: Task) -> str:
             "",
             "status=0",
             f"{shlex.join(srun)} || status=$?",
-            f"# {int(ExitCode.STOPPED)}: stopped from outside and resumable",
+            f"# {int(ExitCode.STOPPED)}: stopped by an external signal and resumable",
             f'if [ "$status" -eq {int(ExitCode.STOPPED)} ]; then',
             '    scontrol requeue "$SLURM_JOB_ID"',
             "fi",

@@ -41,7 +41,7 @@ class Task:
     shm_size: str
     env: Mapping[str, str]  # settings that differ from their defaults, with the paths of the container
     host_env: Mapping[str, str]  # the same, with the paths of the host
-    cluster_env: Mapping[str, str]  # nodes, rank and address, as far as the user set them
+    cluster_env: Mapping[str, str]  # nodes, rank and address, where the user set them
     volumes: tuple[Volume, ...]
     start: str  # train.sh in the container
     host_start: str  # train.sh on the host

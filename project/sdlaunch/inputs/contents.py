@@ -1,4 +1,4 @@
-"""What lies under the mounts: which model and which dataset a job uses."""
+"""What is under the mounts: which model and which dataset a job uses."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def lines(job: Job) -> Iterator[str]:
     spec, total = job.spec, steps.global_batch(job.spec, job.cluster.world_size)
     yield (
         f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
-        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'image')} a step"
+        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'image')} per step"
     )
     if job.contents.data:
         images = sum(each.num_examples for each in job.contents.data)
@@ -42,7 +42,7 @@ def lines(job: Job) -> Iterator[str]:
             used = min(held_out, spec.max_validation_samples)
             yield f"validation: {held_out} of {images} images held out, {used} of them used"
         yield (
-            f"length: {examples} images / {total} = {examples / total:.4g} steps an epoch; "
+            f"length: {examples} images / {total} = {examples / total:.4g} steps per epoch; "
             f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"
         )
     if size := memory_estimate.output_sizes(spec, job.contents.model) if job.contents.model else None:
@@ -53,7 +53,7 @@ def lines(job: Job) -> Iterator[str]:
     if need := _needed(job):
         available = _memory(job)
         there = f"; {in_units(available)} there" if available else ""
-        yield f"memory: at least {in_units(need.total)} a process{there}: {need}"
+        yield f"memory: at least {in_units(need.total)} per process{there}: {need}"
 
 
 # --- memory ------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def _memory(job: Job) -> int | None:
 
 
 def _caches(job: Job) -> list[CacheEntries]:
-    """The caches of a job, as far as its model and its dataset are known."""
+    """The caches of a job, where its model and its dataset are known."""
     model, data = job.contents.model, job.contents.dataset
     if model is None or data is None or job.has_script:
         return []
@@ -192,7 +192,7 @@ def _demands(job: Job) -> Iterator[_Demand]:
 
 
 def _written(folder: Path, entries: CacheEntries) -> Callable[[], int]:
-    """Entries of other data may lie there too, but no more than all that are needed count."""
+    """Entries of other data may be there too, but at most the number needed is counted."""
 
     def count() -> int:
         names = (name for _, _, files in os.walk(folder) for name in files if name.endswith(".safetensors"))

@@ -21,7 +21,7 @@ def apart(job: Job) -> list[Problem]:
     return [
         bad_setting(
             "OUTPUT_DIR",
-            f"{job.mounts.output} is {variable} or lies in it ({folder})",
+            f"{job.mounts.output} is {variable} or is in it ({folder})",
             "Set OUTPUT_DIR to a folder outside the model and the dataset, such as /output.",
         )
         for variable, folder in inputs
@@ -82,7 +82,7 @@ def unwritable(output: Path, error: OSError) -> Problem:
     remedy = "Mount a writable volume there, or set OUTPUT_DIR to a writable folder."
     match error.errno:
         case errno.ENOTDIR | errno.EEXIST:
-            found = f"{output} is a file, not a folder, or lies below one"
+            found = f"{output} is a file, not a folder, or is below one"
         case errno.EACCES | errno.EPERM:
             found = f"{output} cannot be written by user {os.getuid()}"
         case errno.EROFS:

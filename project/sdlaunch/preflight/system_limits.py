@@ -79,7 +79,7 @@ def rendezvous(cluster: Cluster) -> list[Problem]:
             no_hardware(
                 "MASTER_PORT",
                 f"port {port} is {found}",
-                "Set MASTER_PORT to a free port from 1024 on, the same on all nodes.",
+                "Set MASTER_PORT to a free port of 1024 or higher, the same on all nodes.",
             )
         ]
     return []

@@ -73,7 +73,7 @@ class LaunchOptions(BaseModel):
     accelerate_config: Text | None = _launcher(
         None, "file made by `accelerate config`, for launcher=accelerate"
     )
-    env_file: Text | None = _launcher(None, "file with one NAME=value a line", name="ENV_FILE")
+    env_file: Text | None = _launcher(None, "file with one NAME=value per line", name="ENV_FILE")
     config_file: Text | None = _launcher(None, "YAML file with settings", name="CONFIG_FILE")
     strict_env: bool = _launcher(True, "a near miss of a name stops the job; 0: it is only a warning")
     install_requirements: bool = _launcher(
@@ -81,7 +81,7 @@ class LaunchOptions(BaseModel):
         "install missing Python packages when the job starts, under the user's cache folder (not PyTorch)",
     )
     stop_grace: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = _launcher(
-        25.0, "time to save and exit when the job is stopped from outside", unit="seconds"
+        25.0, "time to save and exit when the job is stopped by an external signal", unit="seconds"
     )
     max_restarts: Annotated[int, Field(ge=0, le=100)] = _launcher(
         0, "how often crashed workers are restarted, from the newest checkpoint"

@@ -73,7 +73,7 @@ def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
         return [], [bad_setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Fix the YAML syntax.")]
     if root is not None and not isinstance(root, yaml.MappingNode):
         found = f"{path} is not a mapping"
-        return [], [bad_setting("CONFIG_FILE", found, "Write one `name: value` a line.")]
+        return [], [bad_setting("CONFIG_FILE", found, "Write one `name: value` per line.")]
     given = []
     for key, node in root.value if root else ():
         name, where = str(key.value), f"config file {path}:{key.start_mark.line + 1}"

@@ -55,7 +55,7 @@ class Watch:
     hang: Hang | None = None
 
     def hangs(self) -> bool:
-        """Whether the job hangs; looks seldom, since the messages may lie on slow storage."""
+        """Whether the job hangs; checks rarely, since the messages may be on slow storage."""
         now, interval = time.time(), min(5.0, self.timeout / 10)
         if not 0 <= now - self.looked <= interval + max(1.0, self.timeout / 4):
             # The launcher has been paused itself, and its ranks with it, or the clock was set: count again.

@@ -26,7 +26,7 @@ from sdlaunch.supervise import processes
 
 BEAT = 2.0  # seconds between two renewals of the file's time
 SILENCE = 10.0  # seconds without one after which a holder on another machine counts as lost
-PATIENCE = 45.0  # seconds for the workers of a killed launcher to save and end
+PATIENCE = 45.0  # seconds for the workers of a killed launcher to save and exit
 _POLL = 0.1  # seconds
 
 
@@ -99,7 +99,7 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
 
 
 def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
-    """The problem of a folder that another job uses, as far as can be seen without waiting."""
+    """The problem of a folder that another job uses, where it can be seen without waiting."""
     me = Holder.of_this(cluster)
     for path in (_path(layout, cluster.node_rank), *_others(layout, cluster.node_rank)):
         with contextlib.suppress(OSError), path.open("rb") as file:

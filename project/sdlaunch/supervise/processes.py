@@ -113,7 +113,7 @@ def kill_all(child: int, patience: float = 2.0) -> None:
 
 
 def oom_kills(root: Path = Path("/")) -> int:
-    """How many processes the kernel has killed for memory in this container, as far as it tells."""
+    """How many processes the kernel has killed for memory in this container, where it tells."""
     for path in _counters(root):
         with contextlib.suppress(OSError, ValueError, KeyError):
             return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])

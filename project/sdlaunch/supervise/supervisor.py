@@ -36,7 +36,7 @@ _LAST_GRACE = 3.0  # seconds between SIGTERM and SIGKILL, when the grace time is
 
 @dataclass
 class Stop:
-    """The state of a stop from outside; the signal handler only appends to `received`."""
+    """The state of a stop by external signals; the signal handler only appends to `received`."""
 
     received: list[tuple[int, float]] = field(default_factory=list)  # signals, and their monotonic times
     asked_at: float | None = None

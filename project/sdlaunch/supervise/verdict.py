@@ -23,7 +23,7 @@ _ROOT_CAUSE = re.compile(  # torchrun's table of failures
     r"Root Cause \(first observed failure\):.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL
 )
 _AFTER_SIGNAL: dict[int, str] = {
-    signal.SIGKILL: "look at the memory of the host and at who sends signals",
+    signal.SIGKILL: "check the memory of the host, and what sends signals",
     signal.SIGBUS: "give the container more shared memory (--shm-size), or set dataloader_num_workers=0",
 }
 _START_AGAIN = "Start the same command again: it resumes from the newest whole checkpoint, if there is one."
@@ -39,7 +39,7 @@ class Ending:
     log_tail: tuple[str, ...]
     heartbeats: tuple[Heartbeat, ...] = ()
     oom_kills: int = 0  # processes that the kernel killed for memory during the run
-    stopped_by: int | None = None  # the first signal from outside
+    stopped_by: int | None = None  # the first external stop signal
     forced_at: float | None = None  # when the grace time was over and the processes were signalled
     hang: Hang | None = None  # there was no progress, and the launcher ended the processes
 
@@ -156,7 +156,7 @@ def _out_of_host_memory(end: Ending) -> Verdict | None:
 
 
 def _killed(end: Ending) -> Verdict | None:
-    """A rank was ended by a signal from outside, or in code that is not Python, and so left no note."""
+    """A rank was ended by an external signal, or in code that is not Python, and so left no note."""
     rank, status = end.root
     if status is None or status >= 0 or end.forced_at is not None:
         return None
@@ -236,7 +236,7 @@ def _unexplained(end: Ending) -> Verdict:
     return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), "Read the log of that rank.", rank)
 
 
-# What the workers report goes before what is inferred from how they ended.
+# What the workers report takes precedence over what is inferred from how they ended.
 _RULES: tuple[Callable[[Ending], Verdict | None], ...] = (
     _hung,
     _out_of_host_memory,

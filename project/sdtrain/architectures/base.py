@@ -88,7 +88,7 @@ class Architecture(Protocol):
     def original_names(
         self, part: str, config: Mapping[str, Any], names: Iterable[str]
     ) -> dict[str, OriginalTensor]:
-        """Where each tensor of a part lies in a single file, from the names of all of them."""
+        """Where each tensor of a part is in a single file, from the names of all of them."""
 
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         """The architecture's name in a single file (github.com/Stability-AI/ModelSpec), by the parts' configs."""

@@ -32,7 +32,7 @@ class StableDiffusionXL:
     )
 
     def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
-        """`hidden_states` [B, chunks × 77, widths]: the last but one of both encoders side by side, from ids
+        """`hidden_states` [B, chunks × 77, widths]: the penultimate layers of both encoders side by side, from ids
         [B, chunks, 77]; `text_embeds` [B, width]: the second encoder's pooled output of the first chunk.
 
         WebUI and ComfyUI take the pooled output of the first chunk too (modules/sd_hijack_clip.py,

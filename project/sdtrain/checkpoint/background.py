@@ -38,7 +38,7 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the save in the background has failed, as far as this rank knows. Not collective."""
+        """Whether the save in the background has failed, where this rank knows of it. Not collective."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def save(self, state: TrainState, strategy: Strategy, ema: Shards | None, *, background: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where a run starts: at step 0 or at a checkpoint; and what becomes of an earlier run's files."""
+"""Where a run starts: at step 0 or at a checkpoint; and what happens to an earlier run's files."""
 
 from __future__ import annotations
 

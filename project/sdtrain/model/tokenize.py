@@ -37,7 +37,7 @@ def clip_token_ids(
 def length_warnings(
     tokenizers: Mapping[str, CLIPTokenizer], prompts: Mapping[str, Sequence[str]], chunks: int
 ) -> Iterator[str]:
-    """A sentence for each group of prompts (by name) of which some are longer than 75 tokens a chunk."""
+    """A sentence for each group of prompts (by name) of which some are longer than 75 tokens per chunk."""
     tokenizer = tokenizers["text_encoder"]
     limit = chunks * (tokenizer.model_max_length - 2)
     for name, group in prompts.items():

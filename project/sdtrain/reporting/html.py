@@ -69,7 +69,7 @@ def _summary(report: dict[str, Any]) -> str:
     when = report["finished"][:16].replace("T", " ")
     return (
         f"{report['pretrained_model_name_or_path']}, {report['num_examples']:,} images at "
-        f"{report['resolution']} pixels, {report['global_batch_size']} a step; {report['world_size']} × "
+        f"{report['resolution']} pixels, {report['global_batch_size']} per step; {report['world_size']} × "
         f"{report['device_name']}, {report['plugin']}, precision {report['precision']}; finished {when} UTC"
     )
 
@@ -77,12 +77,12 @@ def _summary(report: dict[str, Any]) -> str:
 def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and values of what people look for first; what was not measured is left out."""
     if rate := report["images_per_second"]:
-        yield "images a second", f"{rate:.3g}"
+        yield "images per second", f"{rate:.3g}"
     time = timedelta(seconds=round(report["seconds"]))
     yield "time of all starts" if report["resumed_from_step"] else "time", str(time)
     yield "device hours", f"{report['device_hours']:.3g}"
     if peak := report["peak_memory_bytes"]:
-        yield "peak memory a process", f"{peak / 1e9:.3g} GB"
+        yield "peak memory per process", f"{peak / 1e9:.3g} GB"
     for key, name in {"mean_loss": "mean loss", **VALIDATION}.items():
         if report[key] is not None:
             yield name, f"{report[key]:.4g}"

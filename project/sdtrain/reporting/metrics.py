@@ -1,4 +1,4 @@
-"""Metrics of a run: their table, metrics.jsonl with one line a logged step, and the losses that the step loop keeps.
+"""Metrics of a run: their table, metrics.jsonl with one line per logged step, and the losses that the step loop keeps.
 
 A new metric is a row of StepMetrics and its computation: validation.validate returns those of validation.
 """

@@ -16,7 +16,7 @@ from sdtrain.runtime.heartbeat import Pulse
 
 _SECONDS_BETWEEN_LINES = (5.0, 30.0)  # in the first two minutes, after twelve hours
 _GROWTH = 1 / 24  # in between, this fraction of the time since the start
-_DECAY = 0.7  # of the rate, a line
+_DECAY = 0.7  # of the old rate's weight, per printed line
 
 
 class Progress:

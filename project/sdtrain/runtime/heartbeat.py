@@ -13,7 +13,7 @@ from sdjob import protocol
 from sdjob.protocol import STACKS_SIGNAL, Heartbeat
 from sdtrain.runtime.exit_note import rank
 
-_SECONDS_BETWEEN_BEATS = 1.0  # the file may lie on slow storage
+_SECONDS_BETWEEN_BEATS = 1.0  # the file may be on slow storage
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def announced(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
 
 
 class Pulse:
-    """Sends heartbeats of a stage, at most one a second; to be called on any progress."""
+    """Sends heartbeats of a stage, at most one per second; to be called on any progress."""
 
     def __init__(self, stage: str, environ: Mapping[str, str] = os.environ) -> None:
         self._stage, self._rank = stage, rank(environ)

@@ -206,7 +206,7 @@ colossalai.gemini_optimizer._AVAIL_OPTIM_LIST.add(ChunkAdamW)
 
 
 def _chunk_size(trained: dict[str, nn.Parameter]) -> int:
-    """Values in a chunk, at least: Gemini's own 2**25, or an eighth of a smaller model.
+    """The least number of values per chunk: Gemini's own 2**25, or an eighth of a smaller model.
 
     Gemini keeps what is smaller than one chunk whole on each rank, and then accumulates gradients wrongly
     (zero/gemini/chunk/manager.py multiplies by the world size once more than it divides).

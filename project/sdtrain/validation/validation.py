@@ -25,7 +25,7 @@ def samples_folder(layout: OutputLayout, step: int) -> Path:
 
 
 def validate(training: Training, step: int) -> dict[str, float]:
-    """Write samples and compute metrics after a step, as far as the settings ask for them. Collective.
+    """Write samples and compute metrics after a step, where the settings ask for them. Collective.
 
     Returns and logs the metrics, by their names in StepMetrics. Raises Stopped when asked to stop before the end; the
     caller has to save.

@@ -1,4 +1,4 @@
-"""A dataset is found below a mount, or refused with what lies there."""
+"""A dataset is found below a mount, or refused with what is there."""
 
 import os
 from pathlib import Path

@@ -32,7 +32,7 @@ def part(name):
 
 @pytest.fixture(scope="module")
 def sd14():
-    """Stable Diffusion 1.4, as far as its headers and configs go."""
+    """Stable Diffusion 1.4, from its headers and configs."""
     parts = {
         **{name: part(name) for name in ("unet", "vae", "text_encoder")},
         "tokenizer": Part(Path("tokenizer"), ""),

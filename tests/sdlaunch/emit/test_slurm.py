@@ -30,7 +30,7 @@ def test_slurm(tmp_path):
         "#SBATCH --signal=TERM@35",
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
-        "# 75: stopped from outside and resumable",
+        "# 75: stopped by an external signal and resumable",
     ]
 
 

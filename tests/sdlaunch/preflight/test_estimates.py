@@ -105,7 +105,7 @@ def test_a_small_volume_is_refused_with_the_arithmetic(place, tmpfs):
     many = {"OUTPUT_DIR": str(output), "checkpointing_steps": "1", "num_train_step": "400"}
     (problem,) = prepare(place, **many).problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
-    assert re.match(r"1\.0[45] MB free", problem.found)  # the probe of another check may lie there meanwhile
+    assert re.match(r"1\.0[45] MB free", problem.found)  # the probe of another check may be there meanwhile
     assert "400 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
     assert prepare(place, **many, checkpoints_total_limit="3").problems == ()
     assert not output.parent.exists()
@@ -151,7 +151,7 @@ def test_what_is_not_known_is_not_refused(place, monkeypatch):
     with_devices(monkeypatch, None)
     job = prepare(place, device="", batch_size="4096", dataloader_num_workers="0")
     assert job.problems == ()
-    assert any(line.startswith("memory: at least 419 GB a process: ") for line in job.arithmetic)
+    assert any(line.startswith("memory: at least 419 GB per process: ") for line in job.arithmetic)
 
 
 def test_a_failure_for_memory_names_settings_that_need_clearly_less(place):

@@ -33,14 +33,14 @@ KILLED = (
         (ending(notes=(note(code=75), note(1, code=70))), 70),
         (ending(returncode=0, notes=(note(code=75),)), 75),
         (ending(returncode=0, notes=(note(code=64),)), 64),
-        # The kernel's count goes before what the peers of the victim say, and not before a known cause.
+        # The kernel's count takes precedence over what the peers of the victim say, not over a known cause.
         (ending(oom_kills=1), 71),
         (ending(oom_kills=1, notes=(note(code=70),)), 71),
         (ending(oom_kills=1, notes=(note(code=66),)), 66),
-        # Killed from outside: peers fail of its absence, or think they were asked to stop.
+        # Killed by an external signal: peers fail of its absence, or think they were asked to stop.
         (ending(log_tail=KILLED), 70),
         (ending(log_tail=KILLED, notes=(note(code=75),)), 70),
-        # Stopped from outside.
+        # Stopped by an external signal.
         (ending(returncode=0, stopped_by=15), 0),
         (ending(stopped_by=15), 75),
         (ending(stopped_by=15, forced_at=5.0, notes=(note(time=6),)), 75),

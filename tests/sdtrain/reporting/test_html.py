@@ -52,7 +52,7 @@ def test_what_people_look_for_first():
     page = Page(html.render(REPORT, TRAINING, None))
     assert "DreamBooth: 1,007 steps" in page.data
     about = (
-        "/mnt/model/sd, 1,200 images at 512 pixels, 16 a step; 8 × cpu, torch_ddp, precision bf16; "
+        "/mnt/model/sd, 1,200 images at 512 pixels, 16 per step; 8 × cpu, torch_ddp, precision bf16; "
         "finished 2026-11-21 13:29 UTC"
     )
     assert about in page.data and "time" in page.data
@@ -62,7 +62,7 @@ def test_what_people_look_for_first():
     measured = {**REPORT, "validation_loss": 0.125, "images_per_second": None, "lora_rank": 8}
     page = Page(html.render(measured, TRAINING, None))
     assert {"held-out loss", "0.125", "DreamBooth, LoRA of rank 8: 1,007 steps"} <= set(page.data)
-    assert "images a second" not in page.data
+    assert "images per second" not in page.data
 
 
 def test_all_values_curves_and_image():

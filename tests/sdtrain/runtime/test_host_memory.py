@@ -1,4 +1,4 @@
-"""The available memory of the host, as far as the container may use it."""
+"""The available memory of the host, where the container may use it."""
 
 import pytest
 

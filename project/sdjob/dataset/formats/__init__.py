@@ -25,7 +25,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A dataset that can be read, as far as is known without decoding an image."""
+    """A dataset that can be read: what is known without decoding an image."""
 
     path: Path
     format: Format

@@ -27,7 +27,7 @@ class _Mistake(Enum):
 
     UNREADABLE = (
         "not a JSON object",
-        'write one JSON object a line: {"file_name": "a.jpg", "text": "a caption"}',
+        'write one JSON object per line: {"file_name": "a.jpg", "text": "a caption"}',
     )
     NO_NAME = f"no {_COLUMN}", f"give every line a {_COLUMN}, relative to this folder"
     TWICE = f"a {_COLUMN} that an earlier line has", "keep one line for each image"

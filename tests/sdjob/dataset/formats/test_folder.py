@@ -1,4 +1,4 @@
-"""Folders of images: found whatever else lies there, with captions in text files."""
+"""Folders of images: found whatever else is there, with captions in text files."""
 
 import contextlib
 import os
