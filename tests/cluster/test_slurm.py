@@ -1,15 +1,42 @@
 """`emit slurm` under a real SLURM, on two nodes."""
 
+import contextlib
 import json
+import os
+import signal
+import time
 
 import pytest
 
+from sdjob import protocol
+from sdjob.protocol import Channel, Heartbeat
 from tests.cluster.conftest import THREADS, emitted
 from tests.sdlaunch.place import HOME
 from tests.support.worker import losses
 
 pytestmark = pytest.mark.cluster
 FINISHED = ("COMPLETED", "0:0")
+
+
+@contextlib.contextmanager
+def frozen(script):
+    """Stop the process of rank 0 while the block runs."""
+    beat = Heartbeat.read(Channel.of_node(script.parent / "output/run", 0).notes, 0)
+    assert beat
+    os.kill(beat.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(beat.pid, signal.SIGCONT)
+
+
+def assert_resumed(job, script, undisturbed):
+    """The job saves, is requeued once, and finishes with the losses of an undisturbed run."""
+    assert job.end() == FINISHED, job.text
+    assert "stopped (exit code 75" in job.text
+    assert job.shown("Restarts") == "1", job.text
+    assert "resume: from step" in job.text, job.text
+    assert losses(script.parent / "output") == undisturbed
 
 
 def test_two_nodes_train_with_the_losses_of_one(job, script, undisturbed):
@@ -21,37 +48,30 @@ def test_two_nodes_train_with_the_losses_of_one(job, script, undisturbed):
     assert job.shown("Restarts") == "0"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("scontrol", "requeue"),
-        pytest.param(
-            ("scancel", "--signal=USR1"),
-            marks=pytest.mark.xfail(reason="SIGUSR1 is not a request to stop", strict=False),
-        ),
-    ],
-    ids=" ".join,
-)
-def test_a_preempted_job_resumes(job, slurm, script, undisturbed, command):
+def test_a_preempted_job_resumes(job, slurm, script, undisturbed):
     job.until("step    1/")
-    slurm.call(*command, job.number)
-    assert job.end() == FINISHED, job.text
-    assert job.shown("Restarts") == "1"
-    assert "resume: from step" in job.text
-    assert losses(script.parent / "output") == undisturbed
+    slurm.call("scontrol", "requeue", job.number)
+    assert_resumed(job, script, undisturbed)
+
+
+def test_a_job_that_saves_slowly_after_a_signal_resumes(job, slurm, script, undisturbed):
+    """The first node that ends makes SLURM send SIGTERM to the other: it is part of the same request to stop."""
+    job.until("step    1/")
+    with frozen(script):
+        slurm.call("scancel", "--signal=USR1", job.number)
+        time.sleep(protocol.ONE_REQUEST + 0.5)
+    assert_resumed(job, script, undisturbed)
+    assert "SIGUSR1: saving and stopping" in job.text
 
 
 def test_at_its_time_limit_a_job_saves_and_continues_in_another_allocation(job, slurm, script, undisturbed):
     job.until("step    1/")
-    slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
-    job.until("SIGTERM: saving and stopping")
-    slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
-    assert job.end() == FINISHED, job.text
-    assert "stopped (exit code 75" in job.text
+    with frozen(script):  # SLURM looks every 30 s
+        slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+        job.until("SIGTERM: saving and stopping")
+        slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
+    assert_resumed(job, script, undisturbed)
     assert "TIME LIMIT" not in job.text  # it left before SLURM ended it
-    assert job.shown("Restarts") == "1"
-    assert "resume: from step" in job.text
-    assert losses(script.parent / "output") == undisturbed
 
 
 def test_a_cancelled_job_saves_and_is_not_requeued(job, slurm, script):
