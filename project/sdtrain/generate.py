@@ -18,8 +18,8 @@ from typing import Any
 
 from sdjob.exit_codes import ExitCode
 from sdjob.model.pipeline import find_pipeline
+from sdjob.output.checkpoint_files import STATE
 from sdjob.output.layout import INDEX_FILE, LORA_FILE, OutputLayout, defect_of
-from sdjob.output.resume import STATE
 from sdjob.problems import JobError, bad_input, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec

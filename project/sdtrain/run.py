@@ -9,16 +9,15 @@ from pathlib import Path
 from sdjob import files
 from sdjob.formatting import counted
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.output import fingerprint
-from sdjob.output import resume as output_resume
+from sdjob.output import fingerprint, newest_checkpoint
 from sdjob.output.layout import OutputLayout
 from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import resolve, strategies
 from sdtrain.architectures.base import Parts
-from sdtrain.checkpoint import resume
+from sdtrain.checkpoint import start_point
 from sdtrain.checkpoint.checkpoint import TrainState
-from sdtrain.checkpoint.resume import ResumePoint
+from sdtrain.checkpoint.start_point import ResumePoint
 from sdtrain.context import RunContext
 from sdtrain.data.examples import prepare_examples
 from sdtrain.data.images import TrainingImages
@@ -52,13 +51,13 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     facts = world.from_main(
         lambda: fingerprint.facts_of(spec, model.architecture, identity, datasets, inputs.concepts)
     )
-    start = world.from_main(lambda: resume.find(context, facts))
+    start = world.from_main(lambda: start_point.find(context, facts))
     if start:
         last = resolve.num_steps(requested, world, inputs, start.state)
         spec = spec.model_copy(update={"max_train_steps": last})
         context = replace(context, spec=spec, first_step=start.state.step)
         # On other nodes a shared folder may lag behind.
-        if world.from_main(lambda: output_resume.is_finished(spec, context.layout, context.first_step)):
+        if world.from_main(lambda: newest_checkpoint.is_finished(spec, context.layout, context.first_step)):
             steps = f"{context.first_step} steps of {last}"
             world.say(f"already finished: {steps}, result in {context.layout.checkpoint}")
             return
@@ -68,7 +67,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     trainable_model = load.make_trainable(parts, spec)
     context.end_if_stopped()
     # The inputs are known to be good by now: only now may the files of an earlier run be moved aside.
-    world.from_main(lambda: resume.take_over(context.layout, start))
+    world.from_main(lambda: start_point.take_over(context.layout, start))
     examples = prepare_examples(context, parts, streams)
     strategy = strategies.create(spec, world.device)
     encoders = parts.text_encoders if spec.train_text_encoder else ()

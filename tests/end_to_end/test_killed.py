@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdjob.output.layout import OutputLayout, step_folders
-from sdtrain.checkpoint import resume
+from sdtrain.checkpoint import start_point
 from sdtrain.strategies import fsdp  # noqa: F401  (once, before the forks)
 from tests.support.worker import forked, losses
 
@@ -91,7 +91,7 @@ def test_two_processes_killed_at_random_moments(train, inputs, tmp_path, capfd, 
         inside += saving(output, begun)
         said = capfd.readouterr().out
         assert at == [] or "starting from the beginning" not in said
-        newest = resume.newest(layout, "auto")
+        newest = start_point.newest(layout, "auto")
         if newest:
             assert newest.step >= max(at, default=0), "work was lost"
             at.append(newest.step)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sdjob.output.layout import MANIFEST
+from sdjob.output.checkpoint_files import MANIFEST
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.reporting.stopwatch import Spent

@@ -8,14 +8,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+from sdjob.output.checkpoint_files import MANIFEST
+
 LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})")
 
 
 class OutputLayout:
-    """Every path below the output folder."""
+    """Every path below the output folder; the files in a step folder are in checkpoint_files.py."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -12,7 +12,7 @@ from sdjob.exit_codes import ExitCode
 from sdjob.model import part_compatibility
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
-from sdlaunch.preflight import captions, estimates, images, output, packages, resume, system_limits
+from sdlaunch.preflight import captions, estimates, images, output, packages, resume_check, system_limits
 from sdlaunch.preflight.job import Finding, Job, Note
 from sdlaunch.timeouts import Task, outcome
 
@@ -122,5 +122,5 @@ CHECKS: tuple[Check, ...] = (
     Check(images.of_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
     Check(images.class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(images.held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
-    Check(resume.findings, "resume", _output),
+    Check(resume_check.findings, "resume", _output),
 )

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sdjob.files import sync, sync_tree
+from sdjob.output.checkpoint_files import FORMAT, STATE
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
-from sdjob.output.resume import FORMAT, STATE, read_values
+from sdjob.output.newest_checkpoint import read_values
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.reporting.stopwatch import Spent

@@ -33,10 +33,9 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
+from sdjob.output.checkpoint_files import EMA, MODEL, NUMBERS, OPTIMIZER, SHARDS
 from sdtrain.strategies.shards import Range, Shards, whole
 
-SHARDS, NUMBERS = "shards", "numbers.json"
-MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
 ADAM_STATE = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
 _TIMEOUT = timedelta(hours=2)  # for a rank with a slower disk
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sdjob.output.checkpoint_files import EMA, MODEL, OPTIMIZER
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.optim import optimizers
@@ -88,9 +89,9 @@ class Native:
         if state_io.is_sharded(folder):
             state = self._from_shards(folder, ema)
         else:
-            overwrite(self.masters(), load_file(folder / state_io.MODEL))
-            overwrite(ema or {}, load_file(folder / state_io.EMA) if ema else {})
-            state = torch.load(folder / state_io.OPTIMIZER, map_location="cpu", weights_only=True)
+            overwrite(self.masters(), load_file(folder / MODEL))
+            overwrite(ema or {}, load_file(folder / EMA) if ema else {})
+            state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
             groups = optimizers.groups_to_resume(groups, state["optimizer"]["param_groups"])
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if state["scaler"]:  # empty where the run that saved was not fp16
@@ -116,10 +117,10 @@ class Native:
 
 
 def _write(state: dict[str, Any], folder: Path) -> None:
-    for name, file in (("model", state_io.MODEL), ("ema", state_io.EMA)):
+    for name, file in (("model", MODEL), ("ema", EMA)):
         if state[name]:
             save_file({key: weight.cpu().contiguous() for key, weight in state[name].items()}, folder / file)
-    torch.save({name: state[name] for name in ("optimizer", "names", "scaler")}, folder / state_io.OPTIMIZER)
+    torch.save({name: state[name] for name in ("optimizer", "names", "scaler")}, folder / OPTIMIZER)
 
 
 def _copied(value: Any) -> Any:

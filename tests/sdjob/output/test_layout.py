@@ -1,10 +1,11 @@
-"""A checkpoint is complete when its manifest, written last, says so."""
+"""A checkpoint is complete when its manifest, written last, says so. Tests of layout.py and checkpoint_files.py."""
 
 import json
 
 import pytest
 
-from sdjob.output.layout import MANIFEST, OutputLayout, defect_of, step_folders, write_manifest
+from sdjob.output.checkpoint_files import MANIFEST
+from sdjob.output.layout import OutputLayout, defect_of, step_folders, write_manifest
 
 
 @pytest.fixture

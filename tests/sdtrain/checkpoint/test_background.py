@@ -12,7 +12,7 @@ import torch
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.checkpoint import background, resume, state_io
+from sdtrain.checkpoint import background, start_point, state_io
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.runtime import host_memory
@@ -63,7 +63,7 @@ def test_the_run_goes_on_while_it_is_written_and_the_next_save_waits(layout, sav
     assert 1 in steps(layout)
     saver.write(state(3), write)
     assert steps(layout) == [1, 2, 3]
-    assert resume.newest(layout, "auto").step == 3
+    assert start_point.newest(layout, "auto").step == 3
 
 
 def test_a_started_checkpoint_is_completed_whatever_ends_the_run(layout):
@@ -77,7 +77,7 @@ def test_a_started_checkpoint_is_completed_whatever_ends_the_run(layout):
         saver.write_in_background(state(1), slowly)
         threading.Timer(0.05, go_on.set).start()
         raise ZeroDivisionError
-    assert resume.newest(layout, "auto").step == 1
+    assert start_point.newest(layout, "auto").step == 1
 
 
 def test_a_full_disk_is_reported_at_once_and_raised_by_the_next_save(layout, saver):

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdjob.output.layout import MANIFEST, OutputLayout
+from sdjob.output.checkpoint_files import MANIFEST
+from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
-from sdtrain.checkpoint import checkpoint, resume
+from sdtrain.checkpoint import checkpoint, start_point
 from sdtrain.reporting.stopwatch import Spent
 from tests.support.checkpoints import FACTS, names, save, spoil, state
 from tests.support.worker import Killed
@@ -60,7 +61,7 @@ def test_a_saved_checkpoint_is_complete_and_read_again(layout):
     assert names(layout) == ["checkpoint-000003"]  # nothing temporary stays
     assert checkpoint.read_state(folder) == state(3)
     assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"state.json", "weights.bin"}
-    assert resume.newest(layout, "auto").path == folder
+    assert start_point.newest(layout, "auto").path == folder
 
 
 def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_partial_one(layout):
@@ -72,9 +73,9 @@ def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_partial_one(layout):
 
     with pytest.raises(Killed):
         save(layout, 4, write=half)
-    assert resume.newest(layout, "auto").step == 2
+    assert start_point.newest(layout, "auto").step == 2
     save(layout, 4)
-    assert resume.newest(layout, "auto").step == 4
+    assert start_point.newest(layout, "auto").step == 4
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]
 
 
@@ -88,7 +89,7 @@ def test_death_anywhere_in_a_save_leaves_a_complete_newest_one(layout, monkeypat
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint, function, die)
         save(layout, 4, limit=1)
-    assert resume.newest(layout, "auto").step in (2, 4)
+    assert start_point.newest(layout, "auto").step in (2, 4)
     save(layout, 6, limit=1)
     assert names(layout) == ["checkpoint-000006"]  # what the dead one left is gone too
 
@@ -104,7 +105,7 @@ def test_a_file_system_that_cannot_sync_folders_takes_checkpoints(layout, monkey
 
     monkeypatch.setattr(os, "fsync", of_files_alone)
     save(layout, 2)
-    assert resume.newest(layout, "auto").step == 2
+    assert start_point.newest(layout, "auto").step == 2
 
 
 def test_a_file_that_cannot_be_synced_is_not_a_checkpoint(layout, monkeypatch):
@@ -146,9 +147,9 @@ def test_broken_ones_do_not_count_for_the_limit(layout):
     save(layout, 1)
     spoil(save(layout, 2), "file cut")
     save(layout, 3, limit=2)
-    assert resume.newest(layout, "auto").step == 3
+    assert start_point.newest(layout, "auto").step == 3
     spoil(layout.step_folder(3), "changed byte")
-    assert resume.newest(layout, "auto").step == 1
+    assert start_point.newest(layout, "auto").step == 1
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_a_full_disk_is_73_and_keeps_the_earlier_checkpoint(small_disk, write):
     assert error.value.code == 73
     assert str(layout.checkpoint) in str(error.value)
     assert names(layout) == [first.name]
-    assert resume.newest(layout, "auto").step == 1
+    assert start_point.newest(layout, "auto").step == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

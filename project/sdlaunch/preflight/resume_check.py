@@ -5,7 +5,7 @@ from __future__ import annotations
 from sdjob.dataset.concepts import concepts_of
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import converted_folder
-from sdjob.output import fingerprint, resume
+from sdjob.output import fingerprint, newest_checkpoint
 from sdjob.output.layout import OutputLayout, StepFolder
 from sdjob.problems import JobError, Problem
 from sdlaunch.preflight.job import Finding, Job, Note
@@ -26,12 +26,12 @@ def findings(job: Job) -> list[Finding]:
     def skipped(folder: StepFolder, defect: str) -> None:
         found.append(f"{folder.path} is incomplete and is skipped: {defect}")
 
-    start = resume.newest(layout, job.spec.resume, skipped, hashes=False)
+    start = newest_checkpoint.newest(layout, job.spec.resume, skipped, hashes=False)
     if start is None:
         return [*found, Note("resume: starts at the beginning")]
     if differences := _differences(job, start):
         return [*found, *differences]
-    if resume.is_finished(job.spec, layout, start.step):
+    if newest_checkpoint.is_finished(job.spec, layout, start.step):
         return [*found, Note(f"resume: already finished, at step {start.step}")]
     return [*found, Note(f"resume: from step {start.step} of {job.spec.max_train_steps}")]
 
@@ -48,7 +48,9 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
     identity = _model_identity(job, model)
     wanted = fingerprint.facts_of(spec, model.architecture, identity, infos if few else (), concepts)
     known = {"model_name": bool(identity), "dataset_name": few}
-    problems = fingerprint.differences(resume.read_values(start.path)["fingerprint"], wanted, start.path)
+    problems = fingerprint.differences(
+        newest_checkpoint.read_values(start.path)["fingerprint"], wanted, start.path
+    )
     return [problem for problem in problems if known.get(problem.subject, True)]
 
 

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdjob.output.checkpoint_files import READABLE_FORMATS, STATE
 from sdjob.output.layout import OutputLayout, StepFolder, defect_of, is_exported, step_folders
 from sdjob.problems import JobError, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
-STATE = "state.json"
-FORMAT = 3  # of the checkpoint folder
-_READABLE = (2, FORMAT)
 _RENAMED = {"place": "samples_seen"}  # keys of format 2
 
 
@@ -52,9 +50,9 @@ def read_values(folder: Path) -> dict[str, Any]:
     """The state in a complete checkpoint; raises JobError (64) if an incompatible version wrote it."""
     values: dict[str, Any] = json.loads((folder / STATE).read_text())
     found = values.pop("format", None)
-    if found not in _READABLE:
+    if found not in READABLE_FORMATS:
         remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
-        readable = " and ".join(map(str, _READABLE))
+        readable = " and ".join(map(str, READABLE_FORMATS))
         raise JobError(
             bad_setting("resume", f"{folder} has format {found}, this version reads {readable}", remedy)
         )

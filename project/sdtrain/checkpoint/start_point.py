@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdjob.output import fingerprint, resume
+from sdjob.output import fingerprint, newest_checkpoint
 from sdjob.output.layout import OutputLayout, StepFolder, step_folders
 from sdjob.problems import JobError, bad_output
 from sdtrain.checkpoint.checkpoint import TrainState, read_state
@@ -29,7 +29,7 @@ def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     On one rank for all: so each byte is verified once, and the ranks cannot disagree.
     """
     setting = context.spec.resume
-    origin = resume.origin_of(setting)
+    origin = newest_checkpoint.origin_of(setting)
     # A restart after a crash of this very run must not start from the beginning a second time.
     restarted = setting == "never" and exit_note.has_started()
     folder = newest(context.layout, "auto" if restarted else setting)
@@ -51,7 +51,7 @@ def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
     def skipped(folder: StepFolder, defect: str) -> None:
         say(f"checkpoint {folder.path.name} is incomplete and is skipped: {defect}")
 
-    return resume.newest(layout, setting, skipped, hashes=True)
+    return newest_checkpoint.newest(layout, setting, skipped, hashes=True)
 
 
 def take_over(layout: OutputLayout, start: ResumePoint | None) -> None:

@@ -11,7 +11,6 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.output import fingerprint
 from sdjob.output.layout import INDEX_FILE, OutputLayout, write_manifest
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.preflight import resume
 from tests.support.launcher import found, prepare
 
 LONG = {"num_train_step": "62"}
@@ -70,9 +69,9 @@ def test_settings_of_another_run_are_refused_before_anything_starts(place, layou
 def test_another_model_or_other_images_are_refused(place, layout, tmp_path, monkeypatch):
     save(layout)
     (tmp_path / "dataset/images/4.png").unlink()
-    monkeypatch.setattr(resume, "_COMPARED_FILES", 3)
+    monkeypatch.setattr(resume_check, "_COMPARED_FILES", 3)
     assert prepare(place).problems == ()  # too many files to look at each of them here
-    monkeypatch.setattr(resume, "_COMPARED_FILES", 4)
+    monkeypatch.setattr(resume_check, "_COMPARED_FILES", 4)
     assert found(prepare(place)) == [("dataset_name", 64)]
     with next((tmp_path / "model/tiny/unet").glob("*.safetensors")).open("r+b") as file:
         file.seek(-2, 2)

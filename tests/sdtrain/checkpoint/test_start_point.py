@@ -1,6 +1,6 @@
 """Which checkpoint a run continues, and what it moves aside.
 
-Tests of sdtrain/checkpoint/resume.py and sdjob/output/resume.py.
+Tests of sdtrain/checkpoint/start_point.py and sdjob/output/newest_checkpoint.py.
 """
 
 import json
@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from sdjob.output import resume as output_resume
+from sdjob.output import newest_checkpoint
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
-from sdtrain.checkpoint import resume
+from sdtrain.checkpoint import start_point
 from sdtrain.checkpoint.background import Saver
 from tests.support.checkpoints import FACTS, REASONS, names, save, spoil, state
 from tests.support.worker import context_of, snapshot
@@ -26,7 +26,7 @@ def layout(tmp_path):
 def test_a_broken_newest_one_is_skipped_and_named(layout, capsys, how):
     save(layout, 2)
     spoil(save(layout, 4), how)
-    assert resume.newest(layout, "auto").step == 2
+    assert start_point.newest(layout, "auto").step == 2
     out = capsys.readouterr().out
     assert f"checkpoint-000004 is incomplete and is skipped: {REASONS[how]}" in out
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]  # neither is deleted
@@ -34,18 +34,18 @@ def test_a_broken_newest_one_is_skipped_and_named(layout, capsys, how):
 
 def test_resume_never_and_must(layout):
     with pytest.raises(JobError) as error:
-        resume.newest(layout, "must")
+        start_point.newest(layout, "must")
     assert error.value.code == 64
-    assert resume.newest(layout, "auto") is None
+    assert start_point.newest(layout, "auto") is None
     save(layout, 1)
-    assert resume.newest(layout, "never") is None
-    assert resume.newest(layout, "must").step == 1
+    assert start_point.newest(layout, "never") is None
+    assert start_point.newest(layout, "must").step == 1
 
 
 def test_resume_from_a_path(layout):
     save(layout, 2)
     save(layout, 4)
-    found = resume.newest(layout, str(layout.step_folder(2)))
+    found = start_point.newest(layout, str(layout.step_folder(2)))
     assert (found.step, found.path) == (2, layout.step_folder(2))
 
 
@@ -53,43 +53,43 @@ def test_resume_from_a_path(layout):
 def test_a_broken_path_to_resume_from_is_refused_with_the_reason(layout, how):
     spoil(save(layout, 2), how)
     with pytest.raises(JobError) as error:
-        resume.newest(layout, str(layout.step_folder(2)))
+        start_point.newest(layout, str(layout.step_folder(2)))
     assert error.value.code == 64
     assert REASONS[how] in str(error.value)
 
 
 def test_a_missing_path_is_refused(layout):
     with pytest.raises(JobError) as error:
-        resume.newest(layout, str(layout.root / "nowhere"))
+        start_point.newest(layout, str(layout.root / "nowhere"))
     assert error.value.code == 64
     assert str(layout.root / "nowhere") in str(error.value)
 
 
 def test_move_aside_loses_nothing(layout):
-    assert resume.move_aside(layout, None) is None
+    assert start_point.move_aside(layout, None) is None
     contents = []
     for step in (1, 2):
         save(layout, step)
         (layout.checkpoint / "model_index.json").write_text(str(step))
         contents.append(snapshot(layout.checkpoint))
-        aside = resume.move_aside(layout, None)
+        aside = start_point.move_aside(layout, None)
         assert aside == layout.root / f"earlier-{step}"
         assert not layout.checkpoint.exists()
     assert [snapshot(layout.root / f"earlier-{step}" / "checkpoint") for step in (1, 2)] == contents
     layout.checkpoint.mkdir()
-    assert resume.move_aside(layout, None) is None  # an empty folder is not an earlier run
+    assert start_point.move_aside(layout, None) is None  # an empty folder is not an earlier run
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
     layout.tensorboard.mkdir(parents=True)
-    assert resume.move_aside(layout, None) is None
+    assert start_point.move_aside(layout, None) is None
     (layout.tensorboard / "events").write_text("of the earlier run")
     layout.run.mkdir()
     layout.metrics.write_text("{}")
     (layout.checkpoint / ".checkpoint-000001.tmp").mkdir(parents=True)
     layout.samples.mkdir()
     layout.page.write_text("page")
-    assert resume.move_aside(layout, None) == layout.root / "earlier-1"
+    assert start_point.move_aside(layout, None) == layout.root / "earlier-1"
     assert list(snapshot(layout.root)) == [
         "earlier-1/report.html",
         "earlier-1/run/metrics.jsonl",
@@ -101,15 +101,15 @@ def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
 def test_the_newest_checkpoint_is_continued_with_its_state(layout):
     save(layout, 2)
     save(layout, 4)
-    point = resume.find(context_of(layout), FACTS)
-    assert point == resume.ResumePoint(layout.step_folder(4), state(4), is_branch=False)
-    assert resume.find(context_of(layout, resume="never"), FACTS) is None
+    point = start_point.find(context_of(layout), FACTS)
+    assert point == start_point.ResumePoint(layout.step_folder(4), state(4), is_branch=False)
+    assert start_point.find(context_of(layout, resume="never"), FACTS) is None
 
 
 def test_a_checkpoint_of_another_run_is_refused(layout):
     save(layout, 2)
     with pytest.raises(JobError) as error:
-        resume.find(context_of(layout), {**FACTS, "seed": "8"})
+        start_point.find(context_of(layout), {**FACTS, "seed": "8"})
     assert [(problem.code, problem.subject) for problem in error.value.problems] == [(64, "seed")]
 
 
@@ -117,20 +117,20 @@ def test_a_named_checkpoint_starts_a_branch_once(layout):
     origin = str(save(layout, 2))
     save(layout, 4)
     context = context_of(layout, resume=origin)
-    point = resume.find(context, FACTS)
+    point = start_point.find(context, FACTS)
     assert (point.state.step, point.state.origin, point.is_branch) == (2, origin, True)
-    resume.take_over(layout, point)
+    start_point.take_over(layout, point)
     assert names(layout) == ["checkpoint-000002"]
     with Saver(context) as saver:
         saver.write(replace(state(3), origin=origin), lambda folder: None)
-    point = resume.find(context, FACTS)
+    point = start_point.find(context, FACTS)
     assert (point.state.step, point.is_branch) == (3, False)
 
 
 def test_a_restart_of_the_same_run_continues_in_spite_of_resume_never(layout, monkeypatch):
     save(layout, 2)
-    monkeypatch.setattr(resume.exit_note, "has_started", lambda: True)
-    assert resume.find(context_of(layout, resume="never"), FACTS).state.step == 2
+    monkeypatch.setattr(start_point.exit_note, "has_started", lambda: True)
+    assert start_point.find(context_of(layout, resume="never"), FACTS).state.step == 2
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_a_run_is_finished_when_its_last_step_is_exported_and_reported(
         (layout.checkpoint / "model_index.json").touch()
     if reported:
         layout.report.write_text(json.dumps({"steps": reported}))
-    assert output_resume.is_finished(context_of(layout, max_train_steps=last).spec, layout, 4) == finished
+    assert newest_checkpoint.is_finished(context_of(layout, max_train_steps=last).spec, layout, 4) == finished

@@ -1,0 +1,25 @@
+"""The files of a checkpoint, checkpoint-NNNNNN/, by name; the format counts up when any of them changes its meaning.
+
+sdtrain/checkpoint/checkpoint.py writes the state and the manifest, which makes the checkpoint complete. The strategies
+write the rest: sdtrain/strategies/ddp.py whole files, those that shard a folder and a file of numbers, by
+sdtrain/checkpoint/state_io.py.
+"""
+
+from __future__ import annotations
+
+FORMAT = 3  # in STATE
+READABLE_FORMATS = (2, FORMAT)
+
+MANIFEST = (
+    "manifest.json"  # size and SHA-256 of every other file (layout.write_manifest), the last to be written
+)
+STATE = "state.json"  # progress and fingerprint: checkpoint.TrainState
+
+# Of strategies that hold whole tensors:
+MODEL = "model.safetensors"  # fp32 masters of the trainable weights
+EMA = "ema.safetensors"
+OPTIMIZER = "optimizer.pt"  # its state, names of the weights, scale of the loss
+
+# Of strategies that shard:
+SHARDS = "shards"  # folder of torch.distributed.checkpoint: masters, EMA, AdamW's state
+NUMBERS = "numbers.json"  # state_io.Numbers: updates, scale of the loss
