@@ -11,6 +11,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.output import fingerprint
 from sdjob.output.layout import INDEX_FILE, OutputLayout, write_manifest
 from sdjob.settings.run_spec import RunSpec
+from sdlaunch.preflight import resume_check
 from tests.support.launcher import found, prepare
 
 LONG = {"num_train_step": "62"}
