@@ -51,12 +51,22 @@ def list_folder(path: Path) -> Listing:
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if name[0] != "." and name not in _STRAY:
+            if _is_visible(name):
                 try:
                     (folders if entry.is_dir() else files).append(name)
                 except OSError:  # a link to a path that cannot be reached
                     files.append(name)
     return Listing(path, tuple(sorted(files)), tuple(sorted(folders)))
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a folder holds nothing but hidden and stray entries. Raises OSError."""
+    with os.scandir(path) as entries:
+        return not any(_is_visible(entry.name) for entry in entries)
+
+
+def _is_visible(name: str) -> bool:
+    return name[0] != "." and name not in _STRAY
 
 
 def suffix_of(name: str) -> str:
@@ -68,12 +78,11 @@ def suffix_of(name: str) -> str:
 def open_listing(path: Path) -> Listing:
     """List a folder that must exist and not be empty. Raises JobError."""
     try:
-        listing = list_folder(path)
+        if not is_empty(path):
+            return list_folder(path)
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
-    if not listing.files and not listing.folders:
-        raise JobError(bad_input(shown(path), "is empty", "mount or copy the files into this folder"))
-    return listing
+    raise JobError(bad_input(shown(path), "is empty", "mount or copy the files into this folder"))
 
 
 def below(

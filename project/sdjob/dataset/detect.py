@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 FORMATS: tuple[Format, ...] = (SAVED, METADATA, PARQUET, FOLDER)  # a folder is of the first that detects it
 
 _MAX_DEPTH = 4
-_REMEDY = (
-    "provide a folder of images (jpg, png, webp, bmp, gif, tiff), images with metadata.jsonl or "
-    "metadata.csv, parquet files, or a dataset saved with datasets' save_to_disk"
-)
 
 
 def find_dataset(
@@ -63,9 +59,10 @@ def _locate(path: Path, captions: bool) -> tuple[Listing, Format]:
         remedy = f"set dataset_name to one of them, for example dataset_name={shown(found[0][0].path)}"
         raise JobError(bad_input(shown(path), f"holds {len(found)} datasets: {few(names)}", remedy))
     contents = "; ".join(f"{shown(listing.path)}: {listing.summary()}" for listing in seen[:4])
-    raise JobError(
-        [*problems, bad_input(shown(path), f"no dataset here or below; found {contents}", _REMEDY)]
-    )
+    found_here = f"contains no images in a supported format, here or below; found {contents}"
+    *others, last = (each.description for each in reversed(FORMATS))
+    remedy = f"provide {', '.join(others)}, or {last}"
+    raise JobError([*problems, bad_input(shown(path), found_here, remedy)])
 
 
 def _search(

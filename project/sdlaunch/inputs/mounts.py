@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.files import is_empty
 from sdjob.model.single_file import may_be_model
 from sdjob.problems import JobError, bad_input
 from sdlaunch.settings.options import LaunchOptions
@@ -40,7 +41,7 @@ def require(variable: str, path: Path, holds: str, name: str | None = None) -> N
         return
     remedy = f"Mount {holds} there, or set {variable} to the folder that holds it."
     try:
-        found = "" if any(path.iterdir()) else "is empty"
+        found = "is empty" if is_empty(path) else ""
         if not os.access(path, os.X_OK):  # then it can be listed, but nothing in it opened
             raise PermissionError
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from sdjob.dataset.detect import FORMATS
 from sdjob.dataset.verify import verify_sample
 from sdjob.problems import JobError
 from tests.sdjob.nobody import problems_as_nobody
@@ -13,7 +14,9 @@ def test_nothing_usable_says_what_was_found(tmp_path):
     for name in ("a.txt", "b.txt", "c.zip"):
         (tmp_path / name).write_text("x")
     problem = only(tmp_path, captions=False)
-    assert "2 .txt, 1 .zip" in problem.found and "folder of images" in problem.remedy
+    assert "contains no images" in problem.found and "2 .txt, 1 .zip" in problem.found
+    assert problem.remedy.startswith("Provide a folder of images (jpg")
+    assert all(each.description in problem.remedy for each in FORMATS)
     (tmp_path / "empty").mkdir()
     assert "is empty" in only(tmp_path, "empty").found
     assert "does not exist" in only(tmp_path / "no").found

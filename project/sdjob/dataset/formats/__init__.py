@@ -85,6 +85,7 @@ class Format:
     """
 
     name: str
+    description: str  # in messages, such as "parquet files"
     # Whether a folder by itself is such a dataset; the flag: captions are needed.
     detect: Callable[[Listing, bool], bool]
     # Counts and checks it, without decoding an image.

@@ -93,5 +93,12 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
 
 
 FOLDER = Format(
-    "folder", _detect, _inspect, _captions, _open, identity=_identity, lacks_captions=_lacks_captions
+    "folder",
+    "a folder of images (jpg, png, webp, bmp, gif, tiff)",
+    _detect,
+    _inspect,
+    _captions,
+    _open,
+    identity=_identity,
+    lacks_captions=_lacks_captions,
 )

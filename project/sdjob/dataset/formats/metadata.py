@@ -84,7 +84,15 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     return _MetadataRows(info.files, _read(_file_of(info.path), info.caption_column).captions)
 
 
-METADATA = Format("metadata", _detect, _inspect, _captions, _open, identity=_identity)
+METADATA = Format(
+    "metadata",
+    "images with metadata.jsonl or metadata.csv",
+    _detect,
+    _inspect,
+    _captions,
+    _open,
+    identity=_identity,
+)
 
 
 def _file_of(folder: Path) -> Path:

@@ -191,4 +191,4 @@ def _convert(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) ->
             progress()
 
 
-PARQUET = table_format("parquet", _detect, _inspect, _column, _rows, _open)
+PARQUET = table_format("parquet", "parquet files", _detect, _inspect, _column, _rows, _open)

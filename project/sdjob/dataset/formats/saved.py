@@ -69,4 +69,6 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     return ArrowRows(info, tuple(info.files))
 
 
-SAVED = table_format("saved", _detect, _inspect, _column, _rows, _open)
+SAVED = table_format(
+    "saved", "a dataset saved with datasets' save_to_disk", _detect, _inspect, _column, _rows, _open
+)

@@ -24,15 +24,17 @@ ReadRows = Callable[[Path, str, Sequence[int]], dict[int, Any]]  # file, column,
 
 def table_format(
     name: str,
+    description: str,
     detect: Callable[[Listing, bool], bool],
     inspect: Callable[[Listing, Columns], DatasetInfo],
     read_column: ReadColumn,
     read_rows: ReadRows,
     open_rows: Callable[[DatasetInfo, Path | None, Callable[[], None]], ArrowRows],
 ) -> Format:
-    """A format whose files are tables; the first functions are those of Format."""
+    """A format whose files are tables; the first arguments are those of Format."""
     return Format(
         name,
+        description,
         detect,
         inspect,
         partial(_captions, read_column),

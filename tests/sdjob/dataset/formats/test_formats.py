@@ -50,7 +50,7 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     return _Rows(info)
 
 
-PAIRS = Format("pairs", _detect, _inspect, _captions, _open)
+PAIRS = Format("pairs", "images with pairs.tsv", _detect, _inspect, _captions, _open)
 
 # ---------------------------------------------------------------------------------------------------------
 
