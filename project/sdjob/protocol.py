@@ -217,7 +217,7 @@ class OutputLine:
 
     rank: int | None
     text: str
-    is_progress: bool = False  # on a terminal the next one may replace it
+    is_progress: bool = False  # a line that the next one may replace on a terminal
 
     @classmethod
     def parse(cls, line: str) -> OutputLine:

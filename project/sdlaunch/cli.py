@@ -30,7 +30,9 @@ class Request:
     json: bool = False
     flags: tuple[tuple[str, str], ...] = ()
     operand: str = ""  # the word after a verb that takes one
-    arguments: Mapping[str, str] = field(default_factory=dict)  # of the verb itself, which are not settings
+    arguments: Mapping[str, str] = field(
+        default_factory=dict
+    )  # arguments of the verb, which are not settings
     problems: tuple[Problem, ...] = ()  # words that could not be understood
 
 

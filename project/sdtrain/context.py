@@ -18,7 +18,7 @@ class RunContext:
     world: World
     layout: OutputLayout
     stop: StopRequest
-    first_step: int = 0  # of the checkpoint that the run resumes from
+    first_step: int = 0  # the step of the checkpoint that the run resumes from
 
     def end_if_stopped(self) -> None:
         """Raise Stopped on every rank if one of them was asked to stop. Collective."""

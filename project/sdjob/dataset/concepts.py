@@ -35,7 +35,7 @@ class Concept(BaseModel):
     instance_prompt: Annotated[str, Field(min_length=1)]
     class_data_dir: str | None = None  # None: generated
     class_prompt: str | None = None
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of its images in the loss
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # the weight of its images in the loss
 
     @field_validator("instance_data_dir", "class_data_dir")
     @classmethod

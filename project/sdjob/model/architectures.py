@@ -19,22 +19,22 @@ class Component:
     classes: tuple[str, ...]  # accepted in model_index.json, the first of which loads it; empty: any
     config: str | None = None  # file name
     weights: tuple[str, str] | None = None  # stems of the safetensors files and of the pickles
-    in_channels: int | None = None  # that the config must have; None: any
+    in_channels: int | None = None  # the number that the config must have; None: any
 
 
 @dataclass(frozen=True)
 class ArchitectureFacts:
     """One family of models, as the launcher and the worker ask about it."""
 
-    class_name: str  # of diffusers' pipeline
-    name: str  # in report.json
-    title: str  # in messages
-    tags: tuple[str, ...]  # of the model card
+    class_name: str  # the class of diffusers' pipeline
+    name: str  # the name in report.json
+    title: str  # the name in messages
+    tags: tuple[str, ...]  # tags of the model card
     denoiser: str  # the component that predicts
-    denoiser_title: str  # in messages
+    denoiser_title: str  # the denoiser's name in messages
     components: Mapping[str, Component]  # all that must be there
     text_encoders: Mapping[str, str]  # text encoder → its tokenizer, in the order of the pipeline
-    prediction_types: tuple[str, ...]  # that the scheduler may name; the first where it names none
+    prediction_types: tuple[str, ...]  # those that the scheduler may name; the first is the default
     lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: Mapping[str, str]  # trainable component → prefix of its layers in kohya's LoRA

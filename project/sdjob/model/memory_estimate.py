@@ -40,7 +40,7 @@ class Estimate:
     gradients: int
     optimizer_state: int
     ema: int
-    copies: int  # of the trainable weights in half precision
+    copies: int  # copies of the trainable weights in half precision
     frozen: int
     activations: int
     gradients_stay: bool  # from one batch to the next, so that they take memory alongside all activations

@@ -28,7 +28,7 @@ _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "seco
 class PipelineFolder:
     """A pipeline that can be trained: what is known without loading it."""
 
-    path: Path  # of the folder, or of the single file
+    path: Path  # the folder or the single file
     class_name: str
     prediction_type: str
     parts: Mapping[str, Part]

@@ -57,7 +57,7 @@ class ModelType:
     text_width: int
     configs: Mapping[str, str]  # prediction type → folder in configs/
     second_conditioning: bool = False
-    default_prediction: str | None = "epsilon"  # of files that do not state it
+    default_prediction: str | None = "epsilon"  # the prediction type of files that do not state it
 
 
 TYPES = (

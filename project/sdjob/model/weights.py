@@ -29,7 +29,7 @@ class Tensor:
 
     shape: tuple[int, ...]
     file: Path
-    dtype: str = "F32"  # as safetensors names it
+    dtype: str = "F32"  # safetensors' name of the type
 
     @property
     def num_bytes(self) -> int:
@@ -49,7 +49,7 @@ class Part:
     class_name: str
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     weights: tuple[Path, ...] = ()
-    num_bytes: int = 0  # of tensors
+    num_bytes: int = 0  # size of all tensors
     num_parameters: int = 0
     variant: str | None = None  # "fp16" for model.fp16.safetensors, where it is the only file
     pickled: bool = False

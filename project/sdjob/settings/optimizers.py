@@ -10,7 +10,7 @@ class OptimizerFacts:
     """What an optimizer needs, and which settings mean what with it."""
 
     help: str
-    state_bytes: int  # of its state, per trainable parameter
+    state_bytes: int  # bytes of optimizer state per trainable parameter
     package: str = ""  # imported and installed under this name; "": comes with the packages of every run
     # Updates each value by itself, with a state of exactly torch.optim.AdamW's `exp_avg`, `exp_avg_sq` and `step`. All
     # strategies that shard create and save that state themselves.

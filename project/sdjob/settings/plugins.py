@@ -30,7 +30,7 @@ _COLOSSAL_DEVICES = ("cuda", "npu")
 class PluginFacts:
     """What a parallel strategy can do."""
 
-    module: str  # of sdtrain.strategies
+    module: str  # its module in sdtrain.strategies
     devices: tuple[str, ...] = _ANY_DEVICE
     precisions: tuple[str, ...] = ("no", "bf16", "fp16")
     settings: tuple[str, ...] = ()  # those that only some plugins have

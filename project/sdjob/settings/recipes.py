@@ -13,8 +13,8 @@ class RecipeFacts:
     data_setting: str  # the setting that names its dataset
     reads_captions: bool  # each image has its own prompt; otherwise all images of a subject share one
     has_subjects: bool  # instance_prompt, concepts_list and prior preservation apply
-    learning_rate: float | None = None  # for a full fine-tune; None: the default of the setting
-    tags: tuple[str, ...] = ()  # of the model card
+    learning_rate: float | None = None  # the rate of a full fine-tune; None: the default of the setting
+    tags: tuple[str, ...] = ()  # tags of the model card
 
 
 RECIPES: dict[str, RecipeFacts] = {

@@ -27,7 +27,7 @@ class Claim:
 
     nodes: Stated | None = None
     node_rank: Stated | None = None
-    address: Stated | None = None  # of node 0
+    address: Stated | None = None  # host name or IP address of node 0
     port: Stated | None = None
     nproc: Stated | None = None  # processes per node
     _: KW_ONLY

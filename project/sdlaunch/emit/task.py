@@ -40,7 +40,7 @@ class Task:
     gpu_name: str
     shm_size: str
     env: Mapping[str, str]  # settings that differ from their defaults, with the paths of the container
-    host_env: Mapping[str, str]  # the same, with the paths of the host
+    host_env: Mapping[str, str]  # the same settings with the paths of the host
     cluster_env: Mapping[str, str]  # nodes, rank and address, where the user set them
     volumes: tuple[Volume, ...]
     start: str  # train.sh in the container

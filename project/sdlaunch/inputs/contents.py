@@ -30,8 +30,8 @@ class Contents:
 
     model: PipelineFolder | None
     dataset: DatasetInfo | None
-    subjects: tuple[DatasetInfo, ...]  # of concepts_list, instead of a dataset
-    model_path: Path  # of the model that was found, or where it was looked for
+    subjects: tuple[DatasetInfo, ...]  # the subjects of concepts_list, instead of a dataset
+    model_path: Path  # the path of the model, or where it was expected
     dataset_path: Path
     problems: tuple[Problem, ...]
 

@@ -22,7 +22,7 @@ PACKAGES = "packages"
 class Fetched:
     """What is there, after fetching if that was allowed; `awaited`: model_name, dataset_name, packages."""
 
-    options: LaunchOptions  # with folders instead of names of the hub
+    options: LaunchOptions  # the options with folders instead of names of the hub
     import_path: tuple[str, ...] = ()
     awaited: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

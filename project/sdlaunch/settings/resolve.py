@@ -32,11 +32,11 @@ class Settings:
 
     spec: RunSpec
     options: LaunchOptions
-    given: Mapping[str, Given]  # by the name that the plan shows
+    given: Mapping[str, Given]  # settings that the user made, by the name that the plan shows
     passed_on: Mapping[str, str]  # variables of the env file that are not settings: for the workers
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
-    presets: Mapping[str, str]  # by the same name: why the value is the preset
+    presets: Mapping[str, str]  # the reason of each preset, by the same name
 
     def source(self, shown: str) -> str:
         if shown in self.given:

@@ -73,7 +73,7 @@ class Verdict:
     problems: tuple[Problem, ...] = ()
     traceback: str | None = None
     special: str | None = None  # a class among those with the same code
-    time: float = field(default_factory=time.time)  # of the root cause
+    time: float = field(default_factory=time.time)  # time of the root cause
     on_host: bool = False  # too little memory of the host, not of the device
 
     @property

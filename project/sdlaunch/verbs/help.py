@@ -34,8 +34,8 @@ class Row:
 
     group: str
     name: str
-    meaning: str  # with its unit
-    default: str  # as it is typed; "-" for none
+    meaning: str  # the help text with the unit
+    default: str  # the default as users type it; "-" for none
     presets: str  # the defaults of some runs
     other_names: list[str]
 

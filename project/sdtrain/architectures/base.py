@@ -102,7 +102,7 @@ class Parts:
     denoiser: Any
     vae: Any
     text_encoders: Mapping[str, Any]
-    tokenizers: Mapping[str, Any]  # by the names of the text encoders
+    tokenizers: Mapping[str, Any]  # tokenizers by the names of the text encoders
     process: NoiseProcess
     sampler: Any  # the pipeline's scheduler, for generating images
     dtype: torch.dtype

@@ -28,10 +28,10 @@ class TrainState:
 
     step: int
     samples_seen: int  # the next position in the sample stream
-    loss: float  # of the last step, mean over ranks and batches
-    loss_sum: float  # of all steps so far, for the mean of the whole run
+    loss: float  # the loss of the last step, mean over ranks and batches
+    loss_sum: float  # the sum over all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
-    skipped_steps: int = 0  # with a non-finite loss
+    skipped_steps: int = 0  # steps with a non-finite loss
     bad_samples: tuple[str, ...] = ()  # images that could not be used
     global_batch: int = 0  # samples per optimizer step up to here; 0: not recorded
     origin: str = ""  # the checkpoint that `resume` named when the run went back to it; empty: none

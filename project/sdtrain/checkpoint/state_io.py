@@ -46,8 +46,8 @@ Tables = Mapping[str, Shards]  # "master", "exp_avg", "exp_avg_sq", "ema" → sh
 class Numbers:
     """The optimizer state besides tensors."""
 
-    updates: int  # of the optimizer, for Adam's bias correction
-    scaler: Mapping[str, float]  # of the fp16 loss; empty: none
+    updates: int  # updates of the optimizer, for Adam's bias correction
+    scaler: Mapping[str, float]  # state of the fp16 loss scaler; empty: none
 
 
 def tables(masters: Shards, adam: Tables, ema: Shards | None) -> dict[str, Shards]:

@@ -72,7 +72,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
     seed: int
     max_bad_samples: int = 0  # images that the next one of the dataset may replace
     bad: Mapping[int, Problem] = field(default_factory=dict)  # known to be unusable, by index
-    latents: Cached[View] | None = None  # of every view; None: examples have pixels
+    latents: Cached[View] | None = None  # the latents of every view; None: examples have pixels
 
     def __len__(self) -> int:
         return len(self.source)

@@ -26,7 +26,7 @@ class Sample:
     position: int
     index: int
     stream: str
-    size: Size | None = None  # to crop to; None: the square of the resolution
+    size: Size | None = None  # the size to crop to; None: the square of the resolution
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Stream:
     images: TrainingImages
     prompt: str | None
     weight: float = 1.0
-    image_weights: tuple[float, ...] = ()  # of each image in the loss, by index; empty: equal
+    image_weights: tuple[float, ...] = ()  # the weight of each image in the loss, by index; empty: equal
 
 
 def prompts_of(stream: Stream, limit: int) -> list[str]:
@@ -41,14 +41,14 @@ class StreamBatch:
     """A batch of one stream. What comes from a cache replaces its input."""
 
     pixel_values: torch.Tensor | None  # [B, 3, H, W] in [-1, 1]
-    posterior: torch.Tensor | None  # of the latents (mean, logvar), [B, 2C, h, w]
+    posterior: torch.Tensor | None  # the posterior of the latents (mean, logvar), [B, 2C, h, w]
     prompts: list[str]
-    encodings: Conditioning | None  # of the prompts
+    encodings: Conditioning | None  # the encoded prompts
     samples: list[Sample]  # B of them
-    weight: float  # of the stream in the loss
-    names: list[str]  # of the images
-    skipped: list[Problem]  # of images that others replace
-    image_weights: torch.Tensor  # of each sample in the loss, [B]
+    weight: float  # the stream's weight in the loss
+    names: list[str]  # the images' names
+    skipped: list[Problem]  # problems of images that others replace
+    image_weights: torch.Tensor  # the weight of each sample in the loss, [B]
     time_ids: torch.Tensor | None = None  # sizes and crops, [B, 6], where the architecture takes them
 
     def pin_memory(self) -> StreamBatch:

@@ -23,10 +23,10 @@ class Noised:
     noisy_latents: torch.Tensor  # [B, C, h, w], fp32
     timesteps: torch.Tensor  # [B]
     conditioning: Conditioning
-    target: torch.Tensor  # of the prediction, [B, C, h, w]
-    weights: torch.Tensor  # of each sample's error, [B]
+    target: torch.Tensor  # the target of the prediction, [B, C, h, w]
+    weights: torch.Tensor  # the weight of each sample's error, [B]
     sizes: tuple[int, ...]  # samples of each stream
-    stream_weights: tuple[float, ...]  # of each stream in the loss
+    stream_weights: tuple[float, ...]  # the weight of each stream in the loss
 
 
 @torch.no_grad()

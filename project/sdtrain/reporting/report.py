@@ -55,7 +55,7 @@ class TimedStep:
 class Outcome:
     """The result of the step loop."""
 
-    state: TrainState  # of the last step; its `spent` is that of earlier starts
+    state: TrainState  # the state after the last step; its `spent` is that of earlier starts
     first_step: int  # 0, or where the run was resumed
     steps_per_second: float | None
     skip_steps: int

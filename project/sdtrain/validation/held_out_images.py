@@ -20,7 +20,7 @@ class HeldOut:
 
     images: TrainingImages
     count: int
-    prompt: str | None  # of all images; None: each has its caption
+    prompt: str | None  # the prompt of all images; None: each has its caption
 
 
 def hold_out(

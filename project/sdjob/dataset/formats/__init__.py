@@ -34,7 +34,7 @@ class DatasetInfo:
     columns: tuple[str, ...]
     image_column: str
     caption_column: str | None  # None: read without captions
-    row_counts: tuple[int, ...] = ()  # of each file of a table; empty: each file is an image
+    row_counts: tuple[int, ...] = ()  # rows of each file of a table; empty: each file is an image
 
     def first(self, count: int) -> DatasetInfo:
         """Only the first `count` images of a folder; a table stays whole."""
