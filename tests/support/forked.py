@@ -107,7 +107,8 @@ def _rank(rank: int, flags: list[str], shared: dict[str, Any]) -> int:
     os.dup2(theirs, 2)
     values = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
     own = macros.substitute(flags, str(rank))
-    _become(lambda: worker(own), {**os.environ, **values}, keep=())
+    # With a reader left in itself a rank is not ended by a broken pipe: with torchrun it writes to a file.
+    _become(lambda: worker(own), {**os.environ, **values}, keep=(ours,))
     raise AssertionError("never reached")
 
 
