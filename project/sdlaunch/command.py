@@ -13,7 +13,7 @@ from sdjob.protocol import Channel
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import accelerate
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
 

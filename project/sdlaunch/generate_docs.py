@@ -17,7 +17,7 @@ from sdjob.settings import compatibility, presets
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import names, other_trainers, resolve
+from sdlaunch.settings import names, other_trainers, settings
 from sdlaunch.verbs import help as settings_help
 
 HOME = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def _exit_codes() -> str:
 
 
 def _presets() -> str:
-    shown = resolve.shown_names(RunSpec)
+    shown = settings.shown_names(RunSpec)
     rows = (f"`{shown[each.field]}` | `{each.value:g}` | {each.when}" for each in presets.PRESETS)
     return _lines(("name", "preset", "of runs with"), rows)
 

@@ -21,10 +21,9 @@ from sdjob.problems import Problem, exit_code
 from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command, user_script
-from sdlaunch.cluster import accelerate, devices
-from sdlaunch.cluster import resolve as cluster
+from sdlaunch.cluster import accelerate, cluster, devices
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.command import Host, LaunchPlan
 from sdlaunch.display import tables
 from sdlaunch.display.redact import secrets_of
@@ -37,9 +36,9 @@ from sdlaunch.inputs.fetch import Fetched
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.preflight import checks, estimates
 from sdlaunch.preflight.job import Job
-from sdlaunch.settings import resolve as settings
+from sdlaunch.settings import settings
 from sdlaunch.settings.options import LaunchOptions
-from sdlaunch.settings.resolve import Settings
+from sdlaunch.settings.settings import Settings
 from sdlaunch.user_script import Script
 
 

@@ -67,7 +67,7 @@ GROUPS = (
             "tests/sdlaunch/display/test_redact.py",
             "tests/sdlaunch/supervise/test_verdict.py",
             "tests/sdlaunch/cluster/test_platforms.py",
-            "tests/sdlaunch/cluster/test_resolve.py",
+            "tests/sdlaunch/cluster/test_cluster.py",
             "tests/sdlaunch/test_command.py",
         ),
     ),

@@ -8,7 +8,7 @@ import pytest
 
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.command import Host
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script

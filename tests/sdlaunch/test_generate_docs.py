@@ -9,7 +9,7 @@ from sdjob.settings.fields import settings_of
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import generate_docs, plan
-from sdlaunch.settings import names, other_trainers, resolve
+from sdlaunch.settings import names, other_trainers, settings
 from sdlaunch.settings.options import LaunchOptions
 from tests.sdlaunch.place import HOME, clean_environment
 
@@ -56,7 +56,7 @@ def test_comments_follow_the_schema():
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_a_preset_is_understood_and_means_the_same_to_docker_and_dotenv(preset):
-    found = resolve.read([("env_file", str(preset))], {})
+    found = settings.read([("env_file", str(preset))], {})
     assert (found.problems, found.warnings, found.passed_on) == ((), (), {})
     lines = [line for line in preset.read_text().splitlines() if line and not line.startswith("#")]
     assert dict(line.split("=", 1) for line in lines) == dotenv_values(preset)
@@ -126,5 +126,5 @@ DREAMBOOTH = {"resolution": 512, "train_batch_size": 1, "learning_rate": 5e-6, "
     ],
 )
 def test_presets_have_the_values_of_the_tutorials(name, values):
-    spec = resolve.read([("env_file", str(HOME / "env" / f"{name}.env"))], {}).spec
+    spec = settings.read([("env_file", str(HOME / "env" / f"{name}.env"))], {}).spec
     assert {field: getattr(spec, field) for field in values} == values

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.settings.options import LaunchOptions
 
 MODULE = "accelerate.commands.launch"

@@ -15,10 +15,10 @@ from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cluster.resolve import Resolved
+from sdlaunch.cluster.cluster import Resolved
 from sdlaunch.inputs.contents import Contents
 from sdlaunch.inputs.mounts import Mounts
-from sdlaunch.settings.resolve import Settings
+from sdlaunch.settings.settings import Settings
 
 
 @dataclass(frozen=True)

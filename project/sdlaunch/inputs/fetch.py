@@ -13,7 +13,7 @@ from sdjob.problems import Problem
 from sdlaunch.display.redact import redact, secrets_of
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.settings.options import LaunchOptions
-from sdlaunch.settings.resolve import Settings
+from sdlaunch.settings.settings import Settings
 
 PACKAGES = "packages"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sdjob.problems import Problem
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.resolve import Cluster
 from sdlaunch.inputs.contents import Contents
 from sdlaunch.inputs.mounts import Mounts
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sdjob.formatting import in_units
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.preflight.job import Job
 
 SHM = Path("/dev/shm")

@@ -1,5 +1,5 @@
 """From what the user wrote in four sources to validated settings, each with the source that won.
 
-Start reading: resolve.py.
+Start reading: settings.py.
 May import: sdjob, sdlaunch.cluster.platforms.
 """

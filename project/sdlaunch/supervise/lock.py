@@ -21,7 +21,7 @@ from pathlib import Path
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_output
 from sdjob.protocol import Channel
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import processes
 
 BEAT = 2.0  # seconds between two renewals of the file's time

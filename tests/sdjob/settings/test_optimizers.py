@@ -7,7 +7,7 @@ import pytest
 from sdjob.settings import choices
 from sdjob.settings.optimizers import HELP, OPTIMIZERS
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import resolve
+from sdlaunch.settings import settings
 from sdtrain.optim import optimizers
 
 
@@ -38,4 +38,4 @@ def test_the_help_names_all():
 
 def test_other_spellings_are_read():
     for spelling in ("adamw_8bit", "8BIT", "adam8bit"):
-        assert resolve.read([("optimizer", spelling)], {}).spec.optimizer == "adamw8bit"
+        assert settings.read([("optimizer", spelling)], {}).spec.optimizer == "adamw8bit"

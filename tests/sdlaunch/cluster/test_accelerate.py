@@ -6,7 +6,7 @@ import pytest
 
 from sdlaunch import command
 from sdlaunch.cluster import accelerate
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.command import Host
 from sdlaunch.settings.options import LaunchOptions
 from tests.sdlaunch.place import launch

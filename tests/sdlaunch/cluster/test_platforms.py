@@ -2,12 +2,11 @@
 
 import pytest
 
-from sdlaunch.cluster import resolve as cluster
+from sdlaunch.cluster import cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.platforms import PLATFORMS, Claim, Platform, Stated, world_size
-from sdlaunch.cluster.resolve import Cluster
-from sdlaunch.settings import names
-from sdlaunch.settings import resolve as settings
+from sdlaunch.settings import names, settings
 
 GPUS = Devices("cuda", 8, 64, "")
 

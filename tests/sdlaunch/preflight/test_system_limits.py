@@ -3,7 +3,7 @@
 import socket
 
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.preflight import system_limits
 from tests.sdlaunch.test_plan import found, prepare
 

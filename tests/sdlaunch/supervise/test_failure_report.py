@@ -7,7 +7,7 @@ import pytest
 
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import bad_input
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import failure_report
 from sdlaunch.supervise.verdict import Verdict
 from tests.sdlaunch.place import launch

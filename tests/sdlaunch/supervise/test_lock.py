@@ -15,7 +15,7 @@ import pytest
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.protocol import Channel
-from sdlaunch.cluster.resolve import Cluster
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import lock
 from tests.sdlaunch.place import launch, plan_json
 from tests.support.launcher import supervised

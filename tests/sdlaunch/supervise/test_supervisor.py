@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sdjob import protocol
-from sdlaunch.settings import resolve
+from sdlaunch.settings import settings
 from tests.sdlaunch.place import HOME, clean_environment
 from tests.support.launcher import DRIVER, PRELUDE, supervised
 
@@ -350,7 +350,7 @@ def test_spec_yaml_replays_the_run(run, place):
         "print(json.dumps(sys.argv[1:]))", instance_prompt="no: it's #1\n$x", epoch="3", NPROC_PER_NODE="2"
     )
     started.end(0)
-    replayed = resolve.read([("config_file", str(started.output / "run" / "spec.yaml"))], {})
+    replayed = settings.read([("config_file", str(started.output / "run" / "spec.yaml"))], {})
     assert replayed.problems == ()
     assert replayed.spec.instance_prompt == "no: it's #1\n$x"
     assert (replayed.spec.num_train_epochs, "num_train_step" in replayed.given) == (3, False)

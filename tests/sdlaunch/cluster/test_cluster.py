@@ -2,9 +2,9 @@
 
 import pytest
 
+from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.resolve import Cluster
-from sdlaunch.settings import resolve as settings
+from sdlaunch.settings import settings
 from tests.sdlaunch.cluster.test_platforms import GPUS, TWO_BY_EIGHT, resolve
 
 CPU = Devices("cpu", 4, 4, "")

@@ -1,16 +1,16 @@
-"""Tests of resolve, sources and options: which source wins, what the sources say, what is refused."""
+"""Tests of settings, sources and options: which source wins, what the sources say, what is refused."""
 
 import pytest
 
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import names, resolve
+from sdlaunch.settings import names, settings
 
 FLAGS = ()
 
 
 def read(environ=(), flags=FLAGS):
-    return resolve.read(flags, dict(environ))
+    return settings.read(flags, dict(environ))
 
 
 def subjects(found):
