@@ -20,7 +20,7 @@ from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.checkpoint.start_point import ResumePoint
 from sdtrain.context import RunContext
 from sdtrain.data.examples import prepare_examples
-from sdtrain.data.images import TrainingImages
+from sdtrain.data.training_images import TrainingImages
 from sdtrain.export import export, model_card
 from sdtrain.loop import train_steps
 from sdtrain.model import attention, check_tensors, convert, load

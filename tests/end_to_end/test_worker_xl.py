@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from sdjob.dataset.detect import find_dataset
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
-from sdtrain.data.images import TrainingImages
 from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.sources import open_source
+from sdtrain.data.training_images import TrainingImages
 from sdtrain.export import export
 from sdtrain.model import load
 from tests.support import colossal, worker

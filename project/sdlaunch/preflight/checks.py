@@ -12,7 +12,15 @@ from sdjob.exit_codes import ExitCode
 from sdjob.model import part_compatibility
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
-from sdlaunch.preflight import captions, estimates, images, output, packages, resume_check, system_limits
+from sdlaunch.preflight import (
+    captions,
+    estimates,
+    image_checks,
+    output,
+    packages,
+    resume_check,
+    system_limits,
+)
 from sdlaunch.preflight.job import Finding, Job, Note
 from sdlaunch.timeouts import Task, outcome
 
@@ -118,9 +126,9 @@ CHECKS: tuple[Check, ...] = (
     Check(estimates.disk_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
     Check(captions.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
-    Check(images.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
-    Check(images.of_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
-    Check(images.class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
-    Check(images.held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
+    Check(image_checks.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
+    Check(image_checks.of_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
+    Check(image_checks.class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
+    Check(image_checks.held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
     Check(resume_check.findings, "resume", _output),
 )

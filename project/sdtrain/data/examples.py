@@ -7,9 +7,9 @@ from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets, bucketed
 from sdtrain.data.cached_encodings import cached_latents, cached_prompts, every_prompt
-from sdtrain.data.images import TrainingImages
 from sdtrain.data.scan import filled, scan
 from sdtrain.data.streams import Stream, StreamSet, prompts_of
+from sdtrain.data.training_images import TrainingImages
 
 
 def prepare_examples(context: RunContext, parts: Parts, streams: tuple[Stream, ...]) -> StreamSet:

@@ -10,8 +10,8 @@ from typing import TypeVar
 from sdjob.problems import JobError, Problem
 from sdjob.threads import in_threads
 from sdtrain.context import RunContext
-from sdtrain.data.images import TrainingImages
 from sdtrain.data.streams import Stream
+from sdtrain.data.training_images import TrainingImages
 from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World
 

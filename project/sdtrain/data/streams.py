@@ -16,8 +16,8 @@ from sdjob.problems import Problem
 from sdtrain.architectures.base import Conditioning
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.cache import Cached
-from sdtrain.data.images import TrainingImages, collate
 from sdtrain.data.sampling import BatchShape, Sample, rank_batches, sample_at, sample_generator
+from sdtrain.data.training_images import TrainingImages, collate
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from sdjob.dataset.formats import DatasetInfo
 from sdjob.problems import Problem
 from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
-from sdtrain.data.images import TrainingImages, verify
 from sdtrain.data.scan import report_skipped
 from sdtrain.data.sources import DatasetSource, open_source
 from sdtrain.data.streams import Stream
+from sdtrain.data.training_images import TrainingImages, verify
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from sdjob.exit_codes import ExitCode
 from sdjob.files import few
 from sdjob.problems import JobError, Problem
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.data.images import too_many
 from sdtrain.data.streams import StreamBatch
+from sdtrain.data.training_images import too_many
 from sdtrain.reporting.metrics import RunningMean
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World

@@ -9,8 +9,8 @@ from sdjob.dataset import validation_split
 from sdjob.dataset.detect import dataset_in
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.context import RunContext
-from sdtrain.data.images import TrainingImages
 from sdtrain.data.sampling import permutation
+from sdtrain.data.training_images import TrainingImages
 from sdtrain.recipes.base import open_images
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from sdjob.dataset.detect import find_dataset
 from sdjob.dataset.images import decode
 from sdjob.problems import JobError
-from sdtrain.data.images import verify
 from sdtrain.data.sources import open_source
+from sdtrain.data.training_images import verify
 
 
 def png(number: int, size=(12, 8)) -> bytes:

@@ -6,14 +6,14 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.sdtrain.data.test_images import InMemory
 
 from sdjob import protocol
 from sdjob.dataset.detect import find_dataset
 from sdjob.protocol import Channel, Heartbeat
-from sdtrain.data.images import verify
 from sdtrain.data.sources import open_source
+from sdtrain.data.training_images import verify
 from sdtrain.runtime import heartbeat
-from tests.sdtrain.data.test_images import InMemory
 from tests.support.datasets import PNG
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from sdlaunch.preflight import images
+from sdlaunch.preflight import image_checks
 from tests.support.launcher import prepare
 
 BROKEN = (3, 40, 66)
@@ -34,7 +34,7 @@ def test_of_many_images_a_sample_is_decoded_unless_all_are_asked_for(many):
 
 
 def test_of_few_images_all_are(many, monkeypatch):
-    monkeypatch.setattr(images, "ALL_OF", 70)
+    monkeypatch.setattr(image_checks, "ALL_OF", 70)
     assert names(prepare(many)) == ["03.png", "40.png", "66.png"]
 
 
@@ -48,7 +48,7 @@ def test_with_skip_as_many_as_may_be_passed_over_are_a_warning(many):
 
 
 def test_what_there_was_no_time_for_is_left_to_the_worker(many, monkeypatch):
-    monkeypatch.setattr(images, "_KEPT", 2.0)
+    monkeypatch.setattr(image_checks, "_KEPT", 2.0)
     job = prepare(many, verify_images="all")
     assert job.problems == ()
     assert job.warnings == (

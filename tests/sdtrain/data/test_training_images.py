@@ -12,9 +12,9 @@ from PIL.Image import Resampling
 from torch.utils.data import DataLoader
 
 from sdjob.problems import JobError, bad_input
-from sdtrain.data.images import SampleError, TrainingImages, collate, cropped, to_tensor, verify
 from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.sources import open_source
+from sdtrain.data.training_images import SampleError, TrainingImages, collate, cropped, to_tensor, verify
 from tests.sdjob.dataset.test_images import encoded
 from tests.sdtrain.data.test_sources import info_of, metadata_folder, parquet_folder, png
 from tests.support.datasets import PNG
