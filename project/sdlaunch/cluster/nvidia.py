@@ -61,7 +61,7 @@ def torch_build() -> TorchBuild | None:
 
 
 def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None) -> Seen:
-    """The devices that the driver lists, as far as this build of PyTorch can use them."""
+    """The devices that the driver lists and this build of PyTorch can use."""
     what = counted(len(driver.gpus))
     chosen, problem, warnings = _chosen(driver.gpus, environ)
     if problem:
