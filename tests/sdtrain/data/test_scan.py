@@ -6,7 +6,7 @@ from sdjob.problems import JobError, bad_input
 from sdtrain.data.scan import filled, scan
 from sdtrain.data.streams import Stream
 from sdtrain.runtime.stop import Stopped
-from tests.sdtrain.data.test_images import Images, photo, training
+from tests.sdtrain.data.test_training_images import Images, photo, training
 from tests.support.worker import context_of
 
 

@@ -6,7 +6,6 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.sdtrain.data.test_images import InMemory
 
 from sdjob import protocol
 from sdjob.dataset.detect import find_dataset
@@ -14,6 +13,7 @@ from sdjob.protocol import Channel, Heartbeat
 from sdtrain.data.sources import open_source
 from sdtrain.data.training_images import verify
 from sdtrain.runtime import heartbeat
+from tests.sdtrain.data.test_training_images import InMemory
 from tests.support.datasets import PNG
 
 
