@@ -18,7 +18,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(HOME), str(HOME / "project")]
 
-from tests.sdlaunch.place import clean_environment, make_place  # noqa: E402
+from tests.sdlaunch.workspace import clean_environment, make_workspace  # noqa: E402
 
 RUNS = 9
 FILES = 1_000_000
@@ -45,17 +45,17 @@ def shown(times: list[float]) -> str:
     return f"{statistics.median(times):.2f} s (least {min(times):.2f}, {len(times)} runs)"
 
 
-def start_times(place: dict[str, str]) -> list[str]:
-    dry_run = (["bash", str(HOME / "train.sh"), "--dry-run"], clean_environment(**place))
+def start_times(workspace: dict[str, str]) -> list[str]:
+    dry_run = (["bash", str(HOME / "train.sh"), "--dry-run"], clean_environment(**workspace))
     nothing = ([sys.executable, "-c", "pass"], clean_environment())
     dry, bare = side_by_side(dry_run, nothing)
     return [f"| `bash train.sh --dry-run` | {shown(dry)} |", f"| `python -c pass` | {shown(bare)} |"]
 
 
-def added_to_torchrun(root: Path, place: dict[str, str]) -> list[str]:
+def added_to_torchrun(root: Path, workspace: dict[str, str]) -> list[str]:
     """The whole launcher, from reading the settings to its verdict, around torchrun with a worker that ends at once."""
     (root / "noop.py").write_text("")
-    environ = clean_environment(**place, PYTHONPATH=str(root), NPROC_PER_NODE="1")
+    environ = clean_environment(**workspace, PYTHONPATH=str(root), NPROC_PER_NODE="1")
     torchrun = [
         sys.executable,
         "-m",
@@ -82,10 +82,10 @@ def added_to_torchrun(root: Path, place: dict[str, str]) -> list[str]:
     ]
 
 
-def memory(root: Path, place: dict[str, str]) -> list[str]:
+def memory(root: Path, workspace: dict[str, str]) -> list[str]:
     """Resident memory of the launcher itself during training."""
     (root / "busy.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
-    environ = clean_environment(**place, PYTHONPATH=str(root))
+    environ = clean_environment(**workspace, PYTHONPATH=str(root))
     with subprocess.Popen(
         [sys.executable, str(DRIVER), "busy"], env=environ, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -101,7 +101,7 @@ def memory(root: Path, place: dict[str, str]) -> list[str]:
     return [f"| memory of the launcher while training | {used:.0f} MiB (peak {peak:.0f}) |"]
 
 
-def million_files(root: Path, place: dict[str, str]) -> list[str]:
+def million_files(root: Path, workspace: dict[str, str]) -> list[str]:
     """`check` of a folder with a million images, hard links to one."""
     folder = root / "million"
     folder.mkdir()
@@ -110,7 +110,7 @@ def million_files(root: Path, place: dict[str, str]) -> list[str]:
     shutil.copy(image, first)
     for number in range(1, FILES):
         os.link(first, folder / f"{number}.png")
-    environ = clean_environment(**{**place, "DATASET_DIR": str(folder)})
+    environ = clean_environment(**{**workspace, "DATASET_DIR": str(folder)})
     (times,) = side_by_side((["bash", str(HOME / "train.sh"), "check"], environ), runs=3)
     return [f"| `check` of {FILES:,} images in one folder | {shown(times)} |"]
 
@@ -119,14 +119,14 @@ def main() -> None:
     base = "/dev/shm" if shutil.disk_usage("/dev/shm").free > 1 << 30 else None
     with tempfile.TemporaryDirectory(dir=base) as folder:
         root = Path(folder)
-        place = make_place(root)
+        workspace = make_workspace(root)
         print(
             f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start\n"
         )
         print("| what | figure |\n|---|---|")
-        for measure in (lambda: start_times(place), lambda: added_to_torchrun(root, place)):
+        for measure in (lambda: start_times(workspace), lambda: added_to_torchrun(root, workspace)):
             print(*measure(), sep="\n", flush=True)
-        for measure in (lambda: memory(root, place), lambda: million_files(root, place)):
+        for measure in (lambda: memory(root, workspace), lambda: million_files(root, workspace)):
             print(*measure(), sep="\n", flush=True)
         print(f"\nload {os.getloadavg()[0]:.1f} at the end")
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster import slurm as engine
 from tests.cluster.slurm import Job, Slurm
-from tests.sdlaunch.place import HOME, clean_environment, launch
+from tests.sdlaunch.workspace import HOME, clean_environment, launch
 from tests.support.worker import losses
 
 # One short job of the embedded pipeline, on two processes.

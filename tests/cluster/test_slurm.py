@@ -11,7 +11,7 @@ import pytest
 from sdjob import protocol
 from sdjob.protocol import Channel, Heartbeat
 from tests.cluster.conftest import THREADS, emitted
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.workspace import HOME
 from tests.support.worker import losses
 
 pytestmark = pytest.mark.cluster

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.sdlaunch.emit.emitted import shellcheck
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.workspace import HOME
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sddemo.write_demo import write_demo
-from tests.sdlaunch.place import HOME, clean_environment
+from tests.sdlaunch.workspace import HOME, clean_environment
 from tests.support.launcher import found, prepare
 
 SETTINGS = {
@@ -43,11 +43,11 @@ def drawn(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_from_the_start_command_to_a_image(case, mounts: Path, tmp_path: Path):
     output = tmp_path / "out put"
-    place = {"MODEL_DIR": str(mounts / "model"), "DATASET_DIR": str(mounts), "OUTPUT_DIR": str(output)}
+    workspace = {"MODEL_DIR": str(mounts / "model"), "DATASET_DIR": str(mounts), "OUTPUT_DIR": str(output)}
     more = {"resolution": "64", "dataloader_num_workers": "0", **CASES[case]}
     done = subprocess.run(
         ["bash", str(HOME / "train.sh")],
-        env=clean_environment(**place, **SETTINGS, **more),
+        env=clean_environment(**workspace, **SETTINGS, **more),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -65,6 +65,6 @@ def test_from_the_start_command_to_a_image(case, mounts: Path, tmp_path: Path):
         pipeline = StableDiffusionPipeline.from_pretrained(output / "checkpoint", safety_checker=None)
     assert drawn(pipeline) == (64, 64)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out put"]
-    again = prepare(place, **SETTINGS, **more)
+    again = prepare(workspace, **SETTINGS, **more)
     assert (again.problems, again.arithmetic[-1]) == ((), "resume: already finished, at step 3")
-    assert found(prepare(place, **SETTINGS, **more, seed="1")) == [("seed", 64)]
+    assert found(prepare(workspace, **SETTINGS, **more, seed="1")) == [("seed", 64)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sdlaunch.place import clean_environment
+from tests.sdlaunch.workspace import clean_environment
 from tests.support import forked
 from tests.support.launcher import ENTRYPOINT, Launched
 from tests.support.worker import losses
@@ -36,8 +36,8 @@ def job(eps_model, captioned, tmp_path):
     started: list[Launched] = []
 
     def start(output: Path = tmp_path / "output", *, torchrun: bool = False, **variables: str) -> Launched:
-        place = {"MODEL_DIR": str(eps_model), "DATASET_DIR": str(captioned), "OUTPUT_DIR": str(output)}
-        environ = clean_environment(**{**place, **SETTINGS, **variables})
+        workspace = {"MODEL_DIR": str(eps_model), "DATASET_DIR": str(captioned), "OUTPUT_DIR": str(output)}
+        environ = clean_environment(**{**workspace, **SETTINGS, **variables})
         options = {} if torchrun else {"preexec_fn": forked.launcher(environ)}
         started.append(Launched(ENTRYPOINT, output, environ, **options))
         return started[-1]
@@ -96,8 +96,8 @@ def _seen_while_saving(output: Path, seconds: float = 30) -> bool:
 def undisturbed(eps_model, captioned, tmp_path_factory):
     """The losses of a run that nothing happens to."""
     output = tmp_path_factory.mktemp("undisturbed")
-    place = {"MODEL_DIR": str(eps_model), "DATASET_DIR": str(captioned), "OUTPUT_DIR": str(output)}
-    environ = clean_environment(**{**place, **SETTINGS, **KILLED})
+    workspace = {"MODEL_DIR": str(eps_model), "DATASET_DIR": str(captioned), "OUTPUT_DIR": str(output)}
+    environ = clean_environment(**{**workspace, **SETTINGS, **KILLED})
     Launched(ENTRYPOINT, output, environ, preexec_fn=forked.launcher(environ)).end(0)
     return losses(output)
 

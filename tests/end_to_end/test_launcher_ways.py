@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdlaunch.place import clean_environment
+from tests.sdlaunch.workspace import clean_environment
 from tests.support import forked
 from tests.support.launcher import ENTRYPOINT, Launched, pasted, prepare
 from tests.support.worker import losses

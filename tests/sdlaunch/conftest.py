@@ -1,7 +1,7 @@
 import pytest
 
 from sdlaunch.verbs import check
-from tests.sdlaunch.place import make_place
+from tests.sdlaunch.workspace import make_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -11,6 +11,6 @@ def no_comparison(monkeypatch):
 
 
 @pytest.fixture
-def place(tmp_path):
+def workspace(tmp_path):
     """The environment of a job that can start."""
-    return make_place(tmp_path)
+    return make_workspace(tmp_path)

@@ -11,7 +11,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdlaunch import generate_docs, plan
 from sdlaunch.settings import names, other_trainers, settings
 from sdlaunch.settings.options import LaunchOptions
-from tests.sdlaunch.place import HOME, clean_environment
+from tests.sdlaunch.workspace import HOME, clean_environment
 
 PRESETS = sorted((HOME / "env").glob("*.env"))
 

@@ -14,7 +14,7 @@ import pytest
 import entrypoint
 from sdlaunch.cluster import devices
 from tests.sdjob.model.test_pipeline import LFS, UNET, make
-from tests.sdlaunch.place import clean_environment, make_place
+from tests.sdlaunch.workspace import clean_environment, make_workspace
 
 MODEL, DATA = "model/tiny", "dataset/images"
 
@@ -271,11 +271,11 @@ def check(environ: dict[str, str], *flags: str) -> int:
 
 @pytest.mark.parametrize("mistake", TABLE, ids=lambda mistake: mistake.name)
 def test_a_mistake(mistake, tmp_path, capsys):
-    place = make_place(tmp_path)
+    workspace = make_workspace(tmp_path)
     if mistake.spoil:
         mistake.spoil(tmp_path)
     given = {name: value.replace("{root}", str(tmp_path)) for name, value in mistake.env.items()}
-    code = check({**place, **given}, *mistake.flags)
+    code = check({**workspace, **given}, *mistake.flags)
     said = "".join(capsys.readouterr())
     assert code == mistake.code, said
     for words in mistake.words:
@@ -290,8 +290,8 @@ def test_the_table_is_long_and_says_nothing_twice():
     assert len(names) == len(set(names))
 
 
-def test_without_any_mistake_there_is_nothing_to_say(place, capsys):
-    assert check(place) == 0
+def test_without_any_mistake_there_is_nothing_to_say(workspace, capsys):
+    assert check(workspace) == 0
     assert "→" not in capsys.readouterr().out
 
 
@@ -307,22 +307,22 @@ PROMPTS = (
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_prompt_may_be_anything(place, tmp_path, capsys, prompt):
+def test_a_prompt_may_be_anything(workspace, tmp_path, capsys, prompt):
     pwned = tmp_path / "pwned"
-    assert check({**place, "instance_prompt": prompt.replace("{pwned}", str(pwned))}) == 0, (
+    assert check({**workspace, "instance_prompt": prompt.replace("{pwned}", str(pwned))}) == 0, (
         capsys.readouterr()
     )
     assert not pwned.exists()
 
 
-def test_too_few_devices(place, capsys, monkeypatch):
+def test_too_few_devices(workspace, capsys, monkeypatch):
     two = devices.Devices("cuda", 2, 8, "auto", bf16=True)
     monkeypatch.setattr(devices, "find", lambda *_: two)
-    assert check({**place, "NPROC_PER_NODE": "8"}) == 69
+    assert check({**workspace, "NPROC_PER_NODE": "8"}) == 69
     assert "8 processes, and 2 cuda devices" in capsys.readouterr().out
 
 
-def test_an_output_that_is_mounted_read_only(place, tmp_path, capsys):
+def test_an_output_that_is_mounted_read_only(workspace, tmp_path, capsys):
     folder = tmp_path / "output"
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
@@ -331,5 +331,5 @@ def test_an_output_that_is_mounted_read_only(place, tmp_path, capsys):
         pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.strip()}")
     with contextlib.ExitStack() as after:
         after.callback(subprocess.run, ["umount", str(folder)], check=True)
-        assert check(place) == 73
+        assert check(workspace) == 73
     assert "is mounted read-only" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sdlaunch import plan
-from tests.sdlaunch.place import HOME, clean_environment, launch, make_place, plan_json
+from tests.sdlaunch.workspace import HOME, clean_environment, launch, make_workspace, plan_json
 
 TUTORIAL = {
     "NPROC_PER_NODE": "2",
@@ -23,8 +23,8 @@ TUTORIAL = {
 }
 
 
-def prepare(place, *flags, **variables):
-    return plan.prepare(flags, clean_environment(**{**place, **variables}), HOME)
+def prepare(workspace, *flags, **variables):
+    return plan.prepare(flags, clean_environment(**{**workspace, **variables}), HOME)
 
 
 def found(job):
@@ -34,8 +34,8 @@ def found(job):
 # --- the printed contract ----------------------------------------------------------------------------
 
 
-def test_plan_json(place, tmp_path):
-    code, printed = plan_json(**place, **TUTORIAL)
+def test_plan_json(workspace, tmp_path):
+    code, printed = plan_json(**workspace, **TUTORIAL)
     assert (code, printed["problems"]) == (0, [])
     assert {"settings", "mounts", "argv", "env", "problems"} <= printed.keys()
     settings = printed["settings"]
@@ -53,25 +53,25 @@ def test_plan_json(place, tmp_path):
     assert printed["env"]["SDJOB_NOTES_DIR"] == str(tmp_path / "output" / "run" / "notes-0")
 
 
-def test_nothing_is_left_behind(place, tmp_path):
+def test_nothing_is_left_behind(workspace, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for verb in ("plan", "check", "--dry-run"):
-        assert launch(verb, **place).returncode == 0
+        assert launch(verb, **workspace).returncode == 0
     assert sorted(tmp_path.rglob("*")) == before
     assert not list(HOME.glob("project/sdlaunch/__pycache__/plan.*.tmp"))
 
 
-def test_check_json(place):
-    done = launch("check", "--json", **place)
+def test_check_json(workspace):
+    done = launch("check", "--json", **workspace)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"problems": []})
-    done = launch("check", "--json", **place, lr="x")
+    done = launch("check", "--json", **workspace, lr="x")
     (problem,) = json.loads(done.stdout)["problems"]
     assert done.returncode == problem["code"] == 64
     assert set(problem) == {"subject", "found", "remedy", "code"}
 
 
-def test_the_readable_plan_names_every_setting_and_source(place):
-    done = launch("--dry-run", "lr=1e-4", **place, bogus="")
+def test_the_readable_plan_names_every_setting_and_source(workspace):
+    done = launch("--dry-run", "lr=1e-4", **workspace, bogus="")
     assert done.returncode == 0
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert lines["lr"].split() == ["lr", "0.0001", "command", "line:", "--lr"]
@@ -84,11 +84,11 @@ def test_the_readable_plan_names_every_setting_and_source(place):
 AWKWARD = 'it\'s a "sks" dog\n$(touch pwned) `touch pwned` ${HOME} ; touch pwned & \\ %s ünï'
 
 
-def test_an_awkward_prompt_arrives_literally_when_the_plan_is_pasted(place, tmp_path):
+def test_an_awkward_prompt_arrives_literally_when_the_plan_is_pasted(workspace, tmp_path):
     """The printed command, run by a shell, gives the worker the very words of the plan."""
-    code, printed = plan_json(f"--instance_prompt={AWKWARD}", **place)
+    code, printed = plan_json(f"--instance_prompt={AWKWARD}", **workspace)
     assert code == 0
-    job = prepare(place, ("instance_prompt", AWKWARD))
+    job = prepare(workspace, ("instance_prompt", AWKWARD))
     echo = tmp_path / "echo.py"
     echo.write_text("import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['SDJOB_STOP_FILE']]))")
     # What follows the interpreter is the same; torchrun itself is left out.
@@ -139,8 +139,8 @@ def test_five_mistakes_at_once(tmp_path):
     assert (tmp_path / "output").read_text() == "a file"
 
 
-def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(place, tmp_path):
-    done = launch(**place, lr="-1")
+def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(workspace, tmp_path):
+    done = launch(**workspace, lr="-1")
     assert done.returncode == 64
     assert done.stdout == ""
     assert "lr: found '-1' (environment: lr)" in done.stderr
@@ -153,79 +153,79 @@ def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(place, t
 @pytest.mark.parametrize(
     ("kind", "words"), [("missing", "does not exist"), ("file", "is a file"), ("empty", "is empty")]
 )
-def test_a_mount_that_is_wrong_is_named_by_its_variable(place, tmp_path, mount, kind, words):
+def test_a_mount_that_is_wrong_is_named_by_its_variable(workspace, tmp_path, mount, kind, words):
     path = tmp_path / kind
     if kind == "file":
         path.touch()
     elif kind == "empty":
         path.mkdir()
-    (problem,) = prepare(place, **{mount: str(path)}).problems
+    (problem,) = prepare(workspace, **{mount: str(path)}).problems
     assert (problem.code, problem.subject) == (66, mount)
     assert words in problem.found
     assert f"set {mount}" in problem.remedy
 
 
-def test_the_plan_shows_what_it_can_with_a_mount_missing(place):
-    code, printed = plan_json(**{**place, "MODEL_DIR": "/nonexistent"})
+def test_the_plan_shows_what_it_can_with_a_mount_missing(workspace):
+    code, printed = plan_json(**{**workspace, "MODEL_DIR": "/nonexistent"})
     assert code == 66
     assert "--pretrained_model_name_or_path=/nonexistent" in printed["argv"]
     assert printed["mounts"]["DATASET_DIR"]["found"].startswith("5 images")
 
 
-def test_a_plan_with_a_refused_setting_has_no_command_but_shows_the_value(place):
-    code, printed = plan_json(**place, lr="fast")
+def test_a_plan_with_a_refused_setting_has_no_command_but_shows_the_value(workspace):
+    code, printed = plan_json(**workspace, lr="fast")
     assert (code, printed["argv"]) == (64, [])
     assert printed["settings"]["lr"]["value"] == "fast"
 
 
-def test_an_absolute_name_needs_no_mount(place, tmp_path):
-    job = prepare(place, MODEL_DIR="/nonexistent", model_name=str(tmp_path / "model" / "tiny"))
+def test_an_absolute_name_needs_no_mount(workspace, tmp_path):
+    job = prepare(workspace, MODEL_DIR="/nonexistent", model_name=str(tmp_path / "model" / "tiny"))
     assert job.problems == ()
 
 
-def test_captions_are_required_by_the_recipe(place, tmp_path):
-    assert {code for _, code in found(prepare(place, recipe="text_to_image"))} == {66}
+def test_captions_are_required_by_the_recipe(workspace, tmp_path):
+    assert {code for _, code in found(prepare(workspace, recipe="text_to_image"))} == {66}
 
 
 @pytest.mark.parametrize("image", ["4.png", "2.png", "0.png"])
-def test_a_corrupt_image_is_named(place, tmp_path, image):
+def test_a_corrupt_image_is_named(workspace, tmp_path, image):
     (tmp_path / "dataset" / "images" / image).write_bytes(b"\x89PNG not really")
-    (problem,) = prepare(place).problems
+    (problem,) = prepare(workspace).problems
     assert problem.code == 66
     assert image in problem.subject
-    assert prepare(place, verify_images="none").problems == ()
+    assert prepare(workspace, verify_images="none").problems == ()
 
 
-def test_too_many_processes_for_the_devices(place, monkeypatch):
+def test_too_many_processes_for_the_devices(workspace, monkeypatch):
     two = plan.devices.Devices("cuda", 2, 8, "auto", bf16=True)
     monkeypatch.setattr(plan.devices, "find", lambda *_: two)
-    job = prepare(place, NPROC_PER_NODE="4")
+    job = prepare(workspace, NPROC_PER_NODE="4")
     assert found(job) == [("NPROC_PER_NODE", 69)]
     assert "2 cuda devices" in job.problems[0].found
-    assert found(prepare(place, NPROC_PER_NODE="2")) == []
-    assert prepare(place).settings["mixed_precision"].value == "bf16"
+    assert found(prepare(workspace, NPROC_PER_NODE="2")) == []
+    assert prepare(workspace).settings["mixed_precision"].value == "bf16"
 
 
-def test_problems_of_the_cluster_are_settings(place):
-    assert found(prepare(place, NNODES="2", NODE_RANK="5", MASTER_ADDR="a")) == [("NODE_RANK", 64)]
+def test_problems_of_the_cluster_are_settings(workspace):
+    assert found(prepare(workspace, NNODES="2", NODE_RANK="5", MASTER_ADDR="a")) == [("NODE_RANK", 64)]
 
 
 @pytest.mark.parametrize(
     ("resume", "code"),
     [("auto", None), ("never", None), ("must", 64), ("/nonexistent/checkpoint-000500", 64)],
 )
-def test_a_checkpoint_to_resume_must_exist(place, resume, code):
-    assert found(prepare(place, resume=resume)) == ([("resume", code)] if code else [])
+def test_a_checkpoint_to_resume_must_exist(workspace, resume, code):
+    assert found(prepare(workspace, resume=resume)) == ([("resume", code)] if code else [])
 
 
-def test_class_images_that_the_user_names_must_be_there(place):
+def test_class_images_that_the_user_names_must_be_there(workspace):
     prior = {"with_prior_preservation": "1", "class_prompt": "a dog"}
-    assert found(prepare(place, **prior)) == []
-    assert found(prepare(place, **prior, class_data_dir="/nonexistent")) == [("class_data_dir", 66)]
+    assert found(prepare(workspace, **prior)) == []
+    assert found(prepare(workspace, **prior, class_data_dir="/nonexistent")) == [("class_data_dir", 66)]
 
 
-def test_bytes_that_are_not_text_are_refused_in_a_prompt(place):
-    done = launch("check", **place, instance_prompt=b"\xff".decode("utf-8", "surrogateescape"))
+def test_bytes_that_are_not_text_are_refused_in_a_prompt(workspace):
+    done = launch("check", **workspace, instance_prompt=b"\xff".decode("utf-8", "surrogateescape"))
     assert done.returncode == 64
     assert "instance_prompt" in done.stdout
 
@@ -233,13 +233,13 @@ def test_bytes_that_are_not_text_are_refused_in_a_prompt(place):
 # --- arithmetic --------------------------------------------------------------------------------------
 
 
-def test_epochs_alone_become_steps(place):
-    job = prepare(place, epoch="3", batch_size="2", NPROC_PER_NODE="2")  # 3 × 5 images / 4
+def test_epochs_alone_become_steps(workspace):
+    job = prepare(workspace, epoch="3", batch_size="2", NPROC_PER_NODE="2")  # 3 × 5 images / 4
     assert job.settings["num_train_step"].value == 4
     assert "epoch=3" in job.settings["num_train_step"].source
 
 
-def test_epochs_of_several_subjects_become_steps(place, tmp_path):
+def test_epochs_of_several_subjects_become_steps(workspace, tmp_path):
     other = shutil.copytree(tmp_path / "dataset/images", tmp_path / "other")
     (other / "0.png").unlink()
     entries = [
@@ -247,31 +247,31 @@ def test_epochs_of_several_subjects_become_steps(place, tmp_path):
         for folder in (tmp_path / "dataset/images", other)
     ]
     (tmp_path / "subjects.json").write_text(json.dumps(entries))
-    job = prepare(place, epoch="2", NPROC_PER_NODE="2", concepts_list=str(tmp_path / "subjects.json"))
+    job = prepare(workspace, epoch="2", NPROC_PER_NODE="2", concepts_list=str(tmp_path / "subjects.json"))
     assert job.settings["num_train_step"].value == 9  # 2 × (5 + 4) images / 2
     assert any(line.startswith("length: 9 images / 2") for line in job.arithmetic)
 
 
-def test_the_steps_of_epochs_are_the_workers_to_compute(place):
+def test_the_steps_of_epochs_are_the_workers_to_compute(workspace):
     """Of a run that goes on with another batch they are others."""
-    assert job_flags(prepare(place, epoch="3")) == {"--num_train_epochs=3"}
-    assert job_flags(prepare(place, epoch="3", num_train_step="7")) >= {"--max_train_steps=7"}
-    assert job_flags(prepare(place)) == {"--max_train_steps=400"}
+    assert job_flags(prepare(workspace, epoch="3")) == {"--num_train_epochs=3"}
+    assert job_flags(prepare(workspace, epoch="3", num_train_step="7")) >= {"--max_train_steps=7"}
+    assert job_flags(prepare(workspace)) == {"--max_train_steps=400"}
 
 
 def job_flags(job):
     return {flag for flag in job.launch.argv if flag.startswith(("--max_train_steps", "--num_train_epochs"))}
 
 
-def test_steps_win_over_epochs(place):
-    job = prepare(place, epoch="3", num_train_step="7")
+def test_steps_win_over_epochs(workspace):
+    job = prepare(workspace, epoch="3", num_train_step="7")
     assert job.settings["num_train_step"].value == 7
 
 
 # --- output ------------------------------------------------------------------------------------------
 
 
-def as_nobody(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def as_user(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A Python script with the launcher at hand, without root's privileges."""
     lines = f"import os, sys\nsys.path[:0] = [{str(HOME)!r}, {str(HOME / 'project')!r}]\n"
     # Import before the privileges go: the checkout may be private to root.
@@ -294,7 +294,7 @@ def open_place():
     """A place that other users can reach; pytest closes its own folders to them whenever it starts."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        yield make_place(Path(folder))
+        yield make_workspace(Path(folder))
 
 
 CHECK = "sys.exit(entrypoint.main(['plan', '--json'], os.environ))"
@@ -313,9 +313,9 @@ def test_without_permission(open_place, mount, mode, code):
     folder = Path(open_place[mount])
     Path(open_place["OUTPUT_DIR"]).mkdir(mode=0o777)
     Path(open_place["OUTPUT_DIR"]).chmod(0o777)
-    assert as_nobody(CHECK, **open_place).returncode == 0
+    assert as_user(CHECK, **open_place).returncode == 0
     folder.chmod(mode)
-    done = as_nobody(CHECK, **open_place)
+    done = as_user(CHECK, **open_place)
     folder.chmod(0o755)
     assert "Traceback" not in done.stderr, done.stderr
     problems = json.loads(done.stdout)["problems"]
@@ -325,50 +325,50 @@ def test_without_permission(open_place, mount, mode, code):
 
 
 @pytest.mark.parametrize("below", ["", "deep/er"])
-def test_an_output_folder_that_is_a_file_or_lies_below_one(place, tmp_path, below):
+def test_an_output_folder_that_is_a_file_or_lies_below_one(workspace, tmp_path, below):
     (tmp_path / "file").write_text("kept")
-    (problem,) = prepare(place, OUTPUT_DIR=str(tmp_path / "file" / below)).problems
+    (problem,) = prepare(workspace, OUTPUT_DIR=str(tmp_path / "file" / below)).problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
     assert "file" in problem.found
     assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize("below", ["model", "model/out", "dataset/images", "link/out"])
-def test_an_output_folder_among_the_inputs_is_refused(place, tmp_path, below):
+def test_an_output_folder_among_the_inputs_is_refused(workspace, tmp_path, below):
     (tmp_path / "link").symlink_to(tmp_path / "dataset")
-    (problem,) = prepare(place, OUTPUT_DIR=str(tmp_path / below)).problems
+    (problem,) = prepare(workspace, OUTPUT_DIR=str(tmp_path / below)).problems
     assert (problem.subject, problem.code) == ("OUTPUT_DIR", 64)
     assert ("MODEL_DIR" if below.startswith("model") else "DATASET_DIR") in problem.found
 
 
-def test_an_output_folder_above_the_inputs_is_allowed(place, tmp_path):
-    assert found(prepare(place, OUTPUT_DIR=str(tmp_path))) == []
+def test_an_output_folder_above_the_inputs_is_allowed(workspace, tmp_path):
+    assert found(prepare(workspace, OUTPUT_DIR=str(tmp_path))) == []
 
 
-def test_the_table_of_mounts_shows_what_was_found(place, tmp_path, monkeypatch):
-    mounts = prepare(place, PROJECT_DIR=str(HOME)).mounts
+def test_the_table_of_mounts_shows_what_was_found(workspace, tmp_path, monkeypatch):
+    mounts = prepare(workspace, PROJECT_DIR=str(HOME)).mounts
     assert mounts["PROJECT_DIR"]["found"] == "can be written, never is"
     assert mounts["OUTPUT_DIR"]["found"] == "can be written"
     (tmp_path / "file").touch()
     below = str(tmp_path / "file" / "below")
-    mounts = prepare(place, PROJECT_DIR=below, OUTPUT_DIR=below).mounts
+    mounts = prepare(workspace, PROJECT_DIR=below, OUTPUT_DIR=below).mounts
     assert (mounts["PROJECT_DIR"]["found"], mounts["OUTPUT_DIR"]["found"]) == ("not usable", "not usable")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    assert prepare(place).mounts["PROJECT_DIR"]["found"] == "read only"
+    assert prepare(workspace).mounts["PROJECT_DIR"]["found"] == "read only"
 
 
-def test_what_is_in_the_output_folder_stays(place, tmp_path):
+def test_what_is_in_the_output_folder_stays(workspace, tmp_path):
     (tmp_path / "output" / "checkpoint").mkdir(parents=True)
     (tmp_path / "output" / "checkpoint" / "mine.txt").write_text("mine")
     before = sorted(path.name for path in (tmp_path / "output").rglob("*"))
-    assert prepare(place).problems == ()
+    assert prepare(workspace).problems == ()
     assert sorted(path.name for path in (tmp_path / "output").rglob("*")) == before
 
 
-def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
+def test_too_little_space_is_refused_with_the_arithmetic(workspace, monkeypatch):
     usage, shm = type("Usage", (), {"free": 100}), type("Usage", (), {"free": 10**9})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if "shm" not in str(path) else shm)
-    (problem,) = prepare(place, num_train_step="1000").problems
+    (problem,) = prepare(workspace, num_train_step="1000").problems
     assert problem.code == 73
     assert "100 B free" in problem.found
     assert (
@@ -376,21 +376,21 @@ def test_too_little_space_is_refused_with_the_arithmetic(place, monkeypatch):
     )  # 13,444 parameters × 4 bytes × (weights + optimizer state)
 
 
-def test_a_fraction_that_is_held_out_counts_in_the_arithmetic(place, tmp_path):
-    job = prepare(place, validation_split="0.4", epoch="3", max_validation_samples="1")
+def test_a_fraction_that_is_held_out_counts_in_the_arithmetic(workspace, tmp_path):
+    job = prepare(workspace, validation_split="0.4", epoch="3", max_validation_samples="1")
     assert job.problems == ()
     assert job.arithmetic[1] == "validation: 2 of 5 images held out, 1 of them used"
     assert job.arithmetic[2].startswith("length: 3 images / 1 = 3 steps per epoch; 9 steps = 3 epochs")
     for number in range(1, 5):
         (tmp_path / f"dataset/images/{number}.png").unlink()
-    assert found(prepare(place, validation_split="0.4")) == [(f"{tmp_path}/dataset/images", 66)]
+    assert found(prepare(workspace, validation_split="0.4")) == [(f"{tmp_path}/dataset/images", 66)]
 
 
-def test_secrets_are_not_in_the_plan(place, tmp_path):
+def test_secrets_are_not_in_the_plan(workspace, tmp_path):
     env = tmp_path / "job.env"
     env.write_text("HF_TOKEN=hf_abcdefgh123\nMY_URL=https://me:pa55word@host/x\n")
     for verb in (["plan", "--json"], ["plan"]):
-        done = launch(*verb, **place, ENV_FILE=str(env))
+        done = launch(*verb, **workspace, ENV_FILE=str(env))
         assert done.returncode == 0
         assert "MY_URL" in done.stdout
         assert "hf_abcdefgh123" not in done.stdout + done.stderr

@@ -16,7 +16,7 @@ from sdjob.problems import JobError
 from sdjob.settings.flags import parse
 from sdlaunch import plan
 from sdlaunch.settings import names
-from tests.sdlaunch.place import HOME, clean_environment, make_place
+from tests.sdlaunch.workspace import HOME, clean_environment, make_workspace
 
 MOUNTS = ("MODEL_DIR", "DATASET_DIR", "OUTPUT_DIR", "PROJECT_DIR", "ENV_FILE", "CONFIG_FILE")
 KNOWN = sorted(set(names.catalogue()) - set(MOUNTS))
@@ -45,7 +45,7 @@ FAST = how(max_examples=120, deadline=None, suppress_health_check=list(HealthChe
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
     root = tmp_path_factory.mktemp("ground")
-    return root, make_place(root)
+    return root, make_workspace(root)
 
 
 def told(value: str, root: Path) -> str:
@@ -57,7 +57,7 @@ def told(value: str, root: Path) -> str:
     environ=ENVIRONMENTS, flags=some.lists(some.one_of(TEXT, LIKELY, some.sampled_from(KNOWN)), max_size=2)
 )
 def test_any_environment_gives_a_documented_code(ground, environ, flags):
-    root, place = ground
+    root, workspace = ground
     given_ = {name: told(value, root) for name, value in environ.items()}
     with pytest.MonkeyPatch.context() as patch:
         for start in ("run", "Popen"):
@@ -65,7 +65,7 @@ def test_any_environment_gives_a_documented_code(ground, environ, flags):
         patch.setattr("os.system", _refuse)
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = entrypoint.main(["check", *flags], {**clean_environment(), **given_, **place})
+            code = entrypoint.main(["check", *flags], {**clean_environment(), **given_, **workspace})
     assert code in set(ExitCode)
     assert "Traceback" not in said.getvalue()
     assert (code == 0) == ("→" not in said.getvalue() or "--help" in flags or "-h" in flags)
@@ -81,8 +81,8 @@ def _refuse(*arguments, **_):
 @given(environ=ENVIRONMENTS)
 def test_a_plan_says_the_worker_what_was_set(ground, environ):
     """Every command that is built can be read back by the worker, to the very settings of the plan."""
-    _, place = ground
-    job = plan.prepare((), {**clean_environment(), **environ, **place}, HOME)
+    _, workspace = ground
+    job = plan.prepare((), {**clean_environment(), **environ, **workspace}, HOME)
     if job.launch is None or "sdtrain" not in job.launch.argv:
         return
     doubled = job.launch.argv[job.launch.argv.index("sdtrain") + 1 :]

@@ -13,7 +13,7 @@ import pytest
 import entrypoint
 from sdjob import protocol
 from sdlaunch.verbs import doctor
-from tests.sdlaunch.place import HOME, clean_environment, launch
+from tests.sdlaunch.workspace import HOME, clean_environment, launch
 
 
 def started(folder: Path, module: str, source: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ VERBS = [
     ("argv", "code"),
     [*VERBS, (["doctor"], 0), (["lr=x"], 64), (["plan", "lr=x"], 64), (["emit", "docker", "lr=x"], 64)],
 )
-def test_a_reader_that_has_gone_is_not_an_error(place, monkeypatch, argv, code):
+def test_a_reader_that_has_gone_is_not_an_error(workspace, monkeypatch, argv, code):
     """As in `plan | head`: what was not read is lost, and the exit code stands."""
     monkeypatch.setattr(doctor, "examine", lambda *_: doctor.Diagnosis({}, ()))
     monkeypatch.setattr(doctor, "render", str)
@@ -71,18 +71,18 @@ def test_a_reader_that_has_gone_is_not_an_error(place, monkeypatch, argv, code):
         reading, writing = os.pipe()
         os.close(reading)
         monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
-    assert entrypoint.main(argv, clean_environment(**place)) == code
+    assert entrypoint.main(argv, clean_environment(**workspace)) == code
     sys.stdout.close()  # flushes
     sys.stderr.close()
 
 
-def test_it_works_from_any_working_directory_and_through_a_link(place, tmp_path):
+def test_it_works_from_any_working_directory_and_through_a_link(workspace, tmp_path):
     link = tmp_path / "with space"
     link.symlink_to(HOME)
     done = subprocess.run(
         ["bash", "../with space/train.sh", "check"],
         cwd=tmp_path / "model",
-        env=clean_environment(**place),
+        env=clean_environment(**workspace),
         capture_output=True,
         text=True,
     )
@@ -104,20 +104,20 @@ def test_without_python_the_code_is_69(tmp_path):
     assert "Python" in done.stderr
 
 
-def test_without_pydantic_the_code_is_69(place):
+def test_without_pydantic_the_code_is_69(workspace):
     script = (
         f"import sys; sys.modules['pydantic'] = None; sys.path.insert(0, {str(HOME)!r}); "
         "import entrypoint; sys.exit(entrypoint.start())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], env=clean_environment(**place), capture_output=True, text=True
+        [sys.executable, "-c", script], env=clean_environment(**workspace), capture_output=True, text=True
     )
     assert done.returncode == 69
     assert "pip install pydantic" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_neither_torch_nor_the_worker_is_imported(place):
+def test_neither_torch_nor_the_worker_is_imported(workspace):
     script = (
         f"import sys; sys.path.insert(0, {str(HOME)!r}); import entrypoint; "
         "code = entrypoint.main(['plan'], __import__('os').environ); "
@@ -125,16 +125,16 @@ def test_neither_torch_nor_the_worker_is_imported(place):
         "sys.exit(f'imported: {heavy}' if heavy else code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], env=clean_environment(**place), capture_output=True, text=True
+        [sys.executable, "-c", script], env=clean_environment(**workspace), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("verb", ["plan", "check"])
-def test_any_locale_will_do(place, verb):
+def test_any_locale_will_do(workspace, verb):
     done = launch(
         verb,
-        **place,
+        **workspace,
         LC_ALL="C",
         PYTHONUTF8="0",
         PYTHONCOERCECLOCALE="0",
@@ -146,10 +146,10 @@ def test_any_locale_will_do(place, verb):
     assert "→" in done.stdout
 
 
-def test_the_code_stays_when_the_reader_goes(place):
+def test_the_code_stays_when_the_reader_goes(workspace):
     shell = f"bash {HOME / 'train.sh'} plan | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["bash", "-c", shell], env=clean_environment(**place, lr="x"), capture_output=True, text=True
+        ["bash", "-c", shell], env=clean_environment(**workspace, lr="x"), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (64, "")
 

@@ -6,7 +6,7 @@ import pytest
 
 from sdjob.problems import JobError
 from sdlaunch import user_script
-from tests.sdlaunch.place import launch, plan_json
+from tests.sdlaunch.workspace import launch, plan_json
 from tests.support.launcher import found, pasted, prepare
 
 VALUES = {
@@ -64,11 +64,11 @@ def test_arguments_that_are_refused(text, found, remedy):
     assert remedy in problem.remedy
 
 
-def test_the_command_runs_the_script_instead_of_the_worker(place, echo, tmp_path):
+def test_the_command_runs_the_script_instead_of_the_worker(workspace, echo, tmp_path):
     arguments = "--model {model} --data {dataset} --out {output}/x --n {nproc} "
     arguments += "--lr {learning_rate} -p {instance_prompt}"
     code, printed = plan_json(
-        **place,
+        **workspace,
         script=str(echo),
         script_args=arguments,
         NPROC_PER_NODE="2",
@@ -95,11 +95,11 @@ def test_the_command_runs_the_script_instead_of_the_worker(place, echo, tmp_path
     assert printed["settings"]["hang_timeout"] == {"value": 0.0, "source": "script"}
 
 
-def test_a_relative_script_lies_below_the_project(place, echo):
-    job = prepare(place, script="echo.py", PROJECT_DIR=str(echo.parent))
+def test_a_relative_script_lies_below_the_project(workspace, echo):
+    job = prepare(workspace, script="echo.py", PROJECT_DIR=str(echo.parent))
     assert (job.problems, job.launch.argv[-1]) == ((), str(echo))
-    assert found(prepare(place, script="echo.py")) == [("script", 66)]
-    assert found(prepare(place, script="echo.py", PROJECT_DIR="/nonexistent")) == [("PROJECT_DIR", 66)]
+    assert found(prepare(workspace, script="echo.py")) == [("script", 66)]
+    assert found(prepare(workspace, script="echo.py", PROJECT_DIR="/nonexistent")) == [("PROJECT_DIR", 66)]
 
 
 @pytest.mark.parametrize(
@@ -110,53 +110,55 @@ def test_a_relative_script_lies_below_the_project(place, echo):
         ("a = '\0'", "not a Python program"),
     ],
 )
-def test_a_script_that_cannot_run(place, tmp_path, content, words):
+def test_a_script_that_cannot_run(workspace, tmp_path, content, words):
     path = tmp_path / "mine.py"
     if content is not None:
         path.write_text(content)
-    job = prepare(place, script=str(path))
+    job = prepare(workspace, script=str(path))
     assert found(job) == [("script", 66)]
     assert words in job.problems[0].found
-    assert found(prepare(place, script=str(tmp_path))) == [("script", 66)]
+    assert found(prepare(workspace, script=str(tmp_path))) == [("script", 66)]
 
 
-def test_mistakes_in_the_arguments_are_settings(place, echo):
-    assert found(prepare(place, script=str(echo), script_args="'")) == [("script_args", 64)]
-    job = prepare(place, script=str(echo), script_args="{bacth_size} {x}")
+def test_mistakes_in_the_arguments_are_settings(workspace, echo):
+    assert found(prepare(workspace, script=str(echo), script_args="'")) == [("script_args", 64)]
+    job = prepare(workspace, script=str(echo), script_args="{bacth_size} {x}")
     assert found(job) == [("script_args", 64), ("script_args", 64)]
     assert job.launch is None
-    assert found(prepare(place, script_args="a")) == [("script_args", 64)]
+    assert found(prepare(workspace, script_args="a")) == [("script_args", 64)]
 
 
-def test_a_hang_timeout_that_the_user_sets_stays(place, echo):
-    assert prepare(place, script=str(echo), hang_timeout="9").settings["hang_timeout"].value == 9.0
+def test_a_hang_timeout_that_the_user_sets_stays(workspace, echo):
+    assert prepare(workspace, script=str(echo), hang_timeout="9").settings["hang_timeout"].value == 9.0
 
 
-def test_data_that_the_worker_cannot_read_is_left_to_the_script(place, echo, tmp_path):
+def test_data_that_the_worker_cannot_read_is_left_to_the_script(workspace, echo, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data.bin").write_bytes(b"x")
-    other = {**place, "DATASET_DIR": str(tmp_path / "other")}
+    other = {**workspace, "DATASET_DIR": str(tmp_path / "other")}
     assert found(prepare(other)) == [(str(tmp_path / "other"), 66)]
     job = prepare(other, script=str(echo), script_args="{dataset}")
     assert job.problems == ()
     assert "left to the script" in job.warnings[0]
     assert job.launch.argv[-1] == str(tmp_path / "other")
-    assert found(prepare({**place, "DATASET_DIR": "/nonexistent"}, script=str(echo))) == [("DATASET_DIR", 66)]
+    assert found(prepare({**workspace, "DATASET_DIR": "/nonexistent"}, script=str(echo))) == [
+        ("DATASET_DIR", 66)
+    ]
     assert {code for _, code in found(prepare(other, script=str(echo), dataset_name="none"))} == {66}
 
 
-def test_the_pasted_command_runs_the_script_with_the_same_words(place, echo, tmp_path):
+def test_the_pasted_command_runs_the_script_with_the_same_words(workspace, echo, tmp_path):
     prompt = 'it\'s "a"\n$(touch pwned) `touch pwned` ünï'
-    job = prepare(place, script=str(echo), script_args="-p {instance_prompt} ''", instance_prompt=prompt)
+    job = prepare(workspace, script=str(echo), script_args="-p {instance_prompt} ''", instance_prompt=prompt)
     said = pasted(job, tmp_path)
     assert f"{json.dumps(['-p', prompt, ''])} 0" in said
     assert not list(tmp_path.rglob("pwned"))
 
 
 @pytest.mark.parametrize(("ending", "code"), [("", 0), ("sys.exit(3)", 70)])
-def test_a_run_is_supervised_and_its_code_is_the_documented_one(place, echo, tmp_path, ending, code):
+def test_a_run_is_supervised_and_its_code_is_the_documented_one(workspace, echo, tmp_path, ending, code):
     echo.write_text(ECHO + ending)
-    done = launch(**place, script=str(echo), script_args="{model}", NPROC_PER_NODE="2")
+    done = launch(**workspace, script=str(echo), script_args="{model}", NPROC_PER_NODE="2")
     assert done.returncode == code, done.stdout + done.stderr
     log = (tmp_path / "output" / "logs" / "node-0.log").read_text()
     words = json.dumps([str(tmp_path / "model" / "tiny")])

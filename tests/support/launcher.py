@@ -11,7 +11,7 @@ from typing import Any
 
 from sdjob import protocol
 from sdlaunch import plan
-from tests.sdlaunch.place import HOME, clean_environment
+from tests.sdlaunch.workspace import HOME, clean_environment
 
 ENTRYPOINT = (sys.executable, str(HOME / "entrypoint.py"))
 DRIVER = (sys.executable, str(Path(__file__).with_name("driver.py")))
@@ -87,20 +87,20 @@ class Launched:
 
 
 def supervised(
-    folder: Path, place: dict[str, str], script: str, *, as_worker: bool = False, **variables: str
+    folder: Path, workspace: dict[str, str], script: str, *, as_worker: bool = False, **variables: str
 ) -> Launched:
     """Run the launcher with a script instead of torchrun or as the worker; the output is below the folder."""
     path = folder / "fake.py"
     path.write_text(PRELUDE + script)
     if as_worker:
         variables["PYTHONPATH"] = str(folder)
-    environ = clean_environment(**{**place, **variables})
+    environ = clean_environment(**{**workspace, **variables})
     return Launched((*DRIVER, "fake" if as_worker else str(path)), folder / "output", environ)
 
 
-def prepare(place: dict[str, str], **variables: str) -> plan.JobPlan:
+def prepare(workspace: dict[str, str], **variables: str) -> plan.JobPlan:
     """Plan a job with these variables."""
-    return plan.prepare((), clean_environment(**{**place, **variables}), HOME)
+    return plan.prepare((), clean_environment(**{**workspace, **variables}), HOME)
 
 
 def found(job: plan.JobPlan) -> list[tuple[str, int]]:

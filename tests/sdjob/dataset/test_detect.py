@@ -6,7 +6,7 @@ from pathlib import Path
 from sdjob.dataset.detect import FORMATS
 from sdjob.dataset.verify import verify_sample
 from sdjob.problems import JobError
-from tests.sdjob.nobody import problems_as_nobody
+from tests.sdjob.unprivileged import problems_as_user
 from tests.support.datasets import find, jsonl, only, parquet, table, write_image
 
 
@@ -91,20 +91,20 @@ def test_unreadable_places_are_problems(tmp_path):
     secret = tmp_path / "secret"
     secret.chmod(0o000)
     try:
-        found = problems_as_nobody(lambda: find(secret, captions=False), secret)
+        found = problems_as_user(lambda: find(secret, captions=False), secret)
         assert list(found) == [str(secret)] and "permission denied" in found[str(secret)]
-        below = problems_as_nobody(lambda: find(tmp_path, captions=False), secret)
+        below = problems_as_user(lambda: find(tmp_path, captions=False), secret)
         assert "permission denied" in below[str(secret)] and str(tmp_path) in below
     finally:
         secret.chmod(0o755)
     jsonl(secret, {"file_name": "a.png", "text": "x"}).chmod(0o000)
     (secret / "a.png").chmod(0o000)
-    assert "permission denied" in str(problems_as_nobody(lambda: find(secret), secret))
+    assert "permission denied" in str(problems_as_user(lambda: find(secret), secret))
 
     def sampled():
         raise JobError(verify_sample(find(secret, captions=False), 4))
 
-    assert "permission denied" in problems_as_nobody(sampled, secret)[str(secret / "a.png")]
+    assert "permission denied" in problems_as_user(sampled, secret)[str(secret / "a.png")]
 
 
 def test_nothing_heavy_is_imported_to_recognise_a_folder(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
-from tests.sdjob.nobody import problems_as_nobody
+from tests.sdjob.unprivileged import problems_as_user
 
 CLASSES = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -266,7 +266,7 @@ def test_unreadable_files_are_problems(pipeline):
     hidden = ("unet", "vae/config.json", "text_encoder/model.safetensors")
     for name in hidden:
         (pipeline / name).chmod(0o000)
-    found = problems_as_nobody(lambda: find_pipeline(pipeline, None, allow_pickle=False), pipeline)
+    found = problems_as_user(lambda: find_pipeline(pipeline, None, allow_pickle=False), pipeline)
     (pipeline / "unet").chmod(0o755)
     assert sorted(found) == sorted(str(pipeline / name) for name in hidden)
     assert all("permission denied" in text for text in found.values())
@@ -274,6 +274,6 @@ def test_unreadable_files_are_problems(pipeline):
 
 def test_a_closed_pipeline_folder_is_named(pipeline):
     pipeline.chmod(0o000)
-    found = problems_as_nobody(lambda: find_pipeline(pipeline.parent, None, allow_pickle=False), pipeline)
+    found = problems_as_user(lambda: find_pipeline(pipeline.parent, None, allow_pickle=False), pipeline)
     pipeline.chmod(0o755)
     assert "permission denied" in found[str(pipeline)]

@@ -9,8 +9,8 @@ from sdlaunch.cluster import accelerate
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.command import Host
 from sdlaunch.settings.options import LaunchOptions
-from tests.sdlaunch.place import launch
 from tests.sdlaunch.test_command import DREAMBOOTH, WORKER_FLAGS
+from tests.sdlaunch.workspace import launch
 from tests.support import launcher
 from tests.support.launcher import found, pasted
 
@@ -28,8 +28,8 @@ def build(cluster, device="cpu", **options):
     return command.build(spec, cluster, host, {}, LaunchOptions(launcher="accelerate", **options))
 
 
-def prepare(place, **variables):
-    return launcher.prepare({**place, "launcher": "accelerate", **variables})
+def prepare(workspace, **variables):
+    return launcher.prepare({**workspace, "launcher": "accelerate", **variables})
 
 
 def test_two_processes_on_a_cpu():
@@ -88,12 +88,12 @@ def test_two_nodes_with_another_type_of_device():
     assert "ACCELERATE_USE_CPU" not in launched.env
 
 
-def test_the_file_sets_the_number_of_processes(place, tmp_path):
+def test_the_file_sets_the_number_of_processes(workspace, tmp_path):
     config = tmp_path / "default_config.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\nmixed_precision: no\nnum_machines: 1\nnum_processes: 2\n"
     )
-    job = prepare(place, accelerate_config=str(config))
+    job = prepare(workspace, accelerate_config=str(config))
     assert job.problems == ()
     assert job.cluster.nproc_per_node == 2
     assert str(config) in job.settings["NPROC_PER_NODE"].source
@@ -110,49 +110,51 @@ def test_the_file_sets_the_number_of_processes(place, tmp_path):
         ("compute_environment: AMAZON_SAGEMAKER", ("AMAZON_SAGEMAKER", "this machine")),
     ],
 )
-def test_contradictions_name_both(place, tmp_path, line, words):
+def test_contradictions_name_both(workspace, tmp_path, line, words):
     config = tmp_path / "config.yaml"
     config.write_text(line + "\n")
-    job = prepare(place, accelerate_config=str(config), NPROC_PER_NODE="3", NNODES="1")
+    job = prepare(workspace, accelerate_config=str(config), NPROC_PER_NODE="3", NNODES="1")
     assert found(job) == [("accelerate_config", 64)]
     assert all(word in job.problems[0].found for word in words)
 
 
 @pytest.mark.parametrize("text", [None, "- a\n", "a: [\n", "\xff"])
-def test_a_file_that_cannot_be_used(place, tmp_path, text):
+def test_a_file_that_cannot_be_used(workspace, tmp_path, text):
     config = tmp_path / "config.yaml"
     if text is not None:
         config.write_text(text, encoding="latin-1")
-    assert found(prepare(place, accelerate_config=str(config))) == [("accelerate_config", 64)]
+    assert found(prepare(workspace, accelerate_config=str(config))) == [("accelerate_config", 64)]
 
 
-def test_a_file_without_the_launcher(place):
-    assert found(prepare(place, launcher="torchrun", accelerate_config="/c")) == [("accelerate_config", 64)]
+def test_a_file_without_the_launcher(workspace):
+    assert found(prepare(workspace, launcher="torchrun", accelerate_config="/c")) == [
+        ("accelerate_config", 64)
+    ]
 
 
-def test_without_the_package_the_code_is_69(place, monkeypatch):
+def test_without_the_package_the_code_is_69(workspace, monkeypatch):
     monkeypatch.setattr(accelerate, "find_spec", lambda name: None)
-    job = prepare(place)
+    job = prepare(workspace)
     assert found(job) == [("launcher", 69)]
     assert "pip install accelerate" in job.problems[0].remedy
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_that_many_processes_run_on_the_cpu(place, tmp_path, processes):
+def test_that_many_processes_run_on_the_cpu(workspace, tmp_path, processes):
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)
     settings = {"launcher": "accelerate", "script": str(script), "script_args": "{instance_prompt}"}
-    done = launch(**place, **settings, NPROC_PER_NODE=str(processes), instance_prompt="it's $(a)")
+    done = launch(**workspace, **settings, NPROC_PER_NODE=str(processes), instance_prompt="it's $(a)")
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "output" / "logs" / "node-0.log").read_text()
     for rank in range(processes):
         assert f"[rank {rank}] it's $(a) {processes} {rank} cpu" in log
 
 
-def test_the_pasted_command_does_the_same(place, tmp_path):
+def test_the_pasted_command_does_the_same(workspace, tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)
-    job = prepare(place, script=str(script), script_args="'a $(touch pwned)'", NPROC_PER_NODE="2")
+    job = prepare(workspace, script=str(script), script_args="'a $(touch pwned)'", NPROC_PER_NODE="2")
     said = pasted(job, tmp_path)
     assert {f"[rank {rank}] a $(touch pwned) 2 {rank} cpu" for rank in (0, 1)} <= set(said.splitlines())
     assert not list(tmp_path.rglob("pwned"))

@@ -9,7 +9,7 @@ import pytest
 
 from sdlaunch.cluster import nvml
 from sdlaunch.cluster.nvml import Driver, Unit
-from tests.sdlaunch.place import plan_json
+from tests.sdlaunch.workspace import plan_json
 from tests.support.nvml import FUNCTIONS, GIB, Library, gpu
 
 
@@ -90,8 +90,8 @@ def test_a_compiled_library(compiled):
     assert found.gpus[1] == Unit(1, "Fake H100", "GPU-1", (9, 0), 80 * GIB, 79 * GIB)
 
 
-def test_a_job_reads_the_library_of_the_machine(compiled, place):
-    settings = {**place, "device": "auto", "LD_LIBRARY_PATH": str(compiled.parent)}
+def test_a_job_reads_the_library_of_the_machine(compiled, workspace):
+    settings = {**workspace, "device": "auto", "LD_LIBRARY_PATH": str(compiled.parent)}
     code, printed = plan_json(**settings, CUDA_VISIBLE_DEVICES="2")
     (problem,) = printed["problems"]
     assert (code, problem["subject"]) == (69, "CUDA_VISIBLE_DEVICES")

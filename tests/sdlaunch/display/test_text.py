@@ -4,18 +4,18 @@ import dataclasses
 
 from sdlaunch import plan
 from sdlaunch.display import text as display
-from tests.sdlaunch.place import HOME, clean_environment
+from tests.sdlaunch.workspace import HOME, clean_environment
 
 
-def test_a_run_starts_with_each_warning_on_its_own_line(place):
-    job = plan.prepare((), clean_environment(**place), HOME)
+def test_a_run_starts_with_each_warning_on_its_own_line(workspace):
+    job = plan.prepare((), clean_environment(**workspace), HOME)
     lines = display.start(dataclasses.replace(job, warnings=("one", "two"))).splitlines()
     assert lines[-2:] == ["warning: one", "warning: two"]
     assert lines[0].startswith("model: ") and not [line for line in lines if line.startswith(" ")]
 
 
-def test_the_most_important_part_of_a_plan_is_nearest_to_the_prompt(place):
-    job = plan.prepare((("lr", "1e-4"),), clean_environment(**place, epoch="2"), HOME)
+def test_the_most_important_part_of_a_plan_is_nearest_to_the_prompt(workspace):
+    job = plan.prepare((("lr", "1e-4"),), clean_environment(**workspace, epoch="2"), HOME)
     text = display.plan(job)
     titles = [
         line for line in text.splitlines() if line and not line.startswith((" ", "python", "env", "/", "#"))
@@ -31,8 +31,8 @@ def test_the_most_important_part_of_a_plan_is_nearest_to_the_prompt(place):
     assert text.endswith("none: the job can start")
 
 
-def test_defaults_are_faint_on_a_terminal_only(place):
-    job = plan.prepare((), clean_environment(**place), HOME)
+def test_defaults_are_faint_on_a_terminal_only(workspace):
+    job = plan.prepare((), clean_environment(**workspace), HOME)
     pale = display.plan(job, dim=True)
     assert pale.count("\033[2m") == pale.count("\033[22m") == 1
     assert pale.index("\033[22m") < pale.index("\nSettings\n")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.sdlaunch.place import clean_environment, launch
+from tests.sdlaunch.workspace import clean_environment, launch
 
 AWKWARD = 'it\'s a "sks" dog\n$(touch pwned) `touch pwned` ${HOME} $HOME $$ \\ %s: # ünï'
 MOUNTS = {"MODEL_DIR": "/a b/model", "DATASET_DIR": "/data,set", "OUTPUT_DIR": "/out$put"}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.sdlaunch.emit.emitted import ENV, MOUNTS, NODES, SETTINGS, emit, undollared
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.workspace import HOME
 
 
 def test_compose():

@@ -4,7 +4,7 @@ import os
 import shlex
 
 from tests.sdlaunch.emit.emitted import ENV, MOUNTS, NODES, SETTINGS, emit, run_with_stub, shellcheck
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.workspace import HOME
 
 
 def test_docker(tmp_path):

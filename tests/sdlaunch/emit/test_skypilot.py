@@ -3,7 +3,7 @@
 import yaml
 
 from tests.sdlaunch.emit.emitted import ENV, NUMBERED, SETTINGS, emit
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.workspace import HOME
 
 
 def test_skypilot():

@@ -10,7 +10,7 @@ from tests.sdlaunch.emit.emitted import (
     run_with_stub,
     shellcheck,
 )
-from tests.sdlaunch.place import HOME
+from tests.sdlaunch.workspace import HOME
 
 
 def test_slurm(tmp_path):

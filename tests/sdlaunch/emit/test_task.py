@@ -5,7 +5,7 @@ import pytest
 from sdlaunch import cli
 from sdlaunch.emit import TARGETS, Target
 from tests.sdlaunch.emit.emitted import MOUNTS, NUMBERED, SETTINGS, emit
-from tests.sdlaunch.place import HOME, clean_environment, launch
+from tests.sdlaunch.workspace import HOME, clean_environment, launch
 
 
 @pytest.mark.parametrize("target", ["docker", "compose"])

@@ -10,13 +10,13 @@ from tests.support.launcher import prepare
 NAME = "someone/tiny-diffusion"
 
 
-def remedies(place, **variables):
-    return [problem.remedy for problem in prepare(place, **variables).problems]
+def remedies(workspace, **variables):
+    return [problem.remedy for problem in prepare(workspace, **variables).problems]
 
 
 @pytest.mark.parametrize("setting", ["model_name", "dataset_name"])
-def test_the_hub_is_a_remedy_for_a_name_that_nothing_local_has(place, setting):
-    (remedy,) = remedies(place, **{setting: NAME})
+def test_the_hub_is_a_remedy_for_a_name_that_nothing_local_has(workspace, setting):
+    (remedy,) = remedies(workspace, **{setting: NAME})
     assert remedy.endswith(f"; or set offline=0 to download {NAME} from the hub.")
 
 
@@ -30,24 +30,24 @@ def test_the_hub_is_a_remedy_for_a_name_that_nothing_local_has(place, setting):
         {"PROJECT_DIR": "/nonexistent", "lr": "fast", "resume": "must", "plugin": "gemini"},
     ],
 )
-def test_the_hub_is_no_remedy_for_what_it_cannot_have(place, variables):
-    found = remedies(place, **variables)
+def test_the_hub_is_no_remedy_for_what_it_cannot_have(workspace, variables):
+    found = remedies(workspace, **variables)
     assert found and not [remedy for remedy in found if "offline" in remedy]
 
 
-def test_the_hub_is_no_remedy_for_a_model_that_is_there_and_broken(place, tmp_path):
+def test_the_hub_is_no_remedy_for_a_model_that_is_there_and_broken(workspace, tmp_path):
     broken = tmp_path / "model" / NAME
     broken.mkdir(parents=True)
     (broken / "model_index.json").write_text("{")
     (tmp_path / "dataset" / NAME).mkdir(parents=True)
-    found = remedies(place, model_name=NAME, dataset_name=NAME)
+    found = remedies(workspace, model_name=NAME, dataset_name=NAME)
     assert len(found) == 2 and not [remedy for remedy in found if "offline" in remedy]
 
 
-def test_the_hub_is_a_remedy_for_that_name_alone(place):
+def test_the_hub_is_a_remedy_for_that_name_alone(workspace):
     named = [
         problem.subject
-        for problem in prepare(place, model_name=NAME, dataset_name="imagges").problems
+        for problem in prepare(workspace, model_name=NAME, dataset_name="imagges").problems
         if "offline=0" in problem.remedy
     ]
     assert named and all("model" in subject for subject in named)

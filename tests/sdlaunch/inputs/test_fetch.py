@@ -22,8 +22,8 @@ from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch import plan
 from sdlaunch.inputs.fetch import cache_folder
 from sdlaunch.inputs.hub import wanted
-from tests.sdlaunch.place import HOME, clean_environment
 from tests.sdlaunch.test_plan import found
+from tests.sdlaunch.workspace import HOME, clean_environment
 from tests.support.pipeline import make_fitting
 
 NAME = "someone/tiny-diffusion"
@@ -92,11 +92,11 @@ def hub(tmp_path):
 
 
 @pytest.fixture
-def online(place, hub, tmp_path):
+def online(workspace, hub, tmp_path):
     """The environment of a job whose model is only on the hub."""
     shutil.rmtree(tmp_path / "model")
     return {
-        **place,
+        **workspace,
         "model_name": NAME,
         "offline": "0",
         "HF_ENDPOINT": hub.url,
@@ -107,8 +107,8 @@ def online(place, hub, tmp_path):
     }
 
 
-def prepare(place, *, fetch=False, **variables):
-    return plan.prepare((), clean_environment(**{**place, **variables}), HOME, fetch=fetch)
+def prepare(workspace, *, fetch=False, **variables):
+    return plan.prepare((), clean_environment(**{**workspace, **variables}), HOME, fetch=fetch)
 
 
 def test_a_name_of_the_hub_is_downloaded_once_when_the_job_starts(online, hub, tmp_path, capsys):
@@ -199,7 +199,7 @@ def wheel(folder: Path, name: str, text: str) -> None:
 
 
 @pytest.fixture
-def project(place, tmp_path, monkeypatch):
+def project(workspace, tmp_path, monkeypatch):
     """The environment of a job with a script whose requirements.txt names a package from a folder of wheels."""
     (tmp_path / "wheels").mkdir()
     wheel(tmp_path / "wheels", "sdjob_test_extra", "answer = 42\n")
@@ -209,7 +209,7 @@ def project(place, tmp_path, monkeypatch):
     (folder / "requirements.txt").write_text("sdjob_test_extra\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
     return {
-        **place,
+        **workspace,
         "PROJECT_DIR": str(folder),
         "script": "mine.py",
         "install_requirements": "1",
@@ -233,14 +233,14 @@ def test_requirements_of_a_project_are_installed_outside_the_mounts(project, tmp
     assert sorted(path.name for path in (tmp_path / "project").iterdir()) == ["mine.py", "requirements.txt"]
 
 
-def test_the_package_of_the_optimizer_is_installed(place, tmp_path, monkeypatch):
+def test_the_package_of_the_optimizer_is_installed(workspace, tmp_path, monkeypatch):
     (tmp_path / "wheels").mkdir()
     wheel(tmp_path / "wheels", "sdjob_test_optimizer", "")
     facts = replace(OPTIMIZERS["adamw8bit"], package="sdjob_test_optimizer")
     monkeypatch.setitem(OPTIMIZERS, "adamw8bit", facts)
     monkeypatch.setattr(sys, "path", list(sys.path))
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
-    environ = {**place, **index, "cache_dir": str(tmp_path / "cache"), "optimizer": "adamw8bit"}
+    environ = {**workspace, **index, "cache_dir": str(tmp_path / "cache"), "optimizer": "adamw8bit"}
     assert found(prepare(environ)) == [("optimizer", 69)]
 
     job = prepare(environ, install_requirements="1")

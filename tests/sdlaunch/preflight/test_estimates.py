@@ -32,42 +32,42 @@ def free(monkeypatch):
     return there
 
 
-def test_the_plan_counts_images_mirrored_ones_those_of_the_class_and_prompts(place):
-    job = prepare(place, **ON_DISK, **PRIOR, random_flip="1")
+def test_the_plan_counts_images_mirrored_ones_those_of_the_class_and_prompts(workspace):
+    job = prepare(workspace, **ON_DISK, **PRIOR, random_flip="1")
     assert caches_of(job) == "16 latents × 2.1 MB = 33.6 MB on disk; 2 prompts × 4.1 kB = 8.19 kB on disk"
-    job = prepare(place, **ON_DISK, validation_split="0.4")
+    job = prepare(workspace, **ON_DISK, validation_split="0.4")
     assert caches_of(job) == "3 latents × 2.1 MB = 6.3 MB on disk; 1 prompts × 4.1 kB = 4.1 kB on disk"
-    job = prepare(place, cache_latents="memory", center_crop="1", mixed_precision="bf16", resolution="64")
+    job = prepare(workspace, cache_latents="memory", center_crop="1", mixed_precision="bf16", resolution="64")
     assert caches_of(job) == "5 latents × 16.4 kB = 81.9 kB in the memory of each process"
 
 
-def test_caches_need_room_on_the_volume_of_the_output_or_of_cache_dir(place, free, tmp_path):
+def test_caches_need_room_on_the_volume_of_the_output_or_of_cache_dir(workspace, free, tmp_path):
     free(6 * LATENT)
-    assert prepare(place, **ON_DISK, dataloader_num_workers="0").problems == ()
+    assert prepare(workspace, **ON_DISK, dataloader_num_workers="0").problems == ()
     free(5 * LATENT)
-    (problem,) = prepare(place, **ON_DISK, dataloader_num_workers="0").problems
+    (problem,) = prepare(workspace, **ON_DISK, dataloader_num_workers="0").problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
     assert (
         "1 checkpoint of 161 kB" in problem.found and "5 latents × 2.1 MB = 10.5 MB on disk" in problem.found
     )
     assert "leave cache_latents=no" in problem.remedy
     elsewhere = {"cache_dir": str(tmp_path / "cache"), "dataloader_num_workers": "0"}
-    (problem,) = prepare(place, **ON_DISK, **elsewhere).problems
+    (problem,) = prepare(workspace, **ON_DISK, **elsewhere).problems
     assert (problem.code, problem.subject) == (73, "cache_dir")
 
 
-def test_entries_that_are_there_need_no_room_again(place, free, tmp_path):
+def test_entries_that_are_there_need_no_room_again(workspace, free, tmp_path):
     folder = tmp_path / "output/cache/latents/00"
     folder.mkdir(parents=True)
     free(4 * LATENT)
     settings = {**ON_DISK, "dataloader_num_workers": "0"}
-    assert prepare(place, **settings).code == 73
+    assert prepare(workspace, **settings).code == 73
     for number in range(3):
         (folder / f"{number}.safetensors").touch()
-    assert prepare(place, **settings).problems == ()
+    assert prepare(workspace, **settings).problems == ()
 
 
-def test_captions_that_may_all_differ_are_a_warning(place, free, tmp_path):
+def test_captions_that_may_all_differ_are_a_warning(workspace, free, tmp_path):
     for number in range(5):
         (tmp_path / f"dataset/images/{number}.txt").write_text("ab"[number % 2])
     settings = {
@@ -76,38 +76,38 @@ def test_captions_that_may_all_differ_are_a_warning(place, free, tmp_path):
         "max_token_length": "225",
         "dataloader_num_workers": "0",
     }
-    assert caches_of(prepare(place, **settings)) == "up to 5 prompts × 4.1 kB = 20.5 kB on disk"
+    assert caches_of(prepare(workspace, **settings)) == "up to 5 prompts × 4.1 kB = 20.5 kB on disk"
     free(0)
-    (problem,) = prepare(place, **settings).problems
+    (problem,) = prepare(workspace, **settings).problems
     wanted = re.search(r"free at .*, (\S+ \wB) needed", problem.found)
     assert wanted
     free(int(float(wanted[1].split()[0]) * 1000) + 8000)
-    job = prepare(place, **settings)
+    job = prepare(workspace, **settings)
     assert job.problems == ()
     assert any("up to 5 prompts × 4.1 kB = 20.5 kB on disk" in text for text in job.warnings)
 
 
-def test_caches_in_memory_are_in_every_process(place, monkeypatch):
+def test_caches_in_memory_are_in_every_process(workspace, monkeypatch):
     settings = {"cache_latents": "memory", "center_crop": "1"}
     monkeypatch.setattr(devices, "host_memory", lambda: 19 * LATENT)
-    problems = prepare(place, **settings, NPROC_PER_NODE="4").problems
+    problems = prepare(workspace, **settings, NPROC_PER_NODE="4").problems
     (problem,) = [problem for problem in problems if problem.subject == "cache_latents"]
     assert problem.code == 69
     assert "41.9 MB of the host's memory for 4 processes: 5 latents × 2.1 MB" in problem.found
     assert "cache_latents=disk" in problem.remedy
-    two = prepare(place, **settings, NPROC_PER_NODE="2")
+    two = prepare(workspace, **settings, NPROC_PER_NODE="2")
     assert "cache_latents" not in [problem.subject for problem in two.problems]
 
 
-def test_a_small_volume_is_refused_with_the_arithmetic(place, tmpfs):
+def test_a_small_volume_is_refused_with_the_arithmetic(workspace, tmpfs):
     """On the real volume, whatever the parents of the output folder have."""
     output = tmpfs("1m") / "deep" / "output"
     many = {"OUTPUT_DIR": str(output), "checkpointing_steps": "1", "num_train_step": "400"}
-    (problem,) = prepare(place, **many).problems
+    (problem,) = prepare(workspace, **many).problems
     assert (problem.code, problem.subject) == (73, "OUTPUT_DIR")
     assert re.match(r"1\.0[45] MB free", problem.found)  # the probe of another check may be there meanwhile
     assert "400 checkpoints of 161 kB" in problem.found  # 13,444 parameters × 4 bytes × (weights + 2 moments)
-    assert prepare(place, **many, checkpoints_total_limit="3").problems == ()
+    assert prepare(workspace, **many, checkpoints_total_limit="3").problems == ()
     assert not output.parent.exists()
 
 
@@ -119,42 +119,42 @@ def with_devices(monkeypatch, memory: int | None, kind: str = "cuda", count: int
     monkeypatch.setattr(devices, "find", lambda *_: there)
 
 
-def test_a_device_that_is_too_small_is_69_with_settings_that_fit(place, monkeypatch):
+def test_a_device_that_is_too_small_is_69_with_settings_that_fit(workspace, monkeypatch):
     with_devices(monkeypatch, 600_000_000)
-    (problem,) = prepare(place, device="", batch_size="8").problems
+    (problem,) = prepare(workspace, device="", batch_size="8").problems
     assert (problem.code, problem.subject) == (69, "memory")
     assert "at least 818 MB needed on each cuda device" in problem.found
     assert "activations 818 MB" in problem.found and "600 MB there" in problem.found
     assert "gradient_checkpointing=1; batch_size=4 gradient_accumulation_steps=2" in problem.remedy
-    assert prepare(place, device="", batch_size="4").problems == ()
+    assert prepare(workspace, device="", batch_size="4").problems == ()
 
 
-def test_a_device_that_is_hardly_large_enough_is_a_warning(place, monkeypatch):
+def test_a_device_that_is_hardly_large_enough_is_a_warning(workspace, monkeypatch):
     with_devices(monkeypatch, 880_000_000)
-    job = prepare(place, device="", batch_size="8")
+    job = prepare(workspace, device="", batch_size="8")
     assert job.problems == ()
     (warning,) = [text for text in job.warnings if text.startswith("memory: ")]
     assert "it may not be enough" in warning
     with_devices(monkeypatch, 2_000_000_000)
-    assert not [text for text in prepare(place, device="", batch_size="8").warnings if "memory" in text]
+    assert not [text for text in prepare(workspace, device="", batch_size="8").warnings if "memory" in text]
 
 
-def test_processes_on_a_cpu_share_the_memory_of_the_host(place, monkeypatch):
+def test_processes_on_a_cpu_share_the_memory_of_the_host(workspace, monkeypatch):
     with_devices(monkeypatch, 600_000_000, kind="cpu", count=8)
-    assert prepare(place, batch_size="2").problems == ()
-    (problem,) = prepare(place, batch_size="2", NPROC_PER_NODE="4").problems
+    assert prepare(workspace, batch_size="2").problems == ()
+    (problem,) = prepare(workspace, batch_size="2", NPROC_PER_NODE="4").problems
     assert problem.code == 69
     assert "of the host for each process" in problem.found and "150 MB there" in problem.found
 
 
-def test_what_is_not_known_is_not_refused(place, monkeypatch):
+def test_what_is_not_known_is_not_refused(workspace, monkeypatch):
     with_devices(monkeypatch, None)
-    job = prepare(place, device="", batch_size="4096", dataloader_num_workers="0")
+    job = prepare(workspace, device="", batch_size="4096", dataloader_num_workers="0")
     assert job.problems == ()
     assert any(line.startswith("memory: at least 419 GB per process: ") for line in job.arithmetic)
 
 
-def test_a_failure_for_memory_names_settings_that_need_clearly_less(place):
+def test_a_failure_for_memory_names_settings_that_need_clearly_less(workspace):
     """The estimate was that it would fit: recommended settings must need clearly less."""
-    settings = prepare(place, batch_size="8").lighter()
+    settings = prepare(workspace, batch_size="8").lighter()
     assert settings[:2] == ["gradient_checkpointing=1", "batch_size=4 gradient_accumulation_steps=2"]

@@ -11,7 +11,7 @@ BROKEN = (3, 40, 66)
 
 
 @pytest.fixture
-def many(place, tmp_path):
+def many(workspace, tmp_path):
     """The place with 70 images, of which three are broken; the sample of four sees none of them."""
     folder = tmp_path / "dataset/images"
     for number in range(5, 70):
@@ -20,7 +20,7 @@ def many(place, tmp_path):
         (folder / f"{number}.png").rename(folder / f"{number:02}.png")
     for number in BROKEN:
         (folder / f"{number:02}.png").write_bytes((folder / f"{number:02}.png").read_bytes()[:40])
-    return place
+    return workspace
 
 
 def names(job) -> list[str]:
@@ -56,10 +56,10 @@ def test_what_there_was_no_time_for_is_left_to_the_worker(many, monkeypatch):
     )
 
 
-def test_a_number_of_repeats_in_a_folders_name_is_not_read(place, tmp_path):
-    assert not any("repeats" in warning for warning in prepare(place).warnings)
+def test_a_number_of_repeats_in_a_folders_name_is_not_read(workspace, tmp_path):
+    assert not any("repeats" in warning for warning in prepare(workspace).warnings)
     (tmp_path / "dataset/images").rename(tmp_path / "dataset/10_sks dog")
-    job = prepare(place)
+    job = prepare(workspace)
     assert job.problems == ()
     (warning,) = [warning for warning in job.warnings if "repeats" in warning]
     assert "the 10 of 10_sks dog" in warning

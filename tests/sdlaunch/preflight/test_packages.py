@@ -14,20 +14,20 @@ from tests.sdlaunch.test_plan import found, prepare
 
 @pytest.mark.parametrize(("optimizer", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
 def test_the_package_of_an_optimizer_is_required_before_the_job_starts(
-    place, monkeypatch, optimizer, package
+    workspace, monkeypatch, optimizer, package
 ):
     there = pip_install.find_spec
     monkeypatch.setattr(pip_install, "find_spec", lambda name: there("json" if name == package else name))
-    assert prepare(place, optimizer=optimizer).problems == ()
+    assert prepare(workspace, optimizer=optimizer).problems == ()
     monkeypatch.setattr(pip_install, "find_spec", lambda name: None if name == package else there(name))
-    (problem,) = prepare(place, optimizer=optimizer).problems
+    (problem,) = prepare(workspace, optimizer=optimizer).problems
     assert (problem.subject, problem.code) == ("optimizer", 69)
     assert f"pip install {package}" in problem.remedy
 
 
-def test_missing_packages_are_a_problem_with_the_command_that_installs_them(place, monkeypatch):
+def test_missing_packages_are_a_problem_with_the_command_that_installs_them(workspace, monkeypatch):
     monkeypatch.setitem(pip_install.PACKAGES, "no_such_module", "no-such-package")
-    (problem,) = prepare(place).problems
+    (problem,) = prepare(workspace).problems
     assert problem.code == 69
     assert "pip install no-such-package" in problem.remedy
 
@@ -37,13 +37,13 @@ def without(monkeypatch, package):
     monkeypatch.setattr(pip_install, "find_spec", lambda name: None if name == package else here(name))
 
 
-def test_every_run_needs_peft(place, monkeypatch):
+def test_every_run_needs_peft(workspace, monkeypatch):
     without(monkeypatch, "peft")
-    assert found(prepare(place)) == [("Python packages", 69)]
+    assert found(prepare(workspace)) == [("Python packages", 69)]
 
 
 @pytest.mark.parametrize(("data_format", "code"), [(FOLDER, 0), (PARQUET, 69), (SAVED, 69)])
-def test_only_tables_need_pyarrow(place, monkeypatch, data_format, code):
+def test_only_tables_need_pyarrow(workspace, monkeypatch, data_format, code):
     without(monkeypatch, "pyarrow")
     look = plan.inputs.look
 
@@ -52,7 +52,7 @@ def test_only_tables_need_pyarrow(place, monkeypatch, data_format, code):
         return replace(contents, dataset=replace(contents.dataset, format=data_format))
 
     monkeypatch.setattr(plan.inputs, "look", looked)
-    problems = prepare(place, verify_images="none").problems
+    problems = prepare(workspace, verify_images="none").problems
     assert [(problem.subject, problem.code) for problem in problems] == (
         [("Python packages", code)] if code else []
     )

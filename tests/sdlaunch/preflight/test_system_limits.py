@@ -35,10 +35,10 @@ def test_the_limit_of_open_files():
     assert system_limits.open_files(spec(dataloader_num_workers=64), ONE_NODE, -1) == []
 
 
-def test_the_port_of_the_rendezvous_must_be_free_on_node_0_only(place):
+def test_the_port_of_the_rendezvous_must_be_free_on_node_0_only(workspace):
     with socket.create_server(("", 0)) as server:
         port = str(server.getsockname()[1])
         nodes = {"NNODES": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        assert found(prepare(place, **nodes, NODE_RANK="0")) == [("MASTER_PORT", 69)]
-        assert found(prepare(place, **nodes, NODE_RANK="1")) == []
-    assert found(prepare(place, **nodes, NODE_RANK="0")) == []
+        assert found(prepare(workspace, **nodes, NODE_RANK="0")) == [("MASTER_PORT", 69)]
+        assert found(prepare(workspace, **nodes, NODE_RANK="1")) == []
+    assert found(prepare(workspace, **nodes, NODE_RANK="0")) == []

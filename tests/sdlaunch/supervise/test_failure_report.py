@@ -10,7 +10,7 @@ from sdjob.problems import bad_input
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import failure_report
 from sdlaunch.supervise.verdict import Verdict
-from tests.sdlaunch.place import launch
+from tests.sdlaunch.workspace import launch
 from tests.support.launcher import supervised
 
 ECHO = Verdict(
@@ -89,8 +89,8 @@ def test_a_damaged_report_is_ignored(layout):
 # --- jobs that are refused ---------------------------------------------------------------------------
 
 
-def test_a_refused_job_leaves_its_problems(place, tmp_path):
-    done = launch(**place, lr="-1", batch_size="x", MY_TOKEN="hf_abcdefgh", dataset_name="hf_abcdefgh")
+def test_a_refused_job_leaves_its_problems(workspace, tmp_path):
+    done = launch(**workspace, lr="-1", batch_size="x", MY_TOKEN="hf_abcdefgh", dataset_name="hf_abcdefgh")
     assert done.returncode == 64
     text = (tmp_path / "output" / "failure.json").read_text()
     said = json.loads(text)
@@ -109,28 +109,28 @@ def test_a_refused_job_leaves_its_problems(place, tmp_path):
         ({"device": "cuda", "NPROC_PER_NODE": "99"}, "hardware does not fit"),
     ],
 )
-def test_the_class_is_that_of_the_code(place, tmp_path, variables, kind):
-    launch(**{**place, **variables})
+def test_the_class_is_that_of_the_code(workspace, tmp_path, variables, kind):
+    launch(**{**workspace, **variables})
     assert json.loads((tmp_path / "output" / "failure.json").read_text())["class"] == kind
 
 
 @pytest.mark.parametrize("verb", ["plan", "check"])
-def test_plan_and_check_write_nothing(place, tmp_path, verb):
-    assert launch(verb, **place, lr="-1").returncode == 64
+def test_plan_and_check_write_nothing(workspace, tmp_path, verb):
+    assert launch(verb, **workspace, lr="-1").returncode == 64
     assert not (tmp_path / "output").exists()
 
 
-def test_nothing_is_written_among_the_inputs(place, tmp_path):
-    place["OUTPUT_DIR"] = place["DATASET_DIR"]
-    assert launch(**place).returncode == 64
-    assert not list(Path(place["DATASET_DIR"]).rglob("failure*"))
+def test_nothing_is_written_among_the_inputs(workspace, tmp_path):
+    workspace["OUTPUT_DIR"] = workspace["DATASET_DIR"]
+    assert launch(**workspace).returncode == 64
+    assert not list(Path(workspace["DATASET_DIR"]).rglob("failure*"))
 
 
-def test_the_next_good_run_removes_it_at_the_start(place, tmp_path):
-    launch(**place, lr="-1")
+def test_the_next_good_run_removes_it_at_the_start(workspace, tmp_path):
+    launch(**workspace, lr="-1")
     assert (tmp_path / "output" / "failure.json").exists()
     run = supervised(
-        tmp_path, place, "assert not os.path.exists(f'{notes}/../../failure.json'); say('[rank 0] in')"
+        tmp_path, workspace, "assert not os.path.exists(f'{notes}/../../failure.json'); say('[rank 0] in')"
     )
     assert run.end(0) == "in\n"
     assert not (tmp_path / "output" / "failure.json").exists()
@@ -150,9 +150,9 @@ sys.exit(1)
 """.replace("PROBLEM", repr(PROBLEM.to_dict()))
 
 
-def test_two_launchers_in_one_folder_name_the_cause(place, tmp_path):
+def test_two_launchers_in_one_folder_name_the_cause(workspace, tmp_path):
     there = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29455"}
-    zero, one = (supervised(tmp_path, place, TWO, NODE_RANK=str(node), **there) for node in (0, 1))
+    zero, one = (supervised(tmp_path, workspace, TWO, NODE_RANK=str(node), **there) for node in (0, 1))
     one.end(66)
     zero.end(70)
     said = zero.failure

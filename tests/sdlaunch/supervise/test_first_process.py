@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdlaunch.place import clean_environment
+from tests.sdlaunch.workspace import clean_environment
 from tests.support.launcher import DRIVER, PRELUDE
 
 UNSHARE = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
@@ -24,7 +24,7 @@ def _namespaces() -> str:
 
 
 @pytest.fixture
-def as_first(tmp_path, place):
+def as_first(tmp_path, workspace):
     """Starts a script under the launcher, which is PID 1; gives the process and the launcher's PID outside."""
     if reason := _namespaces():
         pytest.skip(f"no PID namespace: {reason}")
@@ -35,7 +35,7 @@ def as_first(tmp_path, place):
         path.write_text(PRELUDE + script)
         process = subprocess.Popen(
             [*UNSHARE, *DRIVER, str(path)],
-            env=clean_environment(**place, **variables),
+            env=clean_environment(**workspace, **variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -21,8 +21,8 @@ STUCK = (
 
 
 @pytest.fixture
-def run(tmp_path, place):
-    return lambda script, **options: supervised(tmp_path, place, RANKS + script, **options)
+def run(tmp_path, workspace):
+    return lambda script, **options: supervised(tmp_path, workspace, RANKS + script, **options)
 
 
 def test_a_hang_is_70_with_the_stacks_of_all_ranks(run):

@@ -17,7 +17,7 @@ from sdjob.problems import JobError
 from sdjob.protocol import Channel
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import lock
-from tests.sdlaunch.place import launch, plan_json
+from tests.sdlaunch.workspace import launch, plan_json
 from tests.support.launcher import supervised
 
 ALONE = Cluster(1, 0, None, 2)
@@ -182,24 +182,24 @@ def test_a_lock_of_a_lost_machine_that_the_server_keeps_is_passed_by(layout):
 # --- launchers ---------------------------------------------------------------------------------------
 
 
-def test_a_second_launcher_is_refused_and_leaves_the_first_alone(place, tmp_path):
-    first = supervised(tmp_path, place, "say('[rank 0] ready'); assert asked(); note(0, 75)")
+def test_a_second_launcher_is_refused_and_leaves_the_first_alone(workspace, tmp_path):
+    first = supervised(tmp_path, workspace, "say('[rank 0] ready'); assert asked(); note(0, 75)")
     first.until("ready")
-    second = launch(**place)
+    second = launch(**workspace)
     assert second.returncode == 73
     assert f"process {first.process.pid}" in second.stderr
     assert "Traceback" not in second.stderr
-    wrong = launch(**place, lr="-1")
+    wrong = launch(**workspace, lr="-1")
     assert wrong.returncode == 64
     assert "is in use" in wrong.stderr
     assert not (tmp_path / "output" / "failure.json").exists()
-    code, printed = plan_json(**place)
+    code, printed = plan_json(**workspace)
     assert (code, [problem["subject"] for problem in printed["problems"]]) == (73, ["OUTPUT_DIR"])
     first.process.terminate()
     first.end(75)
 
 
-def test_after_kill_9_the_workers_end_and_the_next_start_waits_for_that(place, tmp_path):
+def test_after_kill_9_the_workers_end_and_the_next_start_waits_for_that(workspace, tmp_path):
     script = """
 def ended(*_):
     while not os.path.exists(f"{notes}/../../go"):
@@ -208,11 +208,11 @@ def ended(*_):
 signal.signal(signal.SIGTERM, ended)
 say('[rank 0] ready'); time.sleep(60)
 """
-    first = supervised(tmp_path, place, script)
+    first = supervised(tmp_path, workspace, script)
     first.until("ready")
     first.process.send_signal(signal.SIGKILL)
     first.process.wait(10)
-    second = supervised(tmp_path, place, "assert os.path.exists(f'{notes}/../../saved')")
+    second = supervised(tmp_path, workspace, "assert os.path.exists(f'{notes}/../../saved')")
     second.until("may still be ending")
     (tmp_path / "output" / "go").touch()
     second.end(0)

@@ -35,7 +35,7 @@ def group():
     folder.rmdir()
 
 
-def test_a_rank_that_takes_too_much_memory_is_71(group, tmp_path, place, monkeypatch):
+def test_a_rank_that_takes_too_much_memory_is_71(group, tmp_path, workspace, monkeypatch):
     enter = f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid())); "
     real = subprocess.Popen
 
@@ -44,7 +44,7 @@ def test_a_rank_that_takes_too_much_memory_is_71(group, tmp_path, place, monkeyp
         return real([sys.executable, "-c", enter + again], **options)
 
     monkeypatch.setattr(subprocess, "Popen", inside)
-    ended = supervised(tmp_path, place, HOG, as_worker=True, NPROC_PER_NODE="2")
+    ended = supervised(tmp_path, workspace, HOG, as_worker=True, NPROC_PER_NODE="2")
     monkeypatch.undo()
     ended.end(71)
     assert ended.failure["class"] == "out of memory"

@@ -13,15 +13,15 @@ import pytest
 
 from sdjob import protocol
 from sdlaunch.settings import settings
-from tests.sdlaunch.place import HOME, clean_environment
+from tests.sdlaunch.workspace import HOME, clean_environment
 from tests.support.launcher import DRIVER, PRELUDE, supervised
 
 PROBLEM = {"subject": "row 3", "found": "no image", "remedy": "Take it out.", "code": 66}
 
 
 @pytest.fixture
-def run(tmp_path, place):
-    return lambda script, **options: supervised(tmp_path, place, script, **options)
+def run(tmp_path, workspace):
+    return lambda script, **options: supervised(tmp_path, workspace, script, **options)
 
 
 def noted(ended) -> list[str]:
@@ -313,7 +313,7 @@ def test_every_line_of_the_log_has_its_time(run):
     assert all(before - 60 < each.timestamp() < before + 60 for each in times)
 
 
-def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
+def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, workspace):
     (tmp_path / "fake.py").write_text(
         PRELUDE + "for n in (1, 2): say('[rank 0] ' + protocol.progress_line(f'step   {n}/9  loss 1'))\n"
         "say('[rank 0] saved')"
@@ -321,7 +321,7 @@ def test_on_a_terminal_progress_stays_on_one_line(run, tmp_path, place):
     terminal, theirs = pty.openpty()
     subprocess.run(
         [*DRIVER, str(tmp_path / "fake.py")],
-        env=clean_environment(**place),
+        env=clean_environment(**workspace),
         stdout=theirs,
         check=True,
     )
@@ -345,7 +345,7 @@ def test_secrets_appear_nowhere(run):
     assert environment["packages"]["numpy"]
 
 
-def test_spec_yaml_replays_the_run(run, place):
+def test_spec_yaml_replays_the_run(run, workspace):
     started = run(
         "print(json.dumps(sys.argv[1:]))", instance_prompt="no: it's #1\n$x", epoch="3", NPROC_PER_NODE="2"
     )
@@ -372,13 +372,13 @@ def test_spec_yaml_replays_the_run(run, place):
     assert json.loads(again.stdout)["argv"][3:] == printed["argv"][2:]  # without torchrun, and its stand-in
 
 
-def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, place):
+def test_an_output_folder_that_fails_at_the_start_is_73(tmp_path, workspace):
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "run").write_text("a file in the way")
     (tmp_path / "fake.py").write_text("raise SystemExit('started')")
     done = subprocess.run(
         [*DRIVER, str(tmp_path / "fake.py")],
-        env=clean_environment(**place),
+        env=clean_environment(**workspace),
         capture_output=True,
         text=True,
     )

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from sdlaunch.supervise.terminal import Terminal
-from tests.sdlaunch.place import clean_environment, launch
+from tests.sdlaunch.workspace import clean_environment, launch
 from tests.support.launcher import DRIVER, PRELUDE, Launched
 
 
@@ -56,16 +56,16 @@ def test_without_a_terminal_nothing_is_shown(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def started(tmp_path: Path, place: dict[str, str], script: str, **options) -> Launched:
+def started(tmp_path: Path, workspace: dict[str, str], script: str, **options) -> Launched:
     (tmp_path / "fake.py").write_text(PRELUDE + script)
     argv = (*DRIVER, str(tmp_path / "fake.py"))
-    return Launched(argv, tmp_path / "output", clean_environment(**place), **options)
+    return Launched(argv, tmp_path / "output", clean_environment(**workspace), **options)
 
 
-def test_a_job_whose_reader_is_stuck_still_stops_in_order(tmp_path, place):
+def test_a_job_whose_reader_is_stuck_still_stops_in_order(tmp_path, workspace):
     run = started(
         tmp_path,
-        place,
+        workspace,
         "say('[rank 0] ready')\nfor _ in range(15_000): say('[rank 0] ' + 'x' * 99)\n"
         "assert asked(); note(0, 75)",
     )
@@ -76,8 +76,10 @@ def test_a_job_whose_reader_is_stuck_still_stops_in_order(tmp_path, place):
     assert "SIGTERM: saving and stopping" in run.log
 
 
-def test_a_job_whose_reader_has_gone_goes_on(tmp_path, place):
-    run = started(tmp_path, place, "say('[rank 0] ready'); time.sleep(0.5); say('[rank 0] on'); note(0, 75)")
+def test_a_job_whose_reader_has_gone_goes_on(tmp_path, workspace):
+    run = started(
+        tmp_path, workspace, "say('[rank 0] ready'); time.sleep(0.5); say('[rank 0] on'); note(0, 75)"
+    )
     run.until("ready")
     assert run.process.stdout
     run.process.stdout.close()
@@ -85,10 +87,10 @@ def test_a_job_whose_reader_has_gone_goes_on(tmp_path, place):
     assert "[rank 0] on" in run.log
 
 
-def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, place):
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, workspace):
     run = started(
         tmp_path,
-        place,
+        workspace,
         "say('[rank 0] ready'); assert not asked(1)",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
@@ -97,9 +99,9 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, place):
     run.end(0)
 
 
-def test_closed_standard_streams(place, tmp_path):
+def test_closed_standard_streams(workspace, tmp_path):
     closed = subprocess.run(
         ["bash", "-c", f"exec {DRIVER[0]} {Path(__file__).parents[3] / 'entrypoint.py'} check >&- 2>&- <&-"],
-        env=clean_environment(**place),
+        env=clean_environment(**workspace),
     )
-    assert closed.returncode == launch("check", **place).returncode == 0
+    assert closed.returncode == launch("check", **workspace).returncode == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from sdlaunch.verbs import check
-from tests.sdlaunch.place import clean_environment, launch
+from tests.sdlaunch.workspace import clean_environment, launch
 from tests.support.launcher import prepare
 from tests.support.pipeline import FILES, zeros
 
@@ -15,14 +15,14 @@ def comparison(no_comparison, monkeypatch):
     monkeypatch.setattr(check, "_answer", ANSWER)
 
 
-def test_weights_of_another_architecture(place, tmp_path):
+def test_weights_of_another_architecture(workspace, tmp_path):
     """Found by `check` alone: a plan leaves it to `check` and the job, and says so."""
     file = tmp_path / "model/tiny/unet" / FILES["unet"]
     file.write_bytes(zeros({"blocks.0.qkv": (4, 4)}))
-    job = prepare(place)
+    job = prepare(workspace)
     assert job.problems == ()
     assert any("compare tensors with configs" in line for line in job.arithmetic)
-    done = launch("check", **place)
+    done = launch("check", **workspace)
     assert done.returncode == 66
     assert "holds 1 that unet/config.json does not ask for, such as blocks.0.qkv" in done.stdout
 
@@ -42,7 +42,7 @@ def test_without_an_answer_there_is_a_warning(code, seconds, reason):
 
 
 @pytest.mark.parametrize("variables", [{"lr": "x"}, {"script": "train.py"}])
-def test_nothing_is_started_where_it_would_not_help(place, monkeypatch, variables):
+def test_nothing_is_started_where_it_would_not_help(workspace, monkeypatch, variables):
     monkeypatch.setattr(check, "_answer", lambda *_: pytest.fail("started"))
-    job = prepare({**place, "PROJECT_DIR": place["MODEL_DIR"]}, **variables)
+    job = prepare({**workspace, "PROJECT_DIR": workspace["MODEL_DIR"]}, **variables)
     assert check.with_tensors(job, {}) is job

@@ -1,7 +1,7 @@
 """The help text comes from the schema and the table of verbs."""
 
 from sdlaunch import cli
-from tests.sdlaunch.place import launch
+from tests.sdlaunch.workspace import launch
 
 
 def test_help_names_every_setting():

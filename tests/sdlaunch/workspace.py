@@ -12,7 +12,7 @@ from tests.support.pipeline import make_fitting
 HOME = Path(__file__).resolve().parents[2]
 
 
-def make_place(root: Path) -> dict[str, str]:
+def make_workspace(root: Path) -> dict[str, str]:
     """Mounts below this folder, as the environment that names them."""
     make_fitting(root / "model" / "tiny")
     images = root / "dataset" / "images"

@@ -1,4 +1,4 @@
-"""Doing something as an ordinary user, because root may read everything."""
+"""Run a function as an ordinary user, because root may read everything."""
 
 import concurrent.futures.thread  # noqa: F401 - before the privileges go: Python's own files may be private to root
 import json
@@ -14,7 +14,7 @@ from sdjob.problems import JobError
 NOBODY = 65534
 
 
-def problems_as_nobody(action: Callable[[], object], folder: Path) -> dict[str, str]:
+def problems_as_user(action: Callable[[], object], folder: Path) -> dict[str, str]:
     """Subject → what was found, of the JobError that the action raises; the way to `folder` is opened.
 
     Done again if the way was closed meanwhile: pytest does so with its folders whenever another session starts.
