@@ -25,9 +25,7 @@ import entrypoint
 from sdlaunch.supervise import supervisor
 from sdtrain.__main__ import main as worker
 
-_FAILED = """
-Root Cause (first observed failure):
-  rank      : {rank} (local_rank: {rank})
+_FAILED = """  rank      : {rank} (local_rank: {rank})
   exitcode  : {code} (pid: {pid})
 """
 
@@ -84,9 +82,10 @@ def _torchrun(argv: list[str]) -> int:
         shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         shared["TORCHELASTIC_RESTART_COUNT"] = attempt
         ranks = [_rank(rank, flags, shared) for rank in range(size)]
-        if (failed := _first_failure(ranks)) is None:
+        if not (failures := _failures(ranks)):
             return 0
-    print(_FAILED.format(**failed), flush=True)
+    first, *others = [_FAILED.format(**failure) for failure in failures]
+    print("Failures:", *others, "Root Cause (first observed failure):", first, sep="\n", flush=True)
     return 1
 
 
@@ -118,23 +117,31 @@ def _tee(rank: int, descriptor: int) -> None:
             os.write(1, b"[rank %d] " % rank + line)
 
 
-def _first_failure(ranks: list[int]) -> dict[str, int] | None:
-    """Wait for all ranks; the first failure ends the others."""
-    failed = None
-    left = set(ranks)
-    until = float("inf")
+def _failures(ranks: list[int]) -> list[dict[str, int]]:
+    """Wait for all ranks, and end them once one has failed; returns the failures of the poll that saw the first."""
+    failures: list[dict[str, int]] = []
+    left = list(ranks)
+    while left and not failures:
+        time.sleep(0.01)
+        failures = [failure for pid in list(left) if (failure := _ended(pid, ranks, left))]
+    for pid in left:
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + 30
     while left:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            left.discard(pid)
-            if status and failed is None:
-                failed = {"rank": ranks.index(pid), "code": os.waitstatus_to_exitcode(status), "pid": pid}
-                until = time.monotonic() + 30
-                for peer in left:
-                    os.kill(peer, signal.SIGTERM)
-        elif time.monotonic() > until:
-            for peer in left:
-                os.kill(peer, signal.SIGKILL)
-        else:
-            time.sleep(0.01)
-    return failed
+        time.sleep(0.01)
+        for pid in list(left):
+            if time.monotonic() > until:
+                os.kill(pid, signal.SIGKILL)
+            _ended(pid, ranks, left)
+    return failures
+
+
+def _ended(pid: int, ranks: list[int], left: list[int]) -> dict[str, int] | None:
+    """Take a process that has ended from those that are left; returns its failure, if it failed."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        return None
+    left.remove(pid)
+    return (
+        {"rank": ranks.index(pid), "code": os.waitstatus_to_exitcode(status), "pid": pid} if status else None
+    )

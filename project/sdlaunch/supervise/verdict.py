@@ -19,9 +19,9 @@ from sdjob.protocol import STOP_SIGNALS, ExitNote, Heartbeat, OutputLine
 if TYPE_CHECKING:  # it loads more than a plan needs
     from sdlaunch.supervise.hang import Hang
 
-_ROOT_CAUSE = re.compile(  # torchrun's table of failures
-    r"Root Cause \(first observed failure\):.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL
-)
+# torchrun's table: the failures of one poll, and last the one that it saw first.
+_FAILED_RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+_ROOT_CAUSE = "Root Cause (first observed failure):"
 _AFTER_SIGNAL: dict[int, str] = {
     signal.SIGKILL: "check the memory of the host, and what sends signals",
     signal.SIGBUS: "give the container more shared memory (--shm-size), or set dataloader_num_workers=0",
@@ -56,9 +56,15 @@ class Ending:
 
     @cached_property
     def root(self) -> tuple[int | None, int | None]:
-        """(rank, exit status) of the first failure in torchrun's table."""
-        match = _ROOT_CAUSE.search("\n".join(self.log_tail))
-        return (int(match[1]), int(match[2])) if match else (None, None)
+        """(rank, exit status) of the failure that explains the others in torchrun's table.
+
+        Failures of one poll (0.1 s) have no certain order, but a rank that a signal ended was not ended by its peers.
+        """
+        before, _, first = "\n".join(self.log_tail).rpartition(_ROOT_CAUSE)
+        others = before.rpartition("Failures:")[2]
+        failed = [(int(rank), int(status)) for rank, status in _FAILED_RANK.findall(first + others)]
+        by_signal = [(rank, status) for rank, status in failed if status < 0 and -status not in STOP_SIGNALS]
+        return next(iter(by_signal + failed), (None, None))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ def test_the_code(end, code):
     assert judge(end).code == code
 
 
+def test_the_rank_that_a_signal_ended_explains_the_failures_of_the_same_poll():
+    """torchrun looks every 0.1 s: the peer that lost its connection may come first in its table."""
+    other = ("Failures:", "[0]:", *KILLED[1:])
+    first = (KILLED[0], "[1]:", "  rank      : 0 (local_rank: 0)", "  exitcode  : 1 (pid: 6)")
+    verdict = judge(ending(log_tail=(*other, *first), notes=(note(rank=0),)))
+    assert (verdict.failure_class, verdict.root_rank) == ("killed from outside", 1)
+    before = ("  rank      : 2 (local_rank: 2)", "  exitcode  : -9 (pid: 4)")
+    assert judge(ending(log_tail=(*before, "Failures:", *first))).root_rank == 0
+
+
 @pytest.mark.parametrize(
     ("status", "root", "kind"),
     [
