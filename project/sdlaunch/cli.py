@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from sdjob.problems import Problem, bad_setting
+from sdjob.problems import JobError, Problem, bad_setting, exit_code
 from sdlaunch import plan
 from sdlaunch.display import console
 from sdlaunch.display import text as display
-from sdlaunch.display.redact import redact
+from sdlaunch.display.redact import redact, secrets_of
 from sdlaunch.settings import names
 
 _SWITCHES = {"--dry-run": "plan", "-h": "help", "--help": "help"}
@@ -116,6 +116,20 @@ def _emit_help() -> str:
     return f"print the same job for {', '.join(targets[:-1])} or {targets[-1]}"
 
 
+def _export(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import export
+
+    try:
+        job = export.prepare(request.arguments, request.flags, environ, home)
+        refused = request.problems
+    except JobError as error:
+        refused = (*request.problems, *error.problems)
+    if refused:
+        console.show(redact(display.problems(refused), secrets_of(environ)), sys.stderr)
+        return exit_code(refused)
+    return export.run(job, environ, home)
+
+
 def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import doctor
 
@@ -151,6 +165,11 @@ VERBS: Mapping[str, Verb] = {
     ),
     "check": Verb(_report, "show the problems only", json=True),
     "emit": Verb(_emit, _emit_help, operand="TARGET", arguments=("kind",)),
+    "export": Verb(
+        _export,
+        "write the result of a step checkpoint: checkpoint=NAME [to=FOLDER] [weights=ema|raw]",
+        arguments=("checkpoint", "to", "weights"),
+    ),
     "doctor": Verb(
         _doctor,
         "what this machine and its packages can do: versions, devices, kernels; needs no mounts",
@@ -199,9 +218,9 @@ def parse(argv: Sequence[str]) -> Request:
 def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
     """--use_ema is a switch; every other flag takes the next word as its value."""
     target = names.lookup(name, any_case=True)
-    if target is None:
+    if target is None and not any(name in verb.arguments for verb in VERBS.values()):
         return [_not_understood(f"--{name}")]
-    switch = target.model.model_fields[target.field].annotation is bool
+    switch = target is not None and target.model.model_fields[target.field].annotation is bool
     value = "true" if switch else next(words, None)
     if value is None:
         return [bad_setting(name, "no value", f"Write --{name}=VALUE.")]

@@ -1,8 +1,8 @@
 """The command that generates images from any model.
 
 `python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER` takes a pipeline folder, a single file, the
-folder of a LoRA with its --base_model, or a step checkpoint in the output folder of its run. It writes the images by
-prompt and number, with prompts.json.
+folder of a LoRA with its --base_model, or a step checkpoint. It writes the images by prompt and number, with
+prompts.json.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.exit_codes import ExitCode
-from sdjob.model.pipeline import find_pipeline
+from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import STATE
-from sdjob.output.layout import INDEX_FILE, LORA_FILE, OutputLayout, defect_of
-from sdjob.problems import JobError, bad_input, bad_output, bad_setting
+from sdjob.output.layout import INDEX_FILE, LORA_FILE
+from sdjob.problems import JobError, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
-from sdtrain.checkpoint import state_io
-from sdtrain.model import convert
+from sdtrain.export import from_checkpoint
 from sdtrain.model.generation import generate, generation_settings
-from sdtrain.model.load import load, make_trainable, trainable
+from sdtrain.model.load import load
 from sdtrain.runtime import devices
 from sdtrain.runtime.distributed import World, join
-from sdtrain.runtime.stop import StopRequest
 from sdtrain.validation.grid import image_name
 
 # Settings of a run that say what the weights of its checkpoints are.
@@ -62,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--output", required=True, help="folder for the images")
     parser.add_argument("--base_model", help="of a LoRA; of a step checkpoint if the model has moved since")
+    weights = "of a step checkpoint: ema or raw; default: the EMA where the run has one"
+    parser.add_argument("--weights", choices=run_settings.WEIGHTS, help=weights)
     parser.add_argument("--num_images", default=1, help="per prompt; image n has the seed SEED + n")
     parser.add_argument("--seed", default=0)
     parser.add_argument("--num_inference_steps", default=25)
@@ -75,8 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 def _write_images(options: argparse.Namespace) -> None:
     """Raises JobError (64, 66, 69, 73)."""
     folder, spec = Path(options.output), _spec(options)
+    ema = run_settings.uses_ema(spec, options.weights)
     with join(spec.device) as world:
-        parts = _loaded(Path(options.model), spec, world)
+        parts = _loaded(Path(options.model), spec, world, ema=ema)
         resolution = spec.resolution if options.resolution else parts.native_resolution
         how = replace(generation_settings(spec), resolution=resolution)
         prompts = [prompt for prompt in options.prompts for _ in range(spec.num_validation_images)]
@@ -96,7 +97,7 @@ def _spec(options: argparse.Namespace) -> RunSpec:
     model, base = Path(options.model), options.base_model
     trained: dict[str, Any] = {}
     if _is_step_checkpoint(model):
-        trained = _settings_of_run(model).model_dump(include=_TRAINED)
+        trained = run_settings.settings_of(model).model_dump(include=_TRAINED)
         of_run = trained["pretrained_model_name_or_path"]
         if base is None and not Path(of_run).exists():
             remedy = "Name the folder or file of the model that the run started from."
@@ -120,43 +121,14 @@ def _is_lora(model: Path) -> bool:
     return (model / LORA_FILE).is_file() and not (model / INDEX_FILE).is_file()
 
 
-def _settings_of_run(checkpoint: Path) -> RunSpec:
-    """The settings of the run that wrote a step checkpoint, from its plan. Raises JobError (66)."""
-    plan = OutputLayout(checkpoint.resolve().parents[1]).run / "plan.json"
-    if not plan.is_file():
-        found = f"is a step checkpoint, and the plan of its run, {plan}, does not exist"
-        remedy = "Name the checkpoint in the output folder where its run wrote it."
-        raise JobError(bad_input(str(checkpoint), found, remedy))
-    if defect := defect_of(checkpoint, hashes=False):
-        raise JobError(bad_input(str(checkpoint), defect, "Name another checkpoint of the run."))
-    argv = json.loads(plan.read_text())["argv"]
-    return flags.parse(argv[argv.index("sdtrain") + 1 :])
-
-
-def _loaded(model: Path, spec: RunSpec, world: World) -> Parts:
-    source = find_pipeline(
-        Path(spec.pretrained_model_name_or_path),
-        None,
-        allow_pickle=spec.allow_pickle,
-        prediction_type=spec.prediction_type,
-        single_file_config=spec.single_file_config,
-    )
-    source = convert.as_folder(source, spec, world, StopRequest(None))
+def _loaded(model: Path, spec: RunSpec, world: World, *, ema: bool) -> Parts:
+    source = from_checkpoint.base_model(spec, world)
     precision = compatibility.resolve_precision(spec, devices.topology(world.device_type, world.size))
-    is_step_checkpoint = _is_step_checkpoint(model)
-    parts = load(
-        source,
-        precision,
-        world.device,
-        allow_pickle=spec.allow_pickle,
-        lora=bool(spec.lora_rank) or not is_step_checkpoint,
-        train_text_encoder=spec.train_text_encoder,
-        zero_snr=spec.rescale_betas_zero_snr,
-    )
-    if is_step_checkpoint:
-        weights = {name: weight.data for name, weight in trainable(make_trainable(parts, spec)).items()}
-        state_io.read_weights(model, weights, ema=spec.use_ema)
-    elif _is_lora(model):
+    if _is_step_checkpoint(model):
+        from_checkpoint.check_base(model, source)
+        return from_checkpoint.trained(model, source, spec, precision, world.device, ema=ema)[0]
+    parts = load(source, precision, world.device, allow_pickle=spec.allow_pickle, lora=True)
+    if _is_lora(model):
         parts.architecture.assemble(parts).load_lora_weights(model, weight_name=LORA_FILE)
     return parts
 

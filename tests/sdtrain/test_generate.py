@@ -1,6 +1,6 @@
 """Generated images: a function of prompt and seed, by the library and by the command.
 
-Tests of sdtrain.generate and sdtrain.model.generation.
+Tests of sdtrain.generate, sdtrain.model.generation and sdjob.output.run_settings.
 """
 
 import json
@@ -12,6 +12,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image, ImageChops
 
 from sdjob.model.pipeline import find_pipeline
+from sdjob.output.checkpoint_files import SETTINGS
+from sdjob.output.layout import write_manifest
 from sdtrain import generate
 from sdtrain.architectures.base import GenerationSettings
 from sdtrain.model import load
@@ -129,11 +131,6 @@ def test_the_command_takes_a_step_checkpoint(inputs, train, tmp_path, capsys, se
     settings = {"max_train_steps": 2, "learning_rate": 0.1, **settings}
     output = train(**settings)
     checkpoint = output / "checkpoint/checkpoint-000002"
-    assert command(checkpoint, tmp_path / "out") == 66
-    assert "the plan of its run" in capsys.readouterr().err
-    argv = ["python", "-m", "sdtrain", *flags(**inputs, output_dir=output, **settings)]
-    (output / "run").mkdir(exist_ok=True)
-    (output / "run/plan.json").write_text(json.dumps({"argv": argv}))
     assert command(checkpoint, tmp_path / "step") == 0
     base = str(inputs["pretrained_model_name_or_path"])
     assert command(output / "checkpoint", tmp_path / "result", "--base_model", base) == 0
@@ -142,12 +139,36 @@ def test_the_command_takes_a_step_checkpoint(inputs, train, tmp_path, capsys, se
         Image.open(tmp_path / name / "prompt00-00.png") for name in ("step", "result", "base")
     )
     assert distance(step, result) <= 1 < distance(step, untrained)
+    assert command(checkpoint, tmp_path / "raw", "--weights", "raw") == 0
+    raw = Image.open(tmp_path / "raw/prompt00-00.png")
+    assert (distance(step, raw) > 1) == settings.get("use_ema", False)
+    assert command(checkpoint, tmp_path / "ema", "--weights", "ema") == (0 if settings.get("use_ema") else 64)
+
+
+def test_an_older_step_checkpoint_needs_the_plan_of_its_run(inputs, train, tmp_path, capsys):
+    output = train(max_train_steps=1, learning_rate=0.1)
+    checkpoint = output / "checkpoint/checkpoint-000001"
+    (checkpoint / SETTINGS).unlink()
+    write_manifest(checkpoint)
+    assert command(checkpoint, tmp_path / "out") == 66
+    assert "the plan of its run" in capsys.readouterr().err
+    argv = ["python", "-m", "sdtrain", *flags(**inputs, output_dir=output)]
+    (output / "run").mkdir(exist_ok=True)
+    (output / "run/plan.json").write_text(json.dumps({"argv": argv}))
+    assert command(checkpoint, tmp_path / "step") == 0
     (output / "run/plan.json").write_text(
         json.dumps({"argv": [*argv, "--pretrained_model_name_or_path=/gone"]})
     )
     assert command(checkpoint, tmp_path / "moved") == 64
     assert "/gone does not exist" in capsys.readouterr().err
+    base = str(inputs["pretrained_model_name_or_path"])
     assert command(checkpoint, tmp_path / "moved", "--base_model", base) == 0
+
+
+def test_a_step_checkpoint_is_of_one_model(train, v_model, tmp_path, capsys):
+    checkpoint = train(max_train_steps=1) / "checkpoint/checkpoint-000001"
+    assert command(checkpoint, tmp_path / "out", "--base_model", str(v_model)) == 66
+    assert "is not the model that checkpoint-000001 was trained on" in capsys.readouterr().err
 
 
 def test_mistakes_of_the_command(eps_model, tmp_path, capsys):
@@ -158,4 +179,4 @@ def test_mistakes_of_the_command(eps_model, tmp_path, capsys):
     assert command(eps_model, tmp_path / "file") == 73
     (tmp_path / "state.json").touch()
     assert command(tmp_path, tmp_path / "out") == 66
-    assert "is a step checkpoint" in capsys.readouterr().err
+    assert "the save did not finish" in capsys.readouterr().err

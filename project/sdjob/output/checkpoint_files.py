@@ -14,6 +14,7 @@ MANIFEST = (
     "manifest.json"  # size and SHA-256 of every other file (layout.write_manifest), the last to be written
 )
 STATE = "state.json"  # progress and fingerprint: checkpoint.TrainState
+SETTINGS = "settings.json"  # the worker's flags: what the weights are (run_settings.py); older ones lack it
 
 # Of strategies that hold whole tensors:
 MODEL = "model.safetensors"  # fp32 masters of the trainable weights

@@ -25,6 +25,7 @@ class OutputLayout:
         self.samples = root / "samples"
         self.before_after = self.samples / "before_after.png"
         self.class_images = root / "class_images"
+        self.exports = root / "exports"  # results of step checkpoints, made by `export`
         self.logs = root / "logs"
         self.run = root / "run"  # plan, replayable settings, versions; while a job runs, its processes' notes
         self.metrics = self.run / "metrics.jsonl"  # one line a logged step

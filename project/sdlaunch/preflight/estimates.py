@@ -144,7 +144,7 @@ def disk_space(job: Job) -> list[Finding]:
     """Free space of each volume for everything that is written there together."""
     by_volume: dict[int, tuple[Path, int, list[_Demand]]] = {}
     for demand in _demands(job):
-        existing, volume, free = _free_at(demand.folder)
+        existing, volume, free = free_at(demand.folder)
         by_volume.setdefault(volume, (existing, free, []))[2].append(demand)
     return [finding for of_volume in by_volume.values() for finding in _judged(*of_volume)]
 
@@ -201,7 +201,7 @@ def _written(folder: Path, entries: CacheEntries) -> Callable[[], int]:
     return count
 
 
-def _free_at(path: Path) -> tuple[Path, int, int]:
+def free_at(path: Path) -> tuple[Path, int, int]:
     """The nearest existing folder upwards, the number of its volume, and the free bytes. No look before asking: the
     check of writing makes and removes the output folder meanwhile."""
     for folder in (path, *path.parents):

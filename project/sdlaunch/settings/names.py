@@ -80,6 +80,12 @@ def lookup(name: str, *, any_case: bool = False) -> Target | None:
     return known.get(name) or known.get(name.lower()) or (known.get(name.upper()) if any_case else None)
 
 
+def shown_name(name: str) -> str:
+    """The name that the plan shows for a flag; unchanged where it is not known."""
+    target = lookup(name, any_case=True)
+    return target.shown if target else name
+
+
 def is_foreign(name: str) -> bool:
     """Whether a variable belongs to a platform or a library."""
     return name in _FOREIGN_NAMES.split() or name.startswith(_foreign_prefixes())

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sdjob.files import sync, sync_tree
+from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import FORMAT, STATE
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
 from sdjob.output.newest_checkpoint import read_values
@@ -61,6 +62,7 @@ def complete(context: RunContext, state: TrainState, temporary: Path) -> None:
     final = context.layout.step_folder(state.step)
     values = {"format": FORMAT, **asdict(state)}
     (temporary / STATE).write_text(json.dumps(values, indent=1) + "\n")
+    run_settings.write(temporary, context.spec)
     write_manifest(temporary)
     sync_tree(temporary)
     shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a complete one is resumed from

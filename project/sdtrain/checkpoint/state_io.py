@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -195,7 +196,10 @@ def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
 
 
 def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> None:
-    with _failures():
+    with _failures(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled"
+        )  # one process needs no group
         load_shards(
             _flat(tables, ranges),
             storage_reader=_Reader(folder / SHARDS),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -94,11 +95,17 @@ def _write_lora(folder: Path, parts: Parts, trained: Mapping[str, Weights]) -> N
         layers = get_peft_model_state_dict(module, state_dict=weights, save_embedding_layers=False)
         layers = _as_in_files(parts.architecture, name, layers)
         arguments[f"{name}_lora_layers"] = layers
-        arguments[f"{name}_lora_adapter_metadata"] = config.to_dict()
+        arguments[f"{name}_lora_adapter_metadata"] = _described(config)
         prefix = parts.architecture.facts.kohya_prefixes[name]
         kohya |= webui.kohya_lora(prefix, layers, config.lora_alpha)
     parts.architecture.pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
     _save(folder / WEBUI_LORA, kohya)
+
+
+def _described(config: LoraConfig) -> dict[str, Any]:
+    """The config as values of JSON, equal for equal ones: peft keeps names in sets, whose order is random."""
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in vars(config).items()}
+    return {**config.to_dict(), **{key: value for key, value in values.items() if isinstance(value, list)}}
 
 
 def _as_in_files(architecture: Architecture, part: str, weights: Weights) -> Weights:

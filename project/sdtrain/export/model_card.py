@@ -51,10 +51,12 @@ def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any],
     what = f"A LoRA of rank {spec.lora_rank} for" if spec.lora_rank else all_weights
     _, *encoders = report["trained_parts"]
     parts = f" and its text encoder{'s' if len(encoders) > 1 else ''}" if encoders else ""
-    how = f"on {report['num_examples']} captioned images"
+    count = (
+        f"{report['num_examples']} " if report["num_examples"] else ""
+    )  # not recorded in a step checkpoint
+    how = f"on {count}captioned images"
     if spec.recipe_facts.has_subjects:
-        prompt = _text(spec.instance_prompt)
-        how = f"to show the subject of {report['num_examples']} images under the prompt {prompt}"
+        how = f"to show the subject of {count}images under the prompt {_text(spec.instance_prompt)}"
     ema = ", with an average of the weights (EMA)" if spec.use_ema else ""
     mean = report["mean_loss"]
     loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"

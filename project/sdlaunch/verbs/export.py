@@ -1,0 +1,176 @@
+"""`export`: the result of a step checkpoint, as the end of its run leaves it, without training.
+
+Everything that can be refused is refused here; the worker's part is one process on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sdjob.files import few, is_empty
+from sdjob.formatting import in_units
+from sdjob.model import memory_estimate
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.output import run_settings
+from sdjob.output.layout import OutputLayout, step_folders
+from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting, no_hardware
+from sdjob.settings import flags as worker_argv
+from sdjob.settings.run_spec import RunSpec
+from sdlaunch.inputs import mounts as mount_paths
+from sdlaunch.inputs import pip_install
+from sdlaunch.inputs.mounts import Mounts
+from sdlaunch.preflight import estimates
+from sdlaunch.preflight.output import unwritable
+from sdlaunch.settings import names, settings
+from sdlaunch.settings.settings import Settings
+
+MODULE = "sdtrain.export.from_checkpoint"
+# Settings that say how the result is written; all others are those of the run.
+_OF_RESULT = ("export_dtype", "export_single_file", "allow_pickle", "single_file_config", "cache_dir")
+_ACCEPTED = {"OUTPUT_DIR", "MODEL_DIR", "model_name", "ENV_FILE", "CONFIG_FILE", "strict_env", *_OF_RESULT}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and where to."""
+
+    checkpoint: Path
+    folder: Path
+    spec: RunSpec  # of the run, with the folders of today
+    weights: str
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        paths = (str(self.checkpoint), str(self.folder))
+        return (
+            sys.executable,
+            *("-m", MODULE, *paths, f"--weights={self.weights}"),
+            *worker_argv.render(self.spec),
+        )
+
+
+def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
+    """Start the worker's part, and return its exit code."""
+    path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    python = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
+    with subprocess.Popen(
+        job.argv, env={**environ, **offline, **python}, stdin=subprocess.DEVNULL
+    ) as process:
+        try:
+            return process.wait()
+        finally:
+            process.kill()  # if the launcher is stopped meanwhile
+
+
+def prepare(
+    arguments: Mapping[str, str],
+    flags: Sequence[tuple[str, str]],
+    environ: Mapping[str, str],
+    home: Path,
+) -> Export:
+    """Raises JobError with everything that is wrong (64, 66, 69, 73)."""
+    read = settings.read(flags, environ)
+    problems = [*read.problems, *_without_effect(flags), *_packages()]
+    mounts = mount_paths.resolve(read.options, home)
+    layout = OutputLayout(mounts.output)
+    try:
+        checkpoint = _checkpoint(layout, arguments.get("checkpoint"))
+        spec = run_settings.settings_of(checkpoint)
+        ema = run_settings.uses_ema(spec, arguments.get("weights"))
+        target = arguments.get("to")
+        folder = Path(target).expanduser().absolute() if target else layout.exports / checkpoint.name
+        problems += _target_problems(folder)
+        spec = spec.model_copy(update=_today(read, layout))
+        model = _model(spec, mounts, read, chosen={names.shown_name(name) for name, _ in flags})
+        spec = spec.model_copy(update={"pretrained_model_name_or_path": str(model.path)})
+        problems += _space_problems(folder, spec, model)
+    except JobError as error:
+        raise JobError([*problems, *error.problems]) from None
+    if problems:
+        raise JobError(problems)
+    return Export(checkpoint, folder, spec, "ema" if ema else "raw")
+
+
+def _checkpoint(layout: OutputLayout, name: str | None) -> Path:
+    """The step checkpoint of this name or path. Raises JobError (64, 66)."""
+    if name and Path(name).is_absolute() and Path(name).is_dir():
+        return Path(name)
+    there = [folder.path.name for folder in reversed(step_folders(layout))]
+    if not there:
+        found = f"{layout.checkpoint} holds no step checkpoints"
+        raise JobError(bad_input("OUTPUT_DIR", found, "set OUTPUT_DIR to the output folder of the run"))
+    if name in there:
+        return layout.checkpoint / name
+    found = f"{name} is not one of the run's" if name else "not given"
+    meant = get_close_matches(name or "", there, n=1)
+    remedy = f"Did you mean {meant[0]}? " if meant else ""
+    raise JobError(bad_setting("checkpoint", found, f"{remedy}There are {few(there, 20)}."))
+
+
+def _today(read: Settings, layout: OutputLayout) -> dict[str, Any]:
+    """What the run's settings are replaced by: how to write the result, and the output folder as it is now."""
+    given = {name: getattr(read.spec, name) for name in _OF_RESULT if name in read.given}
+    return {**given, "output_dir": str(layout.root), "device": "cpu"}
+
+
+def _model(spec: RunSpec, mounts: Mounts, read: Settings, chosen: Iterable[str]) -> PipelineFolder:
+    """The model that the run started from; if it has moved, that of the mount. Raises JobError (66)."""
+    where, name = Path(spec.pretrained_model_name_or_path), None
+    if {"MODEL_DIR", "model_name"} & {*chosen} or not where.exists():
+        where, name = mounts.model, read.options.model_name
+        mount_paths.require("MODEL_DIR", where, "the model that the run started from", name)
+    return find_pipeline(
+        where,
+        name,
+        allow_pickle=spec.allow_pickle,
+        prediction_type=spec.prediction_type,
+        single_file_config=spec.single_file_config,
+    )
+
+
+def _without_effect(flags: Iterable[tuple[str, str]]) -> list[Problem]:
+    """Flags that an export does not read; the environment may be that of the whole job."""
+    known = [name for name, _ in flags if names.lookup(name, any_case=True)]
+    others = [name for name in known if names.shown_name(name) not in _ACCEPTED]
+    if not others:
+        return []
+    remedy = f"Leave it out: the settings are those of the run, and {', '.join(_OF_RESULT)} can be changed."
+    return [bad_setting("command line", f"export with {', '.join(others)}", remedy)]
+
+
+def _packages() -> list[Problem]:
+    lacking = pip_install.missing(pip_install.PACKAGES)
+    remedy = f"Install: {sys.executable} -m pip install {' '.join(lacking)}."
+    return [no_hardware("Python packages", f"{', '.join(lacking)} not installed", remedy)] if lacking else []
+
+
+def _target_problems(folder: Path) -> list[Problem]:
+    """The folder must be empty or missing, and nothing above it a file."""
+    other = "Name another folder with to=FOLDER, or empty this one."
+    try:
+        if not is_empty(folder):
+            return [bad_output("to", f"{folder} exists and is not empty", other)]
+    except FileNotFoundError:
+        parent = next(path for path in folder.parents if path.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return [bad_output("to", f"{parent} cannot be written by user {os.getuid()}", other)]
+    except OSError as error:
+        return [bad_output("to", unwritable(folder, error).found, other)]
+    return []
+
+
+def _space_problems(folder: Path, spec: RunSpec, model: PipelineFolder) -> list[Problem]:
+    size = memory_estimate.output_sizes(spec, model)
+    existing, _, free = estimates.free_at(folder)
+    if size is None or free >= size.result:
+        return []
+    found = f"{in_units(free)} free at {existing}, {in_units(size.result)} needed"
+    return [bad_output("to", found, "Free some space, or name a folder on a larger volume with to=FOLDER.")]

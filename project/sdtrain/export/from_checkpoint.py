@@ -1,0 +1,119 @@
+"""`python -m sdtrain.export.from_checkpoint`: the result of a step checkpoint, as the end of its run leaves it.
+
+For the launcher's `export`: in one process, on the CPU, without training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sdjob import files
+from sdjob.exit_codes import ExitCode
+from sdjob.files import shown
+from sdjob.model import trainable
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.output import fingerprint, run_settings
+from sdjob.problems import JobError, bad_input
+from sdjob.settings import flags
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.base import Parts
+from sdtrain.checkpoint import state_io
+from sdtrain.checkpoint.checkpoint import read_state
+from sdtrain.export import export, model_card
+from sdtrain.model import convert, load
+from sdtrain.reporting.report import versions
+from sdtrain.runtime import errors
+from sdtrain.runtime.devices import DEVICE_TYPES
+from sdtrain.runtime.distributed import World
+from sdtrain.runtime.stop import StopRequest
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export what a command line names; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m sdtrain.export.from_checkpoint", allow_abbrev=False)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("to", type=Path)
+    parser.add_argument("--weights", choices=run_settings.WEIGHTS, required=True)
+    options, settings = parser.parse_known_args(arguments)
+    try:
+        spec = flags.parse(settings)
+        write_result(options.checkpoint, options.to, spec, ema=options.weights == "ema")
+    except JobError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except Exception as error:
+        problem = errors.problem_of(error)
+        print(problem or "".join(traceback.format_exception(error)), file=sys.stderr)
+        return int(problem.code if problem else ExitCode.TRAINING_FAILED)
+    print(f"exported {options.checkpoint} to {options.to}")
+    return int(ExitCode.FINISHED)
+
+
+def write_result(checkpoint: Path, folder: Path, spec: RunSpec, *, ema: bool) -> None:
+    """Pipeline or LoRA in all layouts that the settings ask for, with a model card. Raises JobError (66, 73)."""
+    world = World(0, 0, 1, DEVICE_TYPES["cpu"], torch.device("cpu"))
+    model = base_model(spec, world)
+    check_base(checkpoint, model)
+    # Trained weights are fp32 in any case; frozen ones are copied from their files, and only need room here.
+    parts, weights = trained(checkpoint, model, spec, "bf16", world.device, ema=ema)
+    export.export(folder, model, parts, weights, spec)
+    state = read_state(checkpoint)
+    values = {
+        "steps": state.step,
+        "mean_loss": state.mean_loss,
+        "global_batch_size": state.global_batch,
+        "trained_parts": trainable.parts(spec, model),
+        "num_examples": None,
+        "versions": versions(),
+    }
+    as_written = spec.model_copy(update={"use_ema": ema})
+    card = model_card.render(as_written, parts.architecture.facts, values, samples=False)
+    files.write_text(folder / model_card.FILE, card)
+
+
+def base_model(spec: RunSpec, world: World) -> PipelineFolder:
+    """The model that a run started from, as a folder. Raises JobError (66, 73)."""
+    source = find_pipeline(
+        Path(spec.pretrained_model_name_or_path),
+        None,
+        allow_pickle=spec.allow_pickle,
+        prediction_type=spec.prediction_type,
+        single_file_config=spec.single_file_config,
+    )
+    return convert.as_folder(source, spec, world, StopRequest(None))
+
+
+def check_base(checkpoint: Path, model: PipelineFolder) -> None:
+    """Raise JobError (66) unless the checkpoint was trained on this model: its weights fit no other."""
+    wanted = read_state(checkpoint).fingerprint.get("model_name")
+    if wanted != f"model {fingerprint.model_identity(model)}":
+        found = f"is not the model that {checkpoint.name} was trained on: its files differ"
+        raise JobError(bad_input(shown(model.path), found, "name the model that the run started from"))
+
+
+def trained(
+    checkpoint: Path, model: PipelineFolder, spec: RunSpec, precision: str, device: torch.device, *, ema: bool
+) -> tuple[Parts, dict[str, torch.Tensor]]:
+    """The model with the weights of a step checkpoint, whole or sharded, and these by name, fp32."""
+    parts = load.load(
+        model,
+        precision,
+        device,
+        allow_pickle=spec.allow_pickle,
+        lora=bool(spec.lora_rank),
+        train_text_encoder=spec.train_text_encoder,
+        zero_snr=spec.rescale_betas_zero_snr,
+    )
+    weights = {name: weight.data for name, weight in load.trainable(load.make_trainable(parts, spec)).items()}
+    state_io.read_weights(checkpoint, weights, ema=ema)
+    return parts, weights
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
