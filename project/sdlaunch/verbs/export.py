@@ -59,11 +59,10 @@ class Export:
 def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
     """Start the worker's part, and return its exit code."""
     path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    libraries = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     python = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
-    with subprocess.Popen(
-        job.argv, env={**environ, **offline, **python}, stdin=subprocess.DEVNULL
-    ) as process:
+    env = {**libraries, **environ, **python}
+    with subprocess.Popen(job.argv, env=env, stdin=subprocess.DEVNULL) as process:
         try:
             return process.wait()
         finally:

@@ -60,7 +60,11 @@ def test_a_saved_checkpoint_is_complete_and_read_again(layout):
     assert folder == layout.checkpoint / "checkpoint-000003"
     assert names(layout) == ["checkpoint-000003"]  # nothing temporary stays
     assert checkpoint.read_state(folder) == state(3)
-    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"state.json", "weights.bin"}
+    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {
+        "settings.json",
+        "state.json",
+        "weights.bin",
+    }
     assert start_point.newest(layout, "auto").path == folder
 
 
