@@ -37,6 +37,26 @@ class OutputLayout:
         """Latents and encoded prompts cached on disk, and converted models: in `cache_dir` if it is set."""
         return Path(cache_dir).expanduser() if cache_dir else self.root / "cache"
 
+    def log(self, node: int) -> Path:
+        """What a node's launcher and its processes print, of all starts."""
+        return self.logs / f"node-{node}.log"
+
+    def lock(self, node: int) -> Path:
+        return self.run / f"lock-{node}"
+
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that a job may make here."""
+        own = (self.checkpoint, self.tensorboard, self.samples, self.class_images, self.logs, self.run)
+        return (*own, self.cache(None))
+
+    def replaced_files(self) -> tuple[Path, ...]:
+        """Files that are replaced as a whole, by a rename."""
+        return (self.report, self.page, self.failure)
+
+    def opened_files(self, node: int) -> tuple[Path, ...]:
+        """Files that a later start opens again, to append or to rewrite."""
+        return (self.metrics, self.log(node), self.lock(node))
+
     def step_folder(self, step: int) -> Path:
         return self.checkpoint / f"checkpoint-{step:06d}"
 

@@ -6,12 +6,15 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from sdjob.problems import Problem, bad_output, bad_setting
 from sdlaunch.preflight.job import Job
+from sdlaunch.preflight.leftovers import of_owner
 
 _PROBES = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def apart(job: Job) -> list[Problem]:
@@ -31,19 +34,20 @@ def apart(job: Job) -> list[Problem]:
 
 def writable(job: Job) -> list[Problem]:
     """Prove by writing that the output folder can be made and written; nothing stays behind."""
+    output = job.mounts.output
     for _ in range(_PROBES):
         try:
-            _probe(job.mounts.output)
-            return []
+            refused = _probe(output)
+            return [_without(refused, output)] if refused else []
         except (FileNotFoundError, FileExistsError) as error:
             # Nodes that start together make and remove the same folder at the same time.
-            problem = unwritable(job.mounts.output, error)
+            problem = unwritable(output, error)
         except OSError as error:
-            return [unwritable(job.mounts.output, error)]
+            return [unwritable(output, error)]
     return [problem]
 
 
-def _probe(output: Path) -> None:
+def _probe(output: Path) -> dict[str, str]:
     """Write into the folder, which is made if needed and then removed. Raises OSError."""
     made: list[Path] = []
     try:
@@ -51,30 +55,78 @@ def _probe(output: Path) -> None:
             if not folder.exists():
                 folder.mkdir()
                 made.append(folder)
-        _write_probe(output / f".probe-{os.urandom(8).hex()}")
+        return _write_probe(output / f".probe-{os.urandom(8).hex()}")
     finally:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # meanwhile in use by another node
                 folder.rmdir()
 
 
-def _write_probe(probe: Path) -> None:
-    """Write as a checkpoint does: a file in a folder, which is then renamed. Raises OSError."""
-    renamed = probe.with_name(f"{probe.name}-renamed")
+def _write_probe(probe: Path) -> dict[str, str]:
+    """Write as a job does; returns what this file system cannot do, each with its error. Raises OSError."""
+    refused = {}
     try:
-        probe.mkdir()
-        with (probe / "file").open("xb") as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            probe.rename(renamed)
-        except OSError as error:  # some mounts of object stores have no folders, and so cannot rename one
-            found = f"a folder with files cannot be renamed there ({error.strerror})"
-            raise OSError(errno.ENOTSUP, found) from error
+        (probe / "folder").mkdir(parents=True)
+        for what, action in _OPERATIONS.items():
+            try:
+                action(probe / "folder")
+            except OSError as error:
+                if what == "write a file" or error.errno in _FULL:
+                    raise
+                refused[what] = error.strerror or str(error)
     finally:
-        for folder in (probe, renamed):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(probe, ignore_errors=True)
+    return refused
+
+
+def _write(folder: Path) -> None:
+    with (folder / "file").open("xb") as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _append(folder: Path) -> None:
+    """As logs, metrics and event files are written."""
+    with (folder / "file").open("ab") as file:
+        file.write(b"more")
+
+
+def _rewrite(folder: Path) -> None:
+    """As the signs of life of each process are written."""
+    with (folder / "file").open("r+b") as file:
+        file.write(b"else")
+
+
+def _replace(folder: Path) -> None:
+    """As reports are written."""
+    (folder / "new").write_bytes(b"new")
+    (folder / "new").replace(folder / "file")
+
+
+def _rename(folder: Path) -> None:
+    """As checkpoints are put in place."""
+    folder.rename(folder.with_name("renamed"))
+
+
+_OPERATIONS: dict[str, Callable[[Path], None]] = {
+    "write a file": _write,
+    "append to a file": _append,
+    "rewrite a part of a file": _rewrite,
+    "replace a file": _replace,
+    "rename a folder": _rename,
+}
+
+
+def _without(refused: dict[str, str], output: Path) -> Problem:
+    """The problem of a file system that cannot do what a job needs."""
+    missing = ", ".join(f"{what} ({why})" for what, why in refused.items())
+    return bad_output(
+        "OUTPUT_DIR",
+        f"the file system of {output} cannot {missing}, as is common with mounts of object stores",
+        "Mount a disk or a shared file system there (NFS, CephFS, Lustre, the cloud's file storage) and copy "
+        "the results to the bucket when the job has ended, or set OUTPUT_DIR to such a folder.",
+    )
 
 
 def unwritable(output: Path, error: OSError) -> Problem:
@@ -84,7 +136,7 @@ def unwritable(output: Path, error: OSError) -> Problem:
         case errno.ENOTDIR | errno.EEXIST:
             found = f"{output} is a file, not a folder, or is below one"
         case errno.EACCES | errno.EPERM:
-            found = f"{output} cannot be written by user {os.getuid()}"
+            found = f"{output} cannot be written by user {os.getuid()}{_owner(output)}"
         case errno.EROFS:
             found = f"{output} is mounted read-only"
         case errno.ENOSPC | errno.EDQUOT:
@@ -93,3 +145,11 @@ def unwritable(output: Path, error: OSError) -> Problem:
         case _:
             found = f"{output}: {error.strerror}"
     return bad_output("OUTPUT_DIR", found, remedy)
+
+
+def _owner(output: Path) -> str:
+    """Whose the folder is, or the nearest one above that exists."""
+    for folder in (output, *output.parents):
+        with contextlib.suppress(OSError):
+            return f" ({'it' if folder == output else folder} is {of_owner(folder)})"
+    return ""

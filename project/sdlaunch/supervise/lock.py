@@ -81,7 +81,7 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
     """
     me = Holder.of_this(cluster)
     layout.run.mkdir(parents=True, exist_ok=True)
-    path = _path(layout, cluster.node_rank)
+    path = layout.lock(cluster.node_rank)
     descriptor = _acquire(path, me, say)
     ended = threading.Event()
     try:
@@ -101,7 +101,7 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
 def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
     """The problem of a folder that another job uses, where it can be seen without waiting."""
     me = Holder.of_this(cluster)
-    for path in (_path(layout, cluster.node_rank), *_others(layout, cluster.node_rank)):
+    for path in (layout.lock(cluster.node_rank), *_others(layout, cluster.node_rank)):
         with contextlib.suppress(OSError), path.open("rb") as file:
             holder = Holder.read(path)
             if holder and holder.excludes(me) and _flock(file.fileno(), fcntl.LOCK_SH) is False:
@@ -109,16 +109,12 @@ def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
     return []
 
 
-def _path(layout: OutputLayout, node: int) -> Path:
-    return layout.run / f"lock-{node}"
-
-
 def _others(layout: OutputLayout, node: int) -> list[Path]:
     try:
         paths = sorted(layout.run.glob("lock-*"))
     except PermissionError:  # the check of writing reports a folder that this user may not enter
         return []
-    return [path for path in paths if path != _path(layout, node)]
+    return [path for path in paths if path != layout.lock(node)]
 
 
 def _acquire(path: Path, me: Holder, say: Callable[[str], None]) -> int:

@@ -73,7 +73,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
         try:
             lock_descriptor = stack.enter_context(lock.held(layout, plan.cluster, _hint))
             _prepare(plan, layout, channel, environ)
-            stream = stack.enter_context(Stream(_log(layout, node), terminal, plan.secrets))
+            stream = stack.enter_context(Stream(layout.log(node), terminal, plan.secrets))
         except (JobError, OSError) as error:
             if isinstance(error, OSError):
                 error = JobError(unwritable(Path(error.filename or layout.root), error))
@@ -204,8 +204,4 @@ def _show(verdict: Verdict, job: _Job) -> None:
     if not verdict.problems:
         say(indent("\n".join((*verdict.evidence, f"    → {verdict.remedy}")), "  "))
     if verdict.failed:
-        say(f"  details: {job.layout.failure}, {_log(job.layout, job.plan.cluster.node_rank)}")
-
-
-def _log(layout: OutputLayout, node: int) -> Path:
-    return layout.logs / f"node-{node}.log"
+        say(f"  details: {job.layout.failure}, {job.layout.log(job.plan.cluster.node_rank)}")
