@@ -144,6 +144,23 @@ def reason_of(error: OSError | ValueError) -> str:
     return f"cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
+def unwritable_reason(error: OSError) -> str:
+    """The reason why a file or folder cannot be written, as the predicate of a sentence."""
+    match error.errno:
+        case errno.ENOENT:
+            return "does not exist"
+        case errno.ENOTDIR | errno.EEXIST:
+            return "is a file, not a folder, or is below one"
+        case errno.EACCES | errno.EPERM:
+            return f"cannot be written by user {os.getuid()}"
+        case errno.EROFS:
+            return "is mounted read-only"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "has no space left"
+        case _:
+            return f"cannot be written ({error.strerror or error})"
+
+
 def check_pointer(path: Path) -> None:
     """Refuse a Git LFS pointer file. Raises JobError, OSError."""
     with path.open("rb") as file:
@@ -192,7 +209,11 @@ def user_cache(environ: Mapping[str, str]) -> Path:
     existing = next(path for path in (base, *base.parents) if path.exists())
     if existing.is_dir() and os.access(existing, os.W_OK):
         return base / "sd-finetune"
-    return Path(tempfile.gettempdir()) / f"sd-finetune-{os.getuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # none that can be written
+        temporary = "/tmp"
+    return Path(temporary) / f"sd-finetune-{os.getuid()}"
 
 
 # --- writing -----------------------------------------------------------------------------------------

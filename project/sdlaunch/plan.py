@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.dataset import validation_split
+from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_typed
 from sdjob.problems import Problem, exit_code
 from sdjob.settings import advice, compatibility, steps
@@ -31,14 +32,17 @@ from sdlaunch.display.tables import Value
 from sdlaunch.inputs import contents as inputs
 from sdlaunch.inputs import fetch as fetching
 from sdlaunch.inputs import mounts as mount_paths
+from sdlaunch.inputs import temporary_folder
 from sdlaunch.inputs.contents import Contents
 from sdlaunch.inputs.fetch import Fetched
 from sdlaunch.inputs.mounts import Mounts
+from sdlaunch.inputs.temporary_folder import TemporaryFolder
 from sdlaunch.preflight import checks, estimates
 from sdlaunch.preflight.job import Job
 from sdlaunch.settings import settings
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.settings.settings import Settings
+from sdlaunch.timeouts import Task, outcome
 from sdlaunch.user_script import Script
 
 
@@ -59,6 +63,7 @@ class JobPlan:
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
     awaited: tuple[str, ...] = ()  # what is still to be downloaded
+    private_tmp: Path | None = None  # made for the processes while they run
 
     @property
     def code(self) -> int:
@@ -106,6 +111,7 @@ class _Inspected:
     )
     cluster: cluster.Resolved
     contents: Contents
+    temporary: TemporaryFolder
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,19 @@ def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
     options, sources = accelerate.completed(fetched.options, stated, config)
     where = cluster.resolve(options, sources, read.environ, found, assigns_ranks=read.assigns_ranks)
     contents = inputs.look(mounts, options, spec, fetched.awaited)
-    return _Inspected(mounts, fetched, found, config, options, where, contents)
+    temporary = _temporary(read, mounts, where.cluster)
+    return _Inspected(mounts, fetched, found, config, options, where, contents, temporary)
+
+
+def _temporary(read: _Read, mounts: Mounts, where: Cluster) -> TemporaryFolder:
+    """The folder of temporary files, whose file system may not answer."""
+    seconds = read.settings.options.check_timeout
+    environ = {**read.environ, **read.settings.passed_on}
+    search = Task(lambda: temporary_folder.find(environ, f"{mounts.output} {where.node_rank}"))
+    named = environ.get("TMPDIR", "/tmp")
+    code = ExitCode.NO_HARDWARE
+    found, problems = outcome(search, time.monotonic() + seconds, "TMPDIR", named, seconds, code)
+    return found or TemporaryFolder(problems=problems)
 
 
 def _resolve(read: Settings, inspected: _Inspected) -> _Resolved:
@@ -216,6 +234,7 @@ def _build(
         *inspected.fetched.problems,
         *inspected.accelerate.problems,
         *inspected.cluster.problems,
+        *inspected.temporary.problems,
         *(problem for problem in contents.problems if problem not in left),
         *resolved.script_problems,
         *accelerate.contradictions(inspected.accelerate, spec, job.cluster),
@@ -234,6 +253,7 @@ def _build(
             *given.warnings,
             *inspected.devices.warnings,
             *inspected.fetched.warnings,
+            *inspected.temporary.warnings,
             *(f"{problem.subject}: {problem.found}; left to the script" for problem in left),
             *checked.warnings,
             *advised,
@@ -245,6 +265,7 @@ def _build(
         secrets=secrets_of({**read.environ, **given.passed_on}),
         lighter=functools.partial(estimates.lighter, job),
         awaited=inspected.fetched.awaited,
+        private_tmp=inspected.temporary.private,
     )
 
 
@@ -260,5 +281,5 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved) -> LaunchPl
         names = spec.model_fields_set - {"max_train_steps"}
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})
     host = Host(read.home, sys.executable, inspected.devices.cores, environ)
-    passed_on = {**online, **read.settings.passed_on}
+    passed_on = {**online, **read.settings.passed_on, **inspected.temporary.environment()}
     return command.build(spec, inspected.cluster.cluster, host, passed_on, options, resolved.script)

@@ -1,3 +1,6 @@
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from sdlaunch.verbs import check
@@ -14,3 +17,23 @@ def no_comparison(monkeypatch):
 def workspace(tmp_path):
     """The environment of a job that can start."""
     return make_workspace(tmp_path)
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """tmpfs(size): a small file system of its own."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"tmpfs-{size}"
+        folder.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(["mount", *options], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

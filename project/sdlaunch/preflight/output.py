@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from sdjob.files import unwritable_reason
 from sdjob.problems import Problem, bad_output, bad_setting
 from sdlaunch.preflight.job import Job
 from sdlaunch.preflight.leftovers import of_owner
@@ -131,19 +132,12 @@ def _without(refused: dict[str, str], output: Path) -> Problem:
 
 def unwritable(output: Path, error: OSError) -> Problem:
     """The problem of an output folder that refused to be written."""
+    found = f"{output} {unwritable_reason(error)}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        found += _owner(output)
     remedy = "Mount a writable volume there, or set OUTPUT_DIR to a writable folder."
-    match error.errno:
-        case errno.ENOTDIR | errno.EEXIST:
-            found = f"{output} is a file, not a folder, or is below one"
-        case errno.EACCES | errno.EPERM:
-            found = f"{output} cannot be written by user {os.getuid()}{_owner(output)}"
-        case errno.EROFS:
-            found = f"{output} is mounted read-only"
-        case errno.ENOSPC | errno.EDQUOT:
-            found = f"no space left in {output}"
-            remedy = "Free some space, mount a larger volume, or set OUTPUT_DIR to another folder."
-        case _:
-            found = f"{output}: {error.strerror}"
+    if error.errno in _FULL:
+        remedy = "Free some space, mount a larger volume, or set OUTPUT_DIR to another folder."
     return bad_output("OUTPUT_DIR", found, remedy)
 
 

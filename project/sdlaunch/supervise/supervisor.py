@@ -22,6 +22,7 @@ from sdjob.problems import JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
 from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display
+from sdlaunch.inputs import temporary_folder
 from sdlaunch.plan import JobPlan
 from sdlaunch.preflight.output import unwritable
 from sdlaunch.supervise import failure_report, lock, processes
@@ -72,6 +73,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
         stack.callback(terminal.close)
         try:
             lock_descriptor = stack.enter_context(lock.held(layout, plan.cluster, _hint))
+            stack.enter_context(temporary_folder.made(plan.private_tmp))
             _prepare(plan, layout, channel, environ)
             stream = stack.enter_context(Stream(layout.log(node), terminal, plan.secrets))
         except (JobError, OSError) as error:

@@ -19,6 +19,8 @@ from sdjob.problems import Problem, exit_code, no_hardware
 from sdlaunch.cluster import devices
 from sdlaunch.display import run_records
 from sdlaunch.display import text as display
+from sdlaunch.inputs import temporary_folder
+from sdlaunch.inputs.temporary_folder import TemporaryFolder
 from sdlaunch.preflight import system_limits
 from sdlaunch.timeouts import NoAnswer, ask
 
@@ -51,9 +53,11 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
     if missing:
         remedy = f"Install: {sys.executable} -m pip install {' '.join(f'{n}=={tested[n]}' for n in missing)}"
         problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
+    temporary = temporary_folder.find(environ, "doctor")
+    problems += temporary.problems
     found = {
         "python": f"{sys.version.split()[0]} ({sys.executable})",
-        "machine": _machine(found_devices),
+        "machine": {**_machine(found_devices), "temporary files": _temporary(temporary, environ)},
         **(answers or {}),
         "versions": installed,
         "not as proven": {
@@ -113,6 +117,12 @@ def _machine(found: devices.Devices) -> dict[str, str]:
         "shared memory": in_units(shutil.disk_usage(shm).free) if shm.is_dir() else "none",
         "NVIDIA driver": driver.group(1) if driver else "none",
     }
+
+
+def _temporary(found: TemporaryFolder, environ: Mapping[str, str]) -> str:
+    if found.problems:
+        return "no folder serves"
+    return "; ".join(found.warnings) or environ.get("TMPDIR", "/tmp")
 
 
 def _tested(home: Path, *, cuda: bool) -> dict[str, str]:

@@ -70,7 +70,7 @@ def test_a_disk_that_fills_up_meanwhile_is_not_an_object_store(workspace, monkey
 
     monkeypatch.setitem(output._OPERATIONS, "append to a file", full)
     (problem,) = prepare(workspace).problems
-    assert problem.found == f"no space left in {workspace['OUTPUT_DIR']}"
+    assert problem.found == f"{workspace['OUTPUT_DIR']} has no space left"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root may write everywhere; only root may give a folder away")

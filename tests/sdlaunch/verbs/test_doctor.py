@@ -74,3 +74,8 @@ def test_a_torch_that_does_not_start_is_quoted(home):
     assert diagnosis.code == 69
     assert [problem.found for problem in diagnosis.problems] == ["libcudart.so.12: cannot open"]
     assert "1 problem; exit code 69" in doctor.render(diagnosis)
+
+
+def test_a_folder_of_temporary_files_that_fails_is_named(home):
+    environ = {**os.environ, "TMPDIR": "/nonexistent"}
+    assert "TMPDIR: /nonexistent does not exist" in doctor.render(doctor.examine(home, environ))

@@ -1,0 +1,102 @@
+"""Where the processes of a job keep temporary files: what TMPDIR names, or a short private folder where that fails.
+
+Loader processes and torch talk through sockets in it, whose paths have at most 107 bytes: a longer one hangs a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdjob.files import shown, unwritable_reason
+from sdjob.problems import JobError, Problem, no_hardware
+
+_DEFAULTS = ("/tmp", "/var/tmp", "/dev/shm")  # the last where a container is read-only
+_NEEDED = 1 << 20  # bytes
+# Longest path of a socket, and what is added to the folder: "/torch-shm-dir-XXXXXX/manager.sock", and some more.
+_SOCKET_PATH, _SOCKET_NAME = 107, 40
+_NO_EXEC = "is mounted noexec: compiled kernels cannot be loaded from it"
+
+
+@dataclass(frozen=True)
+class TemporaryFolder:
+    """`private`: to be made for the processes; None: the folder that the environment names is fine."""
+
+    private: Path | None = None
+    warnings: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """The variable that leads the processes there."""
+        return {"TMPDIR": str(self.private)} if self.private else {}
+
+
+def find(environ: Mapping[str, str], owner: str, defaults: Sequence[str] = _DEFAULTS) -> TemporaryFolder:
+    """The first folder that serves. `owner`: what makes the private one different from those of other jobs."""
+    names = ("TMPDIR", "TEMP", "TMP")  # as Python reads them
+    variable, named = next(((name, environ[name]) for name in names if environ.get(name)), ("TMPDIR", ""))
+    faults: dict[Path, str] = {}
+    for folder in map(Path, filter(None, (named, *defaults))):
+        faults[folder] = _fault(folder.absolute())
+        if not faults[folder]:
+            break
+    first, serving = next(iter(faults)), next((path for path, fault in faults.items() if not fault), None)
+    if serving is None:  # then those that serve as long as nothing is compiled
+        serving = next((path for path, fault in faults.items() if fault == _NO_EXEC), None)
+    if serving is None:
+        found = "; ".join(f"{shown(folder)} {fault}" for folder, fault in faults.items())
+        remedy = (
+            "Set TMPDIR to a writable folder with a short path, or start the container with --tmpfs /tmp."
+        )
+        return TemporaryFolder(problems=(no_hardware(variable, found, remedy),))
+    if serving == first:
+        return TemporaryFolder()
+    digest = hashlib.sha256(f"{os.getuid()} {owner}".encode(errors="surrogateescape")).hexdigest()[:8]
+    private = serving / f"sdjob-{digest}"
+    return TemporaryFolder(
+        private, (f"{variable}: {shown(first)} {faults[first]}; the processes use {private}",)
+    )
+
+
+def _fault(folder: Path) -> str:
+    """Why a folder does not serve, found by using it; "": it serves."""
+    length, most = len(os.fsencode(folder)), _SOCKET_PATH - _SOCKET_NAME
+    try:
+        with tempfile.TemporaryDirectory(prefix="sdjob-", dir=folder) as probe:
+            Path(probe, "file").write_bytes(bytes(_NEEDED))
+            if length > most:
+                return f"is too long for the sockets of loader processes ({length} bytes, at most {most})"
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(f"{probe}/socket")
+    except OSError as error:
+        return unwritable_reason(error)
+    return _NO_EXEC if os.statvfs(folder).f_flag & os.ST_NOEXEC else ""
+
+
+@contextlib.contextmanager
+def made(private: Path | None) -> Iterator[None]:
+    """While the body runs, the private folder is there, for this user only. Raises JobError.
+
+    Its name is the same at each start of a job, so that what a killed launcher has left goes with the next start.
+    """
+    if private is None:
+        yield
+        return
+    shutil.rmtree(private, ignore_errors=True)
+    try:
+        private.mkdir()
+        private.chmod(0o700)  # whatever the umask is
+    except OSError as error:
+        found = f"{private} {unwritable_reason(error)}"
+        raise JobError(no_hardware("TMPDIR", found, "Remove it, or set TMPDIR to another folder.")) from error
+    try:
+        yield
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
