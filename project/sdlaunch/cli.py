@@ -7,12 +7,15 @@ Not argparse: a setting is `name=value`, `--name=value` or `--name value` with a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 from sdjob.problems import JobError, Problem, bad_setting, exit_code
+from sdjob.settings.diffusers_flags import UNSUPPORTED
+from sdjob.settings.fields import OFF, ON
 from sdlaunch import plan
 from sdlaunch.display import console
 from sdlaunch.display import text as display
@@ -188,19 +191,22 @@ def parse(argv: Sequence[str]) -> Request:
     flags: list[tuple[str, str]] = []
     problems: list[Problem] = []
     operand, as_json = "", False
-    words = iter(argv)
-    for word in words:
+    words = deque(argv)
+    while words:
+        word = words.popleft()
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
         if (verb := _SWITCHES.get(word, word)) in VERBS:
             verbs.append(verb)
-            operand = next(words, "") if VERBS[verb].operand else operand
+            operand = words.popleft() if VERBS[verb].operand and words else operand
         elif word == "--json":
             as_json = True
         elif equals and name:
             flags.append((name, value))
         elif word.startswith("--") and name:
-            problems += _flag_without_equals(name, words, flags)
+            given, wrong = _flag_without_equals(name, words)
+            flags += given
+            problems += wrong
         else:
             problems.append(_not_understood(word))
     verb = "help" if "help" in verbs else (verbs or ["run"])[0]
@@ -215,17 +221,28 @@ def parse(argv: Sequence[str]) -> Request:
     return Request(verb, as_json, settings, operand, arguments, tuple(problems))
 
 
-def _flag_without_equals(name: str, words: Iterator[str], flags: list[tuple[str, str]]) -> list[Problem]:
-    """--use_ema is a switch; every other flag takes the next word as its value."""
-    target = names.lookup(name, any_case=True)
-    if target is None and not any(name in verb.arguments for verb in VERBS.values()):
-        return [_not_understood(f"--{name}")]
-    switch = target is not None and target.model.model_fields[target.field].annotation is bool
-    value = "true" if switch else next(words, None)
-    if value is None:
-        return [bad_setting(name, "no value", f"Write --{name}=VALUE.")]
-    flags.append((name, value))
-    return []
+def _flag_without_equals(name: str, words: deque[str]) -> tuple[list[tuple[str, str]], list[Problem]]:
+    """--use_ema is a switch; every other flag takes the next word as its value, a list the words after it too."""
+    target, unsupported = names.lookup(name, any_case=True), UNSUPPORTED.get(name.lower())
+    known = target or unsupported
+    if known is None and not any(name in verb.arguments for verb in VERBS.values()):
+        return [], [_not_understood(f"--{name}")]
+    if known and known.is_switch:
+        has_value = bool(words) and words[0].lower() in (*ON, *OFF)
+        return [(name, words.popleft() if has_value else "true")], []
+    values = [words.popleft()] if words and (target or not unsupported) else []
+    if unsupported if target is None else target.is_list:
+        while words and not _starts_something(words[0]):
+            values.append(words.popleft())
+    if not values:
+        return [], [bad_setting(name, "no value", f"Write --{name}=VALUE.")]
+    return [(name, value) for value in values], []
+
+
+def _starts_something(word: str) -> bool:
+    """Whether a word after the values of a list is not one of them."""
+    name, equals, _ = word.partition("=")
+    return word.startswith("--") or word in VERBS or bool(equals and names.lookup(name, any_case=True))
 
 
 def _not_understood(word: str) -> Problem:

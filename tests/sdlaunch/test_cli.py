@@ -42,9 +42,25 @@ def test_dashes_and_underscores_are_the_same_in_names():
     assert flags("--env-file=a-b", "--batch-size", "2") == (("env_file", "a-b"), ("batch_size", "2"))
 
 
-def test_switches_need_no_value_and_take_none():
+def test_switches_need_no_value():
     assert flags("--use_ema", "--lr", "-1") == (("use_ema", "true"), ("lr", "-1"))
-    assert cli.parse(["--use_ema", "0"]).problems
+    assert flags("--use_8bit_adam", "--seed", "1") == (("use_8bit_adam", "true"), ("seed", "1"))
+    assert flags("--scale_lr", "--offset_noise", "no") == (("scale_lr", "true"), ("offset_noise", "no"))
+    assert flags("--use_ema", "0", "plan") == (("use_ema", "0"),)
+    assert cli.parse(["--use_ema", "2"]).problems
+
+
+def test_a_list_takes_all_words_that_follow():
+    given = (("validation_prompts", "a dog"), ("validation_prompts", "a = b"), ("lr", "1"))
+    for last in (["--lr", "1"], ["lr=1"], ["plan", "lr=1"]):
+        assert flags("--validation_prompts", "a dog", "a = b", *last) == given
+
+
+def test_the_words_after_a_flag_without_a_counterpart_belong_to_it():
+    given = (("hub_token", "abc"), ("validation_images", "a.png"), ("validation_images", "b.png"))
+    assert flags("--hub_token", "abc", "--validation_images", "a.png", "b.png", "check") == given
+    (problem,) = cli.parse(["--hub_model_id", "--use_ema"]).problems
+    assert problem.found == "no value"
 
 
 def test_values_are_taken_as_they_are():

@@ -31,6 +31,15 @@ def find_dataset(
     return detected.inspect(listing, Columns(image_column, caption_column if captions else None))
 
 
+def has_unread_captions(info: DatasetInfo, caption_column: str) -> bool:
+    """Whether a dataset that is read without captions has some."""
+    listing = list_folder(info.path)
+    captioned = _format_of(listing, captions=True)
+    if info.caption_column or captioned is None or captioned.lacks_captions(listing):
+        return False
+    return caption_column in info.columns if info.row_counts else True
+
+
 def dataset_in(folder: str | Path, spec: RunSpec, *, captions: bool) -> DatasetInfo:
     """The dataset of a run in this folder. Raises JobError (66)."""
     columns = {"image_column": spec.image_column, "caption_column": spec.caption_column}

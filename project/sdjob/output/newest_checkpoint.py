@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def newest(
     """
     if setting == "never":
         return None
-    origin = origin_of(setting)
+    origin = origin_of(layout, setting)
     for folder in step_folders(layout):
         defect = folder.defect or (defect_of(folder.path, hashes=True) if hashes else None)
         if defect:
@@ -33,7 +34,7 @@ def newest(
         elif not origin or read_values(folder.path).get("origin", "") == origin:
             return folder
     if origin:
-        return _named(Path(setting), hashes=hashes)
+        return _named(Path(origin), hashes=hashes)
     if setting == "must":
         found = f"must, but there is no complete checkpoint in {layout.checkpoint}"
         remedy = "Use resume=auto, or set OUTPUT_DIR to the folder of the run to continue."
@@ -41,9 +42,15 @@ def newest(
     return None
 
 
-def origin_of(setting: str) -> str:
-    """The absolute path of the checkpoint that `resume` names; empty: it names none."""
-    return "" if setting in ("auto", "must", "never") else str(Path(setting).resolve())
+def origin_of(layout: OutputLayout, setting: str) -> str:
+    """The absolute path of the checkpoint that `resume` names; empty: it names none.
+
+    A bare name, as diffusers writes it, is one of the output folder: checkpoint-500 is checkpoint-000500.
+    """
+    if setting in ("auto", "must", "never"):
+        return ""
+    name = re.fullmatch(r"checkpoint-(\d+)", setting)
+    return str((layout.step_folder(int(name[1])) if name else Path(setting)).resolve())
 
 
 def read_values(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdjob.settings.optimizers import OPTIMIZERS
-from sdjob.settings.recipes import with_subjects
+from sdjob.settings.recipes import with_captions, with_subjects
 from sdjob.settings.run_spec import RunSpec
 
 _HIGH = 1e-3  # AdamW's learning rates beyond this one destroy what the weights have learned
@@ -18,6 +18,8 @@ def without_effect(spec: RunSpec) -> list[str]:
     validates = holds_out or spec.validation_prompts
     prior = ("class_prompt", "prior_loss_weight", "num_class_images", "class_data_dir")
     of_one_subject = ("instance_prompt", "class_prompt", "class_data_dir")
+    generates = spec.validation_prompts or (spec.with_prior_preservation and not spec.class_data_dir)
+    of_samples = ("num_inference_steps", "guidance_scale", "sample_batch_size")
     betas = ("adam_beta1", "adam_beta2", "adam_epsilon")
     schedule = spec.lr_scheduler
     needs = (
@@ -29,6 +31,7 @@ def without_effect(spec: RunSpec) -> list[str]:
         (spec.on_nan == "skip", "on_nan=skip", ("max_nan_steps",)),
         (not spec.lora_rank, "lora_rank=0", ("export_single_file",)),
         (spec.validation_prompts, "validation_prompts", ("num_validation_images",)),
+        (generates, "validation_prompts, or class images to generate", of_samples),
         (holds_out, "validation_data_dir or validation_split", ("max_validation_samples",)),
         (validates, "validation_prompts, validation_data_dir or validation_split", ("validation_steps",)),
         (schedule == "cosine_with_restarts", "lr_scheduler=cosine_with_restarts", ("lr_num_cycles",)),
@@ -37,6 +40,7 @@ def without_effect(spec: RunSpec) -> list[str]:
         (spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),
         (not spec.concepts_list, "leaving concepts_list empty", of_one_subject),
         (spec.recipe_facts.has_subjects, with_subjects(), ("instance_prompt",)),
+        (spec.recipe_facts.reads_captions, with_captions(), ("caption_column",)),
         (spec.timed_step, "timed_step", ("reference_loss",)),
     )
     sentences = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -16,6 +16,8 @@ class Alias:
 
     name: str
     values: dict[str, str] = field(default_factory=dict)
+    is_switch: bool = False  # as a flag it needs no value
+    flag_only: bool = False  # not read from an environment, where the name means something else
 
     def translate(self, value: str) -> str:
         return self.values.get(value.strip().lower(), value)
@@ -39,7 +41,36 @@ class Setting:
         names = dict.fromkeys([self.name or field_name, field_name])
         aliases = [alias if isinstance(alias, Alias) else Alias(alias) for alias in self.aliases]
         every = (*(Alias(name) for name in names), *aliases)
-        return tuple(Alias(alias.name, self.values | alias.values) for alias in every)
+        return tuple(replace(alias, values=self.values | alias.values) for alias in every)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a name sets: a field of a model."""
+
+    model: type[BaseModel]
+    field: str
+    shown: str  # its name in the plan
+    alias: Alias
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether a flag of this name needs no value."""
+        return self.alias.is_switch or self.model.model_fields[self.field].annotation is bool
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the setting holds several values, so that repeating it appends one."""
+        return isinstance(self.model.model_fields[self.field].default, tuple)
+
+
+def targets(model: type[BaseModel]) -> dict[str, Target]:
+    """Every name of every field of a model → what it sets."""
+    return {
+        alias.name: Target(model, field, about.name or field, alias)
+        for field, about in settings_of(model).items()
+        for alias in about.spellings(field)
+    }
 
 
 def text_list(value: Any) -> Any:
@@ -73,7 +104,7 @@ OFF = ("0", "false", "no", "off")
 
 def switch(name: str, on: str, off: str) -> Alias:
     """A yes-or-no alias of a setting that has more than two values."""
-    return Alias(name, {**dict.fromkeys(ON, on), **dict.fromkeys(OFF, off)})
+    return Alias(name, {**dict.fromkeys(ON, on), **dict.fromkeys(OFF, off)}, is_switch=True)
 
 
 def any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:

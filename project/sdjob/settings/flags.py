@@ -1,10 +1,18 @@
-"""RunSpec ↔ the worker's flags. `parse(render(spec)) == spec` for every valid spec."""
+"""RunSpec ↔ the worker's flags. `parse(render(spec)) == spec` for every valid spec.
+
+What the worker's flags and the launcher's sources have in common is here too: which of several names of a setting
+wins, and how a wrong value is reported.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from argparse import SUPPRESS
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any, NoReturn, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,8 +20,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sdjob.problems import JobError, Problem, bad_setting
-from sdjob.settings import presets, steps
-from sdjob.settings.fields import setting_of
+from sdjob.settings import diffusers_flags, presets, steps
+from sdjob.settings.diffusers_flags import UNSUPPORTED
+from sdjob.settings.fields import Target, setting_of, targets
 from sdjob.settings.run_spec import RunSpec
 
 _REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
@@ -35,6 +44,18 @@ _REMEDIES = {  # pydantic's type of the error, or its first word → remedy, wit
     "string_type": "Write one text",
     "value_error": 'Write one text, or a JSON list such as ["one", "two"]',
 }
+
+
+Text = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value as the user wrote it, and where."""
+
+    name: str
+    text: Text
+    where: str
 
 
 def render(spec: RunSpec) -> tuple[str, ...]:
@@ -59,12 +80,64 @@ def render(spec: RunSpec) -> tuple[str, ...]:
 
 
 def parse(argv: Sequence[str]) -> RunSpec:
-    """The spec of these flags, with its presets; raises JobError with every problem found."""
-    parser = _Parser(prog="python -m sdtrain", allow_abbrev=False, description="Fine-tune Stable Diffusion.")
-    for name, info in RunSpec.model_fields.items():
-        _add_flag(parser, name, info)
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    return presets.completed(validate(given))[0]
+    """The spec of these flags, with its presets; raises JobError with every problem found.
+
+    Each setting has its names and aliases as flags; a flag that is given twice has its last value.
+    """
+    known = targets(RunSpec)
+    given = [Given(name, text, f"--{name}") for name, text in _words(argv, known).items()]
+    winners, problems = merged((known[each.name], each) for each in given if each.name in known)
+    problems += diffusers_flags.problems(
+        (each.name, str(each.text), each.where) for each in given if each.name in UNSUPPORTED
+    )
+    try:
+        spec = validate({target.field: each.text for target, each in winners.values()})
+    except JobError as error:
+        problems += error.problems
+    if problems:
+        raise JobError(problems)
+    return presets.completed(spec)[0]
+
+
+def merged(
+    given: Iterable[tuple[Target, Given]],
+) -> tuple[dict[str, tuple[Target, Given]], list[Problem]]:
+    """The value of each setting within one source, by its shown name; a problem where two differ."""
+    by_setting: dict[str, list[tuple[Target, Given]]] = defaultdict(list)
+    for target, each in given:
+        by_setting[target.shown].append((target, _translated(target, each)))
+    winners, problems = {}, []
+    for shown, candidates in by_setting.items():
+        target, first = candidates[0]
+        if target.is_list and len({each.name for _, each in candidates}) == 1:
+            candidates = [(target, _joined([each for _, each in candidates]))]
+        for _, other in candidates[1:]:
+            if not _same(first.text, other.text):
+                both = f"{first.text!r} ({first.where}) and {other.text!r} ({other.where})"
+                problems.append(bad_setting(shown, both, f"Both set {shown}: keep one of them."))
+        winners[shown] = candidates[0]
+    return winners, problems
+
+
+def _joined(given: Sequence[Given]) -> Given:
+    """One value that lists all of these."""
+    if len(given) == 1:
+        return given[0]
+    texts = (item.text if isinstance(item.text, tuple) else (item.text,) for item in given)
+    return replace(given[0], text=tuple(chain.from_iterable(texts)))
+
+
+def _translated(target: Target, given: Given) -> Given:
+    return given if isinstance(given.text, tuple) else replace(given, text=target.alias.translate(given.text))
+
+
+def _same(a: Text, b: Text) -> bool:
+    if a == b:
+        return True
+    try:
+        return float(str(a)) == float(str(b))
+    except ValueError:
+        return str(a).strip().lower() == str(b).strip().lower()
 
 
 def validate(values: dict[str, Any]) -> RunSpec:
@@ -114,17 +187,53 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
+def _words(argv: Sequence[str], known: Mapping[str, Target]) -> dict[str, Text]:
+    """The flags that are given → their values."""
+    parser = _Parser(prog="python -m sdtrain", allow_abbrev=False, description="Fine-tune Stable Diffusion.")
+    for name, target in known.items():
+        _add_flag(parser, name, target)
+    for name, flag in UNSUPPORTED.items():
+        nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.is_switch else {"nargs": "+"}
+        parser.add_argument(f"--{name}", help=SUPPRESS, **nargs)
+    given = vars(parser.parse_args([_underscored(word) for word in argv]))
+    return {name: _text_of(value) for name, value in given.items() if value is not None}
+
+
+def _text_of(value: Any) -> Text:
+    """A list of lists: a repeated flag of several values. A list: words of a flag that is not supported."""
+    if isinstance(value, str):
+        return value
+    return " ".join(value) if isinstance(value[0], str) else tuple(chain.from_iterable(value))
+
+
+def _underscored(word: str) -> str:
+    """--name-of-a-flag=VALUE with underscores in the name."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, target: Target) -> None:
+    if target.field in _REPEATED:
+        parser.add_argument(f"--{name}", action="append", nargs="+", help=_help(name, target), metavar="TEXT")
+    elif target.is_switch:
+        parser.add_argument(
+            f"--{name}", nargs="?", const="true", help=_help(name, target), metavar="true|false"
+        )
+    else:
+        parser.add_argument(f"--{name}", help=_help(name, target), metavar="VALUE")
+
+
+def _help(name: str, target: Target) -> str:
+    """Only the name of the field is described, with its aliases."""
+    if name != target.field:
+        return SUPPRESS
+    info = target.model.model_fields[name]
     about = setting_of(info)
     unit = f" ({about.unit})" if about.unit else ""
     default = "" if info.is_required() or info.default in (None, ()) else f" [{_text(info.default)}]"
-    text = f"{about.help}{unit}{default}".replace("%", "%%")
-    if name in _REPEATED:
-        parser.add_argument(f"--{name}", action="append", help=text, metavar="TEXT")
-    elif isinstance(info.default, bool):
-        parser.add_argument(f"--{name}", nargs="?", const="true", help=text, metavar="true|false")
-    else:
-        parser.add_argument(f"--{name}", help=text, metavar="VALUE")
+    others = [f"--{alias.name}" for alias in about.spellings(name) if alias.name != name]
+    also = f"; also {', '.join(others)}" if others else ""
+    return f"{about.help}{unit}{default}{also}".replace("%", "%%")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -27,6 +27,11 @@ RECIPES: dict[str, RecipeFacts] = {
 }
 
 
+def with_captions() -> str:
+    """The recipes that train on captions, as a setting to type."""
+    return " or ".join(f"recipe={name}" for name, facts in RECIPES.items() if facts.reads_captions)
+
+
 def with_subjects() -> str:
     """The recipes that learn subjects, as a setting to type."""
     return " or ".join(f"recipe={name}" for name, facts in RECIPES.items() if facts.has_subjects)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sdjob.settings import choices, optimizers
 from sdjob.settings.fields import (
     AboveZero,
+    Alias,
     Amount,
     CommaList,
     Count,
@@ -124,7 +125,10 @@ class RunSpec(BaseModel):
         "no",
         "encode each prompt once: no, memory, disk",
         values=choices.CACHING,
-        aliases=("cache_text_encoder_outputs",),
+        aliases=(
+            switch("cache_text_encoder_outputs", on="memory", off="no"),
+            switch("pre_compute_text_embeddings", on="memory", off="no"),
+        ),
     )
 
     instance_prompt: Text = _prompts(
@@ -191,7 +195,9 @@ class RunSpec(BaseModel):
         aliases=("min_snr_gamma",),
     )
     noise_offset: Amount = _objective(
-        0.0, "fraction of the noise that is constant over a channel, such as 0.05"
+        0.0,
+        "fraction of the noise that is constant over a channel, such as 0.05",
+        aliases=(switch("offset_noise", on="0.1", off="0"),),
     )
     input_perturbation: Amount = _objective(0.0, "extra noise in the input of the network only, such as 0.1")
     rescale_betas_zero_snr: bool = _objective(
@@ -253,7 +259,9 @@ class RunSpec(BaseModel):
     use_ema: bool = _ema_and_lora(False, "keep an EMA of the weights, and export it")
     ema_decay: Fraction = _ema_and_lora(0.9999, "largest decay of the EMA")
     lora_rank: Annotated[Whole, Field(ge=0, le=1024)] = _ema_and_lora(
-        0, "above 0: train a LoRA of this rank instead of the weights themselves"
+        0,
+        "above 0: train a LoRA of this rank instead of the weights themselves",
+        aliases=(Alias("rank", flag_only=True),),
     )
     lora_alpha: AboveZero | None = _ema_and_lora(None, "LoRA's scale is alpha / rank; empty: alpha = rank")
     lora_target_modules: CommaList = _ema_and_lora(
@@ -274,7 +282,7 @@ class RunSpec(BaseModel):
     )
     resume: Text = _checkpoints(
         "auto",
-        "auto: from the newest complete checkpoint, if any; never; must; or the folder of a checkpoint",
+        "auto: from the newest complete checkpoint, if any; never; must; or a checkpoint, by its name or folder",
         aliases=("resume_from_checkpoint",),
         values=any_case("auto", "never", "must", auto=("latest",)),
     )

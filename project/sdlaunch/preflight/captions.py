@@ -1,22 +1,55 @@
-"""Captions that say nothing. Prompts are counted by the worker, which has the tokenizer."""
+"""Captions that say nothing or are not read. Prompts are counted by the worker, which has the tokenizer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
+from sdjob.dataset.detect import has_unread_captions
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.problems import bad_input
-from sdjob.settings.recipes import with_subjects
+from sdjob.settings.recipes import with_captions, with_subjects
+from sdjob.settings.run_spec import RunSpec
 from sdlaunch.preflight.job import Finding, Job
 
 SAMPLED_CAPTIONS = 2000
 
 
 def findings(job: Job) -> list[Finding]:
+    """Captions and columns that are ignored, and empty captions. A script reads what it wants."""
+    data = job.contents.data
+    if not data or job.has_script:
+        return []
+    return [*_unused_columns(job.spec, data[0]), *(_empty(job) if data[0].caption_column else _unread(job))]
+
+
+def _unused_columns(spec: RunSpec, data: DatasetInfo) -> Iterator[Finding]:
+    """Columns that the user names and that a dataset of this format does not have."""
+    if data.row_counts:
+        return
+    names = {"image_column": data.image_column, "caption_column": data.caption_column}
+    for name, column in names.items():
+        value = getattr(spec, name)
+        if value != RunSpec.model_fields[name].default and column not in (None, value):
+            yield f"{name}: {value!r} has no effect with {data.format.description}"
+
+
+def _unread(job: Job) -> Iterator[Finding]:
+    """Captions in a recipe that gives all images of a subject one prompt."""
+    for data in job.contents.data:
+        if has_unread_captions(data, job.spec.caption_column):
+            yield (
+                f"DATASET_DIR: the captions in {data.path} are ignored: with recipe={job.spec.recipe} each image has "
+                f"the prompt of its subject; to train on captions use {with_captions()}"
+            )
+
+
+def _empty(job: Job) -> list[Finding]:
     """Empty captions among the first of the dataset: some are a warning, all of them a problem."""
-    data = job.contents.dataset
-    texts = list(islice(data.format.captions(data), SAMPLED_CAPTIONS)) if data and not job.has_script else []
+    (data,) = job.contents.data
+    texts = list(islice(data.format.captions(data), SAMPLED_CAPTIONS))
     empty = sum(not text.strip() for text in texts)
-    if not data or not empty:
+    if not empty:
         return []
     checked = f"{'' if len(texts) == data.num_examples else 'the first '}{len(texts):,} captions"
     if empty == len(texts):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 
 from pydantic import BaseModel
 
-from sdjob.settings.fields import Alias, settings_of
+from sdjob.settings.fields import Target, settings_of, targets
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.platforms import PLATFORMS
@@ -36,47 +35,36 @@ _MOUNT_OF = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a name sets: a field of one of the two models."""
-
-    model: type[BaseModel]
-    field: str
-    shown: str  # its name in the plan
-    alias: Alias
+@cache
+def catalogue() -> dict[str, Target]:
+    """Every name that is read from an environment → what it sets. Flags of the worker are left out."""
+    return {name: target for name, target in _every_name().items() if not target.alias.flag_only}
 
 
 @cache
-def catalogue() -> dict[str, Target]:
-    """Every accepted name → what it sets. Flags of the worker that are never read are left out."""
+def _every_name() -> dict[str, Target]:
+    """The names on the command line too. Upper-case settings have no lower-case name."""
     return {
-        alias.name: Target(model, field, about.name or field, alias)
+        name: target
         for model in (LaunchOptions, RunSpec)
-        for field, about in settings_of(model).items()
-        if not about.flag_only
-        for alias in _spellings(model, field)
+        for name, target in targets(model).items()
+        if not settings_of(model)[target.field].flag_only
+        if target.shown.islower() or name != target.field
     }
 
 
-def _spellings(model: type[BaseModel], field: str) -> list[Alias]:
-    """Every accepted name of a field, the shown one first. Upper-case settings have no lower-case name."""
-    about = settings_of(model)[field]
-    shown = about.name or field
-    return [
-        alias
-        for alias in about.spellings(field)
-        if alias.name == shown or shown.islower() or alias.name != field
-    ]
-
-
 def other_names(model: type[BaseModel], field: str) -> list[str]:
-    """The names of a field besides the shown one."""
-    return [alias.name for alias in _spellings(model, field)[1:]]
+    """The names of a field in an environment besides the shown one."""
+    names = [name for name, target in catalogue().items() if (target.model, target.field) == (model, field)]
+    return names[1:]
 
 
 def lookup(name: str, *, any_case: bool = False) -> Target | None:
-    """The target of a name: lower-case names in any case, upper-case ones exactly unless `any_case`."""
-    known = catalogue()
+    """The target of a name: lower-case names in any case, upper-case ones exactly unless `any_case`.
+
+    `any_case` is for the command line and YAML files, where a name cannot be meant for another program.
+    """
+    known = _every_name() if any_case else catalogue()
     return known.get(name) or known.get(name.lower()) or (known.get(name.upper()) if any_case else None)
 
 
@@ -107,6 +95,8 @@ def near_miss(name: str) -> str | None:
     typed = name.lower().replace("-", "_")
     if meant := other_trainers.probably().get(typed):
         return meant
+    if (target := _every_name().get(typed)) and target.alias.flag_only:
+        return target.shown
     if len(typed) < 5:
         return None
     edits = 1 if len(typed) < 9 else 2

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from sdjob.problems import Problem, bad_setting
-from sdjob.settings import presets
-from sdjob.settings.fields import settings_of
-from sdjob.settings.flags import problems_of
+from sdjob.settings import diffusers_flags, presets
+from sdjob.settings.diffusers_flags import UNSUPPORTED
+from sdjob.settings.fields import Target, settings_of
+from sdjob.settings.flags import Given, merged, problems_of
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.settings import names, sources
-from sdlaunch.settings.names import Target
 from sdlaunch.settings.options import LaunchOptions
-from sdlaunch.settings.sources import Given, Text
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -96,52 +93,24 @@ def _take(
     any_case: bool = False,
 ) -> None:
     """Add one source: record its conflicts and unknown names; its values win where no stronger source has one."""
-    by_setting: dict[str, list[tuple[Target, Given]]] = defaultdict(list)
+    known: list[tuple[Target, Given]] = []
     for given in layer:
         target = names.lookup(given.name, any_case=any_case)
         if target and given.text:  # an empty value counts as unset
-            by_setting[target.shown].append((target, _translated(target, given)))
+            known.append((target, given))
         elif not target:
             unknown(found, given)
-    for shown, candidates in by_setting.items():
-        target, first = candidates[0]
-        if _is_list(target) and len({given.name for _, given in candidates}) == 1:
-            candidates = [(target, _joined([given for _, given in candidates]))]
-        for _, other in candidates[1:]:
-            if not _same(first.text, other.text):
-                both = f"{first.text!r} ({first.where}) and {other.text!r} ({other.where})"
-                found.problems.append(bad_setting(shown, both, f"Both set {shown}: keep one of them."))
-        found.winners.setdefault(shown, candidates[0])
-
-
-def _is_list(target: Target) -> bool:
-    """Whether a setting holds several values, so that repeating it appends one."""
-    return isinstance(target.model.model_fields[target.field].default, tuple)
-
-
-def _joined(given: Sequence[Given]) -> Given:
-    """One value that lists all of these."""
-    if len(given) == 1:
-        return given[0]
-    texts = (item.text if isinstance(item.text, tuple) else (item.text,) for item in given)
-    return replace(given[0], text=tuple(chain.from_iterable(texts)))
-
-
-def _translated(target: Target, given: Given) -> Given:
-    return given if isinstance(given.text, tuple) else replace(given, text=target.alias.translate(given.text))
-
-
-def _same(a: Text, b: Text) -> bool:
-    if a == b:
-        return True
-    try:
-        return float(str(a)) == float(str(b))
-    except ValueError:
-        return str(a).strip().lower() == str(b).strip().lower()
+    winners, problems = merged(known)
+    found.problems += problems
+    for shown, winner in winners.items():
+        found.winners.setdefault(shown, winner)
 
 
 def _unknown(found: _Found, given: Given) -> None:
     """A name of the command line or the YAML file, which hold nothing but settings."""
+    if (name := given.name.lower()) in UNSUPPORTED:
+        found.problems += diffusers_flags.problems([(name, str(given.text), given.where)])
+        return
     meant = names.mount_of(given.name) or names.near_miss(given.name)
     remedy = f"Write {meant}." if meant else "Remove it, or see `bash train.sh --help` for the settings."
     found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
@@ -152,6 +121,9 @@ def _unknown_in_env_file(found: _Found, given: Given) -> None:
     if mount := names.mount_of(given.name):
         remedy = f"Write {mount}: {given.name} is a flag of the worker, which is set from it."
         found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
+        return
+    if _is_for_a_trainer(given.name):
+        found.doubts += diffusers_flags.problems([(given.name, str(given.text), given.where)])
         return
     if not names.is_foreign(given.name) and _is_doubtful(found, given):
         return
@@ -166,8 +138,15 @@ def _unknown_variable(found: _Found, given: Given) -> None:
     """A variable of the environment may be meant for another program, such as `rank` or `output_dir`."""
     if mount := names.mount_of(given.name):
         found.warnings.append(f"{given.name} ({given.where}) is never read from there: set {mount}")
+    elif _is_for_a_trainer(given.name):
+        found.doubts += diffusers_flags.problems([(given.name, str(given.text), given.where)])
     elif not names.is_foreign(given.name.upper()):
         _is_doubtful(found, given)
+
+
+def _is_for_a_trainer(name: str) -> bool:
+    """Whether a variable is one of the flags of other scripts; in capitals these may be a platform's."""
+    return name in UNSUPPORTED and UNSUPPORTED[name].in_environment
 
 
 def _is_doubtful(found: _Found, given: Given) -> bool:

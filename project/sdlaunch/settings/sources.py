@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting
-
-Text = str | tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Given:
-    """One value as the user wrote it, and where."""
-
-    name: str
-    text: Text
-    where: str
+from sdjob.settings.flags import Given
 
 
 def from_command_line(flags: Sequence[tuple[str, str]]) -> list[Given]:

@@ -29,7 +29,7 @@ def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     On one rank for all: so each byte is verified once, and the ranks cannot disagree.
     """
     setting = context.spec.resume
-    origin = newest_checkpoint.origin_of(setting)
+    origin = newest_checkpoint.origin_of(context.layout, setting)
     # A restart after a crash of this very run must not start from the beginning a second time.
     restarted = setting == "never" and exit_note.has_started()
     folder = newest(context.layout, "auto" if restarted else setting)

@@ -49,6 +49,15 @@ def spec(**values) -> RunSpec:
             "max_validation_samples: no effect without validation_data_dir or validation_split",
         ),
         ({"reference_loss": 0.1}, "reference_loss: no effect without timed_step"),
+        ({"caption_column": "caption"}, "caption_column: no effect without recipe=text_to_image"),
+        (
+            {"guidance_scale": 5.0, "sample_batch_size": 2},
+            "guidance_scale, sample_batch_size: no effect without validation_prompts, or class images to generate",
+        ),
+        (
+            {"with_prior_preservation": True, "class_data_dir": "c", "num_inference_steps": 9},
+            "num_inference_steps: no effect without validation_prompts, or class images",
+        ),
     ],
 )
 def test_settings_that_do_nothing_are_named(values, named):
@@ -70,6 +79,9 @@ def test_settings_that_do_something_are_not():
         {"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 3},
         {"train_text_encoder": True, "text_encoder_lr": 1e-6},
         {"timed_step": 5, "reference_loss": 0.1},
+        {"recipe": "text_to_image", "caption_column": "caption"},
+        {"validation_prompts": ("a",), "guidance_scale": 5.0},
+        {"with_prior_preservation": True, "num_inference_steps": 9},
     ):
         assert without_effect(spec(**values)) == [], values
     assert without_effect(spec(num_train_epochs=3)) == []

@@ -49,6 +49,7 @@ def test_the_plan_says_where_the_job_begins(workspace, layout):
     assert line_of(workspace, **LONG) == "resume: starts at the beginning"
     save(layout)
     assert line_of(workspace, **LONG) == "resume: from step 60 of 62"
+    assert line_of(workspace, **LONG, resume_from_checkpoint="checkpoint-60") == "resume: from step 60 of 62"
     assert line_of(workspace, **LONG, resume="never") == "resume: starts at the beginning"
     assert line_of(workspace, num_train_step="60") == "resume: from step 60 of 60"  # no result yet
     (layout.checkpoint / INDEX_FILE).touch()

@@ -201,8 +201,40 @@ def test_a_near_miss_in_the_environment_stops_the_job(typed, meant):
 
 def test_the_rank_of_a_process_is_not_that_of_a_lora():
     assert read({"RANK": "3", "rank": "3"}).problems == ()
-    (problem,) = read({}, [("rank", "3")]).problems
-    assert (problem.subject, problem.remedy) == ("rank", "Write lora_rank.")
+    found = read({"RANK": "3"}, [("rank", "4")])
+    assert (found.problems, found.spec.lora_rank, found.source("lora_rank")) == (
+        (),
+        4,
+        "command line: --rank",
+    )
+    assert subjects(read({}, [("rank", "4"), ("lora_rank", "8")])) == {"lora_rank"}
+
+
+# --- flags of the diffusers examples -----------------------------------------------------------------
+
+
+def test_flags_without_a_counterpart_are_answered_wherever_they_are_written(tmp_path):
+    def remedies(found):
+        assert "hf_secret" not in str(found.problems) + str(found.warnings)
+        return {problem.subject: problem.remedy.split()[0] for problem in found.problems}
+
+    expected = {"hub_token": "Remove", "scale_lr": "Multiply"}
+    given = {"scale_lr": "true", "hub_token": "hf_secret", "report_to": "all", "set_grads_to_none": "1"}
+    assert remedies(read({}, list(given.items()))) == expected
+    assert remedies(read(given)) == expected
+    lines = "".join(f"{name}={value}\n" for name, value in given.items())
+    found = read({"ENV_FILE": write(tmp_path / "a.env", lines)})
+    assert (remedies(found), found.passed_on) == (expected, {})
+    lines = "".join(f"{name}: {value}\n" for name, value in given.items())
+    assert remedies(read({"CONFIG_FILE": write(tmp_path / "a.yaml", lines)})) == expected
+    relaxed = read(given | {"strict_env": "0"})
+    assert not relaxed.problems and len(relaxed.warnings) == 2
+
+
+def test_variables_of_platforms_are_not_such_flags():
+    environ = {"REVISION": "abc", "variant": "x", "LOCAL_RANK": "0", "local_rank": "0", "REPEATS": "3"}
+    found = read(environ | {"SCALE_LR": "1"})  # in capitals it may be another program's
+    assert (found.problems, found.warnings) == ((), ())
 
 
 def test_strict_env_0_makes_it_a_warning():

@@ -45,6 +45,8 @@ def test_resume_never_and_must(layout):
 def test_resume_from_a_path(layout):
     save(layout, 2)
     save(layout, 4)
+    for name in ("checkpoint-2", "checkpoint-000002"):  # as diffusers and as this project write it
+        assert start_point.newest(layout, name).path == layout.step_folder(2)
     found = start_point.newest(layout, str(layout.step_folder(2)))
     assert (found.step, found.path) == (2, layout.step_folder(2))
 
