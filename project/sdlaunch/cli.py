@@ -230,8 +230,9 @@ def _flag_without_equals(name: str, words: deque[str]) -> tuple[list[tuple[str, 
     if known and known.is_switch:
         has_value = bool(words) and words[0].lower() in (*ON, *OFF)
         return [(name, words.popleft() if has_value else "true")], []
+    is_list = target.is_list if target else unsupported is not None
     values = [words.popleft()] if words and (target or not unsupported) else []
-    if unsupported if target is None else target.is_list:
+    if is_list:
         while words and not _starts_something(words[0]):
             values.append(words.popleft())
     if not values:
