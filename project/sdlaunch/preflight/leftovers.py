@@ -49,7 +49,8 @@ def _misplaced(paths: Iterable[Path], wanted: str) -> Iterator[Problem]:
         mode = _mode(path)
         if mode is None or (stat.S_ISDIR(mode) if wanted == "folder" else stat.S_ISREG(mode)):
             continue
-        found = f"{shown(path)} is a {'folder' if stat.S_ISDIR(mode) else 'file'}, not a {wanted}"
+        kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device or a socket"
+        found = f"{shown(path)} is a {kind}, not a {wanted}"
         remedy = f"Move it away, {_OTHER}"
         if stat.S_ISLNK(mode):
             dead = "" if path.exists() else ", which does not exist"

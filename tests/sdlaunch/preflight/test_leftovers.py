@@ -58,6 +58,12 @@ def test_wrong_types_and_links_are_named_all_at_once(workspace, output):
     assert (output / "tensorboard").read_text() == "mine"
 
 
+def test_a_pipe_is_not_a_file(workspace, output):
+    os.mkfifo(output / "report.json")
+    (problem,) = prepare(workspace).problems
+    assert problem.found == f"{output}/report.json is a device or a socket, not a file"
+
+
 def test_a_link_to_a_folder_is_refused_too(workspace, output, tmp_path):
     (output / "samples").symlink_to(tmp_path)
     (problem,) = prepare(workspace).problems

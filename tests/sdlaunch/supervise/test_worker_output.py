@@ -1,6 +1,7 @@
 """Tests of worker_output: which lines of torchrun a person sees, and which the log keeps."""
 
 import re
+from pathlib import Path
 
 from sdjob import protocol
 from sdlaunch.supervise.worker_output import Stream
@@ -56,3 +57,12 @@ def test_every_line_of_a_text_is_logged_with_its_time_after_those_of_earlier_sta
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line.partition(" ")[2] for line in lines] == ["one", "two", "three"]
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", line) for line in lines)
+
+
+def test_a_full_disk_ends_the_log_and_nothing_else():
+    shown = Shown()
+    with Stream(Path("/dev/full"), shown, ()) as stream:
+        stream.pump([b"[rank 0] a\n"])
+        stream.say("b")
+    assert shown.lines == [("a", False), ("b", False)]
+    assert list(stream.tail) == ["[rank 0] a"]
