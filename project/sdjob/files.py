@@ -126,11 +126,21 @@ def unreadable(path: Path, error: OSError | ValueError) -> Problem:
     """The problem of a file or folder that cannot be read."""
     if isinstance(error, PermissionError):
         remedy = f"make it readable for this user: chmod -R a+rX '{shown(path)}'"
+    elif isinstance(error, FileNotFoundError) and path.is_symlink():
+        return dead_link(path)
     elif isinstance(error, (FileNotFoundError, NotADirectoryError)):
         remedy = "correct the path or the mount"
     else:
         remedy = "check the mount and the storage behind it"
     return bad_input(shown(path), reason_of(error), remedy)
+
+
+def dead_link(path: Path) -> Problem:
+    """The problem of a link whose target is not there, as in a snapshot of a hub cache that was mounted alone."""
+    found = f"is a link to {shown(path.readlink())}, which does not exist here"
+    return bad_input(
+        shown(path), found, "mount the whole folder with what it links to, or copy it with cp -rL"
+    )
 
 
 def reason_of(error: OSError | ValueError) -> str:
@@ -177,7 +187,8 @@ def read_file(path: Path, count: int = -1) -> bytes:
         with path.open("rb") as file:
             content = file.read(count)
     except FileNotFoundError as error:
-        raise JobError(bad_input(shown(path), "is missing", _AGAIN)) from error
+        missing = dead_link(path) if path.is_symlink() else bad_input(shown(path), "is missing", _AGAIN)
+        raise JobError(missing) from error
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     if not content:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.model import part_compatibility
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings import compatibility, steps
 from sdjob.settings.run_spec import RunSpec
@@ -35,13 +34,7 @@ def find_inputs(spec: RunSpec) -> Inputs:
     concepts: tuple[Concept, ...] = ()
     datasets: tuple[DatasetInfo, ...] = ()
     try:
-        model = find_pipeline(
-            Path(spec.pretrained_model_name_or_path),
-            None,
-            allow_pickle=spec.allow_pickle,
-            prediction_type=spec.prediction_type,
-            single_file_config=spec.single_file_config,
-        )
+        model = find_of(spec)
         problems += part_compatibility.problems(model)
     except JobError as error:
         problems += error.problems

@@ -38,6 +38,7 @@ class ArchitectureFacts:
     lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: Mapping[str, str]  # trainable component → prefix of its layers in kohya's LoRA
+    schedulers: tuple[str, ...]  # those whose noise schedule can be trained with
     original_layout: str | None = (
         None  # of single files: a row of key_names.LAYOUTS; None: only folders are read
     )
@@ -57,6 +58,15 @@ _PROJECTED_CLIP = Component(
 )
 _CLIP_TOKENIZER = Component("transformers", ("CLIPTokenizer", "CLIPTokenizerFast"))
 _SCHEDULER = Component("diffusers", (), "scheduler_config.json")
+# Of diffusers, with the betas of a DDPM. Flow matching and EDM (other inputs and targets) are not among them.
+_DDPM_SCHEDULERS = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
+    *("LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+    *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
+    *("DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler", "IPNDMScheduler"),
+    *("LCMScheduler", "TCDScheduler"),
+)
 
 STABLE_DIFFUSION = ArchitectureFacts(
     class_name="StableDiffusionPipeline",
@@ -77,6 +87,7 @@ STABLE_DIFFUSION = ArchitectureFacts(
     lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
     text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),  # as in diffusers' scripts
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
+    schedulers=_DDPM_SCHEDULERS,
     original_layout="stable-diffusion",
 )
 STABLE_DIFFUSION_XL = replace(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdjob.files import Listing, below, few, list_folder, open_listing, shown, unreadable
-from sdjob.model import single_file
+from sdjob.model import hub_cache, single_file
 from sdjob.model.architectures import component_names
 from sdjob.problems import JobError, Problem, bad_input
 
@@ -19,10 +19,15 @@ def model_path(root: Path, name: str | None, *, allow_pickle: bool) -> Path:
 
     Raises JobError.
     """
-    start = below(root, name, "model_name", _looks_like_pipeline, single_file.SUFFIXES)
+    start = _in_hub_cache(root, name) or below(
+        root, name, "model_name", _looks_like_pipeline, single_file.SUFFIXES
+    )
     if start.is_file():
         return start
     top = open_listing(start)
+    if hub_cache.is_repository(top):
+        start = hub_cache.snapshot_of(start)
+        top = open_listing(start)
     if _looks_like_pipeline(top):
         return start
     inner: list[Listing] = []
@@ -33,8 +38,9 @@ def model_path(root: Path, name: str | None, *, allow_pickle: bool) -> Path:
         except OSError as error:
             closed.append(unreadable(start / name, error))
     found = [listing.path for listing in inner if _looks_like_pipeline(listing)]
+    found += [path for path in hub_cache.repositories(top) if _is_pipeline_repository(path)]
     if len(found) == 1:
-        return found[0]
+        return hub_cache.snapshot_of(found[0]) if hub_cache.is_repository(list_folder(found[0])) else found[0]
     if found:
         raise JobError(_ambiguous(start, found, "pipelines"))
     for listings in ((top,), inner):
@@ -46,6 +52,19 @@ def model_path(root: Path, name: str | None, *, allow_pickle: bool) -> Path:
     )
     remedy = "mount the folder of a pipeline, or set model_name to a folder or file below the mount"
     raise JobError([*closed, bad_input(shown(start), found_here, remedy)])
+
+
+def _in_hub_cache(root: Path, name: str | None) -> Path | None:
+    """The repository that a name of the hub means in a mounted cache; None: the name is that of a folder or file."""
+    try:
+        return None if name and (root / name).exists() else hub_cache.repository_of(root, name)
+    except (OSError, ValueError):  # reported where the name is looked for
+        return None
+
+
+def _is_pipeline_repository(repository: Path) -> bool:
+    """Whether its snapshot is a pipeline, and not a part or a dataset. Raises JobError."""
+    return _looks_like_pipeline(open_listing(hub_cache.snapshot_of(repository)))
 
 
 def _single_files(listing: Listing) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sdjob.files import read_json, shown
 from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder
+from sdjob.model.weights import Part
 from sdjob.problems import Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _BOUNDARIES = ("<|startoftext|>", "<|endoftext|>")  # without which CLIP's tokenizer encodes no prompt
+_EMBEDDING = "embeddings.token_embedding.weight"
 _REMEDY = "take all parts of the pipeline from one model"
 _DENOISER_DEFAULTS = {"UNet2DConditionModel": {"in_channels": 4, "cross_attention_dim": 1280}}  # of diffusers
 _CLIP_DEFAULTS = {"hidden_size": 512, "vocab_size": 49408}  # of transformers' CLIPTextConfig
@@ -42,17 +44,46 @@ def _of_clip(config: Mapping[str, Any], key: str) -> int:
 
 def _token_problems(model: PipelineFolder) -> Iterator[Problem]:
     """A token id beyond the embedding table would end in an anonymous device-side assert."""
-    path = model.parts["tokenizer"].folder / "vocab.json"
-    vocab_size = _of_clip(model.parts["text_encoder"].config, "vocab_size")
-    if not path.is_file():
-        return
-    vocabulary = read_json(path)
-    if missing := [token for token in _BOUNDARIES if token not in vocabulary]:
-        yield bad_input(shown(path), f"does not hold {' and '.join(missing)}", COPY_AGAIN)
-    largest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
-    if largest >= vocab_size:
-        found = f"has token ids up to {largest}, and text_encoder/config.json vocab_size={vocab_size}"
-        yield bad_input(shown(path), found, _REMEDY)
+    for encoder, tokenizer in model.architecture.text_encoders.items():
+        rows, where = _rows(model.parts[encoder])
+        for name, ids in _VOCABULARIES.items():
+            path = model.parts[tokenizer].folder / name
+            vocabulary = ids(read_json(path)) if path.is_file() else {}
+            missing = [token for token in _BOUNDARIES if token not in vocabulary]
+            if vocabulary and missing and name != _ADDED:
+                yield bad_input(shown(path), f"does not hold {' and '.join(missing)}", COPY_AGAIN)
+            largest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
+            if largest >= rows:
+                found = f"has token ids up to {largest}, and the embedding in {where} {rows} rows"
+                yield bad_input(shown(path), found, _REMEDY)
+
+
+def _rows(encoder: Part) -> tuple[int, str]:
+    """How many tokens a text encoder knows, and the file that says so; of pickles its config."""
+    for name, tensor in encoder.tensors.items():
+        if name.endswith(_EMBEDDING) and tensor.shape:
+            return tensor.shape[0], f"{encoder.folder.name}/{tensor.file.name}"
+    return _of_clip(encoder.config, "vocab_size"), f"{encoder.folder.name}/config.json"
+
+
+def _of_fast_tokenizer(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids in a tokenizer.json: of its model, and of the tokens that were added."""
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    return {
+        **(vocabulary if isinstance(vocabulary, dict) else {}),
+        **{str(entry.get("content")): entry.get("id") for entry in entries},
+    }
+
+
+_Ids = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # the content of a file → token → id
+_ADDED = "added_tokens.json"
+_VOCABULARIES: Mapping[str, _Ids] = {
+    "vocab.json": dict,
+    "tokenizer.json": _of_fast_tokenizer,
+    _ADDED: dict,
+}
 
 
 def setting_problems(spec: RunSpec, model: PipelineFolder) -> Iterator[Problem]:

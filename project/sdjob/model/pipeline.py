@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import few, list_folder, read_file, read_json, shown, unreadable
+from sdjob.files import dead_link, few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.model import key_names, locate, single_file
 from sdjob.model.architectures import ARCHITECTURE_FACTS, ArchitectureFacts, Component, titles
 from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Part, with_weights
 from sdjob.problems import JobError, Problem, bad_input
+from sdjob.settings.run_spec import RunSpec
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
 COPY_AGAIN = "copy the whole pipeline folder again (save_pretrained writes all of it)"
@@ -89,7 +90,7 @@ def find_pipeline(
             part, files = _with_config(folder / name, _class_of(index, name), required)
             if name == "scheduler":
                 part = replace(part, config={**part.config, **(single.scheduler if single else {})})
-                problems += _schedule_problems(part.folder, part.config, architecture.prediction_types)
+                problems += _schedule_problems(part, architecture)
             elif required.weights and single:
                 part = _with_tensors(part, single, architecture)
             elif required.weights:
@@ -103,6 +104,17 @@ def find_pipeline(
         raise JobError(problems)
     prediction = parts["scheduler"].config.get("prediction_type", architecture.prediction_types[0])
     return PipelineFolder(path, class_name, str(prediction), parts, single)
+
+
+def find_of(spec: RunSpec, root: Path | None = None, name: str | None = None) -> PipelineFolder:
+    """The pipeline that the settings mean: at its path, or under a mount. Raises JobError."""
+    return find_pipeline(
+        root or Path(spec.pretrained_model_name_or_path),
+        name,
+        allow_pickle=spec.allow_pickle,
+        prediction_type=spec.prediction_type,
+        single_file_config=spec.single_file_config,
+    )
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str:
@@ -130,7 +142,10 @@ def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Pa
     try:
         files = list_folder(folder).files
     except FileNotFoundError as error:
-        raise JobError(bad_input(shown(folder), "is missing", COPY_AGAIN)) from error
+        missing = (
+            dead_link(folder) if folder.is_symlink() else bad_input(shown(folder), "is missing", COPY_AGAIN)
+        )
+        raise JobError(missing) from error
     except OSError as error:
         raise JobError(unreadable(folder, error)) from error
     if not class_name:
@@ -158,12 +173,19 @@ def _check_input_channels(folder: Path, config: Mapping[str, Any], required: int
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
 
 
-def _schedule_problems(
-    folder: Path, config: Mapping[str, Any], prediction_types: Sequence[str]
-) -> list[Problem]:
+def _schedule_problems(part: Part, architecture: ArchitectureFacts) -> list[Problem]:
     """What keeps the loss from being computed with a noise schedule."""
-    subject = shown(folder)
+    subject, config, prediction_types = shown(part.folder), part.config, architecture.prediction_types
     found: list[Problem] = []
+    for name in dict.fromkeys((part.class_name, str(config.get("_class_name", part.class_name)))):
+        flow = "FlowMatch" in name or config.get("use_flow_sigmas") is True
+        if name not in architecture.schedulers or flow:
+            what = f"is a {name}" + (", for flow matching" if flow else "")
+            remedy = f"copy the scheduler folder of the model itself; {architecture.title} has one such as "
+            usual = few(architecture.schedulers[:5:2], 3)
+            found.append(
+                bad_input(subject, f"{what}, with which this version does not train", remedy + usual)
+            )
     prediction_type = str(config.get("prediction_type", prediction_types[0]))
     if prediction_type not in prediction_types:
         what = f"prediction_type is {prediction_type!r}, which this version does not train"

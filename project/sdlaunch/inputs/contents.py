@@ -12,7 +12,7 @@ from pathlib import Path
 from sdjob.dataset.concepts import concepts_of
 from sdjob.dataset.detect import dataset_in, find_dataset
 from sdjob.dataset.formats import DatasetInfo
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.inputs import mounts as mount_paths
@@ -87,13 +87,7 @@ def _model(
     if "model_name" in awaited:
         return None
     mount_paths.require("MODEL_DIR", mounts.model, "the model", options.model_name)
-    return find_pipeline(
-        mounts.model,
-        options.model_name,
-        allow_pickle=spec.allow_pickle,
-        prediction_type=spec.prediction_type,
-        single_file_config=spec.single_file_config,
-    )
+    return find_of(spec, mounts.model, options.model_name)
 
 
 def _dataset(

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from sdjob.files import shown
+from sdjob.model import hub_cache
 from sdjob.model.architectures import component_names
 from sdjob.problems import Problem, bad_input
 from sdlaunch.inputs.contents import is_hub_name
@@ -40,7 +41,7 @@ def provide(
         ("dataset_name", "dataset", mounts.dataset),
     ):
         name = getattr(options, setting)
-        if not is_hub_name(name) or _is_local(mount / name, options.check_timeout):
+        if not is_hub_name(name) or _is_local(mount, name, options.check_timeout):
             continue
         folder = cache / "hub" / repo_type / name.replace("/", "--")
         fetched = replace(fetched, options=fetched.options.model_copy(update={setting: str(folder)}))
@@ -54,10 +55,15 @@ def provide(
     return fetched
 
 
-def _is_local(path: Path, timeout: float) -> bool:
-    """Whether something has this name; a mount that does not answer is for the checks to report."""
+def _is_local(mount: Path, name: str, timeout: float) -> bool:
+    """Whether something has this name, in a mounted cache of the hub too; a mount that does not answer is for the
+    checks to report."""
+
+    def exists() -> bool:
+        return (mount / name).exists() or hub_cache.repository_of(mount, name) is not None
+
     try:
-        return Task(path.exists).result(time.monotonic() + timeout)
+        return Task(exists).result(time.monotonic() + timeout)
     except (NoAnswer, OSError):
         return True
 

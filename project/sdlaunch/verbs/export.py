@@ -17,7 +17,7 @@ from typing import Any
 from sdjob.files import few, is_empty
 from sdjob.formatting import in_units
 from sdjob.model import memory_estimate
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.output import run_settings
 from sdjob.output.layout import OutputLayout, step_folders
 from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting, no_hardware
@@ -122,17 +122,11 @@ def _today(read: Settings, layout: OutputLayout) -> dict[str, Any]:
 
 def _model(spec: RunSpec, mounts: Mounts, read: Settings, chosen: Iterable[str]) -> PipelineFolder:
     """The model that the run started from; if it has moved, that of the mount. Raises JobError (66)."""
-    where, name = Path(spec.pretrained_model_name_or_path), None
-    if {"MODEL_DIR", "model_name"} & {*chosen} or not where.exists():
-        where, name = mounts.model, read.options.model_name
-        mount_paths.require("MODEL_DIR", where, "the model that the run started from", name)
-    return find_pipeline(
-        where,
-        name,
-        allow_pickle=spec.allow_pickle,
-        prediction_type=spec.prediction_type,
-        single_file_config=spec.single_file_config,
-    )
+    if Path(spec.pretrained_model_name_or_path).exists() and not {"MODEL_DIR", "model_name"} & {*chosen}:
+        return find_of(spec)
+    name = read.options.model_name
+    mount_paths.require("MODEL_DIR", mounts.model, "the model that the run started from", name)
+    return find_of(spec, mounts.model, name)
 
 
 def _without_effect(flags: Iterable[tuple[str, str]]) -> list[Problem]:

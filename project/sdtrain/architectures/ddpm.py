@@ -24,7 +24,9 @@ def _sampler(folder: Path, *, zero_snr: bool) -> Any:
     """The pipeline's scheduler. With zero terminal SNR it must start at the last timestep (Lin et al. 2024,
     arXiv:2305.08891, section 3.3); a scheduler that cannot is replaced by DDIM.
     """
-    sampler = getattr(diffusers, json.loads((folder / "scheduler_config.json").read_text())["_class_name"])
+    config = json.loads((folder / "scheduler_config.json").read_text())
+    index = json.loads((folder.parent / "model_index.json").read_text())
+    sampler = getattr(diffusers, config.get("_class_name", index["scheduler"][1]))
     if not zero_snr:
         return sampler.from_pretrained(folder)
     if "rescale_betas_zero_snr" not in inspect.signature(sampler.__init__).parameters:

@@ -17,7 +17,7 @@ from sdjob import files
 from sdjob.exit_codes import ExitCode
 from sdjob.files import shown
 from sdjob.model import trainable
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.output import fingerprint, run_settings
 from sdjob.problems import JobError, bad_input
 from sdjob.settings import flags
@@ -79,14 +79,7 @@ def write_result(checkpoint: Path, folder: Path, spec: RunSpec, *, ema: bool) ->
 
 def base_model(spec: RunSpec, world: World) -> PipelineFolder:
     """The model that a run started from, as a folder. Raises JobError (66, 73)."""
-    source = find_pipeline(
-        Path(spec.pretrained_model_name_or_path),
-        None,
-        allow_pickle=spec.allow_pickle,
-        prediction_type=spec.prediction_type,
-        single_file_config=spec.single_file_config,
-    )
-    return convert.as_folder(source, spec, world, StopRequest(None))
+    return convert.as_folder(find_of(spec), spec, world, StopRequest(None))
 
 
 def check_base(checkpoint: Path, model: PipelineFolder) -> None:

@@ -16,10 +16,11 @@ import transformers
 
 from sdjob.files import few, shown
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
+from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder, find_pipeline
 from sdjob.model.single_file import AUTO
 from sdjob.model.weights import Part
 from sdjob.problems import JobError, Problem, bad_input
+from sdtrain.architectures import ARCHITECTURES
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World
 
@@ -46,12 +47,25 @@ def check(model: PipelineFolder, world: World) -> None:
 
 
 def compare(model: PipelineFolder) -> Comparison:
-    """All parts with known tensors: not those of pickles in folders."""
+    """All parts with known tensors (not those of pickles in folders), and the scheduler."""
     parts = [_compared(model, name, part) for name, part in model.parts.items() if part.tensors]
     return Comparison(
-        tuple(problem for part in parts for problem in part.problems),
+        (*(problem for part in parts for problem in part.problems), *_scheduler_problems(model)),
         tuple(warning for part in parts for warning in part.warnings),
     )
+
+
+def _scheduler_problems(model: PipelineFolder) -> tuple[Problem, ...]:
+    """Whether diffusers makes a noise schedule of the config; those of single files are this project's."""
+    scheduler = model.parts["scheduler"]
+    if model.single:
+        return ()
+    try:
+        ARCHITECTURES[model.class_name].schedulers(scheduler.folder, zero_snr=False)
+    except Exception as error:  # values of any type, in any combination
+        found = f"does not describe a {scheduler.class_name} ({error})"
+        return (bad_input(shown(scheduler.folder / "scheduler_config.json"), found, COPY_AGAIN),)
+    return ()
 
 
 def expected_shapes(part: Part) -> dict[str, Shape]:

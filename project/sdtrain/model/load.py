@@ -13,10 +13,13 @@ import transformers
 from peft import LoraConfig
 from torch import nn
 
+from sdjob.files import shown
 from sdjob.model import trainable as trainable_parts
+from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.weights import Part
 from sdjob.output.layout import INDEX_FILE
-from sdjob.problems import JobError, bad_setting
+from sdjob.problems import JobError, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures import ARCHITECTURES
 from sdtrain.architectures.base import Parts
@@ -54,7 +57,9 @@ def load(
             use_safetensors=None if allow_pickle else True,
             local_files_only=True,
         )
-        return loaded.to(device).requires_grad_(False).eval()
+        loaded = loaded.to(device).requires_grad_(False).eval()
+        _check_finite(folder.parts[name], loaded)
+        return loaded
 
     trained = dtype if lora else torch.float32
     of_text = trained if train_text_encoder else dtype
@@ -75,6 +80,26 @@ def load(
         device=device,
         index=json.loads((Path(folder.path) / INDEX_FILE).read_text()),
     )
+
+
+def _check_finite(part: Part, module: nn.Module) -> None:
+    """Raise JobError (66) if weights are NaN or infinite: they would spread through every step."""
+    weights = {name: weight for name, weight in module.named_parameters() if weight.is_floating_point()}
+    finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
+    broken = [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]
+    if not broken:
+        return
+    files = {current_name(name): tensor.file for name, tensor in part.tensors.items()}
+    file = files.get(current_name(broken[0]), part.folder)
+    others = f" and {len(broken) - 1} more hold" if len(broken) > 1 else " holds"
+    in_type, remedy = "", "download or copy this file again, or use another model"
+    if weights[broken[0]].dtype == torch.float16:
+        in_type, remedy = (
+            " in fp16",
+            f"{remedy}; or set mixed_precision=bf16, if they are only too large for fp16",
+        )
+    found = f"{broken[0]}{others} NaN or infinite values{in_type}"
+    raise JobError(bad_input(shown(file), found, remedy))
 
 
 def _class_of(folder: PipelineFolder, name: str) -> Any:

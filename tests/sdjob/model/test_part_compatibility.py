@@ -58,7 +58,10 @@ def test_a_part_of_another_model(folder, part, values, found_unet, found_other):
 @pytest.mark.parametrize(
     ("vocabulary", "message"),
     [
-        (VOCAB | {"b": 10}, "has token ids up to 10, and text_encoder/config.json vocab_size=10"),
+        (
+            VOCAB | {"b": 10},
+            "has token ids up to 10, and the embedding in text_encoder/model.safetensors 10 rows",
+        ),
         ({"a": 0, "<|startoftext|>": 2}, "does not hold <|endoftext|>"),
     ],
 )
@@ -66,6 +69,26 @@ def test_a_vocabulary_that_the_text_encoder_cannot_use(folder, vocabulary, messa
     (folder / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
     (problem,) = part_compatibility.problems(found(folder))
     assert (problem.subject, problem.found) == (str(folder / "tokenizer/vocab.json"), message)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<sks>": 10}),
+        ("tokenizer.json", {"model": {"vocab": VOCAB}, "added_tokens": [{"id": 10, "content": "<sks>"}]}),
+    ],
+)
+def test_an_added_token_that_the_embedding_has_no_row_for(folder, file, content):
+    """As after a textual inversion whose text encoder was not copied with it."""
+    (folder / "tokenizer" / file).write_text(json.dumps(content))
+    (problem,) = part_compatibility.problems(found(folder))
+    assert (
+        problem.found == "has token ids up to 10, and the embedding in text_encoder/model.safetensors 10 rows"
+    )
+    assert (problem.code, problem.subject) == (66, str(folder / "tokenizer" / file))
+    content = {"<sks>": 9} if file.startswith("added") else {"model": {"vocab": VOCAB}}
+    (folder / "tokenizer" / file).write_text(json.dumps(content))
+    assert part_compatibility.problems(found(folder)) == []
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,28 @@ def test_a_closed_pipeline_folder_is_named(pipeline):
     found = problems_as_user(lambda: find_pipeline(pipeline.parent, None, allow_pickle=False), pipeline)
     pipeline.chmod(0o755)
     assert "permission denied" in found[str(pipeline)]
+
+
+@pytest.mark.parametrize(
+    ("config", "index", "what"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", None, "is a FlowMatchEulerDiscreteScheduler, for flow matching"),
+        ("DDIMScheduler", "FlowMatchHeunDiscreteScheduler", "is a FlowMatchHeunDiscreteScheduler, for flow"),
+        ("EDMEulerScheduler", None, "is a EDMEulerScheduler"),
+        ("MyScheduler", None, "is a MyScheduler"),
+    ],
+)
+def test_a_scheduler_that_is_not_trained_with_is_named(pipeline, config, index, what):
+    write(pipeline / "scheduler/scheduler_config.json", {"_class_name": config})
+    entries = json.loads((pipeline / "model_index.json").read_text())
+    write(pipeline / "model_index.json", entries | {"scheduler": ["diffusers", index or config]})
+    (problem,) = problems(pipeline)
+    assert (problem.code, problem.subject) == (66, str(pipeline / "scheduler"))
+    assert problem.found.startswith(what)
+    assert "DDPMScheduler, DDIMScheduler" in problem.remedy
+
+
+def test_a_sampler_made_for_flow_matching_by_its_config(pipeline):
+    config = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}
+    write(pipeline / "scheduler/scheduler_config.json", config)
+    assert "for flow matching" in problems(pipeline)[0].found

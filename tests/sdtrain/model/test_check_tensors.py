@@ -191,3 +191,11 @@ def test_the_command_prints_json(folder, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [problem["code"] for problem in found["problems"]] == [66]
     assert found["warnings"] == []
+
+
+@pytest.mark.parametrize("values", [{"beta_start": "x"}, {"trained_betas": "x"}])
+def test_a_scheduler_config_of_which_no_schedule_can_be_built(folder, values):
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DDIMScheduler", **values}))
+    problem = only(folder)
+    assert problem.subject == str(path) and "does not describe a PNDMScheduler" in problem.found

@@ -1,7 +1,10 @@
 """Tests of load and trainable_model: which parameters a run trains, and in what type."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
@@ -79,3 +82,31 @@ def test_unknown_layers_are_64(eps_model):
         load.make_trainable(loaded(eps_model), spec(lora_rank=2, lora_target_modules=("to_x",)))
     assert error.value.code == 64
     assert "to_x" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("part", "file"), [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")]
+)
+def test_weights_that_are_no_numbers_are_named(eps_model, tmp_path, part, file, value):
+    model = shutil.copytree(eps_model, tmp_path / "model")
+    weights = load_file(model / part / file)
+    name = sorted(weights)[3]
+    weights[name].view(-1)[0] = value
+    save_file(weights, model / part / file, metadata={"format": "pt"})
+    with pytest.raises(JobError) as caught:
+        loaded(model)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.subject) == (66, str(model / part / file))
+    assert problem.found == f"{name.removeprefix('text_model.')} holds NaN or infinite values"
+
+
+def test_weights_that_are_too_large_for_fp16_are_named_as_such(eps_model, tmp_path):
+    model = shutil.copytree(eps_model, tmp_path / "model")
+    file = model / "vae/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_in.weight"][0] = 1e5
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(JobError, match=r"infinite values in fp16\n.*mixed_precision=bf16"):
+        loaded(model, "fp16")
+    loaded(model, "bf16")
