@@ -49,17 +49,9 @@ def load(
     facts = architecture.facts
 
     def part(name: str, dtype: torch.dtype) -> Any:
-        loaded = _class_of(folder, name).from_pretrained(
-            folder.path,
-            subfolder=name,
-            torch_dtype=dtype,
-            variant=folder.parts[name].variant,
-            use_safetensors=None if allow_pickle else True,
-            local_files_only=True,
-        )
-        loaded = loaded.to(device).requires_grad_(False).eval()
+        loaded = _loaded(folder, name, dtype, allow_pickle=allow_pickle).to(device)
         _check_finite(folder.parts[name], loaded)
-        return loaded
+        return loaded.requires_grad_(False).eval()
 
     trained = dtype if lora else torch.float32
     of_text = trained if train_text_encoder else dtype
@@ -79,6 +71,17 @@ def load(
         dtype=dtype,
         device=device,
         index=json.loads((Path(folder.path) / INDEX_FILE).read_text()),
+    )
+
+
+def _loaded(folder: PipelineFolder, name: str, dtype: torch.dtype, *, allow_pickle: bool) -> Any:
+    part = folder.parts[name]
+    return _class_of(folder, name).from_pretrained(
+        part.folder,
+        torch_dtype=dtype,
+        variant=part.variant,
+        use_safetensors=None if allow_pickle else True,
+        local_files_only=True,
     )
 
 
