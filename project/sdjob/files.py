@@ -118,8 +118,9 @@ def below(
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can be printed, even if its name is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that can be printed, even if its name is not UTF-8; in quotes where not all of it is visible."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else repr(text)
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> Problem:

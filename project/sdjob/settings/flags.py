@@ -56,6 +56,7 @@ class Given:
     name: str
     text: Text
     where: str
+    quoted: bool = False  # in the source there are quotes around the text
 
 
 def render(spec: RunSpec) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.files import is_empty
+from sdjob.files import is_empty, shown
 from sdjob.model.single_file import may_be_model
 from sdjob.problems import JobError, bad_input
 from sdlaunch.settings.options import LaunchOptions
@@ -53,7 +53,7 @@ def require(variable: str, path: Path, holds: str, name: str | None = None) -> N
         found = f"cannot be read by user {os.getuid()}"
         remedy = f"Make it readable for that user, or set {variable} to another folder."
     if found:
-        raise JobError(bad_input(variable, f"{path} {found}", remedy))
+        raise JobError(bad_input(variable, f"{shown(path)} {found}", remedy))
 
 
 def _absolute(path: str) -> Path:

@@ -59,9 +59,9 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
     _take(found, sources.from_environment(environ), _unknown_variable)
     if "ENV_FILE" in found.winners:
         path = str(found.winners["ENV_FILE"][1].text)
-        given, problems = sources.from_env_file(path)
+        given, problems, misread = sources.from_env_file(path)
         found.problems += problems
-        found.doubts += sources.misread_values(path, given) if given else []
+        found.doubts += misread
         _take(found, given, _unknown_in_env_file)
     if "CONFIG_FILE" in found.winners:
         given, problems = sources.from_yaml(str(found.winners["CONFIG_FILE"][1].text))
@@ -73,6 +73,11 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
         found.problems += found.doubts
     else:
         found.warnings += [f"{doubt.subject}: {doubt.found}" for doubt in found.doubts]
+    found.warnings += [
+        f"{given.name}: read without the quotes around it, as {given.text!r} ({given.where})"
+        for _, given in found.winners.values()
+        if given.quoted
+    ]
     shown = shown_names(RunSpec)
     return Settings(
         spec,

@@ -1,28 +1,56 @@
-"""Where settings are written: the command line, the environment, an env file, a YAML file."""
+"""Where settings are written: the command line, the environment, an env file, a YAML file.
+
+One rule for values: what cannot be seen at their ends is removed, everywhere. A pair of quotes around a whole value is
+removed in the environment and in env files, where `docker run --env-file` and web forms leave them. A shell and YAML
+have removed theirs already: what they leave is meant.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting
 from sdjob.settings.flags import Given
 
+_INVISIBLE = r"[\s\u200b-\u200f\u2060\ufeff]+"
+_INVISIBLE_ENDS = re.compile(f"^{_INVISIBLE}|{_INVISIBLE}$")
+
+
+def trimmed(text: str) -> str:
+    """Without blanks and zero-width characters at its ends, which come with a text that is pasted."""
+    return _INVISIBLE_ENDS.sub("", text)
+
+
+def _unquoted(name: str, text: str, where: str) -> Given:
+    """A value without a pair of quotes around the whole of it."""
+    text = trimmed(text)
+    quote, inside = text[:1], text[1:-1]
+    if len(text) > 1 and quote in ("'", '"') and text[-1] == quote and quote not in inside:
+        return Given(name, trimmed(inside), where, quoted=True)
+    return Given(name, text, where)
+
 
 def from_command_line(flags: Sequence[tuple[str, str]]) -> list[Given]:
-    return [Given(name, text, f"command line: --{name}") for name, text in flags]
+    return [Given(name, trimmed(text), f"command line: --{name}") for name, text in flags]
 
 
 def from_environment(environ: Mapping[str, str]) -> list[Given]:
     """Every variable that is not empty: an empty one counts as unset."""
-    return [Given(name, text, f"environment: {name}") for name, text in sorted(environ.items()) if text]
+    given = [_unquoted(name, text, f"environment: {name}") for name, text in sorted(environ.items())]
+    return [each for each in given if each.text]
 
 
-def from_env_file(path: str) -> tuple[list[Given], list[Problem]]:
-    """NAME=value lines, read as `docker --env-file` reads them: the value is the rest of the line."""
+def from_env_file(path: str) -> tuple[list[Given], list[Problem], list[Problem]]:
+    """NAME=value lines, read as `docker --env-file` reads them: the value is the rest of the line.
+
+    Also the problems of lines that mean nothing, and of values that python-dotenv reads differently.
+    """
     text, problems = _read(path, "ENV_FILE")
     given = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.lstrip()
         if not line or line.startswith("#"):
             continue
@@ -30,24 +58,24 @@ def from_env_file(path: str) -> tuple[list[Given], list[Problem]]:
         if not equals or not name or any(character.isspace() for character in name):
             found = f"line {number} of {path} is {line!r}"
             problems.append(bad_setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
-        elif value:
-            given.append(Given(name, value, f"env file {path}:{number}"))
-    return given, problems
+        elif (item := _unquoted(name, value, f"env file {path}:{number}")).text:
+            given.append(item)
+    return given, problems, _misread(text, given) if given else []
 
 
-def misread_values(path: str, given: Sequence[Given]) -> list[Problem]:
-    """Values that python-dotenv reads differently from docker: quotes, comments, ${…}, spaces at the end."""
+def _misread(text: str, given: Sequence[Given]) -> list[Problem]:
+    """Values that python-dotenv reads differently from docker: comments, ${…}, escapes."""
     from dotenv import dotenv_values
 
-    other = dotenv_values(path)
+    other = dotenv_values(stream=io.StringIO(text))
     return [
         bad_setting(
             item.name,
             f"{item.text!r} in {item.where} is {item.text!r} to docker and {other.get(item.name)!r} to python-dotenv",
-            "Write the bare value: no quotes, no comment after it, no ${…}, no trailing spaces.",
+            "Write the bare value: no comment after it, no ${…}, no quotes.",
         )
         for item in given
-        if other.get(item.name) != item.text
+        if trimmed(other.get(item.name) or "") != item.text
     ]
 
 
@@ -68,9 +96,9 @@ def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
         name, where = str(key.value), f"config file {path}:{key.start_mark.line + 1}"
         if isinstance(node, yaml.ScalarNode):
             if node.tag != "tag:yaml.org,2002:null" and node.value != "":
-                given.append(Given(name, node.value, where))
+                given.append(Given(name, trimmed(node.value), where))
         elif isinstance(node, yaml.SequenceNode) and all(isinstance(i, yaml.ScalarNode) for i in node.value):
-            given.append(Given(name, tuple(item.value for item in node.value), where))
+            given.append(Given(name, tuple(trimmed(item.value) for item in node.value), where))
         else:
             remedy = "Write one value, or a list of plain values."
             problems.append(bad_setting(name, f"a nested value in {where}", remedy))

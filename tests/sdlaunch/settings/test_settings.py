@@ -1,7 +1,10 @@
 """Tests of settings, sources and options: which source wins, what the sources say, what is refused."""
 
+import json
+
 import pytest
 
+from sdjob.files import shown
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.settings import names, settings
@@ -339,8 +342,7 @@ def test_an_env_file_is_read_as_docker_reads_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["lr='1e-3'", 'instance_prompt="a dog"', "lr=1e-3 # high", "instance_prompt=${HOME} dog", "lr=1e-3 "],
+    "line", ["lr=1e-3 # high", "instance_prompt=${HOME} dog", "instance_prompt='a' # dog", "lr='1e-3"]
 )
 def test_a_line_that_docker_and_dotenv_read_differently_is_refused(tmp_path, line):
     found = read({"ENV_FILE": write(tmp_path / "a.env", line + "\n"), "HOME": "/root"})
@@ -349,10 +351,86 @@ def test_a_line_that_docker_and_dotenv_read_differently_is_refused(tmp_path, lin
 
 
 def test_such_a_line_is_taken_as_docker_reads_it_with_strict_env_0(tmp_path):
-    env = write(tmp_path / "a.env", 'instance_prompt="a dog"\n')
+    env = write(tmp_path / "a.env", "instance_prompt=a dog # mine\n")
     found = read({"ENV_FILE": env, "strict_env": "0"})
     assert found.problems == ()
-    assert found.spec.instance_prompt == '"a dog"'
+    assert found.spec.instance_prompt == "a dog # mine"
+
+
+def test_a_file_of_windows_is_read_as_any_other(tmp_path):
+    (tmp_path / "a.env").write_bytes("\ufefflr=1e-3\r\ninstance_prompt=a dog\r\n\r\n# remark\r\n".encode())
+    found = read({"ENV_FILE": str(tmp_path / "a.env")})
+    assert (found.problems, found.warnings) == ((), ())
+    assert (found.spec.learning_rate, found.spec.instance_prompt) == (1e-3, "a dog")
+
+
+# --- what docker and web forms leave in a value ------------------------------------------------------
+
+ZERO_WIDTH, FULL_WIDTH_BLANK, BYTE_ORDER_MARK = "\u200b", "\u3000", "\ufeff"
+
+
+def from_everywhere(tmp_path, text: str) -> dict[str, str]:
+    """What an instance_prompt of this text is read as, from each source that can hold it."""
+    yaml = write(tmp_path / "a.yaml", f"instance_prompt: {json.dumps(text)}\n")
+    found = {
+        "command line": read(flags=[("instance_prompt", text)]),
+        "environment": read({"instance_prompt": text}),
+        "YAML": read({"CONFIG_FILE": yaml}),
+    }
+    if "\n" not in text:
+        found["env file"] = read({"ENV_FILE": write(tmp_path / "a.env", f"instance_prompt={text}\n")})
+    assert all(each.problems == () for each in found.values())
+    return {source: each.spec.instance_prompt for source, each in found.items()}
+
+
+@pytest.mark.parametrize(
+    "blank", [" ", "\t", "\n", "\r\n", "\xa0", FULL_WIDTH_BLANK, ZERO_WIDTH, BYTE_ORDER_MARK], ids=ascii
+)
+def test_what_cannot_be_seen_at_the_ends_of_a_value_is_removed_everywhere(tmp_path, blank):
+    read_as = from_everywhere(tmp_path, f"{blank}a sks dog{blank}{blank}")
+    assert set(read_as.values()) == {"a sks dog"}
+    assert read({"plugin": f"torch_ddp{blank}", "MODEL_DIR": f"/m{blank}"}).problems == ()
+    assert read({"MODEL_DIR": f"/m{blank}"}).options.model_dir == "/m"
+    assert read({"lr": blank}).source("lr") == "default"
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_around_a_value_are_removed_where_docker_leaves_them(tmp_path, quote):
+    quoted = f"{quote}a sks dog{quote}"
+    read_as = from_everywhere(tmp_path, quoted)
+    assert read_as == {
+        "command line": quoted,  # a shell has removed its own
+        "YAML": quoted,
+        "environment": "a sks dog",
+        "env file": "a sks dog",
+    }
+    found = read({"MODEL_DIR": f" {quote}/m {quote} ", "lr": f"{quote}1e-3{quote}", "seed": quote * 2})
+    assert found.options.model_dir == "/m"
+    assert found.spec.learning_rate == 1e-3
+    assert found.source("seed") == "default"
+    assert sorted(found.warnings) == [
+        "MODEL_DIR: read without the quotes around it, as '/m' (environment: MODEL_DIR)",
+        "lr: read without the quotes around it, as '1e-3' (environment: lr)",
+    ]
+
+
+@pytest.mark.parametrize("text", ['"a" and "b"', '"a" dog', "dog's", '["a", "b"]', '"', "'\""])
+def test_quotes_inside_a_value_stay(text):
+    found = read({"instance_prompt": text})
+    assert (found.spec.instance_prompt, found.warnings) == (text, ())
+
+
+def test_one_pair_of_quotes_is_removed_so_that_the_other_can_be_meant():
+    assert read({"instance_prompt": "'\"dog\"'"}).spec.instance_prompt == '"dog"'
+
+
+def test_the_variables_of_others_may_have_quotes():
+    assert read({"PS1": '"$ "', "MY_OWN": "'x'"}).warnings == ()
+
+
+def test_an_invisible_character_inside_a_path_is_shown():
+    assert shown("/mnt/mo\u200bdel") == "'/mnt/mo\\u200bdel'"
+    assert shown("/mnt/数据 é") == "/mnt/数据 é"
 
 
 def test_every_bad_line_of_an_env_file_is_named(tmp_path):
