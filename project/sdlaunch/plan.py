@@ -205,6 +205,7 @@ def _completed(read: Settings, inspected: _Inspected) -> tuple[RunSpec, dict[str
         "pretrained_model_name_or_path": str(contents.model_path),
         "output_dir": str(inspected.mounts.output),
         data: str(contents.dataset_path),
+        **mount_paths.below_model(spec, inspected.mounts),
     }
     sources = {"pretrained_model_name_or_path": "MODEL_DIR", "output_dir": "OUTPUT_DIR", data: "DATASET_DIR"}
     if spec.device == "auto":

@@ -33,7 +33,7 @@ from sdtrain.validation.grid import image_name
 
 # Settings of a run that say what the weights of its checkpoints are.
 _TRAINED = {
-    "pretrained_model_name_or_path",
+    *("pretrained_model_name_or_path", "vae"),
     *("prediction_type", "single_file_config", "allow_pickle", "rescale_betas_zero_snr", "max_token_length"),
     *("train_text_encoder", "use_ema", "lora_rank", "lora_alpha", "lora_target_modules"),
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdjob.files import dead_link, few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.model import key_names, locate, single_file
+from sdjob.model import vae as other_vae
 from sdjob.model.architectures import ARCHITECTURE_FACTS, ArchitectureFacts, Component, titles
 from sdjob.model.single_file import AUTO, SingleFile
 from sdjob.model.weights import Part, with_weights
@@ -34,6 +35,7 @@ class PipelineFolder:
     prediction_type: str
     parts: Mapping[str, Part]
     single: SingleFile | None = None
+    own_vae: Part | None = None  # the model's, where another one is used instead
 
     @property
     def architecture(self) -> ArchitectureFacts:
@@ -63,10 +65,12 @@ def find_pipeline(
     allow_pickle: bool,
     prediction_type: str = AUTO,
     single_file_config: str | None = None,
+    vae: str | None = None,
 ) -> PipelineFolder:
     """The complete pipeline under a mount. Raises JobError with everything that is wrong with it.
 
-    `prediction_type`, `single_file_config`: what a single file does not state (single_file.read).
+    `prediction_type`, `single_file_config`: what a single file does not state (single_file.read). `vae`: another VAE
+    than its own.
     """
     path = locate.model_path(root, name, allow_pickle=allow_pickle)
     single = None
@@ -83,6 +87,29 @@ def find_pipeline(
     if single and not architecture.original_layout:
         found = f"is one file, but this version reads {architecture.title} only from a diffusers folder"
         raise JobError(bad_input(shown(path), found, "mount the folder that save_pretrained writes"))
+    parts, problems = _parts(folder, index, architecture, single, allow_pickle=allow_pickle)
+    own_vae = parts.get("vae") if vae else None
+    if vae and own_vae:
+        try:
+            required = architecture.components["vae"]
+            parts["vae"] = other_vae.find(Path(vae), own_vae, required, allow_pickle=allow_pickle)
+        except JobError as error:
+            problems += error.problems
+    if problems:
+        raise JobError(problems)
+    prediction = parts["scheduler"].config.get("prediction_type", architecture.prediction_types[0])
+    return PipelineFolder(path, class_name, str(prediction), parts, single, own_vae)
+
+
+def _parts(
+    folder: Path,
+    index: Mapping[str, Any],
+    architecture: ArchitectureFacts,
+    single: SingleFile | None,
+    *,
+    allow_pickle: bool,
+) -> tuple[dict[str, Part], list[Problem]]:
+    """The parts that a pipeline must have, and what is wrong with them."""
     parts: dict[str, Part] = {}
     problems: list[Problem] = []
     for name, required in architecture.components.items():
@@ -100,10 +127,7 @@ def find_pipeline(
             parts[name] = part
         except JobError as error:
             problems += error.problems
-    if problems:
-        raise JobError(problems)
-    prediction = parts["scheduler"].config.get("prediction_type", architecture.prediction_types[0])
-    return PipelineFolder(path, class_name, str(prediction), parts, single)
+    return parts, problems
 
 
 def find_of(spec: RunSpec, root: Path | None = None, name: str | None = None) -> PipelineFolder:
@@ -114,6 +138,7 @@ def find_of(spec: RunSpec, root: Path | None = None, name: str | None = None) ->
         allow_pickle=spec.allow_pickle,
         prediction_type=spec.prediction_type,
         single_file_config=spec.single_file_config,
+        vae=spec.vae,
     )
 
 

@@ -115,7 +115,7 @@ def read(path: Path, configs: Path | None, prediction_type: str, *, allow_pickle
     `configs`: those of another architecture. `prediction_type`: "auto", or what the model predicts where the file
     does not state it, or not correctly.
     """
-    header = _header(path, allow_pickle=allow_pickle)
+    header = header_of(path, allow_pickle=allow_pickle)
     tensors = header.tensors
     if problem := _refusal(path, tensors):
         raise JobError(problem)
@@ -143,7 +143,7 @@ def read(path: Path, configs: Path | None, prediction_type: str, *, allow_pickle
 
 def refusal(path: Path, *, allow_pickle: bool) -> Problem | None:
     """Why a file is not a model that can be trained: a LoRA, a VAE or the like. Raises JobError if it is broken."""
-    return _refusal(path, _header(path, allow_pickle=allow_pickle).tensors)
+    return _refusal(path, header_of(path, allow_pickle=allow_pickle).tensors)
 
 
 def may_be_model(path: Path) -> bool:
@@ -163,19 +163,25 @@ def converted_folder(single: SingleFile, cache: Path) -> Path:
     digest = hashlib.blake2b(repr(sorted(single.scheduler.items())).encode(), digest_size=8)
     for name, path in single.config_files().items():
         digest.update(f"{name}\0".encode() + read_file(path))
-    try:
-        size = single.path.stat().st_size
-        digest.update(f"{size}".encode())
-        with single.path.open("rb") as file:
-            for number in range(_SAMPLES):
-                file.seek(size * number // _SAMPLES)
-                digest.update(file.read(_SAMPLE_BYTES))
-    except OSError as error:
-        raise JobError(unreadable(single.path, error)) from error
+    digest.update(samples_of(single.path))
     return cache / f"model-{digest.hexdigest()}"
 
 
-def _header(path: Path, *, allow_pickle: bool) -> Header:
+def samples_of(path: Path) -> bytes:
+    """The size of a file and samples from beginning to end. Raises JobError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            samples = [str(size).encode()]
+            for number in range(_SAMPLES):
+                file.seek(size * number // _SAMPLES)
+                samples.append(file.read(_SAMPLE_BYTES))
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    return b"".join(samples)
+
+
+def header_of(path: Path, *, allow_pickle: bool) -> Header:
     """The header of a file that is complete. Raises JobError."""
     start = read_file(path, 4)
     if start != torch_zip.MAGIC and not start.startswith(_PICKLES):

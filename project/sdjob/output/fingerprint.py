@@ -65,7 +65,7 @@ def model_identity(folder: PipelineFolder) -> str:
     architecture = folder.architecture
     first, *further = architecture.text_encoders
     for name in (architecture.denoiser, "vae", first, "scheduler", *further):
-        for path in sorted((folder.path / name).glob("*config.json")):
+        for path in sorted(folder.parts[name].folder.glob("*config.json")):
             digest.update(path.read_bytes())
         for path in folder.parts[name].weights:
             digest.update(_edges(path))

@@ -71,9 +71,6 @@ UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
             "Remove it: plain weights are read where a folder has them, otherwise its variant.",
             in_environment=False,
         ),
-        "pretrained_vae_model_name_or_path": Unsupported(
-            "Replace the folder vae in a copy of the model by this VAE."
-        ),
         "tokenizer_name": Unsupported("Remove it: the tokenizer is that of the model's folder tokenizer."),
         "tokenizer_max_length": Unsupported("Use max_token_length=75, 150 or 225.", ("77",)),
         "text_encoder_use_attention_mask": _switch(_OTHER_MODELS),

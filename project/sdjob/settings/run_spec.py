@@ -72,6 +72,11 @@ class RunSpec(BaseModel):
         "for a single-file checkpoint: diffusers folder with its configurations, tokenizer and scheduler "
         "(without weights); empty: the standard ones of its architecture",
     )
+    vae: Text | None = _job(
+        None,
+        "VAE to use instead of the model's own: a diffusers folder or one file, below MODEL_DIR or absolute",
+        aliases=("vae_name_or_path", "pretrained_vae_model_name_or_path"),
+    )
 
     instance_data_dir: str | None = _data(
         None, "DreamBooth: folder with the images of the subject", flag_only=True

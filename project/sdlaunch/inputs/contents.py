@@ -87,6 +87,7 @@ def _model(
     if "model_name" in awaited:
         return None
     mount_paths.require("MODEL_DIR", mounts.model, "the model", options.model_name)
+    spec = spec.model_copy(update=mount_paths.below_model(spec, mounts))
     return find_of(spec, mounts.model, options.model_name)
 
 

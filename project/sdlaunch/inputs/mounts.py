@@ -9,6 +9,7 @@ from pathlib import Path
 from sdjob.files import is_empty, shown
 from sdjob.model.single_file import may_be_model
 from sdjob.problems import JobError, bad_input
+from sdjob.settings.run_spec import RunSpec
 from sdlaunch.settings.options import LaunchOptions
 
 
@@ -54,6 +55,11 @@ def require(variable: str, path: Path, holds: str, name: str | None = None) -> N
         remedy = f"Make it readable for that user, or set {variable} to another folder."
     if found:
         raise JobError(bad_input(variable, f"{shown(path)} {found}", remedy))
+
+
+def below_model(spec: RunSpec, mounts: Mounts) -> dict[str, str]:
+    """The settings with a path below MODEL_DIR, made absolute."""
+    return {"vae": str(mounts.model / spec.vae)} if spec.vae else {}
 
 
 def _absolute(path: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdjob.dataset.concepts import concepts_of
+from sdjob.model import vae
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import converted_folder
 from sdjob.output import fingerprint, newest_checkpoint
@@ -56,10 +57,16 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
 
 def _model_identity(job: Job, model: PipelineFolder) -> str:
     """As the worker sees it, which converts a single file to a folder; "": that folder does not exist any more."""
-    if model.single is None:
+    cache = OutputLayout(job.mounts.output).cache(job.spec.cache_dir)
+    part = model.parts["vae"]
+    other = str(part.folder) if model.own_vae else None
+    if other and part.folder.is_file():
+        other = str(vae.converted_folder(part, cache))
+    elif model.single is None:
         return fingerprint.model_identity(model)
-    folder = converted_folder(model.single, OutputLayout(job.mounts.output).cache(job.spec.cache_dir))
+    folder = converted_folder(model.single, cache) if model.single else model.path
     try:
-        return fingerprint.model_identity(find_pipeline(folder, None, allow_pickle=False))
+        found = find_pipeline(folder, None, allow_pickle=job.spec.allow_pickle, vae=other)
+        return fingerprint.model_identity(found)
     except JobError:
         return ""

@@ -21,9 +21,8 @@ def with_tensors(job: JobPlan, environ: Mapping[str, str]) -> JobPlan:
     values = {name: each.value for name, each in job.settings.items()}
     if job.problems or job.awaited or job.launch is None or values["script"]:
         return job
-    settings = [
-        f"--{name}={values[name]}" for name in ("prediction_type", "single_file_config") if values[name]
-    ]
+    names = ("prediction_type", "single_file_config", "vae")
+    settings = [f"--{name}={values[name]}" for name in names if values[name]]
     settings += ["--allow_pickle"] if values["allow_pickle"] else []
     arguments = ["-m", MODULE, job.mounts["MODEL_DIR"]["uses"], *settings]
     problems, warnings = _answer(arguments, job.launch.environment(environ), values["check_timeout"])

@@ -134,8 +134,9 @@ def _write_pipeline(
 ) -> None:
     """Write the components that the index names: other folders alongside them may be anything, and large."""
     for name in sorted(name for name, entry in parts.index.items() if isinstance(entry, list)):
-        if (source.path / name).is_dir():
-            _copy_part(source.path / name, folder / name, weights=name not in trained)
+        part = source.parts[name].folder if name in source.parts else source.path / name
+        if part.is_dir():
+            _copy_part(part, folder / name, weights=name not in trained)
     shutil.copyfile(source.path / INDEX_FILE, folder / INDEX_FILE)
     _write_scheduler(folder, parts)
     for name, weights in trained.items():

@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--prediction_type", default=AUTO)
     parser.add_argument("--single_file_config")
+    parser.add_argument("--vae")
     parser.add_argument("--allow_pickle", action="store_true")
     settings = vars(parser.parse_args())
     try:

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,11 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from safetensors.torch import load_file, save_file
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sdjob.files import shown, sync_tree
-from sdjob.model import key_names, torch_zip
+from sdjob.files import replacing, shown, sync_tree
+from sdjob.model import key_names, torch_zip, vae
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import SingleFile, converted_folder
-from sdjob.model.weights import Part
+from sdjob.model.weights import Part, with_weights
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.settings.run_spec import RunSpec
@@ -33,6 +34,7 @@ from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
 
 Weights = dict[str, torch.Tensor]
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ABANDONED = 600.0  # seconds without a write
 _MERGES = Path(torch_zip.__file__).with_name("configs") / "clip/merges.txt.gz"
 _DTYPES = {
@@ -46,25 +48,64 @@ _DTYPES = {
 
 
 def as_folder(model: PipelineFolder, spec: RunSpec, world: World, stop: StopRequest) -> PipelineFolder:
-    """The same model as a folder. Collective. Raises JobError (73 where it cannot be written), Stopped.
+    """The same model as a folder, and so its VAE. Collective. Raises JobError (73 where it cannot be written), Stopped.
 
     The first rank makes it, and then the first rank of each node that does not see it.
     """
-    if model.single is None:
+    if model.single is None and model.parts["vae"].folder.is_dir():
         return model
-    folder = converted_folder(model.single, OutputLayout(Path(spec.output_dir)).cache(spec.cache_dir))
+    cache = OutputLayout(Path(spec.output_dir)).cache(spec.cache_dir)
     found: PipelineFolder | None = None
     for is_mine in (world.is_main, world.local_rank == 0):
         problems: list[Problem] = []
         if is_mine and not stop:
             try:
-                found = found or _complete(folder) or _made(model, model.single, folder, world, stop)
+                found = found or _converted_model(model, cache, world, stop)
             except JobError as error:
                 problems += error.problems
         world.agree(problems)
         if world.any(bool(stop)):
             raise Stopped(0)
-    return found or find_pipeline(folder, None, allow_pickle=False)
+    # The others find it there. None only after a stop, of which all ranks know.
+    return found or _converted_model(model, cache, world, stop) or model
+
+
+def _converted_model(
+    model: PipelineFolder, cache: Path, world: World, stop: StopRequest
+) -> PipelineFolder | None:
+    """The model as a folder, which is made where it is missing; None: stopped meanwhile. Raises JobError (66, 73)."""
+    own = replace(model, parts={**model.parts, "vae": model.own_vae or model.parts["vae"]})
+    found: PipelineFolder | None = own
+    if model.single:
+        folder = converted_folder(model.single, cache)
+        found = _complete(folder) or _made(own, model.single, folder, world, stop)
+    if found is None or model.own_vae is None:
+        return found
+    part = model.parts["vae"]
+    if part.folder.is_file():
+        part = _converted_vae(part, vae.converted_folder(part, cache), found.path)
+    return replace(found, parts={**found.parts, "vae": part}, own_vae=found.parts["vae"])
+
+
+def _converted_vae(part: Part, folder: Path, base: Path) -> Part:
+    """A VAE in one file as a folder, made with the config of the base model's. Raises JobError (73)."""
+    try:
+        if not folder.is_dir():
+            say(f"converting {part.folder.name} (VAE) once, to {folder}")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            state = _converted("vae", part, read_weights(part.folder), base).state_dict()
+            with replacing(folder, durable=True) as temporary:
+                temporary.mkdir()
+                weights = {key: weight.contiguous() for key, weight in state.items()}
+                save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
+                (temporary / "config.json").write_text(json.dumps(dict(part.config), indent=2) + "\n")
+    except OSError as error:
+        if not folder.is_dir():  # else another job with the same cache was faster
+            remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
+            problem = bad_output(str(folder), f"the converted VAE cannot be written ({error})", remedy)
+            raise JobError(problem) from error
+    stem = _WEIGHTS.removesuffix(".safetensors")
+    return with_weights(Part(folder, part.class_name, part.config), stem, stem, allow_pickle=False)
 
 
 def _complete(folder: Path) -> PipelineFolder | None:
@@ -161,7 +202,7 @@ def _write_weights(
             if stopped():
                 return False
             state = _converted(name, part, weights, folder).state_dict()
-            file = "diffusion_pytorch_model.safetensors"
+            file = _WEIGHTS
             if name.startswith("text_encoder"):
                 state = {key_names.stored_name(key): weight for key, weight in state.items()}
                 file = "model.safetensors"
