@@ -14,6 +14,7 @@ from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import accelerate
 from sdlaunch.cluster.cluster import Cluster
+from sdlaunch.python_variables import harmful
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
 
@@ -62,7 +63,8 @@ def build(
     words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
     argv = (host.python, *start(spec, cluster, options, layout), *words)
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
-    unset = tuple(sorted(name for name in host.environ if name.startswith("PET_")))
+    read_by_torchrun = (name for name in host.environ if name.startswith("PET_"))
+    unset = tuple(sorted({*read_by_torchrun, *harmful(host.environ)}))
     env = {**passed_on, **_environment(layout, cluster, host, passed_on, options.stop_grace)}
     if options.launcher == "accelerate" and spec.device == "cpu":
         env["ACCELERATE_USE_CPU"] = "true"

@@ -21,7 +21,7 @@ from sdjob.formatting import as_typed
 from sdjob.problems import Problem, exit_code
 from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch import command, user_script
+from sdlaunch import command, python_variables, user_script
 from sdlaunch.cluster import accelerate, cluster, devices
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
@@ -255,6 +255,7 @@ def _build(
             *inspected.devices.warnings,
             *inspected.fetched.warnings,
             *inspected.temporary.warnings,
+            *python_variables.warnings(read.environ),
             *(f"{problem.subject}: {problem.found}; left to the script" for problem in left),
             *checked.warnings,
             *advised,

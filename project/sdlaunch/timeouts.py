@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError, Problem, bad_input
+from sdlaunch.python_variables import without_harmful
 
 Result = TypeVar("Result", covariant=True)
 
@@ -78,7 +79,7 @@ def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, se
     try:
         done = subprocess.run(
             command,
-            env=dict(environ),
+            env=without_harmful(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -50,6 +50,99 @@ def test_text_is_utf8_whatever_the_locale_of_the_image_is(tmp_path):
     assert ended.stdout == "1\n"
 
 
+def train_sh(
+    folder: Path, text: str = "", *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A copy of train.sh, of this project or with another text."""
+    script = folder / "train.sh"
+    script.write_text(text or (HOME / "train.sh").read_text(), newline="")
+    return subprocess.run(
+        ["bash", str(script), *arguments],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_checkout_of_windows_is_named(tmp_path):
+    text = (HOME / "train.sh").read_text().replace("\n", "\r\n")
+    done = train_sh(tmp_path, text)
+    assert (done.returncode, done.stdout) == (66, "")
+    assert done.stderr == (
+        f"{tmp_path}/train.sh: has line ends of Windows (CRLF)\n"
+        f"    → Convert it: sed -i 's/\\r$//' '{tmp_path}/train.sh'\n"
+    )
+
+
+def test_git_checks_out_with_the_line_ends_of_linux():
+    assert "* text=auto eol=lf" in (HOME / ".gitattributes").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("PYTHONHOME", "/nonexistent", "init_fs_encoding"),
+        ("PYTHONHASHSEED", "x", "PYTHONHASHSEED must be"),
+        ("PYTHONIOENCODING", "no-such-encoding", "init_stdio_encoding"),
+    ],
+)
+def test_a_python_that_does_not_start_is_69_with_its_reason(tmp_path, variable, value, why):
+    done = train_sh(tmp_path, LAUNCHER_PYTHON=sys.executable, **{variable: value})
+    assert done.returncode == 69
+    what, remedy = done.stderr.splitlines()
+    assert what.startswith(f"Python: {sys.executable} does not start: ")
+    assert why in what
+    assert remedy == (
+        f"    → Set LAUNCHER_PYTHON to a Python that starts, or unset the variable at fault: {variable}."
+    )
+
+
+def test_a_python_of_another_machine_is_69(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/nonexistent/loader\n")
+    python.chmod(0o755)
+    done = train_sh(tmp_path, LAUNCHER_PYTHON=str(python))
+    assert done.returncode == 69
+    assert "does not start" in done.stderr
+    assert done.stderr.endswith("    → Set LAUNCHER_PYTHON to a Python that starts.\n")
+
+
+def test_a_deleted_working_folder_does_no_harm(workspace, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"rmdir {gone}; exec bash {HOME / 'train.sh'} check model_name=relative"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=gone,
+        env=clean_environment(**workspace),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 66, done.stdout + done.stderr
+    assert "relative" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("closed", "code"), [(">&-", 0), ("2>&-", 0), ("<&-", 0), ("<&- >&- 2>&-", 0), ("<&- >&- 2>&-", 64)]
+)
+def test_closed_streams_change_no_code(workspace, closed, code):
+    script = f"bash {HOME / 'train.sh'} check {'lr=x' if code else ''} {closed}"
+    done = subprocess.run(["bash", "-c", script], env=clean_environment(**workspace), capture_output=True)
+    assert done.returncode == code, done.stderr
+
+
+def test_warnings_that_are_errors_do_not_end_the_launcher(tmp_path):
+    source = (
+        "import warnings\nwarnings.warn('old', DeprecationWarning)\nraise ModuleNotFoundError('', name='x')"
+    )
+    (tmp_path / "pydantic.py").write_text(source)
+    environ = clean_environment(PYTHONPATH=str(tmp_path), PYTHONWARNINGS="error")
+    done = subprocess.run(
+        [sys.executable, str(HOME / "entrypoint.py"), "plan"], env=environ, capture_output=True, text=True
+    )
+    assert done.stderr.startswith("Python package x: not installed")
+
+
 VERBS = [
     (["--help"], 0),
     (["plan"], 0),

@@ -1,4 +1,6 @@
-"""Standard streams in any state (closed, another locale, no reader), and a process that ends without a traceback."""
+"""A process in any surroundings (streams closed, another locale, no reader, its folder deleted) that ends without a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -15,7 +18,7 @@ from sdjob.exit_codes import ExitCode
 
 
 def prepare() -> None:
-    """Make standard output and error ready for any text. To be called before a file is opened."""
+    """Make standard output and error ready for any text, and paths usable. To be called before a file is opened."""
     # A closed one, as after `>&-`: the next file that is opened would get its descriptor.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -25,6 +28,13 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):  # whatever the locale of the image, and the bytes in a name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.simplefilter(
+        "ignore"
+    )  # of libraries, for their authors; PYTHONWARNINGS=error would end the launcher
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # deleted meanwhile
+        os.chdir("/")
 
 
 def show(text: str, stream: TextIO) -> None:

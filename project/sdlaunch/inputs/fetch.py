@@ -12,6 +12,7 @@ from sdjob.files import user_cache
 from sdjob.problems import Problem
 from sdlaunch.display.redact import redact, secrets_of
 from sdlaunch.inputs.mounts import Mounts
+from sdlaunch.python_variables import without_harmful
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.settings.settings import Settings
 
@@ -63,7 +64,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     tail: deque[str] = deque(maxlen=30)
     with subprocess.Popen(
         argv,
-        env=dict(environ),
+        env=without_harmful(environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 from sdjob.formatting import in_units
@@ -21,14 +23,25 @@ _FILES = 256  # open files of a training process without loaders: libraries, dev
 
 def findings(job: Job) -> list[Problem]:
     spec, cluster = job.spec, job.cluster
-    return [*shared_memory(spec, cluster), *open_files(spec, cluster), *rendezvous(cluster)]
+    return [*proc(), *shared_memory(spec, cluster), *open_files(spec, cluster), *rendezvous(cluster)]
+
+
+def proc(root: Path = Path("/proc")) -> list[Problem]:
+    """The launcher finds and ends processes by it."""
+    if sys.platform != "linux" or (root / "self").exists():
+        return []
+    return [no_hardware(str(root), "not mounted", f"Mount it: mount -t proc proc {root}")]
 
 
 def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Problem]:
     """Loader processes pass images in shared memory, of which a container has 64 MB by default."""
     workers = spec.dataloader_num_workers
-    if not workers or not shm.is_dir():
+    if not workers or sys.platform != "linux":
         return []
+    if not os.access(shm, os.W_OK | os.X_OK):
+        found = f"{'cannot be written' if shm.is_dir() else 'does not exist'}; loader processes need it"
+        remedy = f"Mount it: mount -t tmpfs -o size=8g tmpfs {shm}, or set dataloader_num_workers=0."
+        return [no_hardware(str(shm), found, remedy)]
     image = 3 * spec.resolution**2 * 4  # fp32
     batch = spec.train_batch_size * (2 if spec.with_prior_preservation else 1) * image
     needed = cluster.nproc_per_node * (workers * _PREFETCHED + 1) * batch

@@ -27,6 +27,26 @@ def test_shared_memory_is_compared_with_what_the_loaders_put_there(tmpfs):
     )
 
 
+def test_loader_processes_need_shared_memory(tmp_path):
+    (problem,) = system_limits.shared_memory(spec(), ONE_NODE, tmp_path / "none")
+    assert problem.found == "does not exist; loader processes need it"
+    assert (problem.code, problem.subject) == (69, f"{tmp_path}/none")
+    assert "dataloader_num_workers=0" in problem.remedy
+    assert system_limits.shared_memory(spec(dataloader_num_workers=0), ONE_NODE, tmp_path / "none") == []
+
+
+def test_shared_memory_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(system_limits.os, "access", lambda *_: False)
+    (problem,) = system_limits.shared_memory(spec(), ONE_NODE, tmp_path)
+    assert problem.found == "cannot be written; loader processes need it"
+
+
+def test_a_container_without_proc(tmp_path):
+    assert system_limits.proc() == []
+    (problem,) = system_limits.proc(tmp_path)
+    assert (problem.code, problem.found) == (69, "not mounted")
+
+
 def test_the_limit_of_open_files():
     assert system_limits.open_files(spec(), ONE_NODE, 1024) == []
     (problem,) = system_limits.open_files(spec(dataloader_num_workers=64), ONE_NODE, 1024)
