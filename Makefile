@@ -5,14 +5,15 @@ RUN := PYTHONPATH=project PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python
 DEMO := demo_run
 
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
-CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py)
+CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo test test-long test-container test-cluster mutation lock lint format docs clean
+.PHONY: help setup demo test test-long test-emit test-container test-cluster mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
 	@echo "make test   all tests but the long forms"
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
+	@echo "make test-emit   emitted jobs, read by SkyPilot, Kubeflow's models, kubectl and podman-compose"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
 	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM; on Debian as root this installs SLURM first"
 	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
@@ -31,10 +32,16 @@ demo: setup
 	@echo "before and after: $(DEMO)/output/samples/before_after.png; the trained pipeline: $(DEMO)/output/checkpoint"
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container --ignore=tests/targets
+
+# In an environment of its own, since SkyPilot brings dozens of packages that nothing else needs.
+test-emit: setup
+	@PYTHON=$(PYTHON) bash tests/targets/set_up.sh
+	@$(VENV)/bin/python -m pytest --durations=3 tests/targets
 
 test-container: setup
 	@bash tests/container/set_up.sh
+	@PYTHON=$(PYTHON) bash tests/targets/set_up.sh
 	@$(VENV)/bin/python -m pytest --durations=5 $(CONTAINER_TESTS)
 
 test-cluster: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ _MOUNTS = {
 }
 _LAUNCHER = "/opt/sdjob"  # the folder of train.sh, if the project is another folder
 _CLUSTER = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_PLAIN = re.compile(r"[A-Za-z/][\w./:-]*", re.ASCII)  # needs no quotes, unless it is a word such as null
 _NOT_PASSED_ON = (*_MOUNTS, *_CLUSTER, "ENV_FILE", "CONFIG_FILE", "image", "shm_size", "gpu_name")
 
 
@@ -108,9 +110,17 @@ def _in_container(text: str, volumes: list[Volume]) -> str:
 
 
 def to_yaml(*documents: Mapping[str, Any]) -> str:
+    """YAML that every version of the language reads alike: 1e-5 is a text to PyYAML, and a number to kubectl."""
     import yaml
 
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=10**6).rstrip("\n")
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        plain = _PLAIN.fullmatch(value) and value.lower() not in ("y", "n")
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
+    dumper.add_representer(str, text)
+    lines = yaml.dump_all(documents, Dumper=dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return str(lines).rstrip("\n")
 
 
 def escape_dollars(text: str) -> str:
