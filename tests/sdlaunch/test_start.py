@@ -12,6 +12,8 @@ import pytest
 
 import entrypoint
 from sdjob import protocol
+from sdlaunch import packages
+from sdlaunch.display import console
 from sdlaunch.verbs import doctor
 from tests.sdlaunch.workspace import HOME, clean_environment, launch
 
@@ -28,10 +30,25 @@ def started(folder: Path, module: str, source: str) -> subprocess.CompletedProce
 def test_a_missing_package_is_named_as_pip_knows_it(tmp_path, module, package):
     ended = started(tmp_path, module, f"raise ModuleNotFoundError('No module', name={module!r})")
     assert ended.returncode == 69
+    version = packages.tested("")[package]
     assert ended.stderr == (
-        f"Python package {package}: not installed for {sys.executable}\n"
-        f"    → Install it: {sys.executable} -m pip install {package}\n"
+        f"Python packages: {package} not installed for {sys.executable}\n"
+        f"    → Install: {sys.executable} -m pip install {package}=={version}\n"
     )
+
+
+def test_all_missing_packages_are_named_at_once(monkeypatch, capsys):
+    def main() -> int:
+        raise ModuleNotFoundError("No module named 'psutil'", name="psutil")
+
+    here = packages.find_spec
+    lacking = ("psutil", "PIL", "yaml")
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name in lacking else here(name))
+    assert console.guarded(main) == 69
+    said = capsys.readouterr().err
+    assert said.startswith("Python packages: pillow, psutil, pyyaml not installed for")
+    pins = packages.tested("")
+    assert said.endswith(" ".join(f"{name}=={pins[name]}" for name in ("pillow", "psutil", "pyyaml")) + "\n")
 
 
 def test_a_bug_of_the_launcher_is_one_line_with_its_position(tmp_path):
@@ -140,7 +157,7 @@ def test_warnings_that_are_errors_do_not_end_the_launcher(tmp_path):
     done = subprocess.run(
         [sys.executable, str(HOME / "entrypoint.py"), "plan"], env=environ, capture_output=True, text=True
     )
-    assert done.stderr.startswith("Python package x: not installed")
+    assert done.stderr.startswith("Python packages: x not installed")
 
 
 VERBS = [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from sdjob.exit_codes import ExitCode
+from sdlaunch import packages
 
 
 def prepare() -> None:
@@ -52,10 +53,11 @@ def guarded(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         text, code = "stopped before training started; start again at any time", ExitCode.STOPPED
     except ModuleNotFoundError as error:
-        package = {"yaml": "pyyaml", "dotenv": "python-dotenv"}.get(str(error.name), str(error.name))
+        name = str(error.name)
+        lacking = sorted({*packages.missing(packages.PACKAGES), packages.PACKAGES.get(name, name)})
         text = (
-            f"Python package {package}: not installed for {sys.executable}\n"
-            f"    → Install it: {sys.executable} -m pip install {package}"
+            f"Python packages: {', '.join(lacking)} not installed for {sys.executable}\n"
+            f"    → Install: {packages.install_command(lacking)}"
         )
         code = ExitCode.NO_HARDWARE
     except Exception as error:

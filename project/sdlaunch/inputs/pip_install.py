@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 from sdjob.dataset.detect import FORMATS
@@ -18,21 +17,7 @@ from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch.inputs.fetch import PACKAGES as AWAITED
 from sdlaunch.inputs.fetch import Fetched, run
-
-# Import name → what to install.
-PACKAGES = {
-    "torch": "torch",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "safetensors": "safetensors",
-    "PIL": "pillow",
-    "numpy": "numpy",
-    "tensorboard": "tensorboard",
-    "tqdm": "tqdm",
-    "peft": "peft",
-    "tokenizers": "tokenizers",
-    "psutil": "psutil",
-}
+from sdlaunch.packages import PACKAGES, missing
 
 
 def provide(
@@ -67,11 +52,6 @@ def provide(
     sys.path += [site for site in import_path if site not in sys.path]  # for the checks
     importlib.invalidate_caches()
     return replace(fetched, import_path=import_path)
-
-
-def missing(needed: Mapping[str, str]) -> list[str]:
-    """The packages to install, given import name → package."""
-    return [package for name, package in needed.items() if find_spec(name) is None]
 
 
 def _install(

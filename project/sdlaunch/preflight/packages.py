@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
-from sdlaunch.inputs.pip_install import PACKAGES, missing
+from sdlaunch.packages import PACKAGES, install_command, missing
 from sdlaunch.preflight.job import Job
 
 
@@ -17,7 +15,7 @@ def findings(job: Job) -> list[Problem]:
     found = _of_every_run(missing(needed), job)
     package = OPTIMIZERS[job.spec.optimizer].package
     if package and not (job.has_script or job.packages_come) and missing({package: package}):
-        install = f"Install: {sys.executable} -m pip install {package}"
+        install = f"Install: {install_command([package])}"
         remedy = f"{install}; or set install_requirements=1, or use optimizer=adamw."
         found.append(no_hardware("optimizer", f"{package} is not installed", remedy))
     plugin = PLUGINS[job.spec.plugin]
@@ -35,5 +33,5 @@ def _of_every_run(lacking: list[str], job: Job) -> list[Problem]:
     other = "set install_requirements=1"
     if "torch" in lacking:
         other = "use an image that has PyTorch (install_requirements=1 does not install it)"
-    remedy = f"Install: {sys.executable} -m pip install {' '.join(lacking)}; or {other}."
+    remedy = f"Install: {install_command(lacking)}; or {other}."
     return [no_hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", remedy)]

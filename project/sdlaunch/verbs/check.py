@@ -5,11 +5,13 @@ In a subprocess, since only diffusers and transformers know the layouts; a job d
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 
 from sdjob.problems import Problem
+from sdlaunch import packages
 from sdlaunch.plan import JobPlan
 from sdlaunch.timeouts import NoAnswer, ask
 
@@ -38,5 +40,8 @@ def _answer(
             raise NoAnswer("torch is not installed")
         found = ask(arguments, environ, seconds, "check_timeout")
     except NoAnswer as error:
+        with contextlib.suppress(NoAnswer):
+            if found := packages.broken(environ, seconds):
+                return tuple(found), ()
         return (), (f"MODEL_DIR: tensors are not compared with the configs ({error}); the job does so",)
     return tuple(Problem(**problem) for problem in found["problems"]), tuple(found["warnings"])

@@ -5,6 +5,7 @@ The launcher does not import PyTorch: a short-lived process reports what it can 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 from sdjob.formatting import as_json, in_units
 from sdjob.problems import Problem, exit_code, no_hardware
+from sdlaunch import packages
 from sdlaunch.cluster import devices
 from sdlaunch.display import run_records
 from sdlaunch.display import text as display
@@ -47,11 +49,16 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
     """Examine everything; `home` is the folder of train.sh, whose docker/ lists the versions tested together."""
     found_devices = devices.find("auto", environ)
     answers, problems = _ask_torch(home, environ)
-    tested = _tested(home, cuda=bool(answers and answers["torch"]["cuda"]))
+    with contextlib.suppress(NoAnswer):
+        problems = packages.broken(environ, _TIMEOUT) or problems  # where PyTorch is broken, it names it
+    cuda = bool(answers and answers["torch"]["cuda"])
+    files = ("", "-cuda", "-colossal") if cuda else ("", "-torch")
+    tested = packages.tested(*files, folder=home / "docker")
     installed = {name: run_records.version_of(name) for name in tested}
     missing = sorted(name for name, version in installed.items() if version is None)
     if missing:
-        remedy = f"Install: {sys.executable} -m pip install {' '.join(f'{n}=={tested[n]}' for n in missing)}"
+        pinned = " ".join(f"{name}=={tested[name]}" for name in missing)
+        remedy = f"Install: {sys.executable} -m pip install {pinned}"
         problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
     temporary = temporary_folder.find(environ, "doctor")
     problems += temporary.problems
@@ -123,13 +130,6 @@ def _temporary(found: TemporaryFolder, environ: Mapping[str, str]) -> str:
     if found.problems:
         return "no folder serves"
     return "; ".join(found.warnings) or environ.get("TMPDIR", "/tmp")
-
-
-def _tested(home: Path, *, cuda: bool) -> dict[str, str]:
-    """Package → version of the set that was tested together."""
-    files = ("", "-cuda", "-colossal") if cuda else ("", "-torch")
-    lines = "\n".join(_text(home / "docker" / f"requirements{name}.txt") for name in files)
-    return dict(re.findall(r"^([\w.-]+)==(\S+)", lines, re.MULTILINE))
 
 
 def _text(path: str | Path) -> str:

@@ -24,8 +24,8 @@ from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.inputs import mounts as mount_paths
-from sdlaunch.inputs import pip_install
 from sdlaunch.inputs.mounts import Mounts
+from sdlaunch.packages import PACKAGES, install_command, missing
 from sdlaunch.preflight import estimates
 from sdlaunch.preflight.output import unwritable
 from sdlaunch.settings import names, settings
@@ -140,8 +140,8 @@ def _without_effect(flags: Iterable[tuple[str, str]]) -> list[Problem]:
 
 
 def _packages() -> list[Problem]:
-    lacking = pip_install.missing(pip_install.PACKAGES)
-    remedy = f"Install: {sys.executable} -m pip install {' '.join(lacking)}."
+    lacking = missing(PACKAGES)
+    remedy = f"Install: {install_command(lacking)}."
     return [no_hardware("Python packages", f"{', '.join(lacking)} not installed", remedy)] if lacking else []
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
-from traceback import format_exception_only
+import sys
+import traceback
+from pathlib import Path
 
 from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode
@@ -20,7 +22,7 @@ _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpecte
 
 def problem_of(error: Exception) -> Problem | None:
     """The problem behind an exception; None: it is a bug."""
-    text = "".join(format_exception_only(error))  # its type is a part of what it says
+    text = "".join(traceback.format_exception_only(error))  # its type is a part of what it says
     known = failure_patterns.find(text) if isinstance(error, (RuntimeError, MemoryError, OSError)) else None
     # A lost connection may follow from the end of another rank, and be restarted: no problem of this one.
     if known and known.code not in (ExitCode.TRAINING_FAILED, ExitCode.OUTPUT_FULL):
@@ -34,7 +36,30 @@ def problem_of(error: Exception) -> Problem | None:
         return no_hardware(
             "Python", f"the package {package} is not installed", f"Install it: pip install {package}"
         )
+    if broken := _broken_package(error):
+        found = f"{broken} is installed, but cannot be imported ({type(error).__name__}: {_root(error)})"
+        remedy = f"Install it again: {sys.executable} -m pip install --force-reinstall {broken}"
+        return no_hardware("Python packages", found, remedy)
     return None
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the exceptions that led to this one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _broken_package(error: BaseException) -> str | None:
+    """The installed package whose own code failed while it was imported; None: the error is another one."""
+    frames = traceback.extract_tb(_root(error).__traceback__)
+    parts = [Path(frame.filename).parts for frame in frames if frame.name == "<module>"]
+    sites = [each for each in parts if {"site-packages", "dist-packages"} & {*each}]
+    if not sites:
+        return None
+    innermost = sites[-1]
+    position = max(index for index, part in enumerate(innermost) if part.endswith("-packages"))
+    return Path(innermost[position + 1]).stem
 
 
 def no_space(found: str) -> Problem:

@@ -7,8 +7,7 @@ import pytest
 from sdjob.dataset.formats.folder import FOLDER
 from sdjob.dataset.formats.parquet import PARQUET
 from sdjob.dataset.formats.saved import SAVED
-from sdlaunch import plan
-from sdlaunch.inputs import pip_install
+from sdlaunch import packages, plan
 from tests.sdlaunch.test_plan import found, prepare
 
 
@@ -16,25 +15,25 @@ from tests.sdlaunch.test_plan import found, prepare
 def test_the_package_of_an_optimizer_is_required_before_the_job_starts(
     workspace, monkeypatch, optimizer, package
 ):
-    there = pip_install.find_spec
-    monkeypatch.setattr(pip_install, "find_spec", lambda name: there("json" if name == package else name))
+    there = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: there("json" if name == package else name))
     assert prepare(workspace, optimizer=optimizer).problems == ()
-    monkeypatch.setattr(pip_install, "find_spec", lambda name: None if name == package else there(name))
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else there(name))
     (problem,) = prepare(workspace, optimizer=optimizer).problems
     assert (problem.subject, problem.code) == ("optimizer", 69)
     assert f"pip install {package}" in problem.remedy
 
 
 def test_missing_packages_are_a_problem_with_the_command_that_installs_them(workspace, monkeypatch):
-    monkeypatch.setitem(pip_install.PACKAGES, "no_such_module", "no-such-package")
+    monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
     (problem,) = prepare(workspace).problems
     assert problem.code == 69
     assert "pip install no-such-package" in problem.remedy
 
 
 def without(monkeypatch, package):
-    here = pip_install.find_spec
-    monkeypatch.setattr(pip_install, "find_spec", lambda name: None if name == package else here(name))
+    here = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else here(name))
 
 
 def test_every_run_needs_peft(workspace, monkeypatch):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from sdjob.problems import no_hardware
+from sdlaunch import packages
 from sdlaunch.verbs import check
 from tests.sdlaunch.workspace import clean_environment, launch
 from tests.support.launcher import prepare
@@ -35,10 +37,19 @@ def test_weights_of_another_architecture(workspace, tmp_path):
         ("print('no JSON')", 60, "Expecting value: line 1 column 1 (char 0)"),
     ],
 )
-def test_without_an_answer_there_is_a_warning(code, seconds, reason):
+def test_without_an_answer_there_is_a_warning(monkeypatch, code, seconds, reason):
+    monkeypatch.setattr(packages, "broken", lambda *_: [])
     problems, warnings = check._answer(["-c", code], clean_environment(), seconds)
     assert problems == ()
     assert warnings == (f"MODEL_DIR: tensors are not compared with the configs ({reason}); the job does so",)
+
+
+def test_a_broken_package_is_a_problem(monkeypatch):
+    problem = no_hardware(
+        "Python packages", "torch is installed, but cannot be imported (x)", "Install it again."
+    )
+    monkeypatch.setattr(packages, "broken", lambda *_: [problem])
+    assert check._answer(["-c", "raise OSError"], clean_environment(), 60) == ((problem,), ())
 
 
 @pytest.mark.parametrize("variables", [{"lr": "x"}, {"script": "train.py"}])

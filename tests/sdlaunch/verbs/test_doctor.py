@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from sdjob.problems import no_hardware
+from sdlaunch import packages
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.verbs import doctor
 
@@ -33,6 +35,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "docker").mkdir()
     found = Devices("cpu", 2, 2, "auto: no accelerator found", warnings=("GPU 1: GPU is lost",))
     monkeypatch.setattr("sdlaunch.cluster.devices.find", lambda *_: found)
+    monkeypatch.setattr(packages, "broken", lambda *_: [])  # imports all of them, which takes seconds
     return tmp_path
 
 
@@ -79,3 +82,12 @@ def test_a_torch_that_does_not_start_is_quoted(home):
 def test_a_folder_of_temporary_files_that_fails_is_named(home):
     environ = {**os.environ, "TMPDIR": "/nonexistent"}
     assert "TMPDIR: /nonexistent does not exist" in doctor.render(doctor.examine(home, environ))
+
+
+def test_a_broken_package_is_named_instead_of_what_follows_from_it(home, monkeypatch):
+    (home / "project/sdtrain/tools/doctor.py").write_text("import sys; sys.exit('undefined symbol')")
+    problem = no_hardware(
+        "Python packages", "torch is installed, but cannot be imported (x)", "Install it again."
+    )
+    monkeypatch.setattr(packages, "broken", lambda *_: [problem])
+    assert doctor.examine(home, os.environ).problems == (problem,)

@@ -80,3 +80,24 @@ def test_what_may_follow_from_another_rank_or_be_a_bug_is_no_problem_of_this_one
     """A problem would keep it from being restarted."""
     assert problem_of(RuntimeError(text)) is None
     assert problem_of(ValueError("CUDA out of memory")) is None
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_package_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch, chained):
+    site = tmp_path / "site-packages"
+    (site / "shaky").mkdir(parents=True)
+    (site / "shaky" / "__init__.py").write_text("import json\nraise OSError('libGL.so.1: cannot open')")
+    monkeypatch.syspath_prepend(str(site))
+    try:
+        try:
+            import shaky  # type: ignore[import-not-found]  # noqa: F401
+        except OSError as cause:
+            if chained:
+                raise RuntimeError("Failed to import another.module") from cause
+            raise
+    except (OSError, RuntimeError) as error:
+        problem = problem_of(error)
+    assert problem
+    assert (problem.code, problem.subject) == (69, "Python packages")
+    assert problem.found.startswith("shaky is installed, but cannot be imported (")
+    assert "libGL.so.1: cannot open" in problem.found
