@@ -38,10 +38,11 @@ class ArchitectureFacts:
     lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: Mapping[str, str]  # trainable component → prefix of its layers in kohya's LoRA
-    schedulers: tuple[str, ...]  # those whose noise schedule can be trained with
+    schedulers: tuple[str, ...] = ()  # those whose noise schedule can be trained with; empty: any
     original_layout: str | None = (
         None  # of single files: a row of key_names.LAYOUTS; None: only folders are read
     )
+    kohya_original: tuple[str, ...] = ()  # parts whose layers kohya's LoRA names as the original does
     vae_in_fp32: bool = False  # whatever the precision of the run
     pooled: tuple[str, ...] = ()  # text encoders whose projected output is part of the conditioning
     # Text encoders that end in a layer and a norm that feed nothing, and so get no gradient.
@@ -103,6 +104,7 @@ STABLE_DIFFUSION_XL = replace(
     text_encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
     original_layout="stable-diffusion-xl",
+    kohya_original=("unet",),
     vae_in_fp32=True,  # it overflows in fp16
     pooled=("text_encoder_2",),
     unused_last_layer=("text_encoder",),  # the U-Net attends to the input of its last layer

@@ -204,7 +204,7 @@ def _schedule_problems(part: Part, architecture: ArchitectureFacts) -> list[Prob
     found: list[Problem] = []
     for name in dict.fromkeys((part.class_name, str(config.get("_class_name", part.class_name)))):
         flow = "FlowMatch" in name or config.get("use_flow_sigmas") is True
-        if name not in architecture.schedulers or flow:
+        if architecture.schedulers and (flow or name not in architecture.schedulers):
             what = f"is a {name}" + (", for flow matching" if flow else "")
             remedy = f"copy the scheduler folder of the model itself; {architecture.title} has one such as "
             usual = few(architecture.schedulers[:5:2], 3)
