@@ -245,7 +245,7 @@ MOUNTS = [
           name="the U-Net of another text encoder", spoil=reconfigured("unet", cross_attention_dim=6)),
     wrong(66, "in_channels=4", "latent_channels=16", name="the VAE of another model",
           spoil=reconfigured("vae", latent_channels=16)),
-    wrong(66, "vocab_size=10", name="the tokenizer of another model",
+    wrong(66, "token ids up to 49407", name="the tokenizer of another model",
           spoil=text(f"{MODEL}/tokenizer/vocab.json", '{"a": 49407}')),
     wrong(66, "4.png", "is not an image", name="a broken image", spoil=text(f"{DATA}/4.png", b"no")),
     wrong(66, "recipe=dreambooth", recipe="text_to_image"),
