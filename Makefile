@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PYTHONPATH=project PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python
 DEMO := demo_run
+SURVIVAL := survival_run
 
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo test test-long test-emit test-container test-cluster mutation lock lint format docs clean
+.PHONY: help setup demo test test-long test-emit test-container test-cluster survival mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
@@ -16,6 +17,7 @@ help:
 	@echo "make test-emit   emitted jobs, read by SkyPilot, Kubeflow's models, kubectl and podman-compose"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
 	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM; on Debian as root this installs SLURM first"
+	@echo "make survival   ends a job in every phase by every cause, and writes docs/survival.md; half an hour"
 	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
 	@echo "make lint   ruff, mypy, shellcheck, hadolint"
 	@echo "make lock   pins with hashes for the images, after a pin in docker/requirements*.txt changed"
@@ -48,6 +50,11 @@ test-cluster: setup
 	@bash tests/cluster/set_up.sh
 	@$(VENV)/bin/python -m pytest --durations=8 -m cluster tests/cluster
 
+survival: setup
+	@rm -rf $(SURVIVAL)
+	@PYTHONPATH=project:. PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python \
+	  -m tests.end_to_end.induced_death $(SURVIVAL) --table docs/survival.md
+
 test-long: setup
 	@$(VENV)/bin/python -m pytest -n 2 -m long
 
@@ -72,4 +79,4 @@ lock: setup
 	@$(VENV)/bin/python docker/lock.py
 
 clean:
-	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(DEMO) $(SURVIVAL) .pytest_cache .mypy_cache .ruff_cache

@@ -259,8 +259,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_png(path: Path, image: Image) -> None:
-    """Write a whole image or none. Raises OSError."""
-    with replacing(path) as temporary:
+    """Write a whole image or none, also at a power cut: it may be one to train on. Raises OSError."""
+    with replacing(path, durable=True) as temporary:
         image.save(temporary, format="PNG")
 
 

@@ -250,7 +250,11 @@ def _heartbeat(notes: Path, rank: int) -> Path:
 def _ranks(notes: Path, name: str) -> list[int]:
     """The ranks with a file of this name."""
     before, after = name.split("{}")
-    ranks = [path.name.removeprefix(before).removesuffix(after) for path in notes.glob(name.format("*"))]
+    try:
+        paths = list(notes.glob(name.format("*")))
+    except OSError:  # the storage fails
+        return []
+    ranks = [path.name.removeprefix(before).removesuffix(after) for path in paths]
     return sorted(int(rank) for rank in ranks if rank.isdecimal())
 
 

@@ -10,11 +10,12 @@ sys.path.insert(0, str(HOME / "project"))
 
 from sdjob import protocol  # noqa: E402
 from sdlaunch import plan  # noqa: E402
-from sdlaunch.supervise import supervisor  # noqa: E402
+from sdlaunch.supervise import lock, supervisor  # noqa: E402
 
 if __name__ == "__main__":
     what = sys.argv[1]
     protocol.ONE_REQUEST = float(os.environ.get("ONE_REQUEST", protocol.ONE_REQUEST))
+    lock.BEAT = float(os.environ.get("BEAT", lock.BEAT))
     in_place = what.endswith(".py")
     job = plan.prepare((), os.environ, HOME)
     assert not job.problems and job.launch, job.problems

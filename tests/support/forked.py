@@ -20,14 +20,19 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 from torch.distributed.run import main as torchrun
 
 import entrypoint
+import sdtrain.run  # noqa: F401  (what the worker imports once its settings are valid)
 from sdlaunch.supervise import supervisor
 from sdtrain.__main__ import main as worker
 
 
-def launcher(environ: dict[str, str]) -> Callable[[], None]:
-    """For Popen(preexec_fn=…): the child becomes the launcher in this environment instead of starting a program."""
+def launcher(environ: dict[str, str], before: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    """For Popen(preexec_fn=…): the child becomes the launcher in this environment instead of starting a program.
+
+    It calls `before` first, which may replace what it and all below it call.
+    """
 
     def become() -> None:
+        before()
         supervisor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
         sys.argv = ["entrypoint.py"]
         _become(entrypoint.start, environ, keep=())
@@ -45,7 +50,7 @@ def _popen(argv: list[str], *, env: dict[str, str], pass_fds: Any, preexec_fn: A
 
 def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None:
     """Run main() in this fork like a separate program, and exit."""
-    code = 99
+    code = 1
     try:
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(signum, signal.SIG_DFL)
@@ -58,6 +63,9 @@ def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None
         os.environ.update(environ)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         code = main()
+    except KeyboardInterrupt:  # as Python ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     except BaseException:
         traceback.print_exc()
     finally:

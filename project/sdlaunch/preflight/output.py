@@ -63,6 +63,15 @@ def _probe(output: Path) -> dict[str, str]:
                 folder.rmdir()
 
 
+def failing(output: Path) -> Problem | None:
+    """The problem of an output folder that could be written before."""
+    try:
+        _write_probe(output / f".probe-{os.urandom(8).hex()}")
+    except OSError as error:
+        return unwritable(output, error)
+    return None
+
+
 def _write_probe(probe: Path) -> dict[str, str]:
     """Write as a job does; returns what this file system cannot do, each with its error. Raises OSError."""
     refused = {}

@@ -35,9 +35,13 @@ def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tu
         clear(layout, cluster)
         return
     layout.run.mkdir(parents=True, exist_ok=True)
-    text = redact(as_json({"node": cluster.node_rank, **verdict.to_dict()}), secrets)
-    write_text(_path(layout, cluster.node_rank), f"{text}\n")
+    write_text(_path(layout, cluster.node_rank), f"{text_of(cluster, verdict, secrets)}\n")
     _merge(layout, cluster.nodes)
+
+
+def text_of(cluster: Cluster, verdict: Verdict, secrets: tuple[str, ...]) -> str:
+    """The report of this node."""
+    return redact(as_json({"node": cluster.node_rank, **verdict.to_dict()}), secrets)
 
 
 def clear(layout: OutputLayout, cluster: Cluster) -> None:

@@ -8,13 +8,14 @@ file, and a launcher that cannot rely on the lock waits to see whether that goes
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -72,9 +73,25 @@ class Holder:
             return None
 
 
+@dataclass(frozen=True)
+class Lock:
+    """The lock that this node holds; children may inherit the descriptor."""
+
+    path: Path
+    descriptor: int
+    lost: threading.Event = field(default_factory=threading.Event)  # the folder was removed or replaced
+
+    def is_gone(self) -> bool:
+        """Whether the path leads to no file any more, or to another one; a mount that does not answer says neither."""
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self.descriptor))
+        except OSError as error:
+            return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
 @contextlib.contextmanager
-def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> Iterator[int]:
-    """While the body runs, this node holds the folder; gives the descriptor of the lock, which children may inherit.
+def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> Iterator[Lock]:
+    """While the body runs, this node holds the folder.
 
     Waits where that tells a dead holder from a living one, and for ranks that an earlier start has left. Raises
     JobError (73): another job uses the folder; OSError: the file cannot be written.
@@ -82,20 +99,20 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
     me = Holder.of_this(cluster)
     layout.run.mkdir(parents=True, exist_ok=True)
     path = layout.lock(cluster.node_rank)
-    descriptor = _acquire(path, me, say)
+    lock = Lock(path, _acquire(path, me, say))
     ended = threading.Event()
     try:
         for other in _others(layout, cluster.node_rank):
             _remove_stale(other, me, say)
         _wait_for_processes(layout, cluster, say)
-        threading.Thread(target=_renew, args=(descriptor, ended), daemon=True).start()
-        yield descriptor
+        threading.Thread(target=_renew, args=(lock, ended), daemon=True).start()
+        yield lock
     finally:
         ended.set()
         with contextlib.suppress(OSError):
-            if _is_current(path, descriptor):
+            if _is_current(path, lock.descriptor):
                 path.unlink()
-        os.close(descriptor)
+        os.close(lock.descriptor)
 
 
 def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
@@ -235,10 +252,15 @@ def _time_of(path: Path) -> int | None:
         return None
 
 
-def _renew(descriptor: int, ended: threading.Event) -> None:
+def _renew(lock: Lock, ended: threading.Event) -> None:
+    """Renew the time of the file; missed twice it is lost: once, a network mount may lag behind."""
+    missed = 0
     while not ended.wait(BEAT):
         with contextlib.suppress(OSError):
-            os.utime(descriptor)
+            os.utime(lock.descriptor)
+        missed = missed + 1 if lock.is_gone() else 0
+        if missed > 1:
+            lock.lost.set()
 
 
 def _problem(root: Path, holder: Holder | None) -> Problem:

@@ -25,9 +25,10 @@ from sdlaunch.display import text as display
 from sdlaunch.inputs import temporary_folder
 from sdlaunch.plan import JobPlan
 from sdlaunch.preflight.output import unwritable
-from sdlaunch.supervise import failure_report, lock, processes
+from sdlaunch.supervise import failure_report, lock, output_folder, processes
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
+from sdlaunch.supervise.lock import Lock
 from sdlaunch.supervise.terminal import Terminal
 from sdlaunch.supervise.verdict import Ending, Verdict
 from sdlaunch.supervise.worker_output import Stream
@@ -62,7 +63,7 @@ class _Job:
     layout: OutputLayout
     channel: Channel
     stream: Stream
-    lock_descriptor: int
+    lock: Lock
 
 
 def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
@@ -72,7 +73,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(terminal.close)
         try:
-            lock_descriptor = stack.enter_context(lock.held(layout, plan.cluster, _hint))
+            held = stack.enter_context(lock.held(layout, plan.cluster, _hint))
             stack.enter_context(temporary_folder.made(plan.private_tmp))
             _prepare(plan, layout, channel, environ)
             stream = stack.enter_context(Stream(layout.log(node), terminal, plan.secrets))
@@ -82,7 +83,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
             _hint(str(error))
             return error.code
         stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
-        return _watched(_Job(plan, layout, channel, stream, lock_descriptor), environ)
+        return _watched(_Job(plan, layout, channel, stream, held), environ)
 
 
 def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Mapping[str, str]) -> None:
@@ -111,19 +112,30 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
         stop.signal,
         stop.forced_at,
         watch.hang,
+        output_folder.problem_after(job.lock, job.layout.root, failed=returncode != 0),
     )
     verdict = verdicts.judge(end)
     on_cpu = job.plan.settings["device"].value == "cpu"
     if verdict.code == ExitCode.OUT_OF_MEMORY and not end.oom_kills and (on_cpu or not verdict.on_host):
         verdict = verdicts.advised(verdict, job.plan.lighter())
-    with contextlib.suppress(OSError):  # a full disk must not hide the verdict
+    _show(verdict, job, recorded=_record(verdict, watch, job))
+    return int(verdict.code)
+
+
+def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
+    """Write failure.json and the stacks of a hang, and remove the messages; whether that was possible."""
+    if job.lock.is_gone():  # the folder may be that of another job
+        return False
+    try:
         if watch.hang:
             stacks = job.layout.logs / f"stacks-of-node-{job.plan.cluster.node_rank}.txt"
             write_text(stacks, watch.hang.text())
         failure_report.record(job.layout, job.plan.cluster, verdict, job.plan.secrets)
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):
         job.channel.remove()  # failure.json holds what the messages say
-    _show(verdict, job)
-    return int(verdict.code)
+    return True
 
 
 def _hint(text: str) -> None:
@@ -152,21 +164,33 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
-        pass_fds=(job.lock_descriptor,),  # the folder is in use as long as either lives
+        pass_fds=(job.lock.descriptor,),  # the folder is in use as long as either lives
         preexec_fn=processes.before_torchrun(),
     ) as process:
         assert process.stdout is not None
         pump = threading.Thread(target=job.stream.pump, args=(process.stdout,), daemon=True)
         pump.start()
-        while process.poll() is None and not stop.insisted and not watch.hangs():
+        while process.poll() is None and not (stop.insisted or watch.hangs() or job.lock.lost.is_set()):
             _advance(stop, process, job)
             processes.reap_orphans(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
+        if process.returncode and process.returncode < 0 and not stop.forced_at:
+            _wait_for_ranks(process.pid, stop, job)
         processes.kill_all(process.pid)  # torchrun may end before its workers do
         process.wait()
         pump.join(timeout=10)
     return process.returncode
+
+
+def _wait_for_ranks(torchrun: int, stop: Stop, job: _Job) -> None:
+    """Ranks whose torchrun was killed are signalled by the kernel: they may save, within the grace time."""
+    until = time.monotonic() + job.plan.stop_grace
+    while time.monotonic() < until and not protocol.insists(stop.received):
+        processes.reap_orphans(torchrun)
+        if not [each for each in processes.descendants() if each.pid != torchrun]:
+            return
+        time.sleep(0.1)
 
 
 def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
@@ -193,8 +217,8 @@ def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
         processes.kill_all(process.pid)
 
 
-def _show(verdict: Verdict, job: _Job) -> None:
-    """The last lines on the terminal."""
+def _show(verdict: Verdict, job: _Job, *, recorded: bool) -> None:
+    """The last lines on the terminal; also what failure.json would hold, if it could not be written."""
     if verdict.code == ExitCode.FINISHED:
         return
     say = job.stream.say
@@ -205,5 +229,8 @@ def _show(verdict: Verdict, job: _Job) -> None:
         say(indent(str(problem), "  "))
     if not verdict.problems:
         say(indent("\n".join((*verdict.evidence, f"    → {verdict.remedy}")), "  "))
-    if verdict.failed:
+    if verdict.failed and not recorded:
+        say(f"  {job.layout.failure.name} cannot be written there; it would be:")
+        say(failure_report.text_of(job.plan.cluster, verdict, job.plan.secrets))
+    elif verdict.failed:
         say(f"  details: {job.layout.failure}, {job.layout.log(job.plan.cluster.node_rank)}")

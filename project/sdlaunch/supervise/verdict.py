@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # it loads more than a plan needs
 
 # torchrun's table: the failures of one poll, and last the one that it saw first.
 _FAILED_RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+_SIGNALLED = re.compile(r"SignalException: Process \d+ got signal: (\d+)")  # torchrun itself
 _ROOT_CAUSE = "Root Cause (first observed failure):"
 _AFTER_SIGNAL: dict[int, str] = {
     signal.SIGKILL: "check the memory of the host, and what sends signals",
@@ -42,6 +43,7 @@ class Ending:
     stopped_by: int | None = None  # the first external stop signal
     forced_at: float | None = None  # when the grace time was over and the processes were signalled
     hang: Hang | None = None  # there was no progress, and the launcher ended the processes
+    output: Problem | None = None  # the output folder is gone, or could not be written after a failure
 
     @cached_property
     def failures(self) -> tuple[ExitNote, ...]:
@@ -58,11 +60,14 @@ class Ending:
     def root(self) -> tuple[int | None, int | None]:
         """(rank, exit status) of the failure that explains the others in torchrun's table.
 
-        Failures of one poll (0.1 s) have no certain order, but a rank that a signal ended was not ended by its peers.
+        Failures of one poll (0.1 s) have no certain order, but a rank that a signal ended was not ended by its peers;
+        unless the first one was, too: torchrun then kills those that wait for it.
         """
         before, _, first = "\n".join(self.log_tail).rpartition(_ROOT_CAUSE)
         others = before.rpartition("Failures:")[2]
         failed = [(int(rank), int(status)) for rank, status in _FAILED_RANK.findall(first + others)]
+        if failed and failed[0][1] < 0:
+            return failed[0]
         by_signal = [(rank, status) for rank, status in failed if status < 0 and -status not in STOP_SIGNALS]
         return next(iter(by_signal + failed), (None, None))
 
@@ -151,6 +156,15 @@ def _hung(end: Ending) -> Verdict | None:
     )
 
 
+def _no_output(end: Ending) -> Verdict | None:
+    """The output folder fails, where ranks cannot even leave a note, and no note explains the end otherwise."""
+    if not end.output or any(note.problems for note in end.failures):
+        return None
+    rank, _ = end.root
+    problems = (end.output,)
+    return Verdict(end.output.code, _evidence(problems), end.output.remedy, rank, problems=problems)
+
+
 def _out_of_host_memory(end: Ending) -> Verdict | None:
     """Peers of a killed process fail too, so that a crash explains nothing."""
     explained = end.failures and end.failures[0].code != ExitCode.TRAINING_FAILED
@@ -162,8 +176,10 @@ def _out_of_host_memory(end: Ending) -> Verdict | None:
 
 
 def _killed(end: Ending) -> Verdict | None:
-    """A rank was ended by an external signal, or in code that is not Python, and so left no note."""
+    """A rank was ended by an external signal, or in code that is not Python, and so left no note; or torchrun was."""
     rank, status = end.root
+    if status is None and not any(note.code == ExitCode.STOPPED for note in end.notes):
+        status = end.returncode
     if status is None or status >= 0 or end.forced_at is not None:
         return None
     # A worker answers a request to stop by itself. Peers of a killed rank may fail, but only by a crash.
@@ -172,7 +188,8 @@ def _killed(end: Ending) -> Verdict | None:
     killed = -status == signal.SIGKILL
     if not killed and (from_log := _from_log(end)):
         return from_log
-    evidence = f"rank {rank} was killed by {_in_words(status)}, and not by the launcher"
+    who = "torchrun" if rank is None else f"rank {rank}"
+    evidence = f"{who} was killed by {_in_words(status)}, and not by the launcher"
     remedy = f"Start again to resume. If it happens again, {_AFTER_SIGNAL.get(-status, _AFTER_CRASH)}."
     special = "killed from outside" if killed else "crashed"
     return Verdict(ExitCode.TRAINING_FAILED, (evidence,), remedy, rank, special=special)
@@ -217,8 +234,12 @@ def _finished(end: Ending) -> Verdict | None:
 
 
 def _interrupted(end: Ending) -> Verdict | None:
-    evidence = "the workers were ended before they had saved"
-    return Verdict(ExitCode.STOPPED, (evidence,), _START_AGAIN) if end.stopped_by is not None else None
+    """Stopped before the workers had saved; a process that is still starting is ended by a request to stop."""
+    signalled = _SIGNALLED.search("\n".join(end.log_tail))
+    ended_by = int(signalled[1]) if signalled else -(end.root[1] or end.returncode)
+    if end.stopped_by is None and ended_by not in STOP_SIGNALS:
+        return None
+    return Verdict(ExitCode.STOPPED, ("the workers were ended before they had saved",), _START_AGAIN)
 
 
 def _from_log(end: Ending) -> Verdict | None:
@@ -234,6 +255,9 @@ def _from_log(end: Ending) -> Verdict | None:
 
 def _unexplained(end: Ending) -> Verdict:
     rank, status = end.root
+    if status == ExitCode.OUTPUT_FULL:  # which may be why it left no note
+        said = [line for line in end.log_tail if OutputLine.parse(line).rank == rank][-2:]
+        return Verdict(status, tuple(said), "Free some space, and start again to resume.", rank)
     evidence = [f"torchrun ended with {_in_words(end.returncode)}"]
     if status is None:
         evidence += [line.rstrip() for line in end.log_tail if line.strip()][-3:]
@@ -245,6 +269,7 @@ def _unexplained(end: Ending) -> Verdict:
 # What the workers report takes precedence over what is inferred from how they ended.
 _RULES: tuple[Callable[[Ending], Verdict | None], ...] = (
     _hung,
+    _no_output,
     _out_of_host_memory,
     _killed,
     _failed,

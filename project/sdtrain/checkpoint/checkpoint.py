@@ -53,7 +53,8 @@ def begin(context: RunContext, step: int) -> Path:
     with writing(temporary, context.world):
         if context.world.is_main:
             _delete_leftovers(context.layout)
-            temporary.mkdir(parents=True)
+            temporary.parent.mkdir(exist_ok=True)  # not the output folder itself, which may have been removed
+            temporary.mkdir()
     return temporary
 
 

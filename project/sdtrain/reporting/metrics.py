@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sdjob.files import sync
+
 
 def _metric(tag: str, tile: str = "") -> Any:
     """A metric that is not always measured: its tag in TensorBoard, and the name of its tile in report.html."""
@@ -53,6 +55,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int) -> None:
         """`first_step`: 0, or the step of the checkpoint that the run resumes from."""
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
         self._file = path.open("a", encoding="ascii", buffering=1)  # by lines
@@ -71,7 +74,8 @@ class MetricsFile:
         """The file holds numbers alone."""
 
     def flush(self) -> None:
-        """Each line is written at once."""
+        """Each line is written at once; from here on also a power cut leaves it."""
+        sync(self._path)
 
     def close(self) -> None:
         self._file.close()

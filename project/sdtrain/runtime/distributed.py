@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from sdjob.problems import JobError, Problem
-from sdtrain.runtime import devices
+from sdtrain.runtime import devices, stop
 
 # Enough for rank 0 to convert a large dataset while the others wait.
 _TIMEOUT = timedelta(hours=2)
@@ -123,12 +123,13 @@ def join(
         finally:
             dist.destroy_process_group()
         return
-    store, _, _ = next(rendezvous("env://", rank, size))
-    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun keeps the store for all attempts: one must not find the addresses of an earlier one.
-        attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
+    with stop.at_once():
+        store, _, _ = next(rendezvous("env://", rank, size))
+        if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun keeps the store for all attempts: one must not find the addresses of an earlier one.
+            attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
     yield world
     # Not after an exception: a failing rank must not wait for peers that are in a collective call.
     dist.destroy_process_group()

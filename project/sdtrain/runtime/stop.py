@@ -52,6 +52,18 @@ def watch(environ: Mapping[str, str] = os.environ, parents: Parents | None = Non
             signal.signal(number, handler)
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """While the body runs a stop signal ends this process: nothing is to be saved yet, and a wait in C++ for a rank
+    that may be gone calls no handler."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in protocol.STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _look_after(parents: Parents, request: StopRequest, ended: threading.Event) -> None:
     """Request a stop when the parents are gone; end the process if it waits forever for a rank that is gone too."""
     while not ended.wait(_LOOK):

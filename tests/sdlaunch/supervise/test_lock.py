@@ -131,6 +131,18 @@ def without_locks(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", unknown)
 
 
+def test_a_folder_that_is_removed_or_replaced_is_lost(layout):
+    for replaced in (False, True):
+        with held(layout) as mine:
+            assert not mine.lost.wait(0.3)
+            mine.path.unlink()
+            if replaced:
+                mine.path.touch()
+            assert mine.lost.wait(10) and mine.is_gone()
+        assert mine.path.exists() == replaced  # that of another job is left alone
+        mine.path.unlink(missing_ok=True)
+
+
 def test_without_locks_the_signs_of_life_count(layout, without_locks):
     with held(layout):
         refused(layout)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import time
@@ -246,12 +247,33 @@ def test_workers_do_not_outlive_a_torchrun_that_was_killed(run):
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)
 say(f'[rank 0] ready {child.pid}'); os.kill(os.getpid(), signal.SIGKILL)
 """
-    started = run(script)
+    started = run(script, stop_grace="0.5")
     assert started.process.stdout
     (pid,) = next(line for line in started.process.stdout if "ready" in line).split()[1:]
     started.end(70)
     assert "SIGKILL" in started.failure["evidence"][0]
     assert not alive(int(pid))
+
+
+def test_ranks_of_a_torchrun_that_was_killed_may_save(run):
+    script = """
+if os.fork():
+    say('[rank 0] ready'); os.kill(os.getpid(), signal.SIGKILL)
+while os.getppid() not in (1, int(os.environ['SDJOB_LAUNCHER_PID'])):
+    time.sleep(0.01)
+time.sleep(0.3); note(0, 75)
+"""
+    assert "the workers saved and ended" in run(script).end(75)
+
+
+def test_a_job_whose_output_folder_is_removed_ends_and_leaves_it_alone(run, tmp_path):
+    started = run("say('[rank 0] ready'); time.sleep(300)", BEAT="0.1")
+    started.until("ready")
+    shutil.rmtree(started.output)
+    text = started.end(73)
+    assert f"OUTPUT_DIR: {started.output} was removed, unmounted or replaced while the job ran" in text
+    assert '"class": "output cannot hold the result"' in text
+    assert not started.output.exists()
 
 
 # --- what people see, and what is kept ---------------------------------------------------------------

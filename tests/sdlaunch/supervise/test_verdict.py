@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjob.problems import Problem
+from sdjob.problems import Problem, bad_output
 from sdjob.protocol import ExitNote, Heartbeat
 from sdlaunch.supervise.hang import Hang
 from sdlaunch.supervise.verdict import Ending, advised, judge, refused
@@ -16,6 +16,7 @@ def ending(**more):
     return Ending(**{"returncode": 1, "notes": (), "log_tail": ()} | more)
 
 
+FULL = bad_output("OUTPUT_DIR", "/output is gone", "Look for it.")
 KILLED = (
     "Root Cause (first observed failure):",
     "  rank      : 1 (local_rank: 1)",
@@ -46,6 +47,16 @@ KILLED = (
         (ending(stopped_by=15, forced_at=5.0, notes=(note(time=6),)), 75),
         (ending(stopped_by=15, forced_at=5.0, notes=(note(time=4),)), 70),
         (ending(stopped_by=15, forced_at=5.0, log_tail=KILLED), 75),
+        # torchrun was: its ranks may save, or are still starting.
+        (ending(returncode=-9, notes=(note(code=75),)), 75),
+        (ending(returncode=-9, notes=(note(code=70),)), 70),
+        (ending(returncode=-15), 75),
+        (ending(log_tail=("…api.SignalException: Process 7 got signal: 15",)), 75),
+        # The output folder fails; a result that is gone is no result.
+        (ending(output=FULL), 73),
+        (ending(output=FULL, returncode=0), 73),
+        (ending(output=FULL, notes=(note(code=70),)), 73),
+        (ending(output=FULL, notes=(ExitNote(0, 66, problems=(Problem(66, "a", "b", "c"),)),)), 66),
     ],
 )
 def test_the_code(end, code):
@@ -209,12 +220,30 @@ def test_the_rank_the_evidence_and_the_remedy(end, rank, evidence, remedy):
     assert remedy in verdict.remedy and bool(remedy) == bool(verdict.remedy)
 
 
+def test_a_rank_that_was_ended_while_it_started_explains_the_peer_that_torchrun_killed():
+    other = ("Failures:", "[1]:", *KILLED[1:])
+    first = (KILLED[0], "[0]:", "  rank      : 0 (local_rank: 0)", "  exitcode  : -15 (pid: 6)")
+    assert judge(ending(log_tail=(*other, *first))).code == 75
+
+
+def test_torchrun_was_killed():
+    verdict = judge(ending(returncode=-9, notes=(note(code=70),)))
+    assert (verdict.failure_class, verdict.root_rank) == ("killed from outside", None)
+    assert verdict.evidence == ("torchrun was killed by SIGKILL, and not by the launcher",)
+
+
+def test_a_rank_that_could_not_leave_a_note_of_a_full_disk():
+    said = ("[rank 1] OUTPUT_DIR: cannot be written", "[rank 1]     → Free some space.")
+    verdict = judge(ending(log_tail=("[rank 0] other", *said, *table(73))))
+    assert (verdict.code, verdict.root_rank, verdict.evidence) == (73, 1, said)
+
+
 @pytest.mark.parametrize(
     ("returncode", "status", "words"),
     [
         (1, 0, ("exit status 1", "exit status 0")),
         (-9, 3, ("SIGKILL", "exit status 3")),
-        (-40, -15, ("signal 40", "SIGTERM")),
+        (-40, 3, ("signal 40", "exit status 3")),
     ],
 )
 def test_an_exit_status_in_words(returncode, status, words):

@@ -24,6 +24,7 @@ PATIENCE = 30
 
 @pytest.fixture
 def layout(tmp_path):
+    (tmp_path / "out").mkdir()
     return OutputLayout(tmp_path / "out")
 
 

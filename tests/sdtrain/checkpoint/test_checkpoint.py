@@ -24,6 +24,7 @@ from tests.support.worker import Killed
 
 @pytest.fixture
 def layout(tmp_path):
+    (tmp_path / "out").mkdir()
     return OutputLayout(tmp_path / "out")
 
 

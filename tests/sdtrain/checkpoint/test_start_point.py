@@ -19,6 +19,7 @@ from tests.support.worker import context_of, snapshot
 
 @pytest.fixture
 def layout(tmp_path):
+    (tmp_path / "out").mkdir()
     return OutputLayout(tmp_path / "out")
 
 

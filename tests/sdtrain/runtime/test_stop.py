@@ -37,6 +37,20 @@ def test_a_repeated_sigint_ends_the_process():
     assert done.returncode == -number
 
 
+def test_while_a_rank_joins_a_signal_ends_it_though_no_handler_would_run():
+    script = """
+import signal
+from sdtrain.runtime import stop
+with stop.watch({}), stop.at_once():
+    print("ready", flush=True)
+    signal.pause()
+"""
+    with worker.started("-c", script) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+
+
 def test_the_flag_file_is_a_request(tmp_path):
     flag = tmp_path / "stop"
     with stop.watch({"SDJOB_STOP_FILE": str(flag)}) as request:

@@ -159,7 +159,7 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     try:
         if not converted.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(converted) as temporary, temporary.open("wb") as out:
+            with replacing(converted, durable=True) as temporary, temporary.open("wb") as out:
                 _convert(info, out, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
