@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdjob.file_identity import content_id
 from sdjob.files import few, read_file, shown, unreadable
 from sdjob.model import key_names, torch_zip
 from sdjob.model.weights import Header, Tensor, read_header
@@ -22,7 +23,6 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 AUTO = "auto"
 _CONFIGS = Path(__file__).with_name("configs")
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04")  # of torch before 1.6, or of another program
-_SAMPLES, _SAMPLE_BYTES = 128, 4096
 WHOLE_MODEL = (
     "use a whole checkpoint of Stable Diffusion 1.x, 2.x or XL base: U-Net, VAE and text encoder in one file"
 )
@@ -158,27 +158,21 @@ def may_be_model(path: Path) -> bool:
 def converted_folder(single: SingleFile, cache: Path) -> Path:
     """The path of the folder that is made of a file, below `cache`. Raises JobError.
 
-    Its name is a hash of the configs and of samples from beginning to end of the file: training moves all weights.
+    Its name is a hash of the configs and the content of the file.
     """
     digest = hashlib.blake2b(repr(sorted(single.scheduler.items())).encode(), digest_size=8)
     for name, path in single.config_files().items():
         digest.update(f"{name}\0".encode() + read_file(path))
-    digest.update(samples_of(single.path))
+    digest.update(content_of(single.path))
     return cache / f"model-{digest.hexdigest()}"
 
 
-def samples_of(path: Path) -> bytes:
-    """The size of a file and samples from beginning to end. Raises JobError."""
+def content_of(path: Path) -> bytes:
+    """The identity of a file by its content. Raises JobError."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            samples = [str(size).encode()]
-            for number in range(_SAMPLES):
-                file.seek(size * number // _SAMPLES)
-                samples.append(file.read(_SAMPLE_BYTES))
+        return content_id(path).encode()
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
-    return b"".join(samples)
 
 
 def header_of(path: Path, *, allow_pickle: bool) -> Header:

@@ -82,5 +82,5 @@ def _levels(config: Mapping[str, Any]) -> int:
 def converted_folder(part: Part, cache: Path) -> Path:
     """The folder that is made of a VAE in one file, below `cache`. Raises JobError."""
     config = json.dumps(part.config, sort_keys=True).encode()
-    digest = hashlib.blake2b(config + single_file.samples_of(part.folder), digest_size=8)
+    digest = hashlib.blake2b(config + single_file.content_of(part.folder), digest_size=8)
     return cache / f"vae-{digest.hexdigest()}"

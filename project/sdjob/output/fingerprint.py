@@ -9,13 +9,13 @@ from pathlib import Path
 from sdjob.dataset.concepts import Concept
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.file_identity import content_id, edges
 from sdjob.model import trainable
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
-_EDGE = 1 << 20
 _EARLIER_WORDS = {  # in checkpoints of version 0.1
     "dataset_name": ("data set ", "dataset "),
     "class_data_dir": ("pictures", "images"),
@@ -68,7 +68,17 @@ def model_identity(folder: PipelineFolder) -> str:
         for path in sorted(folder.parts[name].folder.glob("*config.json")):
             digest.update(path.read_bytes())
         for path in folder.parts[name].weights:
-            digest.update(_edges(path))
+            digest.update(edges(path))
+    return digest.hexdigest()[:16]
+
+
+def model_content(folder: PipelineFolder) -> str:
+    """A hash of everything that a model's images depend on, for what is cached of it: tokenizers, and weights by
+    samples between head and tail too."""
+    digest = hashlib.sha256()
+    texts = (path for path in folder.path.glob("*/*") if path.suffix in (".json", ".txt", ".model"))
+    for path in sorted({*texts, *(path for part in folder.parts.values() for path in part.weights)}):
+        digest.update(f"{path.relative_to(folder.path)}/{content_id(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -114,11 +124,3 @@ def fingerprint(
             facts["class_data_dir"] = f"images {class_data}" if class_data else "generated images"
             facts["num_class_images"] = str(spec.num_class_images)
     return facts
-
-
-def _edges(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_EDGE)
-        file.seek(max(0, size - _EDGE))
-        return f"{path.name}/{size}/".encode() + head + file.read(_EDGE)

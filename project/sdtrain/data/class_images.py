@@ -17,10 +17,10 @@ from sdtrain.model.generation import generate, generation_settings
 from sdtrain.reporting.progress import Progress
 
 
-def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: GenerationSettings) -> Path:
+def folder_of(spec: RunSpec, layout: OutputLayout, model_content: str, how: GenerationSettings) -> Path:
     """Images generated with another model, prompt or sampling are in another folder."""
     inputs = [
-        model_identity,
+        model_content,
         spec.class_prompt,
         spec.seed,
         how.resolution,
@@ -31,7 +31,7 @@ def folder_of(spec: RunSpec, layout: OutputLayout, model_identity: str, how: Gen
     return layout.class_images / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-def provide(context: RunContext, parts: Parts, model_identity: str) -> Path:
+def provide(context: RunContext, parts: Parts, model_content: str) -> Path:
     """The folder with at least `num_class_images` images of the class. Collective; raises Stopped.
 
     A given `class_data_dir` is only read. Otherwise the missing images are generated, the n-th with the seed
@@ -41,7 +41,7 @@ def provide(context: RunContext, parts: Parts, model_identity: str) -> Path:
     if spec.class_data_dir:
         return _given(spec)
     how = generation_settings(spec)
-    folder = folder_of(spec, context.layout, model_identity, how)
+    folder = folder_of(spec, context.layout, model_content, how)
     folder.mkdir(parents=True, exist_ok=True)
     world.barrier()  # no rank lists the folder while another one adds to it
     missing = {n for n in range(spec.num_class_images) if not _path(folder, n).exists()}

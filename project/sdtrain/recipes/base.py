@@ -27,7 +27,7 @@ class RecipeInput:
     parts: Parts
     infos: tuple[DatasetInfo, ...]  # one, or one for each subject
     images: TrainingImages  # of all datasets, without those held out
-    model_identity: str
+    model_content: str
 
 
 Recipe = Callable[[RecipeInput], tuple[Stream, ...]]  # collective; its facts are in sdjob.settings.recipes

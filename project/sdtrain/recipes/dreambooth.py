@@ -47,6 +47,6 @@ def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
         update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
     )
     context = replace(given.context, spec=spec)
-    folder = class_images.provide(context, given.parts, given.model_identity)
+    folder = class_images.provide(context, given.parts, given.model_content)
     # The folder may hold more images, generated for a run with a larger num_class_images.
     return dataset_in(folder, spec, captions=False).first(spec.num_class_images)

@@ -13,7 +13,7 @@ import pytest
 from sdjob.dataset.concepts import Concept
 from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.model.pipeline import find_pipeline
-from sdjob.output.fingerprint import _edges, data_identity, differences, facts_of, fingerprint, model_identity
+from sdjob.output.fingerprint import data_identity, differences, facts_of, fingerprint, model_content, model_identity
 from sdjob.settings.run_spec import RunSpec
 from tests.support.datasets import PNG, find, jsonl, parquet, table, write_image
 
@@ -344,23 +344,12 @@ def test_the_facts_as_they_are_written_into_checkpoints():
     assert given["class_data_dir"] == "images 0123"
 
 
-def test_only_head_and_tail_of_a_weight_file_count(tmp_path):
-    """Models have gigabytes: a megabyte at either end, and the size, tell them apart."""
-    edge, path = 1 << 20, tmp_path / "model.safetensors"
-    content = bytearray(4 * edge)
-    path.write_bytes(content)
-    before = _edges(path)
-    assert len(before) == 2 * edge + len(f"{path.name}/{4 * edge}/")
-    for position, counts in (
-        (0, True),
-        (edge - 1, True),
-        (edge, False),
-        (3 * edge - 1, False),
-        (3 * edge, True),
-    ):
-        changed = content.copy()
-        changed[position] = 1
-        path.write_bytes(changed)
-        assert (_edges(path) != before) is counts, position
-    path.write_bytes(b"abc")  # head and tail overlap
-    assert _edges(path) == b"model.safetensors/3/abcabc"
+def test_the_content_of_a_model_is_more_than_its_identity(eps_model, tmp_path):
+    """What is generated depends on the tokenizer, and on weights between head and tail."""
+    changed = shutil.copytree(eps_model, tmp_path / "changed")
+    model = find_pipeline(changed, None, allow_pickle=False)
+    before, identity = model_content(model), model_identity(model)
+    os.utime(changed / "unet/diffusion_pytorch_model.safetensors", (0, 0))
+    assert model_content(model) == before
+    (changed / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    assert model_content(model) != before and model_identity(model) == identity
