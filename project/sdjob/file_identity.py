@@ -1,4 +1,7 @@
-"""Files told apart by their content, whatever their paths and times: images, archives and object mounts keep old times."""
+"""Files by their content, whatever their paths and times.
+
+A file may be replaced and keep its time: by image layers, archives, object mounts.
+"""
 
 from __future__ import annotations
 

@@ -119,7 +119,10 @@ def below(
 
 def shown(path: Path | str) -> str:
     """A path as text that can be printed, even if its name is not UTF-8; in quotes where not all of it is visible."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # lone surrogates that stand for no byte
+        text = str(path).encode("utf-8", "backslashreplace").decode()
     return text if text.isprintable() else repr(text)
 
 

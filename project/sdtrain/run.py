@@ -63,7 +63,9 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
             return
     images, held_out = _open_images(context, inputs)
     parts = _load_parts(context, model)
-    streams = RECIPES[spec.recipe](RecipeInput(context, parts, datasets, images, fingerprint.model_content(model)))
+    streams = RECIPES[spec.recipe](
+        RecipeInput(context, parts, datasets, images, fingerprint.model_content(model))
+    )
     trainable_model = load.make_trainable(parts, spec)
     context.end_if_stopped()
     # The inputs are known to be good by now: only now may the files of an earlier run be moved aside.

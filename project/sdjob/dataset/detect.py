@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdjob.dataset.formats import Columns, DatasetInfo, Format
+from sdjob.dataset import splits
+from sdjob.dataset.formats import DatasetInfo, Format, Wanted
 from sdjob.dataset.formats.folder import FOLDER
 from sdjob.dataset.formats.metadata import METADATA
 from sdjob.dataset.formats.parquet import PARQUET
@@ -19,16 +21,25 @@ if TYPE_CHECKING:
 
 FORMATS: tuple[Format, ...] = (SAVED, METADATA, PARQUET, FOLDER)  # a folder is of the first that detects it
 
-_MAX_DEPTH = 4
+MAX_DEPTH = 4
 
 
 def find_dataset(
-    root: Path, name: str | None, *, captions: bool, image_column: str, caption_column: str
+    root: Path,
+    name: str | None,
+    *,
+    captions: bool,
+    image_column: str,
+    caption_column: str,
+    wanted_splits: tuple[str, ...] = splits.TO_TRAIN,
 ) -> DatasetInfo:
     """The dataset under a mount. Raises JobError with everything that is wrong with it."""
     path = below(root, name, "dataset_name", lambda listing: _format_of(listing, captions) is not None)
-    listing, detected = _locate(path, captions)
-    return detected.inspect(listing, Columns(image_column, caption_column if captions else None))
+    listing, detected = _locate(path, captions, wanted_splits)
+    info = detected.inspect(
+        listing, Wanted(image_column, caption_column if captions else None, wanted_splits)
+    )
+    return info if info.split else replace(info, split=splits.split_of(_below(path, listing)))
 
 
 def has_unread_captions(info: DatasetInfo, caption_column: str) -> bool:
@@ -40,10 +51,18 @@ def has_unread_captions(info: DatasetInfo, caption_column: str) -> bool:
     return caption_column in info.columns if info.row_counts else True
 
 
-def dataset_in(folder: str | Path, spec: RunSpec, *, captions: bool) -> DatasetInfo:
-    """The dataset of a run in this folder. Raises JobError (66)."""
-    columns = {"image_column": spec.image_column, "caption_column": spec.caption_column}
-    return find_dataset(Path(folder), None, captions=captions, **columns)
+def dataset_in(
+    folder: str | Path, spec: RunSpec, *, captions: bool, wanted_splits: tuple[str, ...] | None = None
+) -> DatasetInfo:
+    """The dataset of a run in this folder; its split as set, unless the caller wants others. Raises JobError (66)."""
+    return find_dataset(
+        Path(folder),
+        None,
+        captions=captions,
+        image_column=spec.image_column,
+        caption_column=spec.caption_column,
+        wanted_splits=wanted_splits or splits.by_setting(spec.dataset_split),
+    )
 
 
 def _format_of(listing: Listing, captions: bool) -> Format | None:
@@ -51,27 +70,35 @@ def _format_of(listing: Listing, captions: bool) -> Format | None:
     return next((each for each in FORMATS if each.detect(listing, captions)), None)
 
 
-def _locate(path: Path, captions: bool) -> tuple[Listing, Format]:
-    """The one dataset at a path or below it; "train" where the folders next to it are other splits."""
+def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple[Listing, Format]:
+    """The one dataset at a path or below it, of the split that is wanted where folders are named after splits."""
     top = open_listing(path)
     seen: list[Listing] = []
     problems: list[Problem] = []
-    found = list(_search(top, captions, _MAX_DEPTH, seen, problems))
+    found = list(_search(top, captions, MAX_DEPTH, seen, problems))
     if captions:
         found = [pair for pair in found if not pair[1].lacks_captions(pair[0])] or found[:1]
-    if len(found) > 1:
-        found = [pair for pair in found if pair[0].path.name == "train"] or found
-    if len(found) == 1:
-        return found[0]
+    by_name = {_below(path, listing): (listing, detected) for listing, detected in found}
     if found:
-        names = [str(listing.path.relative_to(path)) for listing, _ in found]
-        remedy = f"set dataset_name to one of them, for example dataset_name={shown(found[0][0].path)}"
-        raise JobError(bad_input(shown(path), f"holds {len(found)} datasets: {few(names)}", remedy))
+        choice = splits.choose(tuple(by_name), wanted_splits)
+        if choice is None:
+            raise JobError(splits.refused(shown(path), list(by_name), wanted_splits))
+        if len(choice.names) == 1:
+            return by_name[choice.names[0]]
+        remedy = f"set dataset_name to one of them, for example dataset_name={shown(path / choice.names[0])}"
+        raise JobError(
+            bad_input(shown(path), f"holds {len(choice.names)} datasets: {few(choice.names)}", remedy)
+        )
     contents = "; ".join(f"{shown(listing.path)}: {listing.summary()}" for listing in seen[:4])
     found_here = f"contains no images in a supported format, here or below; found {contents}"
     *others, last = (each.description for each in reversed(FORMATS))
     remedy = f"provide {', '.join(others)}, or {last}"
     raise JobError([*problems, bad_input(shown(path), found_here, remedy)])
+
+
+def _below(path: Path, listing: Listing) -> str:
+    """The folder as a path below another one; "" for that one itself."""
+    return "" if listing.path == path else str(listing.path.relative_to(path))
 
 
 def _search(

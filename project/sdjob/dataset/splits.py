@@ -67,7 +67,11 @@ def choose(names: Sequence[str], wanted: tuple[str, ...]) -> Choice | None:
     if len(wanted) > 1:
         return None
     (split,) = wanted
-    kept = tuple(name for name in names if split in (*splits[name].split(_BOTH), *_words(name), PurePath(name).name.lower()))
+    kept = tuple(
+        name
+        for name in names
+        if split in (*splits[name].split(_BOTH), *_words(name), PurePath(name).name.lower())
+    )
     if kept or any(splits.values()):
         return Choice(kept, split) if kept else None
     return Choice(tuple(names), UNNAMED)
@@ -76,8 +80,16 @@ def choose(names: Sequence[str], wanted: tuple[str, ...]) -> Choice | None:
 def refused(subject: str, names: Sequence[str], wanted: tuple[str, ...]) -> Problem:
     """The problem of a dataset that has other splits only."""
     splits = sorted({split for name in names for split in split_of(name).split(_BOTH)} - {UNNAMED})
-    there = f"the splits {', '.join(splits)}" if len(splits) > 1 else f"the split {splits[0]}" if splits else "others"
+    there = (
+        f"the splits {', '.join(splits)}"
+        if len(splits) > 1
+        else f"the split {splits[0]}"
+        if splits
+        else "others"
+    )
     what = f"no split {wanted[0]}" if len(wanted) == 1 else "other splits only"
     example = splits[-1] if splits else "NAME"
     remedy = f"add the training split, or, to train on one of these, set dataset_split={example}"
+    if wanted == HELD_OUT:
+        remedy = "name a folder with a validation or test split, or with images of no split"
     return bad_input(subject, f"holds {what}: {few(names)} ({there})", remedy)

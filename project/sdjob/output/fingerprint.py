@@ -9,6 +9,7 @@ from pathlib import Path
 from sdjob.dataset.concepts import Concept
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.splits import TO_TRAIN
 from sdjob.file_identity import content_id, edges
 from sdjob.model import trainable
 from sdjob.model.architectures import ArchitectureFacts
@@ -34,7 +35,8 @@ def facts_of(
     model: its identity. Raises JobError (66) if images of a class are missing.
     """
     given = [each.class_data_dir for each in concepts if each.class_data_dir and spec.with_prior_preservation]
-    classes = (data_identity(dataset_in(folder, spec, captions=False)) for folder in given)
+    infos_of_classes = (dataset_in(each, spec, captions=False, wanted_splits=TO_TRAIN) for each in given)
+    classes = map(data_identity, infos_of_classes)
     data = "+".join(map(data_identity, infos))
     facts = fingerprint(spec, architecture, model, data, "+".join(classes))
     if spec.concepts_list:

@@ -88,6 +88,9 @@ class RunSpec(BaseModel):
     class_data_dir: str | None = _data(
         None, "images of the class, read only; empty: generated below the output folder"
     )
+    dataset_split: Text | None = _data(
+        None, "split to train on; empty: train, or what is not named as a test or validation split"
+    )
     image_column: Text = _data("image", "column that holds the images")
     caption_column: Text = _data("text", "column that holds the captions")
     resolution: Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)] = _data(

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdjob.dataset import splits
 from sdjob.dataset.concepts import concepts_of
 from sdjob.dataset.detect import dataset_in, find_dataset
 from sdjob.dataset.formats import DatasetInfo
@@ -103,6 +104,7 @@ def _dataset(
         captions=spec.recipe_facts.reads_captions,
         image_column=spec.image_column,
         caption_column=spec.caption_column,
+        wanted_splits=splits.by_setting(spec.dataset_split),
     )
 
 

@@ -10,6 +10,7 @@ from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import concepts_of
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.splits import TO_TRAIN
 from sdjob.dataset.verify import verify_all, verify_sample
 from sdjob.problems import JobError, Problem, bad_input
 from sdlaunch.preflight.job import Finding, Job
@@ -46,8 +47,10 @@ def of_concepts(job: Job) -> list[Finding]:
         folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
         for folder in folders if spec.with_prior_preservation else folders[:1]:
             try:
-                info = dataset_in(folder, spec, captions=False)
-                found += validation_split.problems(spec, info) if folder == concept.instance_data_dir else []
+                is_class = folder != concept.instance_data_dir
+                wanted = TO_TRAIN if is_class else None
+                info = dataset_in(folder, spec, captions=False, wanted_splits=wanted)
+                found += [] if is_class else validation_split.problems(spec, info)
                 found += _decoded(job, info)
             except JobError as error:
                 found += error.problems

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdjob import files
 from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.splits import TO_TRAIN
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
@@ -70,7 +71,7 @@ def _path(folder: Path, number: int) -> Path:
 
 def _given(spec: RunSpec) -> Path:
     folder = Path(spec.class_data_dir or "")
-    info = dataset_in(folder, spec, captions=False)
+    info = dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN)
     if info.num_examples < spec.num_class_images:
         raise JobError(
             bad_input(

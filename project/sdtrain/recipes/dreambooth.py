@@ -11,6 +11,7 @@ from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.splits import TO_TRAIN
 from sdtrain.data import class_images
 from sdtrain.data.streams import Stream
 from sdtrain.recipes.base import RecipeInput, open_images
@@ -49,4 +50,4 @@ def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
     context = replace(given.context, spec=spec)
     folder = class_images.provide(context, given.parts, given.model_content)
     # The folder may hold more images, generated for a run with a larger num_class_images.
-    return dataset_in(folder, spec, captions=False).first(spec.num_class_images)
+    return dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN).first(spec.num_class_images)

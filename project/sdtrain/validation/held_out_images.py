@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from sdjob.dataset import validation_split
 from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.splits import HELD_OUT
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.context import RunContext
 from sdtrain.data.sampling import permutation
@@ -41,7 +42,7 @@ def hold_out(
         return images.only(training), _held_out(spec, images.only(held_out), prompt)
     if not spec.validation_data_dir:
         return images, None
-    info = dataset_in(spec.validation_data_dir, spec, captions=captions)
+    info = dataset_in(spec.validation_data_dir, spec, captions=captions, wanted_splits=HELD_OUT)
     return images, _held_out(spec, open_images(context, [info]), prompt)
 
 

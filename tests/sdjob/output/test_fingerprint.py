@@ -13,7 +13,14 @@ import pytest
 from sdjob.dataset.concepts import Concept
 from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.model.pipeline import find_pipeline
-from sdjob.output.fingerprint import data_identity, differences, facts_of, fingerprint, model_content, model_identity
+from sdjob.output.fingerprint import (
+    data_identity,
+    differences,
+    facts_of,
+    fingerprint,
+    model_content,
+    model_identity,
+)
 from sdjob.settings.run_spec import RunSpec
 from tests.support.datasets import PNG, find, jsonl, parquet, table, write_image
 

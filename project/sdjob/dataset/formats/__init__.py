@@ -1,7 +1,7 @@
 """Dataset formats, one module each, behind one type: Format.
 
 Start reading: folder.py, the simplest. A new format is a module here and its line in detect.FORMATS.
-May import: sdjob.dataset.images, sdjob.files, sdjob.problems, sdjob.threads; pyarrow lazily.
+May import: sdjob.dataset.images, splits and text_files, sdjob.files, sdjob.problems, sdjob.threads; pyarrow lazily.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+from sdjob.dataset.splits import TO_TRAIN, UNNAMED
 from sdjob.files import Listing, shown
 from sdjob.threads import in_threads
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns to read; `caption` is None where captions are not needed."""
+class Wanted:
+    """What to read: the columns, `caption` None where captions are not needed, and the splits by preference."""
 
     image: str
     caption: str | None
+    splits: tuple[str, ...] = TO_TRAIN
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,16 @@ class DatasetInfo:
     image_column: str
     caption_column: str | None  # None: read without captions
     row_counts: tuple[int, ...] = ()  # rows of each file of a table; empty: each file is an image
+    split: str = UNNAMED  # the split that these are of, where names say one
+    companions: Sequence[Path] = ()  # what is read with the files: the caption of each image, or their list
 
     def first(self, count: int) -> DatasetInfo:
         """Only the first `count` images of a folder; a table stays whole."""
         if self.row_counts:
             return self
         files = self.files[:count]
-        return replace(self, files=files, num_examples=len(files))
+        captions = self.companions[:count] if len(self.companions) == len(self.files) else self.companions
+        return replace(self, files=files, num_examples=len(files), companions=captions)
 
 
 class Rows(Protocol):
@@ -89,7 +94,7 @@ class Format:
     # Whether a folder by itself is such a dataset; the flag: captions are needed.
     detect: Callable[[Listing, bool], bool]
     # Counts and checks it, without decoding an image.
-    inspect: Callable[[Listing, Columns], DatasetInfo]
+    inspect: Callable[[Listing, Wanted], DatasetInfo]
     # The captions, read lazily; none where the dataset is read without them.
     captions: Callable[[DatasetInfo], Iterator[str]]
     # For training: random access; what must be converted first goes below the folder (None: the user's cache),

@@ -1,18 +1,27 @@
-"""A folder of images, each with its caption in a .txt of its name where captions are needed (kohya's layout)."""
+"""A folder of images, each with its caption in a text file of its name where captions are needed (kohya's layout)."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.dataset.formats import Columns, DatasetInfo, Files, Format, file_sizes
+from sdjob.dataset.formats import DatasetInfo, Files, Format, Wanted, file_sizes
 from sdjob.dataset.images import is_image_name
+from sdjob.dataset.text_files import read_text
 from sdjob.files import Listing, few, shown, suffix_of
 from sdjob.problems import JobError, bad_input
 from sdjob.threads import in_threads
 
-_SUFFIX = ".txt"  # also the name of the caption column
+CAPTION_SUFFIXES = (".txt", ".caption")  # in any case; the first that an image has is read
+_COLUMN = ".txt"  # the name of the caption column
+_OTHER_CAPTIONS = (
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+)  # files that often hold captions, not read under any name
 _REMEDY = (
     'add a metadata.jsonl with a line {"file_name": "a.jpg", "text": "its caption"} for each image, '
     "or a .txt next to each image; to train a subject without captions use recipe=dreambooth"
@@ -25,44 +34,63 @@ def _detect(listing: Listing, captions: bool) -> bool:
 
 def _lacks_captions(listing: Listing) -> bool:
     """Whether no image has a caption."""
-    texts = _captioned(listing)
-    return not any(is_image_name(name) and _stem(name) in texts for name in listing.files)
+    texts = _caption_files(listing)
+    return not any(is_image_name(name) and _caption_of(name, texts) for name in listing.files)
 
 
-def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
+def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     names = tuple(name for name in listing.files if is_image_name(name))
-    caption = _SUFFIX if columns.caption else None
-    if caption:
-        texts = _captioned(listing)
-        if bare := [name for name in names if _stem(name) not in texts]:
-            found = f"{len(bare):,} of {len(names):,} images have no caption: {few(bare)}"
-            raise JobError(bad_input(shown(listing.path), found, _REMEDY))
     files = Files(listing.path, names)
-    shown_columns = ("image", caption) if caption else ("image",)
-    return DatasetInfo(listing.path, FOLDER, files, len(files), shown_columns, "image", caption)
+    if not wanted.caption:
+        return DatasetInfo(listing.path, FOLDER, files, len(files), ("image",), "image", None)
+    texts = _caption_files(listing)
+    captions = [_caption_of(name, texts) for name in names]
+    if bare := [name for name, caption in zip(names, captions, strict=True) if not caption]:
+        found = f"{len(bare):,} of {len(names):,} images have no caption: {few(bare)}"
+        if others := [name for name in listing.files if suffix_of(name) in _OTHER_CAPTIONS]:
+            found += f"; {few(others)} {'is' if len(others) == 1 else 'are'} not read"
+        raise JobError(bad_input(shown(listing.path), found, _REMEDY))
+    companions = Files(listing.path, tuple(filter(None, captions)))
+    return DatasetInfo(
+        listing.path, FOLDER, files, len(files), ("image", _COLUMN), "image", _COLUMN, companions=companions
+    )
 
 
-def _captioned(listing: Listing) -> set[str]:
-    """The names of the captions' files, without suffix."""
-    return {_stem(name) for name in listing.files if name.endswith(_SUFFIX)}
+def _caption_files(listing: Listing) -> dict[tuple[str, str], str]:
+    """(name of the image with or without its suffix, suffix of the caption) → name of the caption's file."""
+    texts: dict[tuple[str, str], str] = {}
+    for name in listing.files:
+        suffix = suffix_of(name)
+        if suffix in CAPTION_SUFFIXES and (name.endswith(suffix) or (_key(name), suffix) not in texts):
+            texts[_key(name), suffix] = name
+    return texts
 
 
-def _stem(name: str) -> str:
-    return name[: len(name) - len(suffix_of(name))]
+def _caption_of(image: str, texts: dict[tuple[str, str], str]) -> str | None:
+    """The caption's file of an image: a.txt of a.jpg, a.caption, a.jpg.txt or a.jpg.caption."""
+    for key in (_key(image), _composed(image)):
+        for suffix in CAPTION_SUFFIXES:
+            if name := texts.get((key, suffix)):
+                return name
+    return None
+
+
+def _key(name: str) -> str:
+    return _composed(name[: len(name) - len(suffix_of(name))])
+
+
+def _composed(name: str) -> str:
+    """macOS writes accents as characters of their own; archives and other systems compose them."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _captions(info: DatasetInfo) -> Iterator[str]:
-    return (_caption(image) for image in info.files) if info.caption_column else iter(())
+    return map(_caption, info.companions)
 
 
-def _caption(image: Path) -> str:
-    """The caption in the .txt next to an image. Raises JobError."""
-    path = image.with_suffix(_SUFFIX)
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        found = f"the caption cannot be read ({error})"
-        raise JobError(bad_input(shown(path), found, "write it again, as UTF-8 text")) from error
+def _caption(path: Path) -> str:
+    """The text of a caption's file. Raises JobError."""
+    return read_text(path).strip()
 
 
 def _identity(info: DatasetInfo) -> Iterable[bytes]:
@@ -70,11 +98,11 @@ def _identity(info: DatasetInfo) -> Iterable[bytes]:
     if info.caption_column is None:
         return file_sizes(info)
 
-    def sizes(path: Path) -> bytes:
-        text = path.with_suffix(_SUFFIX)
-        return f"{path.name}/{path.stat().st_size}\n{text.stat().st_size}\n".encode()
+    def sizes(index: int) -> bytes:
+        image, text = info.files[index], info.companions[index]
+        return f"{image.name}/{image.stat().st_size}\n{text.stat().st_size}\n".encode()
 
-    return in_threads(sizes, info.files)
+    return in_threads(sizes, range(len(info.files)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +113,7 @@ class _FolderRows:
         return self.info.files[index]
 
     def caption(self, index: int) -> str | None:
-        return _caption(self.info.files[index]) if self.info.caption_column else None
+        return _caption(self.info.companions[index]) if self.info.caption_column else None
 
 
 def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -> _FolderRows:

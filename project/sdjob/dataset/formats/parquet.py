@@ -10,51 +10,65 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain, groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
-from sdjob.dataset.formats import Columns, DatasetInfo
-from sdjob.dataset.formats.tables import ArrowRows, checked, reading, table_format
-from sdjob.files import Listing, few, replacing, shown, user_cache
+from sdjob.dataset import splits
+from sdjob.dataset.formats import DatasetInfo, Wanted
+from sdjob.dataset.formats.column_types import as_type, plain
+from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, reading, table_format
+from sdjob.file_identity import EDGE, content_id
+from sdjob.files import Listing, few, replacing, shown, suffix_of, user_cache
 from sdjob.problems import JobError, Problem, bad_input, bad_output
+from sdjob.threads import in_threads
 
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
 _GROUP_BYTES = 32 << 20  # rows are sampled from this much of a row group, whose front must be read
 _SAMPLED_AT_ONCE = 8  # rows: those after the last one needed are read in vain
+_NAMED_ROWS = 3  # without a caption
+_VERSION = 2  # of what the cache holds
 _AT_ONCE = 64  # rows in memory, each of which may be an image
 
 
 def _detect(listing: Listing, captions: bool) -> bool:
-    return any(name.endswith(".parquet") for name in listing.files)
+    return any(map(_is_parquet, listing.files))
 
 
-def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
-    every = [name for name in listing.files if name.endswith(".parquet")]
-    names = train_files(every)
-    if not names:
-        found = f"holds other splits only: {few(every)}"
-        raise JobError(bad_input(shown(listing.path), found, "add the files of the training split (train-*)"))
-    if missing := missing_shards(names):
+def _is_parquet(name: str) -> bool:
+    return suffix_of(name) == ".parquet"
+
+
+def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
+    every = tuple(filter(_is_parquet, listing.files))
+    choice = splits.choose(every, wanted.splits)
+    if choice is None:
+        raise JobError(splits.refused(shown(listing.path), every, wanted.splits))
+    if missing := missing_shards(choice.names):
         found = f"{len(missing)} of its files are missing: {few(missing)}"
         raise JobError(bad_input(shown(listing.path), found, "copy or download the missing files"))
-    paths = tuple(listing.path / name for name in names)
+    paths = tuple(listing.path / name for name in choice.names)
     footers = _footers(paths)
-    schema = _common_schema(paths, footers)
+    schemas = _schemas(paths, footers)
     counts = tuple(int(footer.num_rows) for footer in footers)
     info = DatasetInfo(
-        listing.path, PARQUET, paths, sum(counts), tuple(schema.names), columns.image, columns.caption, counts
+        listing.path,
+        PARQUET,
+        paths,
+        sum(counts),
+        tuple(schemas[0].names),
+        wanted.image,
+        wanted.caption,
+        counts,
+        choice.split,
     )
-    caption = columns.caption if columns.caption in schema.names else None
-    return checked(info, schema, sum(_nulls(path, caption) for path in paths) if caption else 0)
+    filled = next((path for path, count in zip(paths, counts, strict=True) if count), None)
 
+    def first(column: str) -> list[Any]:
+        return list(islice(_column(filled, column), 1)) if filled else []
 
-def train_files(names: Sequence[str]) -> tuple[str, ...]:
-    """The files of the training split: train-*, or all that do not belong to another split."""
-    splits = {name: match[1] if (match := _SPLIT.match(name)) else "" for name in names}
-    wanted = "train" if "train" in splits.values() else ""
-    return tuple(name for name in names if splits[name] == wanted)
+    caption = wanted.caption if all(schema.names.count(wanted.caption) == 1 for schema in schemas) else None
+    return checked(info, schemas, first, _nulls(info, caption) if caption else ())
 
 
 def missing_shards(names: Iterable[str]) -> list[str]:
@@ -88,22 +102,33 @@ def _footers(paths: Sequence[Path]) -> list[Any]:
     return footers
 
 
-def _common_schema(paths: Sequence[Path], footers: Sequence[Any]) -> Any:
+def _schemas(paths: Sequence[Path], footers: Sequence[Any]) -> list[Any]:
+    """Their order of columns may differ. Raises JobError where the columns themselves differ."""
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     for path, schema in zip(paths, schemas, strict=True):
-        if not schema.equals(schemas[0], check_metadata=False):
+        if sorted(schema.names) != sorted(schemas[0].names):
             found = f"has other columns than {paths[0].name}: {few(schema.names, 20)}"
             raise JobError(bad_input(shown(path), found, "keep files of one dataset in this folder"))
-    return schemas[0]
+    return schemas
 
 
-def _nulls(path: Path, column: str) -> int:
-    """Null values of a column: from the statistics of its row groups, else by reading this column alone."""
+def _nulls(info: DatasetInfo, column: str) -> list[int]:
+    """The first rows that have nothing in a column, and their number; nothing if there is none."""
+    counts = [_null_count(path, column) for path in info.files]
+    if not any(counts):
+        return []
+    number = next(number for number, count in enumerate(counts) if count)
+    start = sum(info.row_counts[:number])
+    values = enumerate(_column(info.files[number], column), start)
+    return [*islice((row for row, value in values if value is None), _NAMED_ROWS), sum(counts)]
+
+
+def _null_count(path: Path, column: str) -> int:
+    """From the statistics of its row groups, else by reading this column alone; not by pyarrow's metadata objects,
+    whose C++ aborts the process on some damaged footers."""
     import pyarrow.dataset as ds
 
-    with reading(
-        path
-    ):  # not by pyarrow's metadata objects, whose C++ aborts the process on some damaged footers
+    with reading(path):
         return int(ds.dataset(path, format="parquet").count_rows(filter=ds.field(column).is_null()))
 
 
@@ -153,11 +178,11 @@ def _picked(batches: Iterable[Any], rows: Sequence[int]) -> Iterator[tuple[int, 
 
 
 def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -> ArrowRows:
-    """Several processes may call this at once; the files are converted once, until they change."""
+    """Several processes may call this at once; the files are converted once, until their content changes."""
     folder = cache or user_cache(os.environ) / "datasets"
     converted = folder / f"parquet-{_key(info)}.arrow"
     try:
-        if not converted.exists():
+        if not _is_whole(converted, info):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(converted, durable=True) as temporary, temporary.open("wb") as out:
                 _convert(info, out, progress)
@@ -170,23 +195,42 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     return ArrowRows(info, (converted,))
 
 
+def _is_whole(converted: Path, info: DatasetInfo) -> bool:
+    """Whether an earlier start has left all rows there."""
+    try:
+        return converted.exists() and mapped(converted).num_rows == info.num_examples
+    except JobError:  # damaged: it is converted again
+        return False
+
+
 def _key(info: DatasetInfo) -> str:
-    versions = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in info.files]
-    columns = [info.image_column, info.caption_column]
-    return hashlib.blake2b(json.dumps([versions, columns]).encode(), digest_size=16).hexdigest()
+    """A hash of the files' content, in their order, and of the columns."""
+    contents = in_threads(_content, info.files)
+    facts = [_VERSION, contents, info.row_counts, info.image_column, info.caption_column]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """The identity of a file, with all of its footer. Raises JobError."""
+    with reading(path):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - 8))
+            footer = int.from_bytes(file.read(4), "little")  # its length, before the mark at the end
+        return content_id(path, tail=min(size, max(EDGE, footer + 8)))
 
 
 def _convert(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) -> None:
-    """Write the needed columns as one Arrow file. Raises OSError, JobError."""
+    """Write the needed columns as one Arrow file, in the types of the first. Raises OSError, JobError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = [column for column in (info.image_column, info.caption_column) if column]
     known = pq.read_schema(info.files[0])
-    schema = pa.schema([known.field(column) for column in columns])
+    schema = pa.schema([(column, plain(known.field(column).type)) for column in columns])
     with pa.ipc.new_stream(out, schema) as writer:
         for batch in chain.from_iterable(_batches(path, columns) for path in info.files):
-            arrays = [batch.column(column) for column in columns]
+            arrays = [as_type(batch.column(column), schema.field(column).type) for column in columns]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
             progress()
 

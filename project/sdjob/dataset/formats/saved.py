@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjob.dataset.formats import Columns, DatasetInfo
-from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, table_format
+from sdjob.dataset import splits
+from sdjob.dataset.formats import DatasetInfo, Wanted
+from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, reading, table_format
 from sdjob.files import Listing, few, read_json, shown
 from sdjob.problems import JobError, bad_input
 
@@ -20,31 +21,62 @@ def _detect(listing: Listing, captions: bool) -> bool:
     return _SPLITS in listing.files or {_STATE, "dataset_info.json"} <= {*listing.files}
 
 
-def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
+def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     folder = listing.path
     if _SPLITS in listing.files:
-        folder = folder / _training_split(folder / _SPLITS)
+        folder = folder / _training_split(folder / _SPLITS, wanted.splits)
     names = _read(folder / _STATE, lambda state: [entry["filename"] for entry in state["_data_files"]])
+    (said,) = _read(folder / _STATE, lambda state: [str(state.get("_split") or "")])
+    split = splits.split_of(said if folder == listing.path else folder.name)
     files = tuple(folder / name for name in names)
     tables = [mapped(path) for path in files]
     if not tables:
         raise JobError(bad_input(shown(folder), "holds no rows", _AGAIN))
     counts = tuple(table.num_rows for table in tables)
-    empty = sum(t[columns.caption].null_count for t in tables if columns.caption in t.column_names)
-    schema = tables[0].schema
+    schemas = [table.schema for table in tables]
     info = DatasetInfo(
-        folder, SAVED, files, sum(counts), tuple(schema.names), columns.image, columns.caption, counts
+        folder,
+        SAVED,
+        files,
+        sum(counts),
+        tuple(schemas[0].names),
+        wanted.image,
+        wanted.caption,
+        counts,
+        split,
     )
-    return checked(info, schema, empty)
+    filled = next((table for table in tables if table.num_rows), tables[0])
+
+    def first(column: str) -> list[Any]:
+        return [value.as_py() for value in filled[column][:1]]
+
+    caption = wanted.caption if all(schema.names.count(wanted.caption) == 1 for schema in schemas) else None
+    return checked(info, schemas, first, _nulls(tables, caption) if caption else ())
 
 
-def _training_split(path: Path) -> str:
-    """The split to train on: "train", or the only one."""
-    splits = _read(path, lambda state: [str(split) for split in state["splits"]])
-    if "train" in splits or len(splits) == 1:
-        return "train" if "train" in splits else splits[0]
-    found = f"has no split named train; it has {few(splits) or 'none'}"
-    raise JobError(bad_input(shown(path.parent), found, "set dataset_name to the folder of one split"))
+def _nulls(tables: Sequence[Any], column: str) -> list[int]:
+    """The first row that has nothing in a column, and the number of them; nothing if there is none."""
+    counts = [table[column].null_count for table in tables]
+    if not any(counts):
+        return []
+    number = next(number for number, count in enumerate(counts) if count)
+    local = tables[number][column].is_null().index(True).as_py()
+    return [sum(table.num_rows for table in tables[:number]) + local, sum(counts)]
+
+
+def _training_split(path: Path, wanted: tuple[str, ...]) -> str:
+    """The split to train on."""
+    names = _read(path, lambda state: [str(split) for split in state["splits"]])
+    choice = splits.choose(names, wanted)
+    if choice and len(choice.names) == 1:
+        return choice.names[0]
+    if choice:
+        found = f"has no split named train; it has {few(names) or 'none'}"
+        remedy = (
+            f"set dataset_split to one of them, for example dataset_split={names[0] if names else 'NAME'}"
+        )
+        raise JobError(bad_input(shown(path.parent), found, remedy))
+    raise JobError(splits.refused(shown(path.parent), names, wanted))
 
 
 def _read(path: Path, part: Callable[[dict[str, Any]], list[str]]) -> list[str]:
@@ -56,8 +88,10 @@ def _read(path: Path, part: Callable[[dict[str, Any]], list[str]]) -> list[str]:
 
 
 def _column(path: Path, column: str) -> Iterator[Any]:
-    for chunk in mapped(path)[column].chunks:
-        yield from chunk.to_pylist()
+    table = mapped(path)
+    with reading(path):
+        for chunk in table[column].chunks:
+            yield from chunk.to_pylist()
 
 
 def _rows(path: Path, column: str, rows: Sequence[int]) -> dict[int, Any]:

@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdjob.dataset.formats import Columns, DatasetInfo, Format
+from sdjob.dataset.formats import DatasetInfo, Format, Wanted, column_types
 from sdjob.files import Listing, check_pointer, few, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input
 
@@ -26,7 +26,7 @@ def table_format(
     name: str,
     description: str,
     detect: Callable[[Listing, bool], bool],
-    inspect: Callable[[Listing, Columns], DatasetInfo],
+    inspect: Callable[[Listing, Wanted], DatasetInfo],
     read_column: ReadColumn,
     read_rows: ReadRows,
     open_rows: Callable[[DatasetInfo, Path | None, Callable[[], None]], ArrowRows],
@@ -46,12 +46,23 @@ def table_format(
     )
 
 
-def checked(info: DatasetInfo, schema: pa.Schema, empty_captions: int) -> DatasetInfo:
-    """The dataset itself, if its columns hold what they must. Raises JobError."""
-    columns = Columns(info.image_column, info.caption_column)
-    problems = list(_column_problems(shown(info.path), schema, columns))
-    if empty_captions:
-        found = f"{empty_captions:,} of {info.num_examples:,} rows have nothing in column {columns.caption!r}"
+def checked(
+    info: DatasetInfo,
+    schemas: Sequence[pa.Schema],
+    first: Callable[[str], Sequence[Any]],
+    nulls: Sequence[int],
+) -> DatasetInfo:
+    """The dataset itself, if its columns hold what they must. Raises JobError.
+
+    `schemas`: of each file; `first`: a few values of a column; `nulls`: the first rows without a caption, and at the
+    end their number.
+    """
+    wanted = Wanted(info.image_column, info.caption_column)
+    problems = list(_column_problems(info, schemas, wanted, first))
+    if nulls:
+        *rows, count = nulls
+        named = few(f"row {row} of {shown(info.files[number].name)}" for number, row in _located(info, rows))
+        found = f"{count:,} of {info.num_examples:,} rows have nothing in column {wanted.caption!r}: {named}"
         problems.append(bad_input(shown(info.path), found, "remove these rows, or give them captions"))
     if not info.num_examples:
         problems.append(bad_input(shown(info.path), "has no rows", "save or download the dataset again"))
@@ -60,42 +71,67 @@ def checked(info: DatasetInfo, schema: pa.Schema, empty_captions: int) -> Datase
     return info
 
 
-def _column_problems(subject: str, schema: pa.Schema, columns: Columns) -> Iterator[Problem]:
-    wanted = [("image_column", columns.image, _holds_images, "images (bytes, or {bytes, path})")]
-    if columns.caption:
-        wanted.append(("caption_column", columns.caption, _holds_text, "text"))
-    for setting, column, fits, content in wanted:
-        if column not in schema.names:
-            found = f"has no column {column!r}; its columns are {few(schema.names, 20)}"
-        elif not fits(schema.field(column).type):
-            found = f"column {column!r} holds {schema.field(column).type}, not {content}"
-        else:
+_CONTENT = {"image_column": "images (bytes, or {bytes, path})", "caption_column": "text"}
+_KINDS = {"image_column": ("struct", "bytes", "text"), "caption_column": ("text",)}
+_ONE_CAPTION = "make a row for each caption, or a column with one caption for each image"
+_IMAGES = {
+    "URLs": "are not downloaded: download the images into a folder, with a metadata.jsonl for their captions",
+    "base64 text": "is not decoded: save the column as bytes (base64.b64decode)",
+}
+
+
+def _column_problems(
+    info: DatasetInfo, schemas: Sequence[pa.Schema], wanted: Wanted, first: Callable[[str], Sequence[Any]]
+) -> Iterator[Problem]:
+    schema, subject = schemas[0], shown(info.path)
+    for setting, column in (("image_column", wanted.image), ("caption_column", wanted.caption)):
+        if column is None:
             continue
-        yield bad_input(subject, found, f"set {setting} to the column that holds {content}")
+        remedy = f"set {setting} to the column that holds {_CONTENT[setting]}"
+        if schema.names.count(column) != 1:
+            found = f"has {schema.names.count(column) or 'no'} column {column!r}"
+            columns = few([_described(name, schema, first) for name in schema.names], 20)
+            yield bad_input(subject, f"{found}; its columns are {columns}", remedy)
+            continue
+        types = [each.field(column).type for each in schemas]
+        kind = column_types.kind_of(types[0])
+        if kind not in _KINDS[setting]:
+            several = setting == "caption_column" and kind == "texts"
+            found = f"column {column!r} holds {types[0]}, not {_CONTENT[setting]}"
+            yield bad_input(subject, found, _ONE_CAPTION if several else remedy)
+        elif setting == "image_column" and (what := _not_images(column, first)):
+            yield bad_input(subject, f"column {column!r} holds {what}", f"{what} {_IMAGES[what]}")
+        for number in column_types.differing(types):
+            found = f"column {column!r} holds {types[number]}, and {types[0]} in {info.files[0].name}"
+            yield bad_input(shown(info.files[number]), found, "save all files with the same types")
 
 
-def _holds_text(column_type: pa.DataType) -> bool:
-    import pyarrow.types as types
+def _described(name: str, schema: pa.Schema, first: Callable[[str], Sequence[Any]]) -> str:
+    """A column by its name, and what it holds where that looks like images but is not."""
+    may_hold = schema.names.count(name) == 1 and column_types.kind_of(schema.field(name).type)
+    what = _not_images(name, first) if may_hold in _KINDS["image_column"] else ""
+    return f"{name} ({what})" if what else name
 
-    return bool(types.is_string(column_type) or types.is_large_string(column_type))
+
+def _not_images(column: str, first: Callable[[str], Sequence[Any]]) -> str:
+    try:
+        return next(filter(None, map(column_types.not_an_image, first(column))), "")
+    except JobError:  # damage is reported where images are decoded
+        return ""
 
 
-def _holds_images(column_type: pa.DataType) -> bool:
-    import pyarrow.types as types
-
-    if types.is_struct(column_type):
-        names = {column_type.field(number).name for number in range(column_type.num_fields)}
-        return bool(names & {"bytes", "path"})
-    return _holds_text(column_type) or bool(
-        types.is_binary(column_type) or types.is_large_binary(column_type)
-    )
+def _located(info: DatasetInfo, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(number of the file, row in it) of rows of the whole table."""
+    starts = [0, *accumulate(info.row_counts)]
+    for row in rows:
+        number = bisect_right(starts, row) - 1
+        yield number, row - starts[number]
 
 
 def row_name(info: DatasetInfo, row: int) -> str:
     """ "file.parquet row N" of a row of the whole table, N from 0 within its file."""
-    starts = [0, *accumulate(info.row_counts)]
-    number = bisect_right(starts, row) - 1
-    return f"{shown(info.files[number])} row {row - starts[number]}"
+    ((number, local),) = _located(info, [row])
+    return f"{shown(info.files[number])} row {local}"
 
 
 @contextmanager
@@ -157,7 +193,11 @@ class ArrowRows:
     def caption(self, index: int) -> str | None:
         if self.info.caption_column is None:
             return None
-        caption = self._table[self.info.caption_column][index].as_py()
+        try:
+            caption = self._table[self.info.caption_column][index].as_py()
+        except UnicodeDecodeError as error:
+            found, remedy = f"the caption is not UTF-8 text ({error})", "write the caption again, as UTF-8"
+            raise JobError(bad_input(row_name(self.info, index), found, remedy)) from error
         if caption is None:
             found, remedy = "the row has no caption", "remove this row, or give it a caption"
             raise JobError(bad_input(row_name(self.info, index), found, remedy))
@@ -168,7 +208,8 @@ class ArrowRows:
         import pyarrow as pa
 
         columns = [column for column in (self.info.image_column, self.info.caption_column) if column]
-        return pa.concat_tables([mapped(path).select(columns) for path in self.files])
+        tables = [mapped(path).select(columns) for path in self.files]
+        return pa.concat_tables(tables, promote_options="permissive")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"info": self.info, "files": self.files}  # without the table, which would be copied

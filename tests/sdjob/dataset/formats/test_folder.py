@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+import unicodedata
 
 import pytest
 
@@ -98,3 +99,39 @@ def test_captions_are_read_as_they_are_asked_for(tmp_path):
     with pytest.raises(JobError) as caught:
         captions(tmp_path)
     assert "1.txt" in caught.value.problems[0].subject
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "a.caption", "a.Caption", "a.jpg.txt", "a.jpg.caption"])
+def test_names_of_captions(tmp_path, name):
+    write_image(tmp_path / "a.jpg")
+    (tmp_path / name).write_text("of a")
+    assert captions(tmp_path) == ["of a"]
+    rows = find(tmp_path).format.open(find(tmp_path), None, lambda: None)
+    assert rows.caption(0) == "of a"
+
+
+def test_one_caption_is_read_of_several(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    for name in ("a.TXT", "a.caption", "a.jpg.txt", "a.txt"):
+        (tmp_path / name).write_text(name)
+    assert captions(tmp_path) == ["a.txt"]
+    (tmp_path / "a.txt").unlink()
+    assert captions(tmp_path) == ["a.TXT"]
+
+
+@pytest.mark.parametrize(("image", "text"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_composed_in_one_name_and_not_in_the_other(tmp_path, image, text):
+    write_image(tmp_path / unicodedata.normalize(image, "café.jpg"))
+    (tmp_path / unicodedata.normalize(text, "café.txt")).write_text("x")
+    assert captions(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "name", ["metadata.json", "captions.json", "meta_cap.json", "meta_lat.json", "data.CSV"]
+)
+def test_files_that_may_hold_captions_are_named(tmp_path, name):
+    write_image(tmp_path / "a.png")
+    (tmp_path / name).write_text("{}")
+    problem = only(tmp_path)
+    assert problem.found.endswith(f"1 of 1 images have no caption: a.png; {name} is not read")
+    assert "metadata.jsonl" in problem.remedy

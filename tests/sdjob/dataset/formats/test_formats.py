@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdjob.dataset import detect
-from sdjob.dataset.formats import Columns, DatasetInfo, Format
+from sdjob.dataset.formats import DatasetInfo, Format, Wanted
 from sdjob.dataset.images import decode
 from sdjob.dataset.verify import verify_all, verify_sample
 from sdjob.files import Listing
@@ -26,9 +26,9 @@ def _detect(listing: Listing, captions: bool) -> bool:
     return "pairs.tsv" in listing.files
 
 
-def _inspect(listing: Listing, columns: Columns) -> DatasetInfo:
+def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     files = tuple(listing.path / name for name, _ in _pairs(listing.path))
-    return DatasetInfo(listing.path, PAIRS, files, len(files), ("0", "1"), "0", columns.caption and "1")
+    return DatasetInfo(listing.path, PAIRS, files, len(files), ("0", "1"), "0", wanted.caption and "1")
 
 
 def _captions(info: DatasetInfo) -> Iterator[str]:

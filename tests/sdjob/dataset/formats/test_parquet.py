@@ -1,13 +1,16 @@
-"""Parquet files: their training split, columns and images. Tests of parquet and tables."""
+"""Parquet files: their training split, columns and images. Tests of parquet, tables and column_types."""
 
+import base64
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sdjob.dataset.formats.parquet import missing_shards, train_files
+from sdjob.dataset.formats.parquet import missing_shards
+from sdjob.dataset.images import decode
 from sdjob.dataset.verify import verify_sample
+from sdtrain.data.sources import open_source
 from tests.support.datasets import captions, find, only, parquet, png, problems, table
 
 
@@ -24,13 +27,11 @@ def test_parquet_of_several_shards(tmp_path):
 
 def test_other_splits_are_no_training_data(tmp_path):
     parquet(tmp_path / "test-00000-of-00001.parquet", table(1))
-    assert "other splits only" in only(tmp_path).found
+    problem = only(tmp_path)
+    assert "other splits only" in problem.found and "dataset_split=test" in problem.remedy
 
 
-def test_splits_and_shards_by_name():
-    assert train_files(["a.parquet", "train.parquet", "val-1.parquet"]) == ("train.parquet",)
-    assert train_files(["testament.parquet", "test.parquet"]) == ("testament.parquet",)
-    assert train_files(["train_0.parquet", "train_1.parquet"]) == ("train_0.parquet", "train_1.parquet")
+def test_missing_shards_by_name():
     assert missing_shards(["a-00001-of-00003.parquet", "b.parquet"]) == [
         "a-00000-of-00003",
         "a-00002-of-00003",
@@ -115,3 +116,116 @@ def test_captions_come_file_by_file(tmp_path):
             tmp_path / f"train-0000{file}-of-00002.parquet",
         )
     assert captions(tmp_path, 5 + 1) == [*(f"caption 0-{row}" for row in range(5)), "caption 1-0"]
+
+
+def shard(number: int, order=("image", "text"), text=None, image=None, **options):
+    """A table of one row, whose caption is its number."""
+    columns = {
+        "image": image if image is not None else [{"bytes": png((number, 0, 0)), "path": None}],
+        "text": pa.array([f"caption {number}"], text),
+    }
+    return pa.table({name: columns[name] for name in order})
+
+
+def test_shards_may_differ_in_the_order_and_types_of_their_columns(tmp_path):
+    plain = pa.string()
+    types = (plain, pa.large_string(), pa.dictionary(pa.int32(), plain), pa.string_view())
+    for number, text in enumerate(types):
+        parquet(
+            tmp_path / f"{number}.parquet",
+            shard(number, ("text", "image") if number % 2 else ("image", "text"), text),
+        )
+    paths_first = pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])
+    image = pa.array([{"path": None, "bytes": png((4, 0, 0))}], paths_first)
+    parquet(tmp_path / "4.parquet", shard(4, image=image))
+    assert captions(tmp_path) == [f"caption {number}" for number in range(5)]
+    source = open_source(find(tmp_path), tmp_path / "cache")
+    assert [source[index].caption() for index in range(5)] == [f"caption {number}" for number in range(5)]
+    colours = [decode(source[index].encoded()).getpixel((0, 0)) for index in range(5)]
+    assert colours == [(number, 0, 0) for number in range(5)]
+
+
+@pytest.mark.parametrize("first", range(1, 4))
+def test_any_type_of_text_may_come_first(tmp_path, first):
+    types = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view())
+    for number, text in enumerate((types[first], types[0])):
+        parquet(tmp_path / f"{number}.parquet", shard(number, text=text))
+    source = open_source(find(tmp_path), tmp_path / "cache")
+    assert [source[index].caption() for index in range(2)] == ["caption 0", "caption 1"]
+
+
+def test_a_null_in_a_dictionary_is_named(tmp_path):
+    text = pa.array(["x", "x", None]).dictionary_encode()
+    path = parquet(tmp_path / "a.parquet", table(3, text=text))
+    assert f"1 of 3 rows have nothing in column 'text': row 2 of {path.name}" in only(tmp_path).found
+
+
+def test_images_of_one_kind_in_all_shards(tmp_path):
+    parquet(tmp_path / "a.parquet", shard(0))
+    path = parquet(tmp_path / "b.parquet", shard(1, image=[png()]))
+    problem = only(tmp_path)
+    assert problem.subject == str(path) and "holds binary, and struct" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (["https://example.org/a.png"], "URLs"),
+        (["s3://bucket/a.png"], "URLs"),
+        ([base64.b64encode(png()).decode()], "base64 text"),
+        ([base64.b64encode(png())], "base64 text"),
+        (["data:image/png;base64," + base64.b64encode(png()).decode()], "base64 text"),
+    ],
+)
+def test_columns_that_stand_for_images_are_named(tmp_path, values, what):
+    path = parquet(tmp_path / "a.parquet", shard(0, image=values))
+    problem = only(tmp_path)
+    assert problem.found == f"column 'image' holds {what}" and what in problem.remedy
+    content = pa.table({"source": values, "text": ["x"]})
+    parquet(path, content)
+    assert f"its columns are source ({what}), text" in only(tmp_path).found
+
+
+def test_several_captions_of_an_image_are_refused(tmp_path):
+    parquet(tmp_path / "a.parquet", table(2, text=[["one", "two"], ["three"]]))
+    problem = only(tmp_path)
+    assert "holds list<" in problem.found and "row for each caption" in problem.remedy
+    assert find(tmp_path, captions=False).num_examples == 2
+
+
+def test_columns_of_the_same_name(tmp_path):
+    content = pa.Table.from_arrays(
+        [pa.array([png()]), pa.array(["x"]), pa.array(["y"])], ["image", "text", "text"]
+    )
+    parquet(tmp_path / "a.parquet", content)
+    assert "has 2 column 'text'" in only(tmp_path).found
+
+
+def test_a_replaced_file_of_the_same_name_size_and_time_is_converted_again(tmp_path):
+    """Image layers, archives and object mounts keep the times of what was replaced."""
+    path, cache = tmp_path / "a.parquet", tmp_path / "cache"
+    seen = []
+    for caption in ("first", "other"):
+        parquet(path, table(2, text=[caption, "x"]), compression="none")
+        os.utime(path, (1_000_000, 1_000_000))
+        seen.append((path.stat().st_size, open_source(find(tmp_path), cache)[0].caption()))
+    assert seen == [(seen[0][0], "first"), (seen[0][0], "other")]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    path.rename(moved / "b.parquet")
+    before = sorted(cache.iterdir())
+    assert open_source(find(moved), cache)[0].caption() == "other"
+    assert sorted(cache.iterdir()) == before, "the same content is not converted again"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-700], lambda data: b"", lambda data: data[: len(data) // 2]]
+)
+def test_a_damaged_conversion_is_made_again(tmp_path, damage):
+    parquet(tmp_path / "a.parquet", table(100))
+    open_source(find(tmp_path), tmp_path / "cache")
+    (converted,) = (tmp_path / "cache").iterdir()
+    whole = converted.read_bytes()
+    converted.write_bytes(damage(whole))
+    assert open_source(find(tmp_path), tmp_path / "cache")[99].caption() == "caption 99"
+    assert converted.read_bytes() == whole

@@ -1,0 +1,52 @@
+"""Text that people wrote: UTF-8, or UTF-16 with its mark; anything else is refused with what it probably is."""
+
+from __future__ import annotations
+
+import codecs
+import shlex
+from pathlib import Path
+
+from sdjob.files import shown, unreadable
+from sdjob.problems import JobError, bad_input
+
+_MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+# GBK, Big5 and others use the same bytes: GB 18030 reads most of them as some Chinese text.
+_GUESS = "gb18030"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with line ends as they are. Raises JobError."""
+    try:
+        return decoded(path, path.read_bytes())
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+
+
+def decoded(path: Path, content: bytes) -> str:
+    """The text of these bytes of a file. Raises JobError."""
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8-sig")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"cannot be read as UTF-8 text (line {line}{_reading(content, error)})"
+        raise JobError(bad_input(shown(path), found, _remedy(path, "GBK"))) from error
+    if "\0" in text:
+        found = "cannot be read as UTF-8 text (it holds zero bytes, as UTF-16 without its mark does)"
+        raise JobError(bad_input(shown(path), found, _remedy(path, "UTF-16LE")))
+    return text
+
+
+def _remedy(path: Path, encoding: str) -> str:
+    name = shlex.quote(shown(path.name))
+    return f"save it again as UTF-8, for example: iconv -f {encoding} -t UTF-8 {name} > new && mv new {name}"
+
+
+def _reading(content: bytes, error: UnicodeDecodeError) -> str:
+    """What the first line that is not UTF-8 would say in GBK, where that is Chinese text."""
+    start = content.rfind(b"\n", 0, error.start) + 1
+    line = content[start:].split(b"\n", 1)[0]
+    text = line.decode(_GUESS, "ignore").strip()
+    if any("\u4e00" <= character <= "\u9fff" for character in text):
+        return f"; as GBK it says {text[:40]!r}"
+    return f", byte {content[error.start]:#04x}"
