@@ -34,6 +34,7 @@ class Contents:
     subjects: tuple[DatasetInfo, ...]  # the subjects of concepts_list, instead of a dataset
     model_path: Path  # the path of the model, or where it was expected
     dataset_path: Path
+    dataset_root: Path  # the folder that was searched for the dataset
     problems: tuple[Problem, ...]
 
     @property
@@ -78,6 +79,7 @@ def look(mounts: Mounts, options: LaunchOptions, spec: RunSpec, awaited: Collect
         subjects or (),
         model.path if model else mounts.model / (options.model_name or ""),
         dataset.path if dataset else mounts.dataset / (options.dataset_name or ""),
+        mounts.dataset / (options.dataset_name or ""),
         (*model_problems, *dataset_problems, *subject_problems, *project_problems),
     )
 

@@ -14,6 +14,7 @@ from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
 from sdlaunch.preflight import (
     captions,
+    data_use,
     estimates,
     image_checks,
     leftovers,
@@ -127,6 +128,7 @@ CHECKS: tuple[Check, ...] = (
     Check(leftovers.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(estimates.disk_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(_model, "MODEL_DIR", lambda job: job.contents.model_path),
+    Check(data_use.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(captions.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(image_checks.findings, "DATASET_DIR", lambda job: job.contents.dataset_path),
     Check(image_checks.of_concepts, "concepts_list", lambda job: str(job.spec.concepts_list)),
