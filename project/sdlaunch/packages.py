@@ -72,11 +72,14 @@ def broken(environ: Mapping[str, str], seconds: float) -> list[Problem]:
 
     installed = [name for name in PACKAGES if find_spec(name) is not None]
     failed: dict[str, str] = ask(["-c", _IMPORT, *installed], environ, seconds)
+    causes = {
+        error: name for name, error in reversed(failed.items())
+    }  # others may fail for that of the first
     return [
         no_hardware(
             "Python packages",
             f"{PACKAGES[name]} is installed, but cannot be imported ({error})",
             f"Install it again: {install_command([PACKAGES[name]])} --force-reinstall --no-deps",
         )
-        for name, error in failed.items()
+        for error, name in causes.items()
     ]

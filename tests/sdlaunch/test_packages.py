@@ -28,3 +28,12 @@ def test_a_broken_package_is_named_with_its_error(tmp_path, monkeypatch):
         "(OSError: libGL.so.1: cannot open shared object file)"
     )
     assert "pip install broken-one --force-reinstall" in problem.remedy
+
+
+def test_packages_that_fail_for_another_one_are_not_named(tmp_path, monkeypatch):
+    (tmp_path / "first_one.py").write_text("raise OSError('libcudart.so.12')")
+    (tmp_path / "second_one.py").write_text("import first_one")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(packages, "PACKAGES", {"first_one": "first", "second_one": "second"})
+    (problem,) = packages.broken({**os.environ, "PYTHONPATH": str(tmp_path)}, 60)
+    assert problem.found.startswith("first is installed")

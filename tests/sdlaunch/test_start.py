@@ -148,6 +148,20 @@ def test_closed_streams_change_no_code(workspace, closed, code):
     assert done.returncode == code, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("umask", "then"), [("777", "0o77"), ("022", "0o22"), ("000", "0o0"), ("077", "0o77")]
+)
+def test_no_umask_locks_the_user_out(umask, then):
+    script = "import os; from sdlaunch.display import console; console.prepare(); print(oct(os.umask(0)))"
+    done = subprocess.run(
+        ["bash", "-c", f"umask {umask}; exec {sys.executable} -c '{script}'"],
+        env=clean_environment(PYTHONPATH=str(HOME / "project")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{then}\n", done.stderr
+
+
 def test_warnings_that_are_errors_do_not_end_the_launcher(tmp_path):
     source = (
         "import warnings\nwarnings.warn('old', DeprecationWarning)\nraise ModuleNotFoundError('', name='x')"

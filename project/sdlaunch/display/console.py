@@ -29,9 +29,9 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):  # whatever the locale of the image, and the bytes in a name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    warnings.simplefilter(
-        "ignore"
-    )  # of libraries, for their authors; PYTHONWARNINGS=error would end the launcher
+    os.umask(os.umask(0o077) & 0o077)  # the user can open what the job makes, whatever the umask is
+    # Those of libraries are for their authors, and PYTHONWARNINGS=error would end the launcher.
+    warnings.simplefilter("ignore")
     try:
         Path.cwd()
     except FileNotFoundError:  # deleted meanwhile

@@ -20,6 +20,7 @@ from sdjob.settings import steps
 from sdlaunch.cluster import devices
 from sdlaunch.preflight import lighter_settings
 from sdlaunch.preflight.job import Finding, Job
+from sdlaunch.preflight.leftovers import of_owner
 
 _CLOSE = 0.9  # fraction of the memory beyond which the rest may be too little for what is not estimated
 _FEWER = (
@@ -143,10 +144,18 @@ class _Demand:
 def disk_space(job: Job) -> list[Finding]:
     """Free space of each volume for everything that is written there together."""
     by_volume: dict[int, tuple[Path, int, list[_Demand]]] = {}
+    closed: dict[Path, Finding] = {}
     for demand in _demands(job):
         existing, volume, free = free_at(demand.folder)
+        if demand.subject == "cache_dir" and existing != demand.folder and not os.access(existing, os.W_OK):
+            found = f"{existing}: {of_owner(existing)}, not writable by user {os.getuid()}"
+            remedy = (
+                "Set cache_dir to a writable folder, or leave it empty: the caches are then in OUTPUT_DIR."
+            )
+            closed[existing] = bad_output("cache_dir", found, remedy)
         by_volume.setdefault(volume, (existing, free, []))[2].append(demand)
-    return [finding for of_volume in by_volume.values() for finding in _judged(*of_volume)]
+    short = (finding for of_volume in by_volume.values() for finding in _judged(*of_volume))
+    return [*closed.values(), *short]
 
 
 def _judged(existing: Path, free: int, demands: Sequence[_Demand]) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Tests of what a job needs in memory and on disk against what is there, and of the arithmetic in a plan."""
 
+import os
 import re
 from types import SimpleNamespace
 
@@ -158,3 +159,13 @@ def test_a_failure_for_memory_names_settings_that_need_clearly_less(workspace):
     """The estimate was that it would fit: recommended settings must need clearly less."""
     settings = prepare(workspace, batch_size="8").lighter()
     assert settings[:2] == ["gradient_checkpointing=1", "batch_size=4 gradient_accumulation_steps=2"]
+
+
+def test_a_cache_dir_that_cannot_be_written_is_named_with_its_owner(workspace, tmp_path, monkeypatch):
+    there = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "closed" and there(path, mode))
+    (tmp_path / "closed").mkdir()
+    cached = {"cache_dir": str(tmp_path / "closed"), "cache_latents": "disk", "center_crop": "1"}
+    (problem,) = prepare(workspace, **cached).problems
+    assert (problem.code, problem.subject) == (73, "cache_dir")
+    assert f"not writable by user {os.getuid()}" in problem.found
