@@ -255,9 +255,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none. Raises OSError."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a whole file or none; `private`: only its owner can read it. Raises OSError."""
     with replacing(path) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -161,7 +161,9 @@ class ExitNote:
     def write(self, notes: Path) -> None:
         """Raises OSError."""
         notes.mkdir(parents=True, exist_ok=True)
-        files.write_text(notes / _EXIT_NOTE.format(self.rank), json.dumps(asdict(self), indent=1) + "\n")
+        files.write_text(
+            notes / _EXIT_NOTE.format(self.rank), json.dumps(asdict(self), indent=1) + "\n", private=True
+        )
 
     @classmethod
     def read_all(cls, notes: Path) -> tuple[ExitNote, ...]:

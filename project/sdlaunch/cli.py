@@ -14,12 +14,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from sdjob.problems import JobError, Problem, bad_setting, exit_code
+from sdjob.redact import is_secret, redact, secrets_of
 from sdjob.settings.diffusers_flags import UNSUPPORTED
 from sdjob.settings.fields import OFF, ON
 from sdlaunch import plan
 from sdlaunch.display import console
 from sdlaunch.display import text as display
-from sdlaunch.display.redact import redact, secrets_of
 from sdlaunch.settings import names
 
 _SWITCHES = {"--dry-run": "plan", "-h": "help", "--help": "help"}
@@ -226,6 +226,8 @@ def _flag_without_equals(name: str, words: deque[str]) -> tuple[list[tuple[str, 
     target, unsupported = names.lookup(name, any_case=True), UNSUPPORTED.get(name.lower())
     known = target or unsupported
     if known is None and not any(name in verb.arguments for verb in VERBS.values()):
+        if is_secret(name) and words and not words[0].startswith("-"):
+            words.popleft()  # its value, which no message may show
         return [], [_not_understood(f"--{name}")]
     if known and known.is_switch:
         has_value = bool(words) and words[0].lower() in (*ON, *OFF)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import Channel
+from sdjob.redact import without_secrets
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import accelerate
@@ -28,10 +29,10 @@ class LaunchPlan:
     unset: tuple[str, ...]
 
     def shell(self) -> str:
-        """The same command to paste into a shell."""
+        """The same command to paste into a shell, without secrets."""
         removed = [word for name in self.unset for word in ("-u", name)]
         added = [f"{name}={value}" for name, value in self.env.items()]
-        return shlex.join(["env", *removed, *added, *self.argv])
+        return shlex.join(["env", *removed, *added, *without_secrets(self.argv)])
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of the command."""

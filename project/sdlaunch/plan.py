@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from sdjob.dataset import validation_split
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_typed
 from sdjob.problems import Problem, exit_code
+from sdjob.redact import redact, secrets_of, without_secrets, without_secrets_in
 from sdjob.settings import advice, compatibility, steps
+from sdjob.settings.flags import Given
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command, python_variables, user_script
 from sdlaunch.cluster import accelerate, cluster, devices
@@ -27,7 +29,6 @@ from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.command import Host, LaunchPlan
 from sdlaunch.display import tables
-from sdlaunch.display.redact import secrets_of
 from sdlaunch.display.tables import Value
 from sdlaunch.inputs import contents as inputs
 from sdlaunch.inputs import fetch as fetching
@@ -79,7 +80,7 @@ class JobPlan:
             },
             "mounts": {name: dict(about) for name, about in self.mounts.items()},
             "arithmetic": list(self.arithmetic),
-            "argv": list(self.launch.argv) if self.launch else [],
+            "argv": list(without_secrets(self.launch.argv)) if self.launch else [],
             "env": dict(self.launch.env) if self.launch else {},
             "unset": list(self.launch.unset) if self.launch else [],
             "problems": [problem.to_dict() for problem in self.problems],
@@ -244,8 +245,9 @@ def _build(
     refused = (read.misunderstood, given.problems, inspected.cluster.problems, resolved.script_problems)
     script = resolved.script
     advised = () if script else (*advice.without_effect(given.spec), *advice.high_rates(given.spec))
+    secrets = _secrets(read, script)
     return JobPlan(
-        settings=resolved.table,
+        settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
         arithmetic=(*estimates.lines(job), *checked.notes),
         launch=None if any(refused) else _launch(read, inspected, resolved),
@@ -263,12 +265,29 @@ def _build(
         output=job.mounts.output,
         cluster=job.cluster,
         stop_grace=given.options.stop_grace,
-        given={name: as_typed(each.text) for name, each in given.given.items()},
-        secrets=secrets_of({**read.environ, **given.passed_on}),
+        given={name: _typed(name, each, secrets) for name, each in given.given.items()},
+        secrets=secrets,
         lighter=functools.partial(estimates.lighter, job),
         awaited=inspected.fetched.awaited,
         private_tmp=inspected.temporary.private,
     )
+
+
+def _secrets(read: _Read, script: Script | None) -> tuple[str, ...]:
+    """What must never be shown; of a script, the values of its secret arguments, which only the command has."""
+    words = script.arguments if script else (read.settings.options.script_args or "").split()
+    return secrets_of({**read.environ, **read.settings.passed_on}, words)
+
+
+def _shown(table: Mapping[str, Value]) -> dict[str, Value]:
+    arguments = table["script_args"]
+    hidden = without_secrets_in(arguments.value) if arguments.value else arguments.value
+    return {**table, "script_args": replace(arguments, value=hidden)}
+
+
+def _typed(name: str, given: Given, secrets: tuple[str, ...]) -> str:
+    text = as_typed(given.text)
+    return redact(without_secrets_in(text) if name == "script_args" else text, secrets)
 
 
 def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved) -> LaunchPlan:

@@ -45,26 +45,26 @@ GROUPS = (
             "output/fingerprint.py",
             "formatting.py",
             "protocol.py",
+            "redact.py",
         ),
         (
             "tests/sdjob/settings",
             "tests/sdjob/output",
             "tests/sdjob/test_formatting.py",
             "tests/sdjob/test_protocol.py",
+            "tests/sdjob/test_redact.py",
         ),
     ),
     Group(
         "sdlaunch",
         (
             "settings/names.py",
-            "display/redact.py",
             "supervise/verdict.py",
             "cluster/platforms.py",
             "command.py",
         ),
         (
             "tests/sdlaunch/settings/test_names.py",
-            "tests/sdlaunch/display/test_redact.py",
             "tests/sdlaunch/supervise/test_verdict.py",
             "tests/sdlaunch/cluster/test_platforms.py",
             "tests/sdlaunch/cluster/test_cluster.py",

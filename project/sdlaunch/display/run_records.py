@@ -11,26 +11,39 @@ from typing import Any
 from sdjob.files import write_text
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
+from sdjob.redact import is_secret, redact, without_secrets_in
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.display.redact import redact, redacted_environment
+from sdlaunch.cluster.platforms import PLATFORMS
+from sdlaunch.display import text as display
 from sdlaunch.plan import JobPlan
+from sdlaunch.settings import names
 
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "peft", "colossalai", "numpy")
 # Settings of a single start, which are left out of the settings to replay.
 _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
+# Variables whose values are recorded, besides settings: prefixes and names. Of others only the names are.
+_RECORDED_PREFIXES = """
+NCCL_ GLOO_ CUDA CUDNN_ NVIDIA_ TORCH PYTORCH_ OMP_ MKL_ KMP_ OPENBLAS_ TRITON_ UCX_ ROCM_ HIP_ MIOPEN_ MUSA_ TOPS_
+ECCL_ XLA_ PYTHON LC_ TRANSFORMERS_ DIFFUSERS_ TOKENIZERS_ ACCELERATE_ HF_HUB_ SDJOB_
+"""
+_RECORDED_NAMES = """
+PATH LD_LIBRARY_PATH LD_PRELOAD LANG TZ TMPDIR HOSTNAME HF_HOME RANK LOCAL_RANK WORLD_SIZE
+"""
+
 
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
     """run/plan.json, run/spec.yaml and run/environment.json."""
     layout.run.mkdir(parents=True, exist_ok=True)
-    write_text(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets) + "\n")
-    write_text(layout.run / "spec.yaml", redact(replayable(plan), plan.secrets))
-    write_text(layout.run / "environment.json", as_json(_environment(environ)) + "\n")
+    write_text(layout.run / "plan.json", display.plan_json(plan) + "\n", private=True)
+    write_text(layout.run / "spec.yaml", replayable(plan), private=True)
+    facts = as_json(_facts(plan, environ))
+    write_text(layout.run / "environment.json", facts + "\n", private=True)
 
 
 def replayable(plan: JobPlan) -> str:
-    """The settings as a YAML file that CONFIG_FILE reads back to the same job."""
+    """The settings as a YAML file that CONFIG_FILE reads back to the same job; secrets have to be given again."""
     import yaml
 
     by_epochs = "epoch" in plan.given and "num_train_step" not in plan.given
@@ -40,20 +53,39 @@ def replayable(plan: JobPlan) -> str:
         *(field for field, about in settings_of(RunSpec).items() if about.flag_only),  # from the mounts
     }
     values = {
-        name: each.value
+        name: _redacted(each.value, plan.secrets)
         for name, each in plan.settings.items()
         if each.value not in (None, [], "") and name not in not_replayed
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:
+    """Before it is spelled as YAML, where brackets mean a list."""
+    if isinstance(value, list):
+        return [_redacted(item, secrets) for item in value]
+    return redact(value, secrets) if isinstance(value, str) else value
+
+
+def _facts(plan: JobPlan, environ: Mapping[str, str]) -> dict[str, Any]:
+    recorded = {name: text for name, text in sorted(environ.items()) if _is_recorded(name)}
     return {
         "python": sys.version.split()[0],
         "platform": system_name(),
         "packages": {name: version for name in _PACKAGES if (version := version_of(name))},
-        "environment": redacted_environment(environ),
+        "environment": {
+            name: redact(without_secrets_in(text) if name.lower() == "script_args" else text, plan.secrets)
+            for name, text in recorded.items()
+        },
+        "other_variables": sorted(environ.keys() - recorded.keys()),
     }
+
+
+def _is_recorded(name: str) -> bool:
+    """Whether the value of a variable is written down."""
+    platforms = [prefix for platform in PLATFORMS.values() for prefix in platform.prefixes]
+    known = name in _RECORDED_NAMES.split() or name.startswith((*_RECORDED_PREFIXES.split(), *platforms))
+    return (known or names.lookup(name) is not None) and not is_secret(name)
 
 
 def system_name() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sdjob.exit_codes import meaning_of
 from sdjob.formatting import as_json, as_typed, counted
 from sdjob.problems import Problem, exit_code
-from sdlaunch.display.redact import redact
+from sdjob.redact import redact
 from sdlaunch.plan import JobPlan
 
 

@@ -1,5 +1,5 @@
 """What a job reads: mounts, and what is fetched from the hub or a package index when allowed.
 
 Start reading: contents.py.
-May import: sdjob, sdlaunch.settings, sdlaunch.display.redact, sdlaunch.timeouts.
+May import: sdjob, sdlaunch.settings, sdlaunch.timeouts.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdjob.files import user_cache
 from sdjob.problems import Problem
-from sdlaunch.display.redact import redact, secrets_of
+from sdjob.redact import redact, secrets_of
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.python_variables import without_harmful
 from sdlaunch.settings.options import LaunchOptions

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sdjob.problems import Problem, bad_setting
+from sdjob.redact import HIDDEN
 from sdjob.settings import diffusers_flags, presets
 from sdjob.settings.diffusers_flags import UNSUPPORTED
 from sdjob.settings.fields import Target, settings_of
@@ -67,6 +68,8 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
         given, problems = sources.from_yaml(str(found.winners["CONFIG_FILE"][1].text))
         found.problems += problems
         _take(found, given, _unknown, any_case=True)
+    winners = found.winners.items()
+    found.problems += [_hidden(shown, given) for shown, (_, given) in winners if HIDDEN in str(given.text)]
     options = _validated(LaunchOptions, found, {})
     spec, preset = presets.completed(_validated(RunSpec, found, _FROM_MOUNTS))
     if options.strict_env:
@@ -166,6 +169,13 @@ def _is_doubtful(found: _Found, given: Given) -> bool:
             )
         )
     return meant is not None
+
+
+def _hidden(shown: str, given: Given) -> Problem:
+    """What was written down without its secrets cannot be read back."""
+    found = f"{HIDDEN} stands in place of a secret ({given.where})"
+    remedy = "Give the whole value again; better give the secret as a variable, which the script reads."
+    return bad_setting(shown, found, remedy)
 
 
 def _validated(model: type[Model], found: _Found, known: Mapping[str, Any]) -> Model:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdjob.problems import Problem, bad_setting
+from sdjob.redact import is_secret
 from sdjob.settings.flags import Given
 
 _INVISIBLE = r"[\s\u200b-\u200f\u2060\ufeff]+"
@@ -56,7 +57,7 @@ def from_env_file(path: str) -> tuple[list[Given], list[Problem], list[Problem]]
             continue
         name, equals, value = line.partition("=")
         if not equals or not name or any(character.isspace() for character in name):
-            found = f"line {number} of {path} is {line!r}"
+            found = f"line {number} of {path} has no `=` after a name"  # it may hold a secret
             problems.append(bad_setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
         elif (item := _unquoted(name, value, f"env file {path}:{number}")).text:
             given.append(item)
@@ -68,10 +69,17 @@ def _misread(text: str, given: Sequence[Given]) -> list[Problem]:
     from dotenv import dotenv_values
 
     other = dotenv_values(stream=io.StringIO(text))
+
+    def found(item: Given) -> str:
+        if is_secret(item.name):
+            return f"the value in {item.where} is another to docker than to python-dotenv"
+        to_both = f"{item.text!r} to docker and {other.get(item.name)!r} to python-dotenv"
+        return f"{item.text!r} in {item.where} is {to_both}"
+
     return [
         bad_setting(
             item.name,
-            f"{item.text!r} in {item.where} is {item.text!r} to docker and {other.get(item.name)!r} to python-dotenv",
+            found(item),
             "Write the bare value: no comment after it, no ${…}, no quotes.",
         )
         for item in given

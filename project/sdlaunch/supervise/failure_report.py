@@ -17,8 +17,8 @@ from sdjob.exit_codes import ExitCode
 from sdjob.files import write_text
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
+from sdjob.redact import redact
 from sdlaunch.cluster.cluster import Cluster
-from sdlaunch.display.redact import redact
 from sdlaunch.plan import JobPlan
 from sdlaunch.supervise import lock
 from sdlaunch.supervise import verdict as verdicts

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sdjob.protocol import OutputLine
-from sdlaunch.display.redact import redact
+from sdjob.redact import redact
 from sdlaunch.supervise.terminal import Terminal
 
 _TAIL = 200

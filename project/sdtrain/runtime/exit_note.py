@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from sdjob import protocol
 from sdjob.problems import Problem
 from sdjob.protocol import ExitNote, Heartbeat
+from sdjob.redact import redact, secrets_of
 
 
 def reason_not_to_retry(environ: Mapping[str, str] = os.environ) -> int | None:
@@ -51,7 +53,7 @@ def leave(
     traceback: str = "",
     environ: Mapping[str, str] = os.environ,
 ) -> bool:
-    """Write this rank's exit note; `step`: that of its heartbeat, unless given.
+    """Write this rank's exit note, without secrets; `step`: that of its heartbeat, unless given.
 
     False: there is no launcher, or the note cannot be written.
     """
@@ -61,9 +63,10 @@ def leave(
     heartbeat = Heartbeat.read(notes, rank(environ))
     if step is None and heartbeat:
         step = heartbeat.step
-    note = ExitNote(
-        rank(environ), int(code), step, problems=tuple(problems), error=error, traceback=traceback
-    )
+    secrets = secrets_of(environ)
+    found = tuple(replace(problem, found=redact(problem.found, secrets)) for problem in problems)
+    error, traceback = redact(error, secrets), redact(traceback, secrets)
+    note = ExitNote(rank(environ), int(code), step, problems=found, error=error, traceback=traceback)
     try:
         note.write(notes)
     except OSError:  # a full disk may be the reason for this note

@@ -2,11 +2,12 @@
 
 import json
 import shlex
+import time
 
 import pytest
 import yaml
 
-from sdlaunch.display.redact import is_secret, redact, redacted_environment, secrets_of
+from sdjob.redact import is_secret, redact, secrets_of, without_secrets, without_secrets_in
 
 QUOTED = 'it\'s-"the"-\\so-secret'
 
@@ -52,13 +53,93 @@ def test_other_names(name):
     assert not is_secret(name)
 
 
-def test_values_of_secrets_are_hidden_anywhere_and_short_ones_in_their_place_only():
-    environ = {"HF_TOKEN": "hf_abcdef", "PIN_KEY": "12", "X": "a hf_abcdef b 12"}
-    assert redacted_environment(environ) == {
-        "HF_TOKEN": "[redacted]",
-        "PIN_KEY": "[redacted]",
-        "X": "a [redacted] b 12",
-    }
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PROXY_AUTH",
+        "AUTHORIZATION",
+        "BEARER",
+        "SLURM_JWT",
+        "SESSION_COOKIE",
+        "SLACK_WEBHOOK_URL",
+        "X-Amz-Signature",
+    ],
+)
+def test_names_of_credentials_and_signatures(name):
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AUTHOR",
+        "XAUTHORITY",
+        "max_new_tokens",
+        "--placeholder_token",
+        "initializer_token",
+        "pad_token_id",
+        "num_tokens",
+    ],
+)
+def test_names_of_words_and_of_people(name):
+    assert not is_secret(name)
+
+
+def test_values_of_secrets_are_hidden_wherever_they_occur():
+    assert (
+        redact("a hf_abcdef b 12", secrets_of({"HF_TOKEN": "hf_abcdef", "PIN_KEY": "12"}))
+        == "a [redacted] b 12"
+    )
+
+
+def test_values_of_secret_flags_are_hidden_in_a_command_however_short():
+    words = [
+        "x.py",
+        "--token",
+        "a",
+        "--api-key=b=c",
+        "password=d",
+        "--key",
+        "--lr",
+        "1",
+        "--max_new_tokens",
+        "9",
+    ]
+    shown = ["x.py", "--token", "[redacted]", "--api-key=[redacted]", "password=[redacted]", *words[5:]]
+    assert without_secrets(words) == tuple(shown)
+    assert without_secrets_in("--lr 1  {x}") == "--lr 1  {x}"
+    assert without_secrets_in("--token 'a b' {x}") == "--token '[redacted]' '{x}'"
+    assert without_secrets_in("--token 'a b") == "--token '[redacted]' b"  # an open quote, which is refused
+    assert secrets_of({}, ["--token", "long$secret", "--key=0123456"]) == ("long$secret", "0123456")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Namespace(hub_token='abc', lr=1)", "Namespace(hub_token='[redacted]', lr=1)"),
+        ('{"hub_token": "abc", "pad_token": "<|e|>"}', '{"hub_token": "[redacted]", "pad_token": "<|e|>"}'),
+        ('"--hub_token",\n  "X"', '"--hub_token",\n  "[redacted]"'),
+        ("Authorization: Bearer abcdefgh1", "Authorization: Bearer [redacted]"),
+        ("using hf_abcdefghijklmnopqrstu now", "using [redacted] now"),
+        ("eyJhbGciOiJI.eyJzdWIi.abc", "[redacted]"),
+        (
+            "https://s3/x?X-Amz-Signature=a%2B&y=1&sig=b",
+            "https://s3/x?X-Amz-Signature=[redacted]&y=1&sig=[redacted]",
+        ),
+        ("KeyError: 'key'; key=foo; tokens: 5", "KeyError: 'key'; key=foo; tokens: 5"),
+        ("step 1/9 loss 0.1 max_token_length=225", "step 1/9 loss 0.1 max_token_length=225"),
+    ],
+)
+def test_what_looks_like_a_secret(text, shown):
+    assert redact(text, ()) == shown
+    assert redact(shown, ()) == shown
+
+
+@pytest.mark.parametrize("text", ["token", "://a:", "a", "--token ", "?a=b&", "token=", "eyJ"])
+def test_a_long_line_takes_little_time(text):
+    start = time.process_time()
+    redact(text * (65536 // len(text)), ("abcdef",))
+    assert time.process_time() - start < 1
 
 
 def test_a_secret_within_a_longer_one():
