@@ -14,6 +14,7 @@ from typing import Any
 
 from sdjob.formatting import as_typed
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
+from sdjob.redact import without_secrets_in
 from sdlaunch.inputs.contents import Contents
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.settings import names
@@ -70,7 +71,9 @@ def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
         words = shlex.split(text)
     except ValueError as error:
         remedy = "Close the quote, or write \\' for the character itself."
-        raise JobError(bad_setting("script_args", f"{text!r}: {str(error).lower()}", remedy)) from None
+        raise JobError(
+            bad_setting("script_args", f"{without_secrets_in(text)!r}: {str(error).lower()}", remedy)
+        ) from None
     placeholders = dict.fromkeys(
         match[2] for word in words for match in _PLACEHOLDER.finditer(word) if not match[1]
     )
