@@ -1,4 +1,4 @@
-"""What launcher and worker say to each other: variables, files, signals, and marks in the worker's output.
+"""What launcher and worker say to each other: variables, files, signals, pipes, and marks in the worker's output.
 
 The messages of a node are in one folder, `/output/run/notes-<node>`, and go away when it ends:
 
@@ -8,6 +8,9 @@ The messages of a node are in one folder, `/output/run/notes-<node>`, and go awa
     started              worker → the next attempt: the output folder belongs to this run
 
 `/output/run/stop-<node>` asks the workers of the node to save and exit. A damaged or foreign message reads as None.
+
+Standard output and error of a worker go to the launcher through a named pipe, `<local rank>` in a folder that only the
+launcher's user can enter; the first line introduces the worker.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ Message = TypeVar("Message")
 _NOTES_DIR = "SDJOB_NOTES_DIR"
 _STOP_FILE = "SDJOB_STOP_FILE"
 _LAUNCHER_PID = "SDJOB_LAUNCHER_PID"
-_LINE_PREFIX_TEMPLATE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+_PIPES_DIR = "SDJOB_PIPES_DIR"
 
 # Files: below /output/run, and in the folder of notes.
 _NOTES_OF_NODE = "notes-{}"
@@ -47,8 +50,9 @@ _HEARTBEAT = "alive-{}"
 _STACKS = "stacks-of-rank-{}"
 _STARTED = "started"
 
-_LINE_PREFIX = "[rank ${rank}] "  # torchrun puts it before each line of a worker
-_PROGRESS_END = "\t"  # of a progress line: invisible, and it survives torchrun, which rewrites line ends
+_LINE_PREFIX = "[rank {}] "  # before each line of a worker in the log of its node
+_INTRODUCTION = re.compile(rb"\0rank (\d+), attempt (\d+)")
+_PROGRESS_END = "\t"  # of a progress line: invisible
 _HEARTBEAT_BYTES = 200
 
 STACKS_SIGNAL = (
@@ -81,12 +85,8 @@ class Channel:
         return cls(run / _NOTES_OF_NODE.format(node), run / _STOP_OF_NODE.format(node))
 
     def environment(self) -> dict[str, str]:
-        """The variables that lead workers here, and have torchrun say whose line it passes on."""
-        return {
-            _LINE_PREFIX_TEMPLATE: _LINE_PREFIX,
-            _STOP_FILE: str(self.stop_file),
-            _NOTES_DIR: str(self.notes),
-        }
+        """The variables that lead workers here."""
+        return {_STOP_FILE: str(self.stop_file), _NOTES_DIR: str(self.notes)}
 
     def belongs_to(self, environ: Mapping[str, str]) -> bool:
         """Whether a process with these variables works for a start in this folder."""
@@ -115,9 +115,9 @@ def insists(signals: Sequence[tuple[int, float]]) -> bool:
     return bool(times) and times[-1] - times[0] > ONE_REQUEST
 
 
-def launcher_variable() -> dict[str, str]:
-    """For workers of this process: as long as it lives, they have a launcher."""
-    return {_LAUNCHER_PID: str(os.getpid())}
+def launcher_variables(pipes: Path) -> dict[str, str]:
+    """For workers of this process: as long as it lives, they have a launcher, which reads from pipes in this folder."""
+    return {_LAUNCHER_PID: str(os.getpid()), _PIPES_DIR: str(pipes)}
 
 
 def launcher_pid(environ: Mapping[str, str]) -> int | None:
@@ -136,6 +136,28 @@ def stop_file(environ: Mapping[str, str]) -> Path | None:
     """The file whose presence asks a worker to save and exit; None: it has no launcher."""
     path = environ.get(_STOP_FILE)
     return Path(path) if path else None
+
+
+def pipe(folder: Path, local_rank: int) -> Path:
+    """The named pipe of a worker."""
+    return folder / str(local_rank)
+
+
+def own_pipe(environ: Mapping[str, str]) -> Path | None:
+    """Where a worker sends its output; None: it has no launcher."""
+    folder, local_rank = environ.get(_PIPES_DIR), environ.get("LOCAL_RANK", "")
+    return pipe(Path(folder), int(local_rank)) if folder and local_rank.isdecimal() else None
+
+
+def introduction(rank: int, attempt: int) -> bytes:
+    """The first line of a worker; `attempt`: how often torchrun has restarted the workers."""
+    return b"\0rank %d, attempt %d\n" % (rank, attempt)
+
+
+def introduced(line: bytes) -> tuple[int, int] | None:
+    """(rank, attempt) if this line introduces a worker."""
+    match = _INTRODUCTION.fullmatch(line)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def stacks_file(notes: Path, rank: int) -> Path:
@@ -215,23 +237,24 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class OutputLine:
-    """A line of output as torchrun passes it on; `rank` is None for its own lines."""
+    """A line in the log of a node; `rank` is None for lines of torchrun."""
 
     rank: int | None
     text: str
     is_progress: bool = False  # a line that the next one may replace on a terminal
 
     @classmethod
-    def parse(cls, line: str) -> OutputLine:
-        match = re.match(re.escape(_LINE_PREFIX).replace(re.escape("${rank}"), r"(\d+)"), line)
-        if not match:
-            return cls(None, line)
-        text = line[match.end() :].replace(match[0], "")  # torchrun repeats it inside torn lines
-        return cls(int(match[1]), text.removesuffix(_PROGRESS_END), text.endswith(_PROGRESS_END))
+    def of(cls, rank: int | None, text: str) -> OutputLine:
+        """A line as it was printed."""
+        return cls(rank, text.removesuffix(_PROGRESS_END), text.endswith(_PROGRESS_END))
 
-    def label(self) -> str:
-        """The rank, for a line that is shown among those of others."""
-        return _LINE_PREFIX.replace("${rank}", str(self.rank))
+    @classmethod
+    def parse(cls, line: str) -> OutputLine:
+        match = re.match(re.escape(_LINE_PREFIX).replace(re.escape("{}"), r"(\d+)"), line)
+        return cls.of(int(match[1]), line[match.end() :]) if match else cls(None, line)
+
+    def __str__(self) -> str:
+        return self.text if self.rank is None else _LINE_PREFIX.format(self.rank) + self.text
 
 
 def progress_line(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.python_variables import harmful
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
+
+_SCRIPT = ("-m", "sdjob.rank_output")  # runs a user's script, whose output goes to the launcher
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ def build(
     """The command of this node; every process runs the worker, or a user's script instead."""
     layout = OutputLayout(Path(spec.output_dir))
     start = _accelerate if options.launcher == "accelerate" else _torchrun
-    program = script.words if script else ("-m", "sdtrain", *worker_argv.render(spec))
+    program = (*_SCRIPT, *script.words) if script else ("-m", "sdtrain", *worker_argv.render(spec))
     words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
-    argv = (host.python, *start(spec, cluster, options, layout), *words)
+    argv = (host.python, *start(spec, cluster, options), *words)
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     read_by_torchrun = (name for name in host.environ if name.startswith("PET_"))
     unset = tuple(sorted({*read_by_torchrun, *harmful(host.environ)}))
@@ -72,32 +75,23 @@ def build(
     return LaunchPlan(argv, env, unset)
 
 
-def _torchrun(
-    spec: RunSpec, cluster: Cluster, options: LaunchOptions, layout: OutputLayout
-) -> tuple[str, ...]:
+def _torchrun(spec: RunSpec, cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
     return (
         *("-m", "torch.distributed.run"),
         *_rendezvous(cluster),
         f"--nproc-per-node={cluster.nproc_per_node}",
         *([f"--max-restarts={options.max_restarts}"] if options.max_restarts else []),
-        "--tee=3",
-        f"--log-dir={_rank_logs(layout, cluster)}",
+        f"--log-dir={os.devnull}",  # no files: they would hold secrets, and the launcher writes its own
     )
 
 
-def _accelerate(
-    spec: RunSpec, cluster: Cluster, options: LaunchOptions, layout: OutputLayout
-) -> tuple[str, ...]:
-    """accelerate runs torchrun for several processes; a single one gets it here, for logs and restarts."""
+def _accelerate(spec: RunSpec, cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
+    """accelerate runs torchrun for several processes; a single one gets it here, for restarts."""
     start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, options.accelerate_config))
     if cluster.world_size == 1:
-        return (*start, *_torchrun(spec, cluster, options, layout))
+        return (*start, *_torchrun(spec, cluster, options))
     restarts = [f"--max_restarts={options.max_restarts}"] if options.max_restarts else []
-    return (*start, *restarts, "--tee=3", f"--log_dir={_rank_logs(layout, cluster)}")
-
-
-def _rank_logs(layout: OutputLayout, cluster: Cluster) -> Path:
-    return layout.logs / f"ranks-of-node-{cluster.node_rank}"
+    return (*start, *restarts, f"--log_dir={os.devnull}")
 
 
 def _rendezvous(cluster: Cluster) -> tuple[str, ...]:

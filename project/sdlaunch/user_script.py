@@ -71,9 +71,8 @@ def arguments_of(text: str, values: Mapping[str, Any]) -> tuple[str, ...]:
         words = shlex.split(text)
     except ValueError as error:
         remedy = "Close the quote, or write \\' for the character itself."
-        raise JobError(
-            bad_setting("script_args", f"{without_secrets_in(text)!r}: {str(error).lower()}", remedy)
-        ) from None
+        found = f"{without_secrets_in(text)!r}: {str(error).lower()}"
+        raise JobError(bad_setting("script_args", found, remedy)) from None
     placeholders = dict.fromkeys(
         match[2] for word in words for match in _PLACEHOLDER.finditer(word) if not match[1]
     )

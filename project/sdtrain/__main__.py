@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 
+from sdjob import rank_output
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError
 from sdjob.settings import flags
@@ -18,6 +19,7 @@ from sdtrain.runtime.stop import Stopped
 
 def main(arguments: list[str]) -> int:
     """One process of a run, from its flags to its exit code."""
+    rank_output.attach()
     if (code := exit_note.reason_not_to_retry()) is not None:
         return code
     parents = Parents.of_this()

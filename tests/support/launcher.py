@@ -19,7 +19,8 @@ DRIVER = (sys.executable, str(Path(__file__).with_name("driver.py")))
 # Start of a script that replaces torchrun.
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
-from sdjob import protocol
+from sdjob import protocol, rank_output
+rank_output.attach()  # as a worker of torchrun
 stop_file, notes = (os.fspath(find(os.environ)) for find in (protocol.stop_file, protocol.notes_folder))
 def note(rank, code, **more):
     text = json.dumps({"rank": rank, "code": code, "step": 7, "time": time.time(), "problems": [], **more})
@@ -27,7 +28,12 @@ def note(rank, code, **more):
 def beat(rank, **more):
     protocol.Heartbeat(os.getpid(), "step", **more).write(protocol.notes_folder(os.environ), rank)
 def say(text):
-    print(text, flush=True)
+    rank, said = protocol.OutputLine.parse(text).rank, text.partition("] ")[2]
+    if rank is None:
+        print(text, flush=True)
+        return
+    with open(protocol.own_pipe({**os.environ, "LOCAL_RANK": "0"}), "wb", buffering=0) as pipe:
+        pipe.write(protocol.introduction(rank, 0) + said.encode() + bytes([10]))
 def asked(seconds=20):
     end = time.time() + seconds
     while not os.path.exists(stop_file) and time.time() < end:

@@ -41,6 +41,10 @@ class OutputLayout:
         """What a node's launcher and its processes print, of all starts."""
         return self.logs / f"node-{node}.log"
 
+    def rank_log(self, node: int, rank: int) -> Path:
+        """What one rank prints, of all starts."""
+        return self.logs / f"node-{node}" / f"rank-{rank}.log"
+
     def lock(self, node: int) -> Path:
         return self.run / f"lock-{node}"
 

@@ -35,13 +35,22 @@ def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tu
         clear(layout, cluster)
         return
     layout.run.mkdir(parents=True, exist_ok=True)
-    write_text(_path(layout, cluster.node_rank), f"{text_of(cluster, verdict, secrets)}\n")
+    write_text(_path(layout, cluster.node_rank), text_of(layout, cluster, verdict, secrets) + "\n", private=True)
     _merge(layout, cluster.nodes)
 
 
-def text_of(cluster: Cluster, verdict: Verdict, secrets: tuple[str, ...]) -> str:
+def text_of(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tuple[str, ...]) -> str:
     """The report of this node."""
-    return redact(as_json({"node": cluster.node_rank, **verdict.to_dict()}), secrets)
+    log = log_of(layout, cluster.node_rank, verdict.root_rank)
+    where = str(log) if log.exists() else None
+    return redact(as_json({"node": cluster.node_rank, **verdict.to_dict(), "log": where}), secrets)
+
+
+def log_of(layout: OutputLayout, node: int, rank: int | None) -> Path:
+    """The log to read: that of the rank if it belongs to this node, or else that of the node."""
+    if rank is not None and (path := layout.rank_log(node, rank)).exists():
+        return path
+    return layout.log(node)
 
 
 def clear(layout: OutputLayout, cluster: Cluster) -> None:
@@ -78,7 +87,7 @@ def _merge(layout: OutputLayout, nodes: int) -> None:
         if reports:
             first, *others = sorted(reports, key=_order)
             known = [{key: each[key] for key in ("node", "class", "code", "root_rank")} for each in others]
-            write_text(layout.failure, as_json({**first, "other_nodes": known}) + "\n")
+            write_text(layout.failure, as_json({**first, "other_nodes": known}) + "\n", private=True)
         else:
             layout.failure.unlink(missing_ok=True)
 

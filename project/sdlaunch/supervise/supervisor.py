@@ -25,10 +25,11 @@ from sdlaunch.display import text as display
 from sdlaunch.inputs import temporary_folder
 from sdlaunch.plan import JobPlan
 from sdlaunch.preflight.output import unwritable
-from sdlaunch.supervise import failure_report, lock, output_folder, processes
+from sdlaunch.supervise import failure_report, lock, output_folder, processes, rank_pipes
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
 from sdlaunch.supervise.lock import Lock
+from sdlaunch.supervise.rank_pipes import RankPipes
 from sdlaunch.supervise.terminal import Terminal
 from sdlaunch.supervise.verdict import Ending, Verdict
 from sdlaunch.supervise.worker_output import Stream
@@ -63,6 +64,7 @@ class _Job:
     layout: OutputLayout
     channel: Channel
     stream: Stream
+    pipes: RankPipes
     lock: Lock
 
 
@@ -76,14 +78,18 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
             held = stack.enter_context(lock.held(layout, plan.cluster, _hint))
             stack.enter_context(temporary_folder.made(plan.private_tmp))
             _prepare(plan, layout, channel, environ)
-            stream = stack.enter_context(Stream(layout.log(node), terminal, plan.secrets))
+            temporary = plan.launch.env.get("TMPDIR") if plan.launch else None
+            pipes = stack.enter_context(
+                rank_pipes.opened(plan.cluster.nproc_per_node, temporary, channel.notes)
+            )
+            stream = stack.enter_context(Stream(layout, node, terminal, plan.secrets))
         except (JobError, OSError) as error:
             if isinstance(error, OSError):
                 error = JobError(unwritable(Path(error.filename or layout.root), error))
             _hint(str(error))
             return error.code
         stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
-        return _watched(_Job(plan, layout, channel, stream, held), environ)
+        return _watched(_Job(plan, layout, channel, stream, pipes, held), environ)
 
 
 def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Mapping[str, str]) -> None:
@@ -129,7 +135,7 @@ def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
     try:
         if watch.hang:
             stacks = job.layout.logs / f"stacks-of-node-{job.plan.cluster.node_rank}.txt"
-            write_text(stacks, watch.hang.text())
+            write_text(stacks, watch.hang.text(), private=True)
         failure_report.record(job.layout, job.plan.cluster, verdict, job.plan.secrets)
     except OSError:
         return False
@@ -159,7 +165,7 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
     processes.adopt_orphans()
     with subprocess.Popen(
         job.plan.launch.argv,
-        env=job.plan.launch.environment(environ) | protocol.launcher_variable(),
+        env=job.plan.launch.environment(environ) | protocol.launcher_variables(job.pipes.folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -168,7 +174,9 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
         preexec_fn=processes.before_torchrun(),
     ) as process:
         assert process.stdout is not None
-        pump = threading.Thread(target=job.stream.pump, args=(process.stdout,), daemon=True)
+        ended = threading.Event()
+        lines = job.pipes.lines(process.stdout.fileno(), ended.is_set)
+        pump = threading.Thread(target=job.stream.pump, args=(lines,), daemon=True)
         pump.start()
         while process.poll() is None and not (stop.insisted or watch.hangs() or job.lock.lost.is_set()):
             _advance(stop, process, job)
@@ -179,6 +187,7 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
             _wait_for_ranks(process.pid, stop, job)
         processes.kill_all(process.pid)  # torchrun may end before its workers do
         process.wait()
+        ended.set()
         pump.join(timeout=10)
     return process.returncode
 
@@ -231,6 +240,7 @@ def _show(verdict: Verdict, job: _Job, *, recorded: bool) -> None:
         say(indent("\n".join((*verdict.evidence, f"    → {verdict.remedy}")), "  "))
     if verdict.failed and not recorded:
         say(f"  {job.layout.failure.name} cannot be written there; it would be:")
-        say(failure_report.text_of(job.plan.cluster, verdict, job.plan.secrets))
+        say(failure_report.text_of(job.layout, job.plan.cluster, verdict, job.plan.secrets))
     elif verdict.failed:
-        say(f"  details: {job.layout.failure}, {job.layout.log(job.plan.cluster.node_rank)}")
+        log = failure_report.log_of(job.layout, job.plan.cluster.node_rank, verdict.root_rank)
+        say(f"  details: {job.layout.failure}, {log}")

@@ -1,4 +1,4 @@
-"""The output of torchrun, line by line: workers' lines to the terminal, everything to the log of the node."""
+"""The output of ranks and torchrun, line by line, without secrets: for the terminal and the logs of node and rank."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable
-from datetime import datetime, timezone
-from pathlib import Path
 
+from sdjob.output.layout import OutputLayout
 from sdjob.protocol import OutputLine
 from sdjob.redact import redact
+from sdlaunch.supervise.log_file import LogFile
 from sdlaunch.supervise.terminal import Terminal
 
 _TAIL = 200
 
 
 class Stream:
-    """Distributes lines. Torchrun's own (tables, tracebacks) go to the log only, to which every start appends.
+    """Distributes lines. Torchrun's own (tables, tracebacks) go to the log of the node only.
 
-    Raises OSError if the log cannot be opened, and never later.
+    Raises OSError if that log cannot be opened, and never later.
     """
 
-    def __init__(self, log: Path, terminal: Terminal, secrets: tuple[str, ...]) -> None:
-        self.quiet = False  # workers' lines go to the log only
+    def __init__(self, layout: OutputLayout, node: int, terminal: Terminal, secrets: tuple[str, ...]) -> None:
+        self.quiet = False  # workers' lines go to the logs only
         self.tail: deque[str] = deque(maxlen=_TAIL)
-        self._log = log.open("a", encoding="utf-8", errors="backslashreplace")
+        self._log = LogFile(layout.log(node))
+        self._layout, self._node = layout, node
+        self._ranks: dict[int, LogFile | None] = {}  # None: it cannot be opened
         self._lock = threading.Lock()
         self._terminal = terminal
         self._secrets = secrets
@@ -35,19 +37,33 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # the disk may be full
-            self._log.close()
+        for log in (self._log, *self._ranks.values()):
+            if log:
+                log.close()
 
-    def pump(self, lines: Iterable[bytes]) -> None:
-        """Pass on every line until the stream ends."""
-        for raw in lines:
-            text = redact(raw.decode("utf-8", "replace").rstrip("\r\n"), self._secrets)
-            line = OutputLine.parse(text)
-            self.tail.append(text)
-            self.note(text)
-            if line.rank is not None and not self.quiet and not self._is_traceback(line.rank, line.text):
-                label = "" if line.rank == 0 else line.label()
-                self._terminal.show(label + line.text, progress=line.is_progress)
+    def pump(self, lines: Iterable[tuple[int | None, bytes]]) -> None:
+        """Pass on every line, with its rank (None: torchrun), until the stream ends."""
+        for rank, raw in lines:
+            line = OutputLine.of(rank, redact(raw.decode("utf-8", "replace"), self._secrets))
+            self.tail.append(str(line))
+            self.note(str(line))
+            if rank is not None:
+                self._of_rank(rank, line)
+
+    def _of_rank(self, rank: int, line: OutputLine) -> None:
+        if rank not in self._ranks:
+            self._ranks[rank] = self._opened(rank)
+        if log := self._ranks[rank]:
+            log.write(line.text)
+        if not self.quiet and not self._is_traceback(rank, line.text):
+            self._terminal.show(str(line) if rank else line.text, progress=line.is_progress)
+
+    def _opened(self, rank: int) -> LogFile | None:
+        with contextlib.suppress(OSError):  # a full disk; the log of the node has the lines too
+            log = LogFile(self._layout.rank_log(self._node, rank))
+            log.write("==== start ====")
+            return log
+        return None
 
     def _is_traceback(self, rank: int, text: str) -> bool:
         """Whether this line is for the log only; the error itself, which ends a traceback, is for people."""
@@ -64,9 +80,6 @@ class Stream:
         self._terminal.show(text)
 
     def note(self, text: str) -> None:
-        """Log a text, each line with the time; a full disk ends the log, not the supervision."""
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        with self._lock, contextlib.suppress(OSError):
-            for line in text.split("\n"):
-                print(now, line, file=self._log)
-            self._log.flush()
+        """Log a text, each line with the time."""
+        with self._lock:
+            self._log.write(text)

@@ -158,4 +158,8 @@ def test_two_launchers_in_one_folder_name_the_cause(workspace, tmp_path):
     said = zero.failure
     assert (said["node"], said["class"], said["root_rank"]) == (1, "bad input", 1)
     assert [(each["node"], each["class"]) for each in said["other_nodes"]] == [(0, "bug or lost peer")]
-    assert {path.name for path in (tmp_path / "output" / "logs").iterdir()} == {"node-0.log", "node-1.log"}
+    logs = {
+        str(path.relative_to(tmp_path / "output" / "logs"))
+        for path in (tmp_path / "output" / "logs").rglob("*.log")
+    }
+    assert logs == {"node-0.log", "node-1.log", "node-0/rank-0.log", "node-1/rank-1.log"}
