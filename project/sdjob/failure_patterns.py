@@ -66,7 +66,8 @@ _TABLE = (
         r"(?:CUDA|HIP|NPU|XPU|MUSA|MLU|MPS backend) out of memory",
         r"OutOfMemoryError",
         r"CU(?:BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|HIPBLAS_STATUS_ALLOC_FAILED",
-        r"Failed to CUDA (?:calloc|malloc|host alloc)",
+        r"CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # from cuDNN 9 on
+        r"Failed to CUDA (?:calloc|malloc)",
     ),
     _row(
         ExitCode.OUT_OF_MEMORY,
@@ -78,6 +79,8 @@ _TABLE = (
         r"Cannot allocate memory",
         r"std::bad_alloc",
         r"\bMemoryError\b",
+        r"CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        r"Failed to CUDA host alloc",  # pinned memory
     ),
     _row(
         ExitCode.NO_HARDWARE,
@@ -87,7 +90,7 @@ _TABLE = (
         "or use another GPU.",
         r"no kernel image is available",
         r"device kernel image is invalid",
-        r"CUDNN_STATUS_ARCH_MISMATCH|CUBLAS_STATUS_ARCH_MISMATCH",
+        r"(?:CUDNN|CUBLAS)_STATUS_(?:NOT_SUPPORTED_)?ARCH_MISMATCH",
     ),
     _row(
         ExitCode.NO_HARDWARE,
@@ -105,6 +108,7 @@ _TABLE = (
         "the driver finds no GPU that can be used",
         "Start the container with its GPUs (--gpus all), and check CUDA_VISIBLE_DEVICES and nvidia-smi.",
         r"Found no NVIDIA driver",
+        r"CUDA driver initialization failed|CUDA unknown error - this may be due to",
         r"No CUDA GPUs are available|no CUDA-capable device is detected",
         rf"{_CUDA}invalid device ordinal",
     ),
@@ -121,6 +125,13 @@ _TABLE = (
         "another program keeps the GPU busy",
         "End the other program (nvidia-smi lists it), or set the compute mode of the GPU to default.",
         r"devices?(?:\(s\))? (?:is|are|is/are) busy or unavailable",
+    ),
+    _row(
+        ExitCode.NO_HARDWARE,
+        "NPROC_PER_NODE",
+        "two ranks use the same GPU",
+        "Set NPROC_PER_NODE to the number of GPUs of a node, and check CUDA_VISIBLE_DEVICES.",
+        r"Duplicate GPU detected",
     ),
     _row(
         ExitCode.NO_HARDWARE,
@@ -150,11 +161,13 @@ _TABLE = (
         "none, check the network between the nodes: NCCL_DEBUG=INFO shows the interfaces, NCCL_SOCKET_IFNAME and "
         "GLOO_SOCKET_IFNAME choose one. Start again to resume.",
         r"Watchdog caught collective operation timeout",
-        r"nccl(?:System|Remote|Internal|UnhandledCuda|InvalidUsage)Error|NCCL error",
+        r"watchdog got stuck for \d+ seconds|NCCL timeout in: ",
+        r"nccl(?:System|Remote|Internal|UnhandledCuda)Error: |ncclInvalid(?:Usage|Argument): |NCCL error in: ",
         r"unhandled (?:system|cuda) error",
-        r"Connection (?:closed by peer|reset by peer)",
-        r"Timed out waiting \d+ms for (?:recv|send) operation",
-        r"client socket has timed out",
+        r"Connection (?:closed by peer|reset by peer)|Connection was likely closed\. Did the remote server",
+        r"Timed out waiting \d+ms for (?:recv|send) operation|Application timeout caused pair closure",
+        r"client socket has timed out|failed to connect/validate to host|connectFullMesh failed",
+        r"Timed out after \d+ seconds waiting for clients|timed out in monitoredBarrier",
     ),
     _row(
         ExitCode.TRAINING_FAILED,

@@ -2,7 +2,11 @@
 
 # ruff: noqa: E501 - the texts as they come
 
+import mmap
+from pathlib import Path
+
 import pytest
+import torch
 
 from sdjob import failure_patterns
 from sdjob.failure_patterns import DEVICE_MEMORY, HOST_MEMORY
@@ -36,6 +40,14 @@ TEXTS = [
         71,
         DEVICE_MEMORY,
     ),
+    (
+        "RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        71,
+        DEVICE_MEMORY,
+    ),
+    ("RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", 71, HOST_MEMORY),
+    ("node:1:2 [0] include/alloc.h:159 NCCL WARN Failed to CUDA host alloc 9637888 bytes", 71, HOST_MEMORY),
+    ("node:1:2 [0] include/alloc.h:493 NCCL WARN Failed to CUDA calloc 608 bytes", 71, DEVICE_MEMORY),
     (
         "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)",
         71,
@@ -73,6 +85,21 @@ TEXTS = [
     ),
     ("CUDA error: no kernel image is available for execution on the device" + ASYNC, 69, "device"),
     ("CUDA error: device kernel image is invalid", 69, "device"),
+    ("RuntimeError: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH", 69, "device"),
+    ("CUDA driver initialization failed, you might not have a CUDA gpu.", 69, "device"),
+    (
+        "CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env variable CUDA_VISIBLE_DEVICES after program start. Setting the available devices to be zero.",
+        69,
+        "device",
+    ),
+    (
+        NCCL
+        + "invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.3\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU detected : rank 2 and rank 0 both on CUDA device 27000",
+        69,
+        "NPROC_PER_NODE",
+    ),
+    ("CUDA error: Invalid access of peer GPU memory over nvlink or a hardware error", 69, "device"),
+    ("CUDA error: the launch timed out and was terminated" + ASYNC, 69, "device"),
     (
         "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver",
         69,
@@ -123,6 +150,23 @@ TEXTS = [
         "network",
     ),
     (
+        "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.",
+        70,
+        "network",
+    ),
+    (
+        "[PG ID 0 PG GUID 0(default_pg) Rank 1] ProcessGroupNCCL's watchdog got stuck for 480 seconds without making progress in monitoring enqueued collectives.",
+        70,
+        "network",
+    ),
+    ("Application timeout caused pair closure", 70, "network"),
+    (
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+        70,
+        "network",
+    ),
+    ("Timed out after 601 seconds waiting for clients. 1/2 clients joined.", 70, "network"),
+    (
         "The client socket has timed out after 600000ms while trying to connect to (node-0, 29400).",
         70,
         "network",
@@ -161,5 +205,32 @@ def test_other_texts_name_none(text):
 
 def test_remedies_say_what_to_set():
     remedies = {text: known.remedy for text, *_ in TEXTS if (known := failure_patterns.find(text))}
-    assert "--shm-size" in remedies[TEXTS[16][0]]
+    assert "--shm-size" in next(remedy for text, remedy in remedies.items() if "Bus error" in text)
     assert "nvidia-fabricmanager" in remedies[COUNT + "Error 802: system not yet initialized"]
+
+
+@pytest.mark.parametrize(
+    ("library", "text"),
+    [
+        ("libc10.so", "DefaultCPUAllocator: can't allocate memory"),
+        ("libtorch_cpu.so", "Connection closed by peer "),
+        ("libtorch_cpu.so", "Timed out waiting "),
+        ("libtorch_cpu.so", "Application timeout caused pair closure"),
+        ("libtorch_cpu.so", "Connection was likely closed. Did the remote server"),
+        ("libtorch_cpu.so", "The client socket has timed out after"),
+        ("libtorch_cpu.so", "failed to connect/validate to host"),
+        ("libtorch_cpu.so", "connectFullMesh failed"),
+        ("libtorch_cpu.so", "seconds waiting for clients"),
+        ("libtorch_cpu.so", "timed out in monitoredBarrier"),
+        ("libtorch_cpu.so", "unable to write to file <"),
+        ("libtorch_cpu.so", " bytes from file <"),
+        ("libtorch_cpu.so", "unable to open shared memory"),
+        ("libtorch_cpu.so", "unable to allocate shared memory"),
+        ("libtorch_python.so", "Unexpected bus error encountered in worker"),
+        ("libtorch_python.so", "is killed by signal: "),
+    ],
+)
+def test_the_installed_torch_has_the_texts_that_are_searched_for(library, text):
+    path = Path(torch.__file__).parent / "lib" / library
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        assert content.find(text.encode()) >= 0
