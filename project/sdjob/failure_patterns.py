@@ -46,8 +46,8 @@ _CUDA = rf"(?:{_ERROR}|[Cc]uda failure (?:\d+ )?'|Error \d+: )"  # NCCL, and tor
 _TABLE = (
     _row(
         ExitCode.NO_HARDWARE,
-        "shared memory",
-        "/dev/shm is full or too small",
+        "/dev/shm",
+        "shared memory is full or too small",
         "Give the container more shared memory (--shm-size=8g), or set dataloader_num_workers=0.",
         r"[Uu]nexpected bus error encountered in worker",
         r"killed by signal: Bus error",

@@ -7,10 +7,29 @@ from dataclasses import asdict, dataclass
 
 from sdjob.exit_codes import REFUSED, ExitCode
 
+# Subjects that are neither settings, variables nor paths: what no single one of them can fix.
+NAMED_SUBJECTS = frozenset(
+    {
+        "command line",
+        "device memory",
+        "host memory",
+        "network",
+        "open files",
+        "loss",
+        "weights",
+        "Python",
+        "Python packages",
+        "PyTorch",
+    }
+)
+
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that keeps a job from running: its subject, what was found, how to fix it."""
+    """One thing that keeps a job from running: its subject, what was found, how to fix it.
+
+    The subject is the setting, variable or argument that can fix it, else a path, else one of NAMED_SUBJECTS.
+    """
 
     code: int
     subject: str

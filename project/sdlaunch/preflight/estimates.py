@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.dataset import validation_split
+from sdjob.failure_patterns import DEVICE_MEMORY, HOST_MEMORY
 from sdjob.formatting import counted, in_units
 from sdjob.model import memory_estimate
 from sdjob.model.memory_estimate import CacheEntries, Estimate
@@ -71,7 +72,7 @@ def device_memory(job: Job) -> list[Finding]:
     settings = lighter(job)
     remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
     if need.total > available:
-        return [no_hardware("memory", found, f"{remedy}.")]
+        return [no_hardware(HOST_MEMORY if on_cpu else DEVICE_MEMORY, found, f"{remedy}.")]
     return [f"memory: {found}: it may not be enough. {remedy}."]
 
 

@@ -41,7 +41,7 @@ def too_many(names: Sequence[str], allowed: int) -> Problem:
     """The problem of more unusable images than allowed."""
     found = f"{len(names)} images cannot be used (max_bad_samples={allowed}): {', '.join(names[:_NAMED])}"
     remedy = "Replace them, remove them from the dataset, or allow more with max_bad_samples."
-    return bad_input("dataset", found, remedy)
+    return bad_input("max_bad_samples", found, remedy)
 
 
 def _problem_in(text: str) -> Problem:

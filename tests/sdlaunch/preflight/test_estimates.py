@@ -123,7 +123,7 @@ def with_devices(monkeypatch, memory: int | None, kind: str = "cuda", count: int
 def test_a_device_that_is_too_small_is_69_with_settings_that_fit(workspace, monkeypatch):
     with_devices(monkeypatch, 600_000_000)
     (problem,) = prepare(workspace, device="", batch_size="8").problems
-    assert (problem.code, problem.subject) == (69, "memory")
+    assert (problem.code, problem.subject) == (69, "device memory")
     assert "at least 818 MB needed on each cuda device" in problem.found
     assert "activations 818 MB" in problem.found and "600 MB there" in problem.found
     assert "gradient_checkpointing=1; batch_size=4 gradient_accumulation_steps=2" in problem.remedy

@@ -34,7 +34,7 @@ def test_unusable_images_are_marked_and_named(capsys):
 def test_more_than_may_be_skipped_are_refused():
     with pytest.raises(JobError) as caught:
         scanned(max_bad_samples=1)
-    assert [problem.subject for problem in caught.value.problems] == ["dataset", "image 1", "image 4"]
+    assert [problem.subject for problem in caught.value.problems] == ["image 1", "image 4", "max_bad_samples"]
 
 
 def test_a_stop_names_the_step():
