@@ -34,7 +34,7 @@ _URL_QUERY = re.compile(r"([?&]([\w.%-]{1,64})=)([^&#\s\"'<>]+)")
 _ASSIGNED = re.compile(
     rf"(?<![\w.-])((?:--?)?({_NAME})(?:[\"']?\s*=\s*|[\"']\s*:\s*)[\"']?)([^\s\"',;)}}\]]+)", re.IGNORECASE
 )
-_FLAG = re.compile(rf"(?<![\w.-])(--?({_NAME})[\"']?,?\s+[\"']?)([^\s\"'-][^\s\"']*)", re.IGNORECASE)
+_FLAG = re.compile(r"(?<![\w.-])(--?([a-zA-Z][\w.-]{0,80})(?:[\"']?,?\s+|=)[\"']?)([^\s\"'-][^\s\"']*)")
 _KNOWN_FORMS = re.compile(
     r"(?<![\w-])(?:hf_\w{20,}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|xox[a-z]-[\w-]{10,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)"

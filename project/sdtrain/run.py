@@ -29,6 +29,7 @@ from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
 from sdtrain.reporting import html, metrics, report
 from sdtrain.reporting.report import Outcome
+from sdtrain.reporting.stopwatch import Spent
 from sdtrain.reporting.tracker import tracker
 from sdtrain.resolve import Inputs
 from sdtrain.runtime.distributed import World
@@ -121,7 +122,8 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
     else:
-        state = TrainState(step=0, samples_seen=0, loss=math.nan, loss_sum=0.0, fingerprint=facts)
+        spent = Spent() if spec.resume == "never" else Spent().and_unsaved(training.context.layout)
+        state = TrainState(0, samples_seen=0, loss=math.nan, loss_sum=0.0, fingerprint=facts, spent=spent)
         validation.validate(training, 0)
     world.say(_announcement(training, state.step + 1))
     return train_steps(training, state)

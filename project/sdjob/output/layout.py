@@ -28,6 +28,7 @@ class OutputLayout:
         self.exports = root / "exports"  # results of step checkpoints, made by `export`
         self.logs = root / "logs"
         self.run = root / "run"  # plan, replayable settings, versions; while a job runs, its processes' notes
+        self.starts = self.run / "starts.json"  # when each start began and ended
         self.metrics = self.run / "metrics.jsonl"  # one line a logged step
         self.report = root / "report.json"
         self.page = root / "report.html"

@@ -17,6 +17,7 @@ from types import FrameType
 from sdjob import protocol
 from sdjob.exit_codes import ExitCode
 from sdjob.files import write_text
+from sdjob.output import starts
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
@@ -97,6 +98,7 @@ def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Map
     failure_report.clear(layout, plan.cluster)
     if plan.cluster.node_rank == 0:
         run_records.write_all(plan, layout, environ)
+        starts.begin(layout, time.time(), plan.cluster.world_size, Heartbeat.last(channel.notes))
     channel.clear()
     layout.logs.mkdir(parents=True, exist_ok=True)
 
@@ -136,6 +138,8 @@ def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
         if watch.hang:
             stacks = job.layout.logs / f"stacks-of-node-{job.plan.cluster.node_rank}.txt"
             write_text(stacks, watch.hang.text(), private=True)
+        if job.plan.cluster.node_rank == 0:
+            starts.end(job.layout, time.time(), finished=verdict.code == ExitCode.FINISHED)
         failure_report.record(job.layout, job.plan.cluster, verdict, job.plan.secrets)
     except OSError:
         return False

@@ -39,6 +39,8 @@ def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     if problems := fingerprint.differences(state.fingerprint, facts, folder.path):
         raise JobError(problems)
     is_branch = bool(origin) and state.origin != origin
+    if not is_branch and state.spent.at is not None:
+        state = replace(state, spent=state.spent.and_unsaved(context.layout))
     return ResumePoint(folder.path, replace(state, origin=origin or state.origin), is_branch)
 
 

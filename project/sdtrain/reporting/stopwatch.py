@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from sdjob.output import starts
+from sdjob.output.layout import OutputLayout
 from sdtrain.runtime import devices
 
 
@@ -58,15 +60,22 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Spent:
-    """Wall-clock and device seconds, summed over all starts of the run.
+    """Wall-clock and device seconds, summed over all starts of the run, and the time (Unix) of this sum.
 
-    A start that was killed counts up to its last checkpoint.
+    What a start did after its last checkpoint is known from the launcher's record, up to its last sign of life.
     """
 
     seconds: float = 0.0
     device_seconds: float = 0.0
+    at: float | None = None
 
     def and_this_start(self, processes: int) -> Spent:
         """With the time since this process was created, as a platform bills it: imports and checks included."""
         seconds = time.time() - psutil.Process().create_time()
-        return Spent(self.seconds + seconds, self.device_seconds + seconds * processes)
+        return Spent(self.seconds + seconds, self.device_seconds + seconds * processes, time.time())
+
+    def and_unsaved(self, layout: OutputLayout) -> Spent:
+        """With what earlier starts spent after this was saved, or if nothing was saved, before this start."""
+        begun = psutil.Process().create_time()
+        seconds, device_seconds = starts.unsaved(starts.read(layout), self.at, begun)
+        return Spent(self.seconds + seconds, self.device_seconds + device_seconds, self.at)

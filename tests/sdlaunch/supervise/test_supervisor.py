@@ -54,6 +54,7 @@ def test_a_run_that_finishes(run, tmp_path):
         "environment.json",
         "plan.json",
         "spec.yaml",
+        "starts.json",
     ]
 
 

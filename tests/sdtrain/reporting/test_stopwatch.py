@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from sdjob.output import starts
+from sdjob.output.layout import OutputLayout
 from sdtrain.reporting import stopwatch
 from sdtrain.reporting.stopwatch import Spent, Stopwatch
 
@@ -48,3 +50,12 @@ def test_time_counts_from_the_creation_of_the_process_once_for_each_process(monk
     monkeypatch.setattr(stopwatch.time, "time", lambda: created + 30)
     spent = Spent(100.0, 200.0).and_this_start(4)
     assert (spent.seconds, spent.device_seconds) == pytest.approx((130.0, 320.0))
+
+
+def test_what_a_killed_start_did_after_its_checkpoint_is_added(tmp_path):
+    layout = OutputLayout(tmp_path)
+    layout.run.mkdir()
+    starts.begin(layout, 1000.0, 4, last_sign=0.0)
+    starts.begin(layout, 2000.0, 4, last_sign=1060.0)
+    assert Spent(40.0, 160.0, at=1050.0).and_unsaved(layout) == Spent(50.0, 200.0, at=1050.0)
+    assert Spent().and_unsaved(layout) == Spent(60.0, 240.0)

@@ -1,0 +1,61 @@
+"""The starts of a run, as the launcher of node 0 records them: what they cost, also those that could not save it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from sdjob.files import write_text
+from sdjob.output.layout import OutputLayout
+
+
+@dataclass(frozen=True)
+class Start:
+    """From when to when (Unix times) how many processes ran; `until` is None while they do, or if all was killed."""
+
+    since: float
+    processes: int
+    until: float | None = None
+    finished: bool = False  # the run, so that what comes later may be another one
+
+
+def read(layout: OutputLayout) -> list[Start]:
+    """In their order; empty if there is no record, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return [Start(**start) for start in json.loads(layout.starts.read_text())]
+    return []
+
+
+def begin(layout: OutputLayout, now: float, processes: int, last_sign: float) -> None:
+    """Add a start; one that was killed before lasted until its last sign of life. Raises OSError."""
+    closed = [replace(each, until=each.until or max(each.since, last_sign)) for each in read(layout)]
+    _write(layout, [*closed, Start(now, processes)])
+
+
+def end(layout: OutputLayout, now: float, *, finished: bool) -> None:
+    """The end of the last start. Raises OSError."""
+    *earlier, last = read(layout) or [Start(now, 0)]
+    _write(layout, [*earlier, replace(last, until=max(last.since, now), finished=finished)])
+
+
+def unsaved(starts: Sequence[Start], saved_at: float | None, now: float) -> tuple[float, float]:
+    """Seconds, and seconds times processes, of earlier starts after a checkpoint; None: this run has none.
+
+    Of this start (the open one), only what an attempt took after it had saved that checkpoint.
+    """
+    if saved_at is None:
+        finished = [index for index, each in enumerate(starts) if each.finished]
+        starts = [each for each in starts[finished[-1] + 1 if finished else 0 :] if each.until]
+    after = saved_at or 0.0
+    spans = [
+        (max(0.0, (each.until or now) - max(after, each.since)), each.processes)
+        for each in starts
+        if each.until or after > each.since
+    ]
+    return sum(seconds for seconds, _ in spans), sum(seconds * processes for seconds, processes in spans)
+
+
+def _write(layout: OutputLayout, starts: Sequence[Start]) -> None:
+    write_text(layout.starts, json.dumps([asdict(start) for start in starts], indent=1) + "\n")
