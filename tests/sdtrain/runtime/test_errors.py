@@ -58,7 +58,11 @@ class OutOfMemoryError(RuntimeError):
         (MemoryError(), 71, "the host or the container has too little for this run (MemoryError)"),
         (os_error(errno.ENOMEM), 71, "the host or the container"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 69, "a fault of its hardware"),
-        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. "), 69, "shared memory is full"),
+        (
+            RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. "),
+            69,
+            "shared memory is full",
+        ),
         (
             RuntimeError("unable to write to file </torch_1_2_0>: No space left on device (28)"),
             69,
