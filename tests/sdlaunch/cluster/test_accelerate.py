@@ -18,7 +18,7 @@ SCRIPT = """
 import sys
 from accelerate import Accelerator
 state = Accelerator().state
-print(sys.argv[1], state.num_processes, state.process_index, state.device.type, flush=True)
+print(f"{sys.argv[1]} {state.num_processes} {state.process_index} {state.device.type}", flush=True)
 """
 
 
@@ -151,7 +151,7 @@ def test_that_many_processes_run_on_the_cpu(workspace, tmp_path, processes):
 def test_the_pasted_command_does_the_same(workspace, tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)
-    job = prepare(workspace, script=str(script), script_args="'a $(touch pwned)'", NPROC_PER_NODE="2")
+    job = prepare(workspace, script=str(script), script_args="'a $(touch pwned)' x", NPROC_PER_NODE="2")
     said = pasted(job, tmp_path)
     # Without the launcher both ranks write to one stream, where a line of one may begin within that of the other.
     assert all(f"a $(touch pwned) 2 {rank} cpu" in said for rank in (0, 1))
