@@ -35,7 +35,9 @@ def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tu
         clear(layout, cluster)
         return
     layout.run.mkdir(parents=True, exist_ok=True)
-    write_text(_path(layout, cluster.node_rank), text_of(layout, cluster, verdict, secrets) + "\n", private=True)
+    write_text(
+        _path(layout, cluster.node_rank), text_of(layout, cluster, verdict, secrets) + "\n", private=True
+    )
     _merge(layout, cluster.nodes)
 
 
