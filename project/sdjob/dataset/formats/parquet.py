@@ -187,11 +187,10 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
             with replacing(converted, durable=True) as temporary, temporary.open("wb") as out:
                 _convert(info, out, progress)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "free some space, or set cache_dir to a folder on a larger volume"
-            raise JobError(bad_output(str(folder), f"is full ({error})", remedy)) from error
-        found = f"cannot be converted in {folder} ({error})"
-        raise JobError(bad_input(shown(info.path), found, "set cache_dir to a writable folder")) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free some space, or set" if full else "Set"
+        remedy += f" cache_dir to a folder {'on a larger volume' if full else 'that can be written'}."
+        raise JobError(bad_output(str(folder), f"cannot hold converted files ({error})", remedy)) from error
     return ArrowRows(info, (converted,))
 
 

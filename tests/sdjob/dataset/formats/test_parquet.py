@@ -10,6 +10,7 @@ import pytest
 from sdjob.dataset.formats.parquet import missing_shards
 from sdjob.dataset.images import decode
 from sdjob.dataset.verify import verify_sample
+from sdjob.problems import JobError
 from sdtrain.data.sources import open_source
 from tests.support.datasets import captions, find, only, parquet, png, problems, table
 
@@ -229,3 +230,13 @@ def test_a_damaged_conversion_is_made_again(tmp_path, damage):
     converted.write_bytes(damage(whole))
     assert open_source(find(tmp_path), tmp_path / "cache")[99].caption() == "caption 99"
     assert converted.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_hold_converted_files_is_73(tmp_path):
+    info = find(parquet(tmp_path / "data" / "a.parquet", table(2)).parent)
+    (tmp_path / "cache").touch()
+    with pytest.raises(JobError) as caught:
+        info.format.open(info, tmp_path / "cache", lambda: None)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.subject) == (73, str(tmp_path / "cache"))
+    assert problem.remedy == "Set cache_dir to a folder that can be written."
