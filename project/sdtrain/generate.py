@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.exit_codes import ExitCode
+from sdjob.model.trainable import LORA_FILE
 from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import STATE
-from sdjob.output.layout import INDEX_FILE, LORA_FILE
+from sdjob.output.layout import INDEX_FILE
 from sdjob.problems import JobError, bad_output, bad_setting
 from sdjob.settings import compatibility, flags
 from sdjob.settings.run_spec import RunSpec
@@ -35,7 +36,15 @@ from sdtrain.validation.grid import image_name
 _TRAINED = {
     *("pretrained_model_name_or_path", "vae"),
     *("prediction_type", "single_file_config", "allow_pickle", "rescale_betas_zero_snr", "max_token_length"),
-    *("train_text_encoder", "use_ema", "lora_rank", "lora_alpha", "lora_target_modules"),
+    *(
+        "train_text_encoder",
+        "use_ema",
+        "lora_rank",
+        "lora_alpha",
+        "lora_target_modules",
+        "use_dora",
+        "use_rslora",
+    ),
 }
 
 

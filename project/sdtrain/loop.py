@@ -12,6 +12,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.data.sampling import generator
 from sdtrain.data.streams import StreamBatch, loader
 from sdtrain.model import attention
 from sdtrain.objective.diffusion import loss_of, noised
@@ -146,6 +147,9 @@ class _Loop:
         training = self.training
         timed = step == training.spec.timed_step
         start = devices.clock(training.world.device) if timed else 0.0
+        if training.spec.lora_dropout:  # from global random numbers: a resume must find those of its step
+            seeded = generator(training.spec.seed, step, training.world.rank, "dropout")
+            torch.manual_seed(seeded.initial_seed())
         result = optimizer_step(training, self.batches, self.factor(step - 1), step, self.anomalies)
         if timed:
             seconds = devices.clock(training.world.device) - start

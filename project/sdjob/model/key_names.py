@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.weights import Tensor
 
 UNET = "model.diffusion_model."
@@ -35,6 +36,22 @@ _OLDER_NAMES = (
 _PROJECTION = "text_projection.weight"
 _QKV = re.compile(r"(?<=\.self_attn\.)([qkv])_proj\.(?=weight|bias)")
 _IN_PROJ = re.compile(r"(.+\.attn)\.in_proj_(weight|bias)")
+
+
+def kohya_layers(
+    facts: ArchitectureFacts, part: str, config: Config, layers: Iterable[str]
+) -> dict[str, str]:
+    """Layer of a part → its name in a LoRA of kohya's programs: prefix of the part, and the layer with underscores."""
+    names = {layer: f"{layer}.weight" for layer in layers}
+    if part in facts.kohya_original:
+        originals = original_tensors(facts.original_layout or "", part, config, names.values())
+        names = {
+            layer: originals[current_name(name)].name.removeprefix(UNET) for layer, name in names.items()
+        }
+    prefix = facts.kohya_prefixes[part]
+    return {
+        layer: f"{prefix}_{name.removesuffix('.weight').replace('.', '_')}" for layer, name in names.items()
+    }
 
 
 def current_name(name: str) -> str:

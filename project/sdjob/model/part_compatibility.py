@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sdjob.files import read_json, shown
+from sdjob.model import trainable
 from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder
 from sdjob.model.weights import Part
 from sdjob.problems import Problem, bad_input, bad_setting
@@ -88,6 +89,7 @@ _VOCABULARIES: Mapping[str, _Ids] = {
 
 def setting_problems(spec: RunSpec, model: PipelineFolder) -> Iterator[Problem]:
     """Settings that do not fit this model."""
+    yield from trainable.lora_problems(spec, model)
     if not model.single and spec.prediction_type not in ("auto", model.prediction_type):
         yield bad_setting(
             "prediction_type",

@@ -17,6 +17,7 @@ from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
+_TEXTS = (".json", ".txt", ".model")  # configs and tokenizers
 _EARLIER_WORDS = {  # in checkpoints of version 0.1
     "dataset_name": ("data set ", "dataset "),
     "class_data_dir": ("pictures", "images"),
@@ -78,9 +79,12 @@ def model_content(folder: PipelineFolder) -> str:
     """A hash of everything that a model's images depend on, for what is cached of it: tokenizers, and weights by
     samples between head and tail too."""
     digest = hashlib.sha256()
-    texts = (path for path in folder.path.glob("*/*") if path.suffix in (".json", ".txt", ".model"))
-    for path in sorted({*texts, *(path for part in folder.parts.values() for path in part.weights)}):
-        digest.update(f"{path.relative_to(folder.path)}/{content_id(path)}\n".encode())
+    folders = (*folder.path.glob("*"), *(part.folder for part in folder.parts.values()))  # a VAE may be elsewhere
+    texts = (path for each in folders for path in each.glob("*") if path.suffix in _TEXTS)
+    files = {f"{path.parent.name}/{path.name}": path for path in texts}
+    files |= {f"{name}/{path.name}": path for name, part in folder.parts.items() for path in part.weights}
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}/{content_id(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -100,7 +104,9 @@ def fingerprint(
     trained = f"the whole {architecture.denoiser_title}"
     if spec.lora_rank:
         layers = ", ".join(trainable.lora_targets(spec, architecture, architecture.denoiser))
-        trained = f"LoRA of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}, on {layers}"
+        kind = "DoRA" if spec.use_dora else "LoRA"
+        scale = ", rank-stabilized" if spec.use_rslora else ""
+        trained = f"{kind} of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}{scale}, on {layers}"
     facts = {
         "model_name": f"model {model}",
         "dataset_name": f"dataset {data}",
@@ -114,6 +120,9 @@ def fingerprint(
         "aspect_ratio_buckets": str(spec.aspect_ratio_buckets),
         "rescale_betas_zero_snr": str(spec.rescale_betas_zero_snr),
     }
+    if spec.lora_weights and spec.lora_rank:
+        start = content_id(trainable.lora_file(spec.lora_weights))
+        facts["lora_weights"] = f"starting from LoRA {start[:16]}"
     if spec.validation_split:
         facts["validation_split"] = f"{spec.validation_split:g}"
     if spec.recipe_facts.has_subjects:

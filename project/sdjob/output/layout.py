@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.model.trainable import LORA_FILE
 from sdjob.output.checkpoint_files import MANIFEST
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 INDEX_FILE = "model_index.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})")
 

@@ -9,6 +9,7 @@ from sdjob.settings.run_spec import RunSpec
 _HIGH = 1e-3  # AdamW's learning rates beyond this one destroy what the weights have learned
 _HIGH_FOR_LORA = 1e-2
 
+_OF_LORA = ("lora_alpha", "lora_target_modules", "lora_dropout", "use_dora", "use_rslora")
 _WITH_BETAS = ", ".join(name for name, facts in OPTIMIZERS.items() if facts.uses_betas)
 
 
@@ -24,7 +25,7 @@ def without_effect(spec: RunSpec) -> list[str]:
     schedule = spec.lr_scheduler
     needs = (
         (spec.with_prior_preservation, "with_prior_preservation=1", prior),
-        (spec.lora_rank, "lora_rank above 0", ("lora_alpha", "lora_target_modules")),
+        (spec.lora_rank, "lora_rank above 0", _OF_LORA),
         (spec.aspect_ratio_buckets, "aspect_ratio_buckets=1", ("bucket_reso_steps",)),
         (spec.use_ema, "use_ema=1", ("ema_decay",)),
         (spec.bad_samples == "skip", "bad_samples=skip", ("max_bad_samples",)),

@@ -104,8 +104,6 @@ UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
         "prodigy_decouple": Unsupported(_PRODIGY, ON),
         "prodigy_use_bias_correction": Unsupported(_PRODIGY, ON),
         "prodigy_safeguard_warmup": Unsupported(_PRODIGY, ON),
-        "use_dora": _switch("Remove it: a plain LoRA is trained, with lora_rank and lora_alpha."),
-        "lora_dropout": Unsupported("Remove it: LoRA layers are trained without dropout.", ("0", "0.0")),
         "output_kohya_format": _always("Remove it: a LoRA is always exported in kohya's format too."),
         "set_grads_to_none": _always("Remove it: gradients are always released after a step."),
         "foreach_ema": _always("Remove it: the EMA is always updated in one pass."),

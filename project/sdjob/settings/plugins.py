@@ -47,9 +47,9 @@ class PluginFacts:
 
 
 PLUGINS: dict[str, PluginFacts] = {
-    "none": PluginFacts("ddp"),
-    "torch_ddp": PluginFacts("ddp"),
-    "torch_ddp_fp16": PluginFacts("ddp", precisions=("fp16",)),
+    "none": PluginFacts("ddp", settings=("use_dora",)),
+    "torch_ddp": PluginFacts("ddp", settings=("use_dora",)),
+    "torch_ddp_fp16": PluginFacts("ddp", precisions=("fp16",), settings=("use_dora",)),
     "fsdp": PluginFacts(
         "fsdp",
         tuple(name for name in _ANY_DEVICE if name != "mps"),  # torch.distributed has no backend for it

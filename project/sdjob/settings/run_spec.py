@@ -6,6 +6,7 @@ wherever these have one. The parser, the help, the documentation and the presets
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Annotated, Literal
 
@@ -277,6 +278,13 @@ class RunSpec(BaseModel):
         "layers of the denoiser that get a LoRA; empty: its attention, such as to_k,to_q,to_v,to_out.0",
         unit="names, separated by commas",
     )
+    lora_weights: Text | None = _ema_and_lora(
+        None,
+        "LoRA to start from, of rank lora_rank: a .safetensors file in either layout, or the folder of a result",
+    )
+    lora_dropout: Fraction = _ema_and_lora(0.0, "fraction of a LoRA's inputs that are dropped in training")
+    use_dora: bool = _ema_and_lora(False, "train a DoRA: a LoRA with a magnitude for each output")
+    use_rslora: bool = _ema_and_lora(False, "rank-stabilized LoRA: the scale is alpha / √rank")
 
     checkpointing_steps: Positive = _checkpoints(
         500,
@@ -354,3 +362,8 @@ class RunSpec(BaseModel):
     @property
     def lora_scale_alpha(self) -> float:
         return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank)
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of a LoRA's matrices is multiplied by."""
+        return self.lora_scale_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)

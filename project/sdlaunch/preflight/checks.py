@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.exit_codes import ExitCode
-from sdjob.model import part_compatibility
+from sdjob.model import part_compatibility, trainable
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
 from sdlaunch.preflight import (
@@ -98,6 +98,7 @@ def _model(job: Job) -> list[Finding]:
     return [
         *misfits,
         *warnings,
+        *([Note(lora)] if (lora := trainable.lora_summary(job.spec, model)) else []),
         Note("model: `check`, and the job before it trains, compare tensors with configs"),
     ]
 

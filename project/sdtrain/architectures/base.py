@@ -93,6 +93,9 @@ class Architecture(Protocol):
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         """The architecture's name in a single file (github.com/Stability-AI/ModelSpec), by the parts' configs."""
 
+    def kohya_version(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        """The base model's name in the metadata of a LoRA, as kohya's trainer writes it."""
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -75,3 +75,8 @@ class StableDiffusion:
             return "stable-diffusion-v1"
         v_prediction = configs["scheduler"].get("prediction_type") == "v_prediction"
         return f"stable-diffusion-v2-{'768-v' if v_prediction else '512'}"
+
+    def kohya_version(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        version = "sd_v2" if key_names.is_open_clip(configs["text_encoder"]) else "sd_v1"
+        v_prediction = configs["scheduler"].get("prediction_type") == "v_prediction"
+        return f"{version}_v" if v_prediction else version

@@ -94,6 +94,9 @@ class StableDiffusionXL:
     def modelspec(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
         return "stable-diffusion-xl-v1-base"
 
+    def kohya_version(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        return "sdxl_base_v1-0"
+
 
 def _outputs(encoder: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The last hidden states but one of a CLIP text encoder, and its first output.

@@ -15,13 +15,16 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sdjob.files import sync_tree
-from sdjob.model.key_names import current_name, stored_name
+from sdjob.model import key_names
+from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.trainable import LORA_FILE
 from sdjob.model.weights import Part
-from sdjob.output.layout import INDEX_FILE, LORA_FILE
+from sdjob.output.layout import INDEX_FILE
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Architecture, Parts
 from sdtrain.export import webui
+from sdtrain.model.lora import in_files
 from sdtrain.model.trainable_model import part_of
 
 Weights = dict[str, torch.Tensor]
@@ -49,7 +52,7 @@ def export(folder: Path, source: PipelineFolder, parts: Parts, state: Weights, s
     state = _cast(state, dtype)
     trained = {name: weights for name in parts.trainable if (weights := part_of(state, name))}
     if spec.lora_rank:
-        _write_lora(temporary, parts, trained)
+        _write_lora(temporary, parts, trained, spec)
     else:
         _write_pipeline(temporary, source, parts, trained)
         if spec.export_dtype != "fp32":
@@ -81,38 +84,44 @@ def _load(files: tuple[Path, ...]) -> Weights:
     return weights
 
 
-def _write_lora(folder: Path, parts: Parts, trained: Mapping[str, Weights]) -> None:
+def _write_lora(folder: Path, parts: Parts, trained: Mapping[str, Weights], spec: RunSpec) -> None:
     """Write a LoRA in diffusers' layout and in kohya's.
 
     The former by PEFT's names (lora_A, lora_B), which diffusers reads since 0.22. Its converter to older names
     (lora.down, lora.up) knows attention layers only; of a file with both, it does not load the attention.
     """
-    arguments: dict[str, Any] = {}
+    facts, arguments = parts.architecture.facts, dict[str, Any]()
     kohya: Weights = {}
     for name, weights in trained.items():
         module = parts.trainable[name]
         config = module.peft_config["default"]
         layers = get_peft_model_state_dict(module, state_dict=weights, save_embedding_layers=False)
-        layers = _as_in_files(parts.architecture, name, layers)
-        arguments[f"{name}_lora_layers"] = layers
+        layers = {in_files(parts, name, key): weight for key, weight in layers.items()}
+        # transformers does not find the magnitudes of a DoRA by peft's short name.
+        short = f".{webui.MAGNITUDE}" if name in parts.text_encoders else "-"
+        arguments[f"{name}_lora_layers"] = {
+            f"{key}.weight" if key.endswith(short) else key: weight for key, weight in layers.items()
+        }
         arguments[f"{name}_lora_adapter_metadata"] = _described(config)
-        prefix = parts.architecture.facts.kohya_prefixes[name]
-        kohya |= webui.kohya_lora(prefix, layers, config.lora_alpha)
+        names = key_names.kohya_layers(facts, name, module.config, {*map(webui.layer_of, layers)})
+        kohya |= webui.kohya_lora(names, layers, spec.lora_scale)
     parts.architecture.pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
-    _save(folder / WEBUI_LORA, kohya)
+    configs = {name: part.config for name, part in parts.components.items() if hasattr(part, "config")}
+    configs = {key: getattr(config, "to_dict", lambda c=config: dict(c))() for key, config in configs.items()}
+    configs["denoiser"] = configs[facts.denoiser]
+    title = f"LoRA for {Path(spec.pretrained_model_name_or_path).stem}"
+    metadata = webui.metadata(f"{parts.architecture.modelspec(configs)}/lora", configs, title)
+    version = parts.architecture.kohya_version(configs)
+    metadata |= webui.kohya_metadata(version, config, spec.lora_scale, Path(WEBUI_LORA).stem)
+    metadata["modelspec.resolution"] = f"{spec.resolution}x{spec.resolution}"
+    _save(folder / WEBUI_LORA, kohya, metadata)
+    webui.seal(folder / WEBUI_LORA)
 
 
 def _described(config: LoraConfig) -> dict[str, Any]:
     """The config as values of JSON, equal for equal ones: peft keeps names in sets, whose order is random."""
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in vars(config).items()}
     return {**config.to_dict(), **{key: value for key, value in values.items() if isinstance(value, list)}}
-
-
-def _as_in_files(architecture: Architecture, part: str, weights: Weights) -> Weights:
-    """The weights of a part by the names in files."""
-    if not architecture.facts.components[part].classes[0].startswith("CLIPText"):
-        return weights
-    return {stored_name(name): weight for name, weight in weights.items()}
 
 
 def _write_single_file(folder: Path, architecture: Architecture, title: str) -> None:
@@ -127,6 +136,7 @@ def _write_single_file(folder: Path, architecture: Architecture, title: str) -> 
         weights |= webui.original(architecture.original_names(part, configs[part], named), named)
     configs["denoiser"] = configs[facts.denoiser]
     _save(folder / WEBUI_MODEL, weights, webui.metadata(architecture.modelspec(configs), configs, title))
+    webui.seal(folder / WEBUI_MODEL)
 
 
 def _write_pipeline(
@@ -142,7 +152,7 @@ def _write_pipeline(
     for name, weights in trained.items():
         component, stored = source.architecture.components[name], source.parts[name]
         assert component.weights
-        whole = _as_in_files(parts.architecture, name, weights)
+        whole = {in_files(parts, name, key): weight for key, weight in weights.items()}
         if name in parts.text_encoders:
             whole = {**_untrained(parts, name, stored), **whole}
         _save(folder / name / f"{component.weights[0]}.safetensors", whole)
@@ -161,8 +171,9 @@ def _write_scheduler(folder: Path, parts: Parts) -> None:
 def _untrained(parts: Parts, name: str, stored: Part) -> Weights:
     """The frozen weights of a trained text encoder, fp32, from the base model: a strategy may hold them in shards."""
     frozen = {n: p for n, p in parts.text_encoders[name].named_parameters() if not p.requires_grad}
-    names = _as_in_files(parts.architecture, name, frozen)
-    weights = _as_in_files(parts.architecture, name, _load(stored.weights) if names else {})
+    names = [in_files(parts, name, key) for key in frozen]
+    stored_weights = _load(stored.weights) if names else {}
+    weights = {in_files(parts, name, key): weight for key, weight in stored_weights.items()}
     return {name: weights[name].float() for name in names}
 
 

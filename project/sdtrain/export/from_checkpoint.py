@@ -103,6 +103,7 @@ def trained(
         train_text_encoder=spec.train_text_encoder,
         zero_snr=spec.rescale_betas_zero_snr,
     )
+    spec = spec.model_copy(update={"lora_weights": None})  # it need not be there any more
     weights = {name: weight.data for name, weight in load.trainable(load.make_trainable(parts, spec)).items()}
     state_io.read_weights(checkpoint, weights, ema=ema)
     return parts, weights

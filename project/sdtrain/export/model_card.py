@@ -9,7 +9,7 @@ from typing import Any
 
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.single_file import SUFFIXES
-from sdjob.output.layout import LORA_FILE
+from sdjob.model.trainable import LORA_FILE
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.export.export import WEBUI_LORA, WEBUI_MODEL

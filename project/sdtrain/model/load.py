@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig
 from torch import nn
 
 from sdjob.files import shown
@@ -19,10 +17,11 @@ from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Part
 from sdjob.output.layout import INDEX_FILE
-from sdjob.problems import JobError, bad_input, bad_setting
+from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures import ARCHITECTURES
 from sdtrain.architectures.base import Parts
+from sdtrain.model import lora as lora_layers
 from sdtrain.model.trainable_model import TrainableModel
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -128,7 +127,7 @@ def make_trainable(parts: Parts, spec: RunSpec) -> TrainableModel:
     model = TrainableModel(parts.architecture, parts.denoiser, text_encoders)
     idle = {name: _idle(parts, name) for name in text_encoders}
     if spec.lora_rank:
-        _add_lora(parts, spec, idle)
+        lora_layers.add(parts, spec, idle)
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()  # bf16 weights would not move at the rates of a LoRA
     else:
@@ -144,36 +143,6 @@ def make_trainable(parts: Parts, spec: RunSpec) -> TrainableModel:
     if spec.attention == "xformers":
         parts.denoiser.enable_xformers_memory_efficient_attention()
     return model.train()
-
-
-def _add_lora(parts: Parts, spec: RunSpec, idle: dict[str, list[str]]) -> None:
-    """Add a LoRA to the denoiser and to the text encoders that `idle` names.
-
-    Hu et al. 2021, arXiv:2106.09685: A is Gaussian and B zero, so that training starts at the base model.
-    """
-    denoiser = parts.architecture.facts.denoiser
-    # The initial A must be the same on every rank and in every run of this seed.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        for name in (denoiser, *idle):
-            layers = trainable_parts.lora_targets(spec, parts.architecture.facts, name)
-            try:
-                parts.trainable[name].add_adapter(_lora(spec, layers, idle.get(name, ())))
-            except ValueError as error:
-                remedy = (
-                    f"Name layers of the denoiser, such as {','.join(parts.architecture.facts.lora_targets)}."
-                )
-                raise JobError(bad_setting("lora_target_modules", str(error), remedy)) from None
-
-
-def _lora(spec: RunSpec, layers: Sequence[str], idle: Sequence[str]) -> LoraConfig:
-    return LoraConfig(
-        r=spec.lora_rank,
-        lora_alpha=spec.lora_scale_alpha,
-        init_lora_weights="gaussian",
-        target_modules=list(layers),
-        exclude_modules=[name for name in idle if name.endswith(tuple(layers))] or None,
-    )
 
 
 def _idle(parts: Parts, name: str) -> list[str]:

@@ -104,6 +104,9 @@ class Toy:
     def modelspec(self, configs):
         return "toy"
 
+    def kohya_version(self, configs):
+        return "toy"
+
 
 @pytest.fixture
 def model(eps_model, tmp_path, monkeypatch):

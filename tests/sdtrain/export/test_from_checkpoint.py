@@ -35,7 +35,7 @@ def weights_of(folder) -> dict[str, object]:
                 key: weight.view(-1).view(torch.uint8).numpy().tobytes()
                 for key, weight in load_file(folder / name).items()
             }
-            found[name] = tensors, read_header(folder / name).metadata
+            found[name] = tensors, {**read_header(folder / name).metadata, "modelspec.date": ""}
     return found
 
 
@@ -44,6 +44,8 @@ CASES = {
     "all layouts in fp16": {"export_single_file": True, "export_dtype": "fp16"},
     "text encoder, from shards": {"train_text_encoder": True, "plugin": "fsdp"},
     "EMA, from shards": {"use_ema": True, "ema_decay": 0.5, "plugin": "fsdp"},
+    "DoRA": {"lora_rank": 2, "use_dora": True},
+    "rank-stabilized LoRA": {"lora_rank": 2, "use_rslora": True, "lora_dropout": 0.5},
     "LoRA": {"lora_rank": 2, "lora_alpha": 3, "train_text_encoder": True, "export_dtype": "bf16"},
 }
 
