@@ -79,7 +79,10 @@ def model_content(folder: PipelineFolder) -> str:
     """A hash of everything that a model's images depend on, for what is cached of it: tokenizers, and weights by
     samples between head and tail too."""
     digest = hashlib.sha256()
-    folders = (*folder.path.glob("*"), *(part.folder for part in folder.parts.values()))  # a VAE may be elsewhere
+    folders = (
+        *folder.path.glob("*"),
+        *(part.folder for part in folder.parts.values()),
+    )  # a VAE may be elsewhere
     texts = (path for each in folders for path in each.glob("*") if path.suffix in _TEXTS)
     files = {f"{path.parent.name}/{path.name}": path for path in texts}
     files |= {f"{name}/{path.name}": path for name, part in folder.parts.items() for path in part.weights}
