@@ -29,12 +29,15 @@ def decoded(path: Path, content: bytes) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"cannot be read as UTF-8 text (line {line}{_reading(content, error)})"
-        raise JobError(bad_input(shown(path), found, _remedy(path, "GBK"))) from error
-    if "\0" in text:
-        found = "cannot be read as UTF-8 text (it holds zero bytes, as UTF-16 without its mark does)"
-        raise JobError(bad_input(shown(path), found, _remedy(path, "UTF-16LE")))
-    return text
+        found, meant = f"line {line}{_reading(content, error)}", "GBK"
+    else:
+        if "\0" not in text:
+            return text
+    if b"\0" in content:
+        found = "it holds zero bytes, as UTF-16 without its mark does"
+        meant = "UTF-16BE" if content.find(b"\0") % 2 == 0 else "UTF-16LE"
+    problem = bad_input(shown(path), f"cannot be read as UTF-8 text ({found})", _remedy(path, meant))
+    raise JobError(problem)
 
 
 def _remedy(path: Path, encoding: str) -> str:
