@@ -168,6 +168,7 @@ _TABLE = (
         r"Timed out waiting \d+ms for (?:recv|send) operation|Application timeout caused pair closure",
         r"client socket has timed out|failed to connect/validate to host|connectFullMesh failed",
         r"Timed out after \d+ seconds waiting for clients|timed out in monitoredBarrier",
+        r"connection to the C10d store has failed",
     ),
     _row(
         ExitCode.TRAINING_FAILED,

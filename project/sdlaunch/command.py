@@ -78,7 +78,7 @@ def build(
 def _torchrun(spec: RunSpec, cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
     return (
         *("-m", "torch.distributed.run"),
-        *_rendezvous(cluster),
+        *_rendezvous(cluster, options),
         f"--nproc-per-node={cluster.nproc_per_node}",
         *([f"--max-restarts={options.max_restarts}"] if options.max_restarts else []),
         f"--log-dir={os.devnull}",  # no files: they would hold secrets, and the launcher writes its own
@@ -94,7 +94,7 @@ def _accelerate(spec: RunSpec, cluster: Cluster, options: LaunchOptions) -> tupl
     return (*start, *restarts, f"--log_dir={os.devnull}")
 
 
-def _rendezvous(cluster: Cluster) -> tuple[str, ...]:
+def _rendezvous(cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
     if cluster.endpoint is None:
         return ("--standalone", "--local-addr=127.0.0.1")  # a free port; the host's own name may not resolve
     is_host = str(cluster.node_rank == 0).lower()  # without it torchrun guesses by comparing host names
@@ -104,7 +104,9 @@ def _rendezvous(cluster: Cluster) -> tuple[str, ...]:
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={cluster.endpoint}",
         "--rdzv-id=sdjob",
-        f"--rdzv-conf=is_host={is_host}",
+        f"--rdzv-conf=is_host={is_host},join_timeout={options.rendezvous_timeout}",
+        # Otherwise the other nodes get this host's own name, which they may not resolve.
+        *([f"--local-addr={cluster.route.address}"] if cluster.route else []),
     )
 
 
@@ -124,6 +126,8 @@ def _environment(
     # Each node counts its own restarts, and not those that follow from a crash on another node: ranks do not agree on
     # the number of an attempt, so that each attempt needs a new store.
     nodes = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if cluster.endpoint else {}
+    if cluster.route:
+        defaults |= cluster.route.variables()
     return {
         "PYTHONPATH": f"{code}:{path}" if path else code,
         "PYTHONDONTWRITEBYTECODE": "1",

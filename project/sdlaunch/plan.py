@@ -24,7 +24,7 @@ from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.flags import Given
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command, python_variables, user_script
-from sdlaunch.cluster import accelerate, cluster, devices
+from sdlaunch.cluster import accelerate, cluster, devices, route
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.command import Host, LaunchPlan
@@ -62,6 +62,8 @@ class JobPlan:
     stop_grace: float
     given: Mapping[str, str] = field(default_factory=dict)  # the settings that the user made, as typed
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
+    network: tuple[str, ...] = ()  # lines about the route to node 0
+    launch_on: Callable[[Cluster], LaunchPlan | None] = field(default=lambda _: None, repr=False)
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
     awaited: tuple[str, ...] = ()  # what is still to be downloaded
     private_tmp: Path | None = None  # made for the processes while they run
@@ -111,6 +113,7 @@ class _Inspected:
         LaunchOptions  # with what was fetched, and the processes and nodes of an accelerate configuration
     )
     cluster: cluster.Resolved
+    unreached: tuple[str, ...]  # warnings about the route to node 0
     contents: Contents
     temporary: TemporaryFolder
 
@@ -172,9 +175,10 @@ def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
     stated = {name: given.where for name, given in read.settings.given.items()}
     options, sources = accelerate.completed(fetched.options, stated, config)
     where = cluster.resolve(options, sources, read.environ, found, assigns_ranks=read.assigns_ranks)
+    where, unreached = (where, ()) if read.assigns_ranks else cluster.routed(where)
     contents = inputs.look(mounts, options, spec, fetched.awaited)
     temporary = _temporary(read, mounts, where.cluster)
-    return _Inspected(mounts, fetched, found, config, options, where, contents, temporary)
+    return _Inspected(mounts, fetched, found, config, options, where, unreached, contents, temporary)
 
 
 def _temporary(read: _Read, mounts: Mounts, where: Cluster) -> TemporaryFolder:
@@ -243,18 +247,22 @@ def _build(
         *checked.problems,
     }
     refused = (read.misunderstood, given.problems, inspected.cluster.problems, resolved.script_problems)
+    network = _network(read, job.cluster)
     script = resolved.script
     advised = () if script else (*advice.without_effect(given.spec), *advice.high_rates(given.spec))
     secrets = _secrets(read, script)
     return JobPlan(
         settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(*estimates.lines(job), *checked.notes),
-        launch=None if any(refused) else _launch(read, inspected, resolved),
+        arithmetic=(*estimates.lines(job), *checked.notes, *network),
+        network=network,
+        launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
+        launch_on=functools.partial(_launch, read, inspected, resolved),
         problems=tuple(sorted(problems)),
         warnings=(
             *given.warnings,
             *inspected.devices.warnings,
+            *inspected.unreached,
             *inspected.fetched.warnings,
             *inspected.temporary.warnings,
             *python_variables.warnings(read.environ),
@@ -290,7 +298,14 @@ def _typed(name: str, given: Given, secrets: tuple[str, ...]) -> str:
     return redact(without_secrets_in(text) if name == "script_args" else text, secrets)
 
 
-def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved) -> LaunchPlan:
+def _network(read: _Read, cluster: Cluster) -> tuple[str, ...]:
+    """A line about the route to node 0, where there are several nodes and it is known."""
+    if cluster.route is None or cluster.endpoint is None:
+        return ()
+    return (route.line(cluster.route, cluster.endpoint, {**read.environ, **read.settings.passed_on}),)
+
+
+def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cluster) -> LaunchPlan:
     """The command, in an environment with the folders of installed packages and with the network if allowed."""
     options, environ = inspected.options, dict(read.environ)
     if inspected.fetched.import_path:
@@ -303,4 +318,4 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved) -> LaunchPl
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})
     host = Host(read.home, sys.executable, inspected.devices.cores, environ)
     passed_on = {**online, **read.settings.passed_on, **inspected.temporary.environment()}
-    return command.build(spec, inspected.cluster.cluster, host, passed_on, options, resolved.script)
+    return command.build(spec, cluster, host, passed_on, options, resolved.script)

@@ -1,7 +1,7 @@
 """A real SLURM of two nodes on this machine, and jobs in it.
 
-Each node is a network and UTS namespace with its own slurmd; node0 also runs slurmctld. Only the two nodes reach each
-other. Configuration, keys, state and logs are in one folder, and nothing outlives the cluster.
+Each node of a network has its own slurmd; node0 also runs slurmctld. Configuration, keys, state and logs are in one
+folder, and nothing outlives the cluster.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged", "ip", "unshare")
-ADDRESSES = {"node0": "10.231.8.1", "node1": "10.231.8.2"}
+from tests.cluster import network
+from tests.cluster.network import ADDRESSES, Network
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 _CONFIG = """\
 ClusterName=test
@@ -44,18 +45,13 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 NodeName=node[0-1] CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
-# `ip netns exec` has unshared the mounts: the host's /etc/hosts stays unchanged.
-_ON_NODE = 'mount --bind "$1/hosts" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
 
 
 def missing() -> str:
     """Why no cluster can be started here; empty: it can."""
     if absent := [name for name in PROGRAMS if not shutil.which(name)]:
         return f"{', '.join(absent)} not found; `make test-cluster` installs SLURM on Debian as root"
-    if os.geteuid():
-        return "network namespaces need root"
-    done = subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True, text=True)
-    return done.stderr.strip()
+    return network.missing()
 
 
 @dataclass(frozen=True)
@@ -63,19 +59,17 @@ class Slurm:
     """A running cluster."""
 
     folder: Path
-    namespaces: dict[str, str]  # by the names of the nodes
+    network: Network
 
     def call(self, *arguments: str, **environ: str) -> str:
         """Run a command of SLURM on node0, in an environment of these variables; returns its output."""
-        command = self.on_node("node0", "env", "-i", f"PATH={os.environ['PATH']}", *_assigned(environ))
+        command = self.network.on_node(
+            "node0", "env", "-i", f"PATH={os.environ['PATH']}", *_assigned(environ)
+        )
         command += [f"SLURM_CONF={self.folder}/slurm.conf", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
-
-    def on_node(self, name: str, *command: str) -> list[str]:
-        inside = ["unshare", "--uts", "sh", "-c", _ON_NODE, "sh", str(self.folder), name, *command]
-        return ["ip", "netns", "exec", self.namespaces[name], *inside]
 
     def submit(self, script: Path, *options: str, **environ: str) -> Job:
         """Submit a script in an environment of these variables; its output is appended to a file next to it."""
@@ -122,16 +116,14 @@ class Job:
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[Slurm]:
     """A cluster with its files in this folder. Afterwards all of its processes have ended."""
-    slurm = Slurm(folder, {name: f"slurm{os.getpid()}{name}" for name in ADDRESSES})
-    _configure(slurm)
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_namespaces, slurm)
-        _add_namespaces(slurm)
+        slurm = Slurm(folder, stack.enter_context(network.started(folder)))
+        _configure(slurm)
         config = ("-D", "-f", str(folder / "slurm.conf"))
         for command in (
             _munged(folder),
-            slurm.on_node("node0", "slurmctld", *config),
-            *(slurm.on_node(name, "slurmd", "-N", name, *config) for name in ADDRESSES),
+            slurm.network.on_node("node0", "slurmctld", *config),
+            *(slurm.network.on_node(name, "slurmd", "-N", name, *config) for name in ADDRESSES),
         ):
             stack.enter_context(_daemon(command, folder / "daemons.log"))
         _until(lambda: _are_idle(slurm), 30, (folder / "daemons.log").read_text)
@@ -148,8 +140,6 @@ def _configure(slurm: Slurm) -> None:
     # Devices that every machine has; SLURM opens none of them.
     devices = "".join(f"NodeName=node[0-1] Name=gpu File=/dev/{name}\n" for name in ("zero", "full"))
     (folder / "gres.conf").write_text(devices)
-    names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
-    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
@@ -158,28 +148,6 @@ def _configure(slurm: Slurm) -> None:
 def _munged(folder: Path) -> list[str]:
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
     return ["munged", "--foreground", "--force", *(f"--{o}={folder}/munge.{f}" for o, f in files.items())]
-
-
-def _add_namespaces(slurm: Slurm) -> None:
-    """Two network namespaces with a cable between them."""
-    first, second = slurm.namespaces.values()
-    for namespace in (first, second):
-        _ip("netns", "add", namespace)
-    _ip("link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
-    for name, namespace in slurm.namespaces.items():
-        _ip("-n", namespace, "address", "add", f"{ADDRESSES[name]}/24", "dev", "eth0")
-        _ip("-n", namespace, "link", "set", "eth0", "up")
-        _ip("-n", namespace, "link", "set", "lo", "up")
-
-
-def _remove_namespaces(slurm: Slurm) -> None:
-    """End what a job may have left in the namespaces, and remove them."""
-    for namespace in slurm.namespaces.values():
-        listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
-        for pid in listed.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)
 
 
 @contextlib.contextmanager
@@ -213,7 +181,3 @@ def _until(condition: Callable[[], bool], timeout: float, explain: Callable[[], 
 
 def _assigned(environ: dict[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in environ.items()]
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -68,7 +68,7 @@ def test_two_nodes():
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=node-0:1234",
         "--rdzv-id=sdjob",
-        "--rdzv-conf=is_host=true",
+        "--rdzv-conf=is_host=true,join_timeout=600",
         "--nproc-per-node=8",
         "--log-dir=/dev/null",
     )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdjob.problems import Problem, bad_setting
+from sdlaunch.cluster import route
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.platforms import PLATFORMS, Claim, Environ, Stated, world_size
+from sdlaunch.cluster.route import Route
 from sdlaunch.settings.options import LaunchOptions
+from sdlaunch.timeouts import NoAnswer, Task
 
 DEFAULT_PORT = 29400
+_LOOK_UP = 5.0  # seconds; a job itself waits longer
 _NAMES = {  # of the fields of a Claim, in their order, as users type them
     "nodes": "NNODES",
     "node_rank": "NODE_RANK",
@@ -30,6 +36,7 @@ class Cluster:
     node_rank: int
     endpoint: str | None  # host:port of node 0; None on a single node
     nproc_per_node: int
+    route: Route | None = None  # to node 0; None on a single node, and where it is not known yet
 
     @property
     def world_size(self) -> int:
@@ -76,6 +83,24 @@ def resolve(
         problems += _half_set(first, cluster.nodes)
     stated = {_NAMES[name]: each.variable for name in _NAMES if (each := getattr(first, name))}
     return Resolved(cluster, stated | {"NPROC_PER_NODE": why}, tuple(problems))
+
+
+def routed(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
+    """The cluster with the route to node 0, or a warning that there is none yet."""
+    cluster = resolved.cluster
+    if cluster.endpoint is None or resolved.problems:
+        return resolved, ()
+    find = Task(functools.partial(route.find, cluster.endpoint, cluster.node_rank))
+    try:
+        found = find.result(time.monotonic() + _LOOK_UP)
+        return replace(resolved, cluster=replace(cluster, route=found)), ()
+    except NoAnswer:
+        reason = f"no answer within {_LOOK_UP:g} s"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    host, _ = route.host_and_port(cluster.endpoint)
+    stated = f"{host} ({resolved.sources['MASTER_ADDR']})"
+    return resolved, (f"MASTER_ADDR: {stated} cannot be looked up: {reason}; the job waits for it",)
 
 
 def _alone(own: Claim, others: Sequence[Claim]) -> Claim:

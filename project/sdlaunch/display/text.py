@@ -16,7 +16,8 @@ from sdlaunch.plan import JobPlan
 def check(job: JobPlan) -> str:
     """The warnings and problems of a job, or that there are none."""
     found = problems(job.problems) if job.problems else "no problems: the job can start"
-    return redact("\n".join([*_warnings(job), found]), job.secrets)
+    network = (f"  {line}" for line in job.network)
+    return redact("\n".join([*network, *_warnings(job), found]), job.secrets)
 
 
 def check_json(job: JobPlan) -> str:

@@ -86,6 +86,9 @@ class LaunchOptions(BaseModel):
     max_restarts: Annotated[int, Field(ge=0, le=100)] = _launcher(
         0, "how often crashed workers are restarted, from the newest checkpoint"
     )
+    rendezvous_timeout: Annotated[int, Field(ge=10, le=604800)] = _launcher(
+        600, "time that a node waits for the other nodes", unit="seconds"
+    )
     hang_timeout: Annotated[float, Field(ge=0, le=604800, allow_inf_nan=False)] = _launcher(
         3600.0,
         "time without progress on any rank after which the job ends, with the stacks of all ranks; 0: never",

@@ -84,17 +84,17 @@ def _refuse(job: JobPlan, verb: str) -> JobPlan:
 def _merge(layout: OutputLayout, nodes: int) -> None:
     """Update failure.json from the reports of all nodes; again if one was written meanwhile."""
     merged = None
-    while merged != (reports := _reports(layout, nodes)):
+    while merged != (reports := read_all(layout, nodes)):
         merged = reports
         if reports:
-            first, *others = sorted(reports, key=_order)
+            first, *others = sorted(reports, key=order)
             known = [{key: each[key] for key in ("node", "class", "code", "root_rank")} for each in others]
             write_text(layout.failure, as_json({**first, "other_nodes": known}) + "\n", private=True)
         else:
             layout.failure.unlink(missing_ok=True)
 
 
-def _reports(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
+def read_all(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
     """The reports of this job's nodes; those of an earlier job with more nodes are removed."""
     reports = []
     for path in sorted(layout.run.glob("failure-*.json")):
@@ -107,7 +107,7 @@ def _reports(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
     return reports
 
 
-def _order(report: dict[str, Any]) -> tuple[bool, str, int]:
+def order(report: dict[str, Any]) -> tuple[bool, str, int]:
     """The cause before what may follow from it, then by time."""
     unexplained = report["code"] == ExitCode.TRAINING_FAILED and not report["problems"]
     vague = unexplained and (report["class"] in _VAGUE or report["root_rank"] is None)

@@ -54,12 +54,16 @@ class Watch:
     looked: float = field(default_factory=time.time)
     hang: Hang | None = None
 
+    def restart(self) -> None:
+        """Count again from now."""
+        self.started = self.looked = time.time()
+
     def hangs(self) -> bool:
         """Whether the job hangs; checks rarely, since the messages may be on slow storage."""
         now, interval = time.time(), min(5.0, self.timeout / 10)
         if not 0 <= now - self.looked <= interval + max(1.0, self.timeout / 4):
             # The launcher has been paused itself, and its ranks with it, or the clock was set: count again.
-            self.started = self.looked = now
+            self.restart()
         elif self.timeout and now - self.looked >= interval:
             self.looked = now
             silent = now - max(self.started, Heartbeat.last(self.notes))

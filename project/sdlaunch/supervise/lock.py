@@ -126,6 +126,20 @@ def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
     return []
 
 
+def hosts_of_nodes(layout: OutputLayout, cluster: Cluster) -> dict[int, str]:
+    """The nodes of this job that supervise it now, each with the name of its host.
+
+    Their files are compared with this node's own, since the clock of a file server may differ.
+    """
+    me, own = Holder.of_this(cluster), _time_of(layout.lock(cluster.node_rank)) or 0
+    hosts = {}
+    for path in _others(layout, cluster.node_rank):
+        holder, renewed = Holder.read(path), _time_of(path)
+        if holder and not holder.excludes(me) and renewed and own - renewed < SILENCE * 1e9:
+            hosts[holder.node] = holder.host
+    return hosts
+
+
 def _others(layout: OutputLayout, node: int) -> list[Path]:
     try:
         paths = sorted(layout.run.glob("lock-*"))

@@ -69,6 +69,14 @@ def descendants() -> list[psutil.Process]:
     return list(psutil.Process().children(recursive=True))
 
 
+def has_children(pid: int) -> bool:
+    """Whether a process has any child that runs."""
+    try:
+        return any(each.status() != psutil.STATUS_ZOMBIE for each in psutil.Process(pid).children())
+    except psutil.Error:  # one of them has just ended
+        return True
+
+
 def reap_orphans(keep: int) -> None:
     """Take the exit status of adopted processes that have ended, as PID 1 must; never that of `keep`."""
     with contextlib.suppress(ChildProcessError):  # no children at all

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import indent
 from types import FrameType
@@ -21,6 +21,7 @@ from sdjob.output import starts
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
+from sdlaunch.command import LaunchPlan
 from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display
 from sdlaunch.inputs import temporary_folder
@@ -30,6 +31,8 @@ from sdlaunch.supervise import failure_report, lock, output_folder, processes, r
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
 from sdlaunch.supervise.lock import Lock
+from sdlaunch.supervise.meeting import Interrupted, Meeting
+from sdlaunch.supervise.peers import Peers
 from sdlaunch.supervise.rank_pipes import RankPipes
 from sdlaunch.supervise.terminal import Terminal
 from sdlaunch.supervise.verdict import Ending, Verdict
@@ -107,13 +110,20 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
     """The run up to its verdict."""
     stop, kills_before = _note_signals(), processes.oom_kills()
     watch = Watch(job.channel.notes, float(job.plan.settings["hang_timeout"].value))
-    returncode = _supervised(job, environ, stop, watch)
+    patience = float(job.plan.settings["rendezvous_timeout"].value)
+    peers = Peers(job.layout, job.plan.cluster, job.channel.notes, job.stream.say, patience)
+    try:
+        returncode = _supervised(job, environ, stop, watch, peers)
+    except JobError as error:  # the nodes do not find each other
+        return _judged(job, verdicts.refused(error.problems), watch)
     if stop.insisted:
         job.stream.say("stopped at once by a repeated Ctrl-C (SIGINT)")
         return 128 + signal.SIGINT
+    notes = ExitNote.read_all(job.channel.notes)
+    unexplained = returncode != 0 and not (stop.signal or watch.hang or any(note.problems for note in notes))
     end = Ending(
         returncode,
-        ExitNote.read_all(job.channel.notes),
+        notes,
         tuple(job.stream.tail),
         tuple(Heartbeat.read_all(job.channel.notes).values()),
         processes.oom_kills() - kills_before,
@@ -121,11 +131,18 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
         stop.forced_at,
         watch.hang,
         output_folder.problem_after(job.lock, job.layout.root, failed=returncode != 0),
+        peers.awaited_cause() if unexplained else None,
+        peers.missing() if unexplained and job.plan.cluster.nodes > 1 else "",
     )
     verdict = verdicts.judge(end)
     on_cpu = job.plan.settings["device"].value == "cpu"
     if verdict.code == ExitCode.OUT_OF_MEMORY and not end.oom_kills and (on_cpu or not verdict.on_host):
         verdict = verdicts.advised(verdict, job.plan.lighter())
+    return _judged(job, verdict, watch)
+
+
+def _judged(job: _Job, verdict: Verdict, watch: Watch) -> int:
+    """Report how the job ended; returns its exit code."""
     _show(verdict, job, recorded=_record(verdict, watch, job))
     return int(verdict.code)
 
@@ -161,15 +178,31 @@ def _note_signals() -> Stop:
     return stop
 
 
-def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch) -> int:
-    """Start the command, wait for its end, and pass on output and requests to stop."""
+def _met(job: _Job, stop: Stop, peers: Peers) -> LaunchPlan | None:
+    """The command, once node 0 is found; None: the job is over before. Raises JobError (69)."""
+
+    def is_over() -> bool:
+        return stop.signal is not None or peers.have_failed()
+
+    plan = job.plan
+    try:
+        way = Meeting(plan, job.stream.say, is_over).reach()
+    except Interrupted:
+        return None
     if stop.signal:
-        return -stop.signal
-    assert job.plan.launch is not None, "a plan with a refused setting has no command"
+        return None
+    return plan.launch if way == plan.cluster.route else plan.launch_on(replace(plan.cluster, route=way))
+
+
+def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch, peers: Peers) -> int:
+    """Start the command, wait for its end, and pass on output and requests to stop. Raises JobError (69)."""
+    launch = _met(job, stop, peers)
+    if launch is None:
+        return -(stop.signal or signal.SIGTERM)
     processes.adopt_orphans()
     with subprocess.Popen(
-        job.plan.launch.argv,
-        env=job.plan.launch.environment(environ) | protocol.launcher_variables(job.pipes.folder),
+        launch.argv,
+        env=launch.environment(environ) | protocol.launcher_variables(job.pipes.folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -182,8 +215,12 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch)
         lines = job.pipes.lines(process.stdout.fileno(), ended.is_set)
         pump = threading.Thread(target=job.stream.pump, args=(lines,), daemon=True)
         pump.start()
-        while process.poll() is None and not (stop.insisted or watch.hangs() or job.lock.lost.is_set()):
-            _advance(stop, process, job)
+        while process.poll() is None and not (
+            stop.insisted or watch.hangs() or job.lock.lost.is_set() or peers.have_failed(process.pid)
+        ):
+            _advance(stop, process, job, peers)
+            if peers.is_waiting:
+                watch.restart()
             processes.reap_orphans(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
@@ -206,7 +243,7 @@ def _wait_for_ranks(torchrun: int, stop: Stop, job: _Job) -> None:
         time.sleep(0.1)
 
 
-def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
+def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job, peers: Peers) -> None:
     """The next phase of a stop: ask at the first signal, end after the grace time, kill after that.
 
     A repeated SIGINT ends the supervision.
@@ -221,9 +258,14 @@ def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job) -> None:
         again = f"; Ctrl-C again, after {protocol.ONE_REQUEST:g} s, stops at once"
         hint = again if stop.signal == signal.SIGINT else ""
         job.stream.say(f"{signal.Signals(stop.signal).name}: saving and stopping, within {grace:g} s{hint}")
-    elif stop.asked_at is not None and stop.forced_at is None and now >= stop.asked_at + grace:
+    elif (
+        stop.asked_at is not None
+        and stop.forced_at is None
+        and (peers.is_waiting or now >= stop.asked_at + grace)
+    ):
         stop.forced_at = now
-        job.stream.say(f"not stopped within {grace:g} s: ending the processes")
+        if not peers.is_waiting:
+            job.stream.say(f"not stopped within {grace:g} s: ending the processes")
         job.stream.quiet = True  # what the workers print about being ended does not help
         process.terminate()
     elif stop.forced_at is not None and now >= stop.forced_at + _LAST_GRACE:

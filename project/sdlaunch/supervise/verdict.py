@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode, meaning_of
-from sdjob.problems import Problem, exit_code
+from sdjob.problems import Problem, exit_code, no_hardware
 from sdjob.protocol import STOP_SIGNALS, ExitNote, Heartbeat, OutputLine
 
 if TYPE_CHECKING:  # it loads more than a plan needs
@@ -44,6 +44,10 @@ class Ending:
     forced_at: float | None = None  # when the grace time was over and the processes were signalled
     hang: Hang | None = None  # there was no progress, and the launcher ended the processes
     output: Problem | None = None  # the output folder is gone, or could not be written after a failure
+    cause: Mapping[str, Any] | None = (
+        None  # the report of another node, whose failure ended the job on this one
+    )
+    missing: str = ""  # nodes of several that had not joined at the end
 
     @cached_property
     def failures(self) -> tuple[ExitNote, ...]:
@@ -266,16 +270,42 @@ def _unexplained(end: Ending) -> Verdict:
     return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), "Read the log of that rank.", rank)
 
 
+def _of_another_node(end: Ending) -> Verdict | None:
+    """Another node failed; what happened here is at most a lost connection."""
+    if end.cause is None or end.returncode == 0 or any(n.problems for n in end.failures) or end.oom_kills:
+        return None
+    cause = end.cause
+    about = "; ".join(cause["evidence"]) or cause["class"]
+    evidence = f"node {cause['node']} failed, and this node with it: {about}"
+    return Verdict(int(cause["code"]), (evidence,), cause["remedy"], special=cause["class"])
+
+
+def _not_met(end: Ending) -> Verdict | None:
+    """torchrun gave up waiting for other nodes, or one of them left while it waited."""
+    text = "\n".join(end.log_tail)
+    if "RendezvousTimeoutError" in text and end.missing:
+        found = f"waited in vain for {end.missing}"
+        problem = no_hardware(
+            "nodes", found, "Start the job on all nodes; raise rendezvous_timeout if they start later."
+        )
+        return refused([problem])
+    if "RendezvousClosedError" in text:
+        return Verdict(ExitCode.STOPPED, ("another node ended the job while the nodes met",), _START_AGAIN)
+    return None
+
+
 # What the workers report takes precedence over what is inferred from how they ended.
 _RULES: tuple[Callable[[Ending], Verdict | None], ...] = (
     _hung,
     _no_output,
+    _of_another_node,
     _out_of_host_memory,
     _killed,
     _failed,
     _saved,
     _finished,
     _interrupted,
+    _not_met,
     _from_log,
     _unexplained,
 )

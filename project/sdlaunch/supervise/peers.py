@@ -1,0 +1,117 @@
+"""The other nodes of a job, as the shared output folder shows them: which have started, and which have failed.
+
+A node starts by creating run/lock-<node>, and ends a failed job by writing run/failure-<node>.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdjob.exit_codes import REFUSED, ExitCode
+from sdjob.output.layout import OutputLayout
+from sdjob.protocol import Heartbeat
+from sdlaunch.cluster.cluster import Cluster
+from sdlaunch.supervise import failure_report, lock, processes
+from sdlaunch.supervise.meeting import Reminder
+
+_LOOK_EVERY = 2.0  # seconds; the folder may be on slow storage
+# Seconds without progress on this node after which the job is over, since another node has failed.
+_FINAL = 5.0  # for a reason that the next start would meet again
+_MAYBE = 60.0  # in a crash: torchrun may start the ranks again, or connections may tell them
+_REPORTED = 3.0  # seconds until the report of a node that ended a moment earlier can be read
+_NEVER_AGAIN = (*REFUSED, ExitCode.OUT_OF_MEMORY)
+
+
+@dataclass
+class Peers:
+    """The nodes of a job besides this one. Reports that were there at the start belong to an earlier run."""
+
+    layout: OutputLayout
+    cluster: Cluster
+    notes: Path  # of this node
+    say: Callable[[str], None]
+    patience: float  # seconds that torchrun waits for the other nodes
+    is_waiting: bool = False  # torchrun runs no rank: it waits for other nodes
+    _looked: float = 0.0
+    _reminder: Reminder | None = None
+    _known: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    _failed_at: float = 0.0
+    _over: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._known = self._reports()
+
+    def failure(self) -> dict[str, Any] | None:
+        """The report of a node that has failed since this one started; one with a known cause first."""
+        reports = self._reports()
+        new = [report for node, report in reports.items() if report != self._known.get(node)]
+        return min(new, key=failure_report.order, default=None)
+
+    def awaited_cause(self) -> dict[str, Any] | None:
+        """The failure of another node that ended the job here, or would end every start; soon after the end here."""
+        until = time.monotonic() + _REPORTED
+        while self.cluster.nodes > 1 and not self._over:
+            report = self.failure()
+            if report and report["code"] in _NEVER_AGAIN:
+                return report
+            if time.monotonic() > until:
+                break
+            time.sleep(0.2)
+        return self._over
+
+    def have_failed(self, torchrun: int | None = None) -> bool:
+        """Whether the job is over on this node too, because another node has failed for good.
+
+        `torchrun`: its process id; None: it has not started yet.
+        """
+        now = time.monotonic()
+        if self.cluster.nodes == 1 or now - self._looked < _LOOK_EVERY:
+            return False
+        self._looked = now
+        self._remind(torchrun)
+        report = self.failure()
+        if report is None:
+            self._failed_at = 0.0
+            return False
+        self._failed_at = self._failed_at or time.time()
+        silent = time.time() - max(self._failed_at, Heartbeat.last(self.notes))
+        is_final = report["code"] in _NEVER_AGAIN
+        if silent > (_FINAL if is_final else _MAYBE) and (is_final or (torchrun and not self.is_waiting)):
+            self._over = report
+        return self._over is not None
+
+    def missing(self) -> str:
+        """The nodes that have not started, or else the others, which have not joined."""
+        started = lock.hosts_of_nodes(self.layout, self.cluster)
+        others = [node for node in range(self.cluster.nodes) if node != self.cluster.node_rank]
+        absent = [node for node in others if node not in started]
+        nodes = absent or others
+        names = ", ".join(f"{node} ({started[node]})" if node in started else str(node) for node in nodes)
+        text = f"node{'s' * (len(nodes) > 1)} {names} of {self.cluster.nodes}"
+        if not absent:
+            return f"{text} at {self.cluster.endpoint}"
+        ended = [
+            f"node {node} last ended with {self._known[node]['class']}"
+            for node in absent
+            if node in self._known
+        ]
+        shared = f"no start seen in {self.layout.run}, which all nodes share"
+        return f"{text}: {'; '.join([shared, *ended])}"
+
+    def _remind(self, torchrun: int | None) -> None:
+        self.is_waiting = torchrun is not None and not processes.has_children(torchrun)
+        if not self.is_waiting:
+            self._reminder = None
+            return
+        self._reminder = self._reminder or Reminder(self.say, self.patience)
+        self._reminder.waiting(self.missing())
+
+    def _reports(self) -> dict[int, dict[str, Any]]:
+        if self.cluster.nodes == 1:
+            return {}
+        reports = failure_report.read_all(self.layout, self.cluster.nodes)
+        return {each["node"]: each for each in reports if each["node"] != self.cluster.node_rank}
