@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError, Problem, bad_input
+from sdlaunch.child_process import ends_with_launcher
 from sdlaunch.python_variables import without_harmful
 
 Result = TypeVar("Result", covariant=True)
@@ -81,6 +82,7 @@ def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, se
             command,
             env=without_harmful(environ),
             stdin=subprocess.DEVNULL,
+            preexec_fn=ends_with_launcher(),
             capture_output=True,
             text=True,
             errors="replace",

@@ -65,10 +65,9 @@ def debian(node):
     ("names", "master"),
     [
         (debian, "node0"),
-        (lambda node: "", ADDRESSES["node0"]),
-        (lambda node: f"{ADDRESSES_V6['node0']} node0\n", "node0"),
+        (lambda node: "", ADDRESSES_V6["node0"]),
     ],
-    ids=["own name is a loopback address", "own name unknown", "IPv6"],
+    ids=["a loopback address as their names", "IPv6 and no names"],
 )
 def test_nodes_find_each_other_by(job, undisturbed, names, master):
     for node in job.nodes:
@@ -76,7 +75,7 @@ def test_nodes_find_each_other_by(job, undisturbed, names, master):
         hosts.write_text(f"127.0.0.1 localhost\n{names(node.number)}")
         node.start(hosts, MASTER_ADDR=master)
     assert_finished(job, undisturbed)
-    addresses = ADDRESSES_V6 if names(1).startswith("fd") else ADDRESSES
+    addresses = ADDRESSES_V6 if ":" in master else ADDRESSES
     for node in job.nodes:
         assert f"this node {addresses[f'node{node.number}']} on eth0; GLOO_SOCKET_IFNAME=eth0" in node.text
 
@@ -84,7 +83,10 @@ def test_nodes_find_each_other_by(job, undisturbed, names, master):
 def test_a_name_that_does_not_resolve(job):
     node = job.nodes[1].start(MASTER_ADDR="nowhere", check_timeout="12")
     assert node.end(40) == 69, node.text
-    assert "MASTER_ADDR: nowhere (environment) cannot be looked up on node1 within 12 s" in node.text
+    assert (
+        "MASTER_ADDR: nowhere (environment: MASTER_ADDR) cannot be looked up on node1 within 12 s"
+        in node.text
+    )
     assert "waiting for the name of node 0, nowhere" in node.text
     assert failure(job)["problems"][0]["subject"] == "MASTER_ADDR"
 
@@ -109,13 +111,6 @@ def test_node_0_never_comes(job):
     assert "MASTER_ADDR: node 0 at node0:29400" in node.text
 
 
-def test_a_node_that_starts_later_is_waited_for(job, undisturbed):
-    job.nodes[1].start()
-    job.nodes[1].until("waiting for node 0")
-    job.nodes[0].start()
-    assert_finished(job, undisturbed)
-
-
 def test_a_refused_node_ends_the_other(job):
     job.nodes[0].start()
     job.nodes[0].until("waiting for node 1")
@@ -128,12 +123,6 @@ def test_a_refused_node_ends_the_other(job):
 
 
 # --- faults while training ---------------------------------------------------------------------------
-
-
-def test_a_killed_rank_is_started_again(job, undisturbed):
-    job.start(max_restarts="1").trains()
-    kill(job.nodes[1].rank()[1].pid)
-    assert_finished(job, undisturbed)
 
 
 @pytest.mark.parametrize("node", [0, 1])
@@ -174,16 +163,16 @@ def test_nodes_stopped_at_different_times(job, undisturbed):
     assert_finished(job.start(), undisturbed)
 
 
-@pytest.mark.parametrize("node", [0, 1])
-def test_an_earlier_note_on_one_node_ends_both(job, undisturbed, node):
+def test_an_earlier_note_on_one_node_ends_both(job, undisturbed):
+    """On node 0 a rank then waits for its peer, which never starts again."""
     job.start(max_restarts="1").trains()
-    victim = job.nodes[node]
+    victim = job.nodes[1]
     rank, beat = victim.rank()
     ExitNote(rank, 66, 1, problems=(bad_input("image 3", "broken", "Replace it."),)).write(victim.notes)
     kill(beat.pid)
     started = time.monotonic()
     assert job.ends() == [66, 66], job.text
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 60  # hang_timeout is an hour
     assert failure(job)["problems"][0]["subject"] == "image 3"
-    assert f"node {node} failed, and this node with it: image 3: broken" in job.nodes[1 - node].text
+    assert "node 1 failed, and this node with it: image 3: broken" in job.nodes[0].text
     assert_finished(job.start(), undisturbed)

@@ -9,6 +9,7 @@ import pytest
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command
 from sdlaunch.cluster.cluster import Cluster
+from sdlaunch.cluster.route import Route
 from sdlaunch.command import Host
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
@@ -74,8 +75,19 @@ def test_two_nodes():
     )
     assert {a: b for a, b in zip(first, second, strict=True) if a != b} == {
         "--node-rank=0": "--node-rank=1",
-        "--rdzv-conf=is_host=true": "--rdzv-conf=is_host=false",
+        "--rdzv-conf=is_host=true,join_timeout=600": "--rdzv-conf=is_host=false,join_timeout=600",
     }
+
+
+def test_the_route_to_node_0():
+    cluster = Cluster(2, 1, "node-0:1234", 8, Route("10.0.0.1", "10.0.0.2", "eth1"))
+    plan = build(cluster=cluster, rendezvous_timeout=90)
+    assert plan.argv[8:10] == ("--rdzv-conf=is_host=false,join_timeout=90", "--local-addr=10.0.0.2")
+    assert (plan.env["GLOO_SOCKET_IFNAME"], plan.env["NCCL_SOCKET_IFNAME"]) == ("eth1", "=eth1")
+    own = build(
+        cluster=cluster, environ={"GLOO_SOCKET_IFNAME": "ib0"}, passed_on={"NCCL_SOCKET_IFNAME": "ib"}
+    ).env
+    assert ("GLOO_SOCKET_IFNAME" in own, own["NCCL_SOCKET_IFNAME"]) == (False, "ib")
 
 
 @pytest.mark.parametrize(

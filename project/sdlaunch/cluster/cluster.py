@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from sdjob.problems import Problem, bad_setting
 from sdlaunch.cluster import route
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.platforms import PLATFORMS, Claim, Environ, Stated, world_size
+from sdlaunch.cluster.platforms import PLATFORMS, Claim, Environ, Stated
 from sdlaunch.cluster.route import Route
+from sdlaunch.cluster.shared_variables import other_frameworks, world_size
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.timeouts import NoAnswer, Task
 
@@ -65,6 +66,7 @@ def resolve(
     `assigns_ranks`: the job goes to a platform that sets the rank of each node and the address of node 0.
     """
     own, platforms = _own(options, sources), [platform.claim(environ) for platform in PLATFORMS.values()]
+    platforms.append(other_frameworks(environ))
     others = [own, *platforms]
     problems = [claim.refused for claim in platforms if claim.refused]
     nproc, why = _processes(_first(others, "nproc"), devices, problems)

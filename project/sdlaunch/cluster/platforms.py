@@ -35,14 +35,14 @@ class Claim:
     unclear: Problem | None = None  # several nodes or processes that cannot be planned until NNODES is set
 
 
-def _stated(environ: Environ, *variables: str) -> Stated | None:
+def stated(environ: Environ, *variables: str) -> Stated | None:
     """The first of these variables that is set and not empty."""
     return next((Stated(environ[name], name) for name in variables if environ.get(name)), None)
 
 
 def _devices(environ: Environ, variable: str) -> Stated | None:
     """A number of devices, one process each; 0, on a machine without any, says nothing about processes."""
-    return _stated(environ, variable) if environ.get(variable) != "0" else None
+    return stated(environ, variable) if environ.get(variable) != "0" else None
 
 
 def _parsed(value: object, variable: str, *, derived: bool = False) -> Stated | None:
@@ -64,11 +64,11 @@ def _torchrun(environ: Environ) -> Claim:
         return Claim(refused=bad_setting("LOCAL_RANK", "torchrun started this launcher", remedy))
     host, port = _host_and_port(environ.get("PET_RDZV_ENDPOINT", ""))
     return Claim(
-        nodes=_stated(environ, "PET_NNODES"),
-        node_rank=_stated(environ, "PET_NODE_RANK"),
-        address=_stated(environ, "PET_MASTER_ADDR") or _parsed(host, "PET_RDZV_ENDPOINT"),
-        port=_stated(environ, "PET_MASTER_PORT") or _parsed(port, "PET_RDZV_ENDPOINT"),
-        nproc=_stated(environ, "PET_NPROC_PER_NODE"),
+        nodes=stated(environ, "PET_NNODES"),
+        node_rank=stated(environ, "PET_NODE_RANK"),
+        address=stated(environ, "PET_MASTER_ADDR") or _parsed(host, "PET_RDZV_ENDPOINT"),
+        port=stated(environ, "PET_MASTER_PORT") or _parsed(port, "PET_RDZV_ENDPOINT"),
+        nproc=stated(environ, "PET_NPROC_PER_NODE"),
     )
 
 
@@ -88,11 +88,11 @@ def _sagemaker(environ: Environ) -> Claim:
     current = environ.get("SM_CURRENT_HOST", "")
     rank = hosts.index(current) if current in hosts else None
     return Claim(
-        nodes=_parsed(len(hosts) or None, "SM_HOSTS") or _stated(environ, "SM_HOST_COUNT"),
-        node_rank=_parsed(rank, "SM_CURRENT_HOST") or _stated(environ, "SM_CURRENT_HOST_RANK"),
-        address=_stated(environ, "SM_MASTER_ADDR")
+        nodes=_parsed(len(hosts) or None, "SM_HOSTS") or stated(environ, "SM_HOST_COUNT"),
+        node_rank=_parsed(rank, "SM_CURRENT_HOST") or stated(environ, "SM_CURRENT_HOST_RANK"),
+        address=stated(environ, "SM_MASTER_ADDR")
         or _parsed(next(iter(hosts), None), "SM_HOSTS", derived=True),
-        port=_stated(environ, "SM_MASTER_PORT"),
+        port=stated(environ, "SM_MASTER_PORT"),
         nproc=_devices(environ, "SM_NUM_GPUS"),
     )
 
@@ -107,10 +107,10 @@ def _host_list(text: str) -> list[str]:
 
 def _volcengine(environ: Environ) -> Claim:
     return Claim(
-        nodes=_stated(environ, "MLP_WORKER_NUM"),
-        node_rank=_stated(environ, "MLP_ROLE_INDEX"),
-        address=_stated(environ, "MLP_WORKER_0_HOST"),
-        port=_stated(environ, "MLP_WORKER_0_PORT"),
+        nodes=stated(environ, "MLP_WORKER_NUM"),
+        node_rank=stated(environ, "MLP_ROLE_INDEX"),
+        address=stated(environ, "MLP_WORKER_0_HOST"),
+        port=stated(environ, "MLP_WORKER_0_PORT"),
         nproc=_devices(environ, "MLP_WORKER_GPU"),
     )
 
@@ -118,8 +118,8 @@ def _volcengine(environ: Environ) -> Claim:
 def _skypilot(environ: Environ) -> Claim:
     hosts = environ.get("SKYPILOT_NODE_IPS", "").split()
     return Claim(
-        nodes=_stated(environ, "SKYPILOT_NUM_NODES"),
-        node_rank=_stated(environ, "SKYPILOT_NODE_RANK"),
+        nodes=stated(environ, "SKYPILOT_NUM_NODES"),
+        node_rank=stated(environ, "SKYPILOT_NODE_RANK"),
         address=_parsed(next(iter(hosts), None), "SKYPILOT_NODE_IPS", derived=True),
         nproc=_devices(environ, "SKYPILOT_NUM_GPUS_PER_NODE"),
     )
@@ -127,9 +127,9 @@ def _skypilot(environ: Environ) -> Claim:
 
 def _dstack(environ: Environ) -> Claim:
     return Claim(
-        nodes=_stated(environ, "DSTACK_NODES_NUM"),
-        node_rank=_stated(environ, "DSTACK_NODE_RANK"),
-        address=_stated(environ, "DSTACK_MASTER_NODE_IP"),
+        nodes=stated(environ, "DSTACK_NODES_NUM"),
+        node_rank=stated(environ, "DSTACK_NODE_RANK"),
+        address=stated(environ, "DSTACK_MASTER_NODE_IP"),
         nproc=_devices(environ, "DSTACK_GPUS_PER_NODE"),
     )
 
@@ -137,9 +137,9 @@ def _dstack(environ: Environ) -> Claim:
 def _runpod(environ: Environ) -> Claim:
     """Instant Clusters; WORLD_SIZE counts GPUs there."""
     return Claim(
-        nodes=_stated(environ, "NUM_NODES"),
-        address=_stated(environ, "PRIMARY_ADDR"),
-        port=_stated(environ, "PRIMARY_PORT"),
+        nodes=stated(environ, "NUM_NODES"),
+        address=stated(environ, "PRIMARY_ADDR"),
+        port=stated(environ, "PRIMARY_PORT"),
         nproc=_devices(environ, "NUM_TRAINERS"),
     )
 
@@ -155,14 +155,14 @@ def _azureml(environ: Environ) -> Claim:
         remedy = "Set process_count_per_instance: 1 in the job"
         return Claim(refused=_several(found, "WORLD_SIZE", remedy))
     return Claim(
-        nodes=_stated(environ, "AZUREML_NODE_COUNT", "WORLD_SIZE"),
-        node_rank=_stated(environ, "RANK", "NODE_RANK"),
+        nodes=stated(environ, "AZUREML_NODE_COUNT", "WORLD_SIZE"),
+        node_rank=stated(environ, "RANK", "NODE_RANK"),
     )
 
 
 def _ascend(environ: Environ) -> Claim:
     """MindCluster: WORLD_SIZE counts processes, RANK nodes, and LOCAL_RANK lists the devices of this node."""
-    if not _is_ascend(environ):
+    if not is_ascend(environ):
         return Claim()
     size, local = environ["WORLD_SIZE"], environ["LOCAL_WORLD_SIZE"]
     whole = all(re.fullmatch(r"[1-9][0-9]{0,5}", number) for number in (size, local))
@@ -171,12 +171,12 @@ def _ascend(environ: Environ) -> Claim:
         return Claim(unclear=bad_setting("WORLD_SIZE", found, "Set NNODES, NODE_RANK and NPROC_PER_NODE."))
     return Claim(
         nodes=_parsed(int(size) // int(local), "WORLD_SIZE / LOCAL_WORLD_SIZE"),
-        node_rank=_stated(environ, "RANK"),
-        nproc=_stated(environ, "LOCAL_WORLD_SIZE"),
+        node_rank=stated(environ, "RANK"),
+        nproc=stated(environ, "LOCAL_WORLD_SIZE"),
     )
 
 
-def _is_ascend(environ: Environ) -> bool:
+def is_ascend(environ: Environ) -> bool:
     """Whether these variables describe a node; a launcher of processes sets a single LOCAL_RANK on each."""
     if not environ.get("WORLD_SIZE") or not environ.get("LOCAL_WORLD_SIZE"):
         return False
@@ -192,10 +192,10 @@ def _volcano(environ: Environ) -> Claim:
             return Claim()
         return Claim(unclear=_unclear_tasks(lists))
     variable, hosts = next(iter(lists.items()), ("", ""))
-    nodes = _stated(environ, "MA_NUM_HOSTS") or _parsed(len(hosts.split(",")) if hosts else None, variable)
+    nodes = stated(environ, "MA_NUM_HOSTS") or _parsed(len(hosts.split(",")) if hosts else None, variable)
     return Claim(
         nodes=nodes,
-        node_rank=_stated(environ, "VC_TASK_INDEX", "VK_TASK_INDEX") if nodes else None,
+        node_rank=stated(environ, "VC_TASK_INDEX", "VK_TASK_INDEX") if nodes else None,
         address=_parsed(hosts.split(",")[0].strip(), variable, derived=True),
         nproc=_devices(environ, "MA_NUM_GPUS"),
     )
@@ -221,8 +221,8 @@ def _mpi(environ: Environ) -> Claim:
             return Claim(refused=_several(found, local, f"Start one launcher per node, with {start}"))
         host, port = _host_and_port(environ.get("AZ_BATCH_MASTER_NODE", ""))
         return Claim(
-            nodes=_stated(environ, size),
-            node_rank=_stated(environ, rank),
+            nodes=stated(environ, size),
+            node_rank=stated(environ, rank),
             address=_parsed(host, "AZ_BATCH_MASTER_NODE"),
             port=_parsed(port, "AZ_BATCH_MASTER_NODE"),
         )
@@ -231,7 +231,7 @@ def _mpi(environ: Environ) -> Claim:
 
 def _slurm(environ: Environ) -> Claim:
     """One launcher per node, as `srun --ntasks-per-node=1` starts it."""
-    nodes = _stated(environ, "SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+    nodes = stated(environ, "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
     if "OMPI_COMM_WORLD_SIZE" in environ:
         return Claim()  # mpirun starts its daemons by srun, whose numbers are not those of its ranks
     if not _is_slurm_step(environ):
@@ -246,16 +246,22 @@ def _slurm(environ: Environ) -> Claim:
         return Claim(refused=_several(found, "SLURM_NTASKS_PER_NODE", remedy))
     first = _first_slurm_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
     return Claim(
-        nodes=nodes,
-        node_rank=_stated(environ, "SLURM_NODEID"),
+        nodes=stated(environ, "SLURM_STEP_NUM_NODES") or nodes,
+        node_rank=stated(environ, "SLURM_NODEID"),
         address=_parsed(first, "SLURM_JOB_NODELIST", derived=True),
     )
 
 
 def _is_slurm_step(environ: Environ) -> bool:
-    """Whether srun started this process. A batch script has SLURM_PROCID=0 too, but no number of a step."""
+    """Whether srun started this process. A batch script has SLURM_PROCID=0 too, but no number of a step.
+
+    Unless sbatch was called within a step and passed its variables on: only srun sets SLURM_NNODES to the nodes of the
+    step.
+    """
+    nodes, of_step = environ.get("SLURM_NNODES"), environ.get("SLURM_STEP_NUM_NODES")
+    is_passed_on = bool(nodes and of_step and nodes != of_step)
     in_step = "SLURM_STEP_ID" in environ or "SLURM_STEPID" in environ
-    return in_step or environ.get("SLURM_PROCID", "0") != "0"
+    return (in_step and not is_passed_on) or environ.get("SLURM_PROCID", "0") != "0"
 
 
 def _no_step(nodes: Stated) -> Problem:
@@ -295,35 +301,3 @@ PLATFORMS: Mapping[str, Platform] = {
     "mpi": Platform(_mpi, ("OMPI_", "PMIX_", "PMI_", "MPI_", "I_MPI_", "HYDRA_")),
     "slurm": Platform(_slurm, ("SLURM_",)),
 }
-
-
-def world_size(environ: Environ) -> Claim:
-    """PAI-DLC, Volcano, early PyTorchJob: WORLD_SIZE and RANK count nodes there; `resolve` finds out if they
-    count processes here."""
-    if environ.get("PET_NNODES") or environ.get("NUM_NODES") or _is_ascend(environ):
-        return Claim()
-    unclear = _unclear_world(environ)
-    if environ.get("LOCAL_RANK"):
-        return Claim(unclear=unclear)
-    nodes = _stated(environ, "WORLD_SIZE")
-    indices = ("VC_TASK_INDEX", "VK_TASK_INDEX") if nodes else ()
-    return Claim(
-        nodes=nodes,
-        node_rank=_stated(environ, "RANK", *indices),
-        address=_stated(environ, "MASTER_ADDR"),
-        unclear=unclear,
-    )
-
-
-def _unclear_world(environ: Environ) -> Problem | None:
-    """Variables of processes, which here belong to a launcher: torchrun's, and Ascend's, set for each device."""
-    for local, size in (("LOCAL_RANK", "WORLD_SIZE"), ("RANK_ID", "RANK_SIZE")):
-        rank, count = environ.get(local) or "0", environ.get(size) or "1"
-        if environ.get(local) and (rank, count) != ("0", "1"):
-            remedy = (
-                "Start one launcher per node and set NNODES, NODE_RANK and MASTER_ADDR; "
-                "or set NNODES=1 to train on this node only."
-            )
-            found = f"{rank!r} with {size}={count!r}: unclear whether these count nodes or processes"
-            return bad_setting(local, found, remedy)
-    return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from sdjob.files import user_cache
 from sdjob.problems import Problem
 from sdjob.redact import redact, secrets_of
+from sdlaunch.child_process import ends_with_launcher
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.python_variables import without_harmful
 from sdlaunch.settings.options import LaunchOptions
@@ -66,6 +67,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> str:
         argv,
         env=without_harmful(environ),
         stdin=subprocess.DEVNULL,
+        preexec_fn=ends_with_launcher(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -11,6 +11,7 @@ from sdjob.settings.fields import Target, settings_of, targets
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.platforms import PLATFORMS
+from sdlaunch.cluster.shared_variables import FOREIGN
 from sdlaunch.settings import other_trainers
 from sdlaunch.settings.options import LaunchOptions
 
@@ -82,7 +83,7 @@ def is_foreign(name: str) -> bool:
 @cache
 def _foreign_prefixes() -> tuple[str, ...]:
     platforms = [prefix for platform in PLATFORMS.values() for prefix in platform.prefixes]
-    return (*_FOREIGN_PREFIXES.split(), *platforms)
+    return (*_FOREIGN_PREFIXES.split(), *FOREIGN, *platforms)
 
 
 def mount_of(name: str) -> str | None:

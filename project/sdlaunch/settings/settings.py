@@ -188,6 +188,14 @@ def _validated(model: type[Model], found: _Found, known: Mapping[str, Any]) -> M
         for problem in problems_of(error, model):
             if winner := found.winners.get(problem.subject):
                 problem = replace(problem, found=f"{problem.found} ({winner[1].where})")
+                if str(winner[1].text).startswith(
+                    "tcp://"
+                ):  # what Kubernetes sets for a service named master
+                    remedy = (
+                        f"Set {problem.subject} to a port number, and enableServiceLinks: false in the pod: "
+                    )
+                    remedy += "Kubernetes makes such variables from the names of services."
+                    problem = replace(problem, remedy=remedy)
             found.problems.append(problem)
     return model.model_validate({name: value for name, value in values.items() if name not in refused})
 

@@ -1,7 +1,7 @@
 """The nodes of a job before torchrun starts on this one: the name of node 0 is looked up and its port tried.
 
-Nodes start at different times, so that both are waited for, and every half minute a line says for what. torchrun
-itself would fail after a minute, or wait in silence.
+Nodes start at different times, so that both are waited for, and at least every half minute a line says for what.
+torchrun itself would fail after a minute, or wait in silence.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sdlaunch.cluster.route import Route
 from sdlaunch.plan import JobPlan
 from sdlaunch.timeouts import NoAnswer, Task
 
-SAY_EVERY = 30.0  # seconds
+_SAY_EVERY = 25.0  # seconds: with an attempt in between, at most 30
 _FIRST = 10.0  # seconds without a line
-_ATTEMPT = 5.0  # seconds for a connection
+_ATTEMPT = 3.0  # seconds for a connection
 _PAUSE = 1.0  # seconds between two attempts
 _POLL = 0.2  # seconds
 
 
 @dataclass
 class Reminder:
-    """Says what is waited for: soon, and then every half minute. `limit`: how long, in seconds."""
+    """Says what is waited for: soon, and then at least every half minute. `limit`: how long, in seconds."""
 
     say: Callable[[str], None]
     limit: float
@@ -41,7 +41,7 @@ class Reminder:
 
     def waiting(self, text: str) -> None:
         if self.waited >= self.due:
-            self.due = self.waited + SAY_EVERY
+            self.due = self.waited + _SAY_EVERY
             self.say(f"waiting for {text} ({self.waited:.0f} s of {self.limit:g} s)")
 
 
@@ -75,11 +75,13 @@ class Meeting:
     def _attempt(self) -> Task[Route]:
         return Task(functools.partial(route.find, self._endpoint, self.plan.cluster.node_rank))
 
-    def _pause(self, seconds: float = _PAUSE) -> None:
+    def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        while True:
             if self.is_over():
                 raise Interrupted
+            if (left := until - time.monotonic()) <= 0:
+                return
             time.sleep(min(_POLL, left))
 
     def _look_up(self) -> Route:
@@ -90,10 +92,10 @@ class Meeting:
             try:
                 return attempt.result(time.monotonic() + _POLL)
             except NoAnswer:  # it may hang: a second attempt would too
-                self._pause(0.01)
+                self._pause(0)
             except OSError as error:
                 reason = error.strerror or str(error)
-                self._pause()
+                self._pause(_PAUSE)
                 attempt = self._attempt()
             reminder.waiting(f"the name of node 0, {host}: {reason}")
         found = f"{host} ({self.plan.settings['MASTER_ADDR'].source}) cannot be looked up on {os.uname().nodename}"
@@ -115,7 +117,7 @@ class Meeting:
             if reminder.waited > limit:
                 found = f"node 0 at {where} does not answer {here} within {limit:g} s: {reason}"
                 raise JobError(no_hardware("MASTER_ADDR", found, _NOT_THERE))
-            self._pause()
+            self._pause(_PAUSE)
             try:
                 way = attempt.result(time.monotonic())
                 attempt = self._attempt()

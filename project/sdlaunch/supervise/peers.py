@@ -72,8 +72,9 @@ class Peers:
         if self.cluster.nodes == 1 or now - self._looked < _LOOK_EVERY:
             return False
         self._looked = now
-        self._remind(torchrun)
         report = self.failure()
+        if torchrun is not None:  # until then the meeting of the nodes says what is waited for
+            self._remind(torchrun, report)
         if report is None:
             self._failed_at = 0.0
             return False
@@ -102,13 +103,18 @@ class Peers:
         shared = f"no start seen in {self.layout.run}, which all nodes share"
         return f"{text}: {'; '.join([shared, *ended])}"
 
-    def _remind(self, torchrun: int | None) -> None:
-        self.is_waiting = torchrun is not None and not processes.has_children(torchrun)
-        if not self.is_waiting:
-            self._reminder = None
+    def _remind(self, torchrun: int, report: Mapping[str, Any] | None) -> None:
+        """Say why nothing happens here."""
+        is_waiting = not processes.has_children(torchrun)
+        if is_waiting != self.is_waiting or not (is_waiting or report):
+            self.is_waiting, self._reminder = is_waiting, None
+        if not (is_waiting or report):
             return
-        self._reminder = self._reminder or Reminder(self.say, self.patience)
-        self._reminder.waiting(self.missing())
+        self._reminder = self._reminder or Reminder(self.say, self.patience if self.is_waiting else _MAYBE)
+        failed = (
+            report and f"node {report['node']} of {self.cluster.nodes}, which ended with {report['class']}"
+        )
+        self._reminder.waiting(failed or self.missing())
 
     def _reports(self) -> dict[int, dict[str, Any]]:
         if self.cluster.nodes == 1:

@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 from sdjob.protocol import Channel
+from sdlaunch.child_process import ends_with_launcher
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STATES = {
     psutil.STATUS_STOPPED: "it is stopped",
@@ -41,15 +41,12 @@ def before_torchrun() -> Callable[[], None]:
     torchrun then ends the workers, which save first. It ignores what torchrun would die of without ending the workers:
     a scheduler may signal all processes of a job, and the launcher takes that for all of them.
     """
-    libc, launcher = ctypes.PyDLL(None), os.getpid()
+    end_with_launcher = ends_with_launcher()
 
     def prepare() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        if sys.platform == "linux":
-            libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != launcher:  # it has died before the kernel was told
-            os._exit(128 + signal.SIGTERM)
+        end_with_launcher()
 
     return prepare
 

@@ -1,11 +1,12 @@
-"""Each platform's variables, as they are on the second of two nodes of eight devices."""
+"""Tests of platforms and shared_variables: the variables as they are on the second of two nodes of eight devices."""
 
 import pytest
 
 from sdlaunch.cluster import cluster
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
-from sdlaunch.cluster.platforms import PLATFORMS, Claim, Platform, Stated, world_size
+from sdlaunch.cluster.platforms import PLATFORMS, Claim, Platform, Stated
+from sdlaunch.cluster.shared_variables import world_size
 from sdlaunch.settings import names, settings
 
 GPUS = Devices("cuda", 8, 64, "")
@@ -415,6 +416,20 @@ PER_DEVICE = {"WORLD_SIZE": "16", "MASTER_ADDR": "node-0"}
         ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR", "NNODES=1"),
         ({"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "1"}, "MASTER_ADDR", "NNODES=1"),
         ({"RANK": "1"}, "NODE_RANK", "NNODES"),
+        # sbatch within a step of one node: the variables of that step are passed on
+        (
+            BATCH | {"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_PROCID": "0"},
+            "SLURM_NNODES",
+            "srun",
+        ),
+        ({"TF_CONFIG": '{"cluster": {"chief": ["a"], "worker": ["b"], "ps": ["c"]}}'}, "TF_CONFIG", "NNODES"),
+        (
+            {"CLUSTER_SPEC": '{"cluster": {"workerpool0": ["a"], "workerpool1": ["b"]}}'},
+            "CLUSTER_SPEC",
+            "NNODES",
+        ),
+        ({"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0"}, "PADDLE_TRAINERS_NUM", "NNODES"),
+        ({"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX", "NNODES=1"),
     ],
 )
 def test_variables_of_several_nodes_are_never_dropped_in_silence(environ, subject, word):
@@ -463,8 +478,28 @@ def test_a_batch_script_on_one_node_needs_no_srun():
     assert (found.problems, found.cluster) == ((), Cluster(1, 0, None, 8))
 
 
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"TF_CONFIG": '{"cluster": {"worker": ["a"], "ps": ["b"], "evaluator": ["c"]}}'},
+        {"TF_CONFIG": "{}", "CLUSTER_SPEC": "[]"},
+        {"CLUSTER_SPEC": '{"cluster": 3}', "TF_CONFIG": "none"},
+        {"PADDLE_TRAINERS_NUM": "1", "JOB_COMPLETION_INDEX": "0"},
+        {"JOB_COMPLETION_INDEX": "3", "NNODES": "1"},
+    ],
+)
+def test_variables_of_other_frameworks_on_one_node(environ):
+    found = resolve(environ)
+    assert (found.problems, found.cluster.nodes) == ((), 1)
+
+
 def test_a_step_on_fewer_nodes_than_the_allocation():
-    changes = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "node-1", "SLURM_NODEID": "0"}
+    changes = {
+        "SLURM_NNODES": "1",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NODELIST": "node-1",
+        "SLURM_NODEID": "0",
+    }
     found = resolve(TWO_BY_EIGHT["slurm"] | changes)
     assert (found.problems, found.cluster) == ((), Cluster(1, 0, None, 8))
 

@@ -138,11 +138,13 @@ def test_the_next_good_run_removes_it_at_the_start(workspace, tmp_path):
 
 # --- two nodes ---------------------------------------------------------------------------------------
 
-# On node 1 an image is bad; node 0 notices a moment earlier that its peer has gone.
+# On node 1, which knocks first, an image is bad; node 0 notices a moment earlier that its peer has gone.
 TWO = """
 node = int(os.environ["SDJOB_STOP_FILE"][-1])
 say(f'[rank {node}] ready')
 if node == 0:
+    import socket
+    socket.create_server(("127.0.0.1", 29455)).accept()
     note(0, 70, error="connection closed by peer"); time.sleep(1)
 else:
     time.sleep(0.3); note(1, 66, problems=[PROBLEM])
@@ -154,10 +156,10 @@ def test_two_launchers_in_one_folder_name_the_cause(workspace, tmp_path):
     there = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29455"}
     zero, one = (supervised(tmp_path, workspace, TWO, NODE_RANK=str(node), **there) for node in (0, 1))
     one.end(66)
-    zero.end(70)
+    assert "node 1 failed, and this node with it: row 3: no image" in zero.end(66)
     said = zero.failure
     assert (said["node"], said["class"], said["root_rank"]) == (1, "bad input", 1)
-    assert [(each["node"], each["class"]) for each in said["other_nodes"]] == [(0, "bug or lost peer")]
+    assert [(each["node"], each["class"]) for each in said["other_nodes"]] == [(0, "bad input")]
     logs = {
         str(path.relative_to(tmp_path / "output" / "logs"))
         for path in (tmp_path / "output" / "logs").rglob("*.log")

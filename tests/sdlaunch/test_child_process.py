@@ -1,0 +1,34 @@
+"""Children of the launcher end with it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.support.worker import PROJECT
+
+CHILD = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+ASK = (
+    "import sys, os; from sdlaunch.timeouts import ask; ask(['-c', sys.argv[1], sys.argv[2]], os.environ, 60)"
+)
+FETCH = (
+    "import sys, os; from sdlaunch.inputs.fetch import run; "
+    "run([sys.executable, '-c', sys.argv[1], sys.argv[2]], os.environ)"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+@pytest.mark.parametrize("parent", [ASK, FETCH], ids=["ask", "fetch"])
+def test_a_killed_launcher_leaves_no_child(tmp_path, parent):
+    path = tmp_path / "pid"
+    command = [sys.executable, "-c", parent, CHILD, str(path)]
+    with subprocess.Popen(command, env={"PYTHONPATH": str(PROJECT)}) as process:
+        while not path.exists() or not path.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        child = psutil.Process(int(path.read_text()))
+        process.send_signal(signal.SIGKILL)
+    child.wait(20)
