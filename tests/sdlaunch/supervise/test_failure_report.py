@@ -12,6 +12,7 @@ from sdlaunch.supervise import failure_report
 from sdlaunch.supervise.verdict import Verdict
 from tests.sdlaunch.workspace import launch
 from tests.support.launcher import supervised
+from tests.support.worker import free_port
 
 ECHO = Verdict(
     70, ("RuntimeError('connection closed by peer')",), "", 0, 3, special="bug or lost peer", time=1
@@ -144,7 +145,7 @@ node = int(os.environ["SDJOB_STOP_FILE"][-1])
 say(f'[rank {node}] ready')
 if node == 0:
     import socket
-    socket.create_server(("127.0.0.1", 29455)).accept()
+    socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"]))).accept()
     note(0, 70, error="connection closed by peer"); time.sleep(1)
 else:
     time.sleep(0.3); note(1, 66, problems=[PROBLEM])
@@ -153,7 +154,7 @@ sys.exit(1)
 
 
 def test_two_launchers_in_one_folder_name_the_cause(workspace, tmp_path):
-    there = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29455"}
+    there = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     zero, one = (supervised(tmp_path, workspace, TWO, NODE_RANK=str(node), **there) for node in (0, 1))
     one.end(66)
     assert "node 1 failed, and this node with it: row 3: no image" in zero.end(66)
