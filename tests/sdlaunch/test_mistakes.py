@@ -138,6 +138,7 @@ SETTINGS = [
     wrong(64, "max_restarts: found 'yes'", max_restarts="yes"),
     wrong(64, "hang_timeout: found 'inf'", hang_timeout="inf"),
     wrong(64, "MASTER_PORT: found '99999'", MASTER_PORT="99999"),
+    wrong(64, "MASTER_PORT: found 'tcp://", "enableServiceLinks: false", MASTER_PORT="tcp://10.0.0.1:29400"),
 ]
 NAMES = [
     wrong(64, "bacth_size", "probably batch_size", bacth_size="2"),

@@ -338,3 +338,44 @@ def test_a_rank_that_crashed_is_not_explained_by_what_another_says_of_it(rank, k
     line = f"[rank {rank}] RuntimeError: Connection closed by peer [10.0.0.2]:1"
     verdict = judge(ending(log_tail=(line, *KILLED[:2], "  exitcode  : -6 (pid: 5)")))
     assert (verdict.code, verdict.root_rank, verdict.failure_class) == (70, 1, kind)
+
+
+# --- several nodes -----------------------------------------------------------------------------------
+
+CAUSE = {
+    "node": 1,
+    "code": 66,
+    "class": "bad input",
+    "evidence": ["row 3: no image"],
+    "remedy": "Take it out.",
+}
+
+
+def test_the_failure_of_another_node_decides():
+    lost = ExitNote(0, 70, 3, error="connection closed by peer")
+    verdict = judge(ending(notes=(lost,), cause=CAUSE))
+    assert (verdict.code, verdict.failure_class, verdict.remedy) == (66, "bad input", "Take it out.")
+    assert verdict.evidence == ("node 1 failed, and this node with it: row 3: no image",)
+
+
+def test_a_cause_on_this_node_takes_precedence():
+    own = ExitNote(0, 73, 3, problems=(Problem(73, "OUTPUT_DIR", "full", "Free some space."),))
+    assert judge(ending(notes=(own,), cause=CAUSE)).code == 73
+    assert judge(ending(returncode=0, cause=CAUSE)).code == 0
+
+
+def test_nodes_that_did_not_come():
+    log = ("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError",)
+    verdict = judge(ending(log_tail=log, missing="node 1 of 2"))
+    assert (verdict.code, verdict.evidence) == (69, ("nodes: waited in vain for node 1 of 2",))
+    assert "rendezvous_timeout" in verdict.remedy
+
+
+def test_a_node_that_left_while_the_nodes_met():
+    log = ("torch.distributed.elastic.rendezvous.api.RendezvousClosedError",)
+    assert judge(ending(log_tail=log, missing="node 1 of 2")).code == 75
+
+
+def test_a_lost_connection_to_node_0():
+    verdict = judge(ending(log_tail=("The connection to the C10d store has failed. See inner exception.",)))
+    assert verdict.code == 70 and "all ranks and nodes" in verdict.remedy
