@@ -13,7 +13,7 @@ from typing import Any
 
 from sdjob.exit_codes import REFUSED, ExitCode
 from sdjob.output.layout import OutputLayout
-from sdjob.protocol import Heartbeat
+from sdjob.protocol import ExitNote, Heartbeat
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import failure_report, lock, processes
 from sdlaunch.supervise.meeting import Reminder
@@ -63,8 +63,8 @@ class Peers:
             time.sleep(0.2)
         return self._over
 
-    def have_failed(self, torchrun: int | None = None) -> bool:
-        """Whether the job is over on this node too, because another node has failed for good.
+    def end_the_job(self, torchrun: int | None = None) -> bool:
+        """Whether the job is over on this node too: another one has failed for good, or was lost while all saved.
 
         `torchrun`: its process id; None: it has not started yet.
         """
@@ -75,6 +75,8 @@ class Peers:
         report = self.failure()
         if torchrun is not None:  # until then the meeting of the nodes says what is waited for
             self._remind(torchrun, report)
+        if self.is_waiting and self._have_saved():
+            return True
         if report is None:
             self._failed_at = 0.0
             return False
@@ -84,6 +86,13 @@ class Peers:
         if silent > (_FINAL if is_final else _MAYBE) and (is_final or (torchrun and not self.is_waiting)):
             self._over = report
         return self._over is not None
+
+    def _have_saved(self) -> bool:
+        """Whether the ranks here have saved and ended; torchrun waits 300 s for that of a node that is lost."""
+        notes = ExitNote.read_all(self.notes)
+        if len(notes) < self.cluster.nproc_per_node or any(each.code != ExitCode.STOPPED for each in notes):
+            return False
+        return time.time() - max(each.time for each in notes) > _FINAL
 
     def missing(self) -> str:
         """The nodes that have not started, or else the others, which have not joined."""

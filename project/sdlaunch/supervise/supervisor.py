@@ -182,7 +182,7 @@ def _met(job: _Job, stop: Stop, peers: Peers) -> LaunchPlan | None:
     """The command, once node 0 is found; None: the job is over before. Raises JobError (69)."""
 
     def is_over() -> bool:
-        return stop.signal is not None or peers.have_failed()
+        return stop.signal is not None or peers.end_the_job()
 
     plan = job.plan
     try:
@@ -216,7 +216,7 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
         pump = threading.Thread(target=job.stream.pump, args=(lines,), daemon=True)
         pump.start()
         while process.poll() is None and not (
-            stop.insisted or watch.hangs() or job.lock.lost.is_set() or peers.have_failed(process.pid)
+            stop.insisted or watch.hangs() or job.lock.lost.is_set() or peers.end_the_job(process.pid)
         ):
             _advance(stop, process, job, peers)
             if peers.is_waiting:
