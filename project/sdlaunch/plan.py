@@ -81,7 +81,7 @@ class JobPlan:
                 for name, each in self.settings.items()
             },
             "mounts": {name: dict(about) for name, about in self.mounts.items()},
-            "arithmetic": list(self.arithmetic),
+            "arithmetic": [*self.arithmetic, *self.network],
             "argv": list(without_secrets(self.launch.argv)) if self.launch else [],
             "env": dict(self.launch.env) if self.launch else {},
             "unset": list(self.launch.unset) if self.launch else [],
@@ -247,15 +247,14 @@ def _build(
         *checked.problems,
     }
     refused = (read.misunderstood, given.problems, inspected.cluster.problems, resolved.script_problems)
-    network = _network(read, job.cluster)
     script = resolved.script
     advised = () if script else (*advice.without_effect(given.spec), *advice.high_rates(given.spec))
     secrets = _secrets(read, script)
     return JobPlan(
         settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(*estimates.lines(job), *checked.notes, *network),
-        network=network,
+        arithmetic=(*estimates.lines(job), *checked.notes),
+        network=_network(read, job.cluster),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),
         problems=tuple(sorted(problems)),

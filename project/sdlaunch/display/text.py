@@ -32,7 +32,7 @@ def start(job: JobPlan) -> str:
         for name, about in job.mounts.items()
     ]
     warnings = (f"warning: {warning}" for warning in job.warnings)
-    return redact("\n".join([*uses, *job.arithmetic, *warnings]), job.secrets)
+    return redact("\n".join([*uses, *job.arithmetic, *job.network, *warnings]), job.secrets)
 
 
 def plan(job: JobPlan, *, dim: bool = False) -> str:
@@ -49,7 +49,7 @@ def plan(job: JobPlan, *, dim: bool = False) -> str:
         ("Settings at their default", defaults),
         ("Settings", table((name, _value(each.value), each.source) for name, each in rows)),
         ("Mounts", table((name, about["uses"], about["found"]) for name, about in job.mounts.items())),
-        ("Arithmetic", "\n".join(f"  {line}" for line in job.arithmetic)),
+        ("Arithmetic", "\n".join(f"  {line}" for line in (*job.arithmetic, *job.network))),
         ("Command", job.launch.shell() if job.launch else "  none, because a setting was refused"),
         ("Warnings", "\n".join(_warnings(job))),
         ("Problems", problems(job.problems) if job.problems else "  none: the job can start"),

@@ -31,8 +31,8 @@ from sdlaunch.supervise import failure_report, lock, output_folder, processes, r
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
 from sdlaunch.supervise.lock import Lock
-from sdlaunch.supervise.meeting import Interrupted, Meeting
-from sdlaunch.supervise.peers import Peers
+from sdlaunch.supervise.nodes.meeting import Interrupted, Meeting
+from sdlaunch.supervise.nodes.peers import Peers
 from sdlaunch.supervise.rank_pipes import RankPipes
 from sdlaunch.supervise.terminal import Terminal
 from sdlaunch.supervise.verdict import Ending, Verdict

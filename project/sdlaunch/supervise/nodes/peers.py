@@ -16,7 +16,7 @@ from sdjob.output.layout import OutputLayout
 from sdjob.protocol import ExitNote, Heartbeat
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import failure_report, lock, processes
-from sdlaunch.supervise.meeting import Reminder
+from sdlaunch.supervise.nodes.meeting import Reminder
 
 _LOOK_EVERY = 2.0  # seconds; the folder may be on slow storage
 # Seconds without progress on this node after which the job is over, since another node has failed.

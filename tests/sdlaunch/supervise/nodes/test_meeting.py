@@ -11,8 +11,8 @@ from sdjob.problems import JobError
 from sdlaunch.cluster import route
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.route import Route
-from sdlaunch.supervise import meeting
-from sdlaunch.supervise.meeting import Interrupted, Meeting
+from sdlaunch.supervise.nodes import meeting
+from sdlaunch.supervise.nodes.meeting import Interrupted, Meeting
 from tests.support.worker import free_port
 
 HERE = Route("127.0.0.1", "127.0.0.1", "lo")

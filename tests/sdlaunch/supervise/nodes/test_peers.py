@@ -10,9 +10,10 @@ import pytest
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import Channel, ExitNote, Heartbeat
 from sdlaunch.cluster.cluster import Cluster
-from sdlaunch.supervise import lock, peers, processes
+from sdlaunch.supervise import lock, processes
 from sdlaunch.supervise.lock import Holder
-from sdlaunch.supervise.peers import Peers
+from sdlaunch.supervise.nodes import peers
+from sdlaunch.supervise.nodes.peers import Peers
 
 TORCHRUN = 1
 
