@@ -4,6 +4,8 @@ import json
 
 from safetensors.torch import load_file
 
+from sdjob.output import run_settings
+from sdtrain.export import from_checkpoint
 from tests.support import colossal, worker
 from tests.support.worker import losses
 
@@ -41,6 +43,12 @@ def test_the_tutorials_command_and_going_on_under_another_strategy(inputs, tmp_p
     report = json.loads((output / "report.json").read_text())
     assert (report["plugin"], report["world_size"], report["global_batch_size"]) == ("gemini", 2, 8)
     assert report["attention_backend"] in ("flash", "math")
+    # The shards of the last step give the same result, in one process without Colossal-AI's help.
+    checkpoint = output / "checkpoint/checkpoint-000002"
+    spec = run_settings.settings_of(checkpoint)
+    from_checkpoint.write_result(checkpoint, tmp_path / "exported", spec, ema=True)
+    exported = load_file(tmp_path / "exported" / UNET)
+    assert all((exported[name] == weight).all() for name, weight in found.items())
 
     # Without an accelerator, under FSDP, on one process: the same course goes on from step 2.
     other = {**TUTORIAL, "plugin": "fsdp", "mixed_precision": "no", "device": "cpu", "train_batch_size": 2}

@@ -32,8 +32,8 @@ from sdlaunch.settings import names, settings
 from sdlaunch.settings.settings import Settings
 
 MODULE = "sdtrain.export.from_checkpoint"
-# Settings that say how the result is written; all others are those of the run.
-_OF_RESULT = ("export_dtype", "export_single_file", "allow_pickle", "single_file_config", "cache_dir")
+# Settings that say how the result is written, and paths that may have changed; all others are those of the run.
+_OF_RESULT = ("export_dtype", "export_single_file", "allow_pickle", "single_file_config", "vae", "cache_dir")
 _ACCEPTED = {"OUTPUT_DIR", "MODEL_DIR", "model_name", "ENV_FILE", "CONFIG_FILE", "strict_env", *_OF_RESULT}
 
 
@@ -88,6 +88,7 @@ def prepare(
         folder = Path(target).expanduser().absolute() if target else layout.exports / checkpoint.name
         problems += _target_problems(folder)
         spec = spec.model_copy(update=_today(read, layout))
+        spec = spec.model_copy(update=mount_paths.below_model(spec, mounts))
         model = _model(spec, mounts, read, chosen={names.shown_name(name) for name, _ in flags})
         spec = spec.model_copy(update={"pretrained_model_name_or_path": str(model.path)})
         problems += _space_problems(folder, spec, model)

@@ -17,7 +17,8 @@ from sdtrain.export.export import WEBUI_LORA, WEBUI_MODEL
 FILE = "README.md"
 SAMPLES = "samples.png"
 
-_PRIVATE = ("pretrained_model_name_or_path", "single_file_config")  # paths of the machine, useless elsewhere
+# Paths of the machine, useless elsewhere.
+_PRIVATE = ("pretrained_model_name_or_path", "single_file_config", "vae", "lora_weights")
 _WITHOUT_TRACE = ("checkpoints", "logging")  # groups of settings that make no difference to the result
 
 
@@ -48,7 +49,8 @@ def _front_matter(spec: RunSpec, facts: ArchitectureFacts, base: str) -> str:
 
 def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], base: str) -> str:
     all_weights = f"All weights of the {facts.denoiser_title} of"
-    what = f"A LoRA of rank {spec.lora_rank} for" if spec.lora_rank else all_weights
+    kind = "DoRA" if spec.use_dora else "LoRA"
+    what = f"A {kind} of rank {spec.lora_rank} for" if spec.lora_rank else all_weights
     _, *encoders = report["trained_parts"]
     parts = f" and its text encoder{'s' if len(encoders) > 1 else ''}" if encoders else ""
     count = (

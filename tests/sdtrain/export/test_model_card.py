@@ -52,7 +52,9 @@ def test_it_names_the_parts_that_were_trained():
 
 
 def test_it_names_no_place_of_the_machine():
-    text = rendered(recipe="text_to_image", resume="/output/secret-project/checkpoint/checkpoint-000002")
+    private_files = {"vae": "/home/somebody/vae", "lora_weights": "/home/somebody/lora.safetensors"}
+    resumed = "/output/secret-project/checkpoint/checkpoint-000002"
+    text = rendered(recipe="text_to_image", resume=resumed, **private_files)
     for private in ("/mnt", "/output", "/home", "secret-project", "somebody"):
         assert private not in text
     assert "7 captioned images" in text and "`pokemon`" in text
