@@ -11,12 +11,17 @@ from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.dataset.splits import TO_TRAIN
 from sdjob.file_identity import content_id, edges
+from sdjob.files import unreadable
 from sdjob.model import trainable
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.pipeline import PipelineFolder
-from sdjob.problems import Problem, bad_setting
+from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
+from sdjob.threads import in_threads
 
+# Of a table, whose files may be replaced by others of the same size; not in checkpoints of version 0.1.
+_CONTENT = "dataset_content"
+_CONTENT_FILES = 256
 _TEXTS = (".json", ".txt", ".model")  # configs and tokenizers
 _EARLIER_WORDS = {  # in checkpoints of version 0.1
     "dataset_name": ("data set ", "dataset "),
@@ -38,8 +43,11 @@ def facts_of(
     given = [each.class_data_dir for each in concepts if each.class_data_dir and spec.with_prior_preservation]
     infos_of_classes = (dataset_in(each, spec, captions=False, wanted_splits=TO_TRAIN) for each in given)
     classes = map(data_identity, infos_of_classes)
+    infos = tuple(infos)
     data = "+".join(map(data_identity, infos))
     facts = fingerprint(spec, architecture, model, data, "+".join(classes))
+    if content := "+".join(_table_content(info) for info in infos if info.row_counts):
+        facts[_CONTENT] = f"content {content}"
     if spec.concepts_list:
         facts["concepts_list"] = "; ".join(concept.summary for concept in concepts)
     return facts
@@ -53,13 +61,22 @@ def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> 
     }
     return [
         bad_setting(
-            name,
+            "dataset_name" if name == _CONTENT else name,
             f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
             "Set it as before to continue that run, or start a new one with another OUTPUT_DIR (or resume=never).",
         )
         for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        if found.get(name) != wanted.get(name) and (name != _CONTENT or name in found)
     ]
+
+
+def _table_content(info: DatasetInfo) -> str:
+    """A hash of the files of a table, of at most so many that it takes seconds. Raises JobError."""
+    try:
+        contents = in_threads(content_id, info.files[:_CONTENT_FILES])
+    except OSError as error:
+        raise JobError(unreadable(info.path, error)) from error
+    return hashlib.sha256("/".join(contents).encode()).hexdigest()[:16]
 
 
 def model_identity(folder: PipelineFolder) -> str:

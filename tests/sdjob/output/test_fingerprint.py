@@ -360,3 +360,19 @@ def test_the_content_of_a_model_is_more_than_its_identity(eps_model, tmp_path):
     assert model_content(model) == before
     (changed / "tokenizer/merges.txt").write_text("#version: 0.2\n")
     assert model_content(model) != before and model_identity(model) == identity
+
+
+def test_a_replaced_table_of_the_same_size_is_another_dataset(tmp_path):
+    """Checkpoints that do not record the content of a table are continued as before."""
+
+    def facts(caption):
+        path = parquet(tmp_path / "a.parquet", table(2, text=[caption, "x"]), compression="none")
+        return path.stat().st_size, facts_of(spec_of(), STABLE_DIFFUSION, "0123", [find(tmp_path)], [])
+
+    (size, first), (other_size, other) = facts("first"), facts("other")
+    assert size == other_size and first["dataset_name"] == other["dataset_name"]
+    assert differences(first, facts("first")[1], tmp_path) == []
+    (problem,) = differences(first, other, tmp_path)
+    assert problem.subject == "dataset_name" and problem.code == 64 and "content " in problem.found
+    earlier = {name: text for name, text in first.items() if name != "dataset_content"}
+    assert differences(earlier, other, tmp_path) == []

@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(JobError) as caught:
         open_source(info_of(parquet_folder(tmp_path / "a", 2)), tmp_path / "file" / "cache")
-    assert caught.value.code == 66 and "cache_dir" in caught.value.problems[0].remedy
+    assert caught.value.code == 73 and "cache_dir" in caught.value.problems[0].remedy
 
 
 def test_a_row_without_caption_is_counted_at_once_and_named_where_it_came_later(tmp_path):
