@@ -253,7 +253,7 @@ def _build(
     return JobPlan(
         settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(*estimates.lines(job), *checked.notes),
+        arithmetic=(*inspected.fetched.notes, *estimates.lines(job), *checked.notes),
         network=_network(read, job.cluster),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),

@@ -28,6 +28,7 @@ class Fetched:
     import_path: tuple[str, ...] = ()
     awaited: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # lines of the plan
     problems: tuple[Problem, ...] = ()
 
     def awaiting(self, what: str, reason: str | Problem) -> Fetched:

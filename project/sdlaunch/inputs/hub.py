@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -46,6 +47,7 @@ def provide(
         folder = cache / "hub" / repo_type / name.replace("/", "--")
         fetched = replace(fetched, options=fetched.options.model_copy(update={setting: str(folder)}))
         if (folder / _COMPLETE).exists():
+            fetched = replace(fetched, notes=(*fetched.notes, _as_downloaded(setting, name, folder)))
             continue
         if not fetch:
             warning = f"{setting}: nothing local is called {name}: it is downloaded from the hub when the job starts"
@@ -53,6 +55,15 @@ def provide(
         elif problem := _download(setting, repo_type, name, folder, environ):
             fetched = fetched.awaiting(setting, problem)
     return fetched
+
+
+def _as_downloaded(setting: str, name: str, folder: Path) -> str:
+    """A line of the plan: a download is kept, so that a job can resume, whatever becomes of the name on the hub."""
+    revision = ""
+    with suppress(OSError):  # a cache of another user
+        revision = (folder / _COMPLETE).read_text().strip()[:12]
+    revision = revision or "not recorded"
+    return f"{setting}: {name} as downloaded earlier (revision {revision}); remove {shown(folder)} for a newer one"
 
 
 def _is_local(mount: Path, name: str, timeout: float) -> bool:
@@ -121,9 +132,12 @@ def main(repo_type: str, name: str, folder: Path) -> None:
     """Download, continuing what an interrupted download left."""
     from huggingface_hub import HfApi, snapshot_download
 
-    files = wanted(repo_type, HfApi().list_repo_files(name, repo_type=repo_type))
-    snapshot_download(name, repo_type=repo_type, local_dir=folder, allow_patterns=files)
-    (folder / _COMPLETE).touch()
+    # One revision, also if the name gets another one meanwhile.
+    revision = HfApi().repo_info(name, repo_type=repo_type).sha
+    names = HfApi().list_repo_files(name, repo_type=repo_type, revision=revision)
+    files = wanted(repo_type, names)
+    snapshot_download(name, repo_type=repo_type, revision=revision, local_dir=folder, allow_patterns=files)
+    (folder / _COMPLETE).write_text(f"{revision or ''}\n")
 
 
 if __name__ == "__main__":

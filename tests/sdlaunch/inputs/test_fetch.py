@@ -133,6 +133,10 @@ def test_a_name_of_the_hub_is_downloaded_once_when_the_job_starts(online, hub, t
     assert (again.problems, again.awaited, hub.asked) == ((), (), [])
     assert again.launch.argv == job.launch.argv
     assert again.settings["model_name"].value == NAME  # so that the record replays the same
+    kept = f"model_name: {NAME} as downloaded earlier (revision {SHA[:12]}); remove {folder} for a newer one"
+    assert kept in again.arithmetic
+    (folder / ".complete").write_text("")  # by an earlier version
+    assert "(revision not recorded)" in prepare(online).arithmetic[0]
 
 
 def test_nothing_is_downloaded_while_something_else_is_wrong(online, hub, tmp_path):
