@@ -23,7 +23,9 @@ def problem_after(lock: Lock, output: Path, *, failed: bool) -> Problem | None:
 
 
 def _problem(lock: Lock, output: Path, failed: bool) -> Problem | None:
-    if not (lock.lost.is_set() or lock.is_gone()):
+    if lock.is_gone():
+        lock.lost.set()
+    if not lock.lost.is_set():
         return failing(output) if failed else None
     found = f"{output} was removed, unmounted or replaced while the job ran"
     return bad_output(

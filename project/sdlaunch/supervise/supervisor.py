@@ -133,6 +133,7 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
         output_folder.problem_after(job.lock, job.layout.root, failed=returncode != 0),
         peers.awaited_cause() if unexplained else None,
         peers.missing() if unexplained and job.plan.cluster.nodes > 1 else "",
+        job.lock.lost.is_set(),
     )
     verdict = verdicts.judge(end)
     on_cpu = job.plan.settings["device"].value == "cpu"
@@ -149,7 +150,7 @@ def _judged(job: _Job, verdict: Verdict, watch: Watch) -> int:
 
 def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
     """Write failure.json and the stacks of a hang, and remove the messages; whether that was possible."""
-    if job.lock.is_gone():  # the folder may be that of another job
+    if job.lock.lost.is_set():  # the folder may be that of another job
         return False
     try:
         if watch.hang:

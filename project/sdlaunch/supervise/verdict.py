@@ -48,6 +48,7 @@ class Ending:
         None  # the report of another node, whose failure ended the job on this one
     )
     missing: str = ""  # nodes of several that had not joined at the end
+    output_is_gone: bool = False
 
     @cached_property
     def failures(self) -> tuple[ExitNote, ...]:
@@ -161,8 +162,8 @@ def _hung(end: Ending) -> Verdict | None:
 
 
 def _no_output(end: Ending) -> Verdict | None:
-    """The output folder fails, where ranks cannot even leave a note, and no note explains the end otherwise."""
-    if not end.output or any(note.problems for note in end.failures):
+    """The output folder is gone, or fails, where ranks cannot even leave a note, and no note explains the end."""
+    if not end.output or (any(note.problems for note in end.failures) and not end.output_is_gone):
         return None
     rank, _ = end.root
     problems = (end.output,)

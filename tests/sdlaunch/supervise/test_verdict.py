@@ -16,6 +16,7 @@ def ending(**more):
     return Ending(**{"returncode": 1, "notes": (), "log_tail": ()} | more)
 
 
+BAD_INPUT = ExitNote(0, 66, problems=(Problem(66, "a", "b", "c"),))
 FULL = bad_output("OUTPUT_DIR", "/output is gone", "Look for it.")
 KILLED = (
     "Root Cause (first observed failure):",
@@ -56,7 +57,8 @@ KILLED = (
         (ending(output=FULL), 73),
         (ending(output=FULL, returncode=0), 73),
         (ending(output=FULL, notes=(note(code=70),)), 73),
-        (ending(output=FULL, notes=(ExitNote(0, 66, problems=(Problem(66, "a", "b", "c"),)),)), 66),
+        (ending(output=FULL, notes=(BAD_INPUT,)), 66),
+        (ending(output=FULL, output_is_gone=True, notes=(BAD_INPUT,)), 73),  # a cache was below it
     ],
 )
 def test_the_code(end, code):
