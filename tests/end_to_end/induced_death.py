@@ -155,7 +155,7 @@ class Outcome:
     def _is_expected(self, cause: str, phase: Phase, finished: bool) -> bool:
         if cause in FAULTS:
             no_output = self.code == 73 and self.failure == "output cannot hold the result"
-            return no_output or (phase.name == "verdict" and cause != "removed" and self.code == 0)
+            return no_output or (phase.name == "verdict" and self.code == 0)  # the result was complete
         if cause == f"SIGKILL to {LAUNCHER}":
             return self.code == -signal.SIGKILL
         if self.code == 70:
