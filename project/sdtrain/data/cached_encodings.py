@@ -24,6 +24,7 @@ from sdtrain.data.streams import Stream, ended_by_parent_only
 from sdtrain.data.training_images import SampleError, TrainingImages, View
 from sdtrain.runtime.distributed import World
 
+_DECODING = "2"  # raised when the same bytes become other pixels
 Value = TypeVar("Value")
 Sizes = Callable[[int], Sequence[Size]]  # of an image, by index
 
@@ -44,7 +45,7 @@ def cached_latents(
     """
     spec = context.spec
     cache = _cache(context, spec.cache_latents, "latents")
-    common = [_identity(parts.vae, context.world), spec.image_interpolation_mode, "center crop"]
+    common = [_identity(parts.vae, context.world), spec.image_interpolation_mode, "center crop", _DECODING]
     if buckets is None:
         sizes: list[Sizes | None] = [None] * len(streams)
     else:
