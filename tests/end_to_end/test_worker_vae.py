@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sdjob.model import key_names
-from tests.support.worker import losses, snapshot
+from tests.support.launcher import prepare
+from tests.support.worker import DEFAULTS, losses, snapshot
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -31,7 +32,7 @@ def test_the_vae_that_is_named_is_used_and_exported(train, eps_model, vae):
     train("other", vae=vae, max_train_steps=4)
 
 
-def test_a_vae_in_one_file(train, eps_model, vae, tmp_path):
+def test_a_vae_in_one_file(train, eps_model, captioned, vae, tmp_path):
     config = json.loads((vae / "config.json").read_text())
     weights = load_file(vae / FILE)
     names = key_names.original_tensors("stable-diffusion", "vae", config, weights)
@@ -46,6 +47,11 @@ def test_a_vae_in_one_file(train, eps_model, vae, tmp_path):
     assert losses(file) == losses(folder)
     found = load_file(file / "checkpoint/vae" / FILE)
     assert found.keys() == weights.keys() and all((found[name] == weights[name]).all() for name in weights)
-    train(
-        "file", vae=tmp_path / "vae.safetensors", max_train_steps=4
-    )  # from the cache, and with the same identity
+    # From the cache, and with the same identity; the launcher sees the same.
+    same = {"MODEL_DIR": str(eps_model), "DATASET_DIR": str(captioned), "OUTPUT_DIR": str(file)}
+    flags = {name: str(value) for name, value in DEFAULTS.items() if name != "learning_rate"}
+    job = prepare({**same, **flags}, vae=str(tmp_path / "vae.safetensors"), max_train_steps="4")
+    assert "resume: from step 3 of 4" in job.arithmetic and job.problems == ()
+    (problem,) = prepare({**same, **flags}, max_train_steps="4").problems
+    assert (problem.code, problem.subject) == (64, "model_name")
+    train("file", vae=tmp_path / "vae.safetensors", max_train_steps=4)

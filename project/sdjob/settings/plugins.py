@@ -53,7 +53,7 @@ PLUGINS: dict[str, PluginFacts] = {
     "fsdp": PluginFacts(
         "fsdp",
         tuple(name for name in _ANY_DEVICE if name != "mps"),  # torch.distributed has no backend for it
-        settings=("reshard_after_forward", "cpu_offload"),
+        settings=("reshard_after_forward", "cpu_offload", "use_dora"),
     ),
     "low_level_zero": PluginFacts(
         "colossalai_zero", _COLOSSAL_DEVICES, settings=("zero_stage", "cpu_offload"), package="colossalai"

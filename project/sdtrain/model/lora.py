@@ -22,6 +22,7 @@ from sdtrain.architectures.base import Parts
 
 ADAPTER = "default"
 _METADATA = "lora_adapter_metadata"  # of diffusers: the configs of peft, as JSON
+_SCALE = (".lora_alpha", ".use_rslora")  # what decides on the scale
 _MATRICES = {  # here → in files: of peft and kohya's programs, and of older versions of diffusers
     "A": ("lora_A.weight", "lora_down.weight", "lora.down.weight"),
     "B": ("lora_B.weight", "lora_up.weight", "lora.up.weight"),
@@ -84,7 +85,7 @@ class _Existing:
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
-    configs: Mapping[str, Any]  # "unet.lora_alpha" → 4, …
+    configs: Mapping[str, float]  # "unet.lora_alpha" → 4, …
 
     def key(self, layers: Sequence[str], matrix: str) -> str | None:
         """The name of a matrix, given the names that its layer can have."""
@@ -96,22 +97,30 @@ class _Existing:
         for layer in layers:
             if (name := f"{layer}.alpha") in self.tensors:
                 return float(self.tensors[name]) / rank, name
-        alpha = float(self.configs.get(f"{part}.lora_alpha", rank))
-        root = self.configs.get(f"{part}.use_rslora", False)
+        alpha = self.configs.get(f"{part}.lora_alpha", rank)
+        root = self.configs.get(f"{part}.use_rslora", 0)
         return alpha / (math.sqrt(rank) if root else rank), None
 
 
 def _start_from(path: Path, parts: Parts, names: Sequence[str]) -> None:
     """Start from the LoRA in a file, all of which must be used; layers that it lacks stay at zero. Raises JobError."""
-    metadata = weights.read_header(path).metadata
-    configs = json.loads(metadata.get(_METADATA, "{}"))
-    existing = _Existing(path, load_file(path), configs if isinstance(configs, dict) else {})
+    existing = _Existing(path, load_file(path), _configs(path))
     used = {name for part in names for name in _started(existing, parts, part)}
     left = sorted(existing.tensors.keys() - used)
     if left:
         found = f"{shown(path)} has {len(left)} tensors that this run does not train, such as {few(left, 2)}"
         remedy = "Add their layers to lora_target_modules (or set train_text_encoder=1, use_dora=1)."
         raise JobError(bad_setting("lora_weights", found, remedy))
+
+
+def _configs(path: Path) -> dict[str, Any]:
+    """The configs in the metadata of diffusers' layout. Raises JobError (66)."""
+    try:
+        configs = json.loads(weights.read_header(path).metadata.get(_METADATA, "{}"))
+        return {key: float(value) for key, value in configs.items() if key.endswith(_SCALE)}
+    except (ValueError, TypeError, AttributeError) as error:
+        found = f"has metadata {_METADATA} that cannot be read ({error})"
+        raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
 
 
 def _started(existing: _Existing, parts: Parts, part: str) -> Iterator[str]:

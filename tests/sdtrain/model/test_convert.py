@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from sdjob.model.key_names import current_name
+from sdjob.model.key_names import current_name, original_tensors
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures import ddpm
-from sdtrain.export import export
+from sdtrain.export import export, webui
 from sdtrain.model import convert, load
 from sdtrain.model.tokenize import tokenize
 from sdtrain.runtime.stop import Stopped, StopRequest
@@ -88,6 +88,26 @@ def test_there_and_back(base, files, tmp_path):
     after = snapshot(folder.path)
     assert {name: after[name] for name in before} == before
     assert folder.prediction_type == find_pipeline(base, None, allow_pickle=False).prediction_type
+
+
+@pytest.mark.parametrize("in_one_file", [False, True])
+def test_another_vae_than_that_of_the_file(base, files, tmp_path, in_one_file):
+    other = shutil.copytree(base / "vae", tmp_path / "other")
+    file = other / "diffusion_pytorch_model.safetensors"
+    weights = {name: 2 * weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    vae = other
+    if in_one_file:
+        config = find_pipeline(base, None, allow_pickle=False).parts["vae"].config
+        names = original_tensors("stable-diffusion", "vae", config, weights)
+        vae = tmp_path / "vae.safetensors"
+        save_file(webui.original(names, weights), vae)
+    folder = converted(files(base), base, tmp_path / "output", vae=str(vae))
+    again = converted(files(base), base, tmp_path / "output", vae=str(vae))
+    assert again == folder and folder.parts["vae"].folder.is_dir()
+    wanted = weights_of(find_pipeline(base, None, allow_pickle=False))
+    wanted |= {f"vae.{current_name(name)}": weight for name, weight in weights.items()}
+    same(weights_of(folder), wanted)
 
 
 def test_the_layout_is_that_of_others_who_read_it(base, files):

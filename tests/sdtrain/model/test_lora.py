@@ -235,6 +235,15 @@ def test_a_lora_of_another_model(eps_model, tmp_path):
     assert problem.code == 66 and f"{name} is [2, 3], and this model and lora_rank need" in problem.found
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"unet.lora_alpha": "much"}'])
+def test_a_lora_with_damaged_metadata(eps_model, tmp_path, text):
+    trained(eps_model, tmp_path)
+    file = tmp_path / "other.safetensors"
+    save_file(load_file(tmp_path / LORA_FILE), file, metadata={"lora_adapter_metadata": text})
+    problem = refused(eps_model, lora_weights=str(file))
+    assert (problem.code, problem.subject) == (66, str(file)) and "cannot be read" in problem.found
+
+
 def test_a_misspelt_entry_is_named_where_the_headers_are_not_known(eps_model):
     problem = refused(eps_model, lora_target_modules=("to_q", "to_kk"))
     assert (problem.code, problem.subject) == (64, "lora_target_modules")
@@ -266,3 +275,16 @@ def test_a_dora_trains_from_a_lora_and_resumes(train, inputs, tmp_path):
     assert losses(train("dora parts", max_train_steps=3, **dora)) == whole
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_magnitude_vector"
     assert name in load_file(tmp_path / "dora/checkpoint" / LORA_FILE)
+
+
+def test_a_dora_under_fsdp_has_the_same_losses(train):
+    """Its norms are of whole weights, whatever is sharded."""
+    settings = {
+        "lora_rank": 2,
+        "use_dora": True,
+        "train_text_encoder": True,
+        "learning_rate": 0.01,
+        "ranks": 2,
+    }
+    found, wanted = (losses(train(plugin, plugin=plugin, **settings)) for plugin in ("fsdp", "torch_ddp"))
+    assert found == pytest.approx(wanted, rel=1e-5)
