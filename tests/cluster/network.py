@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ def started(folder: Path) -> Iterator[Network]:
     hosts = folder / "hosts"
     names = "".join(f"{address} {name}\n" for name, address in ADDRESSES.items())
     hosts.write_text(f"127.0.0.1 localhost\n{names}")
-    network = Network(hosts, {name: f"sd{os.getpid()}{name}" for name in ADDRESSES})
+    label = uuid.uuid4().hex[:8]  # there may be several networks at a time
+    network = Network(hosts, {name: f"{label}-{name}" for name in ADDRESSES})
     try:
         _add(network)
         yield network
