@@ -35,11 +35,11 @@ def find_dataset(
 ) -> DatasetInfo:
     """The dataset under a mount. Raises JobError with everything that is wrong with it."""
     path = below(root, name, "dataset_name", lambda listing: _format_of(listing, captions) is not None)
-    listing, detected = _locate(path, captions, wanted_splits)
+    listing, detected, split = _locate(path, captions, wanted_splits)
     info = detected.inspect(
         listing, Wanted(image_column, caption_column if captions else None, wanted_splits)
     )
-    return info if info.split else replace(info, split=splits.split_of(_below(path, listing)))
+    return info if info.split else replace(info, split=split)
 
 
 def has_unread_captions(info: DatasetInfo, caption_column: str) -> bool:
@@ -70,8 +70,9 @@ def _format_of(listing: Listing, captions: bool) -> Format | None:
     return next((each for each in FORMATS if each.detect(listing, captions)), None)
 
 
-def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple[Listing, Format]:
-    """The one dataset at a path or below it, of the split that is wanted where folders are named after splits."""
+def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple[Listing, Format, str]:
+    """The one dataset at a path or below it, of the split that is wanted where folders are named after splits, which
+    comes last."""
     top = open_listing(path)
     seen: list[Listing] = []
     problems: list[Problem] = []
@@ -84,7 +85,7 @@ def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple
         if choice is None:
             raise JobError(splits.refused(shown(path), list(by_name), wanted_splits))
         if len(choice.names) == 1:
-            return by_name[choice.names[0]]
+            return *by_name[choice.names[0]], choice.split
         remedy = f"set dataset_name to one of them, for example dataset_name={shown(path / choice.names[0])}"
         raise JobError(
             bad_input(shown(path), f"holds {len(choice.names)} datasets: {few(choice.names)}", remedy)

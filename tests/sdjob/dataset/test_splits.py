@@ -120,7 +120,8 @@ def test_a_saved_dataset_of_several_splits(tmp_path):
     assert "dataset_split=test" in only(tmp_path / "b").remedy
     datasets.DatasetDict({"a": data, "b": data.select([0])}).save_to_disk(tmp_path / "c")
     assert "dataset_split=a" in only(tmp_path / "c").remedy
-    assert find_split(tmp_path / "c", "b").num_examples == 1
+    other = find_split(tmp_path / "c", "b")
+    assert (other.num_examples, other.split) == (1, "b")
 
 
 def test_everything_named_as_a_test_is_refused_unless_it_is_named_in_a_setting(tmp_path):
@@ -146,3 +147,13 @@ def test_held_out_images_are_never_the_training_split(tmp_path):
     shutil.rmtree(tmp_path / "validation")
     with pytest.raises(JobError, match="other splits only"):
         find_split(tmp_path, *splits.HELD_OUT, captions=False)
+
+
+def test_a_split_of_any_name_is_chosen_by_a_setting(tmp_path):
+    for name, count in (("warm", 2), ("cold", 1)):
+        parquet(tmp_path / "folders" / name / "0000.parquet", table(count))
+        parquet(tmp_path / "files" / f"{name}-00000-of-00001.parquet", table(count))
+    for kind in ("folders", "files"):
+        info = find_split(tmp_path / kind, *splits.by_setting("Cold"))
+        assert (info.num_examples, info.split) == (1, "cold")
+    assert find_split(tmp_path / "folders" / "cold", "cold").split == ""  # as the worker sees it

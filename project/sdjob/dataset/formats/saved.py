@@ -23,11 +23,13 @@ def _detect(listing: Listing, captions: bool) -> bool:
 
 def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     folder = listing.path
+    split = None
     if _SPLITS in listing.files:
-        folder = folder / _training_split(folder / _SPLITS, wanted.splits)
+        name, split = _training_split(folder / _SPLITS, wanted.splits)
+        folder = folder / name
     names = _read(folder / _STATE, lambda state: [entry["filename"] for entry in state["_data_files"]])
     (said,) = _read(folder / _STATE, lambda state: [str(state.get("_split") or "")])
-    split = splits.split_of(said if folder == listing.path else folder.name)
+    split = splits.split_of(said) if split is None else split
     files = tuple(folder / name for name in names)
     tables = [mapped(path) for path in files]
     if not tables:
@@ -64,12 +66,12 @@ def _nulls(tables: Sequence[Any], column: str) -> list[int]:
     return [sum(table.num_rows for table in tables[:number]) + local, sum(counts)]
 
 
-def _training_split(path: Path, wanted: tuple[str, ...]) -> str:
-    """The split to train on."""
+def _training_split(path: Path, wanted: tuple[str, ...]) -> tuple[str, str]:
+    """The name of the split to train on, and which it is."""
     names = _read(path, lambda state: [str(split) for split in state["splits"]])
     choice = splits.choose(names, wanted)
     if choice and len(choice.names) == 1:
-        return choice.names[0]
+        return choice.names[0], choice.split
     if choice:
         found = f"has no split named train; it has {few(names) or 'none'}"
         remedy = (
