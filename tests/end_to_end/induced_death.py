@@ -389,9 +389,15 @@ def table(outcomes: Mapping[tuple[str, str], Outcome]) -> str:
 
 
 def _of_targets() -> dict[str, tuple[str, ...]]:
+    titles = {
+        LAUNCHER: "the launcher",
+        TORCHRUN: "torchrun",
+        RANK: "the rank in the phase",
+        PEER: "the other rank",
+    }
     return {
-        f"a signal to the {target}": tuple(cause for cause in CAUSES if cause.partition(" to ")[2] == target)
-        for target in (LAUNCHER, TORCHRUN, RANK, PEER)
+        f"a signal to {title}": tuple(cause for cause in CAUSES if cause.partition(" to ")[2] == target)
+        for target, title in titles.items()
     }
 
 
