@@ -16,8 +16,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.files import read_file, shown
-from sdjob.problems import JobError, bad_input, bad_setting
+from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _FORM = (
@@ -94,3 +95,12 @@ def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
 def _found(detail: ErrorDetails) -> str:
     where = [str(part) if isinstance(part, str) else f"entry {part + 1}" for part in detail["loc"]]
     return f"{', '.join(where)}: {detail['msg']}" if where else "is not a list of subjects"
+
+
+def too_few_class_images(spec: RunSpec, info: DatasetInfo) -> list[Problem]:
+    """The problem of a given folder with fewer images of the class than asked for."""
+    if info.num_examples >= spec.num_class_images:
+        return []
+    found = f"{info.num_examples} images in {shown(info.path)}, num_class_images={spec.num_class_images}"
+    remedy = "Add images, lower num_class_images, or leave class_data_dir empty to have them generated."
+    return [bad_input("class_data_dir", found, remedy)]

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdjob.dataset import splits
+from sdjob.dataset import image_formats, splits
 from sdjob.dataset.formats import DatasetInfo, Format, Wanted
 from sdjob.dataset.formats.folder import FOLDER
 from sdjob.dataset.formats.metadata import METADATA
 from sdjob.dataset.formats.parquet import PARQUET
 from sdjob.dataset.formats.saved import SAVED
 from sdjob.files import Listing, below, few, list_folder, open_listing, shown, unreadable
+from sdjob.formatting import counted
 from sdjob.problems import JobError, Problem, bad_input
 
 if TYPE_CHECKING:
@@ -94,6 +95,13 @@ def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple
     found_here = f"contains no images in a supported format, here or below; found {contents}"
     *others, last = (each.description for each in reversed(FORMATS))
     remedy = f"provide {', '.join(others)}, or {last}"
+    unread = image_formats.unread(name for listing in seen for name in listing.files)
+    problems += [
+        bad_input(
+            shown(path), f"{counted(len(names), 'image')} of a format that is not read: {few(names, 3)}", how
+        )
+        for how, names in unread.items()
+    ]
     raise JobError([*problems, bad_input(shown(path), found_here, remedy)])
 
 

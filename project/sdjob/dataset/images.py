@@ -1,23 +1,21 @@
-"""Images of any kind that Pillow reads → RGB, 8 bits, upright; or one error that says why not."""
+"""Images of any kind that Pillow reads → sRGB, 8 bits, upright; or one error that says why not."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from sdjob.files import LFS_POINTER, reason_of
+from sdjob.dataset import color_profiles, image_formats
+from sdjob.files import LFS_POINTER, dead_link, reason_of
 from sdjob.problems import Problem, bad_input
-from sdjob.threads import in_threads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
-
-SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 
 _PNG_END = 1 << 17  # bytes at the end of a file; EXIF and XMP of cameras take at most half of it each
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -31,31 +29,26 @@ class ImageError(Exception):
         super().__init__(reason)
 
 
+class Remark(NamedTuple):
+    """What a user should know about images that can be used."""
+
+    text: str  # "are …", of several images
+    is_warning: bool
+
+
+_FRAMES = Remark("hold several frames or pages, of which the first is used", True)
+_BAD_PROFILE = Remark("have a color profile that cannot be used, and are read as sRGB", True)
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image."""
     stem, _, suffix = name.rpartition(".")
-    return suffix.lower() in SUFFIXES and stem != "" and stem[0] != "."
+    return stem != "" and stem[0] != "." and image_formats.is_read(suffix.lower())
 
 
 def image_problem(name: str, error: ImageError) -> Problem:
     """The problem of an image that cannot be used."""
     return bad_input(name, error.reason, "replace this image, or remove it from the dataset")
-
-
-def undecodable(
-    indices: Sequence[int], name: Callable[[int], str], image: Callable[[int], Image]
-) -> dict[int, Problem]:
-    """The images that cannot be decoded, and why; all are tried in threads (Pillow frees the GIL)."""
-
-    def problem(index: int) -> Problem | None:
-        try:
-            image(index)
-        except ImageError as error:
-            return image_problem(name(index), error)
-        return None
-
-    found = in_threads(problem, indices, threads=min(8, os.cpu_count() or 1))
-    return {index: bad for index, bad in zip(indices, found, strict=True) if bad}
 
 
 def source_of(value: Any, folder: Path) -> Path | bytes:
@@ -76,6 +69,7 @@ def _opened(source: Path | bytes) -> Iterator[ImageFile]:
     """The image, opened by Pillow. Whatever goes wrong with it meanwhile is raised as ImageError."""
     from PIL import Image
 
+    image_formats.load_plugins()
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
             yield opened
@@ -86,19 +80,56 @@ def _opened(source: Path | bytes) -> Iterator[ImageFile]:
 
 
 def decode(source: Path | bytes) -> Image:
-    """The first frame as an RGB image, upright, transparent parts on white. Raises ImageError."""
+    """The first frame as an sRGB image, upright, transparent parts on white. Raises ImageError.
+
+    Without a color profile, or with one that cannot be used, an image counts as sRGB.
+    """
+    with _opened(source) as image:
+        return _decoded(image)
+
+
+def remarks_on(source: Path | bytes) -> list[Remark]:
+    """What a user should know about an image. Raises ImageError where it cannot be decoded."""
+    remarks = []
+    with _opened(source) as image:
+        # The other images of an MPO are for depth and brightness.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            remarks.append(_FRAMES)
+        decoded = _decoded(image)
+        if profile := image.info.get("icc_profile"):
+            remarks += _remarks_on_colors(profile, image.mode)
+        decoded.close()
+    return remarks
+
+
+def _decoded(opened: ImageFile) -> Image:
     from PIL import ImageOps
 
-    with _opened(source) as image:
-        image.load()  # every pixel: a truncated file raises here
-        return _to_rgb(ImageOps.exif_transpose(image))
+    opened.load()  # every pixel: a truncated file raises here
+    return _to_rgb(opened if _is_turned_by_reader(opened) else ImageOps.exif_transpose(opened))
 
 
 def size_of(source: Path | bytes) -> tuple[int, int]:
     """Width and height as `decode` gives them, from the start and the end of the file. Raises ImageError."""
     with _opened(source) as image:
-        width, height = image.size
+        width, height = _stored_size(image)
         return (height, width) if _orientation(image) in _TURNED else (width, height)
+
+
+def _stored_size(opened: ImageFile) -> tuple[int, int]:
+    """Width and height before the orientation is applied. For a TIFF, Pillow has swapped them by then."""
+    if opened.format == "TIFF":
+        tags = opened.tag_v2  # type: ignore[attr-defined]  # of a TiffImageFile
+        return int(tags[256]), int(tags[257])
+    return opened.size
+
+
+def _is_turned_by_reader(opened: ImageFile) -> bool:
+    """Whether the pixels of this file are upright whatever its EXIF says: a JPEG XL that was not made from a JPEG.
+
+    Pillow turns a TIFF as it loads the pixels, and pillow-heif a HEIC; both take the orientation out of the EXIF.
+    """
+    return opened.format == "JXL" and not getattr(opened, "jpeg", False)
 
 
 def _orientation(opened: ImageFile) -> int:
@@ -109,6 +140,8 @@ def _orientation(opened: ImageFile) -> int:
     """
     from PIL import ExifTags, Image
 
+    if _is_turned_by_reader(opened):
+        return 1
     exif = (
         opened.getexif()
         if opened.format != "PNG" or _ends_with_metadata(opened.fp)
@@ -130,15 +163,46 @@ def _ends_with_metadata(png: IO[bytes] | None) -> bool:
 
 
 def _to_rgb(image: Image) -> Image:
-    """Any mode → RGB."""
+    """Any mode and color profile → RGB."""
     from PIL import Image
 
+    profile = image.info.get("icc_profile")
+    if image.mode == "LAB":
+        return color_profiles.lab_to_srgb(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bit(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if not image.has_transparency_data:
+        return _in_srgb(image, profile)
+    rgba = image.convert("RGBA")
+    if profile:
+        alpha = rgba.getchannel("A")
+        rgba = _in_srgb(image if image.mode.startswith("L") else rgba, profile)
+        rgba.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _in_srgb(image: Image, profile: bytes | None) -> Image:
+    """The colors of an image, without transparency, as RGB."""
+    if profile:
+        with suppress(color_profiles.ProfileError):  # a remark says so
+            return color_profiles.to_srgb(image.convert(_color_mode(image.mode)), profile)
     return image.convert("RGB")
+
+
+def _color_mode(mode: str) -> str:
+    """L, CMYK or RGB: the channels that a color profile is about."""
+    return "L" if mode[0] in "L1IF" else mode if mode == "CMYK" else "RGB"
+
+
+def _remarks_on_colors(profile: bytes, mode: str) -> list[Remark]:
+    if mode == "LAB":
+        return []
+    try:
+        if color_profiles.is_srgb(profile, _color_mode(mode)):
+            return []
+        return [Remark(f"are converted to sRGB from {color_profiles.name_of(profile)}", False)]
+    except color_profiles.ProfileError:
+        return [_BAD_PROFILE]
 
 
 def _to_8_bit(image: Image) -> Image:
@@ -162,14 +226,21 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"has more than {limit:,} pixels, which is not decoded (decompression bomb?)"
+    if isinstance(error, FileNotFoundError) and isinstance(source, Path) and source.is_symlink():
+        return dead_link(source).found
     if isinstance(error, OSError) and error.strerror:
         return reason_of(error)
-    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        start = file.read(64)
+    try:
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            start = file.read(64)
+    except OSError as gone:
+        return reason_of(gone)
     if not start:
         return "is empty (0 bytes)"
     if start.startswith(LFS_POINTER):
         return "is a Git LFS pointer, not the image itself: run `git lfs pull` where it was cloned"
+    if remedy := image_formats.remedy_by_content(start):
+        return f"is of a format that is read with another package: {remedy}"
     if isinstance(error, UnidentifiedImageError):
         return f"is not an image (starts with {start[:12]!r})"
     return f"cannot be decoded ({error or type(error).__name__})"

@@ -13,6 +13,7 @@ from posixpath import join
 from sdjob.dataset.detect import MAX_DEPTH
 from sdjob.dataset.formats import DatasetInfo, Files
 from sdjob.dataset.formats.folder import CAPTION_SUFFIXES
+from sdjob.dataset.image_formats import remedy_for
 from sdjob.dataset.images import is_image_name
 from sdjob.dataset.splits import UNNAMED, split_of
 from sdjob.files import Listing, few, list_folder, suffix_of
@@ -104,7 +105,7 @@ def _below(folder: Path, path: Path) -> str | None:
 
 def _kind(name: str, listing: Listing, info: DatasetInfo, has_images: bool) -> str:
     """What a file looks like; "" for what is not data."""
-    if is_image_name(name):
+    if is_image_name(name) or remedy_for(suffix_of(name)[1:]):
         return _IMAGE
     suffix = suffix_of(name)
     if suffix in _TABLES:
@@ -122,6 +123,8 @@ def _reason(info: DatasetInfo, kind: str, path: str, reader: str | None) -> tupl
     split = split_of(path if kind == _TABLE else str(PurePath(path).parent))
     if split not in (UNNAMED, info.split) and kind in (_IMAGE, _TABLE):
         return split, f"of the split {split}"
+    if remedy := remedy_for(suffix_of(path)[1:]):
+        return UNNAMED, f"of a format that is not read ({remedy})"
     if kind == _ARCHIVE:
         return UNNAMED, "not unpacked"
     if kind == _CAPTION:

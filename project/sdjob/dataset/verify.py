@@ -2,48 +2,103 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from sdjob.dataset.formats import DatasetInfo
-from sdjob.dataset.images import decode, source_of, undecodable
-from sdjob.problems import JobError, Problem
+from sdjob.dataset.images import ImageError, Remark, image_problem, remarks_on, source_of
+from sdjob.files import few
+from sdjob.formatting import counted
+from sdjob.problems import Problem
+from sdjob.threads import in_threads
 
 _AT_ONCE = 64  # images; of a table their bytes are in memory
 
 
-def verify_sample(info: DatasetInfo, limit: int) -> list[Problem]:
-    """Up to `limit` images, evenly spread: the problems of those that cannot be decoded."""
-    try:
-        return _problems(info, info.format.sample(info, spread(info.num_examples, limit)))
-    except JobError as error:
-        return list(error.problems)
+@dataclass(frozen=True)
+class Examined:
+    """What decoding some images has shown."""
+
+    count: int
+    problems: Mapping[int, Problem]  # of images that cannot be decoded, by index
+    remarks: Mapping[Remark, Sequence[str]]  # on the others: their names
+
+    @property
+    def bad(self) -> list[Problem]:
+        """The problems by name."""
+        return sorted(self.problems.values())
+
+    def lines(self) -> list[tuple[str, bool]]:
+        """The remarks as text, and whether each is a warning."""
+        return [
+            (
+                f"{len(names):,} of {counted(self.count, 'image')} looked at {remark.text}: {few(sorted(names), 3)}",
+                remark.is_warning,
+            )
+            for remark, names in sorted(self.remarks.items())
+        ]
 
 
-def verify_all(info: DatasetInfo, until: float) -> tuple[list[Problem], int]:
-    """The problems of images that cannot be decoded, and how many were tried by then (time.monotonic()).
+def joined(parts: Sequence[Examined]) -> Examined:
+    """What several have shown, of different images."""
+    remarks: dict[Remark, list[str]] = defaultdict(list)
+    problems: dict[int, Problem] = {}
+    for part in parts:
+        problems |= part.problems
+        for remark, names in part.remarks.items():
+            remarks[remark] += names
+    return Examined(sum(part.count for part in parts), problems, remarks)
 
-    Raises JobError where a table cannot be read.
-    """
-    problems: list[Problem] = []
+
+def examine(
+    indices: Sequence[int], name: Callable[[int], str], source: Callable[[int], Path | bytes]
+) -> Examined:
+    """Decode images in threads (Pillow frees the GIL). `source` may raise ImageError."""
+
+    def found(index: int) -> Problem | list[Remark]:
+        try:
+            return remarks_on(source(index))
+        except ImageError as error:
+            return image_problem(name(index), error)
+
+    problems: dict[int, Problem] = {}
+    remarks: dict[Remark, list[str]] = defaultdict(list)
+    results = in_threads(found, indices, threads=min(8, os.cpu_count() or 1))
+    for index, result in zip(indices, results, strict=True):
+        if isinstance(result, Problem):
+            problems[index] = result
+            continue
+        for remark in result:
+            remarks[remark].append(name(index))
+    return Examined(len(indices), problems, remarks)
+
+
+def verify_sample(info: DatasetInfo, limit: int) -> Examined:
+    """Up to `limit` images, evenly spread. Raises JobError where a table cannot be read."""
+    return _examined(info, info.format.sample(info, spread(info.num_examples, limit)))
+
+
+def verify_all(info: DatasetInfo, until: float) -> Examined:
+    """All images, or those that were tried by then (time.monotonic()). Raises JobError where a table cannot be read."""
+    parts: list[Examined] = []
     tried = 0
     images = info.format.images(info)
     while time.monotonic() < until and (batch := list(islice(images, _AT_ONCE))):
-        problems += _problems(info, dict(enumerate(batch, tried)))
+        parts.append(_examined(info, dict(enumerate(batch, tried))))
         tried += len(batch)
-    return sorted(problems), tried
+    return joined(parts)
 
 
-def _problems(info: DatasetInfo, values: Mapping[int, Any]) -> list[Problem]:
-    bad = undecodable(
-        list(values),
-        partial(info.format.name_of, info),
-        lambda index: decode(source_of(values[index], info.path)),
-    )
-    return sorted(bad.values())
+def _examined(info: DatasetInfo, values: Mapping[int, Any]) -> Examined:
+    name = partial(info.format.name_of, info)
+    return examine(list(values), name, lambda index: source_of(values[index], info.path))
 
 
 def spread(count: int, limit: int) -> list[int]:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdjob.dataset import validation_split
-from sdjob.dataset.concepts import concepts_of
+from sdjob.dataset.concepts import concepts_of, too_few_class_images
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
-from sdjob.dataset.splits import TO_TRAIN
+from sdjob.dataset.splits import HELD_OUT, TO_TRAIN
 from sdjob.dataset.verify import verify_all, verify_sample
 from sdjob.problems import JobError, Problem, bad_input
-from sdlaunch.preflight.job import Finding, Job
+from sdlaunch.preflight.job import Finding, Job, Note
 
 ALL_OF = 64  # datasets of up to so many images are decoded entirely
 SAMPLED = 4  # images of larger ones
@@ -25,7 +25,10 @@ def findings(job: Job) -> list[Finding]:
     info = job.contents.dataset
     if info is None:
         return []
-    found = _decoded(job, info)
+    try:
+        found = _decoded(job, info, "DATASET_DIR")
+    except JobError as error:  # a table that cannot be read
+        found = list(error.problems)
     repeats = re.fullmatch(
         r"(\d+)_.+", info.path.name
     )  # kohya's scripts read them from the name: `10_sks dog`
@@ -44,35 +47,44 @@ def of_concepts(job: Job) -> list[Finding]:
         return []
     found: list[Finding] = []
     for concept in concepts_of(spec):
-        folders = [concept.instance_data_dir, *([concept.class_data_dir] if concept.class_data_dir else [])]
-        for folder in folders if spec.with_prior_preservation else folders[:1]:
-            try:
-                is_class = folder != concept.instance_data_dir
-                wanted = TO_TRAIN if is_class else None
-                info = dataset_in(folder, spec, captions=False, wanted_splits=wanted)
-                found += [] if is_class else validation_split.problems(spec, info)
-                found += _decoded(job, info)
-            except JobError as error:
-                found += error.problems
+        try:
+            info = dataset_in(concept.instance_data_dir, spec, captions=False)
+            found += [*validation_split.problems(spec, info), *_decoded(job, info, "concepts_list")]
+        except JobError as error:
+            found += error.problems
+        if concept.class_data_dir and spec.with_prior_preservation:
+            found += _class_images(job, concept.class_data_dir, "concepts_list")
     return found
 
 
-def _decoded(job: Job, info: DatasetInfo) -> list[Finding]:
+def _class_images(job: Job, folder: str, setting: str) -> list[Finding]:
+    """Whether a folder holds enough images of the class, and usable ones."""
+    try:
+        info = dataset_in(folder, job.spec, captions=False, wanted_splits=TO_TRAIN)
+        too_few = too_few_class_images(job.spec, info)
+        return [*too_few, *_decoded(job, info.first(job.spec.num_class_images), setting)]
+    except JobError as error:
+        return list(error.problems)
+
+
+def _decoded(job: Job, info: DatasetInfo, setting: str) -> list[Finding]:
     if job.spec.verify_images == "none":
         return []
-    if job.spec.verify_images == "sample" and info.num_examples > ALL_OF:
-        return _tolerated(job, verify_sample(info, SAMPLED), SAMPLED)
-    bad, checked = verify_all(info, job.until - _KEPT * job.patience)
-    found = _tolerated(job, bad, checked)
-    if checked < info.num_examples:
+    is_sample = job.spec.verify_images == "sample" and info.num_examples > ALL_OF
+    until = job.until - _KEPT * job.patience
+    examined = verify_sample(info, SAMPLED) if is_sample else verify_all(info, until)
+    found = _tolerated(job, examined.bad, examined.count, setting)
+    for line, is_warning in examined.lines():
+        found.append(f"{setting}: {line}" if is_warning else Note(f"{setting}: {line}"))
+    if examined.count < info.num_examples and not is_sample:
         found.append(
-            f"DATASET_DIR: {checked:,} of {info.num_examples:,} images checked within "
+            f"{setting}: {examined.count:,} of {info.num_examples:,} images checked within "
             f"check_timeout={job.patience:g}; the others are checked when the job starts"
         )
     return found
 
 
-def _tolerated(job: Job, bad: Sequence[Problem], checked: int) -> list[Finding]:
+def _tolerated(job: Job, bad: Sequence[Problem], checked: int, setting: str) -> list[Finding]:
     """Problems, or with bad_samples=skip a warning for up to max_bad_samples of them."""
     if (
         not bad
@@ -82,26 +94,37 @@ def _tolerated(job: Job, bad: Sequence[Problem], checked: int) -> list[Finding]:
     ):
         return list(bad)
     names = ", ".join(problem.subject for problem in bad[:3])
-    return [f"DATASET_DIR: {len(bad)} of {checked} checked images cannot be used and are skipped: {names}"]
+    return [f"{setting}: {len(bad)} of {checked} checked images cannot be used and are skipped: {names}"]
 
 
-def class_images(job: Job) -> list[Problem]:
+def class_images(job: Job) -> list[Finding]:
     """The folder of class images, where one is given. A list of subjects names its own."""
     spec = job.spec
-    needed = spec.with_prior_preservation and not spec.concepts_list
-    remedy = "Correct the path, or unset it: class images are then generated below the output folder."
-    return _folder("class_data_dir", spec.class_data_dir, remedy) if needed else []
-
-
-def held_out(job: Job) -> list[Problem]:
-    """The fraction of the dataset, or the folder, that is held out for validation."""
-    if job.contents.dataset and job.spec.validation_split:
-        return validation_split.problems(job.spec, job.contents.dataset)
-    remedy = "Correct the path, or unset it: there is then no validation loss."
-    return _folder("validation_data_dir", job.spec.validation_data_dir, remedy)
-
-
-def _folder(setting: str, folder: str | None, remedy: str) -> list[Problem]:
-    if folder is None or Path(folder).is_dir():
+    if not spec.class_data_dir or not spec.with_prior_preservation or spec.concepts_list:
         return []
-    return [bad_input(setting, f"{folder} is not a folder", remedy)]
+    remedy = "Correct the path, or unset it: class images are then generated below the output folder."
+    return _absent("class_data_dir", spec.class_data_dir, remedy) or _class_images(
+        job, spec.class_data_dir, "class_data_dir"
+    )
+
+
+def held_out(job: Job) -> list[Finding]:
+    """The fraction of the dataset, or the images of the folder, that are held out for validation."""
+    spec, setting = job.spec, "validation_data_dir"
+    if job.contents.dataset and spec.validation_split:
+        return list(validation_split.problems(spec, job.contents.dataset))
+    if not spec.validation_data_dir:
+        return []
+    remedy = "Correct the path, or unset it: there is then no validation loss."
+    if absent := _absent(setting, spec.validation_data_dir, remedy):
+        return absent
+    captions = spec.recipe_facts.reads_captions
+    try:
+        info = dataset_in(spec.validation_data_dir, spec, captions=captions, wanted_splits=HELD_OUT)
+        return _decoded(job, info, setting)
+    except JobError as error:
+        return list(error.problems)
+
+
+def _absent(setting: str, folder: str, remedy: str) -> list[Finding]:
+    return [] if Path(folder).is_dir() else [bad_input(setting, f"{folder} is not a folder", remedy)]

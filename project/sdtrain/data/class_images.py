@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 from sdjob import files
+from sdjob.dataset.concepts import too_few_class_images
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.splits import TO_TRAIN
 from sdjob.output.layout import OutputLayout
-from sdjob.problems import JobError, bad_input
+from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import GenerationSettings, Parts
 from sdtrain.context import RunContext
@@ -72,12 +73,6 @@ def _path(folder: Path, number: int) -> Path:
 def _given(spec: RunSpec) -> Path:
     folder = Path(spec.class_data_dir or "")
     info = dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN)
-    if info.num_examples < spec.num_class_images:
-        raise JobError(
-            bad_input(
-                "class_data_dir",
-                f"{info.num_examples} images in {folder}, num_class_images={spec.num_class_images}",
-                "Add images, lower num_class_images, or leave class_data_dir empty to have them generated.",
-            )
-        )
+    if too_few := too_few_class_images(spec, info):
+        raise JobError(too_few)
     return folder

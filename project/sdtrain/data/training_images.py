@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL.Image import Image, Resampling, Transpose
 from torch.utils.data import Dataset, Subset
 
-from sdjob.dataset.images import ImageError, decode, image_problem, size_of, undecodable
-from sdjob.dataset.verify import spread
+from sdjob.dataset.images import ImageError, decode, image_problem, size_of
+from sdjob.dataset.verify import Examined, examine, spread
 from sdjob.files import reason_of
 from sdjob.problems import JobError, Problem, bad_input
 from sdtrain.data.cache import Cached
@@ -246,15 +247,14 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def verify(
     source: ImageSource, mode: Literal["sample", "all", "none"], rank: int, world_size: int
-) -> dict[int, Problem]:
-    """The images of this rank's slice that cannot be decoded, and why; "sample": 64 of all ranks, evenly spread."""
-    if mode == "none":
-        return {}
-    indices = spread(len(source), _SAMPLED if mode == "sample" else len(source))
+) -> Examined:
+    """What decoding this rank's slice of the images shows; "sample": 64 of all ranks, evenly spread."""
+    count = {"none": 0, "sample": _SAMPLED, "all": len(source)}[mode]
+    indices = spread(len(source), count)
     pulse = Pulse("check images")
 
-    def image(index: int) -> Image:
+    def encoded(index: int) -> Path | bytes:
         pulse()
-        return decode(source[index].encoded())
+        return source[index].encoded()
 
-    return undecodable(indices[rank::world_size], lambda index: source[index].name(), image)
+    return examine(indices[rank::world_size], lambda index: source[index].name(), encoded)

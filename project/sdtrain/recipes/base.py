@@ -10,6 +10,7 @@ from pathlib import Path
 from torch.utils.data import ConcatDataset
 
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.verify import joined
 from sdjob.problems import Problem
 from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
@@ -47,8 +48,10 @@ def open_images(
         with world.main_first():
             source = open_source(info, Path(spec.cache_dir) if spec.cache_dir else None, prompt)
         first = sum(map(len, sources))
-        for of_rank in world.gather(verify(source, spec.verify_images, world.rank, world.size)):
-            bad |= {first + index: problem for index, problem in of_rank.items()}
+        examined = joined(world.gather(verify(source, spec.verify_images, world.rank, world.size)))
+        bad |= {first + index: problem for index, problem in examined.problems.items()}
+        for line, is_warning in examined.lines():
+            world.say(f"warning: {line}" if is_warning else line)
         sources.append(source)
     images = TrainingImages(
         ConcatDataset(sources),

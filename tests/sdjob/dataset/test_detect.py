@@ -7,6 +7,7 @@ from sdjob.dataset.detect import FORMATS
 from sdjob.dataset.verify import verify_sample
 from sdjob.problems import JobError
 from tests.sdjob.unprivileged import problems_as_user
+from tests.support import datasets
 from tests.support.datasets import find, jsonl, only, parquet, table, write_image
 
 
@@ -62,7 +63,7 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     write_image(folder / os.fsdecode(b"\xff.png"), b"")
     write_image(folder / "good.png")
-    (problem,) = verify_sample(find(tmp_path, captions=False), 4)
+    (problem,) = verify_sample(find(tmp_path, captions=False), 4).bad
     assert r"caf\xe9/\xff.png" in str(problem)
     for found in (problem, only(tmp_path), only(folder, "no such")):
         str(found).encode("utf-8")
@@ -102,7 +103,7 @@ def test_unreadable_places_are_problems(tmp_path):
     assert "permission denied" in str(problems_as_user(lambda: find(secret), secret))
 
     def sampled():
-        raise JobError(verify_sample(find(secret, captions=False), 4))
+        raise JobError(verify_sample(find(secret, captions=False), 4).bad)
 
     assert "permission denied" in problems_as_user(sampled, secret)[str(secret / "a.png")]
 
@@ -125,3 +126,15 @@ print([name for name in ("PIL", "pyarrow", "numpy", "torch", "diffusers") if nam
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_images_of_a_phone_alone(tmp_path):
+    """A folder without anything else to train on: the command is the remedy."""
+    for number in range(12):
+        write_image(tmp_path / f"IMG_{number:02}.HEIC")
+    first, _ = datasets.problems(tmp_path, captions=False)
+    assert (
+        first.found
+        == "12 images of a format that is not read: IMG_00.HEIC, IMG_01.HEIC, IMG_02.HEIC and 9 more"
+    )
+    assert first.remedy == "Run `pip install pillow-heif`."

@@ -112,7 +112,7 @@ def read(folder: Path) -> int | None:
     """The number of examples of a dataset that can be used, None where an error says why it cannot."""
     try:
         info = find_dataset(folder, None, captions=True, image_column="image", caption_column="text")
-        problems = verify_sample(info, 3)
+        problems = verify_sample(info, 3).bad
     except JobError as error:
         problems = list(error.problems)
     assert all(problem.found and problem.remedy for problem in problems)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import ExifTags, Image, ImageFile
+from PIL.Image import Transpose
 
 from sdjob.dataset import images
 from sdjob.dataset.images import ImageError, decode, source_of
@@ -193,15 +194,6 @@ def test_values_of_tables():
             source_of(nothing, folder)
 
 
-def test_undecodable_names_every_bad_image():
-    def image(index):
-        return decode(b"" if index in (3, 17) else encoded(Image.new("RGB", (2, 2))))
-
-    problems = images.undecodable(range(20), lambda index: f"row {index}", image)
-    found = {index: (problem.subject, problem.code) for index, problem in problems.items()}
-    assert found == {3: ("row 3", 66), 17: ("row 17", 66)}
-
-
 # --- sizes -------------------------------------------------------------------------------------------
 
 
@@ -212,21 +204,61 @@ def with_late_exif(png: bytes, exif: Image.Exif) -> bytes:
     return png[:-12] + chunk + png[-12:]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "late PNG"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_size_is_that_of_the_upright_image(tmp_path, kind, orientation):
+ORIENTED = {  # what Image.transpose undoes, by orientation of the EXIF
+    1: None,
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_90,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_270,
+}
+WITH_EXIF = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "PNG": {},
+    "late PNG": {},
+    "WEBP": {"lossless": True},
+    "TIFF": {},
+    "TIFF, LZW": {"compression": "tiff_lzw"},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+
+
+@pytest.mark.parametrize("kind", WITH_EXIF)
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_an_image_is_turned_once_and_its_size_is_that_of_the_upright_image(tmp_path, kind, orientation):
+    upright = Image.new("RGB", (48, 24), "white")
+    upright.paste("red", (0, 0, 16, 8))
+    upright.paste("blue", (32, 16, 48, 24))
+    stored = upright if ORIENTED[orientation] is None else upright.transpose(ORIENTED[orientation])
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     if kind == "late PNG":
-        data = with_late_exif(encoded(noise((40, 20)), "PNG"), exif)
+        data = with_late_exif(encoded(stored, "PNG"), exif)
     else:
-        data = encoded(noise((40, 20)), kind, exif=exif)
+        data = encoded(stored, kind.split(",")[0], exif=exif, **WITH_EXIF[kind])
     (tmp_path / "a").write_bytes(data)
-    assert images.size_of(data) == images.size_of(tmp_path / "a") == decode(data).size
-    assert images.size_of(data) == ((40, 20) if orientation in (1, 3) else (20, 40))
+    assert images.size_of(data) == images.size_of(tmp_path / "a") == (48, 24)
+    found = decode(data)
+    assert found.size == (48, 24)
+    for at, expected in {
+        (7, 3): (255, 0, 0),
+        (40, 20): (0, 0, 255),
+        (40, 3): (255,) * 3,
+        (7, 20): (255,) * 3,
+    }.items():
+        assert near(found.getpixel(at), expected, 8), at
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_in_the_xmp_of_a_tiff_counts(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(halves("RGB", "red", "blue"), "TIFF", tiffinfo={700: xmp})
+    assert images.size_of(data) == decode(data).size == (32, 64)
+    assert decode(data).getpixel((16, 8)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_size_costs_no_decoding(kind, monkeypatch):
     data = encoded(noise((2000, 500)), kind)
 

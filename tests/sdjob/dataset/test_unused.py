@@ -119,3 +119,13 @@ def test_a_search_ends_in_time(captioned):
     write_image(captioned / "sub" / "c.png")
     search = find_unused(find(captioned), captioned, 0)
     assert (search.unused, search.is_whole) == ((), False)
+
+
+def test_images_that_need_another_package_or_program(captioned):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "c.jxl", "raw/d.NEF"):
+        write_image(captioned / name)
+    assert unused(captioned) == [
+        "1 image of a format that is not read (export as PNG or JPEG): raw/d.NEF",
+        "2 images of a format that is not read (run `pip install pillow-heif`): IMG_1.HEIC, IMG_2.heic",
+        "1 image of a format that is not read (run `pip install pillow-jxl-plugin`): c.jxl",
+    ]

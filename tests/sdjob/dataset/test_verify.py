@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sdjob.dataset.verify import spread, verify_all, verify_sample
+from sdjob.dataset.verify import Examined, examine, spread, verify_all, verify_sample
 from tests.support.datasets import PNG, find, parquet, table, write_image
 
 
@@ -24,7 +24,7 @@ def test_corrupt_images_are_named(tmp_path):
         write_image(tmp_path / f"{number:02d}.png")
     write_image(tmp_path / "39.png", PNG[:-30])
     write_image(tmp_path / "00.png", b"")
-    found = verify_sample(find(tmp_path, captions=False), 16)
+    found = verify_sample(find(tmp_path, captions=False), 16).bad
     assert [Path(problem.subject).name for problem in found] == ["00.png", "39.png"]
     assert {problem.code for problem in found} == {66} and "empty" in found[0].found
 
@@ -43,14 +43,14 @@ def test_corrupt_rows_of_parquet_are_named(tmp_path, column):
     for number in range(2):
         content = pa.table({"image": values, "text": ["x"] * 300})
         parquet(tmp_path / f"train-0000{number}-of-00002.parquet", content, row_group_size=64)
-    found = verify_sample(find(tmp_path), 600)
+    found = verify_sample(find(tmp_path), 600).bad
     second = tmp_path / "train-00001-of-00002.parquet"
     assert [problem.subject for problem in found if problem.subject.startswith(str(second))] == [
         f"{second} row 150",
         f"{second} row 299",
     ]
     assert len(found) == 4
-    few = verify_sample(find(tmp_path), 2)
+    few = verify_sample(find(tmp_path), 2).bad
     assert [problem.subject for problem in few] == [f"{second} row 299"]
 
 
@@ -59,7 +59,15 @@ def test_every_row_of_a_table_is_decoded_while_there_is_time(tmp_path):
     for row in (3, 40, 66):
         rows[row] = {"bytes": b"bad", "path": None}
     path = parquet(tmp_path / "a.parquet", table(70, image=rows))
-    bad, looked = verify_all(find(tmp_path), time.monotonic() + 60)
-    assert [problem.subject for problem in bad] == [f"{path} row {row}" for row in (3, 40, 66)]
-    assert looked == 70
-    assert verify_all(find(tmp_path), time.monotonic()) == ([], 0)
+    examined = verify_all(find(tmp_path), time.monotonic() + 60)
+    assert [problem.subject for problem in examined.bad] == [f"{path} row {row}" for row in (3, 40, 66)]
+    assert examined.count == 70
+    assert verify_all(find(tmp_path), time.monotonic()) == Examined(0, {}, {})
+
+
+def test_examining_names_every_bad_image():
+    examined = examine(
+        range(20), lambda index: f"row {index}", lambda index: b"" if index in (3, 17) else PNG
+    )
+    found = {index: (problem.subject, problem.code) for index, problem in examined.problems.items()}
+    assert found == {3: ("row 3", 66), 17: ("row 17", 66)}

@@ -71,7 +71,7 @@ def test_columns_of_a_dataset_without_columns(workspace, tmp_path):
         (tmp_path / f"dataset/images/{number}.txt").write_text("a cat")
     captioned = {"recipe": "text_to_image", "caption_column": "caption"}
     assert warnings(workspace, "caption_column", **captioned) == [
-        "caption_column: 'caption' has no effect with a folder of images (jpg, png, webp, bmp, gif, tiff)"
+        "caption_column: 'caption' has no effect with a folder of images (jpg, png, webp, avif, tiff, …)"
     ]
     assert len(warnings(workspace, "image_column", image_column="picture")) == 1
     assert warnings(workspace, "image_column") == []

@@ -104,7 +104,7 @@ def test_every_format_gives_the_same_examples(tmp_path, kind):
         ]
         assert [each[index].caption() for index in range(6)] == [f"caption {index}" for index in range(6)]
     assert source[5].name().startswith(str(folder)) and len({source[index].name() for index in range(6)}) == 6
-    assert verify(source, "all", 0, 1) == {}
+    assert verify(source, "all", 0, 1).problems == {}
     assert sorted(folder.rglob("*")) == before, "nothing is written to the dataset"
 
 

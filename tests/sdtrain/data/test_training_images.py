@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 from torch.utils.data import DataLoader
 
+from sdjob.dataset.verify import Examined
 from sdjob.problems import JobError, bad_input
 from sdtrain.data.sampling import Sample, sample_generator
 from sdtrain.data.sources import open_source
@@ -44,8 +45,8 @@ def test_verify_shares_the_work_and_names_what_is_bad(tmp_path):
     for number in (0, 3, 9):
         (folder / f"sub/{number:02d} ü.png").write_bytes(png(number)[:40])
     source = open_source(info_of(folder), None)
-    assert verify(source, "none", 0, 1) == {}
-    by_rank = [verify(source, "all", rank, 4) for rank in range(4)]
+    assert verify(source, "none", 0, 1).count == 0
+    by_rank = [verify(source, "all", rank, 4).problems for rank in range(4)]
     assert [list(found) for found in by_rank] == [[0], [9], [], [3]]
     assert by_rank[1][9].subject.endswith("09 ü.png") and by_rank[1][9].code == 66
 
@@ -62,7 +63,7 @@ def test_verify_sample_is_bounded_and_spread():
             return InMemory(index, PNG)
 
     for rank in range(2):
-        assert verify(Source(), "sample", rank, 2) == {}
+        assert verify(Source(), "sample", rank, 2) == Examined(32, {}, {})
     looked_at.sort()
     assert len(looked_at) == 64 and looked_at[0] == 0 and looked_at[-1] == 99_999
     assert max(b - a for a, b in itertools.pairwise(looked_at)) < 1700

@@ -75,7 +75,15 @@ def _some_files(info: DatasetInfo, indices: Sequence[int]) -> dict[int, Path]:
 
 def file_sizes(info: DatasetInfo) -> Iterable[bytes]:
     """Names and sizes of the files, in order."""
-    return in_threads(lambda path: f"{path.name}/{path.stat().st_size}\n".encode(), info.files)
+    return in_threads(lambda path: path.name.encode(errors="surrogateescape") + size_line(path), info.files)
+
+
+def size_line(path: Path) -> bytes:
+    """The size of a file as a line; of one that cannot be reached, which is skipped or ends the run, a constant."""
+    try:
+        return f"/{path.stat().st_size}\n".encode()
+    except OSError:
+        return b"/unreachable\n"
 
 
 def _never(_listing: Listing) -> bool:

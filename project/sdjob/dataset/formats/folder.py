@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.dataset.formats import DatasetInfo, Files, Format, Wanted, file_sizes
+from sdjob.dataset.formats import DatasetInfo, Files, Format, Wanted, file_sizes, size_line
 from sdjob.dataset.images import is_image_name
 from sdjob.dataset.text_files import read_text
 from sdjob.files import Listing, few, shown, suffix_of
@@ -100,7 +100,7 @@ def _identity(info: DatasetInfo) -> Iterable[bytes]:
 
     def sizes(index: int) -> bytes:
         image, text = info.files[index], info.companions[index]
-        return f"{image.name}/{image.stat().st_size}\n{text.stat().st_size}\n".encode()
+        return image.name.encode(errors="surrogateescape") + size_line(image) + size_line(text)[1:]
 
     return in_threads(sizes, range(len(info.files)))
 
@@ -122,7 +122,7 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
 
 FOLDER = Format(
     "folder",
-    "a folder of images (jpg, png, webp, bmp, gif, tiff)",
+    "a folder of images (jpg, png, webp, avif, tiff, …)",
     _detect,
     _inspect,
     _captions,

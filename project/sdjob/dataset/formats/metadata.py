@@ -14,6 +14,7 @@ from sdjob.dataset import splits
 from sdjob.dataset.formats import DatasetInfo, Files, Format, Wanted, file_sizes
 from sdjob.dataset.formats.file_names import FileNames
 from sdjob.dataset.formats.metadata_rows import FILE_NAME, Mistake, Row, read_rows
+from sdjob.dataset.image_formats import remedy_for
 from sdjob.dataset.images import is_image_name
 from sdjob.files import Listing, few, shown
 from sdjob.problems import JobError, Problem, bad_input
@@ -186,7 +187,7 @@ def _mistake(name: str, caption: Any) -> Mistake | None:
     if name.startswith(("/", "../")):
         return Mistake.OUTSIDE
     if not is_image_name(posixpath.basename(name.replace("\\", "/"))):
-        return Mistake.NO_IMAGE
+        return Mistake.UNREAD if remedy_for(name.rpartition(".")[2].lower()) else Mistake.NO_IMAGE
     if isinstance(caption, (list, tuple)):
         return Mistake.CAPTIONS
     return None if isinstance(caption, str) else Mistake.NO_CAPTION

@@ -37,7 +37,11 @@ class Mistake(Enum):
         f"a {FILE_NAME} outside this folder",
         "put the images into the folder of this file or below it, and name them relative to it",
     )
-    NO_IMAGE = f"a {FILE_NAME} that is not an image", "name images only (jpg, png, webp, bmp, gif, tiff)"
+    NO_IMAGE = f"a {FILE_NAME} that is not an image", "name images only (jpg, png, webp, avif, tiff, …)"
+    UNREAD = (
+        f"a {FILE_NAME} of a format that is not read",
+        "run `pip install pillow-heif` (HEIC) or `pip install pillow-jxl-plugin` (JPEG XL); export others as PNG",
+    )
     ABSENT = f"a {FILE_NAME} that does not exist", "copy the missing images, or take their lines out"
     NO_CAPTION = "no text in the caption column", "write the missing captions, or take these lines out"
     CAPTIONS = (

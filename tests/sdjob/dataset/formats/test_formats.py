@@ -9,7 +9,7 @@ import pytest
 from sdjob.dataset import detect
 from sdjob.dataset.formats import DatasetInfo, Format, Wanted
 from sdjob.dataset.images import decode
-from sdjob.dataset.verify import verify_all, verify_sample
+from sdjob.dataset.verify import Examined, verify_all, verify_sample
 from sdjob.files import Listing
 from sdjob.output.fingerprint import data_identity
 from sdtrain.data.sources import open_source
@@ -68,7 +68,7 @@ def test_a_new_format_is_found_checked_and_read(pairs, tmp_path):
     info = find(tmp_path)
     assert (info.path, info.format.name, info.num_examples) == (pairs, "pairs", 2)
     assert captions(tmp_path) == ["first", "second"]
-    assert verify_sample(info, 16) == verify_all(info, float("inf"))[0] == []
+    assert verify_sample(info, 16).bad == verify_all(info, float("inf")).bad == []
     source = open_source(info, None)
     assert [source[index].caption() for index in range(len(source))] == ["first", "second"]
     assert [source[index].name() for index in range(2)] == [f"{pairs}/raw/b.png", f"{pairs}/raw/a.png"]
@@ -79,6 +79,6 @@ def test_bad_images_and_changes_of_a_new_format_are_noticed(pairs):
     before = data_identity(find(pairs))
     write_image(pairs / "raw" / "a.png", b"not an image")
     assert data_identity(find(pairs)) != before
-    (problem,) = verify_sample(find(pairs), 16)
+    (problem,) = verify_sample(find(pairs), 16).bad
     assert problem.subject == f"{pairs}/raw/a.png"
-    assert verify_all(find(pairs), float("inf")) == ([problem], 2)
+    assert verify_all(find(pairs), float("inf")) == Examined(2, {1: problem}, {})

@@ -83,14 +83,14 @@ def test_a_huge_row_group_is_sampled_from_its_front(tmp_path, monkeypatch):
     path = parquet(tmp_path / "a.parquet", table(64), row_group_size=64)
     size = pq.read_metadata(path).row_group(0).total_byte_size
     monkeypatch.setattr("sdjob.dataset.formats.parquet._GROUP_BYTES", size // 4)
-    assert verify_sample(find(tmp_path), 8) == []
+    assert verify_sample(find(tmp_path), 8).bad == []
     rows = table(64).to_pydict()["image"]
     rows[40] = {"bytes": b"bad", "path": None}
     parquet(path, table(64, image=rows), row_group_size=64)
-    assert verify_sample(find(tmp_path), 64) == []
+    assert verify_sample(find(tmp_path), 64).bad == []
     rows[3] = rows[40]
     parquet(path, table(64, image=rows), row_group_size=64)
-    assert [problem.subject for problem in verify_sample(find(tmp_path), 64)] == [f"{path} row 3"]
+    assert [problem.subject for problem in verify_sample(find(tmp_path), 64).bad] == [f"{path} row 3"]
 
 
 def test_damage_inside_a_parquet_file_is_named(tmp_path):
@@ -99,7 +99,9 @@ def test_damage_inside_a_parquet_file_is_named(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:2000] = b"\xff" * 1996
     path.write_bytes(data)
-    (problem,) = verify_sample(find(tmp_path), 4)
+    with pytest.raises(JobError) as caught:
+        verify_sample(find(tmp_path), 4)
+    (problem,) = caught.value.problems
     assert problem.subject == str(path) and problem.found
 
 

@@ -27,7 +27,7 @@ def test_saved_dataset(saved):
     info = find(saved, "one")
     assert (info.format.name, info.num_examples, info.columns) == ("saved", 6, ("image", "text"))
     assert (info.path, info.files) == (saved / "one", tuple(sorted((saved / "one").glob("*.arrow"))))
-    assert verify_sample(info, 16) == []
+    assert verify_sample(info, 16).bad == []
     assert "no column 'prompt'" in only(saved, "one", caption_column="prompt").found
 
 
