@@ -98,7 +98,7 @@ def test_a_snapshot_without_its_blobs(cache, tmp_path):
     assert all("is a link to" in problem.found for problem in caught.value.problems)
 
 
-def test_a_name_that_is_no_repository(cache):
+def test_a_name_that_the_cache_does_not_hold(cache):
     assert hub_cache.repository_of(cache, "org/none") is None
     assert hub_cache.repository_of(cache, None) is None
     assert "does not exist" in problem_of(cache, "org/none").found

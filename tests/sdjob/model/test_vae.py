@@ -65,7 +65,7 @@ def test_a_vae_of_another_model(model, vae, values, message):
     assert problem.subject == str(vae) and problem.found.startswith(message)
 
 
-def test_paths_that_are_no_vae(model, tmp_path):
+def test_paths_that_are_not_a_vae(model, tmp_path):
     assert "does not exist" in problem_of(model, tmp_path / "none").found
     (tmp_path / "images").mkdir()
     (tmp_path / "images/1.png").touch()

@@ -127,7 +127,7 @@ def test_the_model_has_moved(workspace, output, tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "found"), [("best", "found 'best'"), ("ema", "use_ema=0")])
-def test_weights_that_there_are_not(workspace, output, weights, found):
+def test_weights_that_do_not_exist(workspace, output, weights, found):
     folder = output / "checkpoint" / FOLDER
     run_settings.write(folder, RunSpec(pretrained_model_name_or_path="m", output_dir="o"))
     write_manifest(folder)

@@ -88,7 +88,7 @@ def test_unknown_layers_are_64(eps_model):
 @pytest.mark.parametrize(
     ("part", "file"), [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")]
 )
-def test_weights_that_are_no_numbers_are_named(eps_model, tmp_path, part, file, value):
+def test_weights_that_are_not_finite_are_named(eps_model, tmp_path, part, file, value):
     model = shutil.copytree(eps_model, tmp_path / "model")
     weights = load_file(model / part / file)
     name = sorted(weights)[3]
