@@ -14,6 +14,7 @@ NAMED_SUBJECTS = frozenset(
         "device memory",
         "host memory",
         "network",
+        "nodes",
         "open files",
         "loss",
         "weights",

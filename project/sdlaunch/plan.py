@@ -60,13 +60,13 @@ class JobPlan:
     output: Path
     cluster: Cluster
     stop_grace: float
+    temporary: TemporaryFolder
     given: Mapping[str, str] = field(default_factory=dict)  # the settings that the user made, as typed
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
     network: tuple[str, ...] = ()  # lines about the route to node 0
     launch_on: Callable[[Cluster], LaunchPlan | None] = field(default=lambda _: None, repr=False)
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
     awaited: tuple[str, ...] = ()  # what is still to be downloaded
-    private_tmp: Path | None = None  # made for the processes while they run
 
     @property
     def code(self) -> int:
@@ -177,19 +177,19 @@ def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
     where = cluster.resolve(options, sources, read.environ, found, assigns_ranks=read.assigns_ranks)
     where, unreached = (where, ()) if read.assigns_ranks else cluster.routed(where)
     contents = inputs.look(mounts, options, spec, fetched.awaited)
-    temporary = _temporary(read, mounts, where.cluster)
+    temporary = _temporary(read)
     return _Inspected(mounts, fetched, found, config, options, where, unreached, contents, temporary)
 
 
-def _temporary(read: _Read, mounts: Mounts, where: Cluster) -> TemporaryFolder:
+def _temporary(read: _Read) -> TemporaryFolder:
     """The folder of temporary files, whose file system may not answer."""
     seconds = read.settings.options.check_timeout
     environ = {**read.environ, **read.settings.passed_on}
-    search = Task(lambda: temporary_folder.find(environ, f"{mounts.output} {where.node_rank}"))
+    search = Task(lambda: temporary_folder.find(environ))
     named = environ.get("TMPDIR", "/tmp")
     code = ExitCode.NO_HARDWARE
     found, problems = outcome(search, time.monotonic() + seconds, "TMPDIR", named, seconds, code)
-    return found or TemporaryFolder(problems=problems)
+    return found or TemporaryFolder(Path(named), problems=problems)
 
 
 def _resolve(read: Settings, inspected: _Inspected) -> _Resolved:
@@ -276,7 +276,7 @@ def _build(
         secrets=secrets,
         lighter=functools.partial(estimates.lighter, job),
         awaited=inspected.fetched.awaited,
-        private_tmp=inspected.temporary.private,
+        temporary=inspected.temporary,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the processes of a job keep temporary files: what TMPDIR names, or a short private folder where that fails.
+"""Where a job keeps temporary files: in the folder that TMPDIR names, or in another one where that fails.
 
 Loader processes and torch talk through sockets in it, whose paths have at most 107 bytes: a longer one hangs a job.
 """
@@ -27,19 +27,20 @@ _NO_EXEC = "is mounted noexec: compiled kernels cannot be loaded from it"
 
 @dataclass(frozen=True)
 class TemporaryFolder:
-    """`private`: to be made for the processes; None: the folder that the environment names is fine."""
+    """The folder that serves, or with problems the one that was named."""
 
-    private: Path | None = None
+    path: Path
+    replaces: bool = False  # the folder that the environment names: the processes need TMPDIR
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def environment(self) -> dict[str, str]:
-        """The variable that leads the processes there."""
-        return {"TMPDIR": str(self.private)} if self.private else {}
+    def environment(self, folder: Path | None = None) -> dict[str, str]:
+        """The variable that leads the processes to this folder, or to one in it."""
+        return {"TMPDIR": str(folder or self.path)} if self.replaces else {}
 
 
-def find(environ: Mapping[str, str], owner: str, defaults: Sequence[str] = _DEFAULTS) -> TemporaryFolder:
-    """The first folder that serves. `owner`: what makes the private one different from those of other jobs."""
+def find(environ: Mapping[str, str], defaults: Sequence[str] = _DEFAULTS) -> TemporaryFolder:
+    """The first folder that serves."""
     names = ("TMPDIR", "TEMP", "TMP")  # as Python reads them
     variable, named = next(((name, environ[name]) for name in names if environ.get(name)), ("TMPDIR", ""))
     faults: dict[Path, str] = {}
@@ -55,14 +56,11 @@ def find(environ: Mapping[str, str], owner: str, defaults: Sequence[str] = _DEFA
         remedy = (
             "Set TMPDIR to a writable folder with a short path, or start the container with --tmpfs /tmp."
         )
-        return TemporaryFolder(problems=(no_hardware(variable, found, remedy),))
+        return TemporaryFolder(first, problems=(no_hardware(variable, found, remedy),))
     if serving == first:
-        return TemporaryFolder()
-    digest = hashlib.sha256(f"{os.getuid()} {owner}".encode(errors="surrogateescape")).hexdigest()[:8]
-    private = serving / f"sdjob-{digest}"
-    return TemporaryFolder(
-        private, (f"{variable}: {shown(first)} {faults[first]}; the processes use {private}",)
-    )
+        return TemporaryFolder(first)
+    warning = f"{variable}: {shown(first)} {faults[first]}; the processes use {serving}"
+    return TemporaryFolder(serving, replaces=True, warnings=(warning,))
 
 
 def _fault(folder: Path) -> str:
@@ -81,22 +79,22 @@ def _fault(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def made(private: Path | None) -> Iterator[None]:
-    """While the body runs, the private folder is there, for this user only. Raises JobError.
+def private(parent: Path, output: Path, node: int) -> Iterator[Path]:
+    """While the body runs, a folder of the job on this node, for this user only. Raises JobError (69), OSError.
 
-    Its name is the same at each start of a job, so that what a killed launcher has left goes with the next start.
+    Its name follows from the output folder, which the caller has locked: each start removes what a killed one has left.
     """
-    if private is None:
-        yield
-        return
-    shutil.rmtree(private, ignore_errors=True)
+    info = output.stat()
+    owner = f"{os.getuid()} {info.st_dev} {info.st_ino} {node}"
+    folder = parent.absolute() / f"sdjob-{hashlib.sha256(owner.encode()).hexdigest()[:8]}"
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        private.mkdir()
-        private.chmod(0o700)  # whatever the umask is
+        folder.mkdir()
+        folder.chmod(0o700)  # whatever the umask is
     except OSError as error:
-        found = f"{private} {unwritable_reason(error)}"
+        found = f"{folder} {unwritable_reason(error)}"
         raise JobError(no_hardware("TMPDIR", found, "Remove it, or set TMPDIR to another folder.")) from error
     try:
-        yield
+        yield folder
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

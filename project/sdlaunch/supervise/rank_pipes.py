@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import selectors
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,13 +54,9 @@ class RankPipes:
 
 
 @contextlib.contextmanager
-def opened(count: int, temporary: str | None, otherwise: Path) -> Iterator[RankPipes]:
-    """Pipes for so many ranks, in a new folder in that of temporary files, or in `otherwise`. Raises OSError."""
+def opened(folder: Path, count: int) -> Iterator[RankPipes]:
+    """Pipes for so many ranks, in a folder that is private to this user. Raises OSError."""
     with contextlib.ExitStack() as stack:
-        try:
-            folder = _folder(stack, temporary)
-        except OSError:
-            folder = _folder(stack, otherwise)
         descriptors = []
         for local_rank in range(count):
             path = protocol.pipe(folder, local_rank)
@@ -69,11 +64,6 @@ def opened(count: int, temporary: str | None, otherwise: Path) -> Iterator[RankP
             descriptors.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # with a writer it has no end
             stack.callback(os.close, descriptors[-1])
         yield RankPipes(folder, tuple(descriptors))
-
-
-def _folder(stack: contextlib.ExitStack, parent: str | Path | None) -> Path:
-    temporary = tempfile.TemporaryDirectory(prefix="sdjob-", dir=parent, ignore_cleanup_errors=True)
-    return Path(stack.enter_context(temporary))
 
 
 def _read(descriptor: int) -> bytes:

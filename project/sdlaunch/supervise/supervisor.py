@@ -80,12 +80,9 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
         stack.callback(terminal.close)
         try:
             held = stack.enter_context(lock.held(layout, plan.cluster, _hint))
-            stack.enter_context(temporary_folder.made(plan.private_tmp))
+            private = stack.enter_context(temporary_folder.private(plan.temporary.path, layout.root, node))
+            pipes = stack.enter_context(rank_pipes.opened(private, plan.cluster.nproc_per_node))
             _prepare(plan, layout, channel, environ)
-            temporary = plan.launch.env.get("TMPDIR") if plan.launch else None
-            pipes = stack.enter_context(
-                rank_pipes.opened(plan.cluster.nproc_per_node, temporary, channel.notes)
-            )
             stream = stack.enter_context(Stream(layout, node, terminal, plan.secrets))
         except (JobError, OSError) as error:
             if isinstance(error, OSError):
@@ -203,7 +200,9 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
     processes.adopt_orphans()
     with subprocess.Popen(
         launch.argv,
-        env=launch.environment(environ) | protocol.launcher_variables(job.pipes.folder),
+        env=launch.environment(environ)
+        | protocol.launcher_variables(job.pipes.folder)
+        | job.plan.temporary.environment(job.pipes.folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

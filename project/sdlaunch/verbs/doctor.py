@@ -60,11 +60,11 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
         pinned = " ".join(f"{name}=={tested[name]}" for name in missing)
         remedy = f"Install: {sys.executable} -m pip install {pinned}"
         problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
-    temporary = temporary_folder.find(environ, "doctor")
+    temporary = temporary_folder.find(environ)
     problems += temporary.problems
     found = {
         "python": f"{sys.version.split()[0]} ({sys.executable})",
-        "machine": {**_machine(found_devices), "temporary files": _temporary(temporary, environ)},
+        "machine": {**_machine(found_devices), "temporary files": _temporary(temporary)},
         **(answers or {}),
         "versions": installed,
         "not as proven": {
@@ -126,10 +126,8 @@ def _machine(found: devices.Devices) -> dict[str, str]:
     }
 
 
-def _temporary(found: TemporaryFolder, environ: Mapping[str, str]) -> str:
-    if found.problems:
-        return "no folder serves"
-    return "; ".join(found.warnings) or environ.get("TMPDIR", "/tmp")
+def _temporary(found: TemporaryFolder) -> str:
+    return "no folder serves" if found.problems else "; ".join(found.warnings) or str(found.path)
 
 
 def _text(path: str | Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 from sdjob.problems import JobError
 from sdlaunch import plan
 from sdlaunch.inputs import temporary_folder
-from sdlaunch.inputs.temporary_folder import TemporaryFolder, find, made
+from sdlaunch.inputs.temporary_folder import TemporaryFolder, find, private
 from tests.support.launcher import found, prepare, supervised
 
 
@@ -43,23 +43,26 @@ def faulty(kind: str, tmp_path: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize("variable", ["TMPDIR", "TEMP", "TMP"])
-def test_a_folder_that_fails_is_replaced_by_a_short_private_one(tmp_path, spare, kind, why, variable):
+def test_a_folder_that_fails_is_replaced_by_a_short_one(tmp_path, spare, kind, why, variable):
     folder = faulty(kind, tmp_path)
-    found = find({variable: str(folder)}, "job", [str(spare)])
-    assert found.private
-    assert found.private.parent == spare
-    assert found.problems == ()
+    found = find({variable: str(folder)}, [str(spare)])
+    assert (found.path, found.problems) == (spare, ())
     (warning,) = found.warnings
     assert warning.startswith(f"{variable}: {folder} {why}")
-    assert warning.endswith(f"; the processes use {found.private}")
-    assert found.environment() == {"TMPDIR": str(found.private)}
+    assert warning.endswith(f"; the processes use {spare}")
+    assert found.environment() == {"TMPDIR": str(spare)}
+    assert found.environment(spare / "in it") == {"TMPDIR": f"{spare}/in it"}
     assert not list(spare.iterdir())  # only looked at
 
 
 def test_a_folder_that_serves_is_left_alone(spare):
-    assert find({"TMPDIR": str(spare)}, "job", ["/nonexistent"]) == TemporaryFolder()
-    assert find({}, "job", [str(spare)]) == TemporaryFolder()
-    assert find({"TMPDIR": ""}, "job", [str(spare)]) == TemporaryFolder()
+    for environ, defaults in (
+        ({"TMPDIR": str(spare)}, []),
+        ({}, [str(spare)]),
+        ({"TMPDIR": ""}, [str(spare)]),
+    ):
+        assert find(environ, defaults) == TemporaryFolder(spare)
+    assert TemporaryFolder(spare).environment(spare) == {}
     assert not list(spare.iterdir())
 
 
@@ -71,21 +74,21 @@ def any_length(monkeypatch):
 def test_a_full_folder_is_replaced(tmpfs, spare, any_length):
     full = tmpfs("64k")
     (full / "filler").write_bytes(bytes(65536))
-    (warning,) = find({"TMPDIR": str(full)}, "job", [str(spare)]).warnings
+    (warning,) = find({"TMPDIR": str(full)}, [str(spare)]).warnings
     assert f"{full} has no space left" in warning
 
 
 def test_a_noexec_folder_is_replaced_only_by_a_better_one(tmpfs, spare, any_length):
     noexec = str(tmpfs("8m,noexec"))
-    (warning,) = find({"TMPDIR": noexec}, "job", [str(spare)]).warnings
+    (warning,) = find({"TMPDIR": noexec}, [str(spare)]).warnings
     assert f"{noexec} is mounted noexec" in warning
-    assert find({"TMPDIR": noexec}, "job", ["/nonexistent"]) == TemporaryFolder()
-    assert find({"TMPDIR": "/nonexistent"}, "job", [noexec]).private.parent == Path(noexec)
+    assert find({"TMPDIR": noexec}, ["/nonexistent"]) == TemporaryFolder(Path(noexec))
+    assert find({"TMPDIR": "/nonexistent"}, [noexec]).path == Path(noexec)
 
 
 def test_without_any_folder_the_code_is_69_and_each_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    found = find({"TMPDIR": "/nonexistent"}, "job", [str(tmp_path / "file")])
+    found = find({"TMPDIR": "/nonexistent"}, [str(tmp_path / "file")])
     (problem,) = found.problems
     assert (problem.code, problem.subject) == (69, "TMPDIR")
     assert problem.found == (
@@ -95,44 +98,50 @@ def test_without_any_folder_the_code_is_69_and_each_is_named(tmp_path):
     assert found.environment() == {}
 
 
-def test_a_private_folder_is_empty_for_this_user_only_and_removed(tmp_path):
-    folder = tmp_path / "private"
-    folder.mkdir()
-    (folder / "left by a killed launcher").write_text("")
+def test_a_private_folder_is_for_this_user_only_and_removed(tmp_path):
     before = os.umask(0)
     try:
-        with made(folder):
+        with private(tmp_path, tmp_path, 0) as folder:
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-            assert not list(folder.iterdir())
             (folder / "socket").write_text("")
     finally:
         os.umask(before)
     assert not folder.exists()
 
 
-def test_a_planted_file_or_link_is_69(tmp_path):
-    folder = tmp_path / "private"
+def test_what_a_killed_launcher_has_left_goes_with_the_next_start_and_that_of_others_stays(tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    with private(tmp_path, output, 0) as folder, private(tmp_path, output, 1) as of_another_node:
+        (folder / "left").write_text("")
+        (tmp_path / "moved").symlink_to(output)
+        with (
+            private(tmp_path, tmp_path / "moved", 0) as again,
+            private(tmp_path, tmp_path, 0) as of_another_job,
+        ):
+            assert again == folder
+            assert not list(again.iterdir())
+            assert len({folder, of_another_node, of_another_job}) == 3
+            assert of_another_node.is_dir()
+
+
+def test_a_planted_link_is_69(tmp_path):
+    with private(tmp_path, tmp_path, 0) as folder:
+        pass
     folder.symlink_to(tmp_path)
-    with pytest.raises(JobError) as caught, made(folder):
+    with pytest.raises(JobError) as caught, private(tmp_path, tmp_path, 0):
         pass
     assert caught.value.code == 69
     assert str(folder) in str(caught.value)
 
 
-def test_the_plan_shows_it_and_two_jobs_have_two(workspace, tmp_path):
-    first = prepare(workspace, TMPDIR="/nonexistent")
-    assert first.problems == ()
-    assert first.launch.env["TMPDIR"] == str(first.private_tmp)
-    assert prepare(workspace, TMPDIR="/nonexistent").private_tmp == first.private_tmp
-    other = prepare(workspace, TMPDIR="/nonexistent", OUTPUT_DIR=str(tmp_path / "other"))
-    assert other.private_tmp != first.private_tmp
+def test_the_plan_shows_it(workspace, tmp_path):
+    job = prepare(workspace, TMPDIR="/nonexistent")
+    assert job.problems == ()
+    assert job.launch.env["TMPDIR"] == str(job.temporary.path)
     assert "TMPDIR" not in prepare(workspace).launch.env
-
-
-def test_that_of_an_env_file_counts_too(workspace, tmp_path):
     (tmp_path / "a.env").write_text("TMPDIR=/nonexistent\n")
-    job = prepare(workspace, ENV_FILE=str(tmp_path / "a.env"))
-    assert job.launch.env["TMPDIR"] == str(job.private_tmp)
+    assert prepare(workspace, ENV_FILE=str(tmp_path / "a.env")).launch.env == job.launch.env
 
 
 def test_a_folder_that_does_not_answer_is_69(workspace, monkeypatch):
