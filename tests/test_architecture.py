@@ -56,6 +56,40 @@ def test_no_shell_is_ever_started(path: Path) -> None:
                 assert ast.unparse(keyword.value) == "False", ast.unparse(node)
 
 
+# What these write to is a folder that they have just made, by a random name or in the place of what was there, or is
+# none of /output; everything else is written by sdjob/writing.py, which follows no links.
+WRITERS = """
+sdjob/dataset/formats/parquet.py sdjob/output/layout.py sdjob/output/run_settings.py sdjob/rank_output.py
+sdjob/writing.py sdlaunch/display/console.py sdlaunch/generate_docs.py sdlaunch/inputs/pip_install.py
+sdlaunch/inputs/temporary_folder.py sdlaunch/preflight/output.py sdlaunch/supervise/rank_pipes.py
+sdtrain/checkpoint/checkpoint.py sdtrain/checkpoint/state_io.py sdtrain/export/export.py sdtrain/export/webui.py
+sdtrain/model/convert.py sdtrain/tools/benchmark.py sdtrain/tools/benchmark_case.py
+"""
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call may write or delete by itself: it opens for writing, or follows a link that is there."""
+    called = ast.unparse(call.func)
+    arguments = [ast.unparse(value) for value in (*call.args, *(word.value for word in call.keywords))]
+    if called == "os.open":
+        return any(flag in each for each in arguments for flag in ("O_WRONLY", "O_RDWR", "O_CREAT"))
+    if called.endswith(".open"):
+        return any(re.fullmatch(r"'([wax]b?\+?|r\+b?|rb\+)'", each) for each in arguments)
+    owner, _, name = called.rpartition(".")
+    return bool(owner) and owner != "writing" and name in ("rmtree", "touch", "write_text", "write_bytes")
+
+
+def test_below_the_output_folder_one_module_writes() -> None:
+    found = {
+        str(path.relative_to(ROOT / "project"))
+        for path in SOURCES
+        if path.is_relative_to(ROOT / "project") and not path.is_relative_to(ROOT / "project" / "sddemo")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and writes(node)
+    }
+    assert found == {*WRITERS.split()}
+
+
 def test_modules_stay_small() -> None:
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     del lines["project/sdjob/settings/run_spec.py"]  # a table: a few lines for each setting, and nothing else

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdjob.problems import JobError, Problem, bad_input
+from sdjob.writing import LinkError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "copy or download it again, with all its files"
@@ -160,6 +159,8 @@ def reason_of(error: OSError | ValueError) -> str:
 
 def unwritable_reason(error: OSError) -> str:
     """The reason why a file or folder cannot be written, as the predicate of a sentence."""
+    if isinstance(error, LinkError):
+        return f"is {error.strerror}"
     match error.errno:
         case errno.ENOENT:
             return "does not exist"
@@ -229,66 +230,3 @@ def user_cache(environ: Mapping[str, str]) -> Path:
     except FileNotFoundError:  # none that can be written
         temporary = "/tmp"
     return Path(temporary) / f"sd-finetune-{os.getuid()}"
-
-
-# --- writing -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A temporary path alongside; the file or folder that the body writes there takes the name, unless the body fails.
-
-    `durable`: even after a power cut the name never shows before the content. Raises OSError.
-    """
-    # Random, because process ids of two containers are often equal.
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        yield temporary
-        if durable:
-            sync_tree(temporary)
-        temporary.replace(path)
-        if durable:
-            sync(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a whole file or none; `private`: only its owner can read it. Raises OSError."""
-    with replacing(path) as temporary:
-        if private:
-            temporary.touch(0o600)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def write_png(path: Path, image: Image) -> None:
-    """Write a whole image or none, also at a power cut: it may be one to train on. Raises OSError."""
-    with replacing(path, durable=True) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below, so that a rename cannot become visible before the data. Raises OSError.
-
-    Makes them readable to those who can read the folder around them: safetensors writes files for their owner only.
-    """
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with contextlib.suppress(OSError):  # storage without modes
-                path.chmod(path.stat().st_mode | path.parent.stat().st_mode & 0o666)
-        sync(path)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    """fsync a file or folder; some file systems cannot sync folders. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP) or not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)

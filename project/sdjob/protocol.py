@@ -19,16 +19,15 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from sdjob import files
+from sdjob import writing
 from sdjob.problems import Problem
 
 if TYPE_CHECKING:
@@ -97,8 +96,8 @@ class Channel:
 
     def clear(self) -> None:
         """Remove the messages of an earlier run. Raises OSError."""
-        shutil.rmtree(self.notes, ignore_errors=True)  # on a network mount an empty folder may remain
-        self.notes.mkdir(parents=True, exist_ok=True)
+        writing.discard(self.notes)  # on a network mount an empty folder may remain
+        _make(self.notes)
         for path in self.notes.glob("[!.]*"):
             path.unlink()
         self.stop_file.unlink(missing_ok=True)
@@ -106,7 +105,7 @@ class Channel:
     def remove(self) -> None:
         """Remove every trace. Raises OSError."""
         self.stop_file.unlink(missing_ok=True)
-        shutil.rmtree(self.notes)
+        writing.remove(self.notes)
 
 
 def insists(signals: Sequence[tuple[int, float]]) -> bool:
@@ -164,8 +163,20 @@ def stacks_file(notes: Path, rank: int) -> Path:
     return notes / _STACKS.format(rank)
 
 
-def started_file(notes: Path) -> Path:
-    return notes / _STARTED
+def open_stacks(notes: Path, rank: int) -> IO[str]:
+    """The empty file of a worker for its stacks. Raises OSError."""
+    path = stacks_file(notes, rank)
+    return os.fdopen(writing.opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w")
+
+
+def mark_started(notes: Path) -> None:
+    """Leave word that the output folder belongs to this run. Raises OSError."""
+    _make(notes)
+    writing.touch(notes / _STARTED)
+
+
+def has_started(notes: Path) -> bool:
+    return (notes / _STARTED).exists()
 
 
 @dataclass(frozen=True)
@@ -182,8 +193,8 @@ class ExitNote:
 
     def write(self, notes: Path) -> None:
         """Raises OSError."""
-        notes.mkdir(parents=True, exist_ok=True)
-        files.write_text(
+        _make(notes)
+        writing.write_text(
             notes / _EXIT_NOTE.format(self.rank), json.dumps(asdict(self), indent=1) + "\n", private=True
         )
 
@@ -209,7 +220,8 @@ class Heartbeat:
     def write(self, notes: Path, rank: int) -> None:
         """Overwrite the file in place, which renews its time, costs little and needs no space. Raises OSError."""
         text = json.dumps(asdict(self)).encode().ljust(_HEARTBEAT_BYTES)
-        descriptor = os.open(_heartbeat(notes, rank), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        writing.refuse_links(notes, notes.parent.parent)
+        descriptor = writing.opened(_heartbeat(notes, rank), os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, text)
         finally:
@@ -260,6 +272,11 @@ class OutputLine:
 def progress_line(text: str) -> str:
     """A worker's line that the launcher shows as progress."""
     return text + _PROGRESS_END
+
+
+def _make(notes: Path) -> None:
+    """Make the folder of notes, which is /output/run/notes-N. Raises OSError."""
+    writing.make_folder(notes, notes.parent.parent)
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdjob import writing
 from sdjob.exit_codes import ExitCode
 from sdjob.model.trainable import LORA_FILE
 from sdjob.output import run_settings
@@ -93,9 +94,12 @@ def _write_images(options: argparse.Namespace) -> None:
         seeds = [spec.seed + number for number in range(spec.num_validation_images)] * len(options.prompts)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "prompts.json").write_text(json.dumps(options.prompts, ensure_ascii=False) + "\n")
+            writing.write_text(
+                folder / "prompts.json", json.dumps(options.prompts, ensure_ascii=False) + "\n"
+            )
             for index, image in enumerate(generate(parts, prompts, seeds, how)):
-                image.save(folder / image_name(*divmod(index, spec.num_validation_images)))
+                name = image_name(*divmod(index, spec.num_validation_images))
+                writing.write_png(folder / name, image)
         except OSError as error:
             remedy = "Name a folder that can be written."
             raise JobError(bad_output("--output", f"cannot be written ({error})", remedy)) from error

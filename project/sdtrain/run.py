@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from sdjob import files
+from sdjob import writing
 from sdjob.formatting import counted
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output import fingerprint, newest_checkpoint
@@ -45,6 +45,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     inputs = resolve.find_inputs(requested)
     spec = resolve.resolve(requested, world, inputs)
     context = RunContext(spec, world, OutputLayout(Path(spec.output_dir)), stop)
+    world.from_main(context.layout.refuse_links)
     check_tensors.check(inputs.model, world)
     inputs = replace(inputs, model=convert.as_folder(inputs.model, spec, world, stop))
     model, datasets = inputs.model, inputs.datasets
@@ -156,6 +157,7 @@ def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None
     spec, world, layout = training.spec, training.world, training.context.layout
     weights = training.strategy.full_state(training.final_weights)
     if world.is_main:
+        layout.make(layout.checkpoint)
         export.export(layout.checkpoint, model, training.parts, weights, spec)
     validated = validation.validate(training, spec.max_train_steps)
     values = report.report(training, model, outcome, validated)
@@ -168,11 +170,13 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
     """Model card, report and page, with the grid of images before and after training."""
     spec, layout = training.spec, training.context.layout
     grid = validation.before_after(training) if spec.validation_prompts else None
+    layout.make(layout.checkpoint)
     if grid:
-        files.write_png(layout.before_after, grid)
-        files.write_png(layout.checkpoint / model_card.SAMPLES, grid)
+        layout.make(layout.samples)
+        writing.write_png(layout.before_after, grid)
+        writing.write_png(layout.checkpoint / model_card.SAMPLES, grid)
     card = model_card.render(spec, training.parts.architecture.facts, values, samples=grid is not None)
-    files.write_text(layout.checkpoint / model_card.FILE, card)
+    writing.write_text(layout.checkpoint / model_card.FILE, card)
     report.write(layout.report, values)
     image = layout.before_after.relative_to(layout.root).as_posix() if grid else None
-    files.write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))
+    writing.write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sdjob import protocol
+from sdjob import protocol, writing
 from sdjob.problems import bad_input
 from sdjob.protocol import Channel, ExitNote, Heartbeat, OutputLine
+from sdjob.writing import LinkError
 
 PROJECT = Path(protocol.__file__).parents[1]
 OTHERS = sorted({*PROJECT.rglob("*.py"), PROJECT.parent / "entrypoint.py"} - {Path(protocol.__file__)})
@@ -109,7 +110,9 @@ def test_the_worker_finds_the_channel_of_its_node(tmp_path):
     assert protocol.stop_file(environ) == channel.stop_file == tmp_path / "stop-3"
     assert (protocol.notes_folder({}), protocol.stop_file({})) == (None, None)
     assert protocol.stacks_file(channel.notes, 5) == tmp_path / "notes-3" / "stacks-of-rank-5"
-    assert protocol.started_file(channel.notes) == tmp_path / "notes-3" / "started"
+    assert not protocol.has_started(channel.notes)
+    protocol.mark_started(channel.notes)
+    assert protocol.has_started(channel.notes)
 
 
 def test_a_channel_is_cleared_for_a_new_run_and_removed_after_it(tmp_path):
@@ -130,7 +133,7 @@ def test_a_folder_of_notes_that_cannot_be_removed_is_emptied(tmp_path, monkeypat
     channel = Channel.of_node(tmp_path, 0)
     NOTES[0].write(channel.notes)
     (channel.notes / ".nfs0001").touch()
-    monkeypatch.setattr(protocol.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(writing.shutil, "rmtree", lambda *_, **__: None)
     channel.clear()
     assert [path.name for path in channel.notes.iterdir()] == [".nfs0001"]
 
@@ -188,3 +191,31 @@ def test_no_literal_of_the_protocol_is_spelled_elsewhere():
     found = {path.name: words for path in OTHERS if (words := spelled(path))}
     assert found == {"layout.py": {"rank-"}}  # the log of a rank, which is not a message
     assert spelled(Path(protocol.__file__)) >= SIGNALS
+
+
+def test_messages_are_never_written_or_removed_through_a_link(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    run = tmp_path / "output" / "run"
+    run.mkdir(parents=True)
+    channel = Channel.of_node(run, 0)
+    channel.notes.symlink_to(tmp_path / "mine")
+    for write in (
+        lambda: NOTES[0].write(channel.notes),
+        lambda: Heartbeat(1, "step").write(channel.notes, 0),
+    ):
+        with pytest.raises(LinkError, match="notes-0"):
+            write()
+    with pytest.raises(LinkError, match="notes-0"):
+        protocol.mark_started(channel.notes)
+    channel.clear()  # the link goes, and a folder takes its place
+    assert channel.notes.is_dir() and not channel.notes.is_symlink()
+    protocol.stacks_file(channel.notes, 0).symlink_to(tmp_path / "mine" / "letter")
+    with pytest.raises(LinkError, match="stacks"):
+        protocol.open_stacks(channel.notes, 0)
+    channel.remove()
+    channel.notes.symlink_to(tmp_path / "mine")
+    channel.stop_file.symlink_to(tmp_path / "mine" / "letter")
+    channel.remove()
+    assert list(run.iterdir()) == []
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["dear"]

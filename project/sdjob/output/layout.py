@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdjob.model.trainable import LORA_FILE
 from sdjob.output.checkpoint_files import MANIFEST
+from sdjob.writing import make_folder, refuse_links
 
 INDEX_FILE = "model_index.json"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})")
@@ -51,7 +52,15 @@ class OutputLayout:
 
     def folders(self) -> tuple[Path, ...]:
         """Every folder that a job may make here."""
-        own = (self.checkpoint, self.tensorboard, self.samples, self.class_images, self.logs, self.run)
+        own = (
+            self.checkpoint,
+            self.tensorboard,
+            self.samples,
+            self.class_images,
+            self.exports,
+            self.logs,
+            self.run,
+        )
         return (*own, self.cache(None))
 
     def replaced_files(self) -> tuple[Path, ...]:
@@ -61,6 +70,15 @@ class OutputLayout:
     def opened_files(self, node: int) -> tuple[Path, ...]:
         """Files that a later start opens again, to append or to rewrite."""
         return (self.metrics, self.log(node), self.lock(node))
+
+    def make(self, folder: Path) -> None:
+        """Make a folder, and those above it; a link below the output folder is refused. Raises OSError."""
+        make_folder(folder, self.root)
+
+    def refuse_links(self) -> None:
+        """Raise OSError if a folder that a job writes to is a link."""
+        for folder in self.folders():
+            refuse_links(folder, self.root)
 
     def step_folder(self, step: int) -> Path:
         return self.checkpoint / f"checkpoint-{step:06d}"

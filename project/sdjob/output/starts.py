@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from sdjob.files import write_text
 from sdjob.output.layout import OutputLayout
+from sdjob.writing import write_text
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from sdjob.files import write_text
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
 from sdjob.redact import is_secret, redact, without_secrets_in
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
+from sdjob.writing import write_text
 from sdlaunch.cluster.platforms import PLATFORMS
 from sdlaunch.plan import JobPlan
 from sdlaunch.settings import names
@@ -34,7 +34,7 @@ PATH LD_LIBRARY_PATH LD_PRELOAD LANG TZ TMPDIR HOSTNAME HF_HOME RANK LOCAL_RANK 
 
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
     """run/plan.json, run/spec.yaml and run/environment.json."""
-    layout.run.mkdir(parents=True, exist_ok=True)
+    layout.make(layout.run)
     write_text(layout.run / "plan.json", redact(as_json(plan.to_dict()), plan.secrets) + "\n", private=True)
     write_text(layout.run / "spec.yaml", replayable(plan), private=True)
     facts = as_json(_facts(plan, environ))

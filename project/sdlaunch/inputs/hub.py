@@ -19,6 +19,7 @@ from sdjob.files import shown
 from sdjob.model import hub_cache
 from sdjob.model.architectures import component_names
 from sdjob.problems import Problem, bad_input
+from sdjob.writing import write_text
 from sdlaunch.inputs.contents import is_hub_name
 from sdlaunch.inputs.fetch import Fetched, run
 from sdlaunch.inputs.mounts import Mounts
@@ -137,7 +138,7 @@ def main(repo_type: str, name: str, folder: Path) -> None:
     names = HfApi().list_repo_files(name, repo_type=repo_type, revision=revision)
     files = wanted(repo_type, names)
     snapshot_download(name, repo_type=repo_type, revision=revision, local_dir=folder, allow_patterns=files)
-    (folder / _COMPLETE).write_text(f"{revision or ''}\n")
+    write_text(folder / _COMPLETE, f"{revision or ''}\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def findings(job: Job) -> list[Problem]:
 def _problems(layout: OutputLayout, node: int) -> Iterator[Problem]:
     yield from _misplaced(layout.folders(), "folder")
     yield from _misplaced((*layout.replaced_files(), *layout.opened_files(node)), "file")
+    yield from map(_link, _links(layout, node))
     for folder in filter(_is_folder, layout.folders()):
         if os.access(folder, os.W_OK | os.X_OK):
             yield from _unusable(folder, filter(_is_folder, folder.iterdir()), os.W_OK | os.X_OK)
@@ -43,20 +44,34 @@ def _problems(layout: OutputLayout, node: int) -> Iterator[Problem]:
     yield from map(_closed, filter(_is_kept, filter(_is_file, layout.replaced_files())))
 
 
+def _links(layout: OutputLayout, node: int) -> Iterator[Path]:
+    """Other links where processes of a job leave logs and messages, by names that no list has."""
+    known = {*layout.opened_files(node)}
+    for folder in filter(_is_folder, (layout.run, layout.logs, layout.rank_log(node, 0).parent)):
+        if os.access(folder, os.R_OK | os.X_OK):
+            yield from (path for path in sorted({*folder.iterdir()} - known) if path.is_symlink())
+
+
 def _misplaced(paths: Iterable[Path], wanted: str) -> Iterator[Problem]:
     """Links, and files in the place of folders or the other way round."""
     for path in paths:
         mode = _mode(path)
         if mode is None or (stat.S_ISDIR(mode) if wanted == "folder" else stat.S_ISREG(mode)):
             continue
+        if stat.S_ISLNK(mode):
+            yield _link(path)
+            continue
         kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device or a socket"
         found = f"{shown(path)} is a {kind}, not a {wanted}"
         remedy = f"Move it away, {_OTHER}"
-        if stat.S_ISLNK(mode):
-            dead = "" if path.exists() else ", which does not exist"
-            found = f"{shown(path)} is a link to {shown(path.readlink())}{dead}"
-            remedy = f"Remove the link: results are written to OUTPUT_DIR itself; {_OTHER}"
         yield bad_output("OUTPUT_DIR", found, remedy)
+
+
+def _link(path: Path) -> Problem:
+    dead = "" if path.exists() else ", which does not exist"
+    found = f"{shown(path)} is a link to {shown(path.readlink())}{dead}"
+    remedy = f"Remove the link: results are written to OUTPUT_DIR itself; {_OTHER}"
+    return bad_output("OUTPUT_DIR", found, remedy)
 
 
 def _unusable(folder: Path, entries: Iterable[Path], access: int) -> Iterator[Problem]:

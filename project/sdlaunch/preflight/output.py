@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sdjob.files import unwritable_reason
 from sdjob.problems import Problem, bad_output, bad_setting
+from sdjob.writing import LinkError
 from sdlaunch.preflight.job import Job
 from sdlaunch.preflight.leftovers import of_owner
 
@@ -147,6 +148,8 @@ def unwritable(output: Path, error: OSError) -> Problem:
     remedy = "Mount a writable volume there, or set OUTPUT_DIR to a writable folder."
     if error.errno in _FULL:
         remedy = "Free some space, mount a larger volume, or set OUTPUT_DIR to another folder."
+    if isinstance(error, LinkError):
+        remedy = "Remove the link, or set OUTPUT_DIR to another folder."
     return bad_output("OUTPUT_DIR", found, remedy)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.exit_codes import ExitCode
-from sdjob.files import write_text
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
 from sdjob.redact import redact
+from sdjob.writing import write_text
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.plan import JobPlan
 from sdlaunch.supervise import lock
@@ -34,7 +34,7 @@ def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tu
     if not verdict.failed:
         clear(layout, cluster)
         return
-    layout.run.mkdir(parents=True, exist_ok=True)
+    layout.make(layout.run)
     write_text(
         _path(layout, cluster.node_rank), text_of(layout, cluster, verdict, secrets) + "\n", private=True
     )

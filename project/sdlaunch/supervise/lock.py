@@ -22,6 +22,7 @@ from pathlib import Path
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_output
 from sdjob.protocol import Channel
+from sdjob.writing import opened
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import processes
 
@@ -97,7 +98,7 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
     JobError (73): another job uses the folder; OSError: the file cannot be written.
     """
     me = Holder.of_this(cluster)
-    layout.run.mkdir(parents=True, exist_ok=True)
+    layout.make(layout.run)
     path = layout.lock(cluster.node_rank)
     lock = Lock(path, _acquire(path, me, say))
     ended = threading.Event()
@@ -119,7 +120,7 @@ def in_use(layout: OutputLayout, cluster: Cluster) -> list[Problem]:
     """The problem of a folder that another job uses, where it can be seen without waiting."""
     me = Holder.of_this(cluster)
     for path in (layout.lock(cluster.node_rank), *_others(layout, cluster.node_rank)):
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), os.fdopen(opened(path, os.O_RDONLY), "rb") as file:
             holder = Holder.read(path)
             if holder and holder.excludes(me) and _flock(file.fileno(), fcntl.LOCK_SH) is False:
                 return [_problem(layout.root, holder)]
@@ -151,7 +152,7 @@ def _others(layout: OutputLayout, node: int) -> list[Path]:
 def _acquire(path: Path, me: Holder, say: Callable[[str], None]) -> int:
     """The descriptor of the file, locked where the file system can, with this holder in it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = opened(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _wait_until_free(path, descriptor, me, say):
                 path.unlink(missing_ok=True)
@@ -175,7 +176,7 @@ def _sign(path: Path, descriptor: int, me: Holder) -> bool:
 def _remove_stale(path: Path, me: Holder, say: Callable[[str], None]) -> None:
     """Remove the file of a node of another job, which must have ended. Raises JobError (73)."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = opened(path, os.O_RDWR)
     except FileNotFoundError:
         return
     try:

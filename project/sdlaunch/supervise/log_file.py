@@ -7,6 +7,8 @@ import os
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sdjob.writing import opened
+
 _LARGEST = 64 << 20  # bytes; a full log becomes NAME.1, in place of the one before it
 
 
@@ -14,13 +16,12 @@ class LogFile:
     """Lines with their times (UTC), readable for the owner only. A full disk loses lines, and nothing else."""
 
     def __init__(self, path: Path, largest: int = _LARGEST) -> None:
-        """Raises OSError if the file cannot be opened."""
+        """Raises OSError if the file cannot be opened; its folder must be there."""
         self._path, self._largest = path, largest
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._open()
 
     def _open(self) -> None:
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._descriptor = opened(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._size = os.fstat(self._descriptor).st_size
 
     def write(self, text: str) -> None:

@@ -16,11 +16,11 @@ from types import FrameType
 
 from sdjob import protocol
 from sdjob.exit_codes import ExitCode
-from sdjob.files import write_text
 from sdjob.output import starts
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
+from sdjob.writing import touch, write_text
 from sdlaunch.command import LaunchPlan
 from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display
@@ -100,7 +100,7 @@ def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Map
         run_records.write_all(plan, layout, environ)
         starts.begin(layout, time.time(), plan.cluster.world_size, Heartbeat.last(channel.notes))
     channel.clear()
-    layout.logs.mkdir(parents=True, exist_ok=True)
+    layout.make(layout.logs)
 
 
 def _watched(job: _Job, environ: Mapping[str, str]) -> int:
@@ -152,6 +152,7 @@ def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
     try:
         if watch.hang:
             stacks = job.layout.logs / f"stacks-of-node-{job.plan.cluster.node_rank}.txt"
+            job.layout.make(stacks.parent)
             write_text(stacks, watch.hang.text(), private=True)
         if job.plan.cluster.node_rank == 0:
             starts.end(job.layout, time.time(), finished=verdict.code == ExitCode.FINISHED)
@@ -254,7 +255,7 @@ def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job, peers: Pee
     elif stop.signal and stop.asked_at is None:
         stop.asked_at = now
         with contextlib.suppress(OSError):  # a full disk: the processes are signalled after the grace time
-            job.channel.stop_file.touch()
+            touch(job.channel.stop_file)
         again = f"; Ctrl-C again, after {protocol.ONE_REQUEST:g} s, stops at once"
         hint = again if stop.signal == signal.SIGINT else ""
         job.stream.say(f"{signal.Signals(stop.signal).name}: saving and stopping, within {grace:g} s{hint}")

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import OutputLine
@@ -25,7 +26,7 @@ class Stream:
     def __init__(self, layout: OutputLayout, node: int, terminal: Terminal, secrets: tuple[str, ...]) -> None:
         self.quiet = False  # workers' lines go to the logs only
         self.tail: deque[str] = deque(maxlen=_TAIL)
-        self._log = LogFile(layout.log(node))
+        self._log = _log_file(layout, layout.log(node))
         self._layout, self._node = layout, node
         self._ranks: dict[int, LogFile | None] = {}  # None: it cannot be opened
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class Stream:
 
     def _opened(self, rank: int) -> LogFile | None:
         with contextlib.suppress(OSError):  # a full disk; the log of the node has the lines too
-            log = LogFile(self._layout.rank_log(self._node, rank))
+            log = _log_file(self._layout, self._layout.rank_log(self._node, rank))
             log.write("==== start ====")
             return log
         return None
@@ -83,3 +84,9 @@ class Stream:
         """Log a text, each line with the time."""
         with self._lock:
             self._log.write(text)
+
+
+def _log_file(layout: OutputLayout, path: Path) -> LogFile:
+    """Raises OSError."""
+    layout.make(path.parent)
+    return LogFile(path)

@@ -23,6 +23,7 @@ from sdjob.output.layout import OutputLayout, step_folders
 from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting, no_hardware
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
+from sdjob.writing import refuse_links
 from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.packages import PACKAGES, install_command, missing
@@ -86,7 +87,7 @@ def prepare(
         ema = run_settings.uses_ema(spec, arguments.get("weights"))
         target = arguments.get("to")
         folder = Path(target).expanduser().absolute() if target else layout.exports / checkpoint.name
-        problems += _target_problems(folder)
+        problems += _target_problems(folder, layout.root)
         spec = spec.model_copy(update=_today(read, layout))
         spec = spec.model_copy(update=mount_paths.below_model(spec, mounts))
         model = _model(spec, mounts, read, chosen={names.shown_name(name) for name, _ in flags})
@@ -146,10 +147,11 @@ def _packages() -> list[Problem]:
     return [no_hardware("Python packages", f"{', '.join(lacking)} not installed", remedy)] if lacking else []
 
 
-def _target_problems(folder: Path) -> list[Problem]:
+def _target_problems(folder: Path, output: Path) -> list[Problem]:
     """The folder must be empty or missing, and nothing above it a file."""
     other = "Name another folder with to=FOLDER, or empty this one."
     try:
+        refuse_links(folder, output)
         if not is_empty(folder):
             return [bad_output("to", f"{folder} exists and is not empty", other)]
     except FileNotFoundError:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sdjob.files import sync, sync_tree
 from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import FORMAT, STATE
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
 from sdjob.output.newest_checkpoint import read_values
+from sdjob.writing import LinkError, discard, refuse_links, sync, sync_tree
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime.distributed import World
-from sdtrain.runtime.errors import is_write_failure, no_space
+from sdtrain.runtime.errors import is_write_failure, no_space, of_link
 
 Write = Callable[[Path], None]  # puts weights and optimizer state into a folder; called on every rank
 
@@ -52,6 +51,7 @@ def begin(context: RunContext, step: int) -> Path:
     temporary = final.with_name(f".{final.name}.tmp")
     with writing(temporary, context.world):
         if context.world.is_main:
+            refuse_links(temporary.parent, context.layout.root)
             _delete_leftovers(context.layout)
             temporary.parent.mkdir(exist_ok=True)  # not the output folder itself, which may have been removed
             temporary.mkdir()
@@ -66,7 +66,7 @@ def complete(context: RunContext, state: TrainState, temporary: Path) -> None:
     run_settings.write(temporary, context.spec)
     write_manifest(temporary)
     sync_tree(temporary)
-    shutil.rmtree(final, ignore_errors=True)  # only ever a broken one: a complete one is resumed from
+    discard(final)  # only ever a broken one: a complete one is resumed from
     temporary.rename(final)
     sync(final.parent)
     _delete_oldest(context.layout, state.step, context.spec.checkpoints_total_limit)
@@ -82,8 +82,9 @@ def writing(temporary: Path, world: World) -> Iterator[None]:
     except Exception as error:
         if not is_write_failure(error):
             raise
-        shutil.rmtree(temporary, ignore_errors=True)
-        problems = [no_space(f"the checkpoint could not be written to {temporary.parent} ({error})")]
+        discard(temporary)
+        found = f"the checkpoint could not be written to {temporary.parent} ({error})"
+        problems = [of_link(error) if isinstance(error, LinkError) else no_space(found)]
     world.agree(problems)
 
 
@@ -103,10 +104,10 @@ def _delete_oldest(layout: OutputLayout, step: int, limit: int | None) -> None:
         # Renamed first: a half-deleted folder must not look like a checkpoint.
         gone = folder.path.with_name(f".{folder.path.name}.old")
         folder.path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        discard(gone)
 
 
 def _delete_leftovers(layout: OutputLayout) -> None:
     """Delete what a process left that died while it saved or deleted."""
     for path in layout.checkpoint.glob(".checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        discard(path)

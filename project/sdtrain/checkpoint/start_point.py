@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdjob.output import fingerprint, newest_checkpoint
 from sdjob.output.layout import OutputLayout, StepFolder, step_folders
 from sdjob.problems import JobError, bad_output
+from sdjob.writing import LinkError
 from sdtrain.checkpoint.checkpoint import TrainState, read_state
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.runtime import exit_note
+from sdtrain.runtime.errors import of_link
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,12 @@ def take_over(layout: OutputLayout, start: ResumePoint | None) -> None:
     """Move an earlier run's files aside and mark the output folder as this run's. On one rank. Raises JobError (73)."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
+        layout.refuse_links()  # before anything is moved away
         aside = move_aside(layout, start) if start is None or start.is_branch else None
-        layout.checkpoint.mkdir(exist_ok=True)
+        layout.make(layout.checkpoint)
         exit_note.mark_started()
+    except LinkError as error:
+        raise JobError(of_link(error)) from error
     except OSError as error:
         remedy = "Name a folder that can be written, or that can be created."
         raise JobError(bad_output("OUTPUT_DIR", f"cannot be written ({error})", remedy)) from error
@@ -87,7 +93,7 @@ def move_aside(layout: OutputLayout, start: ResumePoint | None) -> Path | None:
     if not items:
         return None
     number = 1
-    while (aside := layout.root / f"earlier-{number}").exists():
+    while os.path.lexists(aside := layout.root / f"earlier-{number}"):
         number += 1
     for path in items:
         target = aside / path.relative_to(layout.root)

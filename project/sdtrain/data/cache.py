@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from sdjob import files
+from sdjob import writing
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.threads import in_threads
 from sdtrain.context import RunContext
@@ -99,8 +99,8 @@ class DiskCache:
     def add(self, entries: Mapping[str, Entry]) -> None:
         for key, entry in entries.items():
             path = self._path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(path) as temporary:
+            writing.make_folder(path.parent, self.folder)
+            with writing.replacing(path) as temporary:
                 save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
 
     def exchange(self, entries: Mapping[str, Entry], world: World) -> None:

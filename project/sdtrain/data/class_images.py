@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from sdjob import files
+from sdjob import writing
 from sdjob.dataset.concepts import too_few_class_images
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.splits import TO_TRAIN
@@ -44,7 +44,7 @@ def provide(context: RunContext, parts: Parts, model_content: str) -> Path:
         return _given(spec)
     how = generation_settings(spec)
     folder = folder_of(spec, context.layout, model_content, how)
-    folder.mkdir(parents=True, exist_ok=True)
+    context.layout.make(folder)
     world.barrier()  # no rank lists the folder while another one adds to it
     missing = {n for n in range(spec.num_class_images) if not _path(folder, n).exists()}
     world.barrier()
@@ -58,7 +58,7 @@ def provide(context: RunContext, parts: Parts, model_content: str) -> Path:
     with Progress("class images", len(missing), shown=world.is_main and bool(missing)) as progress:
         for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
             if number in missing:
-                files.write_png(_path(folder, number), image)
+                writing.write_png(_path(folder, number), image)
                 progress.show(min(done * world.size, len(missing)))
             if context.stop:
                 break  # the next start uses what is there

@@ -14,7 +14,6 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from sdjob.files import sync_tree
 from sdjob.model import key_names
 from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import PipelineFolder
@@ -22,6 +21,7 @@ from sdjob.model.trainable import LORA_FILE
 from sdjob.model.weights import Part
 from sdjob.output.layout import INDEX_FILE
 from sdjob.settings.run_spec import RunSpec
+from sdjob.writing import remove, sync_tree
 from sdtrain.architectures.base import Architecture, Parts
 from sdtrain.export import webui
 from sdtrain.model.lora import in_files
@@ -46,7 +46,7 @@ def export(folder: Path, source: PipelineFolder, parts: Parts, state: Weights, s
     asked for.
     """
     temporary = folder / ".export.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)  # left by a process that was killed
     temporary.mkdir(parents=True)
     dtype = _DTYPES[spec.export_dtype]
     state = _cast(state, dtype)
@@ -213,7 +213,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     (folder / INDEX_FILE).unlink(missing_ok=True)
     for item in items:
         target = folder / item.name
-        if target.is_dir():
-            shutil.rmtree(target)
+        if item.is_dir() or target.is_dir():
+            remove(target)
         item.replace(target)
     temporary.rmdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sdjob import files
+from sdjob import writing
 from sdjob.exit_codes import ExitCode
 from sdjob.files import shown
 from sdjob.model import trainable
@@ -62,6 +62,7 @@ def write_result(checkpoint: Path, folder: Path, spec: RunSpec, *, ema: bool) ->
     check_base(checkpoint, model)
     # Trained weights are fp32 in any case; frozen ones are copied from their files, and only need room here.
     parts, weights = trained(checkpoint, model, spec, "bf16", world.device, ema=ema)
+    writing.make_folder(folder, Path(spec.output_dir))
     export.export(folder, model, parts, weights, spec)
     state = read_state(checkpoint)
     values = {
@@ -74,7 +75,7 @@ def write_result(checkpoint: Path, folder: Path, spec: RunSpec, *, ema: bool) ->
     }
     as_written = spec.model_copy(update={"use_ema": ema})
     card = model_card.render(as_written, parts.architecture.facts, values, samples=False)
-    files.write_text(folder / model_card.FILE, card)
+    writing.write_text(folder / model_card.FILE, card)
 
 
 def base_model(spec: RunSpec, world: World) -> PipelineFolder:

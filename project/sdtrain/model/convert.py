@@ -21,7 +21,7 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from safetensors.torch import load_file, save_file
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sdjob.files import replacing, shown, sync_tree
+from sdjob.files import shown
 from sdjob.model import key_names, torch_zip, vae
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import SingleFile, converted_folder
@@ -29,6 +29,7 @@ from sdjob.model.weights import Part, with_weights
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.settings.run_spec import RunSpec
+from sdjob.writing import discard, replacing, sync_tree
 from sdtrain.reporting.progress import Progress, say
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
@@ -124,13 +125,14 @@ def _made(
     say(f"converting {single.path.name} ({single.title}) once, to {folder}")
     try:
         _remove_abandoned(folder)
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         write_configs(single, model.parts, temporary)
         if not _write_weights(model, single, temporary, shown=world.is_main, stopped=lambda: bool(stop)):
             return None
         sync_tree(temporary)
         if not _complete(folder):  # else another job with the same cache was faster
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
             temporary.rename(folder)
     except OSError as error:
         if found := _complete(folder):
@@ -139,16 +141,16 @@ def _made(
         problem = bad_output(str(folder), f"the converted model cannot be written ({error})", remedy)
         raise JobError(problem) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
     return find_pipeline(folder, None, allow_pickle=False)
 
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed conversions have left: nothing has been written there for a while."""
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-        newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+        newest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
         if time.time() - newest > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+            discard(left)
 
 
 # --- configs and tokenizers --------------------------------------------------------------------------

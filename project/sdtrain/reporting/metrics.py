@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdjob.files import sync
+from sdjob import writing
+from sdjob.writing import sync
 
 
 def _metric(tag: str, tile: str = "") -> Any:
@@ -56,9 +58,11 @@ class MetricsFile:
     def __init__(self, path: Path, first_step: int) -> None:
         """`first_step`: 0, or the step of the checkpoint that the run resumes from."""
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-        self._file = path.open("a", encoding="ascii", buffering=1)  # by lines
+        writing.make_folder(path.parent, path.parent.parent)
+        descriptor = writing.opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        size = os.fstat(descriptor).st_size
+        whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+        self._file = os.fdopen(descriptor, "w", encoding="ascii", buffering=1)  # by lines
         if not whole:  # the process before was killed while it wrote
             self._file.write("\n")
         self.log(StepMetrics(first_step))

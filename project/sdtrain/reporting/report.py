@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import write_text
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
+from sdjob.writing import write_text
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.model import attention
 from sdtrain.reporting.metrics import VALIDATION

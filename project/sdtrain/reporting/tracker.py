@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdjob.output.layout import OutputLayout
+from sdjob.writing import make_folder
 from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
 
 
@@ -73,11 +75,14 @@ class TensorBoard:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        make_folder(folder, folder.parent)
         # TensorBoard reads event files in the order of their names, which hold the second of their creation.
         while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
         # Hides what an earlier process wrote of the steps to come: those after the checkpoint, or all.
-        self._events = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+        purge = first_step + 1 if first_step else 0
+        # It opens what has the name of its file: so that no link can, the name has a random end.
+        self._events = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{os.urandom(4).hex()}")
 
     def log(self, metrics: StepMetrics) -> None:
         for name, tag in TAGS.items():

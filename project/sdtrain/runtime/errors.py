@@ -11,6 +11,7 @@ from pathlib import Path
 from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import Problem, bad_output, no_hardware
+from sdjob.writing import LinkError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
@@ -22,6 +23,8 @@ _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpecte
 
 def problem_of(error: Exception) -> Problem | None:
     """The problem behind an exception; None: it is a bug."""
+    if isinstance(error, LinkError):
+        return of_link(error)
     text = "".join(traceback.format_exception_only(error))  # its type is a part of what it says
     known = failure_patterns.find(text) if isinstance(error, (RuntimeError, MemoryError, OSError)) else None
     # A lost connection may follow from the end of another rank, and be restarted: no problem of this one.
@@ -70,9 +73,19 @@ def no_space(found: str) -> Problem:
     return bad_output("OUTPUT_DIR", found, remedy)
 
 
+def of_link(error: LinkError) -> Problem:
+    """The problem of a link in the output folder."""
+    remedy = "Remove the link: results are written to OUTPUT_DIR itself; or set OUTPUT_DIR to another folder."
+    return bad_output("OUTPUT_DIR", f"{error.filename} is {error.strerror}", remedy)
+
+
 def is_write_failure(error: Exception) -> bool:
-    """Whether an exception raised while writing comes from the file system."""
-    return _errno(error) in (*_FULL, *_REFUSED, *_GONE) or _has_wrapped_words(error)
+    """Whether an exception raised while writing comes from the file system, or from a link that is there."""
+    return (
+        isinstance(error, LinkError)
+        or _errno(error) in (*_FULL, *_REFUSED, *_GONE)
+        or _has_wrapped_words(error)
+    )
 
 
 def _errno(error: Exception) -> int | None:

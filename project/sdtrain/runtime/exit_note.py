@@ -34,14 +34,13 @@ def has_started(environ: Mapping[str, str] = os.environ) -> bool:
     launcher there is nothing else.
     """
     notes = protocol.notes_folder(environ)
-    return protocol.started_file(notes).exists() if notes else _restarts(environ) > 0
+    return protocol.has_started(notes) if notes else _restarts(environ) > 0
 
 
 def mark_started(environ: Mapping[str, str] = os.environ) -> None:
     """Mark the output folder as owned by this run after moving an earlier run's files away. Raises OSError."""
     if notes := protocol.notes_folder(environ):
-        notes.mkdir(parents=True, exist_ok=True)
-        protocol.started_file(notes).touch()
+        protocol.mark_started(notes)
 
 
 def leave(

@@ -28,7 +28,7 @@ def announced(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
         return
     try:
         Heartbeat(os.getpid(), "start").write(notes, rank(environ))
-        stacks = protocol.stacks_file(notes, rank(environ)).open("w")
+        stacks = protocol.open_stacks(notes, rank(environ))
     except OSError:
         yield
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdjob import files
+from sdjob import writing
 from sdjob.output.layout import OutputLayout
 from sdtrain.model import generation
 from sdtrain.reporting.metrics import StepMetrics
@@ -58,7 +58,7 @@ def write_samples(training: Training, step: int) -> None:
         raise Stopped(step)
     if world.is_main:
         text = json.dumps(list(spec.validation_prompts), indent=1, ensure_ascii=False)
-        files.write_text(folder / "prompts.json", f"{text}\n")
+        writing.write_text(folder / "prompts.json", f"{text}\n")
         sheet = grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
         training.tracker.image("validation", sheet, step)
 
@@ -69,14 +69,14 @@ def _write_slice(training: Training, folder: Path) -> bool:
     Returns whether all of them were written: ends after an image when asked to stop.
     """
     spec, world = training.spec, training.world
-    folder.mkdir(parents=True, exist_ok=True)
+    training.context.layout.make(folder)
     every = [(p, i) for p in range(len(spec.validation_prompts)) for i in range(spec.num_validation_images)]
     todo = every[world.rank :: world.size]
     prompts, seeds = [spec.validation_prompts[p] for p, _ in todo], [spec.seed + i for _, i in todo]
     images = generation.generate(training.parts, prompts, seeds, generation.generation_settings(spec))
     pulse = Pulse("generate images")
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
-        files.write_png(folder / image_name(p, i), image)
+        writing.write_png(folder / image_name(p, i), image)
         pulse()
         if training.context.stop and done < len(todo):
             return False

@@ -71,6 +71,16 @@ def test_a_link_to_a_folder_is_refused_too(workspace, output, tmp_path):
     assert problem.remedy.startswith("Remove the link")
 
 
+@pytest.mark.parametrize(
+    "name", ["run/notes-0", "run/failure-3.json", "logs/node-0/rank-1.log", "logs/new", "exports"]
+)
+def test_a_link_where_messages_and_logs_are_written_is_refused_by_any_name(workspace, output, tmp_path, name):
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    (output / name).symlink_to(tmp_path)
+    (problem,) = prepare(workspace).problems
+    assert problem.found == f"{output}/{name} is a link to {tmp_path}"
+
+
 @needs_root
 def test_folders_and_files_of_another_user_are_named_with_owner_and_mode(output):
     (output / "samples").mkdir(mode=0o755)

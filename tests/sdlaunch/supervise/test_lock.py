@@ -15,6 +15,7 @@ import pytest
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.protocol import Channel
+from sdjob.writing import LinkError
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import lock
 from tests.sdlaunch.workspace import launch, plan_json
@@ -68,6 +69,18 @@ def test_a_second_job_is_told_who_is_at_work(layout):
     assert lock.in_use(layout, ALONE) == []
     with held(layout):
         pass
+
+
+def test_a_lock_that_is_a_link_is_neither_read_nor_written(layout, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    layout.run.mkdir(parents=True)
+    layout.lock(0).symlink_to(tmp_path / "mine")
+    with pytest.raises(LinkError, match="lock-0"), held(layout):
+        pass
+    layout.lock(0).unlink()
+    layout.lock(7).symlink_to(tmp_path / "mine")
+    assert lock.in_use(layout, ALONE) == []
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_nodes_of_one_job_share_the_folder(layout):

@@ -1,11 +1,14 @@
 """Tests of log_file: times, bounds, modes, and a disk that is full."""
 
+import errno
+import os
 import re
 
 from sdlaunch.supervise.log_file import LogFile
 
 
 def test_every_line_has_its_time_and_a_later_start_appends(tmp_path):
+    (tmp_path / "logs").mkdir()
     for text in ("one\ntwo", "drei \udcff"):
         log = LogFile(tmp_path / "logs" / "x.log")
         log.write(text)
@@ -25,9 +28,16 @@ def test_a_full_log_makes_room_for_another_and_two_are_kept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"x.log", "x.log.1"}
 
 
-def test_a_full_disk_and_a_folder_that_is_gone_stop_nothing(tmp_path):
-    (tmp_path / "full.log").symlink_to("/dev/full")
-    LogFile(tmp_path / "full.log").write("lost")
+def full(*_):
+    raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_full_disk_and_a_folder_that_is_gone_stop_nothing(tmp_path, monkeypatch):
+    log = LogFile(tmp_path / "full.log")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        log.write("lost")
+    (tmp_path / "gone").mkdir()
     log = LogFile(tmp_path / "gone" / "x.log", largest=10)
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
     for _ in range(3):

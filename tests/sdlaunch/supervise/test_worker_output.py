@@ -1,7 +1,10 @@
 """Tests of worker_output: which lines of torchrun a person sees, and which the log keeps."""
 
+import errno
+
 from sdjob import protocol
 from sdjob.output.layout import OutputLayout
+from sdlaunch.supervise import log_file
 from sdlaunch.supervise.worker_output import Stream
 
 
@@ -75,10 +78,11 @@ def test_every_line_of_a_text_is_logged_after_those_of_earlier_starts(tmp_path):
     assert without_times(tmp_path / "logs" / "node-0.log") == ["one", "two", "three"]
 
 
-def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path):
-    (tmp_path / "logs" / "node-0").mkdir(parents=True)
-    for path in (OutputLayout(tmp_path).log(0), OutputLayout(tmp_path).rank_log(0, 0)):
-        path.symlink_to("/dev/full")
+def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(log_file.os, "write", full)
     shown = Shown()
     with Stream(OutputLayout(tmp_path), 0, shown, ()) as stream:
         stream.pump([(0, b"a")])

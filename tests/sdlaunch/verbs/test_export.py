@@ -111,6 +111,15 @@ def test_a_target_with_files_is_never_written_to(workspace, output, tmp_path):
     assert refused(workspace, to=str(tmp_path / "full/mine/below")).code == 73
 
 
+def test_a_folder_of_exports_that_is_a_link_is_named(workspace, output, tmp_path):
+    (output / "exports").symlink_to(tmp_path)
+    problem = refused(workspace)
+    assert (problem.code, problem.subject) == (
+        73,
+        "to",
+    ) and f"exports is a link to {tmp_path}" in problem.found
+
+
 def test_a_disk_that_is_too_small(workspace, output, monkeypatch):
     monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
     problem = refused(workspace)

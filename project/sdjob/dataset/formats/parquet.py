@@ -19,9 +19,10 @@ from sdjob.dataset.formats import DatasetInfo, Wanted
 from sdjob.dataset.formats.column_types import as_type, plain
 from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, reading, table_format
 from sdjob.file_identity import EDGE, content_id
-from sdjob.files import Listing, few, replacing, shown, suffix_of, user_cache
+from sdjob.files import Listing, few, shown, suffix_of, user_cache
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.threads import in_threads
+from sdjob.writing import replacing
 
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
 _GROUP_BYTES = 32 << 20  # rows are sampled from this much of a row group, whose front must be read
