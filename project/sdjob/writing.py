@@ -65,15 +65,16 @@ def touch(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, a folder with all that is in it, or a link itself; nothing may be there. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path)  # it enters no links either
     else:
         path.unlink(missing_ok=True)
 
 
 def discard(path: Path) -> None:
     """Remove what can be removed of it."""
+    shutil.rmtree(path, ignore_errors=True)  # of a link or a file it removes nothing
     with contextlib.suppress(OSError):
-        remove(path)
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

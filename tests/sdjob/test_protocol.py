@@ -189,7 +189,8 @@ def spelled(path: Path) -> set[str]:
 
 def test_no_literal_of_the_protocol_is_spelled_elsewhere():
     found = {path.name: words for path in OTHERS if (words := spelled(path))}
-    assert found == {"layout.py": {"rank-"}}  # the log of a rank, which is not a message
+    # The log of a rank, which is not a message; and the ranks of a LoRA.
+    assert found == {"layout.py": {"rank-"}, "run_spec.py": {"rank-"}}
     assert spelled(Path(protocol.__file__)) >= SIGNALS
 
 

@@ -159,7 +159,7 @@ def _target_problems(folder: Path, output: Path) -> list[Problem]:
         if not os.access(parent, os.W_OK | os.X_OK):
             return [bad_output("to", f"{parent} cannot be written by user {os.getuid()}", other)]
     except OSError as error:
-        return [bad_output("to", unwritable(folder, error).found, other)]
+        return [bad_output("to", unwritable(Path(error.filename or folder), error).found, other)]
     return []
 
 
