@@ -14,6 +14,7 @@ from sdjob.protocol import Channel
 from sdjob.redact import without_secrets
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
+from sdlaunch.child_process import python_path
 from sdlaunch.cluster import accelerate
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.python_variables import harmful
@@ -114,8 +115,6 @@ def _environment(
     layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str], grace: float
 ) -> dict[str, str]:
     threads = max(1, host.cores // cluster.nproc_per_node)
-    code = str(host.home / "project")
-    path = host.environ.get("PYTHONPATH")
     defaults = {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
@@ -129,7 +128,7 @@ def _environment(
     if cluster.route:
         defaults |= cluster.route.variables()
     return {
-        "PYTHONPATH": f"{code}:{path}" if path else code,
+        "PYTHONPATH": python_path(host.home / "project", host.environ.get("PYTHONPATH")),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",

@@ -48,9 +48,9 @@ def missing(needed: Mapping[str, str]) -> list[str]:
     return [package for name, package in needed.items() if find_spec(name) is None]
 
 
-def install_command(names: Iterable[str]) -> str:
-    """One command for all of them, in the versions that were tested together."""
-    versions = tested("", "-torch")
+def install_command(names: Iterable[str], versions: Mapping[str, str] | None = None) -> str:
+    """One command for all of them, in these versions, or in those that were tested together on a CPU."""
+    versions = versions or tested("", "-torch")
     pinned = (f"{name}=={versions[name]}" if name in versions else name for name in names)
     return f"{sys.executable} -m pip install {' '.join(pinned)}"
 

@@ -7,7 +7,6 @@ both, check the job, build the plan.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.flags import Given
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command, python_variables, user_script
+from sdlaunch.child_process import python_path
 from sdlaunch.cluster import accelerate, cluster, devices, route
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
@@ -308,8 +308,7 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cl
     """The command, in an environment with the folders of installed packages and with the network if allowed."""
     options, environ = inspected.options, dict(read.environ)
     if inspected.fetched.import_path:
-        path = [environ.get("PYTHONPATH"), *inspected.fetched.import_path]
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        environ["PYTHONPATH"] = python_path(environ.get("PYTHONPATH"), *inspected.fetched.import_path)
     online = {} if options.offline or "HF_HUB_OFFLINE" in environ else {"HF_HUB_OFFLINE": "0"}
     spec = resolved.spec
     if steps.by_epochs(read.settings.spec):  # the worker computes them: another batch has others

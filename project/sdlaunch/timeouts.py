@@ -14,8 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError, Problem, bad_input
-from sdlaunch.child_process import ends_with_launcher
-from sdlaunch.python_variables import without_harmful
+from sdlaunch import child_process
 
 Result = TypeVar("Result", covariant=True)
 
@@ -80,9 +79,7 @@ def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, se
     try:
         done = subprocess.run(
             command,
-            env=without_harmful(environ),
-            stdin=subprocess.DEVNULL,
-            preexec_fn=ends_with_launcher(),
+            **child_process.options(environ),
             capture_output=True,
             text=True,
             errors="replace",

@@ -11,9 +11,8 @@ from pathlib import Path
 from sdjob.files import user_cache
 from sdjob.problems import Problem
 from sdjob.redact import redact, secrets_of
-from sdlaunch.child_process import ends_with_launcher
+from sdlaunch import child_process
 from sdlaunch.inputs.mounts import Mounts
-from sdlaunch.python_variables import without_harmful
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.settings.settings import Settings
 
@@ -66,9 +65,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     tail: deque[str] = deque(maxlen=30)
     with subprocess.Popen(
         argv,
-        env=without_harmful(environ),
-        stdin=subprocess.DEVNULL,
-        preexec_fn=ends_with_launcher(),
+        **child_process.options(environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -20,6 +20,7 @@ from sdjob.model import hub_cache
 from sdjob.model.architectures import component_names
 from sdjob.problems import Problem, bad_input
 from sdjob.writing import write_text
+from sdlaunch.child_process import python_path
 from sdlaunch.inputs.contents import is_hub_name
 from sdlaunch.inputs.fetch import Fetched, run
 from sdlaunch.inputs.mounts import Mounts
@@ -87,7 +88,7 @@ def _download(
     offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     cache = str(folder.parents[2] / "huggingface")  # the home of this user need not be writable
     online = {name: value for name, value in environ.items() if name not in offline} | {
-        "PYTHONPATH": f"{Path(__file__).parents[2]}:{environ.get('PYTHONPATH', '')}".rstrip(":"),
+        "PYTHONPATH": python_path(Path(__file__).parents[2], environ.get("PYTHONPATH")),
         "TQDM_MININTERVAL": "10",  # seconds between two lines of progress
         "HF_HUB_CACHE": cache,
         "HF_XET_CACHE": cache,

@@ -17,7 +17,7 @@ from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch.inputs.fetch import PACKAGES as AWAITED
 from sdlaunch.inputs.fetch import Fetched, run
-from sdlaunch.packages import PACKAGES, missing
+from sdlaunch.packages import PACKAGES, missing, tested
 
 
 def provide(
@@ -63,7 +63,7 @@ def _install(
     try:
         part.mkdir(parents=True)
         pins = part / "pins.txt"
-        pins.write_text("\n".join(_pins(home / "docker" / "requirements.txt")))
+        pins.write_text("\n".join(_pins(tested("", folder=home / "docker"))))
         flags = ["--disable-pip-version-check", "--no-input", f"--prefix={part}", f"--constraint={pins}"]
         more = ["-r", str(own)] if own else []
         argv = [sys.executable, "-m", "pip", "install", *flags, *lacking, *more]
@@ -82,12 +82,11 @@ def _install(
     return no_hardware("install_requirements", found, remedy)
 
 
-def _pins(requirements: Path) -> list[str]:
+def _pins(pinned: Mapping[str, str]) -> list[str]:
     """Versions that pip must keep: those that are installed, else the pinned ones."""
-    installed = {_normal(each.name): each.version for each in metadata.distributions() if each.name}
-    lines = (line.partition("#")[0].strip() for line in requirements.read_text().splitlines())
-    pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines if line)}
-    return [f"{name}=={version}" for name, version in sorted({**pinned, **installed}.items())]
+    installed = {each.name: each.version for each in metadata.distributions() if each.name}
+    versions = {_normal(name): version for name, version in (*pinned.items(), *installed.items())}
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
 def _normal(name: str) -> str:

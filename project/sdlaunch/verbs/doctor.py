@@ -18,6 +18,7 @@ from typing import Any
 from sdjob.formatting import as_json, in_units
 from sdjob.problems import Problem, exit_code, no_hardware
 from sdlaunch import packages
+from sdlaunch.child_process import python_path
 from sdlaunch.cluster import devices
 from sdlaunch.display import run_records
 from sdlaunch.display import text as display
@@ -57,8 +58,7 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
     installed = {name: run_records.version_of(name) for name in tested}
     missing = sorted(name for name, version in installed.items() if version is None)
     if missing:
-        pinned = " ".join(f"{name}=={tested[name]}" for name in missing)
-        remedy = f"Install: {sys.executable} -m pip install {pinned}"
+        remedy = f"Install: {packages.install_command(missing, tested)}"
         problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
     temporary = temporary_folder.find(environ)
     problems += temporary.problems
@@ -103,7 +103,7 @@ def render(diagnosis: Diagnosis) -> str:
 
 def _ask_torch(home: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[Problem]]:
     """What `python -m sdtrain.tools.doctor` reports, or why it does not."""
-    path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
+    path = python_path(home / "project", environ.get("PYTHONPATH"))
     arguments = ["-m", "sdtrain.tools.doctor"]
     try:
         return ask(arguments, {**environ, "PYTHONPATH": path}, _TIMEOUT), []

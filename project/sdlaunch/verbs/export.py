@@ -24,6 +24,7 @@ from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdjob.writing import refuse_links
+from sdlaunch import child_process
 from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.packages import PACKAGES, install_command, missing
@@ -59,11 +60,10 @@ class Export:
 
 def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
     """Start the worker's part, and return its exit code."""
-    path = os.pathsep.join(filter(None, [str(home / "project"), environ.get("PYTHONPATH")]))
     libraries = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+    path = child_process.python_path(home / "project", environ.get("PYTHONPATH"))
     python = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
-    env = {**libraries, **environ, **python}
-    with subprocess.Popen(job.argv, env=env, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(job.argv, **child_process.options({**libraries, **environ, **python})) as process:
         try:
             return process.wait()
         finally:
