@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +53,15 @@ def install_command(names: Iterable[str], versions: Mapping[str, str] | None = N
     versions = versions or tested("", "-torch")
     pinned = (f"{name}=={versions[name]}" if name in versions else name for name in names)
     return f"{sys.executable} -m pip install {' '.join(pinned)}"
+
+
+def not_installed(
+    lacking: Sequence[str], *, versions: Mapping[str, str] | None = None, otherwise: str = ""
+) -> Problem:
+    """The problem of packages that are missing; `otherwise`: what to do instead of installing them."""
+    found = f"{', '.join(lacking)} not installed for {sys.executable}"
+    remedy = f"Install: {install_command(lacking, versions)}{otherwise}"
+    return no_hardware("Python packages", found, remedy)
 
 
 def tested(*files: str, folder: Path = _REQUIREMENTS) -> dict[str, str]:

@@ -55,11 +55,7 @@ def guarded(main: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         name = str(error.name)
         lacking = sorted({*packages.missing(packages.PACKAGES), packages.PACKAGES.get(name, name)})
-        text = (
-            f"Python packages: {', '.join(lacking)} not installed for {sys.executable}\n"
-            f"    → Install: {packages.install_command(lacking)}"
-        )
-        code = ExitCode.NO_HARDWARE
+        text, code = str(packages.not_installed(lacking)), ExitCode.NO_HARDWARE
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from sdjob.files import unwritable_reason
@@ -57,7 +57,7 @@ def _probe(output: Path) -> dict[str, str]:
             if not folder.exists():
                 folder.mkdir()
                 made.append(folder)
-        return _write_probe(output / f".probe-{os.urandom(8).hex()}")
+        return _write_probe(output)
     finally:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # meanwhile in use by another node
@@ -67,66 +67,45 @@ def _probe(output: Path) -> dict[str, str]:
 def failing(output: Path) -> Problem | None:
     """The problem of an output folder that could be written before."""
     try:
-        _write_probe(output / f".probe-{os.urandom(8).hex()}")
+        _write_probe(output)
     except OSError as error:
         return unwritable(output, error)
     return None
 
 
-def _write_probe(probe: Path) -> dict[str, str]:
+def _write_probe(output: Path) -> dict[str, str]:
     """Write as a job does; returns what this file system cannot do, each with its error. Raises OSError."""
     refused = {}
+
+    @contextlib.contextmanager
+    def trying_to(what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            refused[what] = error.strerror or str(error)
+
+    probe = output / f".probe-{os.urandom(8).hex()}"
+    folder, path = probe / "folder", probe / "folder" / "file"
     try:
-        (probe / "folder").mkdir(parents=True)
-        for what, action in _OPERATIONS.items():
-            try:
-                action(probe / "folder")
-            except OSError as error:
-                if what == "write a file" or error.errno in _FULL:
-                    raise
-                refused[what] = error.strerror or str(error)
+        folder.mkdir(parents=True)
+        with path.open("xb") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+        with trying_to("append to a file"), path.open("ab") as log:  # as metrics and event files too
+            log.write(b"more")
+        with trying_to("rewrite a part of a file"), path.open("r+b") as heartbeat:
+            heartbeat.write(b"else")
+        with trying_to("replace a file"):  # as reports
+            (folder / "new").write_bytes(b"new")
+            (folder / "new").replace(path)
+        with trying_to("rename a folder"):  # as checkpoints
+            folder.rename(probe / "renamed")
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     return refused
-
-
-def _write(folder: Path) -> None:
-    with (folder / "file").open("xb") as file:
-        file.write(bytes(4096))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _append(folder: Path) -> None:
-    """As logs, metrics and event files are written."""
-    with (folder / "file").open("ab") as file:
-        file.write(b"more")
-
-
-def _rewrite(folder: Path) -> None:
-    """As the signs of life of each process are written."""
-    with (folder / "file").open("r+b") as file:
-        file.write(b"else")
-
-
-def _replace(folder: Path) -> None:
-    """As reports are written."""
-    (folder / "new").write_bytes(b"new")
-    (folder / "new").replace(folder / "file")
-
-
-def _rename(folder: Path) -> None:
-    """As checkpoints are put in place."""
-    folder.rename(folder.with_name("renamed"))
-
-
-_OPERATIONS: dict[str, Callable[[Path], None]] = {
-    "write a file": _write,
-    "append to a file": _append,
-    "rewrite a part of a file": _rewrite,
-    "replace a file": _replace,
-    "rename a folder": _rename,
-}
 
 
 def _without(refused: dict[str, str], output: Path) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
-from sdlaunch.packages import PACKAGES, install_command, missing
+from sdlaunch.packages import PACKAGES, install_command, missing, not_installed
 from sdlaunch.preflight.job import Job
 
 
@@ -33,5 +33,4 @@ def _of_every_run(lacking: list[str], job: Job) -> list[Problem]:
     other = "set install_requirements=1"
     if "torch" in lacking:
         other = "use an image that has PyTorch (install_requirements=1 does not install it)"
-    remedy = f"Install: {install_command(lacking)}; or {other}."
-    return [no_hardware("Python packages", f"{', '.join(lacking)} not installed for this Python", remedy)]
+    return [not_installed(lacking, otherwise=f"; or {other}.")]

@@ -58,8 +58,7 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
     installed = {name: run_records.version_of(name) for name in tested}
     missing = sorted(name for name, version in installed.items() if version is None)
     if missing:
-        remedy = f"Install: {packages.install_command(missing, tested)}"
-        problems.append(no_hardware("Python packages", f"{', '.join(missing)} not installed", remedy))
+        problems.append(packages.not_installed(missing, versions=tested))
     temporary = temporary_folder.find(environ)
     problems += temporary.problems
     found = {

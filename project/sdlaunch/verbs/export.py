@@ -20,14 +20,14 @@ from sdjob.model import memory_estimate
 from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.output import run_settings
 from sdjob.output.layout import OutputLayout, step_folders
-from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting, no_hardware
+from sdjob.problems import JobError, Problem, bad_input, bad_output, bad_setting
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdjob.writing import refuse_links
 from sdlaunch import child_process
 from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.mounts import Mounts
-from sdlaunch.packages import PACKAGES, install_command, missing
+from sdlaunch.packages import PACKAGES, missing, not_installed
 from sdlaunch.preflight import estimates
 from sdlaunch.preflight.output import unwritable
 from sdlaunch.settings import names, settings
@@ -78,7 +78,9 @@ def prepare(
 ) -> Export:
     """Raises JobError with everything that is wrong (64, 66, 69, 73)."""
     read = settings.read(flags, environ)
-    problems = [*read.problems, *_without_effect(flags), *_packages()]
+    problems = [*read.problems, *_without_effect(flags)]
+    if lacking := missing(PACKAGES):
+        problems.append(not_installed(lacking))
     mounts = mount_paths.resolve(read.options, home)
     layout = OutputLayout(mounts.output)
     try:
@@ -139,12 +141,6 @@ def _without_effect(flags: Iterable[tuple[str, str]]) -> list[Problem]:
         return []
     remedy = f"Leave it out: the settings are those of the run, and {', '.join(_OF_RESULT)} can be changed."
     return [bad_setting("command line", f"export with {', '.join(others)}", remedy)]
-
-
-def _packages() -> list[Problem]:
-    lacking = missing(PACKAGES)
-    remedy = f"Install: {install_command(lacking)}."
-    return [no_hardware("Python packages", f"{', '.join(lacking)} not installed", remedy)] if lacking else []
 
 
 def _target_problems(folder: Path, output: Path) -> list[Problem]:

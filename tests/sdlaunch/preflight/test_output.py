@@ -14,20 +14,23 @@ from tests.sdlaunch.test_plan import found, prepare
 
 
 def test_an_output_folder_that_hangs_is_73(workspace, monkeypatch):
-    monkeypatch.setattr(output, "_write_probe", lambda probe: time.sleep(60))
+    monkeypatch.setattr(output, "_write_probe", lambda output: time.sleep(60))
     begin = time.monotonic()
     job = prepare(workspace, check_timeout="0.5")
     assert found(job) == [("OUTPUT_DIR", 73)]
     assert time.monotonic() - begin < 10
 
 
-def refusing(monkeypatch, *modes: str, rename: bool = False) -> None:
+REFUSED = OSError(errno.EPERM, "Operation not permitted")
+
+
+def refusing(monkeypatch, *modes: str, error: OSError = REFUSED, rename: bool = False) -> None:
     """As mounts of object stores do: files cannot be opened in these modes, or nothing can be renamed."""
     original = Path.open
 
     def open_file(self, mode="r", *given, **named):
         if mode in modes:
-            raise OSError(errno.EPERM, "Operation not permitted")
+            raise error
         return original(self, mode, *given, **named)
 
     def cannot(self, target):
@@ -65,10 +68,7 @@ def test_a_mount_of_an_object_store_is_73(workspace, monkeypatch, modes, rename,
 
 
 def test_a_disk_that_fills_up_meanwhile_is_not_an_object_store(workspace, monkeypatch):
-    def full(folder):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setitem(output._OPERATIONS, "append to a file", full)
+    refusing(monkeypatch, "ab", error=OSError(errno.ENOSPC, "No space left on device"))
     (problem,) = prepare(workspace).problems
     assert problem.found == f"{workspace['OUTPUT_DIR']} has no space left"
 

@@ -63,7 +63,7 @@ def test_a_package_that_is_missing_or_of_another_version(home):
     diagnosis = doctor.examine(home, os.environ)
     assert diagnosis.code == 69
     (problem,) = diagnosis.problems
-    assert problem.found == "no-such-package not installed"
+    assert problem.found == f"no-such-package not installed for {sys.executable}"
     assert problem.remedy == f"Install: {sys.executable} -m pip install no-such-package==1.5"
     assert "Versions: 0 of 2 as proven" in doctor.render(diagnosis)
     assert "proven with 0.1" in doctor.render(diagnosis)
