@@ -38,6 +38,7 @@ class ArchitectureFacts:
     lora_targets: tuple[str, ...]  # layers of the denoiser, where the user names none
     text_encoder_lora_targets: tuple[str, ...]
     kohya_prefixes: Mapping[str, str]  # trainable component → prefix of its layers in kohya's LoRA
+    optional: tuple[str, ...] = ()  # other components that its pipelines may have; a result has them too
     schedulers: tuple[str, ...] = ()  # those whose noise schedule can be trained with; empty: any
     original_layout: str | None = (
         None  # of single files: a row of key_names.LAYOUTS; None: only folders are read
@@ -88,6 +89,7 @@ STABLE_DIFFUSION = ArchitectureFacts(
     lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
     text_encoder_lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),  # as in diffusers' scripts
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
+    optional=("safety_checker", "feature_extractor", "image_encoder"),
     schedulers=_DDPM_SCHEDULERS,
     original_layout="stable-diffusion",
 )

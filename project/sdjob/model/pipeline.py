@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.files import dead_link, few, list_folder, read_file, read_json, shown, unreadable
-from sdjob.model import key_names, locate, single_file
+from sdjob.model import key_names, locate, single_file, torch_zip
 from sdjob.model import vae as other_vae
 from sdjob.model.architectures import ARCHITECTURE_FACTS, ArchitectureFacts, Component, titles
 from sdjob.model.single_file import AUTO, SingleFile
@@ -21,6 +21,10 @@ from sdjob.settings.run_spec import RunSpec
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
 COPY_AGAIN = "copy the whole pipeline folder again (save_pretrained writes all of it)"
+_LIBRARIES = ("transformers", "diffusers", "stable_diffusion")  # the last has the safety checker of diffusers
+_TEXT_MODELS = ("clip_text_model", "clip")
+_CONFIG = "tokenizer_config.json"
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _USE_BASE = f"use {titles()}"
 _MAX_TIMESTEPS = 100_000
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
@@ -87,6 +91,7 @@ def find_pipeline(
     if single and not architecture.original_layout:
         found = f"is one file, but this version reads {architecture.title} only from a diffusers folder"
         raise JobError(bad_input(shown(path), found, "mount the folder that save_pretrained writes"))
+    foreign = _foreign_components(folder / "model_index.json", index, architecture)
     parts, problems = _parts(folder, index, architecture, single, allow_pickle=allow_pickle)
     own_vae = parts.get("vae") if vae else None
     if vae and own_vae:
@@ -95,7 +100,7 @@ def find_pipeline(
             parts["vae"] = other_vae.find(Path(vae), own_vae, required, allow_pickle=allow_pickle)
         except JobError as error:
             problems += error.problems
-    if problems:
+    if problems := [*foreign, *problems]:
         raise JobError(problems)
     prediction = parts["scheduler"].config.get("prediction_type", architecture.prediction_types[0])
     return PipelineFolder(path, class_name, str(prediction), parts, single, own_vae)
@@ -122,6 +127,7 @@ def _parts(
                 part = _with_tensors(part, single, architecture)
             elif required.weights:
                 part = with_weights(part, *required.weights, allow_pickle=allow_pickle)
+                _check_is_model_itself(part, files)
             elif not required.config and not (single and single.is_published):
                 _check_tokenizer(part.folder, files)
             parts[name] = part
@@ -140,6 +146,23 @@ def find_of(spec: RunSpec, root: Path | None = None, name: str | None = None) ->
         single_file_config=spec.single_file_config,
         vae=spec.vae,
     )
+
+
+def _foreign_components(
+    file: Path, index: Mapping[str, Any], architecture: ArchitectureFacts
+) -> list[Problem]:
+    """Components that this pipeline does not have, or of other libraries: names in an index are paths and imports."""
+    found = []
+    for name, entry in index.items():
+        if not isinstance(entry, list) or not any(entry):
+            continue
+        component = architecture.components.get(name)
+        libraries = (component.library,) if component else _LIBRARIES
+        if component is None and name not in architecture.optional:
+            found.append(f"names the component {shown(name)}, which {architecture.title} does not have")
+        elif entry[0] not in libraries:
+            found.append(f"takes {name} from {shown(str(entry[0]))}, which is not {' or '.join(libraries)}")
+    return [bad_input(shown(file), what, COPY_AGAIN) for what in found]
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str:
@@ -198,6 +221,27 @@ def _check_input_channels(folder: Path, config: Mapping[str, Any], required: int
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
 
 
+def _check_is_model_itself(part: Part, files: Sequence[str]) -> None:
+    """Refuse files by which a loader takes other weights, or runs code. Raises JobError."""
+    if "adapter_config.json" in files:  # transformers then loads the model that it names
+        remedy = "remove adapter_config.json and the adapter; a LoRA to start from is given by lora_weights"
+        raise JobError(bad_input(shown(part.folder), "holds the adapter of another model", remedy))
+    if part.config.get("quantization_config"):
+        remedy = "use the model before it was quantized"
+        raise JobError(bad_input(shown(part.folder), "is quantized, and cannot be trained", remedy))
+    kind = part.config.get("model_type", _TEXT_MODELS[0])
+    if "CLIP" in part.class_name and kind not in _TEXT_MODELS:
+        raise JobError(
+            bad_input(shown(part.folder), f"is a {shown(str(kind))} by its config, not CLIP", COPY_AGAIN)
+        )
+    for path in part.weights if part.pickled else ():
+        if names := torch_zip.foreign_names(path):
+            found = f"is a pickle that calls {few(names, 3)}, which no weights need"
+            raise JobError(
+                bad_input(shown(path), found, "do not load it; use a model from a source you trust")
+            )
+
+
 def _schedule_problems(part: Part, architecture: ArchitectureFacts) -> list[Problem]:
     """What keeps the loss from being computed with a noise schedule."""
     subject, config, prediction_types = shown(part.folder), part.config, architecture.prediction_types
@@ -228,8 +272,17 @@ def _schedule_problems(part: Part, architecture: ArchitectureFacts) -> list[Prob
 
 def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:
     """A tokenizer is tokenizer.json, or vocab.json with merges.txt. Raises JobError."""
+    kind = read_json(folder / _CONFIG).get("tokenizer_class") if _CONFIG in names else None
+    if kind and kind not in _TOKENIZERS:
+        raise JobError(
+            bad_input(shown(folder), f"is a {shown(str(kind))} by its config, not CLIP's", COPY_AGAIN)
+        )
     if "tokenizer.json" in names:
-        read_json(folder / "tokenizer.json")
+        model = read_json(folder / "tokenizer.json").get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+            raise JobError(
+                bad_input(shown(folder / "tokenizer.json"), "is not a tokenizer of CLIP (BPE)", COPY_AGAIN)
+            )
         return
     missing = [name for name in ("vocab.json", "merges.txt") if name not in names]
     if missing:

@@ -9,12 +9,13 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sdjob.files import shown, unreadable
 from sdjob.model.weights import Tensor
 from sdjob.problems import JobError, bad_input
 
+_MAX_PICKLE = 100 << 20  # bytes; the tensors are outside of it, and the largest have some thousands
 MAGIC = b"PK\x03\x04"
 _DTYPES = {  # of torch's storages, as safetensors names them
     "HalfStorage": "F16",
@@ -61,14 +62,30 @@ TENSOR_GLOBALS = frozenset(_REBUILT)
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of the state dict, which may be the entry `state_dict` of a training state. Raises JobError."""
+    return _read(path)[0]
+
+
+def foreign_names(path: Path) -> list[str]:
+    """What the pickle of an archive names besides PyTorch's own; of a file that is no archive, nothing is known.
+
+    Raises JobError.
+    """
+    return sorted(_read(path)[1]) if zipfile.is_zipfile(path) else []
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], set[str]]:
+    """The tensors, and the foreign names. Raises JobError."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            if archive.getinfo(pickled).file_size > _MAX_PICKLE:
+                raise ValueError(f"{pickled} has more than {_MAX_PICKLE:,} bytes")
             with archive.open(pickled) as stream:
-                state = _HeaderReader(stream).load()
+                reader = _HeaderReader(stream)
+                state = reader.load()
         while "state_dict" in state:
             state = state["state_dict"]
-        return {
+        tensors = {
             str(name): Tensor(tensor.shape, path, tensor.dtype)
             for name, tensor in state.items()
             if isinstance(tensor, Tensor)
@@ -78,14 +95,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can raise anything
         found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
         raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
+    return tensors, reader.foreign
 
 
 class _HeaderReader(pickle.Unpickler):
     """Reads tensors as their types and shapes."""
 
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        self.foreign: set[str] = set()
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
+        if module.split(".")[0] not in ("torch", "collections"):
+            self.foreign.add(f"{module}.{name}")
         return _REBUILT.get((module, name), Shell)
 
     def persistent_load(self, pid: Any) -> Any:

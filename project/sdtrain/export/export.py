@@ -143,7 +143,9 @@ def _write_pipeline(
     folder: Path, source: PipelineFolder, parts: Parts, trained: Mapping[str, Weights]
 ) -> None:
     """Write the components that the index names: other folders alongside them may be anything, and large."""
-    for name in sorted(name for name, entry in parts.index.items() if isinstance(entry, list)):
+    facts = parts.architecture.facts
+    known = (*facts.components, *facts.optional)
+    for name in (name for name in known if isinstance(parts.index.get(name), list)):
         part = source.parts[name].folder if name in source.parts else source.path / name
         if part.is_dir():
             _copy_part(part, folder / name, weights=name not in trained)

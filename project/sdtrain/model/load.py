@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from torch import nn
 from sdjob.files import shown
 from sdjob.model import trainable as trainable_parts
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder
 from sdjob.model.weights import Part
 from sdjob.output.layout import INDEX_FILE
 from sdjob.problems import JobError, bad_input
@@ -25,6 +28,8 @@ from sdtrain.model import lora as lora_layers
 from sdtrain.model.trainable_model import TrainableModel
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_LONGEST_REASON = 300  # characters of a library's words
 
 
 def load(
@@ -55,7 +60,8 @@ def load(
     trained = dtype if lora else torch.float32
     of_text = trained if train_text_encoder else dtype
     text_encoders = {name: part(name, of_text) for name in facts.text_encoders}
-    process, sampler = architecture.schedulers(folder.path / "scheduler", zero_snr=zero_snr)
+    with _reading(folder.path / "scheduler"):
+        process, sampler = architecture.schedulers(folder.path / "scheduler", zero_snr=zero_snr)
     return Parts(
         architecture=architecture,
         denoiser=part(facts.denoiser, trained),
@@ -75,13 +81,27 @@ def load(
 
 def _loaded(folder: PipelineFolder, name: str, dtype: torch.dtype, *, allow_pickle: bool) -> Any:
     part = folder.parts[name]
-    return _class_of(folder, name).from_pretrained(
-        part.folder,
-        torch_dtype=dtype,
-        variant=part.variant,
-        use_safetensors=None if allow_pickle else True,
-        local_files_only=True,
-    )
+    with _reading(part.folder):
+        return _class_of(folder, name).from_pretrained(
+            part.folder,
+            torch_dtype=dtype,
+            variant=part.variant,
+            use_safetensors=None if allow_pickle else True,
+            local_files_only=True,
+        )
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Raise JobError (66) for what a library says of the content of a folder."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        found = f"cannot be loaded ({reason[:_LONGEST_REASON]})"
+        raise JobError(bad_input(shown(folder), found, COPY_AGAIN)) from error
 
 
 def _check_finite(part: Part, module: nn.Module) -> None:
@@ -112,7 +132,10 @@ def _class_of(folder: PipelineFolder, name: str) -> Any:
 
 def _tokenizer(folder: PipelineFolder, name: str, encoder: Any) -> Any:
     """A tokenizer that knows the length of its encoder's input: one without a config takes any length."""
-    tokenizer = _class_of(folder, name).from_pretrained(folder.path, subfolder=name, local_files_only=True)
+    with _reading(folder.path / name):
+        tokenizer = _class_of(folder, name).from_pretrained(
+            folder.path, subfolder=name, local_files_only=True
+        )
     length = getattr(encoder.config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     return tokenizer

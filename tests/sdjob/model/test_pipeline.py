@@ -3,10 +3,13 @@ wrong with it.
 """
 
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from sdjob.model import torch_zip
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
 from tests.sdjob.unprivileged import problems_as_user
@@ -302,3 +305,85 @@ def test_a_sampler_made_for_flow_matching_by_its_config(pipeline):
     config = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}
     write(pipeline / "scheduler/scheduler_config.json", config)
     assert "for flow matching" in problems(pipeline)[0].found
+
+
+# --- a model folder is data ---------------------------------------------------------------------------
+
+
+def changed(pipeline: Path, **entries) -> Path:
+    """The pipeline, with other entries in its index."""
+    index = json.loads((pipeline / "model_index.json").read_text())
+    write(pipeline / "model_index.json", {**index, **entries})
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "found"),
+    [
+        ("../../private", ["diffusers", "AutoencoderKL"], "names the component ../../private, which"),
+        ("/etc", ["diffusers", "AutoencoderKL"], "names the component /etc, which"),
+        ("helper", ["diffusers", "AutoencoderKL"], "names the component helper, which"),
+        ("\x1b[2J", ["diffusers", "AutoencoderKL"], r"names the component '\x1b[2J', which"),
+        ("vae", ["my_module", "AutoencoderKL"], "takes vae from my_module, which is not diffusers"),
+        (
+            "safety_checker",
+            ["os", "x"],
+            "takes safety_checker from os, which is not transformers or diffusers or",
+        ),
+        (
+            "feature_extractor",
+            [["transformers"], "x"],
+            "takes feature_extractor from ['transformers'], which is",
+        ),
+    ],
+)
+def test_a_foreign_component_or_library_is_refused(pipeline, name, entry, found):
+    problem = only(changed(pipeline, **{name: entry}))
+    assert problem.subject == f"{pipeline}/model_index.json" and problem.found.startswith(found)
+
+
+def test_what_a_pipeline_may_have_and_what_it_says_it_has_not_are_no_problem(pipeline):
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    extractor = ["transformers", "CLIPImageProcessor"]
+    absent = {"image_encoder": [None, None], "other": [None, None], "requires_safety_checker": True}
+    find_pipeline(
+        changed(pipeline, safety_checker=checker, feature_extractor=extractor, **absent),
+        None,
+        allow_pickle=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("text_encoder/adapter_config.json", {"base_model_name_or_path": "/etc"}, "holds the adapter of another model"),
+        ("unet/adapter_config.json", {}, "holds the adapter of another model"),
+        ("text_encoder/config.json", {"model_type": "bert"}, "is a bert by its config, not CLIP"),
+        ("unet/config.json", {"in_channels": 4, "quantization_config": {"bits": 4}}, "is quantized, and cannot"),
+        ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "is a T5Tokenizer by its config"),
+        ("tokenizer/tokenizer.json", {"model": {"type": "Unigram"}}, "is not a tokenizer of CLIP (BPE)"),
+        ("tokenizer/tokenizer.json", {"model": 1}, "is not a tokenizer of CLIP (BPE)"),
+    ],
+)  # fmt: skip
+def test_a_part_that_loads_as_something_else_is_refused(pipeline, file, content, found):
+    write(pipeline / file, content)
+    assert only(pipeline).found.startswith(found)
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_allowed_pickle_that_calls_what_no_weights_need_is_refused(pipeline, monkeypatch, capsys, large):
+    (pipeline / UNET).unlink()
+    with zipfile.ZipFile(pipeline / "unet/diffusion_pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weight": Code()}))
+    if large:
+        monkeypatch.setattr(torch_zip, "_MAX_PICKLE", 10)
+    found = only(pipeline, allow_pickle=True).found
+    assert (
+        "data.pkl has more than 10 bytes" if large else "calls builtins.print, which no weights need"
+    ) in found
+    assert capsys.readouterr().out == ""
