@@ -54,9 +54,7 @@ _INTRODUCTION = re.compile(rb"\0rank (\d+), attempt (\d+)")
 _PROGRESS_END = "\t"  # of a progress line: invisible
 _HEARTBEAT_BYTES = 200
 
-STACKS_SIGNAL = (
-    signal.SIGURG
-)  # ignored by a process that does not expect it; no scheduler or terminal sends it
+STACKS_SIGNAL = signal.SIGURG  # by default ignored; no scheduler or terminal sends it
 # Requests to stop, to the launcher and to a worker: what people, terminals, platforms and schedulers send.
 STOP_SIGNALS = (
     signal.SIGTERM,
@@ -311,8 +309,6 @@ def _read(message: type[Message], path: Path) -> Message | None:
 
 @cache
 def _reader(message: Any) -> TypeAdapter[Any]:
-    from pydantic import (
-        TypeAdapter,
-    )  # not before the launcher has listened for signals, which needs this module
+    from pydantic import TypeAdapter  # slow; the launcher listens for signals first, by this module
 
     return TypeAdapter(message)

@@ -33,9 +33,7 @@ class Request:
     json: bool = False
     flags: tuple[tuple[str, str], ...] = ()
     operand: str = ""  # the word after a verb that takes one
-    arguments: Mapping[str, str] = field(
-        default_factory=dict
-    )  # arguments of the verb, which are not settings
+    arguments: Mapping[str, str] = field(default_factory=dict)  # of the verb, not settings
     problems: tuple[Problem, ...] = ()  # words that could not be understood
 
 

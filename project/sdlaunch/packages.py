@@ -81,9 +81,8 @@ def broken(environ: Mapping[str, str], seconds: float) -> list[Problem]:
 
     installed = [name for name in PACKAGES if find_spec(name) is not None]
     failed: dict[str, str] = ask(["-c", _IMPORT, *installed], environ, seconds)
-    causes = {
-        error: name for name, error in reversed(failed.items())
-    }  # others may fail for that of the first
+    # Others may fail because the first does, with the same error.
+    causes = {error: name for name, error in reversed(failed.items())}
     return [
         no_hardware(
             "Python packages",

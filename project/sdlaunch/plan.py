@@ -109,9 +109,7 @@ class _Inspected:
     fetched: Fetched
     devices: Devices
     accelerate: accelerate.Config
-    options: (
-        LaunchOptions  # with what was fetched, and the processes and nodes of an accelerate configuration
-    )
+    options: LaunchOptions  # with fetched folders, and processes and nodes of an accelerate configuration
     cluster: cluster.Resolved
     unreached: tuple[str, ...]  # warnings about the route to node 0
     contents: Contents

@@ -79,9 +79,8 @@ def train_text_encoder(
         hidden = encoder(tokenise(tokenizer, [caption.text for caption in captions])).last_hidden_state[
             :, LONGEST:
         ]
-        logits = {
-            question: head(hidden).transpose(1, 2) for question, head in heads.items()
-        }  # [n, classes, tokens]
+        # [n, classes, tokens]
+        logits = {question: head(hidden).transpose(1, 2) for question, head in heads.items()}
         truth = {
             question: right[:, None].expand(-1, hidden.shape[1])
             for question, right in answers(captions).items()

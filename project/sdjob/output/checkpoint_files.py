@@ -10,9 +10,7 @@ from __future__ import annotations
 FORMAT = 3  # in STATE
 READABLE_FORMATS = (2, FORMAT)
 
-MANIFEST = (
-    "manifest.json"  # size and SHA-256 of every other file (layout.write_manifest), the last to be written
-)
+MANIFEST = "manifest.json"  # size and SHA-256 of every other file (layout.write_manifest); written last
 STATE = "state.json"  # progress and fingerprint: checkpoint.TrainState
 SETTINGS = "settings.json"  # the worker's flags: what the weights are (run_settings.py); older ones lack it
 

@@ -35,9 +35,7 @@ class PluginFacts:
     precisions: tuple[str, ...] = ("no", "bf16", "fp16")
     settings: tuple[str, ...] = ()  # those that only some plugins have
     package: str = ""  # what has to be installed besides torch
-    own_optimizer: str = (
-        ""  # the only one, which its module implements itself; "": the builders of sdtrain.optim
-    )
+    own_optimizer: str = ""  # the only one, implemented by its module; "": those of sdtrain.optim
 
     @property
     def shards(self) -> bool:

@@ -14,10 +14,7 @@ from sdlaunch.cluster.nvml import FABRIC_IN_PROGRESS, Driver, Unit
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ON_CPU = "or train on the CPU with device=cpu"
-_FIRST_DRIVER = {
-    12: "525",
-    13: "580",
-}  # of each major version of CUDA, whose later drivers run all its builds
+_FIRST_DRIVER = {12: "525", 13: "580"}  # by major version of CUDA; later drivers run all its builds
 _SHARED = 0.75  # less free memory than this fraction: other programs use the device
 
 
@@ -30,9 +27,7 @@ class Seen:
     bf16: bool | None = None
     memory: int | None = None
     problem: Problem | None = None
-    optional: bool = (
-        False  # with a problem: hidden by the user, or only a sign of a GPU; device=auto takes the CPU
-    )
+    optional: bool = False  # with a problem device=auto takes the CPU: hidden, or only a sign of a GPU
     vendor: str = "NVIDIA"
     doubt: str = ""  # why only torch can tell whether they can be used
     warnings: tuple[str, ...] = ()

@@ -29,9 +29,7 @@ def findings(job: Job) -> list[Finding]:
         found = _decoded(job, info, "DATASET_DIR")
     except JobError as error:  # a table that cannot be read
         found = list(error.problems)
-    repeats = re.fullmatch(
-        r"(\d+)_.+", info.path.name
-    )  # kohya's scripts read them from the name: `10_sks dog`
+    repeats = re.fullmatch(r"(\d+)_.+", info.path.name)  # to kohya's scripts, as in `10_sks dog`
     if repeats and int(repeats[1]) > 1:
         found.append(
             f"DATASET_DIR: the {repeats[1]} of {info.path.name} is not read as repeats here: set epoch or "

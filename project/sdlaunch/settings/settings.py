@@ -22,6 +22,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # The launcher fills these in from the mounts; until then a spec needs some value.
 _FROM_MOUNTS = {"pretrained_model_name_or_path": "?", "output_dir": "?"}
+# Kubernetes sets MASTER_PORT=tcp://… where a service is called master.
+_SERVICE_LINK = (
+    "Set {} to a port number, and enableServiceLinks: false in the pod: "
+    "Kubernetes makes such variables from the names of services."
+)
 
 
 @dataclass(frozen=True)
@@ -126,49 +131,36 @@ def _unknown(found: _Found, given: Given) -> None:
 
 def _unknown_in_env_file(found: _Found, given: Given) -> None:
     """Pass variables for libraries (NCCL_DEBUG, …) on to the workers: they belong in such files too."""
+    is_foreign = names.is_foreign(given.name)
     if mount := names.mount_of(given.name):
         remedy = f"Write {mount}: {given.name} is a flag of the worker, which is set from it."
         found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
-        return
-    if _is_for_a_trainer(given.name):
-        found.doubts += diffusers_flags.problems([(given.name, str(given.text), given.where)])
-        return
-    if not names.is_foreign(given.name) and _is_doubtful(found, given):
-        return
-    found.passed_on[given.name] = str(given.text)
-    if not names.is_foreign(given.name):
-        found.warnings.append(
-            f"{given.name} ({given.where}) is not a setting; it is passed on to the workers"
-        )
+    elif _is_for_others(found, given, is_foreign=is_foreign):
+        found.passed_on[given.name] = str(given.text)
+        if not is_foreign:
+            warning = f"{given.name} ({given.where}) is not a setting; it is passed on to the workers"
+            found.warnings.append(warning)
 
 
 def _unknown_variable(found: _Found, given: Given) -> None:
     """A variable of the environment may be meant for another program, such as `rank` or `output_dir`."""
     if mount := names.mount_of(given.name):
         found.warnings.append(f"{given.name} ({given.where}) is never read from there: set {mount}")
-    elif _is_for_a_trainer(given.name):
-        found.doubts += diffusers_flags.problems([(given.name, str(given.text), given.where)])
-    elif not names.is_foreign(given.name.upper()):
-        _is_doubtful(found, given)
+    else:
+        _is_for_others(found, given, is_foreign=names.is_foreign(given.name.upper()))
 
 
-def _is_for_a_trainer(name: str) -> bool:
-    """Whether a variable is one of the flags of other scripts; in capitals these may be a platform's."""
-    return name in UNSUPPORTED and UNSUPPORTED[name].in_environment
-
-
-def _is_doubtful(found: _Found, given: Given) -> bool:
-    """Record a name that looks like a misspelled setting; return whether it does."""
-    meant = names.near_miss(given.name)
+def _is_for_others(found: _Found, given: Given, *, is_foreign: bool) -> bool:
+    """Whether a name is neither a flag of other trainers nor a misspelled setting, which are recorded as doubts."""
+    name, where = given.name, given.where
+    if name in UNSUPPORTED and UNSUPPORTED[name].in_environment:
+        found.doubts += diffusers_flags.problems([(name, str(given.text), where)])
+        return False
+    meant = None if is_foreign else names.near_miss(name)
     if meant:
-        found.doubts.append(
-            bad_setting(
-                given.name,
-                f"unknown name, probably {meant} ({given.where})",
-                f"Write {meant}; or set strict_env=0 if {given.name} is meant for something else.",
-            )
-        )
-    return meant is not None
+        remedy = f"Write {meant}; or set strict_env=0 if {name} is meant for something else."
+        found.doubts.append(bad_setting(name, f"unknown name, probably {meant} ({where})", remedy))
+    return not meant
 
 
 def _hidden(shown: str, given: Given) -> Problem:
@@ -188,14 +180,8 @@ def _validated(model: type[Model], found: _Found, known: Mapping[str, Any]) -> M
         for problem in problems_of(error, model):
             if winner := found.winners.get(problem.subject):
                 problem = replace(problem, found=f"{problem.found} ({winner[1].where})")
-                if str(winner[1].text).startswith(
-                    "tcp://"
-                ):  # what Kubernetes sets for a service named master
-                    remedy = (
-                        f"Set {problem.subject} to a port number, and enableServiceLinks: false in the pod: "
-                    )
-                    remedy += "Kubernetes makes such variables from the names of services."
-                    problem = replace(problem, remedy=remedy)
+                if str(winner[1].text).startswith("tcp://"):
+                    problem = replace(problem, remedy=_SERVICE_LINK.format(problem.subject))
             found.problems.append(problem)
     return model.model_validate({name: value for name, value in values.items() if name not in refused})
 

@@ -44,9 +44,7 @@ class Ending:
     forced_at: float | None = None  # when the grace time was over and the processes were signalled
     hang: Hang | None = None  # there was no progress, and the launcher ended the processes
     output: Problem | None = None  # the output folder is gone, or could not be written after a failure
-    cause: Mapping[str, Any] | None = (
-        None  # the report of another node, whose failure ended the job on this one
-    )
+    cause: Mapping[str, Any] | None = None  # the report of another node, whose failure ended the job here
     missing: str = ""  # nodes of several that had not joined at the end
     output_is_gone: bool = False
 

@@ -197,9 +197,8 @@ def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
 
 def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> None:
     with _failures(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="torch.distributed is disabled"
-        )  # one process needs no group
+        # One process needs no group.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_shards(
             _flat(tables, ranges),
             storage_reader=_Reader(folder / SHARDS),

@@ -62,9 +62,8 @@ class LowLevelZero:
         return Range(shape, offset, min(master.numel(), shape.numel() - offset))
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        if (
-            last or self._spec.zero_stage == 2
-        ):  # stage 2 keeps no whole gradients, so it exchanges them each time
+        # Stage 2 keeps no whole gradients, so it exchanges them each time.
+        if last or self._spec.zero_stage == 2:
             return nullcontext()
         synchronized: AbstractContextManager[None] = self._booster.no_sync(self.model, self._optimizer)
         return synchronized
