@@ -40,7 +40,7 @@ def ends_with_launcher() -> Callable[[], None]:
     def prepare() -> None:
         if sys.platform == "linux":
             libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != launcher:  # it has died before the kernel was told
+        if os.getppid() != launcher:  # it died before the call
             os._exit(128 + signal.SIGTERM)
 
     return prepare

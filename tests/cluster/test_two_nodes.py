@@ -98,7 +98,7 @@ def test_node_1_never_comes(job):
     node = job.nodes[0].start(rendezvous_timeout="15")
     assert node.end(60) == 69, node.text
     assert "waiting for node 1 of 2: no start seen in" in node.text
-    assert "nodes: waited in vain for node 1 of 2" in node.text
+    assert "nodes: no rendezvous with node 1 of 2" in node.text
 
 
 def test_node_0_never_comes(job):

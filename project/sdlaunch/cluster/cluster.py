@@ -106,7 +106,7 @@ def routed(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
 
 
 def _alone(own: Claim, others: Sequence[Claim]) -> Claim:
-    """NNODES=1 means this node only, whatever a platform states; a NODE_RANK beside it is the platform's."""
+    """NNODES=1 means this node only, whatever a platform states; a NODE_RANK with it is the platform's."""
     has_more = any(claim.unclear or (claim.nodes and claim.nodes.value != "1") for claim in others)
     return replace(own, node_rank=None) if has_more else own
 

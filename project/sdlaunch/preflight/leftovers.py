@@ -53,7 +53,7 @@ def _links(layout: OutputLayout, node: int) -> Iterator[Path]:
 
 
 def _misplaced(paths: Iterable[Path], wanted: str) -> Iterator[Problem]:
-    """Links, and files in the place of folders or the other way round."""
+    """Links, and files in the place of folders, or folders in the place of files."""
     for path in paths:
         mode = _mode(path)
         if mode is None or (stat.S_ISDIR(mode) if wanted == "folder" else stat.S_ISREG(mode)):

@@ -185,12 +185,12 @@ def _met(job: _Job, stop: Stop, peers: Peers) -> LaunchPlan | None:
 
     plan = job.plan
     try:
-        way = Meeting(plan, job.stream.say, is_over).reach()
+        route = Meeting(plan, job.stream.say, is_over).reach()
     except Interrupted:
         return None
     if stop.signal:
         return None
-    return plan.launch if way == plan.cluster.route else plan.launch_on(replace(plan.cluster, route=way))
+    return plan.launch if route == plan.cluster.route else plan.launch_on(replace(plan.cluster, route=route))
 
 
 def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch, peers: Peers) -> int:

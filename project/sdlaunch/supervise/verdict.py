@@ -283,7 +283,7 @@ def _not_met(end: Ending) -> Verdict | None:
     """torchrun gave up waiting for other nodes, or one of them left while it waited."""
     text = "\n".join(end.log_tail)
     if "RendezvousTimeoutError" in text and end.missing:
-        found = f"waited in vain for {end.missing}"
+        found = f"no rendezvous with {end.missing}"
         problem = no_hardware(
             "nodes", found, "Start the job on all nodes; raise rendezvous_timeout if they start later."
         )

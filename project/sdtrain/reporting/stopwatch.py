@@ -76,6 +76,6 @@ class Spent:
 
     def and_unsaved(self, layout: OutputLayout) -> Spent:
         """With what earlier starts spent after this was saved, or if nothing was saved, before this start."""
-        begun = psutil.Process().create_time()
-        seconds, device_seconds = starts.unsaved(starts.read(layout), self.at, begun)
+        now = psutil.Process().create_time()
+        seconds, device_seconds = starts.unsaved(starts.read(layout), self.at, now)
         return Spent(self.seconds + seconds, self.device_seconds + device_seconds, self.at)

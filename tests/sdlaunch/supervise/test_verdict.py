@@ -369,7 +369,7 @@ def test_a_cause_on_this_node_takes_precedence():
 def test_nodes_that_did_not_come():
     log = ("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError",)
     verdict = judge(ending(log_tail=log, missing="node 1 of 2"))
-    assert (verdict.code, verdict.evidence) == (69, ("nodes: waited in vain for node 1 of 2",))
+    assert (verdict.code, verdict.evidence) == (69, ("nodes: no rendezvous with node 1 of 2",))
     assert "rendezvous_timeout" in verdict.remedy
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sdjob.problems import JobError, no_hardware
-from sdlaunch.cluster import route
+from sdlaunch.cluster import route as routes
 from sdlaunch.cluster.route import Route
 from sdlaunch.plan import JobPlan
 from sdlaunch.timeouts import NoAnswer, Task
@@ -55,7 +55,7 @@ class Meeting:
 
     plan: JobPlan
     say: Callable[[str], None]
-    is_over: Callable[[], bool]  # why should it still wait
+    is_over: Callable[[], bool]
 
     def reach(self) -> Route | None:
         """The route to node 0, which answers if this is another node; None: there is one node only.
@@ -65,15 +65,15 @@ class Meeting:
         """
         if self.plan.cluster.endpoint is None:
             return None
-        way = self._look_up()
-        return way if self.plan.cluster.node_rank == 0 else self._connect(way)
+        route = self._look_up()
+        return route if self.plan.cluster.node_rank == 0 else self._connect(route)
 
     @property
     def _endpoint(self) -> str:
         return self.plan.cluster.endpoint or ""
 
-    def _attempt(self) -> Task[Route]:
-        return Task(functools.partial(route.find, self._endpoint, self.plan.cluster.node_rank))
+    def _route_task(self) -> Task[Route]:
+        return Task(functools.partial(routes.find, self._endpoint, self.plan.cluster.node_rank))
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -85,9 +85,9 @@ class Meeting:
             time.sleep(min(_POLL, left))
 
     def _look_up(self) -> Route:
-        host, _ = route.host_and_port(self._endpoint)
+        host, _ = routes.host_and_port(self._endpoint)
         limit = float(self.plan.settings["check_timeout"].value)
-        reminder, attempt, reason = Reminder(self.say, limit), self._attempt(), "no answer"
+        reminder, attempt, reason = Reminder(self.say, limit), self._route_task(), "no answer"
         while reminder.waited < limit:
             try:
                 return attempt.result(time.monotonic() + _POLL)
@@ -96,7 +96,7 @@ class Meeting:
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._pause(_PAUSE)
-                attempt = self._attempt()
+                attempt = self._route_task()
             reminder.waiting(f"the name of node 0, {host}: {reason}")
         found = f"{host} ({self.plan.settings['MASTER_ADDR'].source}) cannot be looked up on {os.uname().nodename}"
         remedy = (
@@ -105,27 +105,27 @@ class Meeting:
         )
         raise JobError(no_hardware("MASTER_ADDR", f"{found} within {limit:g} s: {reason}", remedy))
 
-    def _connect(self, way: Route) -> Route:
+    def _connect(self, route: Route) -> Route:
         """The route once node 0 accepts a connection; its address may change while it starts again."""
-        host, port = route.host_and_port(self._endpoint)
+        host, port = routes.host_and_port(self._endpoint)
         limit = float(self.plan.settings["rendezvous_timeout"].value)
-        reminder, attempt = Reminder(self.say, limit), self._attempt()
+        reminder, attempt = Reminder(self.say, limit), self._route_task()
         here = f"node {self.plan.cluster.node_rank} of {self.plan.cluster.nodes}"
-        while reason := _knock(way.target, port):
-            where = f"{host}:{port}" if way.target == host else f"{host}:{port} ({way.target})"
+        while reason := _why_unreachable(route.target, port):
+            where = f"{host}:{port}" if route.target == host else f"{host}:{port} ({route.target})"
             reminder.waiting(f"node 0 at {where}, on {here}: {reason}")
             if reminder.waited > limit:
                 found = f"node 0 at {where} does not answer {here} within {limit:g} s: {reason}"
                 raise JobError(no_hardware("MASTER_ADDR", found, _NOT_THERE))
             self._pause(_PAUSE)
             try:
-                way = attempt.result(time.monotonic())
-                attempt = self._attempt()
+                route = attempt.result(time.monotonic())
+                attempt = self._route_task()
             except NoAnswer:
                 pass
             except OSError:  # the name has gone meanwhile
-                attempt = self._attempt()
-        return way
+                attempt = self._route_task()
+        return route
 
 
 _NOT_THERE = (
@@ -134,7 +134,7 @@ _NOT_THERE = (
 )
 
 
-def _knock(address: str, port: int) -> str:
+def _why_unreachable(address: str, port: int) -> str:
     """Why no connection can be made; empty: one was made, and closed again."""
     try:
         socket.create_connection((address, port), timeout=_ATTEMPT).close()

@@ -98,7 +98,7 @@ def test_a_name_that_appears_later(monkeypatch, rank):
         return HERE
 
     monkeypatch.setattr(route, "find", find)
-    monkeypatch.setattr(meeting, "_knock", lambda address, port: "")
+    monkeypatch.setattr(meeting, "_why_unreachable", lambda address, port: "")
     waiting, said = node(rank, host="node0")
     assert waiting.reach() == HERE
     assert looked_up[0] == ("node0:29400", rank)
@@ -130,6 +130,6 @@ def test_a_name_server_that_never_answers(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "name.invalid"])
 def test_a_job_that_is_over_waits_no_longer(monkeypatch, host):
-    monkeypatch.setattr(meeting, "_knock", lambda address, port: "no answer")
+    monkeypatch.setattr(meeting, "_why_unreachable", lambda address, port: "no answer")
     with pytest.raises(Interrupted):
         node(host=host, is_over=lambda: True, name=60, node=60)[0].reach()
