@@ -49,9 +49,9 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     check_tensors.check(inputs.model, world)
     inputs = replace(inputs, model=convert.as_folder(inputs.model, spec, world, stop))
     model, datasets = inputs.model, inputs.datasets
-    identity = fingerprint.model_identity(model)
+    own = fingerprint.model_facts(model)
     facts = world.from_main(
-        lambda: fingerprint.facts_of(spec, model.architecture, identity, datasets, inputs.concepts)
+        lambda: fingerprint.facts_of(spec, model.architecture, own, datasets, inputs.concepts)
     )
     start = world.from_main(lambda: start_point.find(context, facts))
     if start:
@@ -177,6 +177,6 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
         writing.write_png(layout.checkpoint / model_card.SAMPLES, grid)
     card = model_card.render(spec, training.parts.architecture.facts, values, samples=grid is not None)
     writing.write_text(layout.checkpoint / model_card.FILE, card)
-    report.write(layout.report, values)
     image = layout.before_after.relative_to(layout.root).as_posix() if grid else None
     writing.write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))
+    report.write(layout.report, values)  # last: from here on the run is finished

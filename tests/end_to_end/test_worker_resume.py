@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -155,6 +156,26 @@ def test_other_optimizers_resume_exactly(train, at_step, optimizer, rate):
     assert losses(train(**settings)) == losses(undisturbed)
 
 
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_damaged_in_place_is_skipped(train, undisturbed, name, capsys):
+    output = train(**{**SETTINGS, "max_train_steps": 4}, checkpointing_steps=2)
+    path = output / "checkpoint/checkpoint-000004" / name
+    path.write_bytes(b"?" * path.stat().st_size)
+    capsys.readouterr()
+    train(**SETTINGS)
+    assert f"damaged and is skipped: {name} has changed" in (said := capsys.readouterr().out)
+    assert "resuming from" in said and "checkpoint-000002" in said
+    assert losses(output) == losses(undisturbed)
+
+
+def test_another_tokenizer_is_refused(train, eps_model, tmp_path, capsys):
+    model = shutil.copytree(eps_model, tmp_path / "model")
+    train(max_train_steps=1, pretrained_model_name_or_path=model)
+    (model / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    train(max_train_steps=2, pretrained_model_name_or_path=model, code=64)
+    assert "model_name: tokenizer " in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_format_2_resumes_exactly(train, at_step, undisturbed):
     """Version 0.1 called the position in the sample stream `place`, and kept the history of batch sizes."""
     at_step(3, terminate)
@@ -178,6 +199,7 @@ DEATHS = {
     "after the rename": (checkpoint, "_delete_oldest"),
     "before the export": (export, "export"),
     "in the export": (export, "_put_in_place"),
+    "before the page": (run.html, "render"),
     "before the report": (run.report, "write"),
 }
 
@@ -203,6 +225,8 @@ def test_death_and_resume(where, train, at_step, monkeypatch, undisturbed, input
             patch.setattr(module, name, function)
         with pytest.raises(Killed):
             train(**settings)
+    assert not list(tmp_path.rglob("report.json"))  # with it the run is finished, and the page stays
+    assert bool(list(tmp_path.rglob("report.html"))) == (where == "before the report")
     at_step(0)
     output = train(**settings)
     assert losses(output) == losses(undisturbed)

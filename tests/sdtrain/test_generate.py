@@ -154,6 +154,10 @@ def test_an_older_step_checkpoint_needs_the_plan_of_its_run(inputs, train, tmp_p
     assert "the plan of its run" in capsys.readouterr().err
     argv = ["python", "-m", "sdtrain", *flags(**inputs, output_dir=output)]
     (output / "run").mkdir(exist_ok=True)
+    for broken in ("{", "[]", '{"argv": 3}', '{"argv": ["python"]}', '{"argv": ["sdtrain", 3]}'):
+        (output / "run/plan.json").write_text(broken)
+        assert command(checkpoint, tmp_path / "out") == 66
+        assert "plan.json" in capsys.readouterr().err
     (output / "run/plan.json").write_text(json.dumps({"argv": argv}))
     assert command(checkpoint, tmp_path / "step") == 0
     (output / "run/plan.json").write_text(
@@ -169,6 +173,10 @@ def test_a_step_checkpoint_is_of_one_model(train, v_model, tmp_path, capsys):
     checkpoint = train(max_train_steps=1) / "checkpoint/checkpoint-000001"
     assert command(checkpoint, tmp_path / "out", "--base_model", str(v_model)) == 66
     assert "is not the model that checkpoint-000001 was trained on" in capsys.readouterr().err
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert command(checkpoint, tmp_path / "out") == 66
+    assert "model.safetensors has changed since it was saved" in capsys.readouterr().err
 
 
 def test_mistakes_of_the_command(eps_model, tmp_path, capsys):

@@ -65,7 +65,7 @@ def test_what_a_resume_compares_names_every_input(inputs):
 
     def facts_of(inputs):
         return fingerprint.facts_of(
-            spec, inputs.model.architecture, "identity", inputs.datasets, inputs.concepts
+            spec, inputs.model.architecture, {"model_name": "identity"}, inputs.datasets, inputs.concepts
         )
 
     facts = facts_of(found)

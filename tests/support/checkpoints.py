@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sdjob.output.checkpoint_files import MANIFEST
+from sdjob.output.checkpoint_files import MANIFEST, MODEL
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.reporting.stopwatch import Spent
@@ -26,7 +26,7 @@ def state(step: int) -> TrainState:
 
 def save(layout, step, *, limit=None, write=None) -> Path:
     def weights(folder: Path) -> None:
-        (folder / "weights.bin").write_bytes(bytes([step]) * 1000)
+        (folder / MODEL).write_bytes(bytes([step]) * 1000)
 
     with Saver(context_of(layout, checkpoints_total_limit=limit)) as saver:
         saver.write(state(step), write or weights)
@@ -46,18 +46,18 @@ def spoil(folder: Path, how: str) -> None:
     elif how == "not a manifest":
         (folder / MANIFEST).write_text("[]")
     elif how == "file gone":
-        (folder / "weights.bin").unlink()
+        (folder / MODEL).unlink()
     elif how == "file cut":
-        os.truncate(folder / "weights.bin", 10)
+        os.truncate(folder / MODEL, 10)
     else:
-        (folder / "weights.bin").write_bytes(b"x" * 1000)
+        (folder / MODEL).write_bytes(b"x" * 1000)
 
 
 REASONS = {
     "no manifest": "manifest.json is missing: the save did not finish",
     "half a manifest": "manifest.json cannot be read",
     "not a manifest": "manifest.json cannot be read",
-    "file gone": "weights.bin is missing",
-    "file cut": "weights.bin has 10 bytes instead of 1000",
-    "changed byte": "weights.bin has changed since it was saved",
+    "file gone": f"{MODEL} is missing",
+    "file cut": f"{MODEL} has 10 bytes instead of 1000",
+    "changed byte": f"{MODEL} has changed since it was saved",
 }

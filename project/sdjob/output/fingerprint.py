@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sdjob.dataset.concepts import Concept
@@ -19,8 +19,12 @@ from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 from sdjob.threads import in_threads
 
-# Of a table, whose files may be replaced by others of the same size; not in checkpoints of version 0.1.
-_CONTENT = "dataset_content"
+_CONTENT = "dataset_content"  # of a table, whose files may be replaced by others of the same size
+_TOKENIZER = "tokenizer"
+_LATER = {
+    _CONTENT: "dataset_name",
+    _TOKENIZER: "model_name",
+}  # not in checkpoints of version 0.1; settings of them
 _CONTENT_FILES = 256
 _TEXTS = (".json", ".txt", ".model")  # configs and tokenizers
 _EARLIER_WORDS = {  # in checkpoints of version 0.1
@@ -32,20 +36,20 @@ _EARLIER_WORDS = {  # in checkpoints of version 0.1
 def facts_of(
     spec: RunSpec,
     architecture: ArchitectureFacts,
-    model: str,
+    model: Mapping[str, str],
     infos: Iterable[DatasetInfo],
     concepts: Sequence[Concept],
 ) -> dict[str, str]:
     """The facts of a run, by the setting to change: what its checkpoints record.
 
-    model: its identity. Raises JobError (66) if images of a class are missing.
+    model: its own facts. Raises JobError (66) if images of a class are missing.
     """
     given = [each.class_data_dir for each in concepts if each.class_data_dir and spec.with_prior_preservation]
     infos_of_classes = (dataset_in(each, spec, captions=False, wanted_splits=TO_TRAIN) for each in given)
     classes = map(data_identity, infos_of_classes)
     infos = tuple(infos)
     data = "+".join(map(data_identity, infos))
-    facts = fingerprint(spec, architecture, model, data, "+".join(classes))
+    facts = {**model, **fingerprint(spec, architecture, data, "+".join(classes))}
     if content := "+".join(_table_content(info) for info in infos if info.row_counts):
         facts[_CONTENT] = f"content {content}"
     if spec.concepts_list:
@@ -61,12 +65,12 @@ def differences(found: dict[str, str], wanted: dict[str, str], folder: Path) -> 
     }
     return [
         bad_setting(
-            "dataset_name" if name == _CONTENT else name,
+            _LATER.get(name, name),
             f"{wanted.get(name, 'nothing')} now, {found.get(name, 'nothing')} in {folder.name}",
             "Set it as before to continue that run, or start a new one with another OUTPUT_DIR (or resume=never).",
         )
         for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name) and (name != _CONTENT or name in found)
+        if found.get(name) != wanted.get(name) and (name not in _LATER or name in found)
     ]
 
 
@@ -79,7 +83,22 @@ def _table_content(info: DatasetInfo) -> str:
     return hashlib.sha256("/".join(contents).encode()).hexdigest()[:16]
 
 
-def model_identity(folder: PipelineFolder) -> str:
+def model_facts(folder: PipelineFolder) -> dict[str, str]:
+    """The facts of a model: other tokenizers make other ids of the same words. Raises OSError."""
+    facts = {"model_name": f"model {_weights_identity(folder)}"}
+    if tokenizers := [folder.parts[name].folder for name in folder.architecture.text_encoders.values()]:
+        facts[_TOKENIZER] = f"tokenizer {_texts_identity(tokenizers)}"
+    return facts
+
+
+def _texts_identity(folders: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in (path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in _TEXTS):
+        digest.update(f"{path.parent.name}/{path.name}/{content_id(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _weights_identity(folder: PipelineFolder) -> str:
     """A hash of the configurations, and of size, head and tail of each weight file."""
     digest = hashlib.sha256()
     architecture = folder.architecture
@@ -118,9 +137,9 @@ def data_identity(info: DatasetInfo) -> str:
 
 
 def fingerprint(
-    spec: RunSpec, architecture: ArchitectureFacts, model: str, data: str, class_data: str = ""
+    spec: RunSpec, architecture: ArchitectureFacts, data: str, class_data: str = ""
 ) -> dict[str, str]:
-    """The facts of one subject, from the identities of model, data and given class images ("": generated)."""
+    """The facts of settings and one subject, from the identities of data and given class images ("": generated)."""
     trained = f"the whole {architecture.denoiser_title}"
     if spec.lora_rank:
         layers = ", ".join(trainable.lora_targets(spec, architecture, architecture.denoiser))
@@ -128,7 +147,6 @@ def fingerprint(
         scale = ", rank-stabilized" if spec.use_rslora else ""
         trained = f"{kind} of rank {spec.lora_rank}, alpha {spec.lora_scale_alpha:g}{scale}, on {layers}"
     facts = {
-        "model_name": f"model {model}",
         "dataset_name": f"dataset {data}",
         "recipe": spec.recipe,
         "lora_rank": trained,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.model.trainable import LORA_FILE
-from sdjob.output.checkpoint_files import MANIFEST
+from sdjob.output.checkpoint_files import EMA, MANIFEST, MODEL, NUMBERS, OPTIMIZER, SETTINGS, SHARDS, STATE
 from sdjob.writing import make_folder, refuse_links
 
 INDEX_FILE = "model_index.json"
@@ -121,21 +121,48 @@ def write_manifest(folder: Path) -> None:
 
 
 def defect_of(folder: Path, *, hashes: bool) -> str | None:
-    """Why this checkpoint is incomplete or damaged; None: it is not. `hashes` compares contents besides sizes."""
+    """Why this checkpoint is incomplete or damaged; None: it is not.
+
+    `hashes` compares all contents besides sizes; without it those of the files that are read before training alone.
+    """
+    manifest = folder / MANIFEST
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, recorded in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != recorded["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {recorded['bytes']}"
-            if hashes and _sha256(path) != recorded["sha256"]:
-                return f"{name} has changed since it was saved"
+        if manifest.exists() and not manifest.is_file():
+            return f"{MANIFEST} is not a file"
+        files = json.loads(manifest.read_text())["files"]
+        recorded = {name: (int(values["bytes"]), str(values["sha256"])) for name, values in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the save did not finish"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    missing = [] if STATE in recorded else [STATE]
+    missing += [] if any(_is_weights(name) for name in recorded) else ["weights"]
+    if missing:
+        return f"{MANIFEST} names no {' and no '.join(missing)}"
+    for name in (STATE, SETTINGS, MODEL, EMA, OPTIMIZER, SHARDS, NUMBERS):
+        if (folder / name).exists() and not any(each.split("/")[0] == name for each in recorded):
+            return f"{name} is not in {MANIFEST}"
+    found = (
+        _file_defect(folder / name, name, *values, hashes=hashes or name in (STATE, SETTINGS))
+        for name, values in recorded.items()
+    )
+    return next(filter(None, found), None)
+
+
+def _is_weights(name: str) -> bool:
+    return name == MODEL or name.startswith(f"{SHARDS}/")
+
+
+def _file_defect(path: Path, name: str, size: int, digest: str, *, hashes: bool) -> str | None:
+    try:
+        if not path.is_file():
+            return f"{name} is not a file" if path.exists() else f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if hashes and _sha256(path) != digest:
+            return f"{name} has changed since it was saved"
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        return f"{name} cannot be read ({error})"
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdjob.output.checkpoint_files import READABLE_FORMATS, STATE
 from sdjob.output.layout import OutputLayout, StepFolder, defect_of, is_exported, step_folders
-from sdjob.problems import JobError, bad_setting
+from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 _RENAMED = {"place": "samples_seen"}  # keys of format 2
@@ -54,16 +54,25 @@ def origin_of(layout: OutputLayout, setting: str) -> str:
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """The state in a complete checkpoint; raises JobError (64) if an incompatible version wrote it."""
-    values: dict[str, Any] = json.loads((folder / STATE).read_text())
-    found = values.pop("format", None)
-    if found not in READABLE_FORMATS:
-        remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
+    """The state in a whole checkpoint; raises JobError (64) if an incompatible version wrote it."""
+    try:
+        values = json.loads((folder / STATE).read_text())
+        version = values.pop("format", None)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise JobError(foreign_state(folder, str(error))) from error
+    if version not in READABLE_FORMATS:
         readable = " and ".join(map(str, READABLE_FORMATS))
-        raise JobError(
-            bad_setting("resume", f"{folder} has format {found}, this version reads {readable}", remedy)
-        )
-    return {_RENAMED.get(name, name): value for name, value in values.items()}
+        raise JobError(foreign_state(folder, f"format {version}, this version reads {readable}"))
+    values = {_RENAMED.get(name, name): value for name, value in values.items()}
+    if not (isinstance(values.get("step"), int) and isinstance(values.get("fingerprint"), dict)):
+        raise JobError(foreign_state(folder, "no step or no fingerprint"))
+    return values
+
+
+def foreign_state(folder: Path, found: str) -> Problem:
+    """The problem of a whole checkpoint whose state does not say what this version needs."""
+    remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
+    return bad_setting("resume", f"{folder / STATE}: {found}", remedy)
 
 
 def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:
@@ -78,7 +87,7 @@ def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:
 def _reported_steps(report: Path) -> int:
     try:
         return int(json.loads(report.read_text())["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
 
 

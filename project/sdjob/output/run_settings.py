@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sdjob.files import shown
+from sdjob.files import read_json, shown
 from sdjob.output.checkpoint_files import SETTINGS
 from sdjob.output.layout import OutputLayout, defect_of
 from sdjob.problems import JobError, bad_input, bad_setting
@@ -31,7 +31,9 @@ def settings_of(checkpoint: Path) -> RunSpec:
         found = f"is a step checkpoint of an earlier version, and the plan of its run, {plan}, does not exist"
         remedy = "Name the checkpoint in the output folder where its run wrote it."
         raise JobError(bad_input(shown(checkpoint), found, remedy))
-    argv = json.loads(plan.read_text(encoding="utf-8"))["argv"]
+    argv = read_json(plan).get("argv")
+    if not isinstance(argv, list) or "sdtrain" not in argv or not all(isinstance(word, str) for word in argv):
+        raise JobError(bad_input(shown(plan), "has no command of a run", "copy it from the run again"))
     return flags.parse(argv[argv.index("sdtrain") + 1 :])
 
 

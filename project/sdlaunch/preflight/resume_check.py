@@ -25,7 +25,7 @@ def findings(job: Job) -> list[Finding]:
     found: list[Finding] = []
 
     def skipped(folder: StepFolder, defect: str) -> None:
-        found.append(f"{folder.path} is incomplete and is skipped: {defect}")
+        found.append(f"{folder.path} is incomplete or damaged and is skipped: {defect}")
 
     start = newest_checkpoint.newest(layout, job.spec.resume, skipped, hashes=False)
     if start is None:
@@ -46,27 +46,27 @@ def _differences(job: Job, start: StepFolder) -> list[Problem]:
         return []
     concepts = concepts_of(spec) if spec.recipe_facts.has_subjects else ()
     few = sum(len(info.files) for info in infos) <= _COMPARED_FILES
-    identity = _model_identity(job, model)
-    wanted = fingerprint.facts_of(spec, model.architecture, identity, infos if few else (), concepts)
-    known = {"model_name": bool(identity), "dataset_name": few}
+    own = _model_facts(job, model)
+    wanted = fingerprint.facts_of(spec, model.architecture, own, infos if few else (), concepts)
+    known = {"model_name": bool(own), "dataset_name": few}
     problems = fingerprint.differences(
         newest_checkpoint.read_values(start.path)["fingerprint"], wanted, start.path
     )
     return [problem for problem in problems if known.get(problem.subject, True)]
 
 
-def _model_identity(job: Job, model: PipelineFolder) -> str:
-    """As the worker sees it, which converts a single file to a folder; "": that folder does not exist any more."""
+def _model_facts(job: Job, model: PipelineFolder) -> dict[str, str]:
+    """As the worker sees it, which converts a single file to a folder; none: that folder does not exist any more."""
     cache = OutputLayout(job.mounts.output).cache(job.spec.cache_dir)
     part = model.parts["vae"]
     other = str(part.folder) if model.own_vae else None
     if other and part.folder.is_file():
         other = str(vae.converted_folder(part, cache))
     elif model.single is None:
-        return fingerprint.model_identity(model)
+        return fingerprint.model_facts(model)
     folder = converted_folder(model.single, cache) if model.single else model.path
     try:
         found = find_pipeline(folder, None, allow_pickle=job.spec.allow_pickle, vae=other)
-        return fingerprint.model_identity(found)
+        return fingerprint.model_facts(found)
     except JobError:
-        return ""
+        return {}

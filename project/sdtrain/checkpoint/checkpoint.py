@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import FORMAT, STATE
 from sdjob.output.layout import OutputLayout, step_folders, write_manifest
-from sdjob.output.newest_checkpoint import read_values
+from sdjob.output.newest_checkpoint import foreign_state, read_values
+from sdjob.problems import JobError
 from sdjob.writing import LinkError, discard, refuse_links, sync, sync_tree
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
@@ -89,12 +92,13 @@ def writing(temporary: Path, world: World) -> Iterator[None]:
 
 
 def read_state(folder: Path) -> TrainState:
-    """The state in a complete checkpoint; raises JobError (64) if an incompatible version wrote it."""
+    """The state in a whole checkpoint; raises JobError (64) if an incompatible version wrote it."""
     values = read_values(folder)
-    values.pop("past", None)  # of version 0.1, which sampled buckets in another order
-    spent = Spent(**values.pop("spent", {}))
-    bad_samples = tuple(values.pop("bad_samples", ()))
-    return TrainState(**values, bad_samples=bad_samples, spent=spent)
+    try:
+        return TypeAdapter(TrainState).validate_python(values)  # without `past` of version 0.1
+    except ValidationError as error:
+        found = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
+        raise JobError(foreign_state(folder, found)) from error
 
 
 def _delete_oldest(layout: OutputLayout, step: int, limit: int | None) -> None:

@@ -50,11 +50,11 @@ def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
 def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
     """The checkpoint that `resume` means, verified byte by byte; None: start afresh. Raises JobError (64).
 
-    Newer incomplete ones are reported with the reason, and left alone.
+    Newer ones that are not whole are reported with the reason, and left alone.
     """
 
     def skipped(folder: StepFolder, defect: str) -> None:
-        say(f"checkpoint {folder.path.name} is incomplete and is skipped: {defect}")
+        say(f"checkpoint {folder.path.name} is incomplete or damaged and is skipped: {defect}")
 
     return newest_checkpoint.newest(layout, setting, skipped, hashes=True)
 

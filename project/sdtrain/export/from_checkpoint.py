@@ -19,6 +19,7 @@ from sdjob.files import shown
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.output import fingerprint, run_settings
+from sdjob.output.layout import defect_of
 from sdjob.problems import JobError, bad_input
 from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
@@ -84,9 +85,11 @@ def base_model(spec: RunSpec, world: World) -> PipelineFolder:
 
 
 def check_base(checkpoint: Path, model: PipelineFolder) -> None:
-    """Raise JobError (66) unless the checkpoint was trained on this model: its weights fit no other."""
-    wanted = read_state(checkpoint).fingerprint.get("model_name")
-    if wanted != f"model {fingerprint.model_identity(model)}":
+    """Raise JobError (66) unless the checkpoint is whole, and was trained on this model: its weights fit no other."""
+    if defect := defect_of(checkpoint, hashes=True):
+        raise JobError(bad_input(shown(checkpoint), defect, "name another checkpoint of the run"))
+    recorded = read_state(checkpoint).fingerprint
+    if any(recorded.get(name, fact) != fact for name, fact in fingerprint.model_facts(model).items()):
         found = f"is not the model that {checkpoint.name} was trained on: its files differ"
         raise JobError(bad_input(shown(model.path), found, "name the model that the run started from"))
 

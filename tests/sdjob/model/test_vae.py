@@ -44,10 +44,10 @@ def test_a_folder_with_a_vae_or_a_pipeline(model, vae, tmp_path):
 
 
 def test_the_identity_of_the_model_is_that_of_the_vae_too(model, vae):
-    identities = [fingerprint.model_identity(found(model, path)) for path in (model, vae)]
-    assert identities == [fingerprint.model_identity(find_pipeline(model, None, allow_pickle=False))] * 2
+    identities = [fingerprint.model_facts(found(model, path)) for path in (model, vae)]
+    assert identities == [fingerprint.model_facts(find_pipeline(model, None, allow_pickle=False))] * 2
     (vae / "config.json").write_text(json.dumps(json.loads((vae / "config.json").read_text()) | {"a": 1}))
-    assert fingerprint.model_identity(found(model, vae)) != identities[0]
+    assert fingerprint.model_facts(found(model, vae)) != identities[0]
 
 
 @pytest.mark.parametrize(

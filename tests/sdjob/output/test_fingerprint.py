@@ -19,7 +19,7 @@ from sdjob.output.fingerprint import (
     facts_of,
     fingerprint,
     model_content,
-    model_identity,
+    model_facts,
 )
 from sdjob.settings.run_spec import RunSpec
 from tests.support.datasets import PNG, find, jsonl, parquet, table, write_image
@@ -30,7 +30,7 @@ def spec_of(**settings) -> RunSpec:
 
 
 def facts(**settings) -> dict[str, str]:
-    return fingerprint(spec_of(**settings), STABLE_DIFFUSION, "model", "data")
+    return fingerprint(spec_of(**settings), STABLE_DIFFUSION, "data")
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,10 @@ def test_other_images_of_the_class_are_other_data():
     prior = RunSpec(
         pretrained_model_name_or_path="m", output_dir="o", with_prior_preservation=True, class_prompt="x"
     )
-    runs = [
-        fingerprint(prior, STABLE_DIFFUSION, "model", "data", identity) for identity in ("", "one", "other")
-    ]
+    runs = [fingerprint(prior, STABLE_DIFFUSION, "data", identity) for identity in ("", "one", "other")]
     assert len({facts["class_data_dir"] for facts in runs}) == 3
     more = prior.model_copy(update={"num_class_images": 7})
-    assert (
-        fingerprint(more, STABLE_DIFFUSION, "model", "data")["num_class_images"]
-        != runs[0]["num_class_images"]
-    )
+    assert fingerprint(more, STABLE_DIFFUSION, "data")["num_class_images"] != runs[0]["num_class_images"]
 
 
 def test_every_difference_to_a_checkpoint_is_a_problem():
@@ -219,13 +214,13 @@ def test_a_saved_dataset_may_move_but_not_change(tmp_path):
 
 
 def model_of(folder) -> str:
-    return model_identity(find_pipeline(folder, None, allow_pickle=False))
+    return model_facts(find_pipeline(folder, None, allow_pickle=False))["model_name"]
 
 
 def test_model_may_move_but_not_change(eps_model, v_model, tmp_path):
     moved = shutil.copytree(eps_model, tmp_path / "moved")
     assert model_of(moved) == model_of(eps_model) != model_of(v_model)
-    assert len(model_of(moved)) == 16  # as in checkpoints
+    assert len(model_of(moved)) == len("model ") + 16  # as in checkpoints
     os.utime(moved / "unet/diffusion_pytorch_model.safetensors", (0, 0))
     assert model_of(moved) == model_of(eps_model)
     with (moved / "vae/diffusion_pytorch_model.safetensors").open("r+b") as file:
@@ -250,19 +245,21 @@ def test_every_part_of_a_model_is_part_of_its_identity(eps_model, tmp_path, path
     changed = shutil.copytree(eps_model, tmp_path / "changed")
     model = find_pipeline(changed, None, allow_pickle=False)
     content = (changed / path).read_bytes()
-    identities = {model_identity(model)}
+    identities = {model_facts(model)["model_name"]}
     for other in (
         bytes([content[0] ^ 1]) + content[1:],
         content[:-1] + bytes([content[-1] ^ 1]),
         content + b"\0",
     ):
         (changed / path).write_bytes(other)
-        identities.add(model_identity(model))
+        identities.add(model_facts(model)["model_name"])
     assert len(identities) == 4
 
 
 def test_the_identities_of_model_and_data_are_facts(captioned):
-    found = facts_of(spec_of(), STABLE_DIFFUSION, "0123", [find(captioned), find(captioned)], [])
+    found = facts_of(
+        spec_of(), STABLE_DIFFUSION, {"model_name": "model 0123"}, [find(captioned), find(captioned)], []
+    )
     data = identity(captioned)
     assert (found["model_name"], found["dataset_name"]) == ("model 0123", f"dataset {data}+{data}")
 
@@ -271,7 +268,7 @@ def test_the_subjects_of_a_list_are_facts(captioned, tmp_path):
     def facts_with(times=1, **changes) -> dict[str, str]:
         entry = {"instance_data_dir": str(captioned), "instance_prompt": "a", "class_prompt": "b", **changes}
         listed = spec_of(concepts_list=str(tmp_path / "concepts.yaml"))
-        return facts_of(listed, STABLE_DIFFUSION, "model", [], [Concept(**entry)] * times)
+        return facts_of(listed, STABLE_DIFFUSION, {}, [], [Concept(**entry)] * times)
 
     changes = [{}, {"instance_prompt": "x"}, {"class_prompt": "x"}, {"weight": 2.0}]
     assert len({facts_with(**change)["concepts_list"] for change in changes}) == 4
@@ -286,14 +283,14 @@ def test_given_images_of_the_class_are_facts(folder):
         concepts = [
             Concept(instance_data_dir="i", instance_prompt="a", class_data_dir=each) for each in folders
         ]
-        return facts_of(prior, STABLE_DIFFUSION, "model", [], concepts)["class_data_dir"]
+        return facts_of(prior, STABLE_DIFFUSION, {}, [], concepts)["class_data_dir"]
 
     given = identity(folder, captions=False)
     assert class_data(None) == "generated images"
     assert class_data(str(folder)) == f"images {given}"
     assert class_data(str(folder), str(folder)) == f"images {given}+{given}"
     unused = [Concept(instance_data_dir="i", instance_prompt="a", class_data_dir=str(folder))]
-    assert "class_data_dir" not in facts_of(spec_of(), STABLE_DIFFUSION, "model", [], unused)
+    assert "class_data_dir" not in facts_of(spec_of(), STABLE_DIFFUSION, {}, [], unused)
     (folder / "a.png").write_bytes(PNG + b"more")
     assert class_data(str(folder)) != f"images {given}"
 
@@ -312,7 +309,6 @@ def test_checkpoints_of_an_earlier_version_are_recognised(tmp_path):
 def test_the_facts_as_they_are_written_into_checkpoints():
     """Checkpoints of this version must be recognised by later ones: each name and text is part of the format."""
     common = {
-        "model_name": "model model",
         "dataset_name": "dataset data",
         "train_text_encoder": "False",
         "optimizer": "adamw",
@@ -347,7 +343,7 @@ def test_the_facts_as_they_are_written_into_checkpoints():
         "class_data_dir": "generated images",
         "num_class_images": "7",
     }
-    given = fingerprint(spec_of(**prior), STABLE_DIFFUSION, "model", "data", "0123")
+    given = fingerprint(spec_of(**prior), STABLE_DIFFUSION, "data", "0123")
     assert given["class_data_dir"] == "images 0123"
 
 
@@ -355,11 +351,28 @@ def test_the_content_of_a_model_is_more_than_its_identity(eps_model, tmp_path):
     """What is generated depends on the tokenizer, and on weights between head and tail."""
     changed = shutil.copytree(eps_model, tmp_path / "changed")
     model = find_pipeline(changed, None, allow_pickle=False)
-    before, identity = model_content(model), model_identity(model)
+    before = model_content(model)
     os.utime(changed / "unet/diffusion_pytorch_model.safetensors", (0, 0))
     assert model_content(model) == before
     (changed / "tokenizer/merges.txt").write_text("#version: 0.2\n")
-    assert model_content(model) != before and model_identity(model) == identity
+    assert model_content(model) != before
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "tokenizer_config.json", "added_tokens.json"])
+def test_another_tokenizer_is_another_model_to_a_run(eps_model, tmp_path, name):
+    """Earlier checkpoints, which do not record it, are continued as before."""
+    changed = shutil.copytree(eps_model, tmp_path / "changed")
+    model = find_pipeline(changed, None, allow_pickle=False)
+    before = model_facts(model)
+    os.utime(changed / "tokenizer/vocab.json", (0, 0))
+    assert model_facts(model) == before == model_facts(find_pipeline(eps_model, None, allow_pickle=False))
+    (changed / "tokenizer" / name).write_text('{"a": 1}')
+    after = model_facts(model)
+    assert after["model_name"] == before["model_name"]
+    (problem,) = differences(before, after, tmp_path)
+    assert (problem.code, problem.subject) == (64, "model_name")
+    assert problem.found.startswith("tokenizer ")
+    assert differences({"model_name": before["model_name"]}, after, tmp_path) == []
 
 
 def test_a_replaced_table_of_the_same_size_is_another_dataset(tmp_path):
@@ -367,7 +380,7 @@ def test_a_replaced_table_of_the_same_size_is_another_dataset(tmp_path):
 
     def facts(caption):
         path = parquet(tmp_path / "a.parquet", table(2, text=[caption, "x"]), compression="none")
-        return path.stat().st_size, facts_of(spec_of(), STABLE_DIFFUSION, "0123", [find(tmp_path)], [])
+        return path.stat().st_size, facts_of(spec_of(), STABLE_DIFFUSION, {}, [find(tmp_path)], [])
 
     (size, first), (other_size, other) = facts("first"), facts("other")
     assert size == other_size and first["dataset_name"] == other["dataset_name"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sdjob.output.checkpoint_files import MANIFEST
+from sdjob.output.checkpoint_files import MANIFEST, MODEL, NUMBERS, SETTINGS, SHARDS, STATE
 from sdjob.output.layout import OutputLayout, defect_of, step_folders, write_manifest
 
 
@@ -16,7 +16,8 @@ def layout(tmp_path):
 def make(layout, step, manifest=True):
     folder = layout.step_folder(step)
     (folder / "inner").mkdir(parents=True)
-    (folder / "model.bin").write_bytes(b"weights")
+    (folder / MODEL).write_bytes(b"weights")
+    (folder / STATE).write_text("{}")
     (folder / "inner" / "more.bin").write_bytes(b"12345")
     if manifest:
         write_manifest(folder)
@@ -27,21 +28,59 @@ def test_a_complete_folder_has_no_defect(layout):
     folder = make(layout, 5)
     assert defect_of(folder, hashes=False) is None
     assert defect_of(folder, hashes=True) is None
-    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {"model.bin", "inner/more.bin"}
+    assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {MODEL, STATE, "inner/more.bin"}
 
 
 def test_defects_are_named(layout):
     folder = make(layout, 5)
-    (folder / "model.bin").write_bytes(b"WEIGHTS")
+    (folder / MODEL).write_bytes(b"WEIGHTS")
     assert defect_of(folder, hashes=False) is None  # sizes only
-    assert "model.bin has changed" in defect_of(folder, hashes=True)
-    (folder / "model.bin").write_bytes(b"wei")
+    assert f"{MODEL} has changed" in defect_of(folder, hashes=True)
+    (folder / MODEL).write_bytes(b"wei")
     assert "3 bytes instead of 7" in defect_of(folder, hashes=False)
-    (folder / "model.bin").unlink()
+    (folder / MODEL).unlink()
     assert "missing" in defect_of(folder, hashes=False)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": {"a": 1}}', "\x00"])
+def test_the_state_is_compared_by_content_before_it_is_read(layout):
+    """The launcher, which compares only sizes of weights, reads it."""
+    folder = make(layout, 5)
+    (folder / STATE).write_text("[]")
+    assert defect_of(folder, hashes=False) == "state.json has changed since it was saved"
+
+
+def test_a_manifest_names_state_and_weights_and_all_that_is_read(layout):
+    folder = make(layout, 5, manifest=False)
+    (folder / STATE).unlink()
+    write_manifest(folder)
+    assert defect_of(folder, hashes=False) == "manifest.json names no state.json"
+    (folder / MODEL).unlink()
+    write_manifest(folder)
+    assert defect_of(folder, hashes=False) == "manifest.json names no state.json and no weights"
+    (folder / STATE).touch()
+    (folder / SHARDS).mkdir()
+    (folder / SHARDS / "__0_0.distcp").touch()
+    write_manifest(folder)
+    assert defect_of(folder, hashes=True) is None
+    (folder / "notes.txt").touch()  # of a user
+    assert defect_of(folder, hashes=True) is None
+    for name in (NUMBERS, SETTINGS, MODEL):
+        (folder / name).touch()
+        assert defect_of(folder, hashes=True) == f"{name} is not in manifest.json"
+        (folder / name).unlink()
+
+
+def test_a_file_replaced_by_a_folder_is_a_defect(layout):
+    folder = make(layout, 5)
+    (folder / MODEL).unlink()
+    (folder / MODEL).mkdir()
+    assert defect_of(folder, hashes=False) == f"{MODEL} is not a file"
+
+
+_DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": {"a": 1}}', "\x00", _DEEP])
 def test_a_broken_manifest_is_a_defect(layout, text):
     folder = make(layout, 5)
     (folder / MANIFEST).write_text(text)

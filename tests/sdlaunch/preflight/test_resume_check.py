@@ -29,12 +29,14 @@ def save(layout: OutputLayout, step: int = 60, **settings) -> Path:
     data = root / "dataset/images"
     spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", instance_data_dir=str(data), **settings)
     model = find_pipeline(root / "model", None, allow_pickle=False)
-    identity = fingerprint.model_identity(model)
     info = find_dataset(data, None, captions=False, image_column="image", caption_column="text")
-    facts = fingerprint.facts_of(spec, model.architecture, identity, [info], concepts_of(spec))
+    facts = fingerprint.facts_of(
+        spec, model.architecture, fingerprint.model_facts(model), [info], concepts_of(spec)
+    )
     folder = layout.step_folder(step)
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps({"format": 2, "step": step, "fingerprint": facts}))
+    (folder / "model.safetensors").touch()
     write_manifest(folder)
     return folder
 
@@ -100,7 +102,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(workspace, layout):
     (broken / "state.json").write_text("{}")
     assert line_of(workspace, **LONG) == "resume: from step 40 of 62"
     (warning,) = [text for text in prepare(workspace, **LONG).warnings if "checkpoint-000060" in text]
-    assert "is incomplete and is skipped: state.json has 2 bytes instead of" in warning
+    assert "is incomplete or damaged and is skipped: state.json has 2 bytes instead of" in warning
     assert found(prepare(workspace, resume=str(broken))) == [("resume", 64)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdjob.output import run_settings
-from sdjob.output.checkpoint_files import STATE
+from sdjob.output.checkpoint_files import MODEL, STATE
 from sdjob.output.layout import OutputLayout, write_manifest
 from sdjob.problems import JobError
 from sdjob.settings import flags
@@ -32,6 +32,7 @@ def output(workspace):
         run_settings.write(
             folder, RunSpec(pretrained_model_name_or_path=model, output_dir="/old", use_ema=True)
         )
+        (folder / MODEL).touch()
         write_manifest(folder)
     return layout.root
 

@@ -179,7 +179,7 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
     assert part_compatibility.problems(source) == []
     assert check_tensors.compare(source) == check_tensors.Comparison()
     assert trainable.parts(spec, source) == ("transformer", "text_encoder")
-    assert fingerprint.model_identity(source) != ""
+    assert fingerprint.model_facts(source)["model_name"] != ""
     trained = load.make_trainable(parts, spec)
     assert {name.split(".")[0] for name in load.trainable(trained)} == {"transformer", "text_encoder"}
     counted = sum(weight.numel() for weight in load.trainable(trained).values())

@@ -39,7 +39,7 @@ def state(step: int) -> TrainState:
 
 
 def write(folder):
-    (folder / "weights.bin").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(b"weights")
 
 
 def full(folder):

@@ -62,9 +62,9 @@ def test_a_saved_checkpoint_is_complete_and_read_again(layout):
     assert names(layout) == ["checkpoint-000003"]  # nothing temporary stays
     assert checkpoint.read_state(folder) == state(3)
     assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {
+        "model.safetensors",
         "settings.json",
         "state.json",
-        "weights.bin",
     }
     assert start_point.newest(layout, "auto").path == folder
 
@@ -73,7 +73,7 @@ def test_a_killed_save_leaves_the_earlier_checkpoint_and_no_partial_one(layout):
     save(layout, 2)
 
     def half(folder: Path) -> None:
-        (folder / "weights.bin").write_bytes(b"half")
+        (folder / "model.safetensors").write_bytes(b"half")
         raise Killed
 
     with pytest.raises(Killed):
@@ -134,7 +134,7 @@ def test_an_old_one_is_deleted_only_when_the_new_one_is_complete(layout):
 
     def write(folder: Path) -> None:
         assert names(layout) == [".checkpoint-000002.tmp", "checkpoint-000001"]
-        (folder / "weights.bin").write_bytes(b"new")
+        (folder / "model.safetensors").write_bytes(b"new")
 
     save(layout, 2, limit=1, write=write)
     assert names(layout) == ["checkpoint-000002"]

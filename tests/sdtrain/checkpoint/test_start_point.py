@@ -4,12 +4,14 @@ Tests of sdtrain/checkpoint/start_point.py and sdjob/output/newest_checkpoint.py
 """
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
 from sdjob.output import newest_checkpoint
-from sdjob.output.layout import OutputLayout
+from sdjob.output.checkpoint_files import MODEL
+from sdjob.output.layout import OutputLayout, write_manifest
 from sdjob.problems import JobError
 from sdtrain.checkpoint import start_point
 from sdtrain.checkpoint.background import Saver
@@ -29,8 +31,58 @@ def test_a_broken_newest_one_is_skipped_and_named(layout, capsys, how):
     spoil(save(layout, 4), how)
     assert start_point.newest(layout, "auto").step == 2
     out = capsys.readouterr().out
-    assert f"checkpoint-000004 is incomplete and is skipped: {REASONS[how]}" in out
+    assert f"checkpoint-000004 is incomplete or damaged and is skipped: {REASONS[how]}" in out
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]  # neither is deleted
+
+
+DAMAGES = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one bit": lambda path: _flip(path),
+    "gone": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "not text": lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+}
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "settings.json", "model.safetensors"])
+def test_any_damage_to_any_file_leads_to_the_next_older_one(layout, name, damage, capsys):
+    save(layout, 2)
+    DAMAGES[damage](save(layout, 4) / name)
+    assert start_point.find(context_of(layout), FACTS).state == state(2)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
+    assert "checkpoint-000004 is incomplete or damaged and is skipped: " in said
+    assert name in said or name == "manifest.json"
+    with pytest.raises(JobError) as error:
+        start_point.find(context_of(layout, resume=str(layout.step_folder(4))), FACTS)
+    assert error.value.code == 64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "3", "{", "[" * 100_000, '{"format": [3]}', '{"format": 3}'),
+        '{"format": 3, "step": 4, "fingerprint": []}',
+        '{"format": 3, "step": 4, "fingerprint": {"a": "b"}}',
+    ],
+)
+def test_a_state_of_another_kind_is_refused(layout, text):
+    """Whole by its manifest: of another version, or edited."""
+    folder = save(layout, 4)
+    (folder / "state.json").write_text(text)
+    write_manifest(folder)
+    with pytest.raises(JobError) as error:
+        start_point.find(context_of(layout), FACTS)
+    assert (error.value.code, error.value.problems[0].subject) == (64, "resume")
+    assert "state.json: " in str(error.value)
 
 
 def test_resume_never_and_must(layout):
@@ -125,7 +177,7 @@ def test_a_named_checkpoint_starts_a_branch_once(layout):
     start_point.take_over(layout, point)
     assert names(layout) == ["checkpoint-000002"]
     with Saver(context) as saver:
-        saver.write(replace(state(3), origin=origin), lambda folder: None)
+        saver.write(replace(state(3), origin=origin), lambda folder: (folder / MODEL).touch())
     point = start_point.find(context, FACTS)
     assert (point.state.step, point.is_branch) == (3, False)
 
