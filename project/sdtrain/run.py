@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from sdtrain.model import attention, check_tensors, convert, load
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
-from sdtrain.reporting import html, metrics, report
+from sdtrain.reporting import contact_sheet, html, metrics, report
 from sdtrain.reporting.report import Outcome
 from sdtrain.reporting.stopwatch import Spent
 from sdtrain.reporting.tracker import tracker
@@ -122,9 +123,11 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
         training.strategy.load(start.folder, training.ema_shards)
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
+        contact_sheet.write(training, state.samples_seen)
     else:
         spent = Spent() if spec.resume == "never" else Spent().and_unsaved(training.context.layout)
         state = TrainState(0, samples_seen=0, loss=math.nan, loss_sum=0.0, fingerprint=facts, spent=spent)
+        contact_sheet.write(training, state.samples_seen)
         validation.validate(training, 0)
     world.say(_announcement(training, state.step + 1))
     return train_steps(training, state)
@@ -177,6 +180,12 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
         writing.write_png(layout.checkpoint / model_card.SAMPLES, grid)
     card = model_card.render(spec, training.parts.architecture.facts, values, samples=grid is not None)
     writing.write_text(layout.checkpoint / model_card.FILE, card)
-    image = layout.before_after.relative_to(layout.root).as_posix() if grid else None
-    writing.write_text(layout.page, html.render(values, metrics.read(layout.metrics), image))
+    samples = _sheet(layout, layout.before_after, spec.validation_prompts) if grid else None
+    prompts = contact_sheet.prompts_in(layout)
+    inputs = _sheet(layout, layout.inputs, prompts) if prompts else None
+    writing.write_text(layout.page, html.render(values, metrics.read(layout.metrics), samples, inputs))
     report.write(layout.report, values)  # last: from here on the run is finished
+
+
+def _sheet(layout: OutputLayout, image: Path, prompts: Sequence[str]) -> html.Sheet:
+    return html.Sheet(image.relative_to(layout.root).as_posix(), prompts)

@@ -115,6 +115,18 @@ def test_before_and_after(run):
     assert sheet.crop((left, top, left + 64, top + 64)).tobytes() == last.tobytes()
 
 
+def test_the_first_training_images(run, events):
+    with Image.open(run / "samples/inputs.png") as sheet:
+        size = sheet.size
+    (event,) = events.Images("training images")
+    assert (event.step, event.width, event.height) == (0, *size)
+    prompts = json.loads((run / "samples/inputs.json").read_text())
+    assert len(prompts) == 6 and all(prompts)
+    page = (run / "report.html").read_text()
+    assert '<img src="samples/inputs.png" alt="training images">' in page
+    assert all(f"<li>{prompt}</li>" in page for prompt in prompts)
+
+
 def test_settings_are_a_text_in_tensorboard(events):
     (event,) = events.Tensors("settings/text_summary")
     text = event.tensor_proto.string_val[0].decode()

@@ -25,6 +25,8 @@ class OutputLayout:
         self.tensorboard = root / "tensorboard"
         self.samples = root / "samples"
         self.before_after = self.samples / "before_after.png"
+        self.inputs = self.samples / "inputs.png"  # the first training images as the trainer sees them
+        self.input_prompts = self.samples / "inputs.json"
         self.class_images = root / "class_images"
         self.exports = root / "exports"  # results of step checkpoints, made by `export`
         self.logs = root / "logs"

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from sdjob.settings.recipes import RECIPES
+from sdtrain.reporting.labels import visible
 from sdtrain.reporting.metrics import VALIDATION, RunningMean, StepMetrics
 
 Points = Sequence[tuple[int, float]]  # (step, loss)
@@ -27,13 +28,25 @@ _WIDTH, _HEIGHT, _LEFT, _MARGIN = 800, 260, 50, 25
 _MAX_POINTS = 2000  # in a curve
 
 
-def render(report: dict[str, Any], metrics: Sequence[StepMetrics], grid: str | None) -> str:
-    """The page; `grid` is the path of the before/after image, relative to the page."""
+@dataclass(frozen=True)
+class Sheet:
+    """An image of many: its path, relative to the page, and what its prompts are in full, which it shortens or replaces
+    where its font lacks their letters."""
+
+    path: str
+    prompts: Sequence[str]
+
+
+def render(
+    report: dict[str, Any], metrics: Sequence[StepMetrics], grid: Sheet | None, inputs: Sheet | None
+) -> str:
+    """The page, with the images before and after training, and with the first training images."""
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _tiles(report))
     rows = "\n".join(
         f"<tr><td>{escape(key)}</td><td>{escape(_as_text(value))}</td></tr>" for key, value in report.items()
     )
-    samples = _samples(grid, report["validation_prompts"]) if grid else ""
+    samples = _images("Before and after", "samples", grid) if grid else ""
+    trained_on = _images("First training images", "training images", inputs) if inputs else ""
     title = escape(_title(report))
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>
@@ -43,6 +56,7 @@ def render(report: dict[str, Any], metrics: Sequence[StepMetrics], grid: str | N
 {samples}
 <h2>Loss</h2>
 {_chart(metrics)}
+{trained_on}
 <details><summary>All values</summary>
 <table>
 {rows}
@@ -51,11 +65,10 @@ def render(report: dict[str, Any], metrics: Sequence[StepMetrics], grid: str | N
 """
 
 
-def _samples(grid: str, prompts: Sequence[str]) -> str:
-    """The grid and the full prompts, which the grid shortens or replaces where its font lacks their letters."""
-    items = "".join(f"<li>{escape(prompt)}</li>" for prompt in prompts)
-    image = f'<img src="{escape(grid)}" alt="samples">'
-    return f'<h2>Before and after</h2><p>{image}</p><ol class="about" start="0">{items}</ol>'
+def _images(title: str, description: str, sheet: Sheet) -> str:
+    items = "".join(f"<li>{escape(visible(prompt))}</li>" for prompt in sheet.prompts)
+    image = f'<img src="{escape(sheet.path)}" alt="{description}">'
+    return f'<h2>{title}</h2><p>{image}</p><ol class="about" start="0">{items}</ol>'
 
 
 def _title(report: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from sdtrain.reporting.labels import label
+
 _HEADER, _GAP, _LEAST_SIDE = 16, 8, 64  # pixels
 
 
@@ -15,7 +17,10 @@ def image_name(prompt: int, image: int) -> str:
 
 
 def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) -> Image.Image:
-    """Arrange the images of several folders side by side, by column title."""
+    """Arrange the images of several folders side by side, by column title.
+
+    The report and prompts.json have every prompt in full.
+    """
     with Image.open(next(iter(columns.values())) / image_name(0, 0)) as first:
         side = max(first.width, _LEAST_SIDE)
     width = len(columns) * (per_prompt * side + _GAP) - _GAP
@@ -26,22 +31,10 @@ def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) ->
         pen.text((left + 2, 2), title, "black")
         for row, prompt in enumerate(prompts):
             top = _HEADER + row * (side + _HEADER)
-            pen.text((left + 2, top + 2), _label(pen, prompt, row, per_prompt * side - 4), "dimgray")
+            pen.text(
+                (left + 2, top + 2), label(pen, prompt, f"prompt {row}", per_prompt * side - 4), "dimgray"
+            )
             for number in range(per_prompt):
                 with Image.open(folder / image_name(row, number)) as image:
                     sheet.paste(image.resize((side, side)), (left + number * side, top + _HEADER))
     return sheet
-
-
-def _label(pen: ImageDraw.ImageDraw, prompt: str, number: int, width: int) -> str:
-    """A prompt, cut to `width` pixels; its number where Pillow's built-in font lacks its letters.
-
-    The report and prompts.json have every prompt in full.
-    """
-    text = prompt if all(ord(letter) < 256 for letter in prompt) else f"prompt {number}"
-    text = text.replace("\n", " ")
-    if pen.textlength(text) <= width:
-        return text
-    while text and pen.textlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}..."

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sdtrain.reporting import html
+from sdtrain.reporting.html import Sheet
 from sdtrain.reporting.metrics import StepMetrics
 
 
@@ -45,11 +46,13 @@ REPORT = {
     "validation_loss": None,
     "versions": {"a": "1"},
 }
+SAMPLES = Sheet("samples/before_after.png", REPORT["validation_prompts"])
+INPUTS = Sheet("samples/inputs.png", ["sks \x1b"])
 TRAINING = [StepMetrics(step, loss=loss) for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0))]
 
 
 def test_what_people_look_for_first():
-    page = Page(html.render(REPORT, TRAINING, None))
+    page = Page(html.render(REPORT, TRAINING, None, None))
     assert "DreamBooth: 1,007 steps" in page.data
     about = (
         "/mnt/model/sd, 1,200 images at 512 pixels, 16 per step; 8 × cpu, torch_ddp, precision bf16; "
@@ -60,7 +63,7 @@ def test_what_people_look_for_first():
     assert tiles <= set(page.data)
     assert "held-out loss" not in page.data
     measured = {**REPORT, "validation_loss": 0.125, "images_per_second": None, "lora_rank": 8}
-    page = Page(html.render(measured, TRAINING, None))
+    page = Page(html.render(measured, TRAINING, None, None))
     assert {"held-out loss", "0.125", "DreamBooth, LoRA of rank 8: 1,007 steps"} <= set(page.data)
     assert "images per second" not in page.data
 
@@ -68,19 +71,20 @@ def test_what_people_look_for_first():
 def test_all_values_curves_and_image():
     last = StepMetrics(3, loss=2.0, validation_loss=1.5)
     metrics = [StepMetrics(0, validation_loss=2.0), *TRAINING[:2], last]
-    page = Page(html.render(REPORT, metrics, "samples/before_after.png"))
+    page = Page(html.render(REPORT, metrics, SAMPLES, INPUTS))
     assert {"0.123457", "–", "a 1", "step 0", "step 3", "held-out images"} <= set(page.data)
     assert [tag for tag, _ in page.tags].count("circle") == 3
     curves = [attributes["points"].split() for tag, attributes in page.tags if tag == "polyline"]
     assert [len(curve) for curve in curves] == [3, 2]
     assert ("img", {"src": "samples/before_after.png", "alt": "samples"}) in page.tags
-    assert {"a <red> cross", "圆"} <= set(page.data)
+    assert ("img", {"src": "samples/inputs.png", "alt": "training images"}) in page.tags
+    assert {"a <red> cross", "圆", r"sks \x1b"} <= set(page.data)
     assert ("ol", {"class": "about", "start": "0"}) in page.tags  # as in the names of the images
 
 
 def lines(metrics):
     """The points of each curve, in pixels."""
-    page = Page(html.render(REPORT, metrics, None))
+    page = Page(html.render(REPORT, metrics, None, None))
     paths = [attributes["points"].split() for tag, attributes in page.tags if tag == "polyline"]
     return [[tuple(map(float, point.split(","))) for point in path] for path in paths]
 
@@ -99,11 +103,13 @@ def test_long_runs_have_curves_of_at_most_2000_points():
 
 @pytest.mark.parametrize("points", [[], [(1, 2.0)], [(1, 2.0), (2, 2.0)]])
 def test_any_curve(points):
-    text = html.render(REPORT, [StepMetrics(step, loss=loss) for step, loss in points], None)
+    text = html.render(REPORT, [StepMetrics(step, loss=loss) for step, loss in points], None, None)
     assert ("Too few" in text) == (len(points) < 2)
     assert "<img" not in text
 
 
 def test_what_users_typed_does_not_run():
-    text = html.render({**REPORT, "plugin": "<script>alert(1)</script>"}, [], '"><script>')
+    text = html.render(
+        {**REPORT, "plugin": "<script>alert(1)</script>"}, [], Sheet('"><script>', ["<script>"]), None
+    )
     assert "script" not in {tag for tag, _ in Page(text).tags}
