@@ -21,7 +21,7 @@ from sdjob.settings import steps
 from sdlaunch.cluster import devices
 from sdlaunch.preflight import lighter_settings
 from sdlaunch.preflight.job import Finding, Job
-from sdlaunch.preflight.leftovers import of_owner
+from sdlaunch.preflight.leftovers import not_writable
 
 _CLOSE = 0.9  # fraction of the memory beyond which the rest may be too little for what is not estimated
 _FEWER = (
@@ -149,7 +149,7 @@ def disk_space(job: Job) -> list[Finding]:
     for demand in _demands(job):
         existing, volume, free = free_at(demand.folder)
         if demand.subject == "cache_dir" and existing != demand.folder and not os.access(existing, os.W_OK):
-            found = f"{existing}: {of_owner(existing)}, not writable by user {os.getuid()}"
+            found = f"{existing}: {not_writable(existing)}"
             remedy = (
                 "Set cache_dir to a writable folder, or leave it empty: the caches are then in OUTPUT_DIR."
             )

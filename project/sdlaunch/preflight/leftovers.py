@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from sdjob.files import few, shown
@@ -30,41 +30,38 @@ def findings(job: Job) -> list[Problem]:
 
 
 def _problems(layout: OutputLayout, node: int) -> Iterator[Problem]:
-    yield from _misplaced(layout.folders(), "folder")
-    yield from _misplaced((*layout.replaced_files(), *layout.opened_files(node)), "file")
+    for folder in layout.folders():
+        mode = _mode(folder)
+        if stat.S_ISDIR(mode):
+            yield from _closed_in(folder)
+        elif mode:
+            yield _misplaced(folder, mode, "folder")
+    opened = layout.opened_files(node)
+    for file in (*layout.replaced_files(), *opened):
+        mode = _mode(file)
+        if stat.S_ISREG(mode):
+            if not os.access(file, os.W_OK) if file in opened else _is_sticky(file):
+                yield _closed(file)
+        elif mode:
+            yield _misplaced(file, mode, "file")
     yield from map(_link, _links(layout, node))
-    for folder in filter(_is_folder, layout.folders()):
-        if os.access(folder, os.W_OK | os.X_OK):
-            yield from _unusable(folder, filter(_is_folder, folder.iterdir()), os.W_OK | os.X_OK)
-        else:
-            yield _closed(folder)
-    for file in filter(_is_file, layout.opened_files(node)):
-        if not os.access(file, os.W_OK):
-            yield _closed(file)
-    yield from map(_closed, filter(_is_kept, filter(_is_file, layout.replaced_files())))
 
 
 def _links(layout: OutputLayout, node: int) -> Iterator[Path]:
     """Other links where processes of a job leave logs and messages, by names that no list has."""
     known = {*layout.opened_files(node)}
-    for folder in filter(_is_folder, (layout.run, layout.logs, layout.rank_log(node, 0).parent)):
-        if os.access(folder, os.R_OK | os.X_OK):
+    for folder in (layout.run, layout.logs, layout.rank_log(node, 0).parent):
+        if stat.S_ISDIR(_mode(folder)) and os.access(folder, os.R_OK | os.X_OK):
             yield from (path for path in sorted({*folder.iterdir()} - known) if path.is_symlink())
 
 
-def _misplaced(paths: Iterable[Path], wanted: str) -> Iterator[Problem]:
-    """Links, and files in the place of folders, or folders in the place of files."""
-    for path in paths:
-        mode = _mode(path)
-        if mode is None or (stat.S_ISDIR(mode) if wanted == "folder" else stat.S_ISREG(mode)):
-            continue
-        if stat.S_ISLNK(mode):
-            yield _link(path)
-            continue
-        kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device or a socket"
-        found = f"{shown(path)} is a {kind}, not a {wanted}"
-        remedy = f"Move it away, {_OTHER}"
-        yield bad_output("OUTPUT_DIR", found, remedy)
+def _misplaced(path: Path, mode: int, wanted: str) -> Problem:
+    """A link, a file in the place of a folder, or a folder in the place of a file."""
+    if stat.S_ISLNK(mode):
+        return _link(path)
+    kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device or a socket"
+    found = f"{shown(path)} is a {kind}, not a {wanted}"
+    return bad_output("OUTPUT_DIR", found, f"Move it away, {_OTHER}")
 
 
 def _link(path: Path) -> Problem:
@@ -74,22 +71,31 @@ def _link(path: Path) -> Problem:
     return bad_output("OUTPUT_DIR", found, remedy)
 
 
-def _unusable(folder: Path, entries: Iterable[Path], access: int) -> Iterator[Problem]:
-    """The entries of a folder that this user cannot change, as one problem."""
-    closed = sorted(path for path in entries if not os.access(path, access))
+def _closed_in(folder: Path) -> Iterator[Problem]:
+    """The folder, or the folders in it, that this user cannot change, as one problem."""
+    access = os.W_OK | os.X_OK
+    if not os.access(folder, access):
+        yield _closed(folder)
+        return
+    closed = sorted(
+        each for each in folder.iterdir() if stat.S_ISDIR(_mode(each)) and not os.access(each, access)
+    )
     if closed:
-        names = few(path.name for path in closed)
-        found = f"{shown(folder)} holds {names}: {of_owner(closed[0])}, not writable by user {os.getuid()}"
+        found = f"{shown(folder)} holds {few(path.name for path in closed)}: {not_writable(closed[0])}"
         yield bad_output("OUTPUT_DIR", found, _remedy(folder))
 
 
 def _closed(path: Path) -> Problem:
-    found = f"{shown(path)}: {of_owner(path)}, not writable by user {os.getuid()}"
-    return bad_output("OUTPUT_DIR", found, _remedy(path))
+    return bad_output("OUTPUT_DIR", f"{shown(path)}: {not_writable(path)}", _remedy(path))
 
 
 def _remedy(path: Path) -> str:
     return f"Remove it, or give it to this user: chown -R {os.getuid()} '{shown(path)}'; {_OTHER}"
+
+
+def not_writable(path: Path) -> str:
+    """Why this user cannot write, with owner and mode of the path."""
+    return f"{of_owner(path)}, not writable by user {os.getuid()}"
 
 
 def of_owner(path: Path) -> str:
@@ -104,25 +110,15 @@ def of_owner(path: Path) -> str:
     return f"of user {info.st_uid}{name}, mode {stat.filemode(info.st_mode)}"
 
 
-def _is_kept(path: Path) -> bool:
+def _is_sticky(path: Path) -> bool:
     """Whether the sticky bit of its folder keeps this user from replacing a file."""
     folder, owners = path.parent.stat(), {path.lstat().st_uid, path.parent.stat().st_uid}
     return bool(folder.st_mode & stat.S_ISVTX) and os.geteuid() not in (0, *owners)
 
 
-def _is_folder(path: Path) -> bool:
-    mode = _mode(path)
-    return mode is not None and stat.S_ISDIR(mode)
-
-
-def _is_file(path: Path) -> bool:
-    mode = _mode(path)
-    return mode is not None and stat.S_ISREG(mode)
-
-
-def _mode(path: Path) -> int | None:
-    """Type and mode of the path itself, not of what a link leads to; None: nothing is there."""
+def _mode(path: Path) -> int:
+    """Type and mode of the path itself, not of what a link leads to; 0: nothing is there."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return 0
