@@ -16,7 +16,7 @@ help:
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
 	@echo "make test-emit   emitted jobs, read by SkyPilot, Kubeflow's models, kubectl and podman-compose"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
-	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM; on Debian as root this installs SLURM first"
+	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM, and faults between two nodes; on Debian as root this installs SLURM first"
 	@echo "make survival   ends a job in every phase by every cause, and writes docs/survival.md; half an hour"
 	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
 	@echo "make lint   ruff, mypy, shellcheck, hadolint"

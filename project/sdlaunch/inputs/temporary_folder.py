@@ -27,7 +27,7 @@ _NO_EXEC = "is mounted noexec: compiled kernels cannot be loaded from it"
 
 @dataclass(frozen=True)
 class TemporaryFolder:
-    """The folder that serves, or with problems the one that was named."""
+    """The usable folder, or with problems the one that was named."""
 
     path: Path
     replaces: bool = False  # the folder that the environment names: the processes need TMPDIR
@@ -40,7 +40,7 @@ class TemporaryFolder:
 
 
 def find(environ: Mapping[str, str], defaults: Sequence[str] = _DEFAULTS) -> TemporaryFolder:
-    """The first folder that serves."""
+    """The first usable folder."""
     names = ("TMPDIR", "TEMP", "TMP")  # as Python reads them
     variable, named = next(((name, environ[name]) for name in names if environ.get(name)), ("TMPDIR", ""))
     faults: dict[Path, str] = {}
@@ -48,23 +48,23 @@ def find(environ: Mapping[str, str], defaults: Sequence[str] = _DEFAULTS) -> Tem
         faults[folder] = _fault(folder.absolute())
         if not faults[folder]:
             break
-    first, serving = next(iter(faults)), next((path for path, fault in faults.items() if not fault), None)
-    if serving is None:  # then those that serve as long as nothing is compiled
-        serving = next((path for path, fault in faults.items() if fault == _NO_EXEC), None)
-    if serving is None:
+    first = next(iter(faults))
+    tolerable = ("", _NO_EXEC)  # the latter as long as nothing is compiled
+    usable = next((path for worst in tolerable for path, fault in faults.items() if fault == worst), None)
+    if usable is None:
         found = "; ".join(f"{shown(folder)} {fault}" for folder, fault in faults.items())
         remedy = (
             "Set TMPDIR to a writable folder with a short path, or start the container with --tmpfs /tmp."
         )
         return TemporaryFolder(first, problems=(no_hardware(variable, found, remedy),))
-    if serving == first:
+    if usable == first:
         return TemporaryFolder(first)
-    warning = f"{variable}: {shown(first)} {faults[first]}; the processes use {serving}"
-    return TemporaryFolder(serving, replaces=True, warnings=(warning,))
+    warning = f"{variable}: {shown(first)} {faults[first]}; the processes use {usable}"
+    return TemporaryFolder(usable, replaces=True, warnings=(warning,))
 
 
 def _fault(folder: Path) -> str:
-    """Why a folder does not serve, found by using it; "": it serves."""
+    """Why a folder is not usable, found by using it; "": it is."""
     length, most = len(os.fsencode(folder)), _SOCKET_PATH - _SOCKET_NAME
     try:
         with tempfile.TemporaryDirectory(prefix="sdjob-", dir=folder) as probe:

@@ -121,16 +121,16 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
     end = Ending(
         returncode,
         notes,
-        tuple(job.stream.tail),
-        tuple(Heartbeat.read_all(job.channel.notes).values()),
-        processes.oom_kills() - kills_before,
-        stop.signal,
-        stop.forced_at,
-        watch.hang,
-        output_folder.problem_after(job.lock, job.layout.root, failed=returncode != 0),
-        peers.awaited_cause() if unexplained else None,
-        peers.missing() if unexplained and job.plan.cluster.nodes > 1 else "",
-        job.lock.lost.is_set(),
+        log_tail=tuple(job.stream.tail),
+        heartbeats=tuple(Heartbeat.read_all(job.channel.notes).values()),
+        oom_kills=processes.oom_kills() - kills_before,
+        stopped_by=stop.signal,
+        forced_at=stop.forced_at,
+        hang=watch.hang,
+        output=output_folder.problem_after(job.lock, job.layout.root, failed=returncode != 0),
+        output_is_gone=job.lock.lost.is_set(),
+        cause=peers.awaited_cause() if unexplained else None,
+        missing=peers.missing() if unexplained and job.plan.cluster.nodes > 1 else "",
     )
     verdict = verdicts.judge(end)
     on_cpu = job.plan.settings["device"].value == "cpu"

@@ -126,7 +126,7 @@ def _machine(found: devices.Devices) -> dict[str, str]:
 
 
 def _temporary(found: TemporaryFolder) -> str:
-    return "no folder serves" if found.problems else "; ".join(found.warnings) or str(found.path)
+    return "no usable folder" if found.problems else "; ".join(found.warnings) or str(found.path)
 
 
 def _text(path: str | Path) -> str:

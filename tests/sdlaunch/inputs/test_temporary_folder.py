@@ -18,7 +18,7 @@ from tests.support.launcher import found, prepare, supervised
 
 @pytest.fixture
 def spare(tmp_path) -> Iterator[Path]:
-    """A folder that serves; those of pytest have long paths."""
+    """A usable folder; those of pytest have long paths."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
