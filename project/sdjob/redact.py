@@ -56,7 +56,9 @@ def secrets_of(environ: Mapping[str, str], words: Sequence[str] = ()) -> tuple[s
     `words`: a command line, of which the values of secret flags are taken.
     """
     values = [value for name, value in environ.items() if is_secret(name)]
-    values += [word[start:] for word, start in zip(words, _starts(words), strict=True) if start is not None]
+    values += [
+        word[start:] for word, start in zip(words, _secret_starts(words), strict=True) if start is not None
+    ]
     lines = [line for value in values for line in (value, *value.splitlines())]
     spellings = {spelling for line in lines for spelling in _spellings(line.strip())}
     return tuple(sorted((s for s in spellings if len(s) >= _SHORTEST), key=lambda s: (-len(s), s)))
@@ -64,7 +66,7 @@ def secrets_of(environ: Mapping[str, str], words: Sequence[str] = ()) -> tuple[s
 
 def without_secrets(words: Sequence[str]) -> tuple[str, ...]:
     """A command line with the values of secret flags hidden, however short: `--token X`, `--token=X`, `token=X`."""
-    pairs = zip(words, _starts(words), strict=True)
+    pairs = zip(words, _secret_starts(words), strict=True)
     return tuple(word if start is None else word[:start] + HIDDEN for word, start in pairs)
 
 
@@ -74,13 +76,13 @@ def without_secrets_in(line: str) -> str:
         words = shlex.split(line)
     except ValueError:  # an open quote, so that a secret may go on to the end
         words = line.split()
-        secret = next((i for i, start in enumerate(_starts(words)) if start is not None), len(words))
+        secret = next((i for i, start in enumerate(_secret_starts(words)) if start is not None), len(words))
         return line if secret == len(words) else " ".join((*words[:secret], HIDDEN))
     hidden = without_secrets(words)
     return line if hidden == tuple(words) else shlex.join(hidden)
 
 
-def _starts(words: Sequence[str]) -> Iterable[int | None]:
+def _secret_starts(words: Sequence[str]) -> Iterable[int | None]:
     """For each word of a command line the position from which on it is secret."""
     is_value = False
     for word in words:

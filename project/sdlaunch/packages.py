@@ -50,7 +50,7 @@ def missing(needed: Mapping[str, str]) -> list[str]:
 
 def install_command(names: Iterable[str], versions: Mapping[str, str] | None = None) -> str:
     """One command for all of them, in these versions, or in those that were tested together on a CPU."""
-    versions = versions or tested("", "-torch")
+    versions = versions or pinned_versions("", "-torch")
     pinned = (f"{name}=={versions[name]}" if name in versions else name for name in names)
     return f"{sys.executable} -m pip install {' '.join(pinned)}"
 
@@ -64,8 +64,8 @@ def not_installed(
     return no_hardware("Python packages", found, remedy)
 
 
-def tested(*files: str, folder: Path = _REQUIREMENTS) -> dict[str, str]:
-    """Package → pinned version, of the requirements files with these endings."""
+def pinned_versions(*files: str, folder: Path = _REQUIREMENTS) -> dict[str, str]:
+    """Package → version, of the requirements files with these endings."""
     found: dict[str, str] = {}
     for name in files:
         path = folder / f"requirements{name}.txt"

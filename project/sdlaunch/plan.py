@@ -173,7 +173,7 @@ def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
     stated = {name: given.where for name, given in read.settings.given.items()}
     options, sources = accelerate.completed(fetched.options, stated, config)
     where = cluster.resolve(options, sources, read.environ, found, assigns_ranks=read.assigns_ranks)
-    where, unreached = (where, ()) if read.assigns_ranks else cluster.routed(where)
+    where, unreached = (where, ()) if read.assigns_ranks else cluster.with_route(where)
     contents = inputs.look(mounts, options, spec, fetched.awaited)
     temporary = _temporary(read)
     return _Inspected(mounts, fetched, found, config, options, where, unreached, contents, temporary)

@@ -7,14 +7,14 @@ from sdlaunch import packages
 
 
 def test_the_command_has_the_pinned_versions():
-    pins = packages.tested("", "-torch")
+    pins = packages.pinned_versions("", "-torch")
     assert packages.install_command(["pillow", "torch", "no-such-package"]) == (
         f"{sys.executable} -m pip install pillow=={pins['pillow']} torch=={pins['torch']} no-such-package"
     )
 
 
 def test_every_package_is_pinned():
-    assert {*packages.PACKAGES.values()} <= packages.tested("", "-torch").keys()
+    assert {*packages.PACKAGES.values()} <= packages.pinned_versions("", "-torch").keys()
 
 
 def test_a_broken_package_is_named_with_its_error(tmp_path, monkeypatch):

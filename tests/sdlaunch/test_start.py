@@ -30,7 +30,7 @@ def started(folder: Path, module: str, source: str) -> subprocess.CompletedProce
 def test_a_missing_package_is_named_as_pip_knows_it(tmp_path, module, package):
     ended = started(tmp_path, module, f"raise ModuleNotFoundError('No module', name={module!r})")
     assert ended.returncode == 69
-    version = packages.tested("")[package]
+    version = packages.pinned_versions("")[package]
     assert ended.stderr == (
         f"Python packages: {package} not installed for {sys.executable}\n"
         f"    → Install: {sys.executable} -m pip install {package}=={version}\n"
@@ -47,7 +47,7 @@ def test_all_missing_packages_are_named_at_once(monkeypatch, capsys):
     assert console.guarded(main) == 69
     said = capsys.readouterr().err
     assert said.startswith("Python packages: pillow, psutil, pyyaml not installed for")
-    pins = packages.tested("")
+    pins = packages.pinned_versions("")
     assert said.endswith(" ".join(f"{name}=={pins[name]}" for name in ("pillow", "psutil", "pyyaml")) + "\n")
 
 

@@ -87,7 +87,7 @@ def resolve(
     return Resolved(cluster, stated | {"NPROC_PER_NODE": why}, tuple(problems))
 
 
-def routed(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
+def with_route(resolved: Resolved) -> tuple[Resolved, tuple[str, ...]]:
     """The cluster with the route to node 0, or a warning that there is none yet."""
     cluster = resolved.cluster
     if cluster.endpoint is None or resolved.problems:

@@ -50,7 +50,7 @@ def _parsed(value: object, variable: str, *, derived: bool = False) -> Stated | 
     return None if value in (None, "") else Stated(str(value), variable, derived)
 
 
-def _several(found: str, variable: str, remedy: str) -> Problem:
+def _one_per_process(found: str, variable: str, remedy: str) -> Problem:
     """The problem of a start method that starts one launcher per device or process."""
     return bad_setting(
         variable, f"{found}: one launcher per process", f"{remedy}: the launcher starts the others."
@@ -153,7 +153,7 @@ def _azureml(environ: Environ) -> Claim:
     if per_device or (nodes and nodes != environ["WORLD_SIZE"]):
         found = f"{environ['WORLD_SIZE']!r} with RANK={environ.get('RANK')!r}, NODE_RANK={rank!r}"
         remedy = "Set process_count_per_instance: 1 in the job"
-        return Claim(refused=_several(found, "WORLD_SIZE", remedy))
+        return Claim(refused=_one_per_process(found, "WORLD_SIZE", remedy))
     return Claim(
         nodes=stated(environ, "AZUREML_NODE_COUNT", "WORLD_SIZE"),
         node_rank=stated(environ, "RANK", "NODE_RANK"),
@@ -218,7 +218,7 @@ def _mpi(environ: Environ) -> Claim:
             continue
         if environ[local] != "1":
             found = f"{environ[local]!r} launchers on this node"
-            return Claim(refused=_several(found, local, f"Start one launcher per node, with {start}"))
+            return Claim(refused=_one_per_process(found, local, f"Start one launcher per node, with {start}"))
         host, port = _host_and_port(environ.get("AZ_BATCH_MASTER_NODE", ""))
         return Claim(
             nodes=stated(environ, size),
@@ -243,7 +243,7 @@ def _slurm(environ: Environ) -> Claim:
             f"{tasks} launchers on this node",
             "Start one launcher per node, with --ntasks-per-node=1",
         )
-        return Claim(refused=_several(found, "SLURM_NTASKS_PER_NODE", remedy))
+        return Claim(refused=_one_per_process(found, "SLURM_NTASKS_PER_NODE", remedy))
     first = _first_slurm_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
     return Claim(
         nodes=stated(environ, "SLURM_STEP_NUM_NODES") or nodes,

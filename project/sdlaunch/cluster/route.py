@@ -44,13 +44,15 @@ def find(endpoint: str, node_rank: int) -> Route:
     except UnicodeError as error:  # a name that cannot be encoded, such as one with an empty part
         raise OSError(str(error)) from error
     targets = list(dict.fromkeys(each[4][0] for each in found))
-    routes = [(str(target), source) for target in targets if (source := _source(str(target)))]
+    routes = [(str(target), source) for target in targets if (source := _source_address(str(target)))]
     if not routes:
         raise OSError(f"no route to {', '.join(map(str, targets))}")
     target, source = routes[0]
     interfaces = dict(_interfaces())
     if node_rank == 0 and _is_loopback(source):
-        source = next(filter(None, map(_source, _ELSEWHERE)), None) or _only_address(interfaces) or source
+        source = (
+            next(filter(None, map(_source_address, _ELSEWHERE)), None) or _only_address(interfaces) or source
+        )
     return Route(target, source, interfaces.get(source, ""))
 
 
@@ -64,7 +66,7 @@ def line(route: Route, endpoint: str, environ: Mapping[str, str]) -> str:
     return f"network: node 0 is {target}, this node {there}" + (f"; {used}" if used else "")
 
 
-def _source(target: str) -> str | None:
+def _source_address(target: str) -> str | None:
     """The address from which packets to this one are sent; none is sent."""
     family = socket.AF_INET6 if ":" in target else socket.AF_INET
     try:

@@ -17,7 +17,7 @@ from sdjob.problems import Problem, no_hardware
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch.inputs.fetch import PACKAGES as AWAITED
 from sdlaunch.inputs.fetch import Fetched, run
-from sdlaunch.packages import PACKAGES, missing, tested
+from sdlaunch.packages import PACKAGES, missing, pinned_versions
 
 
 def provide(
@@ -63,7 +63,7 @@ def _install(
     try:
         part.mkdir(parents=True)
         pins = part / "pins.txt"
-        pins.write_text("\n".join(_pins(tested("", folder=home / "docker"))))
+        pins.write_text("\n".join(_pins(pinned_versions("", folder=home / "docker"))))
         flags = ["--disable-pip-version-check", "--no-input", f"--prefix={part}", f"--constraint={pins}"]
         more = ["-r", str(own)] if own else []
         argv = [sys.executable, "-m", "pip", "install", *flags, *lacking, *more]

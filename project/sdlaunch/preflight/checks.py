@@ -124,7 +124,7 @@ CHECKS: tuple[Check, ...] = (
     Check(estimates.host_memory, "memory", lambda _: "the system", ExitCode.NO_HARDWARE),
     Check(packages.findings, "Python packages", lambda _: sys.executable, ExitCode.NO_HARDWARE),
     Check(system_limits.findings, "system limits", lambda _: "this machine", ExitCode.NO_HARDWARE),
-    Check(output.apart, "OUTPUT_DIR", _output, ExitCode.BAD_SETTING),
+    Check(output.separate_from_inputs, "OUTPUT_DIR", _output, ExitCode.BAD_SETTING),
     Check(output.writable, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(leftovers.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
     Check(estimates.disk_space, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),

@@ -95,10 +95,10 @@ def _remedy(path: Path) -> str:
 
 def not_writable(path: Path) -> str:
     """Why this user cannot write, with owner and mode of the path."""
-    return f"{of_owner(path)}, not writable by user {os.getuid()}"
+    return f"{owner_and_mode(path)}, not writable by user {os.getuid()}"
 
 
-def of_owner(path: Path) -> str:
+def owner_and_mode(path: Path) -> str:
     """Owner and mode of a path, in words."""
     info = path.lstat()
     if os.access(path, os.F_OK) and os.statvfs(path).f_flag & os.ST_RDONLY:

@@ -13,13 +13,13 @@ from sdjob.files import unwritable_reason
 from sdjob.problems import Problem, bad_output, bad_setting
 from sdjob.writing import LinkError
 from sdlaunch.preflight.job import Job
-from sdlaunch.preflight.leftovers import of_owner
+from sdlaunch.preflight.leftovers import owner_and_mode
 
 _PROBES = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def apart(job: Job) -> list[Problem]:
+def separate_from_inputs(job: Job) -> list[Problem]:
     """Refuse results among the inputs: the next run would take them for a second model, or for images."""
     output = job.mounts.output.resolve()
     inputs = (("MODEL_DIR", job.mounts.model), ("DATASET_DIR", job.mounts.dataset))
@@ -40,7 +40,7 @@ def writable(job: Job) -> list[Problem]:
     for _ in range(_PROBES):
         try:
             refused = _probe(output)
-            return [_without(refused, output)] if refused else []
+            return [_without_operations(refused, output)] if refused else []
         except (FileNotFoundError, FileExistsError) as error:
             # Nodes that start together make and remove the same folder at the same time.
             problem = unwritable(output, error)
@@ -108,7 +108,7 @@ def _write_probe(output: Path) -> dict[str, str]:
     return refused
 
 
-def _without(refused: dict[str, str], output: Path) -> Problem:
+def _without_operations(refused: dict[str, str], output: Path) -> Problem:
     """The problem of a file system that cannot do what a job needs."""
     missing = ", ".join(f"{what} ({why})" for what, why in refused.items())
     return bad_output(
@@ -136,5 +136,5 @@ def _owner(output: Path) -> str:
     """Whose the folder is, or the nearest one above that exists."""
     for folder in (output, *output.parents):
         with contextlib.suppress(OSError):
-            return f" ({'it' if folder == output else folder} is {of_owner(folder)})"
+            return f" ({'it' if folder == output else folder} is {owner_and_mode(folder)})"
     return ""

@@ -35,7 +35,7 @@ class RankPipes:
         deadline = float("inf")
         with selectors.DefaultSelector() as selector:
             for descriptor in (torchrun, *self.descriptors):
-                selector.register(descriptor, selectors.EVENT_READ, _Output())
+                selector.register(descriptor, selectors.EVENT_READ, _LineSplitter())
             while time.monotonic() < deadline:
                 is_last = has_ended()
                 if is_last and deadline == float("inf"):
@@ -74,7 +74,7 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-class _Output:
+class _LineSplitter:
     """Splits the output of one source into lines. Progress bars, which return to the start of a line, are thinned."""
 
     def __init__(self) -> None:

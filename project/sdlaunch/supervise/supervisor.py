@@ -90,7 +90,7 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
             _hint(str(error))
             return error.code
         stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
-        return _watched(_Job(plan, layout, channel, stream, pipes, held), environ)
+        return _run_to_verdict(_Job(plan, layout, channel, stream, pipes, held), environ)
 
 
 def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Mapping[str, str]) -> None:
@@ -103,7 +103,7 @@ def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Map
     layout.make(layout.logs)
 
 
-def _watched(job: _Job, environ: Mapping[str, str]) -> int:
+def _run_to_verdict(job: _Job, environ: Mapping[str, str]) -> int:
     """The run up to its verdict."""
     stop, kills_before = _note_signals(), processes.oom_kills()
     watch = Watch(job.channel.notes, float(job.plan.settings["hang_timeout"].value))
@@ -112,7 +112,7 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
     try:
         returncode = _supervised(job, environ, stop, watch, peers)
     except JobError as error:  # the nodes do not find each other
-        return _judged(job, verdicts.refused(error.problems), watch)
+        return _report(job, verdicts.refused(error.problems), watch)
     if stop.insisted:
         job.stream.say("stopped at once by a repeated Ctrl-C (SIGINT)")
         return 128 + signal.SIGINT
@@ -136,10 +136,10 @@ def _watched(job: _Job, environ: Mapping[str, str]) -> int:
     on_cpu = job.plan.settings["device"].value == "cpu"
     if verdict.code == ExitCode.OUT_OF_MEMORY and not end.oom_kills and (on_cpu or not verdict.on_host):
         verdict = verdicts.advised(verdict, job.plan.lighter())
-    return _judged(job, verdict, watch)
+    return _report(job, verdict, watch)
 
 
-def _judged(job: _Job, verdict: Verdict, watch: Watch) -> int:
+def _report(job: _Job, verdict: Verdict, watch: Watch) -> int:
     """Report how the job ended; returns its exit code."""
     _show(verdict, job, recorded=_record(verdict, watch, job))
     return int(verdict.code)
@@ -177,11 +177,11 @@ def _note_signals() -> Stop:
     return stop
 
 
-def _met(job: _Job, stop: Stop, peers: Peers) -> LaunchPlan | None:
+def _meet(job: _Job, stop: Stop, peers: Peers) -> LaunchPlan | None:
     """The command, once node 0 is found; None: the job is over before. Raises JobError (69)."""
 
     def is_over() -> bool:
-        return stop.signal is not None or peers.end_the_job()
+        return stop.signal is not None or peers.job_is_over()
 
     plan = job.plan
     try:
@@ -195,7 +195,7 @@ def _met(job: _Job, stop: Stop, peers: Peers) -> LaunchPlan | None:
 
 def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch, peers: Peers) -> int:
     """Start the command, wait for its end, and pass on output and requests to stop. Raises JobError (69)."""
-    launch = _met(job, stop, peers)
+    launch = _meet(job, stop, peers)
     if launch is None:
         return -(stop.signal or signal.SIGTERM)
     processes.adopt_orphans()
@@ -217,9 +217,9 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
         pump = threading.Thread(target=job.stream.pump, args=(lines,), daemon=True)
         pump.start()
         while process.poll() is None and not (
-            stop.insisted or watch.hangs() or job.lock.lost.is_set() or peers.end_the_job(process.pid)
+            stop.insisted or watch.hangs() or job.lock.lost.is_set() or peers.job_is_over(process.pid)
         ):
-            _advance(stop, process, job, peers)
+            _advance_stop(stop, process, job, peers)
             if peers.is_waiting:
                 watch.restart()
             processes.reap_orphans(process.pid)
@@ -244,7 +244,7 @@ def _wait_for_ranks(torchrun: int, stop: Stop, job: _Job) -> None:
         time.sleep(0.1)
 
 
-def _advance(stop: Stop, process: subprocess.Popen[bytes], job: _Job, peers: Peers) -> None:
+def _advance_stop(stop: Stop, process: subprocess.Popen[bytes], job: _Job, peers: Peers) -> None:
     """The next phase of a stop: ask at the first signal, end after the grace time, kill after that.
 
     A repeated SIGINT ends the supervision.

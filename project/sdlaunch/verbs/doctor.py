@@ -54,7 +54,7 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
         problems = packages.broken(environ, _TIMEOUT) or problems  # where PyTorch is broken, it names it
     cuda = bool(answers and answers["torch"]["cuda"])
     files = ("", "-cuda", "-colossal") if cuda else ("", "-torch")
-    tested = packages.tested(*files, folder=home / "docker")
+    tested = packages.pinned_versions(*files, folder=home / "docker")
     installed = {name: run_records.version_of(name) for name in tested}
     missing = sorted(name for name, version in installed.items() if version is None)
     if missing:

@@ -90,7 +90,7 @@ def prepare(
         target = arguments.get("to")
         folder = Path(target).expanduser().absolute() if target else layout.exports / checkpoint.name
         problems += _target_problems(folder, layout.root)
-        spec = spec.model_copy(update=_today(read, layout))
+        spec = spec.model_copy(update=_overrides(read, layout))
         spec = spec.model_copy(update=mount_paths.below_model(spec, mounts))
         model = _model(spec, mounts, read, chosen={names.shown_name(name) for name, _ in flags})
         spec = spec.model_copy(update={"pretrained_model_name_or_path": str(model.path)})
@@ -118,7 +118,7 @@ def _checkpoint(layout: OutputLayout, name: str | None) -> Path:
     raise JobError(bad_setting("checkpoint", found, f"{remedy}There are {few(there, 20)}."))
 
 
-def _today(read: Settings, layout: OutputLayout) -> dict[str, Any]:
+def _overrides(read: Settings, layout: OutputLayout) -> dict[str, Any]:
     """What the run's settings are replaced by: how to write the result, and the output folder as it is now."""
     given = {name: getattr(read.spec, name) for name in _OF_RESULT if name in read.given}
     return {**given, "output_dir": str(layout.root), "device": "cpu"}

@@ -29,7 +29,7 @@ def machine(monkeypatch):
         return [(0, type, 0, "", (address, port)) for address in found]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(route, "_source", SOURCES.get)
+    monkeypatch.setattr(route, "_source_address", SOURCES.get)
     monkeypatch.setattr(route, "_interfaces", lambda: iter(ADDRESSES.items()))
 
 

@@ -128,4 +128,4 @@ def test_a_folder_that_may_not_be_entered_is_left_to_the_check_of_writing(worksp
 
 
 def test_the_owner_is_named_as_far_as_known(tmp_path):
-    assert leftovers.of_owner(tmp_path).startswith(f"of user {os.getuid()} (")
+    assert leftovers.owner_and_mode(tmp_path).startswith(f"of user {os.getuid()} (")

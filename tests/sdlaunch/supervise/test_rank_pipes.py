@@ -9,13 +9,13 @@ import pytest
 
 from sdjob import protocol
 from sdlaunch.supervise import rank_pipes
-from sdlaunch.supervise.rank_pipes import _BLOCK, _LONGEST, _Output
+from sdlaunch.supervise.rank_pipes import _BLOCK, _LONGEST, _LineSplitter
 from tests.sdlaunch.workspace import HOME
 
 
 def split(*blocks, size=_BLOCK):
     """The lines of these blocks, read so many bytes at a time."""
-    output, data = _Output(), b"".join(blocks)
+    output, data = _LineSplitter(), b"".join(blocks)
     parts = (data[at : at + size] for at in range(0, len(data), size))
     return [line for part in parts for line in output.lines(part)] + list(output.rest())
 
@@ -45,7 +45,7 @@ def test_no_part_of_a_word_is_left_that_is_too_long_to_be_searched_for_secrets()
 
 
 def test_binary_output_takes_bounded_memory():
-    output = _Output()
+    output = _LineSplitter()
     for _ in range(200):
         list(output.lines(os.urandom(1000).replace(b" ", b"").replace(b"\n", b"").replace(b"\r", b"")))
         assert len(output._rest) <= _LONGEST

@@ -20,10 +20,12 @@ from sdlaunch.supervise.nodes.meeting import Reminder
 
 _LOOK_EVERY = 2.0  # seconds; the folder may be on slow storage
 # Seconds without progress on this node after which the job is over, since another node has failed.
-_FINAL = 5.0  # for a reason that the next start would meet again
-_MAYBE = 60.0  # in a crash: torchrun may start the ranks again, or connections may tell them
+_SILENCE_IF_FINAL = 5.0  # for a reason that the next start would meet again
+_SILENCE_IF_CRASHED = (
+    60.0  # in a crash: torchrun may start the ranks again, or they may notice it by their connections
+)
 _REPORTED = 3.0  # seconds until the report of a node that ended a moment earlier can be read
-_NEVER_AGAIN = (*REFUSED, ExitCode.OUT_OF_MEMORY)
+_FINAL_CODES = (*REFUSED, ExitCode.OUT_OF_MEMORY)
 
 
 @dataclass
@@ -36,63 +38,66 @@ class Peers:
     say: Callable[[str], None]
     patience: float  # seconds that torchrun waits for the other nodes
     is_waiting: bool = False  # torchrun runs no rank: it waits for other nodes
-    _looked: float = 0.0
+    _looked_at: float = 0.0
     _reminder: Reminder | None = None
-    _known: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    _reports_at_start: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     _failed_at: float = 0.0
-    _over: dict[str, Any] | None = None
+    _final_report: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self._known = self._reports()
+        self._reports_at_start = self._reports()
 
     def failure(self) -> dict[str, Any] | None:
         """The report of a node that has failed since this one started; one with a known cause first."""
         reports = self._reports()
-        new = [report for node, report in reports.items() if report != self._known.get(node)]
+        new = [report for node, report in reports.items() if report != self._reports_at_start.get(node)]
         return min(new, key=failure_report.order, default=None)
 
     def awaited_cause(self) -> dict[str, Any] | None:
         """The failure of another node that ended the job here, or would end every start; soon after the end here."""
         until = time.monotonic() + _REPORTED
-        while self.cluster.nodes > 1 and not self._over:
+        while self.cluster.nodes > 1 and not self._final_report:
             report = self.failure()
-            if report and report["code"] in _NEVER_AGAIN:
+            if report and report["code"] in _FINAL_CODES:
                 return report
             if time.monotonic() > until:
                 break
             time.sleep(0.2)
-        return self._over
+        return self._final_report
 
-    def end_the_job(self, torchrun: int | None = None) -> bool:
+    def job_is_over(self, torchrun: int | None = None) -> bool:
         """Whether the job is over on this node too: another one has failed for good, or was lost while all saved.
 
         `torchrun`: its process id; None: it has not started yet.
         """
         now = time.monotonic()
-        if self.cluster.nodes == 1 or now - self._looked < _LOOK_EVERY:
+        if self.cluster.nodes == 1 or now - self._looked_at < _LOOK_EVERY:
             return False
-        self._looked = now
+        self._looked_at = now
         report = self.failure()
         if torchrun is not None:  # until then the meeting of the nodes says what is waited for
             self._remind(torchrun, report)
-        if self.is_waiting and self._have_saved():
+        if self.is_waiting and self._all_ranks_saved():
             return True
         if report is None:
             self._failed_at = 0.0
             return False
         self._failed_at = self._failed_at or time.time()
         silent = time.time() - max(self._failed_at, Heartbeat.last(self.notes))
-        is_final = report["code"] in _NEVER_AGAIN
-        if silent > (_FINAL if is_final else _MAYBE) and (is_final or (torchrun and not self.is_waiting)):
-            self._over = report
-        return self._over is not None
+        if report["code"] in _FINAL_CODES:
+            is_over = silent > _SILENCE_IF_FINAL
+        else:
+            is_over = silent > _SILENCE_IF_CRASHED and torchrun is not None and not self.is_waiting
+        if is_over:
+            self._final_report = report
+        return self._final_report is not None
 
-    def _have_saved(self) -> bool:
+    def _all_ranks_saved(self) -> bool:
         """Whether the ranks here have saved and ended; torchrun waits 300 s for that of a node that is lost."""
         notes = ExitNote.read_all(self.notes)
         if len(notes) < self.cluster.nproc_per_node or any(each.code != ExitCode.STOPPED for each in notes):
             return False
-        return time.time() - max(each.time for each in notes) > _FINAL
+        return time.time() - max(each.time for each in notes) > _SILENCE_IF_FINAL
 
     def missing(self) -> str:
         """The nodes that have not started, or else the others, which have not joined."""
@@ -105,9 +110,9 @@ class Peers:
         if not absent:
             return f"{text} at {self.cluster.endpoint}"
         ended = [
-            f"node {node} last ended with {self._known[node]['class']}"
+            f"node {node} last ended with {self._reports_at_start[node]['class']}"
             for node in absent
-            if node in self._known
+            if node in self._reports_at_start
         ]
         shared = f"no start seen in {self.layout.run}, which all nodes share"
         return f"{text}: {'; '.join([shared, *ended])}"
@@ -119,11 +124,11 @@ class Peers:
             self.is_waiting, self._reminder = is_waiting, None
         if not (is_waiting or report):
             return
-        self._reminder = self._reminder or Reminder(self.say, self.patience if self.is_waiting else _MAYBE)
-        failed = (
-            report and f"node {report['node']} of {self.cluster.nodes}, which ended with {report['class']}"
-        )
-        self._reminder.waiting(failed or self.missing())
+        limit = self.patience if self.is_waiting else _SILENCE_IF_CRASHED
+        self._reminder = self._reminder or Reminder(self.say, limit)
+        if report:
+            failed = f"node {report['node']} of {self.cluster.nodes}, which ended with {report['class']}"
+        self._reminder.waiting(failed if report else self.missing())
 
     def _reports(self) -> dict[int, dict[str, Any]]:
         if self.cluster.nodes == 1:

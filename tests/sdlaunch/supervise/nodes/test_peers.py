@@ -28,8 +28,8 @@ def layout(tmp_path):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     monkeypatch.setattr(peers, "_LOOK_EVERY", 0.0)
-    monkeypatch.setattr(peers, "_FINAL", -1.0)
-    monkeypatch.setattr(peers, "_MAYBE", -1.0)
+    monkeypatch.setattr(peers, "_SILENCE_IF_FINAL", -1.0)
+    monkeypatch.setattr(peers, "_SILENCE_IF_CRASHED", -1.0)
     monkeypatch.setattr(peers, "_REPORTED", 0.1)
 
 
@@ -70,42 +70,42 @@ def holds(layout, node, age=0.0, nodes=2):
 
 def test_a_refused_node_ends_the_others(layout, has_ranks):
     watched = peers_of(layout)
-    assert not watched.end_the_job(TORCHRUN)
+    assert not watched.job_is_over(TORCHRUN)
     report(layout, 1, 66)
-    assert watched.end_the_job(TORCHRUN) and watched.awaited_cause()["node"] == 1
+    assert watched.job_is_over(TORCHRUN) and watched.awaited_cause()["node"] == 1
 
 
 def test_a_node_waits_for_a_crashed_one_that_may_come_back(layout, has_ranks):
     watched = peers_of(layout)
     report(layout, 1, 70)
     has_ranks[0] = False  # torchrun waits for it
-    assert not watched.end_the_job(TORCHRUN) and not watched.end_the_job(None)
+    assert not watched.job_is_over(TORCHRUN) and not watched.job_is_over(None)
     has_ranks[0] = True  # ranks wait for peers that have ended
-    assert watched.end_the_job(TORCHRUN)
+    assert watched.job_is_over(TORCHRUN)
 
 
 def test_ranks_that_make_progress_are_left_alone(layout, has_ranks, monkeypatch):
-    monkeypatch.setattr(peers, "_FINAL", 30.0)
+    monkeypatch.setattr(peers, "_SILENCE_IF_FINAL", 30.0)
     watched = peers_of(layout)
     report(layout, 1, 66)
-    assert not watched.end_the_job(TORCHRUN)
+    assert not watched.job_is_over(TORCHRUN)
     watched._failed_at -= 40
     Heartbeat(os.getpid(), "step").write(watched.notes, 0)
-    assert not watched.end_the_job(TORCHRUN)
+    assert not watched.job_is_over(TORCHRUN)
     old = time.time() - 40
     os.utime(next(watched.notes.iterdir()), (old, old))
-    assert watched.end_the_job(TORCHRUN)
+    assert watched.job_is_over(TORCHRUN)
 
 
 def test_reports_of_an_earlier_run_and_of_this_node_count_for_nothing(layout, has_ranks):
     report(layout, 1, 66)
     watched = peers_of(layout)
     report(layout, 0, 66)
-    assert not watched.end_the_job(TORCHRUN) and watched.awaited_cause() is None
+    assert not watched.job_is_over(TORCHRUN) and watched.awaited_cause() is None
     (layout.run / "failure-1.json").unlink()  # node 1 starts again
-    assert not watched.end_the_job(TORCHRUN)
+    assert not watched.job_is_over(TORCHRUN)
     report(layout, 1, 66, at="2030-01-02T00:00:00.000+00:00")
-    assert watched.end_the_job(TORCHRUN)
+    assert watched.job_is_over(TORCHRUN)
 
 
 def test_the_missing_nodes(layout):
@@ -131,15 +131,15 @@ def test_a_line_soon_and_then_regularly(layout, has_ranks, monkeypatch):
     watched = peers_of(layout, say=said.append)
     for seconds, lines in ((0, 0), (11, 1), (35, 1), (37, 2), (60, 2), (63, 3)):
         has_ranks[0] = False
-        watched.end_the_job(TORCHRUN)
+        watched.job_is_over(TORCHRUN)
         watched._reminder.started = time.monotonic() - seconds
-        watched.end_the_job(TORCHRUN)
+        watched.job_is_over(TORCHRUN)
         assert len(said) == lines, seconds
     assert watched.is_waiting
     assert said[0].startswith("waiting for node 1 of 2: no start seen in ")
     assert said[0].endswith(" (11 s of 60 s)")
     has_ranks[0] = True
-    watched.end_the_job(TORCHRUN)
+    watched.job_is_over(TORCHRUN)
     assert not watched.is_waiting and watched._reminder is None
 
 
@@ -147,6 +147,6 @@ def test_a_line_soon_and_then_regularly(layout, has_ranks, monkeypatch):
 def test_ranks_that_have_saved_wait_for_no_lost_node(layout, has_ranks, code, over):
     watched = peers_of(layout)
     ExitNote(0, code, 3).write(watched.notes)
-    assert not watched.end_the_job(TORCHRUN)  # a rank is left
+    assert not watched.job_is_over(TORCHRUN)  # a rank is left
     has_ranks[0] = False
-    assert watched.end_the_job(TORCHRUN) is over
+    assert watched.job_is_over(TORCHRUN) is over
