@@ -18,10 +18,15 @@ FETCH = (
     "import sys, os; from sdlaunch.inputs.fetch import run; "
     "run([sys.executable, '-c', sys.argv[1], sys.argv[2]], os.environ)"
 )
+EXPORT = (
+    "import sys, os; from pathlib import Path; from types import SimpleNamespace; "
+    "from sdlaunch.verbs.export import run; "
+    "run(SimpleNamespace(argv=[sys.executable, '-c', sys.argv[1], sys.argv[2]]), os.environ, Path('/'))"
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-@pytest.mark.parametrize("parent", [ASK, FETCH], ids=["ask", "fetch"])
+@pytest.mark.parametrize("parent", [ASK, FETCH, EXPORT], ids=["ask", "fetch", "export"])
 def test_a_killed_launcher_leaves_no_child(tmp_path, parent):
     path = tmp_path / "pid"
     command = [sys.executable, "-c", parent, CHILD, str(path)]

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from sdjob.dataset import color_profiles, image_formats
+from sdjob.dataset import color_profiles, decoded_size, image_formats
 from sdjob.files import LFS_POINTER, dead_link, reason_of
 from sdjob.problems import Problem, bad_input
 
@@ -105,8 +105,12 @@ def remarks_on(source: Path | bytes) -> list[Remark]:
 def _decoded(opened: ImageFile) -> Image:
     from PIL import ImageOps
 
-    opened.load()  # every pixel: a truncated file raises here
-    return _to_rgb(opened if _is_turned_by_reader(opened) else ImageOps.exif_transpose(opened))
+    turned = _orientation(opened) != 1
+    with decoded_size.reserved(opened, turned=turned):
+        opened.load()  # every pixel: a truncated file raises here
+        if not _is_turned_by_reader(opened):
+            ImageOps.exif_transpose(opened, in_place=True)
+        return _to_rgb(opened)
 
 
 def size_of(source: Path | bytes) -> tuple[int, int]:
@@ -186,7 +190,7 @@ def _in_srgb(image: Image, profile: bytes | None) -> Image:
     if profile:
         with suppress(color_profiles.ProfileError):  # a remark says so
             return color_profiles.to_srgb(image.convert(_color_mode(image.mode)), profile)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _color_mode(mode: str) -> str:
@@ -226,6 +230,8 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"has more than {limit:,} pixels, which is not decoded (decompression bomb?)"
+    if isinstance(error, decoded_size.TooLarge):
+        return str(error)
     if isinstance(error, FileNotFoundError) and isinstance(source, Path) and source.is_symlink():
         return dead_link(source).found
     if isinstance(error, OSError) and error.strerror:

@@ -10,6 +10,8 @@ from sdjob.files import shown, unreadable
 from sdjob.problems import JobError, bad_input
 
 _MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+LONGEST_CAPTION = 10_000  # characters; what follows is not read, far beyond what a tokenizer keeps
+_MOST = 1 << 20  # bytes of a file with one caption
 # GBK, Big5 and others use the same bytes: GB 18030 reads most of them as some Chinese text.
 _GUESS = "gb18030"
 
@@ -20,6 +22,18 @@ def read_text(path: Path) -> str:
         return decoded(path, path.read_bytes())
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
+
+
+def read_caption(path: Path) -> str:
+    """The caption that is the text of a file. Raises JobError."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    if size > _MOST:
+        found = f"has {size:,} bytes, which is not one caption"
+        raise JobError(bad_input(shown(path), found, "keep the caption of its image alone in this file"))
+    return read_text(path).strip()
 
 
 def decoded(path: Path, content: bytes) -> str:

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sdjob.dataset.formats import DatasetInfo
+from sdjob.bounded import in_child, working_on
+from sdjob.dataset import decoded_size
+from sdjob.dataset.formats import DatasetInfo, tables
 from sdjob.dataset.images import ImageError, Remark, image_problem, remarks_on, source_of
-from sdjob.files import few
+from sdjob.dataset.text_files import LONGEST_CAPTION
+from sdjob.files import few, shown
 from sdjob.formatting import counted
 from sdjob.problems import Problem
 from sdjob.threads import in_threads
 
+Result = TypeVar("Result")
 _AT_ONCE = 64  # images; of a table their bytes are in memory
 
 
@@ -80,19 +84,49 @@ def examine(
     return Examined(len(indices), problems, remarks)
 
 
+def first_captions(info: DatasetInfo, limit: int) -> list[str]:
+    """The first captions, one character longer than LONGEST_CAPTION at most. Raises JobError."""
+    return _bounded(_first_captions, info, limit, 0)
+
+
 def verify_sample(info: DatasetInfo, limit: int) -> Examined:
     """Up to `limit` images, evenly spread. Raises JobError where a table cannot be read."""
-    return _examined(info, info.format.sample(info, spread(info.num_examples, limit)))
+    return _bounded(_verify_sample, info, limit, decoded_size.MEMORY)
 
 
 def verify_all(info: DatasetInfo, until: float) -> Examined:
     """All images, or those that were tried by then (time.monotonic()). Raises JobError where a table cannot be read."""
+    return _bounded(_verify_all, info, until, decoded_size.MEMORY)
+
+
+def _bounded(
+    read: Callable[[DatasetInfo, Any], Result], info: DatasetInfo, limit: float, memory: int
+) -> Result:
+    """What `read` returns; a table is read in another process, which damage in it may end.
+
+    `memory`: bytes that it takes besides those for the table.
+    """
+    if not info.row_counts:
+        return read(info, limit)
+    return in_child(read, info, limit, subject=shown(info.path), memory=tables.memory_for(info) + memory)
+
+
+def _first_captions(info: DatasetInfo, limit: int) -> list[str]:
+    return [text[: LONGEST_CAPTION + 1] for text in islice(info.format.captions(info), limit)]
+
+
+def _verify_sample(info: DatasetInfo, limit: int) -> Examined:
+    return _examined(info, info.format.sample(info, spread(info.num_examples, limit)))
+
+
+def _verify_all(info: DatasetInfo, until: float) -> Examined:
     parts: list[Examined] = []
     tried = 0
-    images = info.format.images(info)
-    while time.monotonic() < until and (batch := list(islice(images, _AT_ONCE))):
+    stored = info.format.images(info)
+    while time.monotonic() < until and (batch := list(islice(stored, _AT_ONCE))):
         parts.append(_examined(info, dict(enumerate(batch, tried))))
         tried += len(batch)
+        working_on(shown(info.path))
     return joined(parts)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 from sdjob.dataset.detect import has_unread_captions
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.dataset.text_files import LONGEST_CAPTION
+from sdjob.dataset.verify import first_captions
 from sdjob.problems import bad_input
 from sdjob.settings.recipes import with_captions, with_subjects
 from sdjob.settings.run_spec import RunSpec
@@ -20,7 +21,7 @@ def findings(job: Job) -> list[Finding]:
     data = job.contents.data
     if not data or job.has_script:
         return []
-    return [*_unused_columns(job.spec, data[0]), *(_empty(job) if data[0].caption_column else _unread(job))]
+    return [*_unused_columns(job.spec, data[0]), *(_lengths(job) if data[0].caption_column else _unread(job))]
 
 
 def _unused_columns(spec: RunSpec, data: DatasetInfo) -> Iterator[Finding]:
@@ -44,17 +45,20 @@ def _unread(job: Job) -> Iterator[Finding]:
             )
 
 
-def _empty(job: Job) -> list[Finding]:
-    """Empty captions among the first of the dataset: some are a warning, all of them a problem."""
+def _lengths(job: Job) -> list[Finding]:
+    """Empty and overlong captions among the first of the dataset: a warning; a problem if all are empty."""
     (data,) = job.contents.data
-    texts = list(islice(data.format.captions(data), SAMPLED_CAPTIONS))
+    texts = first_captions(data, SAMPLED_CAPTIONS)
     empty = sum(not text.strip() for text in texts)
-    if not empty:
-        return []
     checked = f"{'' if len(texts) == data.num_examples else 'the first '}{len(texts):,} captions"
-    if empty == len(texts):
+    if texts and empty == len(texts):
         remedy = (
             f"Write captions, set caption_column to the column that holds them, or use {with_subjects()}."
         )
         return [bad_input("DATASET_DIR", f"{data.path}: all of {checked} are empty", remedy)]
-    return [f"DATASET_DIR: {empty:,} of {checked} are empty: their images are trained on without a prompt"]
+    long = sum(len(text) > LONGEST_CAPTION for text in texts)
+    effects = {
+        "are empty: their images are trained on without a prompt": empty,
+        f"have more than {LONGEST_CAPTION:,} characters: the others are not read": long,
+    }
+    return [f"DATASET_DIR: {count:,} of {checked} {effect}" for effect, count in effects.items() if count]

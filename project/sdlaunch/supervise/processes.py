@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from sdjob.bounded import ends_with_parent
 from sdjob.protocol import Channel
-from sdlaunch.child_process import ends_with_launcher
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STATES = {
@@ -41,7 +41,7 @@ def before_torchrun() -> Callable[[], None]:
     torchrun then ends the workers, which save first. It ignores what torchrun would die of without ending the workers:
     a scheduler may signal all processes of a job, and the launcher takes that for all of them.
     """
-    end_with_launcher = ends_with_launcher()
+    end_with_launcher = ends_with_parent()
 
     def prepare() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2):

@@ -14,6 +14,7 @@ from PIL.Image import Image, Resampling, Transpose
 from torch.utils.data import Dataset, Subset
 
 from sdjob.dataset.images import ImageError, decode, image_problem, size_of
+from sdjob.dataset.text_files import LONGEST_CAPTION
 from sdjob.dataset.verify import Examined, examine, spread
 from sdjob.files import reason_of
 from sdjob.problems import JobError, Problem, bad_input
@@ -162,7 +163,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
     def caption(self, index: int) -> str:
         """The caption of an image, or "" where the dataset was opened without captions."""
         with self._named(index):
-            return self.source[index].caption() or ""
+            return (self.source[index].caption() or "")[:LONGEST_CAPTION]
 
     def captions(self, limit: int) -> Iterator[str]:
         """Those of the first `limit` images, without unusable images."""

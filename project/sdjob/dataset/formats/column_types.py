@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sdjob.dataset.text_files import LONGEST_CAPTION
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -52,10 +54,23 @@ def plain(column_type: pa.DataType) -> pa.DataType:
 
 
 def as_type(column: pa.Array, column_type: pa.DataType) -> pa.Array:
-    """The same values in another type of the same kind."""
+    """The same values in another type of the same kind; texts that are far too long are cut."""
     import pyarrow as pa
+    import pyarrow.types as types
 
+    if types.is_dictionary(column.type):
+        values = as_type(column.dictionary, column_type)
+        return pa.DictionaryArray.from_arrays(column.indices, values).dictionary_decode()
+    if kind_of(column.type) == "text":
+        column = _cut(column)
     return column if column.type == column_type else pa.array(column.to_pylist(), column_type)
+
+
+def _cut(texts: pa.Array) -> pa.Array:
+    import pyarrow.compute as pc
+
+    longest = pc.max(pc.binary_length(texts)).as_py() or 0
+    return texts if longest <= LONGEST_CAPTION else pc.utf8_slice_codeunits(texts, 0, LONGEST_CAPTION)
 
 
 def _parts(struct: pa.DataType) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdjob.dataset.formats import DatasetInfo, Files, Format, Wanted, file_sizes, size_line
 from sdjob.dataset.images import is_image_name
-from sdjob.dataset.text_files import read_text
+from sdjob.dataset.text_files import read_caption
 from sdjob.files import Listing, few, shown, suffix_of
 from sdjob.problems import JobError, bad_input
 from sdjob.threads import in_threads
@@ -85,12 +85,7 @@ def _composed(name: str) -> str:
 
 
 def _captions(info: DatasetInfo) -> Iterator[str]:
-    return map(_caption, info.companions)
-
-
-def _caption(path: Path) -> str:
-    """The text of a caption's file. Raises JobError."""
-    return read_text(path).strip()
+    return map(read_caption, info.companions)
 
 
 def _identity(info: DatasetInfo) -> Iterable[bytes]:
@@ -113,7 +108,7 @@ class _FolderRows:
         return self.info.files[index]
 
     def caption(self, index: int) -> str | None:
-        return _caption(self.info.companions[index]) if self.info.caption_column else None
+        return read_caption(self.info.companions[index]) if self.info.caption_column else None
 
 
 def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -> _FolderRows:

@@ -10,14 +10,15 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, groupby, islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from sdjob.bounded import MEMORY, in_child, working_on
 from sdjob.dataset import splits
 from sdjob.dataset.formats import DatasetInfo, Wanted
 from sdjob.dataset.formats.column_types import as_type, plain
-from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, reading, table_format
+from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, memory_for, reading, table_format
 from sdjob.file_identity import EDGE, content_id
 from sdjob.files import Listing, few, shown, suffix_of, user_cache
 from sdjob.problems import JobError, Problem, bad_input, bad_output
@@ -30,6 +31,8 @@ _SAMPLED_AT_ONCE = 8  # rows: those after the last one needed are read in vain
 _NAMED_ROWS = 3  # without a caption
 _VERSION = 2  # of what the cache holds
 _AT_ONCE = 64  # rows in memory, each of which may be an image
+_BYTES_AT_ONCE = 64 << 20  # of them
+_UNFOLDED = 100  # times the size of a file, beyond MEMORY, that its rows may take
 
 
 def _detect(listing: Listing, captions: bool) -> bool:
@@ -66,10 +69,10 @@ def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     filled = next((path for path, count in zip(paths, counts, strict=True) if count), None)
 
     def first(column: str) -> list[Any]:
-        return list(islice(_column(filled, column), 1)) if filled else []
+        return list(islice(_column(filled, column, 1), 1)) if filled else []
 
     caption = wanted.caption if all(schema.names.count(wanted.caption) == 1 for schema in schemas) else None
-    return checked(info, schemas, first, _nulls(info, caption) if caption else ())
+    return checked(info, schemas, first, _nulls(info, footers, caption) if caption else ())
 
 
 def missing_shards(names: Iterable[str]) -> list[str]:
@@ -113,9 +116,9 @@ def _schemas(paths: Sequence[Path], footers: Sequence[Any]) -> list[Any]:
     return schemas
 
 
-def _nulls(info: DatasetInfo, column: str) -> list[int]:
+def _nulls(info: DatasetInfo, footers: Sequence[Any], column: str) -> list[int]:
     """The first rows that have nothing in a column, and their number; nothing if there is none."""
-    counts = [_null_count(path, column) for path in info.files]
+    counts = [_null_count(path, footer, column) for path, footer in zip(info.files, footers, strict=True)]
     if not any(counts):
         return []
     number = next(number for number, count in enumerate(counts) if count)
@@ -124,29 +127,46 @@ def _nulls(info: DatasetInfo, column: str) -> list[int]:
     return [*islice((row for row, value in values if value is None), _NAMED_ROWS), sum(counts)]
 
 
-def _null_count(path: Path, column: str) -> int:
-    """From the statistics of its row groups, else by reading this column alone; not by pyarrow's metadata objects,
-    whose C++ aborts the process on some damaged footers."""
-    import pyarrow.dataset as ds
-
+def _null_count(path: Path, footer: Any, column: str) -> int:
+    """From the statistics of its row groups, else by reading this column alone."""
     with reading(path):
-        return int(ds.dataset(path, format="parquet").count_rows(filter=ds.field(column).is_null()))
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+    if all(each is not None and each.has_null_count for each in statistics):
+        return sum(each.null_count for each in statistics)
+    return sum(batch.column(0).null_count for batch in _batches(path, [column]))
 
 
-def _file(path: Path) -> Any:
+def _file(path: Path, columns: Sequence[str]) -> Any:
+    """Columns of texts and bytes as dictionaries: what many rows repeat is in memory once."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    footer = pq.read_metadata(path)
+    leaves = [footer.schema.column(number) for number in range(footer.num_columns)]
+    repeated = [
+        leaf.path
+        for leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY"
+        and leaf.max_repetition_level == 0
+        and leaf.path.partition(".")[0] in columns
+    ]
+    return pq.ParquetFile(
+        path, metadata=footer, pre_buffer=False, buffer_size=1 << 20, read_dictionary=repeated
+    )
 
 
-def _batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    with reading(path), _file(path) as file:
-        yield from file.iter_batches(_AT_ONCE, columns=columns)
+def _batches(path: Path, columns: Sequence[str], rows: int = _AT_ONCE) -> Iterator[Any]:
+    with reading(path), _file(path, columns) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        rows = max(1, min(rows, _BYTES_AT_ONCE // max(1, largest)))
+        yield from file.iter_batches(rows, columns=columns, use_threads=False)
 
 
-def _column(path: Path, column: str) -> Iterator[Any]:
-    for batch in _batches(path, [column]):
-        yield from batch.column(0).to_pylist()
+def _column(path: Path, column: str, rows: int = _AT_ONCE) -> Iterator[Any]:
+    for batch in _batches(path, [column], rows):
+        yield from (value.as_py() for value in batch.column(0))
 
 
 def _rows(path: Path, column: str, rows: Sequence[int]) -> dict[int, Any]:
@@ -155,14 +175,14 @@ def _rows(path: Path, column: str, rows: Sequence[int]) -> dict[int, Any]:
     A reader cannot jump inside a row group, so rows near the front of a very large one replace the others.
     """
     values: dict[int, Any] = {}
-    with reading(path), _file(path) as file:
+    with reading(path), _file(path, [column]) as file:
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         starts = [0, *accumulate(group.num_rows for group in groups)]
         for number, wanted in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
             start, group = starts[number], groups[number]
             near = max(1, group.num_rows * _GROUP_BYTES // max(1, group.total_byte_size))
             local = sorted({(row - start) % near for row in wanted})
-            batches = file.iter_batches(_SAMPLED_AT_ONCE, [number], [column])
+            batches = file.iter_batches(_SAMPLED_AT_ONCE, [number], [column], use_threads=False)
             values |= {row + start: value for row, value in _picked(batches, local)}
     return values
 
@@ -185,8 +205,9 @@ def _open(info: DatasetInfo, cache: Path | None, progress: Callable[[], None]) -
     try:
         if not _is_whole(converted, info):
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(converted, durable=True) as temporary, temporary.open("wb") as out:
-                _convert(info, out, progress)
+            with replacing(converted, durable=True) as temporary:
+                subject, memory = shown(info.path), memory_for(info)
+                in_child(_convert, info, temporary, subject=subject, memory=memory, progress=progress)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Free some space, or set" if full else "Set"
@@ -220,7 +241,7 @@ def _content(path: Path) -> str:
         return content_id(path, tail=min(size, max(EDGE, footer + 8)))
 
 
-def _convert(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) -> None:
+def _convert(info: DatasetInfo, target: Path) -> None:
     """Write the needed columns as one Arrow file, in the types of the first. Raises OSError, JobError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -228,11 +249,16 @@ def _convert(info: DatasetInfo, out: IO[bytes], progress: Callable[[], None]) ->
     columns = [column for column in (info.image_column, info.caption_column) if column]
     known = pq.read_schema(info.files[0])
     schema = pa.schema([(column, plain(known.field(column).type)) for column in columns])
-    with pa.ipc.new_stream(out, schema) as writer:
-        for batch in chain.from_iterable(_batches(path, columns) for path in info.files):
-            arrays = [as_type(batch.column(column), schema.field(column).type) for column in columns]
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-            progress()
+    with target.open("wb") as out, pa.ipc.new_stream(out, schema) as writer:
+        for path in info.files:
+            most = out.tell() + MEMORY + _UNFOLDED * path.stat().st_size
+            for batch in _batches(path, columns):
+                arrays = [as_type(batch.column(column), schema.field(column).type) for column in columns]
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+                working_on(shown(path))
+                if out.tell() > most:
+                    found = f"unfolds to more than {_UNFOLDED} times its size"
+                    raise JobError(bad_input(shown(path), found, "save it without repeating its rows"))
 
 
 PARQUET = table_format("parquet", "parquet files", _detect, _inspect, _column, _rows, _open)

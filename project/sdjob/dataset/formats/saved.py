@@ -93,7 +93,7 @@ def _column(path: Path, column: str) -> Iterator[Any]:
     table = mapped(path)
     with reading(path):
         for chunk in table[column].chunks:
-            yield from chunk.to_pylist()
+            yield from (value.as_py() for value in chunk)
 
 
 def _rows(path: Path, column: str, rows: Sequence[int]) -> dict[int, Any]:

@@ -11,12 +11,15 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdjob.bounded import MEMORY, in_child, working_on
 from sdjob.dataset.formats import DatasetInfo, Format, Wanted, column_types
 from sdjob.files import Listing, check_pointer, few, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_LARGE_FILE = 4 << 30  # bytes of memory that reading a large file may take: a page may be most of it
 
 ReadColumn = Callable[[Path, str], Iterator[Any]]  # file, column → its values, read lazily
 ReadRows = Callable[[Path, str, Sequence[int]], dict[int, Any]]  # file, column, rows → values by row
@@ -36,7 +39,7 @@ def table_format(
         name,
         description,
         detect,
-        inspect,
+        partial(_inspected, inspect),
         partial(_captions, read_column),
         open_rows,
         name_of=row_name,
@@ -44,6 +47,12 @@ def table_format(
         sample=partial(_sample, read_rows),
         packages=("pyarrow",),
     )
+
+
+def _inspected(
+    inspect: Callable[[Listing, Wanted], DatasetInfo], listing: Listing, wanted: Wanted
+) -> DatasetInfo:
+    return in_child(inspect, listing, wanted, subject=shown(listing.path))
 
 
 def checked(
@@ -139,9 +148,12 @@ def reading(path: Path) -> Iterator[None]:
     """Failures to read this file as JobError."""
     import pyarrow as pa
 
+    working_on(shown(path))
     try:
         check_pointer(path)
         yield
+    except MemoryError:  # pyarrow's own is one of its exceptions too
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names in a damaged footer
         if isinstance(error, OSError) and error.errno is not None:
             raise JobError(unreadable(path, error)) from error
@@ -155,6 +167,12 @@ def mapped(path: Path) -> pa.Table:
 
     with reading(path):
         return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def memory_for(info: DatasetInfo) -> int:
+    """Bytes that reading a table may take: in proportion to its files, whatever they claim to hold."""
+    largest = max((path.stat().st_size for path in info.files), default=0)
+    return MEMORY + min(2 * largest, _LARGE_FILE)
 
 
 def _captions(read: ReadColumn, info: DatasetInfo) -> Iterator[str]:

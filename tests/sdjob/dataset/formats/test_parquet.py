@@ -2,15 +2,18 @@
 
 import base64
 import os
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sdjob.dataset.formats.parquet import missing_shards
-from sdjob.dataset.images import decode
-from sdjob.dataset.verify import verify_sample
-from sdjob.problems import JobError
+from sdjob.dataset.formats.parquet import _convert, missing_shards
+from sdjob.dataset.formats.tables import row_name
+from sdjob.dataset.images import decode, source_of
+from sdjob.dataset.text_files import LONGEST_CAPTION
+from sdjob.dataset.verify import examine, first_captions, spread, verify_sample
+from sdjob.problems import JobError, Problem
 from sdtrain.data.sources import open_source
 from tests.support.datasets import captions, find, only, parquet, png, problems, table
 
@@ -79,18 +82,25 @@ def test_shards_of_different_sets_are_refused(tmp_path):
     assert "has other columns than a.parquet" in only(tmp_path).found
 
 
+def sampled(folder, limit: int) -> list[Problem]:
+    """The problems of a sample, read in this process."""
+    info = find(folder)
+    values = info.format.sample(info, spread(info.num_examples, limit))
+    return examine(list(values), partial(row_name, info), lambda row: source_of(values[row], folder)).bad
+
+
 def test_a_huge_row_group_is_sampled_from_its_front(tmp_path, monkeypatch):
     path = parquet(tmp_path / "a.parquet", table(64), row_group_size=64)
     size = pq.read_metadata(path).row_group(0).total_byte_size
     monkeypatch.setattr("sdjob.dataset.formats.parquet._GROUP_BYTES", size // 4)
-    assert verify_sample(find(tmp_path), 8).bad == []
+    assert sampled(tmp_path, 8) == []
     rows = table(64).to_pydict()["image"]
     rows[40] = {"bytes": b"bad", "path": None}
     parquet(path, table(64, image=rows), row_group_size=64)
-    assert verify_sample(find(tmp_path), 64).bad == []
+    assert sampled(tmp_path, 64) == []
     rows[3] = rows[40]
     parquet(path, table(64, image=rows), row_group_size=64)
-    assert [problem.subject for problem in verify_sample(find(tmp_path), 64).bad] == [f"{path} row 3"]
+    assert [problem.subject for problem in sampled(tmp_path, 64)] == [f"{path} row 3"]
 
 
 def test_damage_inside_a_parquet_file_is_named(tmp_path):
@@ -242,3 +252,46 @@ def test_a_folder_that_cannot_hold_converted_files_is_73(tmp_path):
     (problem,) = caught.value.problems
     assert (problem.code, problem.subject) == (73, str(tmp_path / "cache"))
     assert problem.remedy == "Set cache_dir to a folder that can be written."
+
+
+def unfolding(path, rows: int, characters: int, **options) -> None:
+    """A small file whose captions are large."""
+    text = pa.array(["a" * characters])
+    texts = pa.chunked_array([text] * rows)
+    image = [{"bytes": png(), "path": None}] * rows
+    parquet(path, pa.table({"image": image, "text": texts}), compression="zstd", **options)
+    assert path.stat().st_size < 100_000
+
+
+def test_long_captions_are_cut(tmp_path):
+    unfolding(tmp_path / "a.parquet", 30, 1 << 20)
+    info = find(tmp_path)
+    assert first_captions(info, 20) == ["a" * (LONGEST_CAPTION + 1)] * 20
+    rows = info.format.open(info, tmp_path / "cache", lambda: None)
+    assert [rows.caption(row) for row in range(30)] == ["a" * LONGEST_CAPTION] * 30
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_a_file_that_unfolds_beyond_memory_is_refused(tmp_path, use_dictionary):
+    path = tmp_path / "a.parquet"
+    unfolding(path, 2, 300 << 20, use_dictionary=use_dictionary)
+    info = find(tmp_path)
+    for read in (
+        lambda: first_captions(info, 20),
+        lambda: info.format.open(info, tmp_path / "cache", lambda: None),
+    ):
+        with pytest.raises(JobError) as caught:
+            read()
+        (problem,) = caught.value.problems
+        assert problem.code == 66 and problem.subject == str(path)
+        assert problem.found == "cannot be read: its reader needs more than 512 MiB of memory"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == []
+
+
+def test_rows_without_end_are_not_converted(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    unfolding(path, 300, 10_000)
+    monkeypatch.setattr("sdjob.dataset.formats.parquet.MEMORY", 100_000)
+    info = find(tmp_path)
+    with pytest.raises(JobError, match="unfolds to more than 100 times its size"):
+        _convert(info, tmp_path / "converted")
