@@ -70,6 +70,16 @@ _TABLE = (
         r"Failed to CUDA (?:calloc|malloc)",
     ),
     _row(
+        ExitCode.NO_HARDWARE,
+        "processes",
+        "no more processes or threads can be started",
+        "Raise the limit of the container or the user (--pids-limit, ulimit -u), or use fewer dataloader_num_workers "
+        "or processes (NPROC_PER_NODE).",
+        r"can't start new thread",
+        r"pthread_create failed",
+        r"fork: (?:retry: )?Resource temporarily unavailable",
+    ),
+    _row(
         ExitCode.OUT_OF_MEMORY,
         HOST_MEMORY,
         "the host or the container has too little for this run",

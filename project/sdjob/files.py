@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
 from collections import Counter
@@ -13,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdjob import reading
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.writing import LinkError
 
@@ -178,19 +178,27 @@ def unwritable_reason(error: OSError) -> str:
 
 def check_pointer(path: Path) -> None:
     """Refuse a Git LFS pointer file. Raises JobError, OSError."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            found = "is a Git LFS pointer, not the file itself"
-            remedy = "run `git lfs pull` in the folder that was cloned, or download the file again"
-            raise JobError(bad_input(shown(path), found, remedy))
+    _check_pointer(path, _first(path, len(LFS_POINTER)))
+
+
+def _check_pointer(path: Path, content: bytes) -> None:
+    if content.startswith(LFS_POINTER):
+        found = "is a Git LFS pointer, not the file itself"
+        remedy = "run `git lfs pull` in the folder that was cloned, or download the file again"
+        raise JobError(bad_input(shown(path), found, remedy))
+
+
+def _first(path: Path, count: int) -> bytes:
+    """The first bytes of a regular file. Raises OSError."""
+    with reading.opened(path) as file:
+        return file.read(count)
 
 
 def read_file(path: Path, count: int = -1) -> bytes:
-    """The first bytes of a file that must exist and not be empty. Raises JobError."""
+    """The first bytes of a file, or all, which must exist and not be empty. Raises JobError."""
     try:
-        check_pointer(path)
-        with path.open("rb") as file:
-            content = file.read(count)
+        content = _first(path, count) if count >= 0 else reading.content(path)
+        _check_pointer(path, content)
     except FileNotFoundError as error:
         missing = dead_link(path) if path.is_symlink() else bad_input(shown(path), "is missing", _AGAIN)
         raise JobError(missing) from error
@@ -204,7 +212,7 @@ def read_file(path: Path, count: int = -1) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises JobError."""
     try:
-        value = json.loads(read_file(path))
+        value = reading.json_of(read_file(path))
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except ValueError as error:

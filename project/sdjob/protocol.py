@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from sdjob import writing
+from sdjob import reading, writing
 from sdjob.problems import Problem
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def _ranks(notes: Path, name: str) -> list[int]:
 def _read(message: type[Message], path: Path) -> Message | None:
     try:
         reader = _reader(message)  # type: ignore[arg-type]  # mypy takes type[T] for unhashable
-        value: Message = reader.validate_json(path.read_bytes())
+        value: Message = reader.validate_json(reading.content(path, reading.MESSAGE))
     except (OSError, ValueError):
         return None
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from sdjob import reading
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError, Problem, bad_input
 from sdlaunch import child_process
@@ -86,7 +86,7 @@ def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, se
             timeout=seconds,
             check=True,
         )
-        return json.loads(done.stdout.rstrip().rpartition("\n")[2])  # after what libraries print
+        return reading.json_of(done.stdout.rstrip().rpartition("\n")[2])  # after what libraries print
     except subprocess.TimeoutExpired:
         limit = f"{setting}={seconds:g} s" if setting else f"{seconds:g} s"
         raise NoAnswer(f"no answer within {limit}") from None

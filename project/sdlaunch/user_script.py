@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sdjob import reading
 from sdjob.formatting import as_typed
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.redact import without_secrets_in
@@ -97,7 +98,7 @@ def problems_of(path: Path) -> list[Problem]:
     """Why Python cannot run this file; empty if it can."""
     remedy = "Set script to a Python file, given absolutely or below PROJECT_DIR."
     try:
-        source = path.read_bytes()
+        source = reading.content(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(source)
@@ -107,6 +108,8 @@ def problems_of(path: Path) -> list[Problem]:
         found = "is a folder"
     except OSError as error:
         found = f"cannot be read ({error.strerror})"
+    except (RecursionError, MemoryError):  # as Python's parser says it
+        found = "is nested too deeply for Python"
     except SyntaxError as error:
         found = f"is not a Python program (line {error.lineno}: {error.msg})"
     except ValueError as error:

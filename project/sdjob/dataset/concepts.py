@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from sdjob import reading
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.files import read_file, shown
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
@@ -76,12 +77,11 @@ def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
 
     try:
         text = read_file(path).decode()
-        found = _LIST.validate_python(yaml.safe_load(text), context=path.parent.absolute())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise JobError(bad_input(shown(path), f"is not YAML ({first})", _FORM)) from None
+        found = _LIST.validate_python(reading.yaml_of(text, yaml.SafeLoader), context=path.parent.absolute())
     except ValidationError as error:
         raise JobError(bad_input(shown(path), _found(detail), _FORM) for detail in error.errors()) from None
+    except ValueError as error:
+        raise JobError(bad_input(shown(path), f"is not YAML ({error})", _FORM)) from None
     remedy = "name the class of each subject, or leave with_prior_preservation off"
     if missing := [
         bad_input(shown(path), f"entry {number} has no class_prompt", remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sdjob import reading
 from sdjob.files import few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input
 
@@ -181,7 +181,7 @@ def read_header(path: Path) -> Header:
 def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors {dtype, shape, data_offsets} and metadata, each tensor as large as its type and shape say."""
     try:
-        tensors = json.loads(header)
+        tensors = reading.json_of(header)
         metadata = dict(tensors.pop("__metadata__", None) or {})
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.model.trainable import LORA_FILE
 from sdjob.output.checkpoint_files import EMA, MANIFEST, MODEL, NUMBERS, OPTIMIZER, SETTINGS, SHARDS, STATE
 from sdjob.writing import make_folder, refuse_links
@@ -131,11 +132,11 @@ def defect_of(folder: Path, *, hashes: bool) -> str | None:
     try:
         if manifest.exists() and not manifest.is_file():
             return f"{MANIFEST} is not a file"
-        files = json.loads(manifest.read_text())["files"]
+        files = reading.json_of(reading.content(manifest, reading.MESSAGE))["files"]
         recorded = {name: (int(values["bytes"]), str(values["sha256"])) for name, values in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the save did not finish"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     missing = [] if STATE in recorded else [STATE]
     missing += [] if any(_is_weights(name) for name in recorded) else ["weights"]

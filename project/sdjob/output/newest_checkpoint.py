@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdjob import reading
 from sdjob.output.checkpoint_files import READABLE_FORMATS, STATE
 from sdjob.output.layout import OutputLayout, StepFolder, defect_of, is_exported, step_folders
 from sdjob.problems import JobError, Problem, bad_setting
@@ -56,9 +56,9 @@ def origin_of(layout: OutputLayout, setting: str) -> str:
 def read_values(folder: Path) -> dict[str, Any]:
     """The state in a whole checkpoint; raises JobError (64) if an incompatible version wrote it."""
     try:
-        values = json.loads((folder / STATE).read_text())
+        values = reading.json_of(reading.content(folder / STATE, reading.MESSAGE))
         version = values.pop("format", None)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise JobError(foreign_state(folder, str(error))) from error
     if version not in READABLE_FORMATS:
         readable = " and ".join(map(str, READABLE_FORMATS))
@@ -86,8 +86,8 @@ def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:
 
 def _reported_steps(report: Path) -> int:
     try:
-        return int(json.loads(report.read_text())["steps"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(reading.json_of(reading.content(report, reading.MESSAGE))["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.files import read_json, shown
 from sdjob.output.checkpoint_files import SETTINGS
 from sdjob.output.layout import OutputLayout, defect_of
@@ -25,7 +26,7 @@ def settings_of(checkpoint: Path) -> RunSpec:
     if defect := defect_of(checkpoint, hashes=False):
         raise JobError(bad_input(shown(checkpoint), defect, "Name another checkpoint of the run."))
     if (checkpoint / SETTINGS).is_file():
-        return flags.parse(json.loads((checkpoint / SETTINGS).read_text(encoding="utf-8")))
+        return flags.parse(reading.json_of(reading.content(checkpoint / SETTINGS, reading.MESSAGE)))
     plan = OutputLayout(checkpoint.resolve().parents[1]).run / "plan.json"
     if not plan.is_file():
         found = f"is a step checkpoint of an earlier version, and the plan of its run, {plan}, does not exist"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from sdjob import reading
 from sdjob.output.layout import OutputLayout
 from sdjob.writing import write_text
 
@@ -24,7 +25,7 @@ class Start:
 def read(layout: OutputLayout) -> list[Start]:
     """In their order; empty if there is no record, or a damaged one."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Start(**start) for start in json.loads(layout.starts.read_text())]
+        return [Start(**start) for start in reading.json_of(reading.content(layout.starts, reading.MESSAGE))]
     return []
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
+
+from sdjob import reading
+
+LONGEST = 100_000  # bytes of a value; Linux takes arguments of commands of up to 128 KiB
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,21 @@ def text_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    return json.loads(text) if text.startswith("[") else ([value] if text else [])
+    items = reading.json_of(text) if text.startswith("[") else ([value] if text else [])
+    for found in filter(None, (fault_of(item) for item in items if isinstance(item, str))):
+        raise ValueError(f"Write text; one of these is {found}")  # JSON can spell what no command can hold
+    return items
+
+
+def fault_of(text: str) -> str:
+    """What keeps a text from being an argument of a command, as part of a sentence; "": nothing does."""
+    if "\0" in text:
+        return "a value with a zero byte"
+    try:
+        size = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        return "a value that is not text (half of a surrogate pair)"
+    return f"a value of {size:,} bytes" if size > LONGEST else ""
 
 
 def comma_list(value: Any) -> Any:

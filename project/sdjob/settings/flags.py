@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings import diffusers_flags, presets, steps
 from sdjob.settings.diffusers_flags import UNSUPPORTED
-from sdjob.settings.fields import Target, setting_of, targets
+from sdjob.settings.fields import LONGEST, Target, fault_of, setting_of, targets
 from sdjob.settings.run_spec import RunSpec
 
 _REPEATED = ("validation_prompts",)  # one flag per value, since prompts may hold any character
@@ -105,9 +105,15 @@ def merged(
 ) -> tuple[dict[str, tuple[Target, Given]], list[Problem]]:
     """The value of each setting within one source, by its shown name; a problem where two differ."""
     by_setting: dict[str, list[tuple[Target, Given]]] = defaultdict(list)
+    winners: dict[str, tuple[Target, Given]] = {}
+    problems: list[Problem] = []
     for target, each in given:
-        by_setting[target.shown].append((target, _translated(target, each)))
-    winners, problems = {}, []
+        texts = each.text if isinstance(each.text, tuple) else (each.text,)
+        if found := next(filter(None, map(fault_of, texts)), ""):
+            remedy = f"Write text of at most {LONGEST:,} bytes."
+            problems.append(bad_setting(target.shown, f"{found} ({each.where})", remedy))
+        else:
+            by_setting[target.shown].append((target, _translated(target, each)))
     for shown, candidates in by_setting.items():
         target, first = candidates[0]
         if target.is_list and len({each.name for _, each in candidates}) == 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.cluster import Cluster
@@ -52,14 +53,15 @@ def _scalars(path: str) -> tuple[dict[str, str], list[Problem]]:
 
     remedy = "Give accelerate_config the path of a file made by `accelerate config`."
     try:
-        root = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        text = reading.content(Path(path), reading.MESSAGE, patience=reading.PATIENCE).decode()
+        root = reading.yaml_of(text, yaml.BaseLoader)
         if isinstance(root, dict):
             return {str(name): value for name, value in root.items() if isinstance(value, str)}, []
         found = f"{path} is not a mapping"
     except (OSError, UnicodeDecodeError) as error:
         found = f"{path}: {getattr(error, 'strerror', error)}"
-    except yaml.YAMLError as error:
-        found, remedy = f"{path}: {str(error).splitlines()[0]}", "Fix the YAML syntax."
+    except ValueError as error:
+        found, remedy = f"{path}: {error}", "Fix the YAML syntax."
     return {}, [bad_setting("accelerate_config", found, remedy)]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 
+from sdjob import reading
 from sdjob.problems import Problem, bad_setting
 
 Environ = Mapping[str, str]
@@ -99,7 +99,7 @@ def _sagemaker(environ: Environ) -> Claim:
 
 def _host_list(text: str) -> list[str]:
     try:
-        hosts = json.loads(text)
+        hosts = reading.json_of(text)
     except ValueError:
         return []
     return sorted(str(host) for host in hosts) if isinstance(hosts, list) else []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
+from sdjob import reading
 from sdjob.problems import Problem, bad_setting
 from sdlaunch.cluster.platforms import Claim, Environ, is_ascend, stated
 
@@ -66,7 +66,7 @@ def _of_several(environ: Environ) -> Iterator[tuple[str, str]]:
 def _hosts(text: str) -> int:
     """How many hosts that train are in the JSON of such a cluster."""
     try:
-        cluster = json.loads(text)["cluster"]
+        cluster = reading.json_of(text)["cluster"]
         return sum(len(hosts) for role, hosts in cluster.items() if role not in ("ps", "evaluator"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0

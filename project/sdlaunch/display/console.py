@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from sdjob.exit_codes import ExitCode
-from sdlaunch import packages
+from sdlaunch import limits, packages
 
 
 def prepare() -> None:
@@ -57,6 +57,9 @@ def guarded(main: Callable[[], int]) -> int:
         lacking = sorted({*packages.missing(packages.PACKAGES), packages.PACKAGES.get(name, name)})
         text, code = str(packages.not_installed(lacking)), ExitCode.NO_HARDWARE
     except Exception as error:
+        if problem := limits.problem_of(error):
+            show(str(problem), sys.stderr)
+            return int(problem.code)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (
             f"launcher: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})\n"

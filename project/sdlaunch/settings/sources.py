@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.problems import Problem, bad_setting
 from sdjob.redact import is_secret
 from sdjob.settings.flags import Given
@@ -93,9 +94,9 @@ def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
 
     text, problems = _read(path, "CONFIG_FILE")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        return [], [bad_setting("CONFIG_FILE", f"{path}: {_one_line(error)}", "Fix the YAML syntax.")]
+        root = reading.yaml_nodes(text)
+    except ValueError as error:
+        return [], [bad_setting("CONFIG_FILE", f"{path}: {error}", "Fix the YAML syntax.")]
     if root is not None and not isinstance(root, yaml.MappingNode):
         found = f"{path} is not a mapping"
         return [], [bad_setting("CONFIG_FILE", found, "Write one `name: value` per line.")]
@@ -116,15 +117,13 @@ def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
 def _read(path: str, subject: str) -> tuple[str, list[Problem]]:
     """The text of a file, empty where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig"), []
-    except OSError as error:
-        found = f"{path}: {error.strerror}"
+        content = reading.content(Path(path), reading.MESSAGE, patience=reading.PATIENCE)
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        if "\0" not in text:
+            return text, []
+        found = f"{path} holds zero bytes"
     except UnicodeDecodeError:
         found = f"{path} is not UTF-8 text"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        found = f"{path}: {getattr(error, 'strerror', error)}"
     return "", [bad_setting(subject, found, f"Give {subject} the path of a readable file, or unset it.")]
-
-
-def _one_line(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

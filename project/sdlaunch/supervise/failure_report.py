@@ -7,12 +7,12 @@ only what followed from it on other nodes, and lists the others.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdjob import reading
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
@@ -99,7 +99,7 @@ def read_all(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
     reports = []
     for path in sorted(layout.run.glob("failure-*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = reading.json_of(reading.content(path, reading.MESSAGE))
             if report["node"] < nodes:
                 reports.append(report)
             else:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdjob import protocol
+from sdjob import protocol, reading
 from sdjob.protocol import Heartbeat
 from sdlaunch.supervise import processes
 
@@ -94,7 +94,7 @@ def examine(notes: Path, seconds: float) -> Hang:
 
 def _stacks(notes: Path, rank: int) -> str:
     try:
-        return protocol.stacks_file(notes, rank).read_text(errors="replace")
+        return reading.content(protocol.stacks_file(notes, rank), reading.MESSAGE).decode(errors="replace")
     except OSError:
         return ""
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_output
 from sdjob.protocol import Channel
@@ -69,7 +70,7 @@ class Holder:
     def read(cls, path: Path) -> Holder | None:
         """Opens the file each time, since a network file system shows new content only then."""
         try:
-            return cls(**json.loads(path.read_bytes()))
+            return cls(**reading.json_of(reading.content(path, reading.MESSAGE)))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -21,6 +21,7 @@ from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.protocol import Channel, ExitNote, Heartbeat
 from sdjob.writing import touch, write_text
+from sdlaunch import limits
 from sdlaunch.command import LaunchPlan
 from sdlaunch.display import console, run_records
 from sdlaunch.display import text as display
@@ -113,6 +114,10 @@ def _run_to_verdict(job: _Job, environ: Mapping[str, str]) -> int:
         returncode = _supervised(job, environ, stop, watch, peers)
     except JobError as error:  # the nodes do not find each other
         return _report(job, verdicts.refused(error.problems), watch)
+    except (OSError, RuntimeError) as error:
+        if not (problem := limits.problem_of(error)):
+            raise
+        return _report(job, verdicts.refused([problem]), watch)
     if stop.insisted:
         job.stream.say("stopped at once by a repeated Ctrl-C (SIGINT)")
         return 128 + signal.SIGINT
@@ -198,24 +203,16 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
     launch = _meet(job, stop, peers)
     if launch is None:
         return -(stop.signal or signal.SIGTERM)
-    processes.adopt_orphans()
-    with subprocess.Popen(
-        launch.argv,
-        env=launch.environment(environ)
-        | protocol.launcher_variables(job.pipes.folder)
-        | job.plan.temporary.environment(job.pipes.folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
-        pass_fds=(job.lock.descriptor,),  # the folder is in use as long as either lives
-        preexec_fn=processes.before_torchrun(),
-    ) as process:
+    with _started(job, launch, environ) as process:
         assert process.stdout is not None
         ended = threading.Event()
         lines = job.pipes.lines(process.stdout.fileno(), ended.is_set)
         pump = threading.Thread(target=job.stream.pump, args=(lines,), daemon=True)
-        pump.start()
+        try:
+            pump.start()
+        except RuntimeError:  # no more threads
+            processes.kill_all(process.pid)
+            raise
         while process.poll() is None and not (
             stop.insisted or watch.hangs() or job.lock.lost.is_set() or peers.job_is_over(process.pid)
         ):
@@ -232,6 +229,23 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
         ended.set()
         pump.join(timeout=10)
     return process.returncode
+
+
+def _started(job: _Job, launch: LaunchPlan, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Torchrun, in a session of its own. Raises OSError."""
+    processes.adopt_orphans()
+    return subprocess.Popen(
+        launch.argv,
+        env=launch.environment(environ)
+        | protocol.launcher_variables(job.pipes.folder)
+        | job.plan.temporary.environment(job.pipes.folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
+        pass_fds=(job.lock.descriptor,),  # the folder is in use as long as either lives
+        preexec_fn=processes.before_torchrun(),
+    )
 
 
 def _wait_for_ranks(torchrun: int, stop: Stop, job: _Job) -> None:

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
+from sdjob import reading
 from sdjob.output.checkpoint_files import EMA, MODEL, NUMBERS, OPTIMIZER, SHARDS
 from sdtrain.strategies.shards import Range, Shards, whole
 
@@ -211,7 +212,7 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     """Fill the tables with this rank's ranges, from either form; a missing table is an error."""
     if is_sharded(folder):
         _load_shards(folder, tables, ranges)
-        return Numbers(**json.loads((folder / NUMBERS).read_text()))
+        return Numbers(**reading.json_of((folder / NUMBERS).read_text()))
     _fill_from_file(folder / MODEL, tables["master"], ranges)
     if "ema" in tables:
         _fill_from_file(folder / EMA, tables["ema"], ranges)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
 
+from sdjob import reading
 from sdjob.files import few, shown
 from sdjob.model import key_names, trainable, weights
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
@@ -116,7 +116,7 @@ def _start_from(path: Path, parts: Parts, names: Sequence[str]) -> None:
 def _configs(path: Path) -> dict[str, Any]:
     """The configs in the metadata of diffusers' layout. Raises JobError (66)."""
     try:
-        configs = json.loads(weights.read_header(path).metadata.get(_METADATA, "{}"))
+        configs = reading.json_of(weights.read_header(path).metadata.get(_METADATA, "{}"))
         return {key: float(value) for key, value in configs.items() if key.endswith(_SCALE)}
     except (ValueError, TypeError, AttributeError) as error:
         found = f"has metadata {_METADATA} that cannot be read ({error})"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdjob import writing
+from sdjob import reading, writing
 from sdjob.writing import sync
 
 
@@ -94,9 +94,9 @@ def read(path: Path) -> list[StepMetrics]:
         return []
     steps: dict[int, dict[str, Any]] = {}
     names = {each.name for each in fields(StepMetrics)}
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+    for line in reading.content(path).decode("ascii", "replace").splitlines():
         try:
-            values = {name: value for name, value in json.loads(line).items() if name in names}
+            values = {name: value for name, value in reading.json_of(line).items() if name in names}
             step = values["step"]
         except (ValueError, KeyError, AttributeError):
             continue

@@ -1,0 +1,93 @@
+"""Reading what others wrote, which may be anything: bounded, without waiting for it, and with one kind of error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import stat
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LARGEST = 256 << 20  # bytes of a file that is read as a whole
+MESSAGE = 16 << 20  # of one that this project has written, or that holds settings
+PATIENCE = 5.0  # seconds for a pipe with settings, as of a shell's <(…)
+_BLOCK = 1 << 20
+
+
+def content(path: Path, limit: int = LARGEST, *, patience: float = 0.0) -> bytes:
+    """The bytes of a regular file, or of a pipe whose writer ends within `patience` seconds. Raises OSError."""
+    with opened(path, pipe=patience > 0) as file:
+        return _read(file.fileno(), path, limit, time.monotonic() + patience)
+
+
+def opened(path: Path, *, pipe: bool = False) -> BinaryIO:
+    """A regular file, or a pipe where that is allowed, opened without waiting for a writer. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode)):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def _read(descriptor: int, path: Path, limit: int, until: float) -> bytes:
+    """All bytes up to the end. Raises OSError."""
+    blocks: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            block = os.read(descriptor, _BLOCK)
+        except BlockingIOError:  # a pipe, whose writer is at work
+            if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise OSError(errno.ETIMEDOUT, "a pipe that nothing writes to", str(path)) from None
+            continue
+        if not block:
+            return b"".join(blocks)
+        blocks.append(block)
+        size += len(block)
+        if size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB", str(path))
+
+
+def json_of(text: str | bytes) -> Any:
+    """The value that JSON describes. Raises ValueError, also where it is nested deeper than its reader goes."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def yaml_of(text: str, loader: Any) -> Any:
+    """The value that YAML describes, by a loader of PyYAML. Raises ValueError with the reason in one line."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=loader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # of values that look like a number or a date, of any type
+        raise ValueError(reason_of(error)) from error
+
+
+def yaml_nodes(text: str) -> Any:
+    """The nodes of YAML, whose scalars keep their spelling; None: it is empty. Raises ValueError."""
+    import yaml
+
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Where the syntax is wrong, and how, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or next(iter(str(error).splitlines()), type(error).__name__)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

@@ -1,0 +1,61 @@
+"""Tests of reading: whatever a path leads to and a text says, it ends soon, and in an expected error."""
+
+import os
+import threading
+
+import pytest
+import yaml
+
+from sdjob import reading
+from sdjob.files import read_json
+from sdjob.problems import JobError
+
+DEEP = "[" * 100_000
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "large").write_bytes(bytes(2000))
+    reasons = {
+        "pipe": "not a regular file",
+        "device": "not a regular file",
+        "large": "larger than",
+        ".": "directory",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(OSError, match=reason):
+            reading.content(tmp_path / name, limit=1000)
+    assert reading.content(tmp_path / "large", limit=2000) == bytes(2000)
+    for name in ("pipe", "device"):
+        with pytest.raises(JobError, match="not a regular file"):
+            read_json(tmp_path / name)
+
+
+def test_a_pipe_of_settings_is_read_to_its_end_and_not_waited_for_longer(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert reading.content(path, patience=5) == b""  # nothing has it open
+    writer = os.open(path, os.O_RDWR)
+    with pytest.raises(OSError, match="nothing writes"):
+        reading.content(path, patience=0.05)
+    os.write(writer, b"lr=1\n")
+    threading.Timer(0.1, os.close, [writer]).start()
+    assert reading.content(path, patience=5) == b"lr=1\n"
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 100_000, "nan", "{", "9" * 5000, b"\xff", b"\0"])
+def test_json(text):
+    if text == "nan":
+        text = "NaN,"
+    with pytest.raises(ValueError):
+        reading.json_of(text)
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, "a: " + "{" * 5000, "a: b: c", "\0", "2020-99-99", "!!int x", "{[a]: b}", "!!python/object:os.x y"]
+)  # fmt: skip
+def test_yaml(text):
+    with pytest.raises(ValueError) as refused:
+        reading.yaml_of(text, yaml.SafeLoader)
+    assert "\n" not in str(refused.value)
