@@ -8,8 +8,12 @@ import os
 import select
 import stat
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LARGEST = 256 << 20  # bytes of a file that is read as a whole
 MESSAGE = 16 << 20  # of one that this project has written, or that holds settings
@@ -91,3 +95,15 @@ def reason_of(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or next(iter(str(error).splitlines()), type(error).__name__)
     return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: int = 16) -> list[Result]:
+    """The result of `work`, which waits for a disk or a network, for each item, in order. Raises what it raises."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def every_nth(first: int) -> list[Result]:  # a task an item would cost more than a short `work`
+        return [work(item) for item in items[first::threads]]
+
+    with ThreadPoolExecutor(threads) as pool:
+        slices = list(pool.map(every_nth, range(threads)))
+    return [slices[index % threads][index // threads] for index in range(len(items))]

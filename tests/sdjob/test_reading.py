@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 import yaml
@@ -59,3 +60,21 @@ def test_yaml(text):
     with pytest.raises(ValueError) as refused:
         reading.yaml_of(text, yaml.SafeLoader)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 100])
+def test_of_threads_the_order_is_that_of_the_items(count):
+    assert reading.in_threads(lambda number: number**2, range(count)) == [
+        number**2 for number in range(count)
+    ]
+
+
+def test_threads_wait_for_all_at_once():
+    begin = time.monotonic()
+    reading.in_threads(lambda _: time.sleep(0.05), range(32))
+    assert time.monotonic() - begin < 1.0  # one after the other: 1.6 s
+
+
+def test_errors_are_raised():
+    with pytest.raises(ZeroDivisionError):
+        reading.in_threads(lambda number: 1 / number, [2, 1, 0])

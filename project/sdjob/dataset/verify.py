@@ -20,7 +20,7 @@ from sdjob.dataset.text_files import LONGEST_CAPTION
 from sdjob.files import few, shown
 from sdjob.formatting import counted
 from sdjob.problems import Problem
-from sdjob.threads import in_threads
+from sdjob.reading import in_threads
 
 Result = TypeVar("Result")
 _AT_ONCE = 64  # images; of a table their bytes are in memory

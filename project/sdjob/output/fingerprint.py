@@ -16,8 +16,8 @@ from sdjob.model import trainable
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import JobError, Problem, bad_setting
+from sdjob.reading import in_threads
 from sdjob.settings.run_spec import RunSpec
-from sdjob.threads import in_threads
 
 _CONTENT = "dataset_content"  # of a table, whose files may be replaced by others of the same size
 _TOKENIZER = "tokenizer"

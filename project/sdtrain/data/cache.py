@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sdjob import writing
 from sdjob.problems import JobError, Problem, bad_input
-from sdjob.threads import in_threads
+from sdjob.reading import in_threads
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.distributed import World

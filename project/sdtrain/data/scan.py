@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from sdjob.problems import JobError, Problem
-from sdjob.threads import in_threads
+from sdjob.reading import in_threads
 from sdtrain.context import RunContext
 from sdtrain.data.streams import Stream
 from sdtrain.data.training_images import TrainingImages

@@ -1,7 +1,7 @@
 """Dataset formats, one module each, behind one type: Format.
 
 Start reading: folder.py, the simplest. A new format is a module here and its line in detect.FORMATS.
-May import: sdjob.dataset.images, splits and text_files, sdjob.files, sdjob.problems, sdjob.threads; pyarrow lazily.
+May import: sdjob.dataset.images, splits and text_files, sdjob.files, sdjob.problems, sdjob.reading; pyarrow lazily.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol, overload
 
 from sdjob.dataset.splits import TO_TRAIN, UNNAMED
 from sdjob.files import Listing, shown
-from sdjob.threads import in_threads
+from sdjob.reading import in_threads
 
 
 @dataclass(frozen=True)

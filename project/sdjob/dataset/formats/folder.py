@@ -12,7 +12,7 @@ from sdjob.dataset.images import is_image_name
 from sdjob.dataset.text_files import read_caption
 from sdjob.files import Listing, few, shown, suffix_of
 from sdjob.problems import JobError, bad_input
-from sdjob.threads import in_threads
+from sdjob.reading import in_threads
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # in any case; the first that an image has is read
 _COLUMN = ".txt"  # the name of the caption column

@@ -22,7 +22,7 @@ from sdjob.dataset.formats.tables import ArrowRows, checked, mapped, memory_for,
 from sdjob.file_identity import EDGE, content_id
 from sdjob.files import Listing, few, shown, suffix_of, user_cache
 from sdjob.problems import JobError, Problem, bad_input, bad_output
-from sdjob.threads import in_threads
+from sdjob.reading import in_threads
 from sdjob.writing import replacing
 
 _SHARD = re.compile(r"(.*?)-(\d+)-of-(\d+)")
