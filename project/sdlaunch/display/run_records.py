@@ -14,22 +14,13 @@ from sdjob.redact import is_secret, redact, without_secrets_in
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
 from sdjob.writing import write_text
-from sdlaunch.cluster.platforms import PLATFORMS
 from sdlaunch.plan import JobPlan
 from sdlaunch.settings import names
+from sdlaunch.settings.other_variables import is_recorded
 
 _PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "peft", "colossalai", "numpy")
 # Settings of a single start, which are left out of the settings to replay.
 _NOT_REPLAYED = ("ENV_FILE", "CONFIG_FILE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-# Variables whose values are recorded, besides settings: prefixes and names. Of others only the names are.
-_RECORDED_PREFIXES = """
-NCCL_ GLOO_ CUDA CUDNN_ NVIDIA_ TORCH PYTORCH_ OMP_ MKL_ KMP_ OPENBLAS_ TRITON_ UCX_ ROCM_ HIP_ MIOPEN_ MUSA_ TOPS_
-ECCL_ XLA_ PYTHON LC_ TRANSFORMERS_ DIFFUSERS_ TOKENIZERS_ ACCELERATE_ HF_HUB_ SDJOB_
-"""
-_RECORDED_NAMES = """
-PATH LD_LIBRARY_PATH LD_PRELOAD LANG TZ TMPDIR HOSTNAME HF_HOME RANK LOCAL_RANK WORLD_SIZE
-"""
 
 
 def write_all(plan: JobPlan, layout: OutputLayout, environ: Mapping[str, str]) -> None:
@@ -67,7 +58,11 @@ def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:
 
 
 def _facts(plan: JobPlan, environ: Mapping[str, str]) -> dict[str, Any]:
-    recorded = {name: text for name, text in sorted(environ.items()) if _is_recorded(name)}
+    recorded = {
+        name: text
+        for name, text in sorted(environ.items())
+        if is_recorded(name) or (names.lookup(name) and not is_secret(name))
+    }
     return {
         "python": sys.version.split()[0],
         "platform": system_name(),
@@ -78,13 +73,6 @@ def _facts(plan: JobPlan, environ: Mapping[str, str]) -> dict[str, Any]:
         },
         "other_variables": sorted(environ.keys() - recorded.keys()),
     }
-
-
-def _is_recorded(name: str) -> bool:
-    """Whether the value of a variable is written down."""
-    platforms = [prefix for platform in PLATFORMS.values() for prefix in platform.prefixes]
-    known = name in _RECORDED_NAMES.split() or name.startswith((*_RECORDED_PREFIXES.split(), *platforms))
-    return (known or names.lookup(name) is not None) and not is_secret(name)
 
 
 def system_name() -> str:

@@ -10,24 +10,8 @@ from pydantic import BaseModel
 from sdjob.settings.fields import Target, settings_of, targets
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cluster.platforms import PLATFORMS
-from sdlaunch.cluster.shared_variables import FOREIGN
 from sdlaunch.settings import other_trainers
 from sdlaunch.settings.options import LaunchOptions
-
-# Variables of libraries and systems, which are not misspelled settings: prefixes, and whole names. Those of the
-# platforms that state nodes are in cluster/platforms.py.
-_FOREIGN_PREFIXES = """
-DLC_ PAI_ KUBERNETES_ NVIDIA_ CUDA CUDNN_ NCCL_ GLOO_ UCX_ ROCM_ HIP_ MIOPEN_ MUSA_ TOPS_ ECCL_ OMP_ MKL_ KMP_
-OPENBLAS_ TF_ TORCH PYTORCH_ XLA_ TRITON_ HF_ HUGGINGFACE_ TRANSFORMERS_ DIFFUSERS_ ACCELERATE_ TOKENIZERS_ WANDB_
-AWS_ AZURE_ GOOGLE_ GCP_ ALIBABA_ PYTHON PIP_ UV_ CONDA_ VIRTUAL_ENV LC_ LD_ XDG_ SSH_ GIT_ DBUS_ SDJOB_
-"""
-_FOREIGN_NAMES = """
-PATH HOME USER LOGNAME SHELL LANG LANGUAGE TERM HOSTNAME PWD OLDPWD TMPDIR DEBIAN_FRONTEND
-RANK LOCAL_RANK GROUP_RANK ROLE_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
-NODE_ADDR HOST_NODE_ADDR RANK_ID RANK_SIZE
-MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
-"""
 
 # Flags of the worker that follow from the mounts. In an environment these names mean something else.
 _MOUNT_OF = {
@@ -73,17 +57,6 @@ def shown_name(name: str) -> str:
     """The name that the plan shows for a flag; unchanged where it is not known."""
     target = lookup(name, any_case=True)
     return target.shown if target else name
-
-
-def is_foreign(name: str) -> bool:
-    """Whether a variable belongs to a platform or a library."""
-    return name in _FOREIGN_NAMES.split() or name.startswith(_foreign_prefixes())
-
-
-@cache
-def _foreign_prefixes() -> tuple[str, ...]:
-    platforms = [prefix for platform in PLATFORMS.values() for prefix in platform.prefixes]
-    return (*_FOREIGN_PREFIXES.split(), *FOREIGN, *platforms)
 
 
 def mount_of(name: str) -> str | None:

@@ -15,7 +15,7 @@ from sdjob.settings.diffusers_flags import UNSUPPORTED
 from sdjob.settings.fields import Target, settings_of
 from sdjob.settings.flags import Given, merged, problems_of
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import names, sources
+from sdlaunch.settings import names, other_variables, sources
 from sdlaunch.settings.options import LaunchOptions
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -131,7 +131,7 @@ def _unknown(found: _Found, given: Given) -> None:
 
 def _unknown_in_env_file(found: _Found, given: Given) -> None:
     """Pass variables for libraries (NCCL_DEBUG, …) on to the workers: they belong in such files too."""
-    is_foreign = names.is_foreign(given.name)
+    is_foreign = other_variables.is_foreign(given.name)
     if mount := names.mount_of(given.name):
         remedy = f"Write {mount}: {given.name} is a flag of the worker, which is set from it."
         found.problems.append(bad_setting(given.name, f"unknown setting ({given.where})", remedy))
@@ -147,7 +147,7 @@ def _unknown_variable(found: _Found, given: Given) -> None:
     if mount := names.mount_of(given.name):
         found.warnings.append(f"{given.name} ({given.where}) is never read from there: set {mount}")
     else:
-        _is_for_others(found, given, is_foreign=names.is_foreign(given.name.upper()))
+        _is_for_others(found, given, is_foreign=other_variables.is_foreign(given.name.upper()))
 
 
 def _is_for_others(found: _Found, given: Given, *, is_foreign: bool) -> bool:

@@ -8,6 +8,7 @@ from sdlaunch.cluster.devices import Devices
 from sdlaunch.cluster.platforms import PLATFORMS, Claim, Platform, Stated
 from sdlaunch.cluster.shared_variables import world_size
 from sdlaunch.settings import names, settings
+from sdlaunch.settings.other_variables import is_foreign
 
 GPUS = Devices("cuda", 8, 64, "")
 
@@ -199,7 +200,7 @@ def test_each_platform_is_read_by_its_own_function(platform):
 
 @pytest.mark.parametrize("platform", TWO_BY_EIGHT)
 def test_no_variable_of_a_platform_is_a_misspelled_setting(platform):
-    unknown = [name for name in TWO_BY_EIGHT[platform] if not (names.is_foreign(name) or names.lookup(name))]
+    unknown = [name for name in TWO_BY_EIGHT[platform] if not (is_foreign(name) or names.lookup(name))]
     assert unknown == []
 
 

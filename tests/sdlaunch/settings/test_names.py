@@ -55,9 +55,7 @@ def test_lookup_reads_lower_case_names_in_any_case_and_upper_case_names_exactly(
     assert names.lookup("output_dir") is None  # a flag of the worker only
 
 
-def test_variables_of_platforms_and_libraries_are_foreign():
-    assert names.is_foreign("NCCL_DEBUG") and names.is_foreign("PATH")
-    assert not names.is_foreign("bacth_size")
+def test_flags_of_the_worker_have_a_mount():
     assert names.mount_of("INSTANCE_DATA_DIR") == "DATASET_DIR"
 
 
