@@ -49,7 +49,6 @@ _HEARTBEAT = "alive-{}"
 _STACKS = "stacks-of-rank-{}"
 _STARTED = "started"
 
-_LINE_PREFIX = "[rank {}] "  # before each line of a worker in the log of its node
 _INTRODUCTION = re.compile(rb"\0rank (\d+), attempt (\d+)")
 _PROGRESS_END = "\t"  # of a progress line: invisible
 _HEARTBEAT_BYTES = 200
@@ -258,13 +257,8 @@ class OutputLine:
         """A line as it was printed."""
         return cls(rank, text.removesuffix(_PROGRESS_END), text.endswith(_PROGRESS_END))
 
-    @classmethod
-    def parse(cls, line: str) -> OutputLine:
-        match = re.match(re.escape(_LINE_PREFIX).replace(re.escape("{}"), r"(\d+)"), line)
-        return cls.of(int(match[1]), line[match.end() :]) if match else cls(None, line)
-
     def __str__(self) -> str:
-        return self.text if self.rank is None else _LINE_PREFIX.format(self.rank) + self.text
+        return self.text if self.rank is None else f"[rank {self.rank}] {self.text}"
 
 
 def progress_line(text: str) -> str:

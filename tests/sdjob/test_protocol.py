@@ -143,7 +143,6 @@ def test_a_line_of_output_comes_back_with_its_rank_and_whether_it_is_progress(ra
     said = "step   1/9  loss 1"
     assert OutputLine.of(rank, said) == OutputLine(rank, said, False)
     assert OutputLine.of(rank, protocol.progress_line(said)) == OutputLine(rank, said, True)
-    assert OutputLine.parse(str(OutputLine.of(rank, said))) == OutputLine(rank, said)
     assert str(OutputLine(17, "x")) == "[rank 17] x"
 
 

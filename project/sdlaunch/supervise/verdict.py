@@ -37,7 +37,7 @@ class Ending:
 
     returncode: int
     notes: tuple[ExitNote, ...]
-    log_tail: tuple[str, ...]
+    log_tail: tuple[OutputLine, ...]
     heartbeats: tuple[Heartbeat, ...] = ()
     oom_kills: int = 0  # processes that the kernel killed for memory during the run
     stopped_by: int | None = None  # the first external stop signal
@@ -47,6 +47,11 @@ class Ending:
     cause: Mapping[str, Any] | None = None  # the report of another node, whose failure ended the job here
     missing: str = ""  # nodes of several that had not joined at the end
     output_is_gone: bool = False
+
+    @cached_property
+    def log(self) -> str:
+        """What torchrun and the ranks printed last."""
+        return "\n".join(map(str, self.log_tail))
 
     @cached_property
     def failures(self) -> tuple[ExitNote, ...]:
@@ -66,7 +71,7 @@ class Ending:
         Failures of one poll (0.1 s) have no certain order, but a rank that a signal ended was not ended by its peers;
         unless the first one was, too: torchrun then kills those that wait for it.
         """
-        before, _, first = "\n".join(self.log_tail).rpartition(_ROOT_CAUSE)
+        before, _, first = self.log.rpartition(_ROOT_CAUSE)
         others = before.rpartition("Failures:")[2]
         failed = [(int(rank), int(status)) for rank, status in _FAILED_RANK.findall(first + others)]
         if failed and failed[0][1] < 0:
@@ -238,7 +243,7 @@ def _finished(end: Ending) -> Verdict | None:
 
 def _interrupted(end: Ending) -> Verdict | None:
     """Stopped before the workers had saved; a process that is still starting is ended by a request to stop."""
-    signalled = _SIGNALLED.search("\n".join(end.log_tail))
+    signalled = _SIGNALLED.search(end.log)
     ended_by = int(signalled[1]) if signalled else -(end.root[1] or end.returncode)
     if end.stopped_by is None and ended_by not in STOP_SIGNALS:
         return None
@@ -248,8 +253,8 @@ def _interrupted(end: Ending) -> Verdict | None:
 def _from_log(end: Ending) -> Verdict | None:
     """The log has a line, of the rank that failed first if that is known, that names the cause."""
     rank, _ = end.root
-    lines = [line for line in end.log_tail if rank is None or OutputLine.parse(line).rank in (None, rank)]
-    text = "\n".join(lines)
+    lines = (line for line in end.log_tail if rank is None or line.rank in (None, rank))
+    text = "\n".join(map(str, lines))
     if not (known := failure_patterns.find(text)):
         return None
     on_host = known.subject == failure_patterns.HOST_MEMORY
@@ -259,11 +264,11 @@ def _from_log(end: Ending) -> Verdict | None:
 def _unexplained(end: Ending) -> Verdict:
     rank, status = end.root
     if status == ExitCode.OUTPUT_FULL:  # which may be why it left no note
-        said = [line for line in end.log_tail if OutputLine.parse(line).rank == rank][-2:]
-        return Verdict(status, tuple(said), "Free some space, and start again to resume.", rank)
+        said = tuple(str(line) for line in end.log_tail if line.rank == rank)[-2:]
+        return Verdict(status, said, "Free some space, and start again to resume.", rank)
     evidence = [f"torchrun ended with {_in_words(end.returncode)}"]
     if status is None:
-        evidence += [line.rstrip() for line in end.log_tail if line.strip()][-3:]
+        evidence += [line.rstrip() for line in end.log.splitlines() if line.strip()][-3:]
     else:
         evidence.append(f"rank {rank} failed first, with {_in_words(status)}")
     return Verdict(ExitCode.TRAINING_FAILED, tuple(evidence), "Read the log of that rank.", rank)
@@ -281,14 +286,11 @@ def _of_another_node(end: Ending) -> Verdict | None:
 
 def _not_met(end: Ending) -> Verdict | None:
     """torchrun gave up waiting for other nodes, or one of them left while it waited."""
-    text = "\n".join(end.log_tail)
-    if "RendezvousTimeoutError" in text and end.missing:
+    if "RendezvousTimeoutError" in end.log and end.missing:
         found = f"no rendezvous with {end.missing}"
-        problem = no_hardware(
-            "nodes", found, "Start the job on all nodes; raise rendezvous_timeout if they start later."
-        )
-        return refused([problem])
-    if "RendezvousClosedError" in text:
+        remedy = "Start the job on all nodes; raise rendezvous_timeout if they start later."
+        return refused([no_hardware("nodes", found, remedy)])
+    if "RendezvousClosedError" in end.log:
         return Verdict(ExitCode.STOPPED, ("another node ended the job while the nodes met",), _START_AGAIN)
     return None
 

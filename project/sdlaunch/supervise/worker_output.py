@@ -25,7 +25,7 @@ class Stream:
 
     def __init__(self, layout: OutputLayout, node: int, terminal: Terminal, secrets: tuple[str, ...]) -> None:
         self.quiet = False  # workers' lines go to the logs only
-        self.tail: deque[str] = deque(maxlen=_TAIL)
+        self.tail: deque[OutputLine] = deque(maxlen=_TAIL)
         self._log = _log_file(layout, layout.log(node))
         self._layout, self._node = layout, node
         self._ranks: dict[int, LogFile | None] = {}  # None: it cannot be opened
@@ -46,7 +46,7 @@ class Stream:
         """Pass on every line, with its rank (None: torchrun), until the stream ends."""
         for rank, raw in lines:
             line = OutputLine.of(rank, redact(raw.decode("utf-8", "replace"), self._secrets))
-            self.tail.append(str(line))
+            self.tail.append(line)
             self.note(str(line))
             if rank is not None:
                 self._of_rank(rank, line)

@@ -1,9 +1,11 @@
 """One verdict from all evidence, by the first rule that applies."""
 
+import re
+
 import pytest
 
 from sdjob.problems import Problem, bad_output
-from sdjob.protocol import ExitNote, Heartbeat
+from sdjob.protocol import ExitNote, Heartbeat, OutputLine
 from sdlaunch.supervise.hang import Hang
 from sdlaunch.supervise.verdict import Ending, advised, judge, refused
 
@@ -13,7 +15,9 @@ def note(rank=0, code=70, time=1.0):
 
 
 def ending(**more):
-    return Ending(**{"returncode": 1, "notes": (), "log_tail": ()} | more)
+    lines = (re.fullmatch(r"(?:\[rank (\d+)\] )?(.*)", line, re.DOTALL) for line in more.pop("log_tail", ()))
+    tail = tuple(OutputLine(int(line[1]) if line[1] else None, line[2]) for line in lines)
+    return Ending(**{"returncode": 1, "notes": (), "log_tail": tail} | more)
 
 
 BAD_INPUT = ExitNote(0, 66, problems=(Problem(66, "a", "b", "c"),))

@@ -4,6 +4,7 @@ import errno
 
 from sdjob import protocol
 from sdjob.output.layout import OutputLayout
+from sdjob.protocol import OutputLine
 from sdlaunch.supervise import log_file
 from sdlaunch.supervise.worker_output import Stream
 
@@ -25,7 +26,7 @@ def passed_on(tmp_path, lines, *, quiet=False):
         stream.quiet = quiet
         stream.pump((rank, line.encode()) for rank, line in lines)
     logged = without_times(layout.log(1))
-    assert list(stream.tail) == logged
+    assert [str(line) for line in stream.tail] == logged
     return (
         shown.lines,
         logged,
@@ -88,4 +89,4 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch):
         stream.pump([(0, b"a")])
         stream.say("b")
     assert shown.lines == [("a", False), ("b", False)]
-    assert list(stream.tail) == ["[rank 0] a"]
+    assert list(stream.tail) == [OutputLine(0, "a")]
