@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it loads more than a plan needs
 # torchrun's table: the failures of one poll, and last the one that it saw first.
 _FAILED_RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 _SIGNALLED = re.compile(r"SignalException: Process \d+ got signal: (\d+)")  # torchrun itself
+_KILLED_LOADER = re.compile(r"DataLoader worker \(pid.*(?:signal: Killed|exited unexpectedly)")
 _ROOT_CAUSE = "Root Cause (first observed failure):"
 _AFTER_SIGNAL: dict[int, str] = {
     signal.SIGKILL: "check the memory of the host, and what sends signals",
@@ -39,7 +40,7 @@ class Ending:
     notes: tuple[ExitNote, ...]
     log_tail: tuple[OutputLine, ...]
     heartbeats: tuple[Heartbeat, ...] = ()
-    oom_kills: int = 0  # processes that the kernel killed for memory during the run
+    oom_kills: int = 0  # processes of the container that the kernel killed for memory during the run
     stopped_by: int | None = None  # the first external stop signal
     forced_at: float | None = None  # when the grace time was over and the processes were signalled
     hang: Hang | None = None  # there was no progress, and the launcher ended the processes
@@ -71,13 +72,27 @@ class Ending:
         Failures of one poll (0.1 s) have no certain order, but a rank that a signal ended was not ended by its peers;
         unless the first one was, too: torchrun then kills those that wait for it.
         """
-        before, _, first = self.log.rpartition(_ROOT_CAUSE)
-        others = before.rpartition("Failures:")[2]
-        failed = [(int(rank), int(status)) for rank, status in _FAILED_RANK.findall(first + others)]
+        failed = self._table
         if failed and failed[0][1] < 0:
             return failed[0]
         by_signal = [(rank, status) for rank, status in failed if status < 0 and -status not in STOP_SIGNALS]
-        return next(iter(by_signal + failed), (None, None))
+        return next(iter((*by_signal, *failed)), (None, None))
+
+    @cached_property
+    def is_killed(self) -> bool:
+        """Whether SIGKILL, which the launcher did not send, ended a process of this job: a rank, its loader, torchrun."""
+        if self.forced_at is not None:
+            return False
+        statuses = [self.returncode, *(status for _, status in self._table)]
+        texts = (*(note.error for note in self.notes), *self.log_tail)
+        return -signal.SIGKILL in statuses or any(map(_KILLED_LOADER.search, texts))
+
+    @cached_property
+    def _table(self) -> tuple[tuple[int, int], ...]:
+        """(rank, exit status) in torchrun's table, the first failure first."""
+        before, _, first = self.log.rpartition(_ROOT_CAUSE)
+        others = before.rpartition("Failures:")[2]
+        return tuple((int(rank), int(status)) for rank, status in _FAILED_RANK.findall(first + others))
 
 
 @dataclass(frozen=True)
@@ -174,9 +189,12 @@ def _no_output(end: Ending) -> Verdict | None:
 
 
 def _out_of_host_memory(end: Ending) -> Verdict | None:
-    """Peers of a killed process fail too, so that a crash explains nothing."""
+    """Peers of a killed process fail too, so that a crash explains nothing.
+
+    The kernel counts what it kills in the container, which may run other programs besides this job.
+    """
     explained = end.failures and end.failures[0].code != ExitCode.TRAINING_FAILED
-    if not end.oom_kills or end.returncode == 0 or explained:
+    if not (end.oom_kills and end.is_killed) or end.returncode == 0 or explained:
         return None
     evidence = f"the kernel killed {end.oom_kills} processes for memory (memory.events: oom_kill)"
     remedy = "Give the container more memory, or use fewer dataloader_num_workers or processes."
@@ -276,7 +294,9 @@ def _unexplained(end: Ending) -> Verdict:
 
 def _of_another_node(end: Ending) -> Verdict | None:
     """Another node failed; what happened here is at most a lost connection."""
-    if end.cause is None or end.returncode == 0 or any(n.problems for n in end.failures) or end.oom_kills:
+    if end.cause is None or end.returncode == 0 or any(n.problems for n in end.failures):
+        return None
+    if end.oom_kills and end.is_killed:
         return None
     cause = end.cause
     about = "; ".join(cause["evidence"]) or cause["class"]

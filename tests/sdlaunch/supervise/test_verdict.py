@@ -21,6 +21,7 @@ def ending(**more):
 
 
 BAD_INPUT = ExitNote(0, 66, problems=(Problem(66, "a", "b", "c"),))
+LOADER = ExitNote(0, 70, error="RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')")
 FULL = bad_output("OUTPUT_DIR", "/output is gone", "Look for it.")
 KILLED = (
     "Root Cause (first observed failure):",
@@ -40,9 +41,17 @@ KILLED = (
         (ending(returncode=0, notes=(note(code=75),)), 75),
         (ending(returncode=0, notes=(note(code=64),)), 64),
         # The kernel's count takes precedence over what the peers of the victim say, not over a known cause.
-        (ending(oom_kills=1), 71),
-        (ending(oom_kills=1, notes=(note(code=70),)), 71),
-        (ending(oom_kills=1, notes=(note(code=66),)), 66),
+        (ending(oom_kills=1, log_tail=KILLED), 71),
+        (ending(oom_kills=1, log_tail=KILLED, notes=(note(code=70),)), 71),
+        (ending(oom_kills=1, log_tail=KILLED, notes=(note(code=66),)), 66),
+        (ending(oom_kills=1, returncode=-9, notes=(note(code=75),)), 71),  # torchrun was killed
+        (ending(oom_kills=1, notes=(LOADER,)), 71),
+        # It may have been a process of another job in this container.
+        (ending(oom_kills=1), 70),
+        (ending(oom_kills=1, notes=(note(code=70),)), 70),
+        (ending(oom_kills=1, notes=(note(code=75),)), 75),
+        (ending(oom_kills=1, stopped_by=15, returncode=-15), 75),
+        (ending(oom_kills=1, stopped_by=15, returncode=-9, forced_at=5.0), 75),  # the launcher did it
         # Killed by an external signal: peers fail of its absence, or think they were asked to stop.
         (ending(log_tail=KILLED), 70),
         (ending(log_tail=KILLED, notes=(note(code=75),)), 70),
@@ -336,7 +345,7 @@ def test_memory_of_host_and_device_are_told_apart(line, on_host):
     subject = "host memory" if on_host else "device memory"
     noted = judge(ending(notes=(ExitNote(0, 71, problems=(Problem(71, subject, "x", "y"),)),)))
     assert noted.on_host == on_host
-    assert judge(ending(oom_kills=1)).on_host
+    assert judge(ending(oom_kills=1, log_tail=KILLED)).on_host
 
 
 @pytest.mark.parametrize(("rank", "kind"), [(0, "crashed"), (1, "training failed")])
