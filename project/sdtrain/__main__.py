@@ -49,10 +49,11 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
     # These libraries' advice is meant for their direct users; preflight checks what matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    import torch
+    with heartbeat.working("import"):
+        import torch
 
-    from sdtrain.run import run
-    from sdtrain.runtime.distributed import join
+        from sdtrain.run import run
+        from sdtrain.runtime.distributed import join
 
     with (
         stop.watch(parents=parents) as request,

@@ -28,6 +28,8 @@ _SERVICE_LINK = (
     "Kubernetes makes such variables from the names of services."
 )
 
+_SHORT = 60.0  # seconds
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -81,6 +83,11 @@ def read(flags: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Settin
         found.problems += found.doubts
     else:
         found.warnings += [f"{doubt.subject}: {doubt.found}" for doubt in found.doubts]
+    if 0 < options.hang_timeout < _SHORT:
+        found.warnings.append(
+            f"hang_timeout: {options.hang_timeout:g} s is less than a slow step, a checkpoint or the import of PyTorch "
+            f"may take; at least {_SHORT:g} is advised"
+        )
     found.warnings += [
         f"{given.name}: read without the quotes around it, as {given.text!r} ({given.where})"
         for _, given in found.winners.values()

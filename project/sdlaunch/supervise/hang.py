@@ -19,6 +19,11 @@ from sdlaunch.supervise import processes
 
 _PATIENCE = 5.0  # seconds for the ranks to write their stacks
 _NO_STACKS = "gave no stacks"
+_LOOK_EVERY = 5.0  # seconds at most
+_FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
+_WAITING = re.compile(r"torch/distributed/(?!checkpoint/)")  # there it writes and reads files
+_CALLS_OPERATORS = "torch/_ops.py"
+_BACKWARD = "_engine_run_backward"  # DDP waits there for the gradients of all ranks, below any line of Python
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Hang:
 
     seconds: float
     stacks: Mapping[int, str]
+    several: bool = True  # ranks in the job, on all nodes: only then does a rank wait for others
 
     def innermost(self) -> list[str]:
         """The innermost frame of each rank, in a line."""
@@ -37,7 +43,7 @@ class Hang:
         silent = [rank for rank, text in self.stacks.items() if text.startswith(_NO_STACKS)]
         if silent:
             return silent[0] if len(silent) == 1 else None
-        busy = [rank for rank, text in self.stacks.items() if "torch/distributed/" not in _main_thread(text)]
+        busy = [rank for rank, text in self.stacks.items() if not (self.several and _waits(text))]
         return busy[0] if len(busy) == 1 else None
 
     def text(self) -> str:
@@ -50,6 +56,7 @@ class Watch:
 
     notes: Path
     timeout: float
+    world_size: int
     started: float = field(default_factory=time.time)
     looked: float = field(default_factory=time.time)
     hang: Hang | None = None
@@ -60,7 +67,7 @@ class Watch:
 
     def hangs(self) -> bool:
         """Whether the job hangs; checks rarely, since the messages may be on slow storage."""
-        now, interval = time.time(), min(5.0, self.timeout / 10)
+        now, interval = time.time(), min(_LOOK_EVERY, self.timeout / 10)
         if not 0 <= now - self.looked <= interval + max(1.0, self.timeout / 4):
             # The launcher has been paused itself, and its ranks with it, or the clock was set: count again.
             self.restart()
@@ -68,11 +75,16 @@ class Watch:
             self.looked = now
             silent = now - max(self.started, Heartbeat.last(self.notes))
             if silent > self.timeout:
-                self.hang = examine(self.notes, silent)
+                self.hang = examine(self.notes, silent, self.world_size)
         return self.hang is not None
 
 
-def examine(notes: Path, seconds: float) -> Hang:
+def let_others_look() -> None:
+    """Leave the ranks alone until other nodes have noticed, and have examined theirs: these fail with the first."""
+    time.sleep(_LOOK_EVERY + _PATIENCE)
+
+
+def examine(notes: Path, seconds: float, world_size: int) -> Hang:
     """Ask every rank for its stacks, and take what they write within a few seconds."""
     ours = {process.pid for process in processes.descendants()}
     ranks = {rank: beat.pid for rank, beat in Heartbeat.read_all(notes).items() if beat.pid in ours}
@@ -89,7 +101,7 @@ def examine(notes: Path, seconds: float) -> Hang:
     stacks = {
         rank: _stacks(notes, rank) or f"{_NO_STACKS}; {processes.state(pid)}" for rank, pid in ranks.items()
     }
-    return Hang(seconds, stacks)
+    return Hang(seconds, stacks, several=world_size > 1)
 
 
 def _stacks(notes: Path, rank: int) -> str:
@@ -105,6 +117,14 @@ def _main_thread(text: str) -> str:
     return match[0] if match else text
 
 
+def _waits(text: str) -> bool:
+    """Whether the main thread waits for other ranks, by its innermost frame: outer ones may only have called it."""
+    for path, _, function in _FRAME.findall(_main_thread(text)):
+        if not path.endswith(_CALLS_OPERATORS):
+            return function == _BACKWARD or bool(_WAITING.search(path))
+    return False
+
+
 def _innermost(text: str) -> str:
-    match = re.search(r'File "([^"]+)", line (\d+) in (\S+)', _main_thread(text))
+    match = _FRAME.search(_main_thread(text))
     return f"{match[3]} ({Path(match[1]).name}:{match[2]})" if match else text.strip()

@@ -28,7 +28,7 @@ from sdlaunch.display import text as display
 from sdlaunch.inputs import temporary_folder
 from sdlaunch.plan import JobPlan
 from sdlaunch.preflight.output import unwritable
-from sdlaunch.supervise import failure_report, lock, output_folder, processes, rank_pipes
+from sdlaunch.supervise import failure_report, hang, lock, output_folder, processes, rank_pipes
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
 from sdlaunch.supervise.lock import Lock
@@ -107,7 +107,8 @@ def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Map
 def _run_to_verdict(job: _Job, environ: Mapping[str, str]) -> int:
     """The run up to its verdict."""
     stop, kills_before = _note_signals(), processes.oom_kills()
-    watch = Watch(job.channel.notes, float(job.plan.settings["hang_timeout"].value))
+    limit, world_size = float(job.plan.settings["hang_timeout"].value), job.plan.cluster.world_size
+    watch = Watch(job.channel.notes, limit, world_size)
     patience = float(job.plan.settings["rendezvous_timeout"].value)
     peers = Peers(job.layout, job.plan.cluster, job.channel.notes, job.stream.say, patience)
     try:
@@ -222,6 +223,8 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
             processes.reap_orphans(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
+        if watch.hang and job.plan.cluster.nodes > 1:
+            hang.let_others_look()
         if process.returncode and process.returncode < 0 and not stop.forced_at:
             _wait_for_ranks(process.pid, stop, job)
         processes.kill_all(process.pid)  # torchrun may end before its workers do

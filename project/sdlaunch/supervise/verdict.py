@@ -80,7 +80,7 @@ class Ending:
 
     @cached_property
     def is_killed(self) -> bool:
-        """Whether SIGKILL, which the launcher did not send, ended a process of this job: a rank, its loader, torchrun."""
+        """Whether a SIGKILL that is not the launcher's ended a process of this job: a rank, its loader, torchrun."""
         if self.forced_at is not None:
             return False
         statuses = [self.returncode, *(status for _, status in self._table)]

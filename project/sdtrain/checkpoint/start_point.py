@@ -13,7 +13,7 @@ from sdjob.writing import LinkError
 from sdtrain.checkpoint.checkpoint import TrainState, read_state
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
-from sdtrain.runtime import exit_note
+from sdtrain.runtime import exit_note, heartbeat
 from sdtrain.runtime.errors import of_link
 
 
@@ -26,6 +26,7 @@ class ResumePoint:
     is_branch: bool  # `resume` names it, and the run goes back to it for the first time
 
 
+@heartbeat.working("verify the checkpoint")
 def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     """The checkpoint that this run continues, if any; raises JobError (64) if another run wrote it.
 

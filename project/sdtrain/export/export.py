@@ -26,6 +26,7 @@ from sdtrain.architectures.base import Architecture, Parts
 from sdtrain.export import webui
 from sdtrain.model.lora import in_files
 from sdtrain.model.trainable_model import part_of
+from sdtrain.runtime import heartbeat
 
 Weights = dict[str, torch.Tensor]
 
@@ -39,6 +40,7 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", 
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema)(?=\.(?:safetensors|bin|json)$)")
 
 
+@heartbeat.working("export")
 def export(folder: Path, source: PipelineFolder, parts: Parts, state: Weights, spec: RunSpec) -> None:
     """Write the result into `folder`, alongside the step folders; whole or not at all. By one rank.
 

@@ -26,12 +26,14 @@ from sdtrain.architectures import ARCHITECTURES
 from sdtrain.architectures.base import Parts
 from sdtrain.model import lora as lora_layers
 from sdtrain.model.trainable_model import TrainableModel
+from sdtrain.runtime import heartbeat
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _LONGEST_REASON = 300  # characters of a library's words
 
 
+@heartbeat.working("load the model")
 def load(
     folder: PipelineFolder,
     precision: str,

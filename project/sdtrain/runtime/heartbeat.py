@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+
+import psutil
 
 from sdjob import protocol
 from sdjob.protocol import STACKS_SIGNAL, Heartbeat
 from sdtrain.runtime.exit_note import rank
 
 _SECONDS_BETWEEN_BEATS = 1.0  # the file may be on slow storage
+_SECONDS_BETWEEN_LOOKS = 2.0
+# Between two looks: what a process that waits, with its idle threads and these looks, stays far below.
+_CPU_SECONDS, _BYTES = 0.05, 1 << 16
 
 
 @contextlib.contextmanager
@@ -58,3 +64,41 @@ class Pulse:
             before = Heartbeat.read(self._notes, self._rank) or Heartbeat(os.getpid(), self._stage)
             beat = replace(before, stage=self._stage, step=before.step if step is None else step)
             beat.write(self._notes, self._rank)
+
+
+@contextlib.contextmanager
+def working(stage: str) -> Iterator[None]:
+    """While the body runs, which cannot report progress, send heartbeats as long as this process computes or reads.
+
+    For imports, files and loading only: a process that waits for a device or for other ranks may compute, too.
+    """
+    if protocol.notes_folder(os.environ) is None:
+        yield
+        return
+    pulse, ended = Pulse(stage), threading.Event()
+
+    def look() -> None:
+        before = _work()
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            now = _work()
+            if now[0] - before[0] > _CPU_SECONDS or now[1] - before[1] > _BYTES:
+                pulse()
+            before = now
+
+    pulse()
+    thread = threading.Thread(target=look, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _work() -> tuple[float, int]:
+    """CPU seconds of all threads, and bytes read and written, where the system counts them."""
+    count = 0
+    with contextlib.suppress(AttributeError, OSError, psutil.Error):
+        files = psutil.Process().io_counters()
+        count = files.read_chars + files.read_bytes + files.write_chars
+    return time.process_time(), count

@@ -507,3 +507,10 @@ def test_one_flag_given_twice():
     found = read(flags=[("validation_prompts", "a"), ("validation_prompts", "b")])
     assert found.problems == ()
     assert found.spec.validation_prompts == ("a", "b")
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [("0", 0), ("59.5", 1), ("60", 0), ("3600", 0)])
+def test_a_limit_that_ends_slow_jobs_is_warned_about(seconds, warned):
+    found = read({"hang_timeout": seconds})
+    assert (found.problems, len(found.warnings)) == ((), warned)
+    assert all(text.startswith("hang_timeout: 59.5 s is less than") for text in found.warnings)

@@ -1,6 +1,7 @@
 """failure.json: of a job that was refused, and of several nodes that end in one folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ECHO = Verdict(
     70, ("RuntimeError('connection closed by peer')",), "", 0, 3, special="bug or lost peer", time=1
 )
 KILLED = Verdict(70, ("rank 5 was killed",), "", 5, 3, special="killed from outside", time=2)
+HANG = Verdict(70, ("no progress",), "", None, special="hang", time=0)  # on a node whose ranks all wait
 PROBLEM = bad_input("row 3", "no image", "Take it out.")
 BAD_ROW = Verdict(66, ("row 3: no image",), "", 9, 3, problems=(PROBLEM,), time=3)
 FINISHED = Verdict(0, (), "")
@@ -43,8 +45,9 @@ def layout(tmp_path):
         ([ECHO, BAD_ROW, ECHO], 1),
         ([BAD_ROW, KILLED, ECHO], 1),  # of two causes the earlier one
         ([ECHO, Verdict(70, (), "", 2, time=0.5), ECHO], 1),
-        ([Verdict(70, (), "", None, special="hang", time=0), ECHO, KILLED], 2),
+        ([HANG, ECHO, KILLED], 2),
         ([Verdict(71, (), "", None, time=9), ECHO, ECHO], 0),
+        ([HANG, replace(HANG, root_rank=6, time=5), replace(HANG, time=3)], 1),
     ],
 )
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])

@@ -58,7 +58,7 @@ def test_progress_is_no_hang(run):
 def test_without_a_limit_nothing_is_looked_for(tmp_path, monkeypatch, timeout, hangs):
     clock = [1e9]
     monkeypatch.setattr(hang.time, "time", lambda: clock[0])
-    watch = Watch(tmp_path, timeout)
+    watch = Watch(tmp_path, timeout, 2)
     for _ in range(100):
         clock[0] += 0.2  # as often as the launcher looks
         watch.hangs()
@@ -76,7 +76,7 @@ def test_a_start_that_never_ends_is_a_hang_too(run):
 def test_a_pause_of_everything_or_a_clock_that_is_set_is_no_hang(tmp_path, monkeypatch, jump):
     clock = [1e9]
     monkeypatch.setattr(hang.time, "time", lambda: clock[0])
-    watch = Watch(tmp_path, timeout=8.0)
+    watch = Watch(tmp_path, 8.0, 2)
 
     def hangs_after(seconds: float) -> bool:
         clock[0] += seconds
@@ -96,6 +96,23 @@ BUSY = (
 )
 
 
+BACKWARD = (
+    "Current thread 0x1 (most recent call first):\n"
+    '  File "/x/torch/autograd/graph.py", line 865 in _engine_run_backward\n'
+    '  File "/x/torch/_tensor.py", line 648 in backward\n'
+)
+OPERATOR = (
+    'Current thread 0x1:\n  File "/x/torch/_ops.py", line 1243 in __call__\n'
+    '  File "/x/torch/distributed/_functional_collectives.py", line 127 in wait_tensor\n'
+)
+STORAGE = (
+    'Current thread 0x1:\n  File "/x/torch/distributed/checkpoint/filesystem.py", line 9 in _write\n'
+    '  File "/x/torch/distributed/c10d_logger.py", line 81 in wrapper\n'
+)
+RECOMPUTED = 'Current thread 0x1:\n  File "/x/torch/nn/functional.py", line 2 in silu\n' + BACKWARD[42:]
+LOADING = BUSY + '  File "/x/torch/distributed/c10d_logger.py", line 81 in wrapper\n'  # called from there
+
+
 @pytest.mark.parametrize(
     ("stacks", "culprit"),
     [
@@ -103,10 +120,25 @@ BUSY = (
         ({0: BUSY, 1: "gave no stacks; it is stopped", 2: WAITING}, 1),
         ({0: WAITING, 1: WAITING}, None),
         ({0: BUSY, 1: BUSY}, None),
+        ({0: BACKWARD, 1: BUSY}, 1),
+        ({0: BACKWARD, 1: BACKWARD}, None),
+        ({0: RECOMPUTED, 1: BACKWARD, 2: WAITING}, 0),
+        ({0: OPERATOR, 1: STORAGE}, 1),
+        ({0: WAITING, 1: LOADING}, 1),
     ],
 )
 def test_the_rank_that_does_not_wait_for_the_others_is_the_root(stacks, culprit):
     assert Hang(1.0, stacks).culprit() == culprit
+
+
+@pytest.mark.parametrize("stack", [BACKWARD, WAITING, BUSY])
+def test_the_only_rank_of_a_job_waits_for_no_other(stack):
+    assert Hang(1.0, {0: stack}, several=False).culprit() == 0
+
+
+@pytest.mark.parametrize(("stack", "culprit"), [(BACKWARD, None), (WAITING, None), (BUSY, 3)])
+def test_the_only_rank_of_a_node_may_wait_for_other_nodes(stack, culprit):
+    assert Hang(1.0, {3: stack}).culprit() == culprit
 
 
 def test_the_innermost_frames_are_named():

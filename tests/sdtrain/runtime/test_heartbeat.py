@@ -1,5 +1,6 @@
 """Heartbeats: how often, from which work, and the stacks of a process on request."""
 
+import itertools
 import os
 import time
 
@@ -59,6 +60,31 @@ def test_every_image_that_is_looked_at_is_a_sign_of_life(beats):
     assert beats(0, lambda: None) is False
     assert beats(20, lambda: verify(Source(), "all", 0, 1))
     assert sorted(seen[:3]) == [0, 1, 2]
+
+
+def computed() -> None:
+    sum(range(1_000_000))
+
+
+def test_a_stage_without_reports_is_alive_while_it_computes_or_reads(beats, monkeypatch, tmp_path):
+    monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setattr(heartbeat, "_CPU_SECONDS", 0.005)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(1 << 18))
+    with heartbeat.working("load"):
+        assert beats(20, computed)
+        assert beats(20, large.read_bytes)
+        assert Heartbeat.read(tmp_path, 0).stage == "load"
+    assert not beats(0.5, computed)
+
+
+def test_a_stage_that_only_waits_is_not_alive(beats, monkeypatch):
+    """As where a mount does not answer any more."""
+    looks = itertools.chain([(1.0, 0), (1.01, 500), (1.02, 1000)], itertools.repeat((1.03, 1500)))
+    monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(heartbeat, "_work", lambda: next(looks))
+    with heartbeat.working("load"):
+        assert not beats(0.3)
 
 
 def test_heartbeats_come_at_most_once_a_second(monkeypatch, tmp_path):
