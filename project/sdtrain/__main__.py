@@ -57,7 +57,7 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
 
     with (
         stop.watch(parents=parents) as request,
-        join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world,
+        join(spec.device, group_of_one=PLUGINS[spec.plugin].shards, waiting=request.at_once()) as world,
     ):
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32

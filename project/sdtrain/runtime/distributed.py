@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from sdjob.problems import JobError, Problem
-from sdtrain.runtime import devices, stop
+from sdtrain.runtime import devices
 
 # Enough for rank 0 to convert a large dataset while the others wait.
 _TIMEOUT = timedelta(hours=2)
@@ -100,11 +100,16 @@ class World:
 
 @contextmanager
 def join(
-    device: str, environ: Mapping[str, str] = os.environ, *, group_of_one: bool = False
+    device: str,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    group_of_one: bool = False,
+    waiting: AbstractContextManager[None] | None = None,
 ) -> Iterator[World]:
     """Join the process group that torchrun describes, or none for a single process; leave it at the end.
 
     `group_of_one`: give a single process a group too, which strategies that shard need.
+    `waiting`: entered while this rank waits for others.
     """
     rank, local_rank = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
     size = int(environ.get("WORLD_SIZE", 1))
@@ -123,7 +128,7 @@ def join(
         finally:
             dist.destroy_process_group()
         return
-    with stop.at_once():
+    with waiting or nullcontext():
         store, _, _ = next(rendezvous("env://", rank, size))
         if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # torchrun keeps the store for all attempts: one must not find the addresses of an earlier one.

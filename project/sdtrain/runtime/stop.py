@@ -33,6 +33,19 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While the body runs a stop signal ends this process: nothing is to be saved yet, and a wait in C++ for a rank
+        that may be gone calls no handler. Raises Stopped for a request that came earlier."""
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in protocol.STOP_SIGNALS}
+        try:
+            if self:
+                raise Stopped(0)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def __bool__(self) -> bool:
         return self.orphaned or bool(self._received) or (self._file is not None and self._file.exists())
 
@@ -48,18 +61,6 @@ def watch(environ: Mapping[str, str] = os.environ, parents: Parents | None = Non
         yield request
     finally:
         ended.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def at_once() -> Iterator[None]:
-    """While the body runs a stop signal ends this process: nothing is to be saved yet, and a wait in C++ for a rank
-    that may be gone calls no handler."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in protocol.STOP_SIGNALS}
-    try:
-        yield
-    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 

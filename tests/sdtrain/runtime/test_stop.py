@@ -41,7 +41,7 @@ def test_while_a_rank_joins_a_signal_ends_it_though_no_handler_would_run():
     script = """
 import signal
 from sdtrain.runtime import stop
-with stop.watch({}), stop.at_once():
+with stop.watch({}) as request, request.at_once():
     print("ready", flush=True)
     signal.pause()
 """
@@ -49,6 +49,16 @@ with stop.watch({}), stop.at_once():
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.terminate()
         assert process.wait(20) == -signal.SIGTERM
+
+
+def test_a_rank_that_was_asked_to_stop_before_does_not_join():
+    """The others may have ended: it would wait until torchrun kills it."""
+    before = signal.getsignal(signal.SIGTERM)
+    with stop.watch({}) as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(stop.Stopped), request.at_once():
+            pytest.fail("it joined")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_flag_file_is_a_request(tmp_path):
