@@ -36,11 +36,19 @@ class LaunchPlan:
         """The same command to paste into a shell, without secrets."""
         removed = [word for name in self.unset for word in ("-u", name)]
         added = [f"{name}={value}" for name, value in self.env.items()]
-        return shlex.join(["env", *removed, *added, *without_secrets(self.argv)])
+        return " ".join(map(_quoted, ["env", *removed, *added, *without_secrets(self.argv)]))
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of the command."""
         return {k: v for k, v in inherited.items() if k not in self.unset} | dict(self.env)
+
+
+def _quoted(word: str) -> str:
+    """A word for bash; bytes that are not UTF-8, as in names from other systems, are escapes."""
+    if word.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in word):
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{escaped.encode(errors='surrogateescape').decode(errors='backslashreplace')}'"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Settings and cluster → the exact command."""
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 from string import Template
 
@@ -10,7 +12,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.route import Route
-from sdlaunch.command import Host
+from sdlaunch.command import Host, LaunchPlan
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
 
@@ -215,3 +217,11 @@ def test_accelerate_leaves_a_single_process_to_torchrun():
     start = argv.index("torch.distributed.run") - 1
     assert argv[1:4] == ("-m", "accelerate.commands.launch", "--cpu")
     assert argv[start:] == build(cluster=alone, max_restarts=3).argv[1:]
+
+
+@pytest.mark.parametrize("name", [b"\xd5\xd5\xc6\xac", b"\xd5a 'b' \\ $c", "照片".encode(), b"plain"])
+def test_a_pasted_command_has_the_bytes_of_every_name(name):
+    plan = LaunchPlan(("printf", "%s", os.fsdecode(b"/mnt/" + name)), {}, ())
+    printed = subprocess.run(["bash", "-c", plan.shell().encode()], capture_output=True, check=True).stdout
+    assert printed == b"/mnt/" + name
+    assert plan.shell().encode()  # can be shown and saved

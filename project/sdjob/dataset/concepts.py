@@ -20,6 +20,7 @@ from sdjob import reading
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.files import read_file, shown
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
+from sdjob.settings.fields import DataPath, Text
 from sdjob.settings.run_spec import RunSpec
 
 _FORM = (
@@ -33,8 +34,8 @@ class Concept(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instance_data_dir: Annotated[str, Field(min_length=1)]
-    instance_prompt: Annotated[str, Field(min_length=1)]
+    instance_data_dir: DataPath
+    instance_prompt: Text
     class_data_dir: str | None = None  # None: generated
     class_prompt: str | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # the weight of its images in the loss

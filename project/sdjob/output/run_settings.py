@@ -18,7 +18,7 @@ WEIGHTS = ("ema", "raw")
 
 def write(folder: Path, spec: RunSpec) -> None:
     """Add the settings to a checkpoint that is being written. Raises OSError."""
-    (folder / SETTINGS).write_text(json.dumps(flags.render(spec), indent=1, ensure_ascii=False) + "\n")
+    (folder / SETTINGS).write_text(json.dumps(flags.render(spec), indent=1) + "\n")
 
 
 def settings_of(checkpoint: Path) -> RunSpec:

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
 
 from sdjob import reading
 
@@ -132,7 +133,15 @@ def any_case(*choices: str, **others: tuple[str, ...]) -> dict[str, str]:
     }
 
 
+def filled(value: str) -> str:
+    """Refuse an empty value. pydantic's own constraint also refuses bytes that are not UTF-8, as paths of data have."""
+    if not value:
+        raise PydanticKnownError("string_too_short", {"min_length": 1})
+    return value
+
+
 Text = Annotated[str, Field(min_length=1)]
+DataPath = Annotated[str, AfterValidator(filled)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(text_list)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
 Whole = Annotated[int, BeforeValidator(whole)]

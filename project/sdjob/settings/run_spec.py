@@ -19,6 +19,7 @@ from sdjob.settings.fields import (
     Amount,
     CommaList,
     Count,
+    DataPath,
     Fraction,
     Positive,
     Rate,
@@ -83,7 +84,7 @@ class RunSpec(BaseModel):
         None, "DreamBooth: folder with the images of the subject", flag_only=True
     )
     train_data_dir: str | None = _data(None, "text-to-image: the captioned dataset", flag_only=True)
-    concepts_list: Text | None = _data(
+    concepts_list: DataPath | None = _data(
         None, "DreamBooth: YAML file with a list of subjects, instead of DATASET_DIR and prompts"
     )
     class_data_dir: str | None = _data(

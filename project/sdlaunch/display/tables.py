@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sdjob.files import shown
 from sdjob.formatting import in_units
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem
@@ -81,7 +82,7 @@ def mounts_table(
     }
     unusable = refused & {"PROJECT_DIR", "OUTPUT_DIR"}
     return {
-        name: {"path": str(path), "uses": str(used), "found": "not usable" if name in unusable else found}
+        name: {"path": shown(path), "uses": shown(used), "found": "not usable" if name in unusable else found}
         for name, (path, used, found) in rows.items()
     }
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdjob.settings.fields import Count, Positive, Text, setting
+from sdjob.settings.fields import Count, DataPath, Positive, Text, setting
 
 _mounts = partial(setting, "mounts")
 _script = partial(setting, "script")
@@ -26,7 +26,7 @@ class LaunchOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model_dir: Text = _mounts("/mnt/model", "folder of the model, at its root or below", name="MODEL_DIR")
-    dataset_dir: Text = _mounts(
+    dataset_dir: DataPath = _mounts(
         "/mnt/dataset", "folder of the dataset, at its root or below", name="DATASET_DIR"
     )
     project_dir: Text | None = _mounts(
@@ -40,7 +40,7 @@ class LaunchOptions(BaseModel):
         "model to use: a folder below MODEL_DIR, a path, or a hub id; empty: the only one there",
         aliases=("pretrained_model_name_or_path",),
     )
-    dataset_name: Text | None = _mounts(
+    dataset_name: DataPath | None = _mounts(
         None, "dataset to use: a folder below DATASET_DIR, a path, or a hub id; empty: the only one there"
     )
     offline: bool = _mounts(

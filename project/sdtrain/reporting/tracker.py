@@ -93,7 +93,8 @@ class TensorBoard:
         self._events.add_image(tag, np.asarray(image), step, dataformats="HWC")
 
     def text(self, tag: str, text: str) -> None:
-        self._events.add_text(tag, text)
+        # A path may hold bytes that are not UTF-8.
+        self._events.add_text(tag, text.encode(errors="backslashreplace").decode())
 
     def flush(self) -> None:
         self._events.flush()

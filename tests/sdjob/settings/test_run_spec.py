@@ -1,5 +1,6 @@
 """Tests of run_spec, fields and choices: every setting is described, every name means one thing."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -88,3 +89,13 @@ def test_the_dataset_of_the_recipe():
 def test_the_scale_of_a_lora():
     assert RunSpec(**PATHS, lora_rank=4).lora_scale_alpha == 4
     assert RunSpec(**PATHS, lora_rank=4, lora_alpha=2).lora_scale_alpha == 2
+
+
+def test_a_path_of_data_may_hold_bytes_that_are_not_utf8():
+    folder = os.fsdecode(b"/mnt/\xd5\xd5")
+    spec = RunSpec(**PATHS, concepts_list=folder, instance_data_dir=folder)
+    assert spec.instance_data_dir == spec.concepts_list == folder
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        RunSpec(**PATHS, concepts_list="")
+    with pytest.raises(ValidationError):
+        RunSpec(**PATHS, instance_prompt=folder)
