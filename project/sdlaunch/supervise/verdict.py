@@ -84,7 +84,7 @@ class Ending:
         if self.forced_at is not None:
             return False
         statuses = [self.returncode, *(status for _, status in self._table)]
-        texts = (*(note.error for note in self.notes), *self.log_tail)
+        texts = (*(note.error for note in self.notes), self.log)
         return -signal.SIGKILL in statuses or any(map(_KILLED_LOADER.search, texts))
 
     @cached_property

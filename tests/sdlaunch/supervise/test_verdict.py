@@ -46,6 +46,13 @@ KILLED = (
         (ending(oom_kills=1, log_tail=KILLED, notes=(note(code=66),)), 66),
         (ending(oom_kills=1, returncode=-9, notes=(note(code=75),)), 71),  # torchrun was killed
         (ending(oom_kills=1, notes=(LOADER,)), 71),
+        (
+            ending(
+                oom_kills=1, log_tail=("x", "RuntimeError: DataLoader worker (pid(s) 7) exited unexpectedly")
+            ),
+            71,
+        ),
+        (ending(oom_kills=1, log_tail=("x", "y")), 70),
         # It may have been a process of another job in this container.
         (ending(oom_kills=1), 70),
         (ending(oom_kills=1, notes=(note(code=70),)), 70),
