@@ -3,11 +3,26 @@
 `bash train.sh` calls this; `bash train.sh --help` lists verbs and settings.
 """
 
+# ruff: noqa: E402 - the first thing to do is to say where imports come from
 from __future__ import annotations
 
 import os
-import signal
 import sys
+
+
+def _import_only_what_is_installed() -> None:
+    """Have no file next to this one, or in the current folder, replace a module of Python's."""
+    unwanted = {"", os.path.dirname(os.path.realpath(__file__))}  # noqa: PTH120 - nothing is imported yet
+    listed = os.environ.get("PYTHONPATH")
+    if listed and "" in listed.split(os.pathsep) and os.path.isdir("."):  # noqa: PTH112
+        unwanted.add(os.getcwd())  # noqa: PTH109
+    sys.path[:] = [path for path in sys.path if path not in unwanted]
+
+
+if __name__ == "__main__":
+    _import_only_what_is_installed()
+
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

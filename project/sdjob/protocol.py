@@ -41,6 +41,10 @@ _STOP_FILE = "SDJOB_STOP_FILE"
 _LAUNCHER_PID = "SDJOB_LAUNCHER_PID"
 _PIPES_DIR = "SDJOB_PIPES_DIR"
 
+# Python does not look for modules in the current folder, or in that of a script, where this is set (from 3.11 on). The
+# value is the launcher's own: a user's script imports from its folder, unless the user has set another one.
+SAFE_PATH = {"PYTHONSAFEPATH": "sdjob"}
+
 # Files: below /output/run, and in the folder of notes.
 _NOTES_OF_NODE = "notes-{}"
 _STOP_OF_NODE = "stop-{}"

@@ -36,9 +36,11 @@ def attach(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def main(words: list[str]) -> None:
-    """Become Python with these arguments."""
+    """Become Python with these arguments, which imports from the folder of its script."""
     attach()
-    os.execv(sys.executable, [sys.executable, *words])
+    ours = protocol.SAFE_PATH.items()
+    environ = {name: value for name, value in os.environ.items() if (name, value) not in ours}
+    os.execve(sys.executable, [sys.executable, *words], environ)
 
 
 if __name__ == "__main__":

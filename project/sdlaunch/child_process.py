@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.bounded import ends_with_parent
+from sdjob.protocol import SAFE_PATH
 from sdlaunch.python_variables import without_harmful
 
 
 def options(environ: Mapping[str, str]) -> dict[str, Any]:
     """Arguments of subprocess.Popen for a child that reads nothing; the thread that starts it must wait for it."""
     return {
-        "env": without_harmful(environ),
+        "env": {**SAFE_PATH, **without_harmful(environ)},
         "stdin": subprocess.DEVNULL,
         "preexec_fn": ends_with_parent(),
     }
 
 
 def python_path(*folders: Path | str | None) -> str:
-    """The variable PYTHONPATH with these folders, without those that are None or empty."""
-    return os.pathsep.join(str(folder) for folder in folders if folder)
+    """The variable PYTHONPATH with these folders, or lists of them. An empty one would be the current folder."""
+    paths = [path for folder in folders if folder for path in str(folder).split(os.pathsep)]
+    return os.pathsep.join(filter(None, paths))

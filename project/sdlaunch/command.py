@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
-from sdjob.protocol import Channel
+from sdjob.protocol import SAFE_PATH, Channel
 from sdjob.redact import without_secrets
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
@@ -140,6 +140,7 @@ def _environment(
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
+        **({} if host.environ.get("PYTHONSAFEPATH") else SAFE_PATH),
         **nodes,
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
         **Channel.of_node(layout.run, cluster.node_rank).environment(),

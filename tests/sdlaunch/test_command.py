@@ -117,6 +117,7 @@ def test_the_environment_that_is_added():
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
+        "PYTHONSAFEPATH": "sdjob",
         "OMP_NUM_THREADS": "4",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
