@@ -150,6 +150,6 @@ def rows_in(root: Path, unused: Unused) -> str:
 
     try:
         rows = sum(pq.read_metadata(path).num_rows for path in files)
-    except (pa.ArrowException, OSError):  # what is not used may be damaged
+    except (pa.ArrowException, OSError, UnicodeEncodeError):  # what is not used may be damaged
         return ""
     return f" ({'at least ' if len(files) == _COUNTED else ''}{rows:,} rows)"

@@ -154,6 +154,9 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except MemoryError:  # pyarrow's own is one of its exceptions too
         raise
+    except UnicodeEncodeError as error:
+        found = "has a path that is not UTF-8, which pyarrow does not open"
+        raise JobError(bad_input(shown(path), found, "rename the file or folder")) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names in a damaged footer
         if isinstance(error, OSError) and error.errno is not None:
             raise JobError(unreadable(path, error)) from error

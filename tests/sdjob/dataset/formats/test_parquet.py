@@ -295,3 +295,12 @@ def test_rows_without_end_are_not_converted(tmp_path, monkeypatch):
     info = find(tmp_path)
     with pytest.raises(JobError, match="unfolds to more than 100 times its size"):
         _convert(info, tmp_path / "converted")
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    """pyarrow takes text as a path; the images of a folder may have any names."""
+    folder = tmp_path / os.fsdecode(b"\xd5\xd5")
+    folder.mkdir()
+    parquet(tmp_path / "a.parquet", table(2)).rename(folder / "a.parquet")
+    problem = only(tmp_path)
+    assert "a path that is not UTF-8" in problem.found and problem.subject == rf"{tmp_path}/\xd5\xd5/a.parquet"
