@@ -61,9 +61,8 @@ class Export:
 def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
     """Start the worker's part, and return its exit code."""
     libraries = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    path = child_process.python_path(home / "project", environ.get("PYTHONPATH"))
-    python = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
-    with subprocess.Popen(job.argv, **child_process.options({**libraries, **environ, **python})) as process:
+    path = {"PYTHONPATH": child_process.python_path(home / "project", environ.get("PYTHONPATH"))}
+    with subprocess.Popen(job.argv, **child_process.options({**libraries, **environ, **path})) as process:
         try:
             return process.wait()
         finally:
