@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sdjob.output import starts
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
@@ -185,7 +186,8 @@ class _Loop:
         self._update_state(step)
         # Before the checkpoint, so that a kill after it loses no metrics of steps that are not repeated.
         training.tracker.flush()
-        state = replace(self.state, spent=self.state.spent.and_this_start(training.world.size))
+        at = starts.now(training.context.layout)
+        state = replace(self.state, spent=self.state.spent.and_this_start(training.world.size, at))
         self.saver.save(state, training.strategy, training.ema_shards, background=background)
 
     def _update_state(self, step: int) -> None:

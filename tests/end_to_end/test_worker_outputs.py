@@ -204,7 +204,7 @@ def test_time_and_device_hours_are_those_of_all_starts(train, monkeypatch):
     """The second start, of one process, after one of two."""
     seconds = iter([100.0, 200.0, 300.0])
     monkeypatch.setattr(
-        Spent, "and_this_start", lambda spent, processes: taken(spent, next(seconds), processes)
+        Spent, "and_this_start", lambda spent, processes, at=None: taken(spent, next(seconds), processes)
     )
     train(ranks=2, max_train_steps=2, checkpointing_steps=1)
     seconds = iter([30.0, 70.0])

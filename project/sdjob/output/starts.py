@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -14,12 +15,16 @@ from sdjob.writing import write_text
 
 @dataclass(frozen=True)
 class Start:
-    """From when to when (Unix times) how many processes ran; `until` is None while they do, or if all was killed."""
+    """From when to when (Unix times) how many processes ran; `until` is None while they do, or if all was killed.
+
+    A start never begins before an earlier one ended, whatever the clock says.
+    """
 
     since: float
     processes: int
     until: float | None = None
     finished: bool = False  # the run, so that what comes later may be another one
+    clock: float | None = None  # time.monotonic() of that machine at `since`
 
 
 def read(layout: OutputLayout) -> list[Start]:
@@ -32,7 +37,17 @@ def read(layout: OutputLayout) -> list[Start]:
 def begin(layout: OutputLayout, now: float, processes: int, last_sign: float) -> None:
     """Add a start; one that was killed before lasted until its last sign of life. Raises OSError."""
     closed = [replace(each, until=each.until or max(each.since, last_sign)) for each in read(layout)]
-    _write(layout, [*closed, Start(now, processes)])
+    since = max(now, *(each.until or 0.0 for each in closed), 0.0)
+    _write(layout, [*closed, Start(since, processes, clock=time.monotonic())])
+
+
+def now(layout: OutputLayout) -> float:
+    """The time for processes of a start that runs: what has passed on its machine since it began, by a clock that
+    cannot be set."""
+    *_, last = read(layout) or [Start(0.0, 0, until=0.0)]
+    if last.until is not None or last.clock is None:
+        return time.time()
+    return last.since + max(0.0, time.monotonic() - last.clock)
 
 
 def end(layout: OutputLayout, now: float, *, finished: bool) -> None:

@@ -51,29 +51,50 @@ class Hang:
 
 
 @dataclass
+class Signs:
+    """When the ranks last gave a sign of life, by the clock of this process: that of their files may be set."""
+
+    notes: Path
+    at: float = field(default_factory=time.monotonic)
+    _looked: float = field(default_factory=time.monotonic)
+    _newest: float = 0.0
+
+    def silence(self, now: float) -> float:
+        """Seconds since the last sign, which may have come after the last call; `now`: time.monotonic()."""
+        if (newest := Heartbeat.last(self.notes)) != self._newest:
+            age = time.time() - newest
+            self.at = now - age if 0 <= age <= now - self._looked else now  # else: a clock was set
+            self._newest = newest
+        self._looked = now
+        return now - self.at
+
+
+@dataclass
 class Watch:
     """Looks for progress of the ranks; `hang` is set when there was none for `timeout` seconds (0: never)."""
 
     notes: Path
     timeout: float
     world_size: int
-    started: float = field(default_factory=time.time)
-    looked: float = field(default_factory=time.time)
+    looked: float = field(default_factory=time.monotonic)
     hang: Hang | None = None
+
+    def __post_init__(self) -> None:
+        self._signs = Signs(self.notes)
 
     def restart(self) -> None:
         """Count again from now."""
-        self.started = self.looked = time.time()
+        self._signs.at = self.looked = time.monotonic()
 
     def hangs(self) -> bool:
         """Whether the job hangs; checks rarely, since the messages may be on slow storage."""
-        now, interval = time.time(), min(_LOOK_EVERY, self.timeout / 10)
-        if not 0 <= now - self.looked <= interval + max(1.0, self.timeout / 4):
-            # The launcher has been paused itself, and its ranks with it, or the clock was set: count again.
+        now, interval = time.monotonic(), min(_LOOK_EVERY, self.timeout / 10)
+        if now - self.looked > interval + max(1.0, self.timeout / 4):
+            # The launcher has been paused itself, and its ranks with it: count again.
             self.restart()
         elif self.timeout and now - self.looked >= interval:
             self.looked = now
-            silent = now - max(self.started, Heartbeat.last(self.notes))
+            silent = self._signs.silence(now)
             if silent > self.timeout:
                 self.hang = examine(self.notes, silent, self.world_size)
         return self.hang is not None

@@ -49,6 +49,7 @@ class Stop:
     received: list[tuple[int, float]] = field(default_factory=list)  # signals, and their monotonic times
     asked_at: float | None = None
     forced_at: float | None = None
+    forced_time: float | None = None  # Unix time, for messages of other processes
     insisted: bool = False  # by a repeated SIGINT, before the end
 
     @property
@@ -131,7 +132,7 @@ def _run_to_verdict(job: _Job, environ: Mapping[str, str]) -> int:
         heartbeats=tuple(Heartbeat.read_all(job.channel.notes).values()),
         oom_kills=processes.oom_kills() - kills_before,
         stopped_by=stop.signal,
-        forced_at=stop.forced_at,
+        forced_at=stop.forced_time,
         hang=watch.hang,
         output=output_folder.problem_after(job.lock, job.layout.root, failed=returncode != 0),
         output_is_gone=job.lock.lost.is_set(),
@@ -161,7 +162,7 @@ def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
             job.layout.make(stacks.parent)
             write_text(stacks, watch.hang.text(), private=True)
         if job.plan.cluster.node_rank == 0:
-            starts.end(job.layout, time.time(), finished=verdict.code == ExitCode.FINISHED)
+            starts.end(job.layout, starts.now(job.layout), finished=verdict.code == ExitCode.FINISHED)
         failure_report.record(job.layout, job.plan.cluster, verdict, job.plan.secrets)
     except OSError:
         return False
@@ -266,7 +267,7 @@ def _advance_stop(stop: Stop, process: subprocess.Popen[bytes], job: _Job, peers
 
     A repeated SIGINT ends the supervision.
     """
-    now, grace = time.time(), job.plan.stop_grace
+    now, grace = time.monotonic(), job.plan.stop_grace
     if protocol.insists(stop.received):
         stop.insisted = True
     elif stop.signal and stop.asked_at is None:
@@ -281,7 +282,7 @@ def _advance_stop(stop: Stop, process: subprocess.Popen[bytes], job: _Job, peers
         and stop.forced_at is None
         and (peers.is_waiting or now >= stop.asked_at + grace)
     ):
-        stop.forced_at = now
+        stop.forced_at, stop.forced_time = now, time.time()
         if not peers.is_waiting:
             job.stream.say(f"not stopped within {grace:g} s: ending the processes")
         job.stream.quiet = True  # what the workers print about being ended does not help

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -13,6 +16,8 @@ import torch
 from sdjob.output import starts
 from sdjob.output.layout import OutputLayout
 from sdtrain.runtime import devices
+
+_CREATED = 19  # field of /proc/PID/stat, after the name: ticks from the start of the machine
 
 
 class Stopwatch:
@@ -60,7 +65,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Spent:
-    """Wall-clock and device seconds, summed over all starts of the run, and the time (Unix) of this sum.
+    """Wall-clock and device seconds, summed over all starts of the run, and the time of this sum (starts.now).
 
     What a start did after its last checkpoint is known from the launcher's record, up to its last sign of life.
     """
@@ -69,13 +74,21 @@ class Spent:
     device_seconds: float = 0.0
     at: float | None = None
 
-    def and_this_start(self, processes: int) -> Spent:
+    def and_this_start(self, processes: int, at: float | None = None) -> Spent:
         """With the time since this process was created, as a platform bills it: imports and checks included."""
-        seconds = time.time() - psutil.Process().create_time()
-        return Spent(self.seconds + seconds, self.device_seconds + seconds * processes, time.time())
+        seconds = _age()
+        return Spent(self.seconds + seconds, self.device_seconds + seconds * processes, at)
 
     def and_unsaved(self, layout: OutputLayout) -> Spent:
         """With what earlier starts spent after this was saved, or if nothing was saved, before this start."""
-        now = psutil.Process().create_time()
-        seconds, device_seconds = starts.unsaved(starts.read(layout), self.at, now)
+        begun = starts.now(layout) - _age()
+        seconds, device_seconds = starts.unsaved(starts.read(layout), self.at, begun)
         return Spent(self.seconds + seconds, self.device_seconds + device_seconds, self.at)
+
+
+def _age() -> float:
+    """Seconds since this process was created, by a clock that cannot be set where the system has one."""
+    if sys.platform != "linux":
+        return time.time() - psutil.Process().create_time()
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # a name may hold spaces
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[_CREATED]) / os.sysconf("SC_CLK_TCK")

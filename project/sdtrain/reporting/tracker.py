@@ -17,6 +17,8 @@ from sdjob.output.layout import OutputLayout
 from sdjob.writing import make_folder
 from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
 
+_EVENTS = "events.out.tfevents."
+
 
 class Writer(Protocol):
     """One destination of metrics, images and texts; it leaves out what it cannot show."""
@@ -76,9 +78,9 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         make_folder(folder, folder.parent)
-        # TensorBoard reads event files in the order of their names, which hold the second of their creation.
         while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
+        _name_before(folder, int(time.time()))
         # Hides what an earlier process wrote of the steps to come: those after the checkpoint, or all.
         purge = first_step + 1 if first_step else 0
         # It opens what has the name of its file: so that no link can, the name has a random end.
@@ -101,3 +103,15 @@ class TensorBoard:
 
     def close(self) -> None:
         self._events.close()
+
+
+def _name_before(folder: Path, second: int) -> None:
+    """Give event files that are named after a later second, since the clock was set back, earlier names.
+
+    TensorBoard reads them in the order of their names, which begin with the second of their creation.
+    """
+    for path in sorted(folder.glob(f"{_EVENTS}*"), reverse=True):
+        created, _, rest = path.name.removeprefix(_EVENTS).partition(".")
+        if created.isdecimal():
+            second = min(int(created), second - 1)
+            path.rename(path.with_name(f"{_EVENTS}{second:010d}.{rest}"))

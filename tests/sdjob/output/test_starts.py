@@ -1,5 +1,7 @@
 """Tests of starts: what a run has spent that no checkpoint could tell."""
 
+from dataclasses import replace
+
 import pytest
 
 from sdjob.output import starts
@@ -18,7 +20,8 @@ def test_a_start_that_was_killed_lasted_until_its_last_sign_of_life(layout):
     starts.begin(layout, 500.0, 2, last_sign=160.0)
     starts.end(layout, 550.0, finished=False)
     starts.begin(layout, 600.0, 1, last_sign=0.0)
-    assert starts.read(layout) == [Start(100.0, 4, 160.0), Start(500.0, 2, 550.0), Start(600.0, 1)]
+    found = [replace(each, clock=None) for each in starts.read(layout)]
+    assert found == [Start(100.0, 4, 160.0), Start(500.0, 2, 550.0), Start(600.0, 1)]
 
 
 def test_without_a_sign_of_life_a_killed_start_took_no_time(layout):
@@ -31,6 +34,28 @@ def test_a_clock_that_was_set_back_gives_no_negative_time(layout):
     starts.begin(layout, 100.0, 4, last_sign=0.0)
     starts.end(layout, 50.0, finished=False)
     assert unsaved(starts.read(layout), None, 40.0) == (0.0, 0.0)
+
+
+def test_time_counts_whatever_the_clock_says(layout, monkeypatch):
+    """Two starts of 100 s; the clock is set back by an hour in the first one, and by another before the second."""
+    wall, passed = [10_000.0], [50.0]
+    monkeypatch.setattr(starts.time, "time", lambda: wall[0])
+    monkeypatch.setattr(starts.time, "monotonic", lambda: passed[0])
+    starts.begin(layout, starts.now(layout), 2, last_sign=0.0)
+    wall[0], passed[0] = wall[0] + 60 - 3600, passed[0] + 60
+    saved_at = starts.now(layout)
+    passed[0] += 40
+    starts.end(layout, starts.now(layout), finished=False)
+    wall[0] -= 3600
+    starts.begin(layout, starts.now(layout), 2, last_sign=0.0)
+    passed[0] += 5
+    assert unsaved(starts.read(layout), saved_at, starts.now(layout) - 3) == (40.0, 80.0)
+    assert unsaved(starts.read(layout), None, starts.now(layout) - 3) == (100.0, 200.0)
+    passed[0] += 95
+    starts.end(layout, starts.now(layout), finished=True)
+    first, second = starts.read(layout)
+    assert (first.until - first.since, second.until - second.since) == (100.0, 100.0)
+    assert starts.now(layout) == wall[0]  # no start runs
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[{"x": 1}]', "null"])

@@ -1,9 +1,11 @@
 """A job without progress ends with the stacks of its ranks; one with progress is left alone."""
 
+import os
 import time
 
 import pytest
 
+from sdjob.protocol import Heartbeat
 from sdlaunch.supervise import hang
 from sdlaunch.supervise.hang import Hang, Watch
 from tests.support.launcher import supervised
@@ -54,10 +56,15 @@ def test_progress_is_no_hang(run):
     run(f"sys.exit(rank(0, {steps}).wait())", hang_timeout="3").end(0)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    now = [time.monotonic()]
+    monkeypatch.setattr(hang.time, "monotonic", lambda: now[0])
+    return now
+
+
 @pytest.mark.parametrize(("timeout", "hangs"), [(0.0, False), (8.0, True)])
-def test_without_a_limit_nothing_is_looked_for(tmp_path, monkeypatch, timeout, hangs):
-    clock = [1e9]
-    monkeypatch.setattr(hang.time, "time", lambda: clock[0])
+def test_without_a_limit_nothing_is_looked_for(tmp_path, clock, timeout, hangs):
     watch = Watch(tmp_path, timeout, 2)
     for _ in range(100):
         clock[0] += 0.2  # as often as the launcher looks
@@ -72,10 +79,7 @@ def test_a_start_that_never_ends_is_a_hang_too(run):
     assert ended.failure["root_rank"] is None
 
 
-@pytest.mark.parametrize("jump", [100, -3600])
-def test_a_pause_of_everything_or_a_clock_that_is_set_is_no_hang(tmp_path, monkeypatch, jump):
-    clock = [1e9]
-    monkeypatch.setattr(hang.time, "time", lambda: clock[0])
+def test_a_pause_of_everything_is_no_hang(tmp_path, clock):
     watch = Watch(tmp_path, 8.0, 2)
 
     def hangs_after(seconds: float) -> bool:
@@ -83,9 +87,26 @@ def test_a_pause_of_everything_or_a_clock_that_is_set_is_no_hang(tmp_path, monke
         return watch.hangs()
 
     assert not any(hangs_after(1) for _ in range(7))
-    assert not hangs_after(jump)
+    assert not hangs_after(100)
     assert [hangs_after(1) for _ in range(9)] == [False] * 8 + [True]
     assert watch.hang and watch.hang.seconds == 9
+
+
+@pytest.mark.parametrize("set_by", [3600, 0, -3600])
+def test_a_clock_that_is_set_neither_makes_nor_hides_a_hang(tmp_path, clock, set_by):
+    watch, file_time = Watch(tmp_path, 8.0, 2), 1e9
+
+    def hangs(*, beats: bool) -> bool:
+        clock[0] += 1
+        if beats:
+            Heartbeat(1, "step").write(tmp_path, 0)
+            os.utime(tmp_path / "alive-0", (file_time + clock[0],) * 2)
+        return watch.hangs()
+
+    assert not any(hangs(beats=True) for _ in range(20))
+    file_time += set_by
+    assert not any(hangs(beats=True) for _ in range(20))
+    assert [hangs(beats=False) for _ in range(9)] == [False] * 8 + [True]
 
 
 WAITING = (

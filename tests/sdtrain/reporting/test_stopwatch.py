@@ -1,5 +1,7 @@
 """The speed of the training steps alone, and the time of all starts of a run."""
 
+import time
+
 import pytest
 import torch
 
@@ -46,10 +48,11 @@ def test_a_measurement_goes_on_until_it_is_read(clock):
 
 
 def test_time_counts_from_the_creation_of_the_process_once_for_each_process(monkeypatch):
-    created = stopwatch.psutil.Process().create_time()
-    monkeypatch.setattr(stopwatch.time, "time", lambda: created + 30)
-    spent = Spent(100.0, 200.0).and_this_start(4)
-    assert (spent.seconds, spent.device_seconds) == pytest.approx((130.0, 320.0))
+    age = time.time() - stopwatch.psutil.Process().create_time()
+    monkeypatch.setattr(stopwatch.time, "time", lambda: 0.0)  # set back to 1970
+    spent = Spent(100.0, 200.0).and_this_start(4, 7.0)
+    assert (spent.seconds, spent.device_seconds) == pytest.approx((100 + age, 200 + 4 * age), abs=10)
+    assert spent.at == 7.0
 
 
 def test_what_a_killed_start_did_after_its_checkpoint_is_added(tmp_path):

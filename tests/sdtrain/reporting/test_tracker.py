@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sdjob.output.layout import OutputLayout
 from sdtrain.reporting import metrics
+from sdtrain.reporting import tracker as tracker_module
 from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.tracker import tracker
 from tests.support.worker import scalars
@@ -49,6 +50,20 @@ def test_a_resumed_run_repeats_the_steps_after_its_checkpoint_in_both(tmp_path):
             for step in (first + 1, first + 2):
                 tracking.log(StepMetrics(step, loss=loss))
     losses = {1: 1.0, 2: 2.0, 3: 2.0}
+    assert scalars(tmp_path)["train/loss"] == losses
+    assert {each.step: each.loss for each in metrics.read(layout.metrics)[1:]} == losses
+
+
+def test_no_steps_are_lost_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    """Three starts, each an hour earlier than the one before by the clock, and resumed from its last step."""
+    layout, now = OutputLayout(tmp_path), [1_700_000_000.0]
+    monkeypatch.setattr(tracker_module.time, "time", lambda: now[0])
+    for first in (0, 2, 4):
+        with tracker(layout, first, writing=True) as tracking:
+            for step in (first + 1, first + 2):
+                tracking.log(StepMetrics(step, loss=float(step), time=now[0]))
+        now[0] -= 3600
+    losses = {step: float(step) for step in range(1, 7)}
     assert scalars(tmp_path)["train/loss"] == losses
     assert {each.step: each.loss for each in metrics.read(layout.metrics)[1:]} == losses
 

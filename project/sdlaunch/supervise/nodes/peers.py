@@ -13,9 +13,10 @@ from typing import Any
 
 from sdjob.exit_codes import REFUSED, ExitCode
 from sdjob.output.layout import OutputLayout
-from sdjob.protocol import ExitNote, Heartbeat
+from sdjob.protocol import ExitNote
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.supervise import failure_report, lock, processes
+from sdlaunch.supervise.hang import Signs
 from sdlaunch.supervise.nodes.meeting import Reminder
 
 _LOOK_EVERY = 2.0  # seconds; the folder may be on slow storage
@@ -41,7 +42,8 @@ class Peers:
     _looked_at: float = 0.0
     _reminder: Reminder | None = None
     _reports_at_start: Mapping[int, dict[str, Any]] = field(default_factory=dict)
-    _failed_at: float = 0.0
+    _signs: Signs | None = None  # of the ranks here, since another node has failed
+    _saved_at: float | None = None
     _final_report: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -80,10 +82,10 @@ class Peers:
         if self.is_waiting and self._all_ranks_saved():
             return True
         if report is None:
-            self._failed_at = 0.0
+            self._signs = None
             return False
-        self._failed_at = self._failed_at or time.time()
-        silent = time.time() - max(self._failed_at, Heartbeat.last(self.notes))
+        self._signs = self._signs or Signs(self.notes, now)
+        silent = self._signs.silence(now)
         if report["code"] in _FINAL_CODES:
             is_over = silent > _SILENCE_IF_FINAL
         else:
@@ -97,7 +99,8 @@ class Peers:
         notes = ExitNote.read_all(self.notes)
         if len(notes) < self.cluster.nproc_per_node or any(each.code != ExitCode.STOPPED for each in notes):
             return False
-        return time.time() - max(each.time for each in notes) > _SILENCE_IF_FINAL
+        self._saved_at = self._saved_at or time.monotonic()
+        return time.monotonic() - self._saved_at > _SILENCE_IF_FINAL
 
     def missing(self) -> str:
         """The nodes that have not started, or else the others, which have not joined."""
