@@ -197,7 +197,7 @@ def _first(path: Path, count: int) -> bytes:
 def read_file(path: Path, count: int = -1) -> bytes:
     """The first bytes of a file, or all, which must exist and not be empty. Raises JobError."""
     try:
-        content = _first(path, count) if count >= 0 else reading.content(path)
+        content = _first(path, max(count, len(LFS_POINTER))) if count >= 0 else reading.content(path)
         _check_pointer(path, content)
     except FileNotFoundError as error:
         missing = dead_link(path) if path.is_symlink() else bad_input(shown(path), "is missing", _AGAIN)
@@ -206,7 +206,7 @@ def read_file(path: Path, count: int = -1) -> bytes:
         raise JobError(unreadable(path, error)) from error
     if not content:
         raise JobError(bad_input(shown(path), "is empty (0 bytes)", _AGAIN))
-    return content
+    return content if count < 0 else content[:count]
 
 
 def read_json(path: Path) -> dict[str, Any]:
