@@ -303,4 +303,5 @@ def test_a_path_that_is_not_utf8_is_refused(tmp_path):
     folder.mkdir()
     parquet(tmp_path / "a.parquet", table(2)).rename(folder / "a.parquet")
     problem = only(tmp_path)
-    assert "a path that is not UTF-8" in problem.found and problem.subject == rf"{tmp_path}/\xd5\xd5/a.parquet"
+    assert "a path that is not UTF-8" in problem.found
+    assert problem.subject == rf"{tmp_path}/\xd5\xd5/a.parquet"
