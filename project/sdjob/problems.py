@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from sdjob.exit_codes import REFUSED, ExitCode
+from sdjob.formatting import visible
 
 # Subjects that are neither settings, variables nor paths: what no single one of them can fix.
 NAMED_SUBJECTS = frozenset(
@@ -16,6 +17,7 @@ NAMED_SUBJECTS = frozenset(
         "network",
         "nodes",
         "open files",
+        "processes",
         "loss",
         "weights",
         "Python",
@@ -38,7 +40,7 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.found}\n    → {self.remedy}"
+        return visible(f"{self.subject}: {self.found}\n    → {self.remedy}")
 
     def to_dict(self) -> dict[str, str | int]:
         return {key: asdict(self)[key] for key in ("subject", "found", "remedy", "code")}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import SAFE_PATH, Channel
 from sdjob.redact import without_secrets
@@ -44,10 +45,10 @@ class LaunchPlan:
 
 
 def _quoted(word: str) -> str:
-    """A word for bash; bytes that are not UTF-8, as in names from other systems, are escapes."""
-    if word.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in word):
+    """A word for bash; what is not seen, and bytes that are not UTF-8, as in names from other systems, are escapes."""
+    if visible(word) == word and not any("\udc80" <= letter <= "\udcff" for letter in word):
         return shlex.quote(word)
-    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = visible(word.replace("\\", "\\\\").replace("'", "\\'"))
     return f"$'{escaped.encode(errors='surrogateescape').decode(errors='backslashreplace')}'"
 
 

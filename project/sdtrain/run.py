@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 
 from sdjob import writing
 from sdjob.formatting import counted
@@ -117,7 +118,7 @@ def _load_parts(context: RunContext, model: PipelineFolder) -> Parts:
 def _train(training: Training, start: ResumePoint | None, facts: dict[str, str]) -> Outcome:
     """Train from a checkpoint or from the beginning to the last step. Collective."""
     spec, world = training.spec, training.world
-    training.tracker.text("settings", "\n".join(f"    {flag}" for flag in flags.render(spec)))
+    training.tracker.text("settings", indent("\n".join(flags.render(spec)), "    "))
     if start:
         state = _resumed(training, start.state)
         training.strategy.load(start.folder, training.ema_shards)

@@ -1,8 +1,10 @@
 """Numbers with the word that they count, and values as they are typed."""
 
+import json
+
 import pytest
 
-from sdjob.formatting import as_json, as_typed, counted, in_units
+from sdjob.formatting import as_json, as_typed, counted, in_units, visible
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,19 @@ def test_bytes_in_the_largest_unit_that_fits(size, text):
 
 def test_json_for_people_and_programs():
     assert as_json({"a": ["ü"]}) == '{\n  "a": [\n    "ü"\n  ]\n}'
+
+
+HOSTILE = "\x1b[31mred\x1b[0m\x1b[2J\r\x07\x9b\u202eevil\u200b\u2028 tab\t中文 é 👍\n"
+
+
+def test_what_is_not_seen_is_escaped():
+    shown = r"\x1b[31mred\x1b[0m\x1b[2J\r\x07\u009b\u202eevil\u200b\u2028" + " tab\t中文 é 👍\n"
+    assert visible(HOSTILE) == shown
+    assert visible(shown) is shown
+    assert visible(HOSTILE, colors=True).startswith("\x1b[31mred\x1b[0m\\x1b[2J\\r")
+
+
+def test_json_has_nothing_hidden_and_says_the_same():
+    text = as_json({"a": HOSTILE, "b": "\U000e0041"})
+    assert visible(text) == text and "中文 é 👍" in text
+    assert json.loads(text) == {"a": HOSTILE, "b": "\U000e0041"}

@@ -7,7 +7,7 @@ from textwrap import indent
 from typing import Any
 
 from sdjob.exit_codes import meaning_of
-from sdjob.formatting import as_json, as_typed, counted
+from sdjob.formatting import as_json, as_typed, counted, visible
 from sdjob.problems import Problem, exit_code
 from sdjob.redact import redact
 from sdlaunch.plan import JobPlan
@@ -17,7 +17,7 @@ def check(job: JobPlan) -> str:
     """The warnings and problems of a job, or that there are none."""
     found = problems(job.problems) if job.problems else "no problems: the job can start"
     network = (f"  {line}" for line in job.network)
-    return redact("\n".join([*network, *_warnings(job), found]), job.secrets)
+    return visible(redact("\n".join([*network, *_warnings(job), found]), job.secrets))
 
 
 def check_json(job: JobPlan) -> str:
@@ -32,7 +32,7 @@ def start(job: JobPlan) -> str:
         for name, about in job.mounts.items()
     ]
     warnings = (f"warning: {warning}" for warning in job.warnings)
-    return redact("\n".join([*uses, *job.arithmetic, *job.network, *warnings]), job.secrets)
+    return visible(redact("\n".join([*uses, *job.arithmetic, *job.network, *warnings]), job.secrets))
 
 
 def plan(job: JobPlan, *, dim: bool = False) -> str:
@@ -55,7 +55,7 @@ def plan(job: JobPlan, *, dim: bool = False) -> str:
         ("Problems", problems(job.problems) if job.problems else "  none: the job can start"),
     ]
     text = "\n\n".join(f"{title}\n{body}" for title, body in sections if body)
-    return redact(text, job.secrets)
+    return visible(redact(text, job.secrets), colors=dim)
 
 
 def plan_json(job: JobPlan) -> str:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
+from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import OutputLine
 from sdjob.redact import redact
@@ -45,7 +46,9 @@ class Stream:
     def pump(self, lines: Iterable[tuple[int | None, bytes]]) -> None:
         """Pass on every line, with its rank (None: torchrun), until the stream ends."""
         for rank, raw in lines:
-            line = OutputLine.of(rank, redact(raw.decode("utf-8", "replace"), self._secrets))
+            line = OutputLine.of(
+                rank, visible(redact(raw.decode("utf-8", "replace"), self._secrets), colors=True)
+            )
             self.tail.append(line)
             self.note(str(line))
             if rank is not None:
@@ -76,7 +79,7 @@ class Stream:
 
     def say(self, text: str) -> None:
         """Show and log a text of the launcher."""
-        text = redact(text, self._secrets)
+        text = visible(redact(text, self._secrets))
         self.note(text)
         self._terminal.show(text)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from sdjob.formatting import json_text, visible
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.single_file import SUFFIXES
 from sdjob.model.trainable import LORA_FILE
@@ -27,12 +30,12 @@ def render(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], *
     base = Path(spec.pretrained_model_name_or_path).name
     sections = [
         _front_matter(spec, facts, base),
-        f"# {'LoRA for' if spec.lora_rank else 'Fine-tuned'} {base}",
+        f"# {'LoRA for' if spec.lora_rank else 'Fine-tuned'} {_words(base)}",
         _summary(spec, facts, report, base),
         f"![samples]({SAMPLES})" if samples else "",
-        f"## How to load it\n\n```python\n{_usage(spec, facts, base)}\n```",
+        f"## How to load it\n\n{_block('python', _usage(spec, facts, base))}",
         _for_other_programs(spec),
-        f"## Settings\n\nThose that differ from their defaults.\n\n```yaml\n{_settings(spec)}\n```",
+        f"## Settings\n\nThose that differ from their defaults.\n\n{_block('yaml', _settings(spec))}",
         f"## Versions\n\n{', '.join(f'{name} {version}' for name, version in report['versions'].items())}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -44,7 +47,7 @@ def _front_matter(spec: RunSpec, facts: ArchitectureFacts, base: str) -> str:
     if spec.recipe_facts.has_subjects:
         values["instance_prompt"] = spec.instance_prompt
     values["tags"] = [*facts.tags, "text-to-image", *lora, *spec.recipe_facts.tags]
-    return "\n".join(["---", *(f"{name}: {_text(value)}" for name, value in values.items()), "---"])
+    return f"---\n{_yaml(values)}\n---"
 
 
 def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], base: str) -> str:
@@ -58,12 +61,12 @@ def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any],
     )  # not recorded in a step checkpoint
     how = f"on {count}captioned images"
     if spec.recipe_facts.has_subjects:
-        how = f"to show the subject of {count}images under the prompt {_text(spec.instance_prompt)}"
+        how = f"to show the subject of {count}images under the prompt {_words(_text(spec.instance_prompt))}"
     ema = ", with an average of the weights (EMA)" if spec.use_ema else ""
     mean = report["mean_loss"]
     loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"
     return (
-        f"{what} {base}{parts}, trained {how} (dataset `{Path(spec.data_dir or '').name}`): "
+        f"{what} {_words(base)}{parts}, trained {how} (dataset {_code(Path(spec.data_dir or '').name)}): "
         f"{report['steps']} steps of {report['global_batch_size']} images at {spec.resolution} pixels{ema}. "
         f"{loss}; weights stored as {spec.export_dtype}."
     )
@@ -98,16 +101,43 @@ def _for_other_programs(spec: RunSpec) -> str:
 def _settings(spec: RunSpec) -> str:
     """The changed settings that make a difference to the result, as YAML for a configuration file."""
     fields = RunSpec.model_fields
-    lines = []
+    values = {}
     for name, setting in settings_of(RunSpec).items():
         value = getattr(spec, name)
         private = name in _PRIVATE or name.endswith("_dir")
         if value == fields[name].default or private or setting.group in _WITHOUT_TRACE:
             continue
-        lines.append(f"{setting.name or name}: {_text(list(value) if isinstance(value, tuple) else value)}")
-    return "\n".join(lines)
+        values[setting.name or name] = list(value) if isinstance(value, tuple) else value
+    return _yaml(values) if values else ""
 
 
-def _text(value: Any) -> str:
-    """JSON, which is also YAML, and Python for strings."""
-    return json.dumps(value, ensure_ascii=False)
+def _text(value: str) -> str:
+    """As Python spells a string, which JSON does too."""
+    return json_text(value)
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    def dumped(*, any_language: bool) -> str:
+        text: str = yaml.safe_dump(
+            dict(values), sort_keys=False, allow_unicode=any_language, width=10**6, default_flow_style=False
+        )
+        return text.rstrip("\n")
+
+    text = dumped(any_language=True)
+    return text if visible(text) == text else dumped(any_language=False)
+
+
+def _words(text: str) -> str:
+    """A text in a line of Markdown that is nothing but its characters."""
+    return re.sub(r"[\\`*_\[\]<>#|~&!$]", r"\\\g<0>", visible(" ".join(text.splitlines())))
+
+
+def _code(text: str) -> str:
+    """A span of code in a line of Markdown; a text with marks of code itself is no code."""
+    return _words(text) if "`" in text else f"`{visible(' '.join(text.splitlines()))}`"
+
+
+def _block(language: str, text: str) -> str:
+    """A block of code, whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

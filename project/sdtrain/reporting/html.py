@@ -43,7 +43,8 @@ def render(
     """The page, with the images before and after training, and with the first training images."""
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _tiles(report))
     rows = "\n".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(_as_text(value))}</td></tr>" for key, value in report.items()
+        f"<tr><td>{escape(key)}</td><td>{escape(visible(_as_text(value)))}</td></tr>"
+        for key, value in report.items()
     )
     samples = _images("Before and after", "samples", grid) if grid else ""
     trained_on = _images("First training images", "training images", inputs) if inputs else ""

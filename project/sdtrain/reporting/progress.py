@@ -11,6 +11,7 @@ from datetime import timedelta
 from tqdm import tqdm
 
 from sdjob import protocol
+from sdjob.formatting import visible
 from sdtrain.reporting.metrics import RunningMean
 from sdtrain.runtime.heartbeat import Pulse
 
@@ -94,4 +95,4 @@ class _Lines:
 
 def say(text: str) -> None:
     """Print one line for readers of the log."""
-    print(text, flush=True)
+    print(visible(text), flush=True)

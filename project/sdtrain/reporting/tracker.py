@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.writing import make_folder
 from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
@@ -50,7 +51,7 @@ class Tracker:
 
     def text(self, tag: str, text: str) -> None:
         for writer in self.writers:
-            writer.text(tag, text)
+            writer.text(tag, visible(text))
 
     def flush(self) -> None:
         """Write everything so far, so that a run killed after its checkpoint loses nothing from before."""

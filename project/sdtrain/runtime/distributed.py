@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from sdjob.formatting import visible
 from sdjob.problems import JobError, Problem
 from sdtrain.runtime import devices
 
@@ -84,7 +85,7 @@ class World:
     def say(self, text: str) -> None:
         """Print one line for readers of the log, on the first rank. Not collective."""
         if self.is_main:
-            print(text, flush=True)
+            print(visible(text), flush=True)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

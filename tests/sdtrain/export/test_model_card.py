@@ -1,7 +1,11 @@
 """The model card: true, loadable, and without anything of the machine that trained."""
 
+import ast
+import re
+
 import yaml
 
+from sdjob.formatting import visible
 from sdjob.model.architectures import STABLE_DIFFUSION
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.export import model_card
@@ -16,14 +20,14 @@ REPORT = {
 
 
 def rendered(samples=False, trained_parts=("unet",), **settings) -> str:
-    spec = RunSpec(
-        pretrained_model_name_or_path="/mnt/model/sd-v1-4",
-        output_dir="/output/secret-project",
-        instance_data_dir="/mnt/dataset/my dog",
-        train_data_dir="/mnt/dataset/pokemon",
-        cache_dir="/home/somebody/cache",
-        **settings,
-    )
+    paths = {
+        "pretrained_model_name_or_path": "/mnt/model/sd-v1-4",
+        "output_dir": "/output/secret-project",
+        "instance_data_dir": "/mnt/dataset/my dog",
+        "train_data_dir": "/mnt/dataset/pokemon",
+        "cache_dir": "/home/somebody/cache",
+    }
+    spec = RunSpec(**{**paths, **settings})
     report = {**REPORT, "trained_parts": list(trained_parts)}
     return model_card.render(spec, STABLE_DIFFUSION, report, samples=samples)
 
@@ -67,3 +71,22 @@ def test_its_example_is_python_and_shows_the_samples_if_there_are_any():
     assert 'pipeline("a \\"red\\" cross")' in code
     assert "(samples.png)" in text and "webui/model.safetensors" in text
     assert "samples.png" not in rendered() and "webui" not in rendered()
+
+
+HOSTILE = "a\n```\n# Owned\n---\nlicense: mit\n[x](http://evil) <img src=x> **b** \x1b[31m \u202e \x9b `c`"
+
+
+def test_texts_of_others_are_nothing_but_text():
+    text = rendered(
+        instance_prompt=HOSTILE, instance_data_dir="/data/[a](b)`c`", validation_prompts=(HOSTILE,)
+    )
+    assert visible(text) == text
+    about = front_matter(text)
+    assert about["instance_prompt"] == HOSTILE and "license" not in about
+    blocks = re.findall(r"^(`{3,})(\w+)\n(.*?)\n\1$", text, re.MULTILINE | re.DOTALL)
+    assert [language for _, language, _ in blocks] == ["python", "yaml"]
+    assert yaml.safe_load(blocks[1][2])["instance_prompt"] == HOSTILE
+    prompts = [node.value for node in ast.walk(ast.parse(blocks[0][2])) if isinstance(node, ast.Constant)]
+    assert HOSTILE in prompts
+    prose = re.sub(r"^(`{3,}).*?^\1$", "", text.partition("\n---\n")[2], flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"(?<!\\)(?:\[x|\*\*b|<img)", prose) and "\n# Owned" not in prose
