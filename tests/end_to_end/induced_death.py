@@ -424,13 +424,15 @@ def _phase(name: str) -> Phase:
     return next(phase for phase in PHASES if phase.name == name)
 
 
-def main() -> None:
+def main() -> int:
+    """Returns 1 if any cell is not as it should be, or a job missed its phase."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("phases", nargs="*", help="only these; all without")
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     inputs, log = given.folder / "inputs", given.folder / "outcomes.jsonl"
+    red = 0
     if not inputs.exists():
         make_inputs(inputs)
     for phase in PHASES:
@@ -439,14 +441,22 @@ def main() -> None:
         shutil.rmtree(given.folder / phase.name, ignore_errors=True)
         wanted = undisturbed(inputs, given.folder / phase.name / "undisturbed")
         for cause in phase.causes():
-            outcome = die(inputs, given.folder / phase.name / cause, phase, cause, wanted)
-            print(f"{phase.name}, {cause}: {outcome} {outcome.faults(cause, phase) or ''}", flush=True)
+            try:
+                outcome = die(inputs, given.folder / phase.name / cause, phase, cause, wanted)
+            except AssertionError as error:  # it did not reach its phase, or did not end
+                print(f"{phase.name}, {cause}: {error}", flush=True)
+                red += 1
+                continue
+            faults = outcome.faults(cause, phase)
+            red += bool(faults)
+            print(f"{phase.name}, {cause}: {outcome} {faults or ''}", flush=True)
             with log.open("a") as file:
                 file.write(json.dumps([phase.name, cause, asdict(outcome)]) + "\n")
     if given.table:
         rows = (json.loads(line) for line in log.read_text().splitlines())
         given.table.write_text(table({(name, cause): Outcome(**values) for name, cause, values in rows}))
+    return 1 if red else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
