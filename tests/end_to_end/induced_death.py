@@ -230,6 +230,7 @@ class Job:
         launcher = psutil.Process(self.launched.process.pid)
         if target == LAUNCHER:
             return launcher
+        _wait(lambda: len(launcher.children()) == 1, "alone")  # its reader of files ends without work
         (torchrun,) = launcher.children()
         if target == TORCHRUN:
             return torchrun
