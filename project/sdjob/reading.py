@@ -15,7 +15,11 @@ from typing import Any, BinaryIO, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LARGEST = 256 << 20  # bytes of a file that is read as a whole
+LARGEST = (
+    32 << 20
+)  # bytes of a file that is read as a whole: as values of Python, JSON takes up to 30 times as much
+TEXT = 256 << 20  # of one with a line for each image
+_LARGEST_YAML = 1 << 20  # characters, which take PyYAML seconds
 MESSAGE = 16 << 20  # of one that this project has written, or that holds settings
 PATIENCE = 5.0  # seconds for a pipe with settings, as of a shell's <(…)
 _BLOCK = 1 << 20
@@ -70,6 +74,7 @@ def yaml_of(text: str, loader: Any) -> Any:
     """The value that YAML describes, by a loader of PyYAML. Raises ValueError with the reason in one line."""
     import yaml
 
+    _check_yaml(text)
     try:
         return yaml.load(text, Loader=loader)
     except RecursionError:
@@ -82,12 +87,18 @@ def yaml_nodes(text: str) -> Any:
     """The nodes of YAML, whose scalars keep their spelling; None: it is empty. Raises ValueError."""
     import yaml
 
+    _check_yaml(text)
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except yaml.YAMLError as error:
         raise ValueError(reason_of(error)) from error
+
+
+def _check_yaml(text: str) -> None:
+    if len(text) > _LARGEST_YAML:
+        raise ValueError(f"larger than {_LARGEST_YAML >> 20} MiB")
 
 
 def reason_of(error: Exception) -> str:

@@ -6,11 +6,13 @@ import codecs
 import shlex
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.files import shown, unreadable
 from sdjob.problems import JobError, bad_input
 
 _MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 LONGEST_CAPTION = 10_000  # characters; what follows is not read, far beyond what a tokenizer keeps
+_START = 1 << 16  # bytes that show what is no text, before all of it is read
 _MOST = 1 << 20  # bytes of a file with one caption
 # GBK, Big5 and others use the same bytes: GB 18030 reads most of them as some Chinese text.
 _GUESS = "gb18030"
@@ -19,7 +21,10 @@ _GUESS = "gb18030"
 def read_text(path: Path) -> str:
     """The text of a file, with line ends as they are. Raises JobError."""
     try:
-        return decoded(path, path.read_bytes())
+        with reading.opened(path) as file:
+            start = file.read(_START)
+        is_text = b"\0" not in start or start.startswith(tuple(mark for mark, _ in _MARKS))
+        return decoded(path, reading.content(path, reading.TEXT) if is_text else start)
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
 

@@ -19,6 +19,8 @@ FILE_NAME = "file_name"
 _COMMAS = 'quote captions that hold commas, and double quotes inside of them: a.jpg,"a dog, ""sitting"""'
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
+_LONGEST_LINE = 16 << 20  # characters
+
 
 class Mistake(Enum):
     """What can be wrong with a line, and the remedy."""
@@ -76,7 +78,7 @@ def _json_rows(text: str) -> Iterator[Row]:
     for number, line in enumerate(StringIO(text, newline=""), 1):
         if line.strip():
             try:
-                pairs = json.loads(line, object_pairs_hook=_Pairs)
+                pairs = json.loads(line, object_pairs_hook=_Pairs) if len(line) <= _LONGEST_LINE else None
             except (ValueError, RecursionError):
                 pairs = None
             if not isinstance(pairs, _Pairs):
