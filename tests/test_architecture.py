@@ -90,6 +90,20 @@ def test_below_the_output_folder_one_module_writes() -> None:
     assert found == {*WRITERS.split()}
 
 
+def test_json_and_yaml_of_others_have_one_reader() -> None:
+    """Of the launcher and the contract, which read first; it alone knows what a reader may raise."""
+    loaders = ("json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.compose")
+    found = {
+        str(path.relative_to(ROOT / "project"))
+        for package in ("sdjob", "sdlaunch")
+        for path in (ROOT / "project" / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in loaders
+    }
+    # The rows of a table of metadata are read by the million, with a hook of their own.
+    assert found == {"sdjob/reading.py", "sdjob/dataset/formats/metadata_rows.py"}
+
+
 def test_modules_stay_small() -> None:
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     del lines["project/sdjob/settings/run_spec.py"]  # a table: a few lines for each setting, and nothing else

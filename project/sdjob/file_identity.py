@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from sdjob.reading import opened
+
 EDGE = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # between head and tail
 
@@ -19,7 +21,7 @@ def content_id(path: Path, tail: int = EDGE) -> str:
     """
     size = path.stat().st_size
     digest = hashlib.blake2b(f"{size}/".encode(), digest_size=16)
-    with path.open("rb") as file:
+    with opened(path) as file:
         if size <= EDGE + _SAMPLES * _SAMPLE_BYTES + tail:
             digest.update(file.read())
             return digest.hexdigest()
@@ -35,7 +37,7 @@ def content_id(path: Path, tail: int = EDGE) -> str:
 def edges(path: Path) -> bytes:
     """Name, size, head and tail: what checkpoints record of a weight file since version 0.1. Raises OSError."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(EDGE)
         file.seek(max(0, size - EDGE))
         return f"{path.name}/{size}/".encode() + head + file.read(EDGE)

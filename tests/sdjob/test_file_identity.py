@@ -68,3 +68,10 @@ def test_a_large_file_is_sampled_from_head_to_tail(tmp_path):
     with path.open("r+b") as file:
         file.truncate(size + 1)
     assert content_id(path) != before
+
+
+def test_a_pipe_has_no_identity_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for identity in (content_id, edges):
+        with pytest.raises(OSError, match="not a regular file"):
+            identity(tmp_path / "pipe")

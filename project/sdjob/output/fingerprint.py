@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.dataset.concepts import Concept
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
@@ -105,7 +106,7 @@ def _weights_identity(folder: PipelineFolder) -> str:
     first, *further = architecture.text_encoders
     for name in (architecture.denoiser, "vae", first, "scheduler", *further):
         for path in sorted(folder.parts[name].folder.glob("*config.json")):
-            digest.update(path.read_bytes())
+            digest.update(reading.content(path))
         for path in folder.parts[name].weights:
             digest.update(edges(path))
     return digest.hexdigest()[:16]
