@@ -16,8 +16,9 @@ from sdjob.redact import without_secrets
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.child_process import python_path
-from sdlaunch.cluster import accelerate
+from sdlaunch.cluster import accelerate, platforms
 from sdlaunch.cluster.cluster import Cluster
+from sdlaunch.cluster.route import LOOPBACK
 from sdlaunch.python_variables import harmful
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
@@ -75,7 +76,7 @@ def build(
     start = _accelerate if options.launcher == "accelerate" else _torchrun
     program = (*_SCRIPT, *script.words) if script else ("-m", "sdtrain", *worker_argv.render(spec))
     words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
-    argv = (host.python, *start(spec, cluster, options), *words)
+    argv = (host.python, *start(spec, cluster, options, host.environ), *words)
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     read_by_torchrun = (name for name in host.environ if name.startswith("PET_"))
     unset = tuple(sorted({*read_by_torchrun, *harmful(host.environ)}))
@@ -85,35 +86,42 @@ def build(
     return LaunchPlan(argv, env, unset)
 
 
-def _torchrun(spec: RunSpec, cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
+def _torchrun(
+    spec: RunSpec, cluster: Cluster, options: LaunchOptions, environ: Mapping[str, str]
+) -> tuple[str, ...]:
     return (
         *("-m", "torch.distributed.run"),
-        *_rendezvous(cluster, options),
+        *_rendezvous(cluster, options, environ),
         f"--nproc-per-node={cluster.nproc_per_node}",
         *([f"--max-restarts={options.max_restarts}"] if options.max_restarts else []),
         f"--log-dir={os.devnull}",  # no files: they would hold secrets, and the launcher writes its own
     )
 
 
-def _accelerate(spec: RunSpec, cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
+def _accelerate(
+    spec: RunSpec, cluster: Cluster, options: LaunchOptions, environ: Mapping[str, str]
+) -> tuple[str, ...]:
     """accelerate runs torchrun for several processes; a single one gets it here, for restarts."""
     start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, options.accelerate_config))
     if cluster.world_size == 1:
-        return (*start, *_torchrun(spec, cluster, options))
+        return (*start, *_torchrun(spec, cluster, options, environ))
     restarts = [f"--max_restarts={options.max_restarts}"] if options.max_restarts else []
     return (*start, *restarts, f"--log_dir={os.devnull}")
 
 
-def _rendezvous(cluster: Cluster, options: LaunchOptions) -> tuple[str, ...]:
+def _rendezvous(cluster: Cluster, options: LaunchOptions, environ: Mapping[str, str]) -> tuple[str, ...]:
     if cluster.endpoint is None:
-        return ("--standalone", "--local-addr=127.0.0.1")  # a free port; the host's own name may not resolve
+        # Not --standalone, whose store listens on every interface: the ranks meet by a file, which is kept small.
+        meeting = "store_type=file,keep_alive_interval=86400"
+        return ("--nnodes=1", "--rdzv-backend=c10d", f"--rdzv-conf={meeting}", "--local-addr=127.0.0.1")
+    rendezvous_id = options.rendezvous_id or platforms.job_id(environ) or "sdjob"
     is_host = str(cluster.node_rank == 0).lower()  # without it torchrun guesses by comparing host names
     return (
         f"--nnodes={cluster.nodes}",
         f"--node-rank={cluster.node_rank}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={cluster.endpoint}",
-        "--rdzv-id=sdjob",
+        f"--rdzv-id={rendezvous_id}",
         f"--rdzv-conf=is_host={is_host},join_timeout={options.rendezvous_timeout}",
         # Otherwise the other nodes get this host's own name, which they may not resolve.
         *([f"--local-addr={cluster.route.address}"] if cluster.route else []),
@@ -131,18 +139,16 @@ def _environment(
         # Where a platform signals every process, torchrun is signaled too, and ends its workers after this time.
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace) + 5),
     }
-    # Each node counts its own restarts, and not those that follow from a crash on another node: ranks do not agree on
-    # the number of an attempt, so that each attempt needs a new store.
-    nodes = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if cluster.endpoint else {}
-    if cluster.route:
-        defaults |= cluster.route.variables()
+    defaults |= (cluster.route or LOOPBACK).variables() if cluster.route or not cluster.endpoint else {}
     return {
         "PYTHONPATH": python_path(host.home / "project", host.environ.get("PYTHONPATH")),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
         **({} if host.environ.get("PYTHONSAFEPATH") else SAFE_PATH),
-        **nodes,
+        # Rank 0 serves the store of the ranks: on one node, to the loopback interface alone. On several, each node
+        # counts its own restarts, so that ranks do not agree on the number of an attempt: each needs a new store.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
         **Channel.of_node(layout.run, cluster.node_rank).environment(),
     }

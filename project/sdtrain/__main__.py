@@ -12,7 +12,7 @@ from sdjob.problems import JobError
 from sdjob.settings import flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.runtime import errors, exit_note, heartbeat, stop
+from sdtrain.runtime import errors, exit_note, heartbeat, stop, store_port
 from sdtrain.runtime.parents import Parents
 from sdtrain.runtime.stop import Stopped
 
@@ -49,6 +49,7 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
     # These libraries' advice is meant for their direct users; preflight checks what matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    listener = store_port.reserved()
     with heartbeat.working("import"):
         import torch
 
@@ -57,7 +58,12 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
 
     with (
         stop.watch(parents=parents) as request,
-        join(spec.device, group_of_one=PLUGINS[spec.plugin].shards, waiting=request.at_once()) as world,
+        join(
+            spec.device,
+            group_of_one=PLUGINS[spec.plugin].shards,
+            waiting=request.at_once(),
+            listener=listener,
+        ) as world,
     ):
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32

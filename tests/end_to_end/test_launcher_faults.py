@@ -149,6 +149,16 @@ def test_a_hang_is_explained(job):
     assert not _processes_with(str(run.output))
 
 
+def test_one_node_listens_on_the_loopback_interface_only(job):
+    run = job(torchrun=True)
+    run.until("step    1/")
+    launcher = psutil.Process(run.process.pid)
+    processes = [launcher, *launcher.children(recursive=True)]
+    open_ports = [each for one in processes for each in one.net_connections() if each.status == "LISTEN"]
+    assert len(open_ports) >= 3  # the store, and gloo in each rank
+    assert {each.laddr.ip for each in open_ports} == {"127.0.0.1"}
+
+
 def _processes_with(word: str) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -11,7 +11,7 @@ import pytest
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command
 from sdlaunch.cluster.cluster import Cluster
-from sdlaunch.cluster.route import Route
+from sdlaunch.cluster.route import LOOPBACK, Route
 from sdlaunch.command import Host, LaunchPlan
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
@@ -53,7 +53,9 @@ def test_one_node():
         "/usr/bin/python3",
         "-m",
         "torch.distributed.run",
-        "--standalone",
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file,keep_alive_interval=86400",
         "--local-addr=127.0.0.1",
         "--nproc-per-node=2",
         "--log-dir=/dev/null",
@@ -108,7 +110,7 @@ def test_the_route_to_node_0():
 )
 def test_settings_become_flags(changes, flags):
     argv = build(DREAMBOOTH.model_copy(update=changes)).argv
-    assert [flag for flag in argv[9:] if flag not in WORKER_FLAGS] == flags
+    assert [flag for flag in argv[11:] if flag not in WORKER_FLAGS] == flags
 
 
 def test_the_environment_that_is_added():
@@ -121,17 +123,33 @@ def test_the_environment_that_is_added():
         "OMP_NUM_THREADS": "4",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "GLOO_SOCKET_IFNAME": LOOPBACK.interface,
+        "NCCL_SOCKET_IFNAME": f"={LOOPBACK.interface}",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
         "SDJOB_STOP_FILE": "/output/run/stop-0",
         "SDJOB_NOTES_DIR": "/output/run/notes-0",
     }
 
 
-def test_on_several_nodes_each_attempt_has_a_new_store():
+def test_several_nodes_whose_route_is_not_known_get_no_interface():
     env = build(cluster=Cluster(2, 1, "node-0:1234", 2)).env
-    assert {name: value for name, value in env.items() if name not in build().env} == {
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"
-    }
+    assert env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert not [name for name in env if name.endswith("SOCKET_IFNAME")]
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "name"),
+    [
+        ({}, {}, "sdjob"),
+        ({"SLURM_JOB_ID": "123"}, {}, "123"),
+        ({"SKYPILOT_TASK_ID": "a b/c,d"}, {}, "a-b-c-d"),
+        ({"SLURM_JOB_ID": "123"}, {"rendezvous_id": "mine"}, "mine"),
+    ],
+)
+def test_the_meeting_of_several_nodes_has_the_name_of_the_job(environ, options, name):
+    two = Cluster(2, 1, "node-0:1234", 2)
+    assert f"--rdzv-id={name}" in build(cluster=two, environ=environ, **options).argv
 
 
 def test_dollars_are_doubled_for_torchrun_which_halves_them():
@@ -182,7 +200,7 @@ def test_the_plan_is_a_value():
 def test_a_users_script_runs_instead_of_the_worker():
     script = Script(Path("/mnt/project/mine.py"), ("--lr=$LR", "x"))
     assert build(script=script).argv == (
-        *build().argv[:7],
+        *build().argv[:9],
         *("-m", "sdjob.rank_output", "/mnt/project/mine.py"),
         "--lr=$$LR",
         "x",
@@ -190,8 +208,10 @@ def test_a_users_script_runs_instead_of_the_worker():
 
 
 def test_restarts_are_those_of_torchrun():
-    assert build(max_restarts=3).argv[3:7] == (
-        "--standalone",
+    assert build(max_restarts=3).argv[3:9] == (
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file,keep_alive_interval=86400",
         "--local-addr=127.0.0.1",
         "--nproc-per-node=2",
         "--max-restarts=3",
@@ -207,7 +227,7 @@ def test_accelerate_starts_several_processes_itself(device, on_cpu):
     assert start[:4] == ("/usr/bin/python3", "-m", "accelerate.commands.launch", "--config_file=/c.yaml")
     assert {"--num_processes=8", "--mixed_precision=no"} < set(start)
     assert start[-2:] == ("--max_restarts=3", logs)
-    assert plan.argv[len(start) :] == build(spec).argv[7:]
+    assert plan.argv[len(start) :] == build(spec).argv[9:]
     assert {name: plan.env[name] for name in plan.env if name.startswith("ACCELERATE")} == on_cpu
     assert not any("restarts" in word for word in build(spec, cluster, launcher="accelerate").argv)
 

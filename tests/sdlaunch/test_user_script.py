@@ -79,7 +79,9 @@ def test_the_command_runs_the_script_instead_of_the_worker(workspace, echo, tmp_
     assert printed["argv"][1:] == [
         "-m",
         "torch.distributed.run",
-        "--standalone",
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file,keep_alive_interval=86400",
         "--local-addr=127.0.0.1",
         "--nproc-per-node=2",
         "--log-dir=/dev/null",

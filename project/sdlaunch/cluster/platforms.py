@@ -11,6 +11,8 @@ from sdjob.problems import Problem, bad_setting
 
 Environ = Mapping[str, str]
 
+_JOB_IDS = ("PET_RDZV_ID", "SLURM_JOB_ID", "SKYPILOT_TASK_ID", "DSTACK_RUN_NAME", "TRAINING_JOB_NAME")
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -38,6 +40,12 @@ class Claim:
 def stated(environ: Environ, *variables: str) -> Stated | None:
     """The first of these variables that is set and not empty."""
     return next((Stated(environ[name], name) for name in variables if environ.get(name)), None)
+
+
+def job_id(environ: Environ) -> str | None:
+    """What a platform calls this job, on all of its nodes alike; None: it does not say."""
+    found = stated(environ, *_JOB_IDS)
+    return re.sub(r"[^\w.:-]", "-", found.value) if found else None
 
 
 def _devices(environ: Environ, variable: str) -> Stated | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ class Route:
         """What tells gloo and NCCL the interface; NCCL takes a name without `=` for a prefix."""
         name = self.interface
         return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"} if name else {}
+
+
+LOOPBACK = Route("127.0.0.1", "127.0.0.1", "lo" if sys.platform == "linux" else "lo0")  # of one node
 
 
 def host_and_port(endpoint: str) -> tuple[str, int]:

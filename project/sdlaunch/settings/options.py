@@ -89,6 +89,10 @@ class LaunchOptions(BaseModel):
     rendezvous_timeout: Annotated[int, Field(ge=10, le=604800)] = _launcher(
         600, "time that a node waits for the other nodes", unit="seconds"
     )
+    rendezvous_id: Annotated[str, Field(pattern=r"^[\w.:-]{1,200}$")] | None = _launcher(
+        None,
+        "name of the meeting of several nodes, the same on all; empty: the platform's job id, if it has one",
+    )
     hang_timeout: Annotated[float, Field(ge=0, le=604800, allow_inf_nan=False)] = _launcher(
         3600.0,
         "time without progress on any rank after which the job ends, with the stacks of all ranks; 0: never",

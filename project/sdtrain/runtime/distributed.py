@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -106,11 +107,13 @@ def join(
     *,
     group_of_one: bool = False,
     waiting: AbstractContextManager[None] | None = None,
+    listener: socket.socket | None = None,
 ) -> Iterator[World]:
     """Join the process group that torchrun describes, or none for a single process; leave it at the end.
 
     `group_of_one`: give a single process a group too, which strategies that shard need.
     `waiting`: entered while this rank waits for others.
+    `listener`: where rank 0 serves the store of the ranks (store_port.reserved); None: where PyTorch does.
     """
     rank, local_rank = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
     size = int(environ.get("WORLD_SIZE", 1))
@@ -130,7 +133,7 @@ def join(
             dist.destroy_process_group()
         return
     with waiting or nullcontext():
-        store, _, _ = next(rendezvous("env://", rank, size))
+        store = _store(environ, rank, size, listener)
         if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # torchrun keeps the store for all attempts: one must not find the addresses of an earlier one.
             attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
@@ -139,3 +142,13 @@ def join(
     yield world
     # Not after an exception: a failing rank must not wait for peers that are in a collective call.
     dist.destroy_process_group()
+
+
+def _store(environ: Mapping[str, str], rank: int, size: int, listener: socket.socket | None) -> Any:
+    """The store by which the ranks find each other."""
+    if listener is None:
+        return next(rendezvous("env://", rank, size))[0]
+    address, port = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, size, is_master=True, timeout=_TIMEOUT, master_listen_fd=listener.detach()
+    )

@@ -59,7 +59,9 @@ def test_one_process_is_started_by_torchrun():
     assert argv[11 : -len(WORKER_FLAGS)] == (
         "-m",
         "torch.distributed.run",
-        "--standalone",
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file,keep_alive_interval=86400",
         "--local-addr=127.0.0.1",
         "--nproc-per-node=1",
         "--max-restarts=3",
