@@ -37,7 +37,8 @@ def train_job(task: Task) -> str:
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
     }
     spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer, "runtimePatches": [patch]}
-    return _manifest(task, {**_head("trainer.kubeflow.org/v1alpha1", "TrainJob"), "spec": spec})
+    job = {**_head("trainer.kubeflow.org/v1alpha1", "TrainJob"), "spec": spec}
+    return _manifest(task, _network_policy(task, "jobset.sigs.k8s.io/jobset-name"), job)
 
 
 def indexed_job(task: Task) -> str:
@@ -58,7 +59,18 @@ def indexed_job(task: Task) -> str:
         **_head("v1", "Service"),
         "spec": {"clusterIP": "None", "selector": {"job-name": NAME}, "publishNotReadyAddresses": True},
     }
-    return _manifest(task, *([service, job] if task.nodes > 1 else [job]))
+    policy = _network_policy(task, "batch.kubernetes.io/job-name")
+    return _manifest(task, *([policy, service, job] if task.nodes > 1 else [policy, job]))
+
+
+def _network_policy(task: Task, label: str) -> dict[str, Any]:
+    """Only the pods of the job, which have its name in this label, reach its pods: PyTorch trusts all that do."""
+    pods = {"podSelector": {"matchLabels": {label: NAME}}}
+    ingress = [{"from": [pods]}] if task.nodes > 1 else []
+    return {
+        **_head("networking.k8s.io/v1", "NetworkPolicy"),
+        "spec": {**pods, "policyTypes": ["Ingress"], "ingress": ingress},
+    }
 
 
 def _manifest(task: Task, *documents: Mapping[str, Any]) -> str:
@@ -71,8 +83,15 @@ def _pod(task: Task) -> dict[str, Any]:
     env = _env(task.env)
     if task.nodes > 1:
         index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
+        job = {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}
         nodes = {"NNODES": str(task.nodes), "MASTER_ADDR": f"{NAME}-0.{NAME}", "MASTER_PORT": str(_PORT)}
-        env += [*_env(nodes), {"name": "NODE_RANK", "valueFrom": {"fieldRef": index}}]
+        named = (
+            {"NODE_RANK": index}
+            if "rendezvous_id" in task.env
+            else {"rendezvous_id": job, "NODE_RANK": index}
+        )
+        env += _env(nodes)
+        env += [{"name": name, "valueFrom": {"fieldRef": field}} for name, field in named.items()]
     container = {
         "name": NAME,
         "image": task.image,

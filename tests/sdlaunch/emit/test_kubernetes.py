@@ -11,8 +11,21 @@ def literal(env):
     return {each["name"]: undollared(each["value"]) for each in env if "value" in each}
 
 
+def assert_only_pods_of_the_job_reach_each_other(policy, label, job):
+    pods = {"podSelector": {"matchLabels": {label: job["metadata"]["name"]}}}
+    assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+    assert policy["spec"] == {**pods, "policyTypes": ["Ingress"], "ingress": [{"from": [pods]}]}
+
+
+@pytest.mark.parametrize("kind", ["trainjob", "job"])
+def test_no_other_pod_reaches_a_job_on_one_node(kind):
+    policy, *_ = yaml.safe_load_all(emit("kubernetes", f"--kind={kind}", **SETTINGS))
+    assert (policy["kind"], policy["spec"]["ingress"]) == ("NetworkPolicy", [])
+
+
 def test_kubernetes_trainjob():
-    job = yaml.safe_load(emit("kubernetes", **SETTINGS, **NUMBERED))
+    policy, job = yaml.safe_load_all(emit("kubernetes", **SETTINGS, **NUMBERED))
+    assert_only_pods_of_the_job_reach_each_other(policy, "jobset.sigs.k8s.io/jobset-name", job)
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     trainer = job["spec"]["trainer"]
     assert literal(trainer.pop("env")) == {"instance_prompt": AWKWARD, "lr": "1e-4"}
@@ -40,7 +53,8 @@ def test_kubernetes_trainjob():
 
 
 def test_kubernetes_job_on_two_nodes():
-    service, job = yaml.safe_load_all(emit("kubernetes", "--kind=job", **SETTINGS, **NUMBERED))
+    policy, service, job = yaml.safe_load_all(emit("kubernetes", "--kind=job", **SETTINGS, **NUMBERED))
+    assert_only_pods_of_the_job_reach_each_other(policy, "batch.kubernetes.io/job-name", job)
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
     spec = job["spec"]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
@@ -56,8 +70,15 @@ def test_kubernetes_job_on_two_nodes():
     (container,) = pod["containers"]
     there = {"NNODES": "2", "MASTER_ADDR": "sdjob-0.sdjob", "MASTER_PORT": "29400"}
     assert literal(container["env"]) == ENV | there
-    assert container["env"][-1]["name"] == "NODE_RANK"
+    assert [each["name"] for each in container["env"][-2:]] == ["rendezvous_id", "NODE_RANK"]
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 2}}
+
+
+def test_a_name_of_the_meeting_that_is_set_stays():
+    *_, job = yaml.safe_load_all(emit("kubernetes", "--kind=job", **SETTINGS, **NUMBERED, rendezvous_id="a"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    values = [each.get("value") for each in container["env"] if each["name"] == "rendezvous_id"]
+    assert values == ["a"]
 
 
 @pytest.mark.parametrize("variables", [SETTINGS, SETTINGS | NODES, {**MOUNTS, "device": "cpu"}])

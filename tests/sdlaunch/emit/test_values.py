@@ -59,7 +59,7 @@ def read_compose(variables, folder):
 
 
 def read_train_job(variables, folder):
-    (job,) = of_yaml(emit("kubernetes", **variables, **NUMBERED))
+    *_, job = of_yaml(emit("kubernetes", **variables, **NUMBERED))
     return listed(job["spec"]["trainer"]["env"])
 
 
