@@ -1,4 +1,5 @@
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,16 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def tmpfs(tmp_path):
-    """tmpfs(size): a small file system of its own."""
+def tmpfs():
+    """tmpfs(size): a small file system of its own, with a short path."""
     mounted: list[Path] = []
 
     def mount(size: str) -> Path:
-        folder = tmp_path / f"tmpfs-{size}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="tmpfs-"))
         options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
         done = subprocess.run(["mount", *options], capture_output=True, text=True)
         if done.returncode:
+            folder.rmdir()
             pytest.skip(f"no tmpfs can be mounted: {done.stderr.strip()}")
         mounted.append(folder)
         return folder
@@ -37,3 +38,4 @@ def tmpfs(tmp_path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()

@@ -14,10 +14,10 @@ from sdlaunch.supervise import processes
 from tests.support.launcher import supervised
 from tests.support.worker import environment
 
-LIMIT = 400 << 20
+LIMIT = 900 << 20  # torchrun alone takes a third of it
 HOG = """
 if os.environ["RANK"] == "1":
-    hog = bytearray(800 << 20)
+    hog = bytearray(1600 << 20)
 time.sleep(60)
 """
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageChops
 
 from sdjob.model.pipeline import find_pipeline
+from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.model import load
 from sdtrain.runtime.stop import StopRequest
@@ -26,9 +27,8 @@ def test_slices_of_the_ranks_together_are_the_whole(eps_model, tmp_path):
     )
     for rank, size, name in ((0, 2, "two"), (1, 2, "two"), (0, 1, "one")):
         world = SimpleNamespace(rank=rank, size=size)
-        training = SimpleNamespace(
-            spec=spec, world=world, parts=parts, context=SimpleNamespace(stop=StopRequest(None))
-        )
+        context = SimpleNamespace(stop=StopRequest(None), layout=OutputLayout(tmp_path))
+        training = SimpleNamespace(spec=spec, world=world, parts=parts, context=context)
         assert validation._write_slice(training, tmp_path / name)
     for number in range(3):
         one, two = (Image.open(tmp_path / name / f"prompt{number:02d}-00.png") for name in ("one", "two"))
