@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from sdjob.dataset import text_files
 from sdjob.model import locate
 from tests.sdlaunch.test_plan import found, prepare
 from tests.sdlaunch.workspace import launch
@@ -36,10 +37,20 @@ def test_a_model_whose_mount_hangs_is_reported(workspace, monkeypatch):
     assert time.monotonic() - begin < 10
 
 
-def test_captions_that_hang_are_reported_as_well(workspace, tmp_path):
+def test_captions_that_hang_are_reported_as_well(workspace, tmp_path, monkeypatch):
     for number in range(5):
-        os.mkfifo(tmp_path / f"dataset/images/{number}.txt")
+        (tmp_path / f"dataset/images/{number}.txt").write_text("a circle")
+    answer = threading.Event()
+    monkeypatch.setattr(text_files, "decoded", lambda *_: str(answer.wait(60)))
     begin = time.monotonic()
     job = prepare(workspace, recipe="text_to_image", check_timeout="0.5")
+    answer.set()
     assert found(job) == [("DATASET_DIR", 66)]
     assert time.monotonic() - begin < 10
+
+
+def test_captions_in_pipes_are_refused_without_a_wait(workspace, tmp_path):
+    for number in range(5):
+        os.mkfifo(tmp_path / f"dataset/images/{number}.txt")
+    job = prepare(workspace, recipe="text_to_image")
+    assert found(job)[0] == (f"{tmp_path}/dataset/images/0.txt", 66)
