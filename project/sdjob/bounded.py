@@ -42,7 +42,7 @@ def ends_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
     def prepare() -> None:
         if sys.platform == "linux":
             libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != parent:  # it has died before the kernel was told
+        if os.getppid() != parent:  # it has died before the call
             os._exit(128 + number)
 
     return prepare
