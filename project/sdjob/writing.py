@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
 
 
 class LinkError(OSError):
@@ -105,10 +106,10 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
             file.write(text)
 
 
-def write_png(path: Path, image: Image) -> None:
+def write_png(path: Path, image: Image, info: PngInfo | None = None) -> None:
     """Write a whole image or none, also at a power cut: it may be one to train on. Raises OSError."""
     with replacing(path, durable=True) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=info)
 
 
 def sync_tree(folder: Path) -> None:

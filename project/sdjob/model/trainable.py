@@ -130,6 +130,11 @@ def lora_file(path: str) -> Path:
     return Path(path) / LORA_FILE if Path(path).is_dir() else Path(path)
 
 
+def is_lora(file: Path) -> bool:
+    """Whether the header of a file is that of a LoRA. Raises JobError."""
+    return any(_FIRST_MATRIX.search(name) for name in read_header(file).tensors)
+
+
 def _rank_problems(spec: RunSpec) -> Iterator[Problem]:
     file = lora_file(spec.lora_weights or "")
     tensors = read_header(file).tensors

@@ -182,7 +182,8 @@ def _remedy(detail: ErrorDetails) -> str:
 
 def _meant(info: FieldInfo | None, value: Any) -> str | None:
     """The allowed value closest to a misspelled one, or the shortest that contains it."""
-    choices = [choice for choice in get_args(info.annotation) if isinstance(choice, str)] if info else []
+    kinds = (info.annotation, *get_args(info.annotation)) if info else ()  # a choice may be optional
+    choices = [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]
     typed = str(value).lower()
     around = sorted((choice for choice in choices if len(typed) > 1 and typed in choice), key=len)
     return next(iter([*get_close_matches(typed, choices, n=1), *around]), None)

@@ -25,11 +25,12 @@ Conditioning = dict[str, torch.Tensor]
 class GenerationSettings:
     """How images are generated."""
 
-    resolution: int
+    size: tuple[int, int]  # height, width
     inference_steps: int
     guidance_scale: float
     batch_size: int
     prompt_chunks: int = 1
+    negative_prompt: str = ""
 
 
 class Architecture(Protocol):
@@ -76,13 +77,13 @@ class Architecture(Protocol):
         self,
         parts: Parts,
         prompts: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         seeds: list[int],
         how: GenerationSettings,
     ) -> list[Image]:
         """One image for each encoded prompt and seed; inside `torch.autocast` where the run is mixed.
 
-        empty: the encoding of as many empty prompts, for classifier-free guidance.
+        negative: the encoding of as many negative prompts, for classifier-free guidance.
         """
 
     def original_names(

@@ -66,20 +66,20 @@ class StableDiffusionXL:
         self,
         parts: Parts,
         prompts: Conditioning,
-        empty: Conditioning,
+        negative: Conditioning,
         seeds: list[int],
         how: GenerationSettings,
     ) -> list[Image]:
         pipeline = self.assemble(parts)
-        if parts.index.get("force_zeros_for_empty_prompt", True):
-            empty = {name: torch.zeros_like(value) for name, value in empty.items()}
+        if not how.negative_prompt and parts.index.get("force_zeros_for_empty_prompt", True):
+            negative = {name: torch.zeros_like(value) for name, value in negative.items()}
         latents = pipeline(
             prompt_embeds=prompts["hidden_states"],
             pooled_prompt_embeds=prompts["text_embeds"],
-            negative_prompt_embeds=empty["hidden_states"],
-            negative_pooled_prompt_embeds=empty["text_embeds"],
-            height=how.resolution,
-            width=how.resolution,
+            negative_prompt_embeds=negative["hidden_states"],
+            negative_pooled_prompt_embeds=negative["text_embeds"],
+            height=how.size[0],
+            width=how.size[1],
             num_inference_steps=how.inference_steps,
             guidance_scale=how.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

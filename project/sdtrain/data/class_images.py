@@ -25,7 +25,7 @@ def folder_of(spec: RunSpec, layout: OutputLayout, model_content: str, how: Gene
         model_content,
         spec.class_prompt,
         spec.seed,
-        how.resolution,
+        spec.resolution,
         how.inference_steps,
         how.guidance_scale,
         how.prompt_chunks,

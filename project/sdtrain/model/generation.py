@@ -15,7 +15,7 @@ from sdtrain.architectures.base import GenerationSettings, Parts
 def generation_settings(spec: RunSpec) -> GenerationSettings:
     """How the images of a run are generated."""
     return GenerationSettings(
-        spec.resolution,
+        (spec.resolution, spec.resolution),
         spec.num_inference_steps,
         spec.guidance_scale,
         spec.sample_batch_size,
@@ -46,9 +46,9 @@ def generate(
         batch = slice(start, start + how.batch_size)
         with evaluating(parts), torch.inference_mode():  # left before a yield, or the caller would be in them
             # Encoded as in training, so that a long prompt means the same.
-            encoded, empty = (
+            encoded, negative = (
                 parts.encode(parts.token_ids(texts, how.prompt_chunks))
-                for texts in (prompts[batch], [""] * len(prompts[batch]))
+                for texts in (prompts[batch], [how.negative_prompt] * len(prompts[batch]))
             )
-            images = list(parts.architecture.sample(parts, encoded, empty, list(seeds[batch]), how))
+            images = list(parts.architecture.sample(parts, encoded, negative, list(seeds[batch]), how))
         yield from images

@@ -1,9 +1,9 @@
-"""The LoRA of a run: added to the parts that are trained, at zero or from an existing LoRA."""
+"""The LoRA of a run, added to the parts that are trained, at zero or from an existing one; and merging of another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,36 +123,106 @@ def _configs(path: Path) -> dict[str, Any]:
         raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """What a LoRA on disk has for one layer: the names of its tensors, and the scale of their product."""
+
+    name: str  # in the part
+    a: str
+    b: str
+    scale: float
+    alpha: str | None  # the tensor that says the scale
+    magnitude: str | None  # of a DoRA
+
+    @property
+    def tensors(self) -> set[str | None]:
+        return {self.a, self.b, self.alpha, self.magnitude}
+
+
+def _layers_in(existing: _Existing, parts: Parts, part: str, layers: Iterable[str]) -> Iterator[_Layer]:
+    """Those of a part's layers that the LoRA has, by any of the names that programs give them."""
+    stored = {name: in_files(parts, part, name) for name in layers}
+    facts = parts.architecture.facts
+    kohya = key_names.kohya_layers(facts, part, parts.trainable[part].config, stored.values())
+    for name, in_file in stored.items():
+        underscored = f"{facts.kohya_prefixes[part]}_{in_file.replace('.', '_')}"
+        names = (f"{part}.{in_file}", f"{part}.{name}", kohya[in_file], underscored)
+        a, b = existing.key(names, "A"), existing.key(names, "B")
+        if a and b:
+            scale, alpha = existing.scale(names, part, existing.tensors[a].shape[0])
+            yield _Layer(name, a, b, scale, alpha, existing.key(names, "magnitude"))
+
+
 def _started(existing: _Existing, parts: Parts, part: str) -> Iterator[str]:
     """Start the layers of a part; yields the tensors that are used. Raises JobError (66)."""
-    module = parts.trainable[part]
-    adapted = {name: layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
-    stored = {name: in_files(parts, part, name) for name in adapted}
-    kohya = key_names.kohya_layers(parts.architecture.facts, part, module.config, stored.values())
-    prefix = parts.architecture.facts.kohya_prefixes[part]
-    for name, layer in adapted.items():
-        underscored = f"{prefix}_{stored[name].replace('.', '_')}"
-        layers = (f"{part}.{stored[name]}", f"{part}.{name}", kohya[stored[name]], underscored)
-        a, b = existing.key(layers, "A"), existing.key(layers, "B")
-        if a is None or b is None:
-            continue
-        scale, alpha = existing.scale(layers, part, existing.tensors[a].shape[0])
+    modules = parts.trainable[part].named_modules()
+    adapted = {name: module for name, module in modules if hasattr(module, "lora_A")}
+    for layer in _layers_in(existing, parts, part, adapted):
+        target = adapted[layer.name]
         # The scale of this run may be another: outputs stay equal.
+        factor = layer.scale / target.scaling[ADAPTER]
         values = {
-            a: (layer.lora_A[ADAPTER].weight, existing.tensors[a]),
-            b: (layer.lora_B[ADAPTER].weight, existing.tensors[b] * (scale / layer.scaling[ADAPTER])),
+            layer.a: (target.lora_A[ADAPTER].weight, existing.tensors[layer.a]),
+            layer.b: (target.lora_B[ADAPTER].weight, existing.tensors[layer.b] * factor),
         }
-        magnitude = existing.key(layers, "magnitude")
-        if magnitude and ADAPTER in getattr(layer, "lora_magnitude_vector", {}):
-            target = layer.lora_magnitude_vector[ADAPTER].weight
-            values[magnitude] = (target, existing.tensors[magnitude])
-        for key, (target, value) in values.items():
-            if target.numel() != value.numel():
-                raise JobError(_other_shape(existing.path, key, value, target))
-            target.data.copy_(value.view_as(target))
-        yield from (*values, *([alpha] if alpha else []))
+        if layer.magnitude and ADAPTER in getattr(target, "lora_magnitude_vector", {}):
+            magnitude = target.lora_magnitude_vector[ADAPTER].weight
+            values[layer.magnitude] = (magnitude, existing.tensors[layer.magnitude])
+        for key, (weight, value) in values.items():
+            if weight.numel() != value.numel():
+                raise JobError(_other_shape(existing.path, key, value, weight))
+            weight.data.copy_(value.view_as(weight))
+        yield from (*values, *([layer.alpha] if layer.alpha else []))
 
 
 def _other_shape(path: Path, key: str, value: torch.Tensor, target: torch.Tensor) -> Problem:
     found = f"{key} is {list(value.shape)}, and this model and lora_rank need {list(target.shape)}"
     return bad_input(shown(path), found, "use a LoRA of this kind of model, with its rank as lora_rank")
+
+
+# --- a LoRA in the weights, to generate with ---------------------------------------------------------
+
+
+def merge(path: Path, parts: Parts, strength: float) -> None:
+    """Add a LoRA on disk, in any layout, to the weights that it belongs to: V = W + strength · scale · B A.
+
+    Of a DoRA the weights are m · V / |V| (arXiv:2402.09353, equation 5). Raises JobError (66) unless all of it fits.
+    """
+    existing = _Existing(path, load_file(path), _configs(path))
+    found = {
+        part: list(_layers_in(existing, parts, part, layers_of(m))) for part, m in parts.trainable.items()
+    }
+    used = {key for layers in found.values() for each in layers for key in each.tensors}
+    if left := sorted(existing.tensors.keys() - used):
+        kind = parts.architecture.facts.title
+        what = f"{len(left)} of its {len(existing.tensors)} tensors belong to no layer of the model ({kind})"
+        raise JobError(bad_input(shown(path), f"{what}, such as {few(left, 2)}", _ANOTHER_BASE))
+    for part, layers in found.items():
+        for layer in layers:
+            _merge_layer(existing, layer, parts.trainable[part].get_submodule(layer.name).weight, strength)
+
+
+_ANOTHER_BASE = "name the model that it was trained on, or a LoRA of this one (plain LoRA or DoRA)"
+
+
+def _merge_layer(existing: _Existing, layer: _Layer, weight: torch.Tensor, strength: float) -> None:
+    a, b = (existing.tensors[key].to(weight.device, torch.float32).flatten(1) for key in (layer.a, layer.b))
+    old = weight.data.float().flatten(1)
+    if (b.shape[0], a.shape[0], a.shape[1]) != (old.shape[0], b.shape[1], old.shape[1]):
+        there = f"[{b.shape[0]}, {a.shape[1]}]"
+        found = (
+            f"changes {layer.name} as [outputs, inputs] = {there}, which is {list(old.shape)} in the model"
+        )
+        raise JobError(bad_input(shown(existing.path), found, _ANOTHER_BASE))
+    new = old + strength * layer.scale * (b @ a)
+    if layer.magnitude:
+        new *= existing.tensors[layer.magnitude].to(new).view(-1, 1) / new.norm(dim=1, keepdim=True)
+    weight.data.copy_(new.view_as(weight))
+
+
+def scale(parts: Parts, strength: float) -> None:
+    """Multiply the change that the LoRA of a run makes, which is not merged."""
+    for part in parts.trainable.values():
+        for module in part.modules():
+            if hasattr(module, "lora_A"):
+                module.scale_layer(strength)

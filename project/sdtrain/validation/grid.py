@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -9,6 +11,7 @@ from PIL import Image, ImageDraw
 from sdtrain.reporting.labels import label
 
 _HEADER, _GAP, _LEAST_SIDE = 16, 8, 64  # pixels
+_MOST_PIXELS = 100_000_000  # of all images together: 380 of 512 x 512
 
 
 def image_name(prompt: int, image: int) -> str:
@@ -16,25 +19,31 @@ def image_name(prompt: int, image: int) -> str:
     return f"prompt{prompt:02d}-{image:02d}.png"
 
 
-def grid(columns: dict[str, Path], prompts: tuple[str, ...], per_prompt: int) -> Image.Image:
+def grid(columns: Mapping[str, Path], prompts: Sequence[str], per_prompt: int) -> Image.Image:
     """Arrange the images of several folders side by side, by column title.
 
     The report and prompts.json have every prompt in full.
     """
     with Image.open(next(iter(columns.values())) / image_name(0, 0)) as first:
-        side = max(first.width, _LEAST_SIDE)
-    width = len(columns) * (per_prompt * side + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, _HEADER + len(prompts) * (side + _HEADER)), "white")
+        wide, high = _cell(first.size, len(columns) * per_prompt * len(prompts))
+    column_width = per_prompt * wide
+    width = len(columns) * (column_width + _GAP) - _GAP
+    sheet = Image.new("RGB", (width, _HEADER + len(prompts) * (high + _HEADER)), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (title, folder) in enumerate(columns.items()):
-        left = column * (per_prompt * side + _GAP)
-        pen.text((left + 2, 2), title, "black")
+        left = column * (column_width + _GAP)
+        pen.text((left + 2, 2), label(pen, title, f"model {column}", column_width - 4), "black")
         for row, prompt in enumerate(prompts):
-            top = _HEADER + row * (side + _HEADER)
-            pen.text(
-                (left + 2, top + 2), label(pen, prompt, f"prompt {row}", per_prompt * side - 4), "dimgray"
-            )
+            top = _HEADER + row * (high + _HEADER)
+            pen.text((left + 2, top + 2), label(pen, prompt, f"prompt {row}", column_width - 4), "dimgray")
             for number in range(per_prompt):
                 with Image.open(folder / image_name(row, number)) as image:
-                    sheet.paste(image.resize((side, side)), (left + number * side, top + _HEADER))
+                    sheet.paste(image.resize((wide, high)), (left + number * wide, top + _HEADER))
     return sheet
+
+
+def _cell(size: tuple[int, int], count: int) -> tuple[int, int]:
+    """Width and height of each image in a sheet of `count`, which viewers must be able to open."""
+    width, height = size
+    scale = min(max(1.0, _LEAST_SIDE / width), math.sqrt(_MOST_PIXELS / (count * width * height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -196,7 +196,7 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
         losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0]
 
-    how = GenerationSettings(resolution=32, inference_steps=2, guidance_scale=1.0, batch_size=2)
+    how = GenerationSettings(size=(32, 32), inference_steps=2, guidance_scale=1.0, batch_size=2)
     (image,) = generation.generate(parts, ["a circle"], [1], how)
     assert image.size == (32, 32)
 

@@ -14,7 +14,7 @@ from sdjob.model.trainable import LORA_FILE
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.export import export
-from sdtrain.model import load
+from sdtrain.model import load, lora
 from tests.sdtrain.export.test_export import richer_model
 from tests.support import single
 from tests.support.worker import losses
@@ -251,6 +251,52 @@ def test_a_misspelt_entry_is_named_where_the_headers_are_not_known(eps_model):
     assert problem.remedy.startswith("Did you mean to_k")
 
 
+# --- merging a LoRA, to generate with -----------------------------------------------------------------
+
+
+def merged(model, file, strength=1.0):
+    source = find_pipeline(model, None, allow_pickle=False)
+    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, lora=True)
+    lora.merge(file, parts, strength)
+    return parts
+
+
+@pytest.mark.parametrize(
+    "settings", [KINDS["conv"], {"use_dora": True, "lora_alpha": 3}], ids=["conv", "DoRA"]
+)
+def test_a_merged_lora_computes_what_was_trained(model, tmp_path, settings):
+    """From either file; and with half the weight as peft scales it."""
+    parts = trained(model, tmp_path, **settings)
+    for strength in (1.0, 0.5):
+        lora.scale(parts, strength)
+        wanted = of_run(parts)
+        for name in FILES:
+            for found, expected in zip(of_run(merged(model, tmp_path / name, strength)), wanted, strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    base = of_file(model, tmp_path, None, parts)
+    assert (wanted[0] - base[0]).abs().max() > 1e-3
+
+
+def test_a_lora_of_another_base_is_not_merged(eps_model, xl_model, tmp_path):
+    trained(xl_model, tmp_path / "xl")
+    trained(eps_model, tmp_path / "sd")
+    content = load_file(tmp_path / "sd" / LORA_FILE)
+    name = next(key for key in content if key.endswith("attn2.to_k.lora_A.weight"))
+    save_file({**content, name: torch.zeros(2, 3)}, tmp_path / "wider.safetensors")
+    for file, found in (
+        (
+            tmp_path / "xl" / LORA_FILE,
+            "tensors belong to no layer of the model (Stable Diffusion 1.x or 2.x)",
+        ),
+        (tmp_path / "wider.safetensors", "as [outputs, inputs] = [8, 3], which is [8, 32] in the model"),
+    ):
+        with pytest.raises(JobError) as caught:
+            merged(eps_model, file)
+        (problem,) = caught.value.problems
+        assert (problem.code, problem.subject) == (66, str(file)) and found in problem.found, problem
+        assert problem.remedy.startswith("Name the model that it was trained on")
+
+
 # --- training ----------------------------------------------------------------------------------------
 
 
@@ -263,8 +309,13 @@ def test_dropout_is_the_same_after_a_resume(train):
 
 
 def test_a_dora_trains_from_a_lora_and_resumes(train, inputs, tmp_path):
-    lora = train("lora", lora_rank=2, learning_rate=0.1, max_train_steps=1)
-    settings = {"lora_rank": 2, "use_rslora": True, "learning_rate": 0.1, "lora_weights": lora / "checkpoint"}
+    started = train("lora", lora_rank=2, learning_rate=0.1, max_train_steps=1)
+    settings = {
+        "lora_rank": 2,
+        "use_rslora": True,
+        "learning_rate": 0.1,
+        "lora_weights": started / "checkpoint",
+    }
     whole = losses(train("whole", max_train_steps=3, **settings))
     train("parts", max_train_steps=2, **settings)
     assert losses(train("parts", max_train_steps=3, **settings)) == whole

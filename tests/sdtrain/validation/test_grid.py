@@ -31,3 +31,11 @@ def test_a_label_ends_with_its_column(tmp_path):
     pixels = np.asarray(long.convert("L"))[16:32]
     assert (pixels[:, 64:72] == 255).all()  # between the columns
     assert (pixels[:, :64] == pixels[:, 72:136]).all() and (pixels[:, :64] < 200).any()
+
+
+def test_images_that_are_not_square_and_sheets_that_would_be_too_large(tmp_path, monkeypatch):
+    for number in (0, 1):
+        Image.new("RGB", (80, 40), "red").save(tmp_path / image_name(0, number))
+    assert grid.grid({"a": tmp_path}, ("a",), 2).size == (160, 16 + 16 + 40)
+    monkeypatch.setattr(grid, "_MOST_PIXELS", 2 * 80 * 40 // 4)
+    assert grid.grid({"a": tmp_path}, ("a",), 2).size == (80, 16 + 16 + 20)
