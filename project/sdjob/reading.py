@@ -70,6 +70,18 @@ def json_of(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def toml_of(text: str) -> dict[str, Any]:
+    """The table that TOML describes. Raises ValueError."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        raise ValueError("TOML needs Python 3.11 or newer") from None
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def yaml_of(text: str, loader: Any) -> Any:
     """The value that YAML describes, by a loader of PyYAML. Raises ValueError with the reason in one line."""
     import yaml

@@ -23,8 +23,8 @@ _SECRET_NAME = re.compile(
 )
 # Tokens of a text, not of a login: max_new_tokens, placeholder_token, token_length.
 _NO_SECRET_NAME = re.compile(
-    r"(^|_)(max|min|num|n|pad|bos|eos|unk|cls|sep|mask|special|placeholder|initializer)_(\w+_)?tokens?(_|$)"
-    r"|^tokens(_|$)|tokens?_(ids?|len(gth)?|count|type|abstraction|per)(_|$)",
+    r"(^|_)(max|min|num|n|pad|bos|eos|unk|cls|sep|mask|special|placeholder|initializer|class|keep)_(\w+_)?tokens?(_|$)"
+    r"|^tokens(_|$)|tokens?_(ids?|len(gth)?|count|type|abstraction|per|warmup|separator)(_|$)",
     re.IGNORECASE,
 )
 _NAME = rf"[\w.-]{{0,40}}(?:{_SECRET})[\w.-]{{0,40}}"  # bounded: lines may be long

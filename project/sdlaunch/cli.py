@@ -34,6 +34,7 @@ class Request:
     flags: tuple[tuple[str, str], ...] = ()
     operand: str = ""  # the word after a verb that takes one
     arguments: Mapping[str, str] = field(default_factory=dict)  # of the verb, not settings
+    words: tuple[str, ...] = ()  # after `--`, as they are
     problems: tuple[Problem, ...] = ()  # words that could not be understood
 
 
@@ -46,6 +47,7 @@ class Verb:
     json: bool = False  # also prints JSON
     operand: str = ""  # what --help calls the word after the verb; "": none
     arguments: tuple[str, ...] = ()  # names of NAME=VALUE that belong to the verb and are not settings
+    takes_words: bool = False  # after `--`, another program's command line
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
@@ -131,6 +133,23 @@ def _export(request: Request, environ: Mapping[str, str], home: Path) -> int:
     return export.run(job, environ, home)
 
 
+def _convert(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import convert
+
+    refused = list(request.problems)
+    if request.flags:
+        found = f"convert with {', '.join(name for name, _ in request.flags)}"
+        remedy = "Write a command after --, as in: convert -- accelerate launch train_dreambooth.py …"
+        refused.append(bad_setting("command line", found, remedy))
+    try:
+        if refused:
+            raise JobError(refused)
+        return convert.run(request.operand, request.words)
+    except JobError as error:
+        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
+        return error.code
+
+
 def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import doctor
 
@@ -171,6 +190,13 @@ VERBS: Mapping[str, Verb] = {
         "write the result of a step checkpoint: checkpoint=NAME [to=FOLDER] [weights=ema|raw]",
         arguments=("checkpoint", "to", "weights"),
     ),
+    "convert": Verb(
+        _convert,
+        "print the env file that means the same as a command line of diffusers, Colossal-AI or kohya (a shell script, "
+        "or the command after --), or a .toml of kohya or config.json of SimpleTuner",
+        operand="FILE",
+        takes_words=True,
+    ),
     "doctor": Verb(
         _doctor,
         "what this machine and its packages can do: versions, devices, kernels; needs no mounts",
@@ -188,7 +214,7 @@ def parse(argv: Sequence[str]) -> Request:
     verbs: list[str] = []
     flags: list[tuple[str, str]] = []
     problems: list[Problem] = []
-    operand, as_json = "", False
+    operand, as_json, rest = "", False, tuple[str, ...]()
     words = deque(argv)
     while words:
         word = words.popleft()
@@ -196,7 +222,11 @@ def parse(argv: Sequence[str]) -> Request:
         name = name.replace("-", "_")
         if (verb := _SWITCHES.get(word, word)) in VERBS:
             verbs.append(verb)
-            operand = words.popleft() if VERBS[verb].operand and words else operand
+            takes_operand = VERBS[verb].operand and words and words[0] != "--"
+            operand = words.popleft() if takes_operand else operand
+        elif word == "--" and verbs and VERBS[verbs[-1]].takes_words:
+            rest = tuple(words)
+            words.clear()
         elif word == "--json":
             as_json = True
         elif equals and name:
@@ -216,7 +246,7 @@ def parse(argv: Sequence[str]) -> Request:
     own = VERBS[verb].arguments
     arguments = {name: value for name, value in flags if name in own}
     settings = tuple((name, value) for name, value in flags if name not in own)
-    return Request(verb, as_json, settings, operand, arguments, tuple(problems))
+    return Request(verb, as_json, settings, operand, arguments, rest, tuple(problems))
 
 
 def _flag_without_equals(name: str, words: deque[str]) -> tuple[list[tuple[str, str]], list[Problem]]:

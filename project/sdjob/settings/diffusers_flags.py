@@ -21,15 +21,16 @@ class Unsupported:
     accepted: tuple[str, ...] = ()  # in lower case
     is_switch: bool = False  # takes no value
     in_environment: bool = True  # a variable of this name, in lower case, is meant for a trainer
+    keeps_result: bool = False  # without the flag the same weights come out
 
 
-def _switch(remedy: str, *accepted: str, in_environment: bool = True) -> Unsupported:
-    return Unsupported(remedy, (*OFF, *accepted), is_switch=True, in_environment=in_environment)
+def _switch(remedy: str, *accepted: str, keeps_result: bool = False) -> Unsupported:
+    return Unsupported(remedy, (*OFF, *accepted), is_switch=True, keeps_result=keeps_result)
 
 
 def _always(what: str) -> Unsupported:
     """A switch for what is done in any case."""
-    return _switch(what, *ON)
+    return _switch(what, *ON, keeps_result=True)
 
 
 _UPLOAD = (
@@ -52,35 +53,45 @@ UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
         "scale_lr": _switch(
             "Multiply lr yourself by gradient_accumulation_steps × batch_size × processes; the plan shows them."
         ),
-        "push_to_hub": _switch(_UPLOAD),
-        "hub_token": Unsupported("Remove it, and set the variable HF_TOKEN where a download needs it."),
-        "hub_model_id": Unsupported(_UPLOAD),
-        "report_to": Unsupported(_ONE_TRACKER, ("tensorboard", "all", "none")),
-        "tracker_project_name": Unsupported(_ONE_TRACKER),
+        "push_to_hub": _switch(_UPLOAD, keeps_result=True),
+        "hub_token": Unsupported(
+            "Remove it, and set the variable HF_TOKEN where a download needs it.", keeps_result=True
+        ),
+        "hub_model_id": Unsupported(_UPLOAD, keeps_result=True),
+        "report_to": Unsupported(_ONE_TRACKER, ("tensorboard", "all", "none"), keeps_result=True),
+        "tracker_project_name": Unsupported(_ONE_TRACKER, keeps_result=True),
         "logging_dir": Unsupported(
             "Remove it: event files are written to tensorboard/ of the output folder.",
             ("logs",),
             in_environment=False,
+            keeps_result=True,
         ),
         "local_rank": Unsupported(
-            "Remove it: torchrun sets LOCAL_RANK in the environment.", ("-1",), in_environment=False
+            "Remove it: torchrun sets LOCAL_RANK in the environment.",
+            ("-1",),
+            in_environment=False,
+            keeps_result=True,
         ),
         "revision": Unsupported(_DOWNLOAD, in_environment=False),
         "non_ema_revision": Unsupported(_DOWNLOAD),
         "variant": Unsupported(
             "Remove it: plain weights are read where a folder has them, otherwise its variant.",
             in_environment=False,
+            keeps_result=True,
         ),
         "tokenizer_name": Unsupported("Remove it: the tokenizer is that of the model's folder tokenizer."),
         "tokenizer_max_length": Unsupported("Use max_token_length=75, 150 or 225.", ("77",)),
         "text_encoder_use_attention_mask": _switch(_OTHER_MODELS),
-        "skip_save_text_encoder": _switch(_OTHER_MODELS),
+        "skip_save_text_encoder": _switch(_OTHER_MODELS, keeps_result=True),
         "class_labels_conditioning": Unsupported(_OTHER_MODELS),
-        "validation_images": Unsupported(_OTHER_MODELS),
+        "validation_images": Unsupported(_OTHER_MODELS, keeps_result=True),
         "validation_scheduler": Unsupported(
-            "Remove it: samples are generated with the scheduler in the model's folder scheduler."
+            "Remove it: samples are generated with the scheduler in the model's folder scheduler.",
+            keeps_result=True,
         ),
-        "validation_epochs": Unsupported("Use validation_steps=N; the plan shows the steps per epoch."),
+        "validation_epochs": Unsupported(
+            "Use validation_steps=N; the plan shows the steps per epoch.", keeps_result=True
+        ),
         "dataset_name": Unsupported(
             "Set the recipe's flag, train_data_dir or instance_data_dir, to a folder; "
             "bash train.sh also finds, and with offline=0 downloads, a dataset by name."
@@ -95,7 +106,7 @@ UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
             in_environment=False,
         ),
         "prior_generation_precision": Unsupported(
-            "Remove it: class images are generated in mixed_precision."
+            "Remove it: class images are generated in mixed_precision.", keeps_result=True
         ),
         "adam_weight_decay_text_encoder": Unsupported(
             "Remove it: adam_weight_decay applies to all trained parts."
@@ -108,10 +119,13 @@ UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
         "set_grads_to_none": _always("Remove it: gradients are always released after a step."),
         "foreach_ema": _always("Remove it: the EMA is always updated in one pass."),
         "offload_ema": _switch(
-            "Remove it: the EMA stays on the device; plugin=fsdp divides it among the processes."
+            "Remove it: the EMA stays on the device; plugin=fsdp divides it among the processes.",
+            keeps_result=True,
         ),
-        "enable_npu_flash_attention": _switch("Remove it: attention=auto uses the kernels of the device."),
-        "debug_loss": _switch("Use logging_steps=1, which logs the loss of each step."),
+        "enable_npu_flash_attention": _switch(
+            "Remove it: attention=auto uses the kernels of the device.", keeps_result=True
+        ),
+        "debug_loss": _switch("Use logging_steps=1, which logs the loss of each step.", keeps_result=True),
         "do_edm_style_training": _switch(
             "Remove it: models are trained to predict what they predict, epsilon or v_prediction."
         ),

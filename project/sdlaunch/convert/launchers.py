@@ -1,0 +1,134 @@
+"""What the flags of accelerate launch, torchrun and colossalai run become here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from sdjob.settings.plugins import DEVICE_FACTS
+from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting
+
+_WITH_ACCELERATE = "accelerate of this vendor knows its devices; launcher=torchrun works too."
+_RENDEZVOUS = "The launcher names the meeting of the nodes itself: rendezvous_id, rendezvous_timeout."
+_NODES = "Start the same command on each node, with NNODES, NODE_RANK and MASTER_ADDR, unless the platform sets them."
+_FSDP = "Set plugin=fsdp; reshard_after_forward and cpu_offload are its options."
+_FIXED = "Processes are started in this way in any case."
+
+
+def _vendor(device: str) -> Rule:
+    def rule(flag: Flag) -> Iterable[Line]:
+        if flag.is_off:
+            yield Line(str(flag), remark=DEFAULT)
+        else:
+            yield Line(str(flag), "device", device)
+            yield Line(str(flag), "launcher", "accelerate", _WITH_ACCELERATE)
+
+    return rule
+
+
+def _config_file(flag: Flag) -> Iterable[Line]:
+    text = "Numbers of processes and nodes are read from it; a precision in it is not: set mixed_precision."
+    yield Line(str(flag), "accelerate_config", flag.text, text)
+    yield Line(str(flag), "launcher", "accelerate")
+
+
+def _device_ids(flag: Flag) -> Iterable[Line]:
+    """`--gpu_ids=all` or `--gpu_ids=0,1`."""
+    if flag.text == "all":
+        yield Line(str(flag), remark=DEFAULT)
+    else:
+        yield Line(str(flag), "CUDA_VISIBLE_DEVICES", flag.text)
+
+
+_TORCHRUN: Mapping[str, Rule] = MappingProxyType(
+    {
+        "nproc_per_node": setting("NPROC_PER_NODE"),
+        "nnodes": setting("NNODES"),
+        "node_rank": setting("NODE_RANK"),
+        "master_addr": setting("MASTER_ADDR"),
+        "master_port": setting("MASTER_PORT"),
+        "max_restarts": setting("max_restarts"),
+        "standalone": note(_FIXED),
+        "rdzv_backend": note(_RENDEZVOUS),
+        "rdzv_endpoint": note(f"{_RENDEZVOUS} The address of node 0 is MASTER_ADDR, its port MASTER_PORT."),
+        "rdzv_id": setting("rendezvous_id"),
+        "rdzv_conf": note(_RENDEZVOUS),
+        "log_dir": note("Each rank has its log in logs/ of the output folder."),
+        "redirects": note("Each rank has its log in logs/ of the output folder."),
+        "tee": note("Each rank has its log in logs/ of the output folder."),
+    }
+)
+_RULES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
+    {
+        "python": {},
+        "torchrun": _TORCHRUN,
+        "colossalai": {
+            **_TORCHRUN,
+            "num_nodes": setting("NNODES"),
+            "host": note(_NODES),
+            "hostfile": note(_NODES),
+            "include": note(_NODES),
+            "exclude": note(_NODES),
+            "ssh_port": note(_NODES),
+            "extra_launch_args": lost("Write these arguments of torchrun as settings."),
+        },
+        "accelerate": {
+            "num_machines": setting("NNODES"),
+            "machine_rank": setting("NODE_RANK"),
+            "main_process_ip": setting("MASTER_ADDR"),
+            "main_process_port": setting("MASTER_PORT"),
+            "mixed_precision": setting("mixed_precision"),
+            "multi_gpu": note(_FIXED),
+            "cpu": fixed("device", "cpu"),
+            "gpu_ids": _device_ids,
+            "config_file": _config_file,
+            "max_restarts": setting("max_restarts"),
+            "num_cpu_threads_per_process": note("OMP_NUM_THREADS, in the environment, is passed on."),
+            "use_fsdp": fixed("plugin", "fsdp"),
+            "use_deepspeed": lost(f"There is no DeepSpeed here. {_FSDP}"),
+            "deepspeed_config_file": lost(f"There is no DeepSpeed here. {_FSDP}"),
+            "use_megatron_lm": lost(f"There is no Megatron here. {_FSDP}"),
+            "dynamo_backend": note("Compilation changes the speed only."),
+            "same_network": note(_FIXED),
+            "rdzv_backend": note(_RENDEZVOUS),
+            "quiet": note("There is nothing to silence."),
+            "debug": note("Hangs and mismatches are reported in any case."),
+            **{f"multi_{name}": _vendor(name) for name in DEVICE_FACTS if name not in ("cpu", "cuda")},
+        },
+    }
+)
+
+
+def lines_of(launcher: str, flags: Sequence[Flag]) -> list[Line]:
+    """The settings that the flags of a launcher are."""
+    rules = _RULES[launcher]
+    lines: list[Line] = []
+    for flag in flags:
+        if launcher == "accelerate" and flag.name == "num_processes":
+            lines.append(_processes_per_node(flag, flags))
+        elif flag.name.startswith("fsdp_") and launcher == "accelerate":
+            lines.append(Line(str(flag), remark=_FSDP, lost=True))
+        elif rule := rules.get(flag.name):
+            lines += rule(flag)
+        else:
+            text = f"Not a flag of {launcher} that is known: look for a setting of the same meaning."
+            lines.append(Line(str(flag), remark=text, lost=True))
+    if not any(line.name == "NPROC_PER_NODE" for line in lines):
+        lines += _default_processes(launcher, lines)
+    return lines
+
+
+def _processes_per_node(flag: Flag, flags: Sequence[Flag]) -> Line:
+    """accelerate counts the processes of all nodes."""
+    nodes = next((each.text for each in flags if each.name == "num_machines"), "1")
+    if not (flag.text.isdigit() and nodes.isdigit() and int(nodes)) or int(flag.text) % int(nodes):
+        remark = "Not a multiple of the number of nodes: set NPROC_PER_NODE."
+        return Line(str(flag), remark=remark, lost=True)
+    return Line(str(flag), "NPROC_PER_NODE", str(int(flag.text) // int(nodes)))
+
+
+def _default_processes(launcher: str, lines: Sequence[Line]) -> Iterable[Line]:
+    if launcher in ("python", "torchrun"):
+        yield Line(f"{launcher} without a number of processes starts one", "NPROC_PER_NODE", "1")
+    elif not any(line.name == "accelerate_config" for line in lines):
+        yield Line(f"{launcher} without a number of processes: one for each device", "NPROC_PER_NODE", "auto")

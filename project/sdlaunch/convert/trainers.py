@@ -1,0 +1,121 @@
+"""What is known of each trainer's flags besides the names that are settings here too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sdjob.settings.diffusers_flags import UNSUPPORTED, Unsupported
+from sdlaunch.convert import kohya, simpletuner
+from sdlaunch.convert.kohya_flags import KOHYA_UNSUPPORTED
+from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, lost, note
+from sdlaunch.settings.other_trainers import KOHYA
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Its flags: those with another name here, those with a rule, and those without a counterpart."""
+
+    renamed: Mapping[str, str]  # its name → ours
+    rules: Mapping[str, Rule]
+    unsupported: Mapping[str, Unsupported]
+
+
+def _model(flag: Flag) -> Iterable[Line]:
+    yield Line(str(flag), "model_name", _below_mount(flag.text))
+    if _is_hub_name(flag.text):
+        yield Line(str(flag), "offline", "0", _HUB.format("model", "MODEL_DIR"))
+
+
+def _dataset(flag: Flag) -> Iterable[Line]:
+    if flag.text.startswith("/"):
+        yield Line(str(flag), "DATASET_DIR", flag.text)
+        return
+    yield Line(str(flag), "dataset_name", _below_mount(flag.text))
+    if _is_hub_name(flag.text):
+        yield Line(str(flag), "offline", "0", _HUB.format("dataset", "DATASET_DIR"))
+
+
+def _output(flag: Flag) -> Iterable[Line]:
+    if flag.text.startswith("/"):
+        yield Line(str(flag), "OUTPUT_DIR", flag.text)
+    else:
+        yield Line(
+            str(flag), remark="Everything is written to /output, or to the folder that OUTPUT_DIR names."
+        )
+
+
+def _interval(flag: Flag) -> Iterable[Line]:
+    """A checkpoint every so many steps; a huge number says never."""
+    steps = flag.text
+    if steps.isdigit() and int(steps) > _NEVER:
+        text = "Larger than any run has steps; there is always a checkpoint at the end."
+        yield Line(str(flag), "checkpointing_steps", str(_NEVER), text)
+    else:
+        yield Line(str(flag), "checkpointing_steps", steps)
+
+
+def _resume(flag: Flag) -> Iterable[Line]:
+    if flag.text == "latest":
+        yield Line(str(flag), "resume", "auto")
+    else:
+        text = "Checkpoints of another trainer cannot be continued; lora_weights starts from its LoRA."
+        yield Line(str(flag), remark=text, lost=True)
+
+
+def _scaled(flag: Flag) -> Iterable[Line]:
+    """`--scale_lr` needs other flags: translate.py multiplies."""
+    return [Line(str(flag), remark=DEFAULT)] if flag.is_off else []
+
+
+_HUB = "Downloaded if no {0} of this name is below {1}; offline=1 needs it there."
+_NEVER = 10**9  # steps
+_COMMON: Mapping[str, Rule] = {
+    "pretrained_model_name_or_path": _model,
+    "instance_data_dir": _dataset,
+    "train_data_dir": _dataset,
+    "dataset_name": _dataset,
+    "output_dir": _output,
+    "checkpointing_steps": _interval,
+    "save_steps": _interval,
+    "save_every_n_steps": _interval,
+}
+_DIFFUSERS = {**_COMMON, "resume_from_checkpoint": _resume, "scale_lr": _scaled}
+_COLOSSAL: Mapping[str, Rule] = {
+    **_DIFFUSERS,
+    "offload_optim_frac": lost(
+        "plugin=gemini: placement=cpu keeps the optimizer state in the memory of the host."
+    ),
+    "externel_unet_path": lost("Put this U-Net into the folder unet of the model."),
+    "test_run": lost("It trains on a few images only: mount a folder with those, or lower num_train_step."),
+    "logging_dir": note(
+        "That script does not use it; event files are written to tensorboard/ of the output folder."
+    ),
+}
+
+TRAINERS: Mapping[str, Trainer] = MappingProxyType(
+    {
+        "diffusers": Trainer({}, _DIFFUSERS, UNSUPPORTED),
+        "Colossal-AI": Trainer({}, _COLOSSAL, UNSUPPORTED),
+        "kohya": Trainer(
+            {theirs: ours for ours, names in KOHYA.items() for theirs in names},
+            {**_COMMON, **kohya.RULES},
+            KOHYA_UNSUPPORTED,
+        ),
+        "SimpleTuner": Trainer(
+            {theirs: ours for ours, names in simpletuner.SIMPLETUNER.items() for theirs in names},
+            {**_DIFFUSERS, **simpletuner.RULES},
+            simpletuner.SIMPLETUNER_UNSUPPORTED,
+        ),
+    }
+)
+
+
+def _below_mount(path: str) -> str:
+    return path if path.startswith("/") else path.removeprefix("./").rstrip("/")
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether a name may be one of the hub: owner/name. A relative path looks alike."""
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and all(name.split("/"))

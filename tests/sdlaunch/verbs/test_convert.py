@@ -1,0 +1,153 @@
+"""Tests of verbs/convert and sdlaunch/convert/simpletuner: exit codes, and an env file that can start a job."""
+
+import pytest
+
+from sdlaunch import cli
+from tests.sdlaunch.workspace import HOME, launch, make_workspace
+
+TOML = """
+[anything]
+pretrained_model_name_or_path = "{model}"
+network_module = "networks.lora"
+network_dim = 4
+max_train_steps = 2
+learning_rate = 1e-4
+dataset_config = "data.toml"
+"""
+DATA = """
+[general]
+enable_bucket = false
+[[datasets]]
+resolution = 64
+batch_size = 1
+[[datasets.subsets]]
+image_dir = "{data}"
+class_tokens = "sks dog"
+[[datasets.subsets]]
+is_reg = true
+image_dir = "{data}"
+class_tokens = "dog"
+"""
+
+
+def convert(capsys, *argv):
+    code = cli.main(["convert", *argv], {}, HOME)
+    shown = capsys.readouterr()
+    lines = [line for line in shown.out.splitlines() if line and not line.startswith("#")]
+    return code, dict(line.split("=", 1) for line in lines), shown.err
+
+
+def test_kohya_s_files(tmp_path, capsys):
+    data = tmp_path / "data.toml"
+    data.write_text(DATA.format(data="/d"))
+    (tmp_path / "lora.toml").write_text(TOML.format(model="/m"))
+    code, found, said = convert(capsys, str(tmp_path / "lora.toml"))
+    assert (code, "0 without an equivalent" in said) == (0, True)
+    expected = {
+        "recipe": "dreambooth",
+        "model_name": "/m",
+        "DATASET_DIR": "/d",
+        "instance_prompt": "sks dog",
+        "class_data_dir": "/d",
+        "class_prompt": "dog",
+        "with_prior_preservation": "1",
+        "lora_rank": "4",
+        "num_train_step": "2",
+    }
+    assert {name: found[name] for name in expected} == expected
+    words = [
+        "--",
+        "python",
+        "train_db.py",
+        f"--dataset_config={data}",
+        "--max_train_steps=7",
+        "--resolution=128",
+    ]
+    code, found, _ = convert(capsys, *words)
+    assert (code, found["num_train_step"], found["resolution"], found["instance_prompt"]) == (
+        0,
+        "7",
+        "128",
+        "sks dog",
+    )
+
+
+def test_a_full_training_of_kohya_does_not_say_its_script(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text(
+        "max_train_steps = 2\nnetwork_train_unet_only = false\nconfig_file = 'a'\n"
+    )
+    code, _, said = convert(capsys, str(tmp_path / "a.toml"))
+    assert code == 0 and "train_text_encoder=1" in said
+
+
+SIMPLETUNER = """{
+    "--model_type": "lora", "--model_family": "sd1x", "--pretrained_model_name_or_path": "/m", "--num_train_epochs": 0,
+    "--max_train_steps": 100, "--checkpoint_step_interval": 50, "--optimizer": "adamw_bf16", "learning_rate": "1e-4",
+    "--data_backend_config": "config/multidatabackend.json", "--report_to": "wandb", "--lora_type": "standard",
+    "--validation_prompt": "a, b", "--caption_dropout_probability": 0.1, "--gradient_checkpointing": "true"
+}"""
+
+
+def test_simpletuner_s_file(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(SIMPLETUNER)
+    code, found, said = convert(capsys, str(tmp_path / "config.json"))
+    assert code == 64 and "1 without an equivalent" in said and "data_backend_config" in said
+    assert found == {
+        "recipe": "text_to_image",
+        "model_name": "/m",
+        "num_train_step": "100",
+        "checkpointing_steps": "50",
+        "optimizer": "adamw",
+        "lr": "1e-4",
+        "validation_prompts": "a, b",
+        "proportion_empty_prompts": "0.1",
+        "gradient_checkpointing": "true",
+        "lora_rank": "16",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "said"),
+    [
+        ("a = [", ["f.toml"], "Fix the TOML syntax"),
+        ("a = " + "[" * 5000, ["f.toml"], "Fix the TOML syntax"),
+        ("[1]", ["f.json"], "not an object"),
+        ("{", ["f.json"], "Fix the JSON syntax"),
+        ("echo", ["f.sh"], "no training script"),
+        ("", ["missing.sh"], "No such file"),
+        ("", [], "nothing to convert"),
+        ("", ["f.sh", "lr=1"], "convert with lr"),
+    ],
+)
+def test_what_cannot_be_converted_prints_nothing(tmp_path, capsys, monkeypatch, content, argv, said):
+    monkeypatch.chdir(tmp_path)
+    for name in argv[:1]:
+        if name != "missing.sh":
+            (tmp_path / name).write_text(content)
+    code, found, errors = convert(capsys, *argv)
+    assert (code, found) == (64, {}) and said in errors and "Traceback" not in errors
+
+
+def test_what_has_no_equivalent_is_64_with_the_rest_printed(capsys):
+    code, found, said = convert(capsys, "--", "python", "train_dreambooth.py", "--dream_training", "--seed=3")
+    assert (code, found["seed"]) == (64, "3")
+    assert "no equivalent: --dream_training" in said and "snr_gamma=5" in said
+
+
+def test_the_env_file_passes_plan(tmp_path):
+    """Through bash, on mounts of a tiny model; a prompt with characters that a shell would act on."""
+    mounts = make_workspace(tmp_path)
+    script = tmp_path / "train.sh"
+    script.write_text(
+        f"MODEL={mounts['MODEL_DIR']}/tiny\nDATA={mounts['DATASET_DIR']}/images\n"
+        "accelerate launch --num_processes=2 train_dreambooth.py --pretrained_model_name_or_path=$MODEL \\\n"
+        "  --instance_data_dir=$DATA --instance_prompt='a $(touch made); `x` & dog' --resolution=64 \\\n"
+        f"  --max_train_steps=3 --train_batch_size=1 --output_dir={tmp_path}/out --checkpointing_steps=99999999999\n"
+    )
+    done = launch("convert", str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "job.env").write_text(done.stdout)
+    planned = launch("plan", "--env-file", str(tmp_path / "job.env"), cwd=tmp_path, device="cpu")
+    assert planned.returncode == 0, planned.stdout
+    assert "a $(touch made); `x` & dog" in planned.stdout and "--nproc-per-node=2" in planned.stdout
+    assert not (tmp_path / "made").exists()
