@@ -63,7 +63,7 @@ def from_text(text: str, scripts: Iterable[str]) -> Command:
     training = [words for words in commands if _script_index(words, known) is not None]
     if len(training) > 1:
         found = f"{len(training)} training commands"
-        raise JobError(bad_setting("convert", found, "Leave one of them in the file, and convert each."))
+        raise JobError(bad_setting("command line", found, "Leave one of them in the file, and convert each."))
     command = from_words(training[0] if training else (commands or [[]])[-1], known)
     others = tuple((name, value) for name, value in variables.items() if name not in used)
     return Command(**{**vars(command), "variables": others, "remarks": (*remarks, *command.remarks)})
@@ -77,7 +77,7 @@ def from_words(words: Sequence[str], scripts: Iterable[str]) -> Command:
         seen = [word for word in words if word.endswith(".py")]
         found = f"{seen[0]} is not a script that is known" if seen else "no training script"
         remedy = f"Known are {', '.join(f'{name}.py' for name in sorted(known))}."
-        raise JobError(bad_setting("convert", found, remedy))
+        raise JobError(bad_setting("command line", found, remedy))
     launcher, before = _launcher(words[:index])
     launcher_flags, odd = flags_of(before)
     flags, others = flags_of(words[index + 1 :])
@@ -117,7 +117,7 @@ def _simple_commands(text: str) -> list[list[str]]:
         tokens = list(lexer)
     except ValueError as error:
         remedy = "Close the quotes, or give the command itself: convert -- accelerate launch …"
-        raise JobError(bad_setting("convert", f"not a command line: {error}", remedy)) from None
+        raise JobError(bad_setting("command line", f"not a command line: {error}", remedy)) from None
     commands: list[list[str]] = [[]]
     skip = comment = False
     for token in tokens:
@@ -169,7 +169,7 @@ def _launcher(words: Sequence[str]) -> tuple[str, Sequence[str]]:
         return _MODULES[words[2]], words[3:]
     if names and not names[0].startswith("python"):
         remedy = "Known are accelerate launch, torchrun, colossalai run and python."
-        raise JobError(bad_setting("convert", f"a command of {words[0]}", remedy))
+        raise JobError(bad_setting("command line", f"a command of {words[0]}", remedy))
     return "python", ()
 
 

@@ -41,7 +41,7 @@ def source_of(path: str, words: Sequence[str]) -> Source:
     if bool(path) == bool(words):
         found = "a file and a command" if path else "nothing to convert"
         remedy = "Write convert FILE, or convert -- accelerate launch train_dreambooth.py …"
-        raise JobError(bad_setting("convert", found, remedy))
+        raise JobError(bad_setting("command line", found, remedy))
     if words:
         return _of_command(command_line.from_words(words, SCRIPTS), Path())
     if path.lower().endswith(".toml"):
@@ -81,9 +81,11 @@ def _of_simpletuner(path: str) -> Source:
     try:
         content = reading.json_of(_text(Path(path)))
     except ValueError as error:
-        raise JobError(bad_setting("convert", f"{path}: {error}", "Fix the JSON syntax.")) from None
+        raise JobError(bad_setting("command line", f"{path}: {error}", "Fix the JSON syntax.")) from None
     if not isinstance(content, dict):
-        raise JobError(bad_setting("convert", f"{path} is not an object", "Give SimpleTuner's config.json."))
+        raise JobError(
+            bad_setting("command line", f"{path} is not an object", "Give SimpleTuner's config.json.")
+        )
     flags = simpletuner.flags_of_json(content)
     defaults = {"lora_rank": "16"} if simpletuner.is_lora(flags) else {}
     return Source(Path(path).name, Script("SimpleTuner", "text_to_image", defaults), tuple(flags))
@@ -117,7 +119,7 @@ def _text(path: Path) -> str:
         return reading.content(path, reading.MESSAGE, patience=reading.PATIENCE).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         found = f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        raise JobError(bad_setting("convert", found, "Give the path of a readable file.")) from None
+        raise JobError(bad_setting("command line", found, "Give the path of a readable file.")) from None
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -125,4 +127,4 @@ def _toml(path: Path) -> dict[str, Any]:
     try:
         return reading.toml_of(text)
     except ValueError as error:
-        raise JobError(bad_setting("convert", f"{path}: {error}", "Fix the TOML syntax.")) from None
+        raise JobError(bad_setting("command line", f"{path}: {error}", "Fix the TOML syntax.")) from None
