@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -185,6 +186,16 @@ def writer(
             for table, shards in tables.items()
         }
     return partial(save, tables=tables, ranges=ranges, numbers=numbers, group=group)
+
+
+def save_whole(
+    folder: Path, master: Shards, ema: Shards, optimizer: Mapping[str, Any], scaler: Mapping[str, float]
+) -> None:
+    """Write the whole form. By one process. `optimizer`: its state dictionary, in the order of the masters."""
+    for weights, file in ((master, MODEL), (ema, EMA)):
+        if weights:
+            save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, folder / file)
+    torch.save({"optimizer": optimizer, "names": list(master), "scaler": scaler}, folder / OPTIMIZER)
 
 
 def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:

@@ -1,4 +1,4 @@
-"""Plain PyTorch: one process, or DistributedDataParallel over many, in fp32, bf16 or fp16."""
+"""Plain PyTorch: one process, or data parallelism over many, in fp32, bf16 or fp16, on flat tensors."""
 
 from __future__ import annotations
 
@@ -6,48 +6,57 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from sdjob.output.checkpoint_files import EMA, MODEL, OPTIMIZER
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
-from sdtrain.optim import optimizers
-from sdtrain.strategies.base import COMPUTE_DTYPES, OptimSpec, clipped_step, grouped, trainable_parameters
-from sdtrain.strategies.shards import Shards, overwrite, replaced, whole
+from sdtrain.strategies import updates
+from sdtrain.strategies.base import (
+    COMPUTE_DTYPES,
+    OptimSpec,
+    scale_learning_rates,
+    trainable_parameters,
+)
+from sdtrain.strategies.exchange import Gradients
+from sdtrain.strategies.flat import Flat, named, norm_of
+from sdtrain.strategies.shards import Shards
 
 
 class Native:
-    """Strategy of plugin none, torch_ddp and torch_ddp_fp16."""
+    """Strategy of plugin none, torch_ddp and torch_ddp_fp16. Its shards are flat tensors, one for each learning rate.
+
+    The model itself is called, not a wrapper.
+    """
 
     model: nn.Module
 
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self._device = device
         self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._ranks = dist.get_world_size() if dist.is_initialized() else 1
         self._dtype = COMPUTE_DTYPES.get(spec.mixed_precision)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
-        self._trained = trainable_parameters(model)
+        trained = trainable_parameters(model)
+        self._flats: dict[str, Flat] = {}
+        for group in optim.groups:
+            if members := {name: p for name, p in trained.items() if name.startswith(group.prefix)}:
+                self._flats[group.prefix] = Flat(members, torch.float32)
+        self._gradients = Gradients(self._flats.values(), ranks=self._ranks, dtype=torch.float32)
+        self._update = updates.create(optim, self._flats)
         self._max_grad_norm = optim.max_grad_norm
-        self._optimizer = optimizers.build(optim, grouped(self._trained, optim))
-        names = {parameter: name for name, parameter in self._trained.items()}
-        self._names = [names[p] for group in self._optimizer.param_groups for p in group["params"]]
         self.model = model
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            ids = [self._device.index] if self._device.index is not None else None
-            self.model = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        if self._ranks > 1:
+            for master in self.masters().values():
+                dist.broadcast(master, 0)
+        self._refresh()
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return nullcontext()
+        return self._gradients.accumulating(last)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -55,81 +64,81 @@ class Native:
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        torch.autograd.backward(self._scaler.scale(loss))
+        # Divided here, so that the sums over the ranks are means without a pass over the gradients.
+        torch.autograd.backward(self._scaler.scale(loss / self._ranks))
+        self._gradients.end_pass()
 
     def step(self, factor: float) -> torch.Tensor:
-        return clipped_step(self._optimizer, self._scaler, self._trained, self._max_grad_norm, factor)
+        gradients = self._gradients.summed()
+        self._update.give(gradients)
+        optimizer = self._update.optimizer
+        scale_learning_rates(optimizer.param_groups, factor)
+        self._scaler.unscale_(optimizer)
+        norm = norm_of(gradients)
+        if self._max_grad_norm:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        self._gradients.reset()
+        self._refresh()
+        return norm
 
     def discard(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._gradients.reset()
 
     def masters(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self._trained.items()}
+        return {name: flat.master for name, flat in self._flats.items()}
 
     def full_state(self, shards: Shards) -> dict[str, torch.Tensor]:
-        return {name: shard.cpu().contiguous() for name, shard in shards.items()}
+        return {name: view.cpu().contiguous() for name, view in named(self._flats, shards).items()}
 
-    def applied(self, shards: Shards | None) -> AbstractContextManager[None]:
-        return replaced(self.masters, shards, refresh=lambda: None)
+    @contextmanager
+    def applied(self, shards: Shards | None) -> Iterator[None]:
+        """Without a copy of the masters: in fp32 the model's parameters become views of the shards."""
+        if shards is None:
+            yield
+            return
+        self._use(shards)
+        try:
+            yield
+        finally:
+            self._use(self.masters())
+
+    def _use(self, shards: Shards) -> None:
+        for name, flat in self._flats.items():
+            flat.use(shards[name])
+
+    def _refresh(self) -> None:
+        for flat in self._flats.values():
+            flat.refresh()
 
     def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
         if self._rank:  # the other ranks hold the same values
             return lambda folder: None
-        state = {
-            "model": self.masters(),
-            "ema": dict(ema) if ema else None,
-            "optimizer": self._optimizer.state_dict(),
-            "names": self._names,
-            "scaler": self._scaler.state_dict(),
-        }
-        return partial(_write, _copied(state) if background else state)
+        tables = self._tables(ema)
+        if background:
+            tables = {
+                table: {n: t.to("cpu", copy=True) for n, t in of.items()} for table, of in tables.items()
+            }
+        optimizer = self._update.state(tables, copied=background)
+        return partial(
+            state_io.save_whole,
+            master=named(self._flats, tables["master"]),
+            ema=named(self._flats, tables["ema"]) if ema else {},
+            optimizer=optimizer,
+            scaler=self._scaler.state_dict(),
+        )
 
     def load(self, folder: Path, ema: Shards | None) -> None:
-        groups = self._optimizer.state_dict()["param_groups"]
-        if state_io.is_sharded(folder):
-            state = self._from_shards(folder, ema)
-        else:
-            overwrite(self.masters(), load_file(folder / MODEL))
-            overwrite(ema or {}, load_file(folder / EMA) if ema else {})
-            state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-            groups = optimizers.groups_to_resume(groups, state["optimizer"]["param_groups"])
-        self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
-        if state["scaler"]:  # empty where the run that saved was not fp16
-            self._scaler.load_state_dict(self._scaler.state_dict() | state["scaler"])
+        scaler = self._update.load(folder, self._tables(ema))
+        if scaler and self._scaler.is_enabled():  # empty where the run that saved was not fp16
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **scaler})
+        self._refresh()
 
-    def _from_shards(self, folder: Path, ema: Shards | None) -> dict[str, Any]:
-        """The state that `save` would have written, from another strategy's shards; overwrites the weights."""
-        masters = self.masters()
-        tables = state_io.tables(
-            masters,
-            {key: {n: torch.zeros_like(m) for n, m in masters.items()} for key in state_io.ADAM_STATE},
-            ema,
-        )
-        numbers = state_io.load(folder, tables, {name: whole(m.shape) for name, m in masters.items()})
-        states = {
-            index: {
-                "step": torch.tensor(float(numbers.updates)),
-                **{key: tables[key][name] for key in state_io.ADAM_STATE},
-            }
-            for index, name in enumerate(self._names)
-        }
-        return {"optimizer": {"state": states}, "scaler": dict(numbers.scaler)}
-
-
-def _write(state: dict[str, Any], folder: Path) -> None:
-    for name, file in (("model", MODEL), ("ema", EMA)):
-        if state[name]:
-            save_file({key: weight.cpu().contiguous() for key, weight in state[name].items()}, folder / file)
-    torch.save({name: state[name] for name in ("optimizer", "names", "scaler")}, folder / OPTIMIZER)
-
-
-def _copied(value: Any) -> Any:
-    """The same nested values, with every tensor copied to the host."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+    def _tables(self, ema: Shards | None) -> dict[str, Shards]:
+        return state_io.tables(self.masters(), self._update.tables(), ema)
 
 
 create = Native

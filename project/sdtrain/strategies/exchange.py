@@ -1,0 +1,150 @@
+"""The gradients of a step: collected in buckets while the backward pass runs, and summed over the ranks meanwhile.
+
+As DistributedDataParallel does it (Li et al. 2020, arXiv:2006.15704), but into flat tensors, and without a wrapper
+around the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sdtrain.runtime.distributed import wait_for_ranks
+from sdtrain.strategies.flat import Bucket, Flat
+
+
+class Gradients:
+    """The gradients of all flat tensors, in their buckets.
+
+    A bucket is sent when all its parameters have their gradients, in an order that is the same on every rank: that in
+    which rank 0 completed the buckets in the first step.
+    """
+
+    def __init__(self, flats: Iterable[Flat], *, ranks: int, dtype: torch.dtype) -> None:
+        """`dtype`: of the sums over the ranks."""
+        self.ranks = ranks
+        self._dtype = dtype
+        self._buckets = [
+            _Gradient(bucket, of) for flat in flats for bucket, of in flat.parameters_by_bucket()
+        ]
+        self._order = list(reversed(range(len(self._buckets))))
+        self._completed: list[int] | None = []  # of the first step that exchanges; None: agreed on
+        self._sent = 0  # how many, in that order, in this step
+        self._exchanging = ranks > 1
+        for index, bucket in enumerate(self._buckets):
+            for parameter in bucket.parameters:
+                register: Any = parameter.register_post_accumulate_grad_hook
+                register(partial(self._arrived, index))
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around one backward pass of a step; the sums are exchanged in the last one."""
+        self._exchanging = last and self.ranks > 1
+        yield
+
+    def _arrived(self, index: int, _: nn.Parameter) -> None:
+        """Called by autograd when a parameter of this bucket has its gradient."""
+        bucket = self._buckets[index]
+        bucket.missing -= 1
+        if not bucket.missing:
+            self._complete(index)
+            self._send()
+
+    def _complete(self, index: int) -> None:
+        self._buckets[index].collect()
+        if self._exchanging and self._completed is not None:
+            self._completed.append(index)
+
+    def _send(self) -> None:
+        while self._exchanging and self._sent < len(self._order):
+            bucket = self._buckets[self._order[self._sent]]
+            if not bucket.complete:
+                return
+            bucket.send(self._dtype)
+            self._sent += 1
+
+    def end_pass(self) -> None:
+        """After a backward pass: complete the buckets of parameters that it did not use."""
+        for index, bucket in enumerate(self._buckets):
+            if not bucket.complete:
+                self._complete(index)
+        self._send()
+        for bucket in self._buckets:
+            bucket.begin_pass()
+
+    def summed(self) -> list[torch.Tensor]:
+        """The gradient of each bucket after the last pass, flat, fp32. Collective."""
+        if self._completed and self.ranks > 1:
+            order = torch.tensor(self._completed)
+            dist.broadcast(order, 0)
+            self._order, self._completed = order.tolist(), None
+        self._sent = 0
+        return [bucket.receive() for bucket in self._buckets]
+
+    def reset(self) -> None:
+        """Forget the gradients; waits for what was sent. Collective."""
+        for bucket in self._buckets:
+            bucket.reset()
+        self._sent = 0
+
+
+class _Gradient:
+    """The gradient of a bucket: one flat fp32 tensor, from the first backward pass of a step to its update."""
+
+    def __init__(self, bucket: Bucket, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self._bucket = bucket
+        self._total: torch.Tensor | None = None
+        self._sent: tuple[torch.Tensor, dist.Work] | None = None
+        self.begin_pass()
+
+    def begin_pass(self) -> None:
+        self.missing = len(self.parameters)  # those without a gradient so far in this pass
+        self.complete = False
+
+    def collect(self) -> None:
+        """Add the gradients of this pass; a parameter that got none adds nothing."""
+        found = [
+            (slot, gradient)
+            for slot, parameter in zip(self._bucket.slots, self.parameters, strict=True)
+            if (gradient := parameter.grad) is not None
+        ]
+        gradients = [gradient for _, gradient in found]
+        is_first = self._total is None
+        if self._total is None:
+            length = self._bucket.stop - self._bucket.start
+            self._total = torch.zeros(length, device=self.parameters[0].device)
+        views = [slot.of(self._total, self._bucket.start) for slot, _ in found]
+        if found and is_first:
+            torch._foreach_copy_(views, gradients)
+        elif found:
+            torch._foreach_add_(views, gradients)
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.complete = True
+
+    def send(self, dtype: torch.dtype) -> None:
+        assert self._total is not None
+        sent, self._total = self._total.to(dtype), None
+        work = dist.all_reduce(sent, async_op=True)
+        assert work is not None
+        self._sent = sent, work
+
+    def receive(self) -> torch.Tensor:
+        if self._sent is not None:
+            sent, work = self._sent
+            wait_for_ranks(work)
+            self._total, self._sent = sent.float(), None
+        assert self._total is not None
+        return self._total
+
+    def reset(self) -> None:
+        if self._sent is not None:
+            self.receive()
+        self._total = None
