@@ -57,6 +57,7 @@ _INTRODUCTION = re.compile(rb"\0rank (\d+), attempt (\d+)")
 _PROGRESS_END = "\t"  # of a progress line: invisible
 _HEARTBEAT_BYTES = 200
 
+WAIT_FOR_RANKS = "wait_for_ranks"  # the function, in the stacks of a worker, that waits for other ranks
 STACKS_SIGNAL = signal.SIGURG  # by default ignored; no scheduler or terminal sends it
 # Requests to stop, to the launcher and to a worker: what people, terminals, platforms and schedulers send.
 STOP_SIGNALS = (

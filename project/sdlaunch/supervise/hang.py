@@ -23,7 +23,8 @@ _LOOK_EVERY = 5.0  # seconds at most
 _FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
 _WAITING = re.compile(r"torch/distributed/(?!checkpoint/)")  # there it writes and reads files
 _CALLS_OPERATORS = "torch/_ops.py"
-_BACKWARD = "_engine_run_backward"  # DDP waits there for the gradients of all ranks, below any line of Python
+# Where FSDP's backward pass waits below any line of Python, and the worker for what it has sent before.
+_WAITING_FUNCTIONS = ("_engine_run_backward", protocol.WAIT_FOR_RANKS)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _waits(text: str) -> bool:
     """Whether the main thread waits for other ranks, by its innermost frame: outer ones may only have called it."""
     for path, _, function in _FRAME.findall(_main_thread(text)):
         if not path.endswith(_CALLS_OPERATORS):
-            return function == _BACKWARD or bool(_WAITING.search(path))
+            return function in _WAITING_FUNCTIONS or bool(_WAITING.search(path))
     return False
 
 

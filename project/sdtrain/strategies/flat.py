@@ -42,7 +42,7 @@ class Bucket:
     stop: int
 
 
-def layout(parameters: Mapping[str, torch.Tensor], bucket_size: int = _BUCKET) -> tuple[Bucket, ...]:
+def layout(parameters: Mapping[str, torch.Tensor], bucket_size: int) -> tuple[Bucket, ...]:
     """Lay out parameters one after the other, in buckets."""
     return tuple(_buckets(parameters, bucket_size))
 
@@ -72,7 +72,7 @@ class Flat:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
         self.parameters = tuple(parameters.values())
-        self.buckets = layout(parameters)
+        self.buckets = layout(parameters, _BUCKET)
         self.slots = tuple(slot for bucket in self.buckets for slot in bucket.slots)
         device = self.parameters[0].device
         self.master = torch.zeros(self.buckets[-1].stop, device=device)

@@ -64,8 +64,9 @@ class FlatAdam:
             key: [part for name, flat in flats.items() for part in flat.by_bucket(of[name])]
             for key, of in self._moments.items()
         }
+        fused = self.optimizer.defaults["fused"]
         for index, bucket in enumerate(self._buckets):
-            step = torch.zeros((), device=bucket.device)
+            step = torch.zeros((), device=bucket.device if fused else "cpu")  # where AdamW itself has it
             state = {key: parts[index] for key, parts in moments.items()}
             self.optimizer.state[bucket] = {"step": step, **state}
 

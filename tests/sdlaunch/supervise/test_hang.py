@@ -130,6 +130,7 @@ STORAGE = (
     'Current thread 0x1:\n  File "/x/torch/distributed/checkpoint/filesystem.py", line 9 in _write\n'
     '  File "/x/torch/distributed/c10d_logger.py", line 81 in wrapper\n'
 )
+SENT = 'Current thread 0x1:\n  File "/x/sdtrain/runtime/distributed.py", line 7 in wait_for_ranks\n'
 RECOMPUTED = 'Current thread 0x1:\n  File "/x/torch/nn/functional.py", line 2 in silu\n' + BACKWARD[42:]
 LOADING = BUSY + '  File "/x/torch/distributed/c10d_logger.py", line 81 in wrapper\n'  # called from there
 
@@ -146,6 +147,7 @@ LOADING = BUSY + '  File "/x/torch/distributed/c10d_logger.py", line 81 in wrapp
         ({0: RECOMPUTED, 1: BACKWARD, 2: WAITING}, 0),
         ({0: OPERATOR, 1: STORAGE}, 1),
         ({0: WAITING, 1: LOADING}, 1),
+        ({0: SENT, 1: BUSY}, 1),
     ],
 )
 def test_the_rank_that_does_not_wait_for_the_others_is_the_root(stacks, culprit):

@@ -16,7 +16,6 @@ from sdtrain.checkpoint import background, start_point, state_io
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.runtime import host_memory
-from sdtrain.strategies import ddp, fsdp
 from tests.support.worker import context_of, snapshot
 
 PATIENCE = 30
@@ -104,8 +103,8 @@ def test_another_failure_is_not_taken_for_a_full_disk(saver):
 
 
 WRITTEN = {
-    ("none", 1): (ddp, "_write", ("model.safetensors", "ema.safetensors")),
-    ("fsdp", 1): (fsdp.state_io, "save", ("shards/__0_0.distcp", "numbers.json")),
+    ("none", 1): (state_io, "save_whole", ("model.safetensors", "ema.safetensors")),
+    ("fsdp", 1): (state_io, "save", ("shards/__0_0.distcp", "numbers.json")),
 }
 
 
@@ -143,12 +142,12 @@ def test_it_holds_the_weights_of_its_step(train, monkeypatch, capfd, plugin, ran
 
 
 def test_a_disk_that_gets_full_in_the_background_ends_both_ranks_soon(train, monkeypatch):
-    written = ddp._write
+    written = state_io.save_whole
 
-    def fail_at_the_second(state, folder):
-        full(folder) if "000002" in folder.name else written(state, folder)
+    def fail_at_the_second(folder, **state):
+        full(folder) if "000002" in folder.name else written(folder, **state)
 
-    monkeypatch.setattr(ddp, "_write", fail_at_the_second)
+    monkeypatch.setattr(state_io, "save_whole", fail_at_the_second)
     output = train(ranks=2, code=73, checkpointing_steps=1, max_train_steps=100)
     assert [path.name for path in (output / "checkpoint").iterdir()] == ["checkpoint-000001"]
 

@@ -9,8 +9,13 @@ import time
 
 import pytest
 
+from sdjob import protocol
 from sdtrain.runtime import distributed
 from tests.support import worker
+
+
+def test_the_launcher_knows_the_function_that_waits():
+    assert distributed.wait_for_ranks.__name__ == protocol.WAIT_FOR_RANKS
 
 
 def _meets(environ: dict[str, str]) -> None:
@@ -43,6 +48,7 @@ def test_ranks_meet_whatever_their_nodes_have_counted():
 CRASHES_ONCE = """
 import os, sys, time
 from pathlib import Path
+from sdjob import protocol
 from sdtrain.runtime import distributed
 mark = Path(sys.argv[1], os.environ["RANK"])
 first = not mark.exists()

@@ -1,4 +1,7 @@
-"""The plain PyTorch strategy: learning rates, replaced weights, and what a checkpoint restores."""
+"""The plain PyTorch strategy: learning rates, replaced weights, and what a checkpoint restores.
+
+Tests of ddp.py and updates.py.
+"""
 
 from dataclasses import replace
 from importlib.util import find_spec
