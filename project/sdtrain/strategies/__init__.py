@@ -1,7 +1,7 @@
 """Parallel strategies by the names of sdjob.settings.plugins; each module is imported only when chosen.
 
 Start reading: base.py, then ddp.py.
-May import: torch, sdjob, sdtrain.checkpoint, sdtrain.optim, sdtrain.runtime.distributed; colossalai in colossalai.py alone.
+May import: torch, sdjob, sdtrain.checkpoint, sdtrain.optim, sdtrain.runtime; colossalai in colossalai.py alone.
 """
 
 from __future__ import annotations
