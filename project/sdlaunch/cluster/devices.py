@@ -66,6 +66,7 @@ class Devices:
     memory: int | None = None  # bytes of the smallest device; of a CPU: of the host or the container
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    name: str | None = None  # of the devices, such as "NVIDIA H100 80GB HBM3"; None: not known, or several
 
 
 def find(
@@ -86,7 +87,7 @@ def find(
         return _without_gpu(is_auto, seen, cores, root)
     problems = (seen.problem,) if seen.problem else ()
     why = f"auto: {seen.what}" if is_auto else ""
-    return Devices("cuda", seen.count, cores, why, seen.bf16, seen.memory, problems, seen.warnings)
+    return Devices("cuda", seen.count, cores, why, seen.bf16, seen.memory, problems, seen.warnings, seen.name)
 
 
 def _cpu(cores: int, why: str, problems: tuple[Problem, ...] = (), warnings: tuple[str, ...] = ()) -> Devices:

@@ -31,6 +31,7 @@ class Seen:
     vendor: str = "NVIDIA"
     doubt: str = ""  # why only torch can tell whether they can be used
     warnings: tuple[str, ...] = ()
+    name: str | None = None  # of each device, where all have the same
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None)
         min((unit.total for unit in units if unit.total), default=None),
         doubt=doubt,
         warnings=(*warnings, *_in_use(units), *driver.failed),
+        name=units[0].name if len({unit.name for unit in units}) == 1 else None,
     )
 
 

@@ -12,6 +12,7 @@ from sdjob.exit_codes import ExitCode
 from sdjob.model import part_compatibility, trainable
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
+from sdlaunch import duration
 from sdlaunch.preflight import (
     captions,
     data_use,
@@ -136,4 +137,5 @@ CHECKS: tuple[Check, ...] = (
     Check(image_checks.class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(image_checks.held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
     Check(resume_check.findings, "resume", _output),
+    Check(duration.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
 )
