@@ -8,7 +8,7 @@ SURVIVAL := survival_run
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo test test-long test-emit test-container test-cluster survival mutation lock lint format docs clean
+.PHONY: help setup demo demo-intro test test-long test-emit test-container test-cluster survival mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
@@ -26,12 +26,20 @@ help:
 setup:
 	@$(PYTHON) docker/setup_venv.py --venv $(VENV)
 
-demo: setup
+demo: demo-intro setup
 	@rm -rf $(DEMO)
 	@$(RUN) -m sddemo $(DEMO)
-	MODEL_DIR=$(CURDIR)/$(DEMO)/model DATASET_DIR=$(CURDIR)/$(DEMO)/dataset OUTPUT_DIR=$(CURDIR)/$(DEMO)/output \
+	@MODEL_DIR=$(CURDIR)/$(DEMO)/model DATASET_DIR=$(CURDIR)/$(DEMO)/dataset OUTPUT_DIR=$(CURDIR)/$(DEMO)/output \
 	  ENV_FILE=$(CURDIR)/env/demo.env bash train.sh
-	@echo "before and after: $(DEMO)/output/samples/before_after.png; the trained pipeline: $(DEMO)/output/checkpoint"
+	@echo "What it learned, before and after, is in this image:"
+	@echo "$(CURDIR)/$(DEMO)/output/samples/before_after.png"
+
+demo-intro:
+	@echo "This fine-tunes a tiny Stable Diffusion on six images of a new subject, in two processes on the CPU:"
+	@echo "  1. installs pinned packages into $(VENV), unless they are there (about 1.5 GB; minutes, by the network)"
+	@echo "  2. writes the model and the images to $(DEMO), and removes what an earlier demo left there"
+	@echo "  3. generates 48 class images, trains 250 steps, and generates samples before and after: about 2 minutes on 2 cores"
+	@echo "Nothing is downloaded after step 1, and nothing is opened."
 
 test: setup
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container --ignore=tests/targets

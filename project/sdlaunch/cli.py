@@ -150,6 +150,21 @@ def _convert(request: Request, environ: Mapping[str, str], home: Path) -> int:
         return error.code
 
 
+def _init(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import init
+
+    ask = init.in_terminal if sys.stdin.isatty() and sys.stderr.isatty() else None
+    try:
+        if request.problems:
+            raise JobError(request.problems)
+        text = init.run(init.prepare(request.arguments, request.flags, environ, home, ask))
+    except JobError as error:
+        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
+        return error.code
+    console.show(redact(text, secrets_of(environ)), sys.stdout)
+    return 0
+
+
 def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import doctor
 
@@ -196,6 +211,12 @@ VERBS: Mapping[str, Verb] = {
         "or the command after --), or a .toml of kohya or config.json of SimpleTuner",
         operand="FILE",
         takes_words=True,
+    ),
+    "init": Verb(
+        _init,
+        "write an env file: model=NAME data=NAME learn='a photo of sks dog'|captions length=normal|STEPS [to=FILE]; "
+        "asks for what is missing",
+        arguments=("model", "data", "learn", "length", "to"),
     ),
     "doctor": Verb(
         _doctor,

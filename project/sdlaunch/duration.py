@@ -71,8 +71,9 @@ def _line(job: Job, speed: Speed, left: int) -> str:
     rate = speed.images_per_second * world
     seconds = left * per_step / rate
     shown = timedelta(seconds=max(1, round(seconds)))
+    length = f"{counted(left, 'step')} × {counted(per_step, 'image')}"
     return (
-        f"time (estimate): {counted(left, "step")} × {counted(per_step, "image")} / {rate:.3g} images/s = {shown}, "
+        f"time (estimate): {length} / {rate:.3g} images/s = {shown}, "
         f"{seconds * world / 3600:.2g} device hours, and the time of starts, checkpoints and validation; {speed.basis}"
     )
 

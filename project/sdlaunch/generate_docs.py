@@ -17,7 +17,7 @@ from sdjob.settings import compatibility, presets
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import names, other_trainers, settings
+from sdlaunch.settings import other_trainers, settings
 from sdlaunch.verbs import help as settings_help
 
 HOME = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     for name in _DOCUMENTS:
         yield HOME / name, with_tables((HOME / name).read_text(encoding="utf-8"))
     for preset in sorted((HOME / "env").glob("*.env")):
-        yield preset, with_comments(preset.read_text(encoding="utf-8"))
+        yield preset, settings_help.with_comments(preset.read_text(encoding="utf-8"))
 
 
 def with_tables(text: str) -> str:
@@ -116,21 +116,6 @@ _TABLES: Mapping[str, Callable[..., str]] = {
     "compatibility": _compatibility,
     r"other trainers: ([^\n]+)": lambda titles: other_trainers.table(titles.split(", ")),
 }
-
-
-def with_comments(text: str) -> str:
-    """A preset with the help of every setting above its line. The head, up to the first empty line, stays."""
-    head, _, body = text.partition("\n\n")
-    lines = [line for line in body.splitlines() if line.strip() and not line.startswith("#")]
-    return "\n\n".join([head, *(f"# {_help(line.partition('=')[0])}\n{line}" for line in lines)]) + "\n"
-
-
-def _help(name: str) -> str:
-    target = names.lookup(name)
-    if target is None:
-        return "passed on to the workers"
-    row = next(row for row in settings_help.rows() if row.name == target.shown)
-    return f"{row.meaning} [{row.default}{row.presets}]"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from sdjob.settings.run_spec import RunSpec
 from sdlaunch import generate_docs, plan
 from sdlaunch.settings import names, other_trainers, settings
 from sdlaunch.settings.options import LaunchOptions
+from sdlaunch.verbs import help as settings_help
 from tests.sdlaunch.workspace import HOME, clean_environment
 
 PRESETS = sorted((HOME / "env").glob("*.env"))
@@ -46,7 +47,7 @@ def test_the_names_of_other_trainers_are_listed_in_both_languages_and_lead_to_se
 
 
 def test_comments_follow_the_schema():
-    text = generate_docs.with_comments("# head\n# more\n\n# old\nlr=1\n# old\n# old\nNCCL_DEBUG=INFO\n")
+    text = settings_help.with_comments("# head\n# more\n\n# old\nlr=1\n# old\n# old\nNCCL_DEBUG=INFO\n")
     assert text == (
         "# head\n# more\n\n# learning rate after warm-up, not scaled by batch size or processes "
         "[5e-06; 1 with optimizer=prodigy; 0.0001 with lora_rank above 0; 1e-05 with recipe=text_to_image]\nlr=1\n\n"

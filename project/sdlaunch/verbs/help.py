@@ -72,6 +72,21 @@ def rows() -> list[Row]:
     ]
 
 
+def with_comments(text: str) -> str:
+    """An env file with the help of every setting above its line. The head, up to the first empty line, stays."""
+    head, _, body = text.partition("\n\n")
+    lines = [line for line in body.splitlines() if line.strip() and not line.startswith("#")]
+    return "\n\n".join([head, *(f"# {_help_of(line.partition('=')[0])}\n{line}" for line in lines)]) + "\n"
+
+
+def _help_of(name: str) -> str:
+    target = names.lookup(name)
+    if target is None:
+        return "passed on to the workers"
+    row = next(row for row in rows() if row.name == target.shown)
+    return f"{row.meaning} [{row.default}{row.presets}]"
+
+
 def _typed(default: Any) -> str:
     """A default as users would type it."""
     if default is None or default == ():
