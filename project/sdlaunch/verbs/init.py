@@ -35,6 +35,11 @@ LENGTHS = {  # of a run of steps, of a run of epochs
 }
 _EPOCHS = re.compile(r"([1-9]\d{0,5}) epochs?")
 
+_LEARN = (
+    "What is learnt? The prompt of one subject with a rare word as its name, such as: a photo of sks dog; "
+    f"or {CAPTIONS}: what the captions say"
+)
+
 Chosen = dict[str, str]  # settings as they are typed
 
 
@@ -81,33 +86,25 @@ def prepare(
     def answer(name: str, text: str, default: str) -> str:
         return arguments.get(name) or (ask(Question(name, text, default)) if ask else "") or default
 
-    for name, variable, setting in (
-        ("model", "MODEL_DIR", "model_name"),
-        ("data", "DATASET_DIR", "dataset_name"),
+    for name, variable, setting, root in (
+        ("model", "MODEL_DIR", "model_name", mounts.model),
+        ("data", "DATASET_DIR", "dataset_name", mounts.dataset),
     ):
-        root = mounts.model if name == "model" else mounts.dataset
         question = f"Which {name}? A name below {variable}={root} or a path; there are: {_names_in(root)}"
         if given := answer(name, question, chosen.get(setting, "")):
             chosen[setting] = given
-    because = []
     captioned = _is_captioned(chosen, environ, home)
-    learn = answer(
-        "learn",
-        "What is learnt? The prompt of one subject with a rare word as its name, such as: a photo of sks dog; "
-        f"or {CAPTIONS}: what the captions say",
-        CAPTIONS if captioned else "a photo of sks dog",
-    )
-    if not (captioned or ask or "learn" in arguments):
-        because.append("learn: one subject, since the images have no captions")
-    chosen |= _to_learn(learn)
-    chosen |= _of_length(
-        answer("length", f"How long? {', '.join(LENGTHS)}, a number of steps, or N epochs", "normal"), learn
-    )
+    learn = answer("learn", _LEARN, CAPTIONS if captioned else "a photo of sks dog")
+    length = answer("length", f"How long? {', '.join(LENGTHS)}, a number of steps, or N epochs", "normal")
+    chosen |= {**_to_learn(learn), **_of_length(length, learn)}
     if (side := _side(mounts, chosen)) and "resolution" not in chosen:
         chosen["resolution"] = str(side)
     job, more = _fitting(chosen, environ, home)
     if job.problems:
         raise JobError(job.problems)
+    because = []
+    if not (captioned or ask or "learn" in arguments):
+        because.append("learn: one subject, since the images have no captions")
     if more:
         because.append(f"{' '.join(f'{name}={value}' for name, value in more.items())}: to fit the memory")
     return Proposal(path, _text({**chosen, **more}, path), job, tuple(because))
