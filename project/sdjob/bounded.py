@@ -11,6 +11,7 @@ import ctypes
 import os
 import pickle
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -32,14 +33,16 @@ _REMEDY = "copy or download this file again, or save it again with fewer rows in
 _ALLOCATION = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
 
 
-def ends_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
+def ends_with_parent(number: int = signal.SIGTERM, memory: int | None = None) -> Callable[[], None]:
     """For `preexec_fn`: the child gets this signal when the thread that starts it dies, however that happens.
 
-    That thread must wait for the child.
+    That thread must wait for the child. `memory`: bytes that the child and its children may take, each.
     """
     libc, parent = ctypes.PyDLL(None), os.getpid()
 
     def prepare() -> None:
+        if memory is not None:
+            limit_memory(memory)
         if sys.platform == "linux":
             libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:  # it has died before the call
@@ -50,10 +53,9 @@ def ends_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
 
 def limit_memory(count: int) -> None:
     """From here on this process gets no more memory than these bytes, files that are mapped not counted."""
-    import resource
-
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (count, hard))
+    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
 
 
 def in_child(

@@ -13,12 +13,15 @@ from sdjob.protocol import SAFE_PATH
 from sdlaunch.python_variables import without_harmful
 
 
-def options(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of subprocess.Popen for a child that reads nothing; the thread that starts it must wait for it."""
+def options(environ: Mapping[str, str], memory: int | None = None) -> dict[str, Any]:
+    """Arguments of subprocess.Popen for a child that reads nothing; the thread that starts it must wait for it.
+
+    `memory`: bytes that it may take, and that each of its children may.
+    """
     return {
         "env": {**SAFE_PATH, **without_harmful(environ)},
         "stdin": subprocess.DEVNULL,
-        "preexec_fn": ends_with_parent(),
+        "preexec_fn": ends_with_parent(memory=memory),
     }
 
 

@@ -18,6 +18,8 @@ from sdlaunch import child_process
 
 Result = TypeVar("Result", covariant=True)
 
+_WITH_DEVICES = 32 << 30  # bytes, which drivers of many devices reserve rather than use
+
 
 class NoAnswer(Exception):
     """An action has taken longer than allowed, or a process gave no answer for this reason."""
@@ -70,8 +72,14 @@ def outcome(
         return None, (bad_input(where, error.strerror or str(error), remedy),)
 
 
-def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, setting: str = "") -> Any:
-    """The JSON in the last line that Python prints when called with these arguments.
+def ask(
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    seconds: float,
+    setting: str = "",
+    memory: int = _WITH_DEVICES,
+) -> Any:
+    """The JSON in the last line that Python prints when called with these arguments, within time and bytes of memory.
 
     Raises NoAnswer with the reason: the last line of its errors, or the limit, which may be a `setting`.
     """
@@ -79,7 +87,7 @@ def ask(arguments: Sequence[str], environ: Mapping[str, str], seconds: float, se
     try:
         done = subprocess.run(
             command,
-            **child_process.options(environ),
+            **child_process.options(environ, memory),
             capture_output=True,
             text=True,
             errors="replace",

@@ -16,7 +16,7 @@ ASK = (
 )
 FETCH = (
     "import sys, os; from sdlaunch.inputs.fetch import run; "
-    "run([sys.executable, '-c', sys.argv[1], sys.argv[2]], os.environ)"
+    "run([sys.executable, '-c', sys.argv[1], sys.argv[2]], os.environ, 60)"
 )
 EXPORT = (
     "import sys, os; from pathlib import Path; from types import SimpleNamespace; "

@@ -32,6 +32,12 @@ def test_a_process_without_an_answer_gives_the_reason(code, reason):
         ask(["-c", code], os.environ, 0.2 if "sleep" in code else 60)
 
 
+def test_a_process_gets_only_so_much_memory():
+    with pytest.raises(NoAnswer, match="MemoryError"):
+        ask(["-c", "print(len(bytes(1 << 30)))"], os.environ, 60, memory=512 << 20)
+    assert ask(["-c", "print(len(bytes(1 << 30)))"], os.environ, 60) == 1 << 30
+
+
 def test_the_answer_of_a_process_is_its_last_line():
     assert ask(["-c", 'print("noise"); print("[1, null]")'], os.environ, 60) == [1, None]
 

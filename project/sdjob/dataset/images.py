@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from sdjob import reading
 from sdjob.dataset import color_profiles, decoded_size, image_formats
 from sdjob.files import LFS_POINTER, dead_link, reason_of
 from sdjob.problems import Problem, bad_input
@@ -64,6 +65,11 @@ def source_of(value: Any, folder: Path) -> Path | bytes:
     raise ImageError("the row does not hold an image")
 
 
+def stored(source: Path | bytes) -> IO[bytes]:
+    """The encoded image, to be read; of a path only a regular file, not waited for. Raises OSError."""
+    return BytesIO(source) if isinstance(source, bytes) else reading.opened(source)
+
+
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[ImageFile]:
     """The image, opened by Pillow. Whatever goes wrong with it meanwhile is raised as ImageError."""
@@ -71,7 +77,7 @@ def _opened(source: Path | bytes) -> Iterator[ImageFile]:
 
     image_formats.load_plugins()
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        with stored(source) as file, Image.open(file) as opened:
             yield opened
     except MemoryError:  # says nothing about the image
         raise
@@ -237,7 +243,7 @@ def _reason(source: Path | bytes, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return reason_of(error)
     try:
-        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        with stored(source) as file:
             start = file.read(64)
     except OSError as gone:
         return reason_of(gone)

@@ -27,6 +27,7 @@ _CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _USE_BASE = f"use {titles()}"
 _MAX_TIMESTEPS = 100_000
+_MAX_LAYERS = 1000
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
@@ -204,6 +205,7 @@ def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Pa
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
     config = read_json(folder / required.config) if required.config else {}
     _check_input_channels(folder, config, required.in_channels)
+    _check_layers(folder, config)
     return Part(folder, class_name, config), files
 
 
@@ -219,6 +221,19 @@ def _check_input_channels(folder: Path, config: Mapping[str, Any], required: int
             f"has {channels} input channels instead of {required}{what}, which this version does not train"
         )
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
+
+
+def _check_layers(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse numbers of layers that no model has, which take memory before any weight is read. Raises JobError."""
+    for key in (key for key in config if "layers" in key):
+        values = [config[key]]
+        while values:
+            value = values.pop()
+            if isinstance(value, list):
+                values += value
+            elif isinstance(value, (int, float)) and value > _MAX_LAYERS:
+                found = f"asks for {shown(key)}={str(value)[:40]}, and no model has more than {_MAX_LAYERS:,}"
+                raise JobError(bad_input(shown(folder / "config.json"), found, COPY_AGAIN))
 
 
 def _check_is_model_itself(part: Part, files: Sequence[str]) -> None:

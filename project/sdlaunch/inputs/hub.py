@@ -26,6 +26,7 @@ from sdlaunch.inputs.fetch import Fetched, run
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.timeouts import NoAnswer, Task
 
+_MEMORY = 16 << 30  # bytes; the hub's own client reserves some per thread and file
 _COMPLETE = ".complete"  # written last, so that half a download is never used
 # model.safetensors, model.fp16.safetensors.index.json, pytorch_model-00001-of-00002.bin, …
 _WEIGHTS = re.compile(
@@ -54,7 +55,7 @@ def provide(
         if not fetch:
             warning = f"{setting}: nothing local is called {name}: it is downloaded from the hub when the job starts"
             fetched = fetched.awaiting(setting, warning)
-        elif problem := _download(setting, repo_type, name, folder, environ):
+        elif problem := _download(setting, repo_type, name, folder, environ, options.hang_timeout):
             fetched = fetched.awaiting(setting, problem)
     return fetched
 
@@ -82,7 +83,7 @@ def _is_local(mount: Path, name: str, timeout: float) -> bool:
 
 
 def _download(
-    setting: str, repo_type: str, name: str, folder: Path, environ: Mapping[str, str]
+    setting: str, repo_type: str, name: str, folder: Path, environ: Mapping[str, str], patience: float
 ) -> Problem | None:
     print(f"downloading {repo_type} {name} from the hub to {shown(folder)}", flush=True)
     offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -94,7 +95,7 @@ def _download(
         "HF_XET_CACHE": cache,
     }
     argv = [sys.executable, "-m", "sdlaunch.inputs.hub", repo_type, name, str(folder)]
-    reason = run(argv, online)
+    reason = run(argv, online, patience, _MEMORY)
     found = f"nothing local is called {name}, and it could not be downloaded ({reason})"
     remedy = "Correct the name, give HF_TOKEN if it is not public, or mount it and name its folder."
     return bad_input(setting, found, remedy) if reason else None

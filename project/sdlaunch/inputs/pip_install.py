@@ -45,7 +45,8 @@ def provide(
     if not folder.is_dir():
         if not fetch:
             return fetched.awaiting(AWAITED, f"Python packages: {wanted}: installed when the job starts")
-        if problem := _install(lacking, own, home, folder, wanted, environ):
+        patience = fetched.options.hang_timeout
+        if problem := _install(lacking, own, home, folder, wanted, environ, patience):
             return fetched.awaiting(AWAITED, problem)
     sites = sorted(site for site in folder.glob("**/*-packages") if site.name[:4] in ("site", "dist"))
     import_path = tuple(map(str, sites))
@@ -55,7 +56,13 @@ def provide(
 
 
 def _install(
-    lacking: list[str], own: Path | None, home: Path, folder: Path, wanted: str, environ: Mapping[str, str]
+    lacking: list[str],
+    own: Path | None,
+    home: Path,
+    folder: Path,
+    wanted: str,
+    environ: Mapping[str, str],
+    patience: float,
 ) -> Problem | None:
     """Run pip; the folder is renamed into place when everything is in it."""
     print(f"installing {wanted} into {folder}", flush=True)
@@ -67,7 +74,7 @@ def _install(
         flags = ["--disable-pip-version-check", "--no-input", f"--prefix={part}", f"--constraint={pins}"]
         more = ["-r", str(own)] if own else []
         argv = [sys.executable, "-m", "pip", "install", *flags, *lacking, *more]
-        if reason := run(argv, environ):
+        if reason := run(argv, environ, patience):  # compilers take what they need
             found = f"pip could not install {wanted} ({reason})"
         else:
             part.rename(folder)

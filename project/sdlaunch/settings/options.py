@@ -95,7 +95,8 @@ class LaunchOptions(BaseModel):
     )
     hang_timeout: Annotated[float, Field(ge=0, le=604800, allow_inf_nan=False)] = _launcher(
         3600.0,
-        "time without progress on any rank after which the job ends, with the stacks of all ranks; 0: never",
+        "time without progress on any rank, or of a download, after which the job ends, with the stacks of all "
+        "ranks; 0: never",
         unit="seconds",
     )
     check_timeout: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = _launcher(

@@ -16,6 +16,7 @@ from sdlaunch.plan import JobPlan
 from sdlaunch.timeouts import NoAnswer, ask
 
 MODULE = "sdtrain.model.check_tensors"
+_MEMORY = 2 << 30  # bytes; the libraries alone take a sixth
 
 
 def with_tensors(job: JobPlan, environ: Mapping[str, str]) -> JobPlan:
@@ -38,7 +39,8 @@ def _answer(
     try:
         if importlib.util.find_spec("torch") is None:
             raise NoAnswer("torch is not installed")
-        found = ask(arguments, environ, seconds, "check_timeout")
+        alone = {**environ, "OMP_NUM_THREADS": "1"}  # each thread reserves memory
+        found = ask(arguments, alone, seconds, "check_timeout", _MEMORY)
     except NoAnswer as error:
         with contextlib.suppress(NoAnswer):
             if found := packages.broken(environ, seconds):

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image, Resampling, Transpose
 from torch.utils.data import Dataset, Subset
 
-from sdjob.dataset.images import ImageError, decode, image_problem, size_of
+from sdjob.dataset.images import ImageError, decode, image_problem, size_of, stored
 from sdjob.dataset.text_files import LONGEST_CAPTION
 from sdjob.dataset.verify import Examined, examine, spread
 from sdjob.files import reason_of
@@ -191,12 +191,14 @@ class TrainingImages(Dataset[dict[str, Any]]):
     def digest(self, index: int) -> str:
         """A hash of the encoded image."""
         with self._named(index):
-            encoded = self.source[index].encoded()
+            digest = hashlib.blake2b(digest_size=16)
             try:
-                content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+                with stored(self.source[index].encoded()) as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
             except OSError as error:
                 raise ImageError(reason_of(error)) from error
-            return hashlib.blake2b(content, digest_size=16).hexdigest()
+            return digest.hexdigest()
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sdjob.files import few, shown
 from sdjob.model.key_names import current_name
@@ -69,14 +73,35 @@ def _scheduler_problems(model: PipelineFolder) -> tuple[Problem, ...]:
 
 
 def expected_shapes(part: Part) -> dict[str, Shape]:
-    """Name → shape of every tensor that the config of a part asks for."""
-    with torch.device("meta"):
+    """Name → shape of every tensor that the config of a part asks for. Raises ValueError if these are far too many."""
+    with torch.device("meta"), _at_most(_limit(part)):
         if hasattr(diffusers, part.class_name):
             module = getattr(diffusers, part.class_name).from_config(dict(part.config))
         else:
             model_class = getattr(transformers, part.class_name)
             module = model_class(model_class.config_class.from_dict(dict(part.config)))
     return {current_name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _limit(part: Part) -> int:
+    """How many tensors a config may ask for before it is given up."""
+    return 2 * len(part.tensors) + 1000 if part.tensors else 100_000
+
+
+@contextmanager
+def _at_most(limit: int) -> Iterator[None]:
+    """Let modules of the body have so many parameters: a config of a few bytes can ask for a million layers."""
+    names = count(1)
+
+    def check(_module: torch.nn.Module, _name: str, _parameter: torch.nn.Parameter | None) -> None:
+        if next(names) > limit:
+            raise ValueError(f"it asks for more than {limit:,} tensors")
+
+    hook = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _compared(model: PipelineFolder, name: str, part: Part) -> Comparison:

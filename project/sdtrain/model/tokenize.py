@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from transformers import CLIPTokenizer
@@ -20,11 +21,18 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], chunks: int = 1) 
     length = tokenizer.model_max_length
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     rows = []
-    for ids in tokenizer(list(prompts), add_special_tokens=False, truncation=False).input_ids:
+    for prompt in prompts:
+        ids = _first_ids(tokenizer, prompt, chunks * (length - 2))
         for start in range(0, chunks * (length - 2), length - 2):
             row = [begin, *ids[start : start + length - 2], end]
             rows.append(row + [pad] * (length - len(row)))
     return torch.tensor(rows).view(-1, chunks, length)
+
+
+@lru_cache(maxsize=1024)
+def _first_ids(tokenizer: CLIPTokenizer, prompt: str, count: int) -> tuple[int, ...]:
+    """The first tokens of a prompt: of one that is used in every step, or of a long caption, encoded once."""
+    return tuple(tokenizer(prompt, add_special_tokens=False, truncation=False).input_ids[:count])
 
 
 def clip_token_ids(

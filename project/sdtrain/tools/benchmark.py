@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from sdjob.bounded import ends_with_parent
 from sdjob.exit_codes import ExitCode
 from sdjob.settings.plugins import PLUGINS
 from sdtrain.reporting import report
@@ -141,6 +142,7 @@ def _measured(row: Row, case: Case, options: argparse.Namespace) -> Row:
         done = subprocess.run(
             [*_launcher(case), *module, *_flags(case, options)],
             env=dict(os.environ),
+            preexec_fn=ends_with_parent(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,7 @@
 """Every kind of image becomes upright 8-bit RGB, or is refused with a reason."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import ExifTags, Image, ImageFile
 from PIL.Image import Transpose
 
 from sdjob.dataset import images
-from sdjob.dataset.images import ImageError, decode, source_of
+from sdjob.dataset.images import ImageError, decode, remarks_on, size_of, source_of
 
 
 def encoded(image, kind="PNG", **options) -> bytes:
@@ -175,6 +176,12 @@ def test_paths_that_cannot_be_opened(tmp_path):
         decode(tmp_path / "missing.png")
     with pytest.raises(ImageError, match="cannot be read"):
         decode(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "device.png"):  # not waited for, not read
+        for read in (decode, size_of, remarks_on):
+            with pytest.raises(ImageError, match=r"cannot be read \(not a regular file\)"):
+                read(tmp_path / name)
 
 
 def test_a_bomb_is_refused_with_its_limit(monkeypatch):

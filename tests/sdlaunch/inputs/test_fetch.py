@@ -16,10 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import psutil
 import pytest
 
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdlaunch import plan
+from sdlaunch.inputs import fetch
 from sdlaunch.inputs.fetch import cache_folder
 from sdlaunch.inputs.hub import wanted
 from tests.sdlaunch.test_plan import found
@@ -269,6 +271,26 @@ def test_what_this_python_has_is_not_changed(project, tmp_path):
     wheel(tmp_path / "wheels", "pydantic", "")
     (problem,) = prepare(project, fetch=True).problems
     assert "pydantic==1.0" in problem.found and problem.code == 69
+
+
+# --- what never ends ---------------------------------------------------------------------------------
+
+SILENT = "import subprocess, sys, time; subprocess.Popen(['sleep', '300']); time.sleep(300)"
+AT_WORK = "import time; end = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
+
+
+def test_a_download_without_any_progress_is_ended_with_its_children(capfd):
+    before = psutil.Process().children(recursive=True)
+    reason = fetch.run([sys.executable, "-c", SILENT], clean_environment(), 1.0)
+    assert reason == "no progress within hang_timeout=1 s"
+    assert psutil.Process().children(recursive=True) == before
+    assert fetch.run([sys.executable, "-c", AT_WORK], clean_environment(), 1.0) == ""
+
+
+def test_a_download_is_bounded_in_memory():
+    take = [sys.executable, "-c", "bytes(1 << 30)"]
+    assert fetch.run(take, clean_environment(), 0, 512 << 20) == "MemoryError"
+    assert fetch.run(take, clean_environment(), 0) == ""
 
 
 # --- where it is kept --------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.model.weights import Part
@@ -95,6 +97,21 @@ def test_a_config_of_which_no_network_can_be_built(folder, values):
     problem = only(folder)
     assert problem.subject == str(folder / "unet/config.json")
     assert problem.found.startswith("does not describe a UNet2DConditionModel (")
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [("unet", {"layers_per_block": 1000}), ("text_encoder", {"num_hidden_layers": 1000})],
+)
+def test_a_config_of_a_few_bytes_does_not_build_a_network_of_any_size(folder, part, values, monkeypatch):
+    built = []
+    linear = torch.nn.Linear.__init__
+    monkeypatch.setattr(
+        torch.nn.Linear, "__init__", lambda self, *a, **k: (built.append(1), linear(self, *a, **k))[1]
+    )
+    reconfigure(folder, part, **values)
+    assert re.search(r"does not describe .* \(it asks for more than 1,\d+ tensors\)", only(folder).found)
+    assert len(built) < 1500
 
 
 def test_tensors_that_are_ignored_are_a_warning(folder):

@@ -33,6 +33,19 @@ def test_prompts_are_padded_and_cut_as_by_the_pipeline(tokenizer):
         assert torch.equal(found, wanted[:, None])
 
 
+def test_a_prompt_of_every_step_is_encoded_once(tokenizer, monkeypatch):
+    seen = []
+
+    def counted(self, prompt, **how):
+        seen.append(prompt)
+        return encode(self, prompt, **how)
+
+    encode = type(tokenizer).__call__
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    first = tokenize.tokenize(tokenizer, [SHORT, LONG, SHORT])
+    assert torch.equal(tokenize.tokenize(tokenizer, [LONG]), first[1:2]) and seen == [SHORT, LONG]
+
+
 @pytest.mark.parametrize(
     ("prompts", "chunks", "warnings"),
     [

@@ -21,7 +21,8 @@ def here(monkeypatch):
     """Rows are measured in this process, without its imports; the commands are kept."""
     commands = []
 
-    def run(command, **_):
+    def run(command, *, preexec_fn, **_):
+        assert preexec_fn.__qualname__.startswith("ends_with_parent")
         commands.append(command)
         code = benchmark_case.main(command[command.index("sdtrain.tools.benchmark_case") + 1 :])
         return subprocess.CompletedProcess(command, code, stderr="")

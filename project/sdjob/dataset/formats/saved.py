@@ -52,8 +52,24 @@ def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     def first(column: str) -> list[Any]:
         return [value.as_py() for value in filled[column][:1]]
 
+    _validate(files, tables, (wanted.image, wanted.caption))
     caption = wanted.caption if all(schema.names.count(wanted.caption) == 1 for schema in schemas) else None
     return checked(info, schemas, first, _nulls(tables, caption) if caption else ())
+
+
+def _validate(files: Sequence[Path], tables: Sequence[Any], columns: Sequence[str | None]) -> None:
+    """Refuse offsets that lead out of a file, which would end the process that reads the row. Raises JobError.
+
+    Only the offsets are read, not what they lead to: a caption that is not text is for its row to report.
+    """
+    import pyarrow as pa
+
+    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    for path, table in zip(files, tables, strict=True):
+        for column in (name for name in table.column_names if name in columns):
+            with reading(path):
+                for chunk in table[column].chunks:
+                    chunk.view(as_bytes.get(chunk.type, chunk.type)).validate(full=True)
 
 
 def _nulls(tables: Sequence[Any], column: str) -> list[int]:

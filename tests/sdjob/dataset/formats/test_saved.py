@@ -1,7 +1,9 @@
 """What `save_to_disk` wrote: one split is trained on, and damage is named."""
 
 import shutil
+import struct
 
+import pyarrow as pa
 import pytest
 
 from sdjob.dataset.verify import verify_sample
@@ -58,3 +60,24 @@ def test_captions_are_read_as_they_are_asked_for(tmp_path):
     rows = {"image": [png()] * 5, "text": [f"caption {row}" for row in range(5)]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
     assert captions(tmp_path / "saved", 2) == ["caption 0", "caption 1"]
+
+
+def with_offsets(kind, offsets, content):
+    """An array of three values that are where its offsets say."""
+    buffers = [None, pa.py_buffer(struct.pack("<4i", *offsets)), pa.py_buffer(content)]
+    return pa.Array.from_buffers(kind, 3, buffers)
+
+
+@pytest.mark.parametrize("column", ["image", "text"])
+@pytest.mark.parametrize("offsets", [(0, 4, 2**31 - 2, 20), (0, 4, -(2**30), 20)])
+def test_offsets_that_lead_out_of_the_file(tmp_path, column, offsets):
+    values = {"image": [png()] * 3, "text": ["a"] * 3}
+    values[column] = with_offsets(pa.binary() if column == "image" else pa.string(), offsets, b"hello" * 4)
+    table = pa.table(values)
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (tmp_path / "dataset_info.json").write_text("{}")
+    problem = only(tmp_path)
+    assert problem.subject == str(tmp_path / "data.arrow")
+    assert problem.found.startswith("is damaged or truncated (Offset invariant failure")
