@@ -13,8 +13,9 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
 from sdtrain.checkpoint.checkpoint import TrainState
+from sdtrain.data.batch import Batch
+from sdtrain.data.loader import loader
 from sdtrain.data.sampling import generator
-from sdtrain.data.streams import StreamBatch, loader
 from sdtrain.model import attention
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.lr_schedule import schedule
@@ -29,7 +30,7 @@ from sdtrain.strategies.base import Strategy
 from sdtrain.training import Training
 from sdtrain.validation import validation
 
-Batches = Iterator[tuple[StreamBatch, ...]]  # of this rank, one batch of every stream at a time
+Batches = Iterator[Batch]  # of this rank, on its device
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,18 @@ class StepResult:
 
 def gradients(
     strategy: Strategy, parts: Parts, spec: RunSpec, batches: Batches
-) -> Iterator[tuple[tuple[StreamBatch, ...], torch.Tensor]]:
+) -> Iterator[tuple[Batch, torch.Tensor]]:
     """The forward and backward passes of one optimizer step; yields each batch with its loss []."""
     count = spec.gradient_accumulation_steps
     for number in range(1, count + 1):
-        streams = next(batches)
-        batch = noised(parts, streams, spec)
+        given = next(batches)
+        batch = noised(parts, given, spec)
         # Around the backward pass too, which recomputes checkpointed activations.
         with strategy.accumulate(last=number == count), attention.chosen(spec.attention):
             with strategy.autocast():
                 loss = loss_of(strategy.model, batch)
             strategy.backward(loss / count)
-        yield streams, loss.detach()
+        yield given, loss.detach()
 
 
 def optimizer_step(
@@ -67,8 +68,8 @@ def optimizer_step(
     """
     spec, strategy = training.spec, training.strategy
     total = torch.zeros((), device=training.world.device)
-    for streams, loss in gradients(strategy, training.parts, spec, batches):
-        anomalies.observe(step, streams, loss)
+    for batch, loss in gradients(strategy, training.parts, spec, batches):
+        anomalies.observe(step, batch, loss)
         total += loss / spec.gradient_accumulation_steps
     rate = spec.learning_rate * factor
     if spec.on_nan == "skip" and training.world.any(not bool(total.isfinite())):
@@ -114,7 +115,7 @@ class _Loop:
             state.samples_seen,
             spec.max_train_steps - state.step,
             workers=spec.dataloader_num_workers,
-            pin_memory=world.device.type == "cuda",
+            device=world.device,
         )
         self.losses = Losses(world.device, state.mean_loss)
         self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples))

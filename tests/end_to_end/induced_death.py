@@ -109,7 +109,7 @@ PHASES = (
     Phase("conversion of model.ckpt", Place("sdtrain.model.convert:_converted", 2), model=PICKLE),
     Phase("conversion of a table", Place("sdjob.dataset.formats.parquet:_convert")),
     Phase("loading", Place("sdtrain.model.load:_class_of", 2)),
-    Phase("class images", Place("sdtrain.data.class_images:generate", 2)),
+    Phase("class images", Place("sdtrain.recipes.class_images:generate", 2)),
     Phase("caching of encoded prompts", Place("sdtrain.data.cache:_add_next")),
     Phase("caching of latents", Place("sdtrain.data.cached_encodings:_posteriors")),
     Phase("validation before training", Place("sdtrain.model.generation:generate", 2)),

@@ -6,12 +6,14 @@ whatever would read one fails.
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sddemo.tiny_pipeline import make_tiny_xl_pipeline
 from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.data.batch import collated, random_inputs
+from sdtrain.data.loader import on_device
 from sdtrain.data.sampling import Sample
-from sdtrain.data.streams import StreamBatch
 from sdtrain.model import load
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.ema import Ema
@@ -44,27 +46,44 @@ def folders(eps_model, v_model, tmp_path_factory):
     return {"eps": eps_model, "v": v_model, "xl": xl}
 
 
-def batch(parts, *, cached):
+def batch(parts, spec, *, cached):
     """Two images as the loader gives them, on the host."""
-    samples = [Sample(0, index, index, "instance") for index in range(2)]
-    channels, width = parts.vae.config.latent_channels, parts.denoiser.config.cross_attention_dim
-    encodings = {"hidden_states": torch.zeros(2, 77, width)}
-    sizes = None
-    if "text_encoder_2" in parts.text_encoders:
-        encodings["text_embeds"] = torch.zeros(2, parts.text_encoders["text_encoder_2"].config.projection_dim)
-        sizes = torch.tensor([[32, 32, 0, 0, 32, 32]] * 2)
-    return StreamBatch(
-        pixel_values=None if cached else torch.zeros(2, 3, 32, 32),
-        posterior=torch.zeros(2, 2 * channels, 8, 8) if cached else None,
-        prompts=["a circle", "a cross"],
-        encodings=encodings if cached else None,
-        samples=samples,
-        weight=1.0,
-        names=["a.png", "b.png"],
-        skipped=[],
-        image_weights=torch.ones(2),
-        time_ids=sizes,
-    )
+    examples = []
+    for index, prompt in enumerate(("a circle", "a cross")):
+        example = {"weight": 1.0, "name": prompt, "skipped": []}
+        example["random"] = random_inputs(parts, spec).of(Sample(0, index, index, "instance"), (32, 32))
+        ids = {name: of_one[0] for name, of_one in parts.token_ids([prompt], 1).items()}
+        if "text_encoder_2" in parts.text_encoders:
+            example["time_ids"] = torch.tensor([32, 32, 0, 0, 32, 32])
+        if cached:
+            example["posterior"] = torch.zeros(2 * parts.vae.config.latent_channels, 8, 8)
+            example["encodings"] = {
+                "hidden_states": torch.zeros(77, parts.denoiser.config.cross_attention_dim)
+            }
+            if "text_encoder_2" in parts.text_encoders:
+                width = parts.text_encoders["text_encoder_2"].config.projection_dim
+                example["encodings"]["text_embeds"] = torch.zeros(width)
+        else:
+            example |= {"pixels": torch.zeros(3, 32, 32, dtype=torch.uint8), "token_ids": ids}
+        examples.append(example)
+    return collated([examples], [1.0])
+
+
+class Copies(TorchDispatchMode):
+    """Records what a step copies between host and device; reading a value of this device fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        name = function.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            source = arguments[1 if name == "copy_" else 0]
+            if source.device != result.device:
+                self.found.append(f"{name}: {source.device} to {result.device}")
+        return result
 
 
 @pytest.mark.parametrize(
@@ -90,12 +109,15 @@ def test_a_step_lies_on_the_device(folders, model, cached, settings):
     strategy = Native(spec, META)
     strategy.prepare(load.make_trainable(parts, spec).to(META), OPTIM)
     ema = Ema(strategy.masters(), 0.9)
-    given = noised(parts, (batch(parts, cached=cached),), spec)
-    with strategy.accumulate(last=True), strategy.autocast():
-        loss = loss_of(strategy.model, given)
-    strategy.backward(loss)
-    norm = strategy.step(1.0)
-    ema.update(strategy.masters())
+    (given,) = on_device([batch(parts, spec, cached=cached)], META)
+    noised(parts, given, spec)  # the first time, the schedule goes to the device
+    with Copies() as copies:
+        with strategy.accumulate(last=True), strategy.autocast():
+            loss = loss_of(strategy.model, noised(parts, given, spec))
+        strategy.backward(loss)
+        norm = strategy.step(1.0)
+        ema.update(strategy.masters())
+    assert copies.found == []
     assert (loss.device, norm.device) == (META, META)
     assert {share.device for share in ema.shards.values()} == {META}
 
@@ -109,6 +131,15 @@ def test_the_device_of_these_tests_notices(folders):
         )
     with pytest.raises(RuntimeError):
         torch.zeros(2, device=META) + torch.zeros(2)
+
+
+def test_a_copy_in_a_step_is_noticed(folders):
+    """The mistake that counting copies is there for: what was on the host a moment ago."""
+    with Copies() as copies:
+        torch.zeros(2).to(META)
+        torch.zeros(2, device=META).copy_(torch.zeros(2))
+        torch.zeros(2).to(torch.float64)
+    assert copies.found == ["_to_copy: cpu to meta", "copy_: cpu to meta"]
 
 
 def test_the_norm_of_gradients_that_are_kept_on_the_host_lies_with_the_loss():

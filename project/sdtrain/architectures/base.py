@@ -121,8 +121,12 @@ class Parts:
     @property
     def native_resolution(self) -> int:
         """The side in pixels of the images that the denoiser was made for."""
-        factor = 1 << (len(self.vae.config.block_out_channels) - 1)
-        return int(self.denoiser.config.sample_size) * factor
+        return int(self.denoiser.config.sample_size) * self.latent_factor
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels along a side of one latent."""
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -140,18 +144,26 @@ class Parts:
         ids = {name: of_encoder.to(self.device) for name, of_encoder in token_ids.items()}
         return self.architecture.encode(self.text_encoders, ids)
 
-    def posterior(self, pixel_values: torch.Tensor) -> DiagonalGaussianDistribution:
-        """The VAE's posterior of images [B, 3, H, W] in [-1, 1]: mean and deviation of latents, not normalized."""
+    def posterior(self, pixels: torch.Tensor) -> DiagonalGaussianDistribution:
+        """The VAE's posterior of images, uint8 [B, 3, H, W]: mean and deviation of latents, not normalized.
+
+        In chunks, whose activations stay small beside those of a step and below 2^31 elements.
+        """
         dtype = next(self.vae.parameters()).dtype  # `vae.dtype` walks through every module, in every step
-        posterior: DiagonalGaussianDistribution = self.vae.encode(
-            pixel_values.to(self.device, dtype, non_blocking=True)
-        ).latent_dist
-        return posterior
+        images = pixels.to(self.device, non_blocking=True).float().div_(127.5).sub_(1).to(dtype)
+        chunks = torch.split(images, encoded_at_once(*pixels.shape[2:]))
+        parameters = [self.vae.encode(chunk).latent_dist.parameters for chunk in chunks]
+        return DiagonalGaussianDistribution(torch.cat(parameters) if len(chunks) > 1 else parameters[0])
 
     def normalized(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents of the VAE, at the scale that the denoiser works with."""
         shift = self.vae.config.get("shift_factor")
         return (latents - shift if shift else latents) * float(self.vae.config.scaling_factor)
+
+
+def encoded_at_once(height: int, width: int) -> int:
+    """How many images of a size the VAE encodes at once: 8 of 512 × 512, and fewer of larger ones."""
+    return max(1, min(8, 8 * 512**2 // (height * width)))
 
 
 def in_chunks(encoded: torch.Tensor, chunks: int) -> torch.Tensor:

@@ -18,9 +18,10 @@ from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.cache import Cache, Cached, DiskCache, Entry, MemoryCache, fill
+from sdtrain.data.loader import ended_by_parent_only
 from sdtrain.data.sampling import Size
 from sdtrain.data.scan import report_skipped, scan
-from sdtrain.data.streams import Stream, ended_by_parent_only
+from sdtrain.data.streams import Stream
 from sdtrain.data.training_images import SampleError, TrainingImages, View
 from sdtrain.runtime.distributed import World
 

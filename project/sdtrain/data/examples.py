@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sdjob.settings import steps
 from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
+from sdtrain.data.batch import random_inputs
 from sdtrain.data.buckets import Buckets, bucketed
 from sdtrain.data.cached_encodings import cached_latents, cached_prompts, every_prompt
 from sdtrain.data.scan import filled, scan
@@ -27,9 +30,15 @@ def prepare_examples(context: RunContext, parts: Parts, streams: tuple[Stream, .
         encodings = cached_prompts(context, parts, prompts) if spec.cache_text_embeddings != "no" else None
     if spec.cache_latents != "no":
         streams = cached_latents(context, parts, streams, buckets)
-    takes_sizes = parts.architecture.takes_sizes
     return StreamSet(
-        streams, spec.seed, spec.proportion_empty_prompts, encodings, buckets, takes_sizes=takes_sizes
+        streams,
+        spec.seed,
+        spec.proportion_empty_prompts,
+        encodings,
+        buckets,
+        takes_sizes=parts.architecture.takes_sizes,
+        random=random_inputs(parts, spec),
+        tokenize=partial(parts.token_ids, chunks=spec.prompt_chunks),
     )
 
 

@@ -80,7 +80,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        """`pixel_values` [3, H, W] in [-1, 1] or `posterior` [2C, h, w]; `caption`, `name`, `sample`, `skipped`.
+        """`pixels` uint8 [3, H, W] or `posterior` [2C, h, w]; `caption`, `name`, `sample`, `skipped`.
 
         An unusable image is replaced by the next usable one of the dataset: the same on every rank, after a resume, and
         whether images are read or cached. `skipped`: the problems of those that are replaced.
@@ -125,9 +125,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
 
     def _example(self, sample: Sample) -> dict[str, Any]:
         view = self.view(sample)
-        image = (
-            self.latents[view] if self.latents else {"pixel_values": self.pixels(view, self._crop(sample))}
-        )
+        image = self.latents[view] if self.latents else {"pixels": self.pixels(view, self._crop(sample))}
         caption, name = self.caption(sample.index), self.source[sample.index].name()
         return {**image, "caption": caption, "name": name, "sample": sample}
 
@@ -154,7 +152,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         return self.resolution, self.resolution
 
     def pixels(self, view: View, crop: torch.Generator | None = None) -> torch.Tensor:
-        """A view of an image, [3, height, width] in [-1, 1], cropped at a random position or in the center."""
+        """A view of an image, uint8 [3, height, width], cropped at a random position or in the center."""
         with self._named(view.index):
             image = decode(self.source[view.index].encoded())
         image = cropped(image, view.size, crop, self.interpolation)
@@ -236,16 +234,9 @@ def _offset(free: int, crop: torch.Generator | None) -> int:
 
 
 def to_tensor(image: Image) -> torch.Tensor:
-    """RGB → float32 [3, height, width] in [-1, 1]."""
+    """RGB → uint8 [3, height, width]: a quarter of the bytes that the device computes with."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    planes = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()  # while still small
-    return planes.float().div_(127.5).sub_(1)
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: tensors stacked, such as `pixel_values` [batch, 3, height, width]; everything else as lists."""
-    batch: dict[str, Any] = {key: [item[key] for item in items] for key in items[0]}
-    return {k: torch.stack(v) if isinstance(v[0], torch.Tensor) else v for k, v in batch.items()}
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
 def verify(

@@ -12,8 +12,7 @@ from torch.nn.functional import mse_loss
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Conditioning, Parts
-from sdtrain.data.sampling import Sample, sample_generator
-from sdtrain.data.streams import StreamBatch
+from sdtrain.data.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -30,36 +29,31 @@ class Noised:
 
 
 @torch.no_grad()
-def noised(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Noised:
-    """Encode images and prompts, and add noise: everything before the trainable model."""
-    process = parts.process
-    samples = [sample for batch in batches for sample in batch.samples]
-    posterior = _posterior(parts, batches)
-    shape = tuple(posterior.mean.shape[1:])
-
-    def normal(purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return _normal(samples, spec.seed, purpose, shape).to(parts.device, non_blocking=True)
-
-    latents = parts.normalized(posterior.mean.float() + posterior.std.float() * normal("latent", shape))
-    noise = normal("noise", shape)
+def noised(parts: Parts, batch: Batch, spec: RunSpec) -> Noised:
+    """Encode images and prompts, and add noise: everything before the trainable model. On the batch's device."""
+    process, random = parts.process, batch.random
+    if batch.posterior is not None:
+        posterior = DiagonalGaussianDistribution(batch.posterior)
+    else:
+        assert batch.pixels is not None
+        posterior = parts.posterior(batch.pixels)
+    latents = parts.normalized(posterior.mean.float() + posterior.std.float() * random["latent"])
+    noise, timesteps, weights = random["noise"], random["timestep"], batch.weights
     if spec.noise_offset:  # Guttenberg 2023, "Diffusion with Offset Noise"
-        noise = noise + spec.noise_offset * normal("noise_offset", (shape[0], 1, 1))
+        noise = noise + spec.noise_offset * random["noise_offset"]
     added = noise
     if spec.input_perturbation:  # Ning et al. 2023, arXiv:2301.11706, algorithm 1
-        added = noise + spec.input_perturbation * normal("input_perturbation", shape)
-    generators = (sample_generator(spec.seed, sample, "timestep") for sample in samples)
-    timesteps = torch.cat([process.sample_timestep(generator) for generator in generators]).to(parts.device)
-    weights = torch.cat([batch.image_weights for batch in batches]).to(parts.device, non_blocking=True)
+        added = noise + spec.input_perturbation * random["input_perturbation"]
     if spec.snr_gamma is not None:
         weights = weights * process.min_snr_weights(timesteps, spec.snr_gamma)
     return Noised(
         noisy_latents=process.add_noise(latents, added, timesteps),
         timesteps=timesteps,
-        conditioning=_conditioning(parts, batches, spec),
+        conditioning=_conditioning(parts, batch, spec),
         target=process.target(latents, noise, timesteps),
         weights=weights,
-        sizes=tuple(len(batch.samples) for batch in batches),
-        stream_weights=tuple(batch.weight for batch in batches),
+        sizes=batch.sizes,
+        stream_weights=batch.stream_weights,
     )
 
 
@@ -75,21 +69,13 @@ def loss_of(model: nn.Module, batch: Noised) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def _posterior(parts: Parts, batches: tuple[StreamBatch, ...]) -> DiagonalGaussianDistribution:
-    """The VAE's posterior of all images, computed or from the cache."""
-    if posteriors := [batch.posterior for batch in batches if batch.posterior is not None]:
-        return DiagonalGaussianDistribution(torch.cat(posteriors).to(parts.device, non_blocking=True))
-    return parts.posterior(torch.cat([b.pixel_values for b in batches if b.pixel_values is not None]))
-
-
-def _conditioning(parts: Parts, batches: tuple[StreamBatch, ...], spec: RunSpec) -> Conditioning:
-    """Of all samples; cached encodings are taken as they are."""
-    time_ids = [batch.time_ids for batch in batches if batch.time_ids is not None]
-    sizes = torch.cat(time_ids) if time_ids else None
-    if cached := [batch.encodings for batch in batches if batch.encodings is not None]:
-        encodings = {name: torch.cat([of[name] for of in cached]) for name in cached[0]}
-        return _on_device(parts, encodings, sizes)
-    return conditioning_of(parts, [prompt for batch in batches for prompt in batch.prompts], spec, sizes)
+def _conditioning(parts: Parts, batch: Batch, spec: RunSpec) -> Conditioning:
+    """Of all samples; cached encodings are taken as they are, and token ids where the encoders are trained."""
+    of_prompts = batch.encodings
+    if of_prompts is None:
+        assert batch.token_ids is not None
+        of_prompts = batch.token_ids if spec.train_text_encoder else parts.encode(batch.token_ids)
+    return of_prompts if batch.time_ids is None else {**of_prompts, "time_ids": batch.time_ids}
 
 
 def conditioning_of(
@@ -98,16 +84,6 @@ def conditioning_of(
     """The conditioning that `TrainableModel` takes: prompts encoded, or their token ids where the encoders are trained;
     and the sizes of the images, [B, 6], where the architecture takes them."""
     tokens = parts.token_ids(prompts, spec.prompt_chunks)
-    return _on_device(parts, tokens if spec.train_text_encoder else parts.encode(tokens), time_ids)
-
-
-def _on_device(parts: Parts, of_prompts: Conditioning, time_ids: torch.Tensor | None) -> Conditioning:
+    of_prompts = tokens if spec.train_text_encoder else parts.encode(tokens)
     everything = of_prompts if time_ids is None else {**of_prompts, "time_ids": time_ids}
     return {name: tensor.to(parts.device, non_blocking=True) for name, tensor in everything.items()}
-
-
-def _normal(samples: Sequence[Sample], seed: int, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise for each sample, fp32, [B, *shape]."""
-    return torch.stack(
-        [torch.randn(shape, generator=sample_generator(seed, sample, purpose)) for sample in samples]
-    )

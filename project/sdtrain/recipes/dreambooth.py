@@ -12,8 +12,8 @@ from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.dataset.splits import TO_TRAIN
-from sdtrain.data import class_images
 from sdtrain.data.streams import Stream
+from sdtrain.recipes import class_images
 from sdtrain.recipes.base import RecipeInput, open_images
 
 

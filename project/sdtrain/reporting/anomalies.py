@@ -12,7 +12,7 @@ from sdjob.exit_codes import ExitCode
 from sdjob.files import few
 from sdjob.problems import JobError, Problem
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.data.streams import StreamBatch
+from sdtrain.data.batch import Batch
 from sdtrain.data.training_images import too_many
 from sdtrain.reporting.metrics import RunningMean
 from sdtrain.reporting.progress import say
@@ -32,13 +32,13 @@ class Anomalies:
         self.bad_samples = tuple(bad_samples)  # of all ranks, as of the last agreement
         self._new_bad_samples: dict[str, Problem] = {}  # of this rank, since then
         # Batches of this rank since the last finite loss: step, loss [] still on the device, names of the images.
-        self._observed: deque[tuple[int, torch.Tensor, list[str]]] = deque(maxlen=_MAX_BATCHES)
+        self._observed: deque[tuple[int, torch.Tensor, tuple[str, ...]]] = deque(maxlen=_MAX_BATCHES)
         self._spikes = Spikes()
 
-    def observe(self, step: int, batches: tuple[StreamBatch, ...], loss: torch.Tensor) -> None:
+    def observe(self, step: int, batch: Batch, loss: torch.Tensor) -> None:
         """Remember a batch, without waiting for the device."""
-        self._observed.append((step, loss, [name for batch in batches for name in batch.names]))
-        for problem in (problem for batch in batches for problem in batch.skipped):
+        self._observed.append((step, loss, batch.names))
+        for problem in batch.skipped:
             if problem.subject not in self._new_bad_samples and problem.subject not in self.bad_samples:
                 self._new_bad_samples[problem.subject] = problem
                 say(f"skipped: {problem.subject}: {problem.found}")

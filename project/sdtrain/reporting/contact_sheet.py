@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from sdjob import writing
 from sdjob.output.layout import OutputLayout
-from sdtrain.data.streams import StreamBatch, StreamSet
+from sdtrain.data.streams import StreamSet
 from sdtrain.reporting.labels import label, visible
 from sdtrain.training import Training
 
@@ -72,25 +72,19 @@ def tiles_of(examples: StreamSet, position: int) -> dict[str, list[Tile]]:
     streams = tuple(
         replace(stream, images=replace(stream.images, latents=None)) for stream in examples.streams
     )
-    read = replace(examples, streams=streams, encodings=None, takes_sizes=False)
+    read = replace(examples, streams=streams, encodings=None, takes_sizes=False, random=None, tokenize=None)
     counts = {stream.name: min(_COLUMNS * _ROWS, len(stream.images)) for stream in streams}
     tiles: dict[str, list[Tile]] = {name: [] for name in counts}
     for number in range(max(counts.values())):
-        for name, batch in zip(counts, read.collate([read[position + number]]), strict=True):
+        for name, example in zip(counts, read[position + number], strict=True):
             if number < counts[name]:
-                tiles[name].append(_tile(batch))
+                tiles[name].append(Tile(from_tensor(example["pixels"]), example["prompt"]))
     return tiles
 
 
-def _tile(batch: StreamBatch) -> Tile:
-    assert batch.pixel_values is not None
-    return Tile(from_tensor(batch.pixel_values[0]), batch.prompts[0])
-
-
 def from_tensor(pixels: torch.Tensor) -> Image.Image:
-    """[3, height, width] in [-1, 1] → the RGB image that became it."""
-    values = pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
+    """uint8 [3, height, width] → the RGB image that became it."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def contact_sheet(sections: dict[str, list[Tile]]) -> Image.Image:

@@ -20,6 +20,7 @@ from sdjob.settings import compatibility, flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import strategies
+from sdtrain.data.loader import on_device
 from sdtrain.loop import gradients
 from sdtrain.model import attention, load
 from sdtrain.optim.ema import Ema
@@ -60,9 +61,10 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     trainable = load.make_trainable(parts, spec)
     strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
-    batches = synthetic.batches(spec.train_batch_size, spec.resolution, world.rank)
+    batches = synthetic.batches(parts, spec, world.rank)
     if spec.cache_latents != "no":
-        batches = synthetic.cached(batches, parts, spec)
+        batches = synthetic.cached(batches, parts)
+    batches = on_device(batches, world.device)
     loss = torch.full((), math.nan)
     watch = Stopwatch(world.device, spec.skip_steps)
     for _ in range(spec.max_train_steps):

@@ -21,10 +21,9 @@ from sdjob.model import single_file
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.architectures.stable_diffusion import StableDiffusion
+from sdtrain.data.batch import Batch, collated, random_inputs
 from sdtrain.data.sampling import Sample
-from sdtrain.data.streams import StreamBatch
 from sdtrain.model.load import DTYPES
-from sdtrain.objective.diffusion import conditioning_of
 
 _END = "<|endoftext|>"
 _CONFIGS = Path(single_file.__file__).with_name("configs")
@@ -85,41 +84,32 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
     )
 
 
-def batches(size: int, resolution: int, rank: int) -> Iterator[tuple[StreamBatch, ...]]:
-    """The same random images in every step; noise and timesteps change with the step."""
+def batches(parts: Parts, spec: RunSpec, rank: int) -> Iterator[Batch]:
+    """The same random images in every step, on the host; noise and timesteps change with the step."""
+    count, size = spec.train_batch_size, (spec.resolution, spec.resolution)
     generator = torch.Generator().manual_seed(rank)
-    pixel_values = torch.rand(size, 3, resolution, resolution, generator=generator) * 2 - 1
-    step = 0
-    while True:
-        yield (
-            StreamBatch(
-                pixel_values=pixel_values,
-                posterior=None,
-                prompts=["an image"] * size,
-                encodings=None,
-                samples=[Sample(step, rank * size + i, i, "synthetic") for i in range(size)],
-                weight=1.0,
-                names=["synthetic"] * size,
-                skipped=[],
-                image_weights=torch.ones(size),
-            ),
-        )
-        step += 1
+    pixels = torch.randint(256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+    token_ids = {name: ids[0] for name, ids in parts.token_ids(["an image"], spec.prompt_chunks).items()}
+    common = {"token_ids": token_ids, "weight": 1.0, "name": "synthetic", "skipped": ()}
+    inputs = random_inputs(parts, spec)
+    for step in itertools.count():
+        samples = [Sample(step, rank * count + index, index, "synthetic") for index in range(count)]
+        examples = [
+            {**common, "pixels": image, "random": inputs.of(sample, size)}
+            for image, sample in zip(pixels, samples, strict=True)
+        ]
+        yield collated([examples], [1.0])
 
 
-def cached(
-    batches: Iterator[tuple[StreamBatch, ...]], parts: Parts, spec: RunSpec
-) -> Iterator[tuple[StreamBatch, ...]]:
+def cached(batches: Iterator[Batch], parts: Parts) -> Iterator[Batch]:
     """The same with images and prompts encoded once, on the host, as they come from the caches."""
-    (first,) = next(batches)
-    assert first.pixel_values is not None
+    first = next(batches)
+    assert first.pixels is not None and first.token_ids is not None
     with torch.no_grad():
-        # One image at a time, to save memory.
-        posteriors = [parts.posterior(image[None]).parameters.cpu() for image in first.pixel_values]
-        encodings = conditioning_of(parts, first.prompts, spec, None)
-    posterior, encodings = torch.cat(posteriors), {name: tensor.cpu() for name, tensor in encodings.items()}
-    for (batch,) in itertools.chain([(first,)], batches):
-        yield (replace(batch, pixel_values=None, posterior=posterior, encodings=encodings),)
+        posterior = parts.posterior(first.pixels).parameters.cpu()
+        encodings = {name: tensor.cpu() for name, tensor in parts.encode(first.token_ids).items()}
+    for batch in itertools.chain([first], batches):
+        yield replace(batch, pixels=None, posterior=posterior, token_ids=None, encodings=encodings)
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -53,7 +53,7 @@ def _noised(training: Training, held_out: HeldOut, index: int) -> Noised:
     process = parts.process
     example = held_out.images[Sample(0, index, index, "held out")]
     with torch.autocast(parts.device.type, enabled=False):  # the VAE computes in its own type
-        mean = parts.posterior(example["pixel_values"][None]).mean
+        mean = parts.posterior(example["pixels"][None]).mean
     latents = parts.normalized(mean.float())
     latents = latents.expand(_TIMESTEPS, *latents.shape[1:])
     noise = torch.randn(latents.shape, generator=generator(spec.seed, 0, index, "noise/held out"))

@@ -20,8 +20,8 @@ from sdjob.output.layout import LORA_FILE
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import GenerationSettings
 from sdtrain.architectures.stable_diffusion import StableDiffusion
+from sdtrain.data.batch import Batch, collated, random_inputs
 from sdtrain.data.sampling import Sample
-from sdtrain.data.streams import StreamBatch
 from sdtrain.export import export
 from sdtrain.model import check_tensors, generation, load
 from sdtrain.objective.diffusion import loss_of, noised
@@ -150,19 +150,20 @@ def loaded(folder, spec):
     )
 
 
-def batch() -> StreamBatch:
+def batch(parts, spec) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    return StreamBatch(
-        pixel_values=torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1,
-        posterior=None,
-        prompts=["a circle", "a cross"],
-        encodings=None,
-        samples=[Sample(0, index, index, "captioned") for index in range(2)],
-        weight=1.0,
-        names=["a.png", "b.png"],
-        skipped=[],
-        image_weights=torch.ones(2),
-    )
+    examples = [
+        {
+            "pixels": torch.randint(256, (3, 32, 32), generator=generator, dtype=torch.uint8),
+            "token_ids": {name: ids[0] for name, ids in parts.token_ids([prompt], 1).items()},
+            "random": random_inputs(parts, spec).of(Sample(0, index, index, "captioned"), (32, 32)),
+            "weight": 1.0,
+            "name": f"{index}.png",
+            "skipped": [],
+        }
+        for index, prompt in enumerate(["a circle", "a cross"])
+    ]
+    return collated([examples], [1.0])
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -189,7 +190,7 @@ def test_it_trains_generates_and_exports(model, tmp_path, lora_rank):
     optimizer = torch.optim.SGD(load.trainable(trained).values(), lr=0.1)
     losses = []
     for _ in range(3):
-        loss = loss_of(trained, noised(parts, (batch(),), spec))
+        loss = loss_of(trained, noised(parts, batch(parts, spec), spec))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -7,8 +7,8 @@ import torch
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.data.batch import collated, random_inputs
 from sdtrain.data.sampling import Sample
-from sdtrain.data.streams import StreamBatch
 from sdtrain.model import load
 from sdtrain.objective.diffusion import Noised, loss_of, noised
 
@@ -21,44 +21,45 @@ def parts(eps_model):
     return load.load(source, "no", torch.device("cpu"), allow_pickle=False)
 
 
-def batch(*indices, weight=1.0) -> StreamBatch:
-    return StreamBatch(
-        pixel_values=torch.stack([torch.full((3, 32, 32), index / 10) for index in indices]),
-        posterior=None,
-        prompts=[f"a circle {index}" for index in indices],
-        encodings=None,
-        samples=[Sample(0, index, index, "captioned") for index in indices],
-        weight=weight,
-        names=[str(index) for index in indices],
-        skipped=[],
-        image_weights=torch.ones(len(indices)),
-    )
+def examples(parts, *indices, weight=1.0):
+    """Those of images in different grays, as the loader makes them."""
+    return [
+        {
+            "pixels": torch.full((3, 32, 32), 25 * index, dtype=torch.uint8),
+            "token_ids": {name: ids[0] for name, ids in parts.token_ids([f"a circle {index}"], 1).items()},
+            "random": random_inputs(parts, SPEC).of(Sample(0, index, index, "captioned"), (32, 32)),
+            "weight": weight,
+            "name": str(index),
+            "skipped": [],
+        }
+        for index in indices
+    ]
 
 
 def test_a_sample_does_not_depend_on_its_batch(parts):
-    together = noised(parts, (batch(1, 2), batch(3)), SPEC)
+    together = noised(parts, collated([examples(parts, 1, 2), examples(parts, 3)], [1.0, 1.0]), SPEC)
     assert together.sizes == (2, 1)
     for position, index in enumerate((1, 2, 3)):
-        alone = noised(parts, (batch(index),), SPEC)
+        alone = noised(parts, collated([examples(parts, index)], [1.0]), SPEC)
         assert together.timesteps[position] == alone.timesteps[0]
         for name in ("noisy_latents", "target"):
             torch.testing.assert_close(getattr(together, name)[position], getattr(alone, name)[0])
 
 
 def test_cached_inputs_give_the_same(parts):
-    plain = batch(1, 2)
-    posterior = parts.posterior(plain.pixel_values).parameters
-    encodings = parts.encode(parts.token_ids(plain.prompts, 1))
-    cached = replace(plain, pixel_values=None, posterior=posterior, encodings=encodings)
-    one, other = noised(parts, (plain,), SPEC), noised(parts, (cached,), SPEC)
+    plain = collated([examples(parts, 1, 2)], [1.0])
+    posterior = parts.posterior(plain.pixels).parameters
+    encodings = parts.encode(plain.token_ids)
+    cached = replace(plain, pixels=None, token_ids=None, posterior=posterior, encodings=encodings)
+    one, other = noised(parts, plain, SPEC), noised(parts, cached, SPEC)
     assert torch.equal(one.noisy_latents, other.noisy_latents)
     assert torch.equal(one.conditioning["hidden_states"], other.conditioning["hidden_states"])
 
 
 def test_weights_of_images_timesteps_and_streams_multiply(parts):
     spec = SPEC.model_copy(update={"snr_gamma": 5.0})
-    weighted = replace(batch(1, 2), image_weights=torch.tensor([2.0, 3.0]))
-    both = noised(parts, (weighted, batch(3, weight=0.5)), spec)
+    first = [*examples(parts, 1, weight=2.0), *examples(parts, 2, weight=3.0)]
+    both = noised(parts, collated([first, examples(parts, 3)], [1.0, 0.5]), spec)
     of_timesteps = parts.process.min_snr_weights(both.timesteps, 5.0)
     torch.testing.assert_close(both.weights, torch.tensor([2.0, 3.0, 1.0]) * of_timesteps)
     assert both.stream_weights == (1.0, 0.5)

@@ -20,7 +20,7 @@ def anomalies(skipped_steps=0, bad_samples=(), **settings):
 
 def batch(*names, bad=()):
     problems = [bad_input(name, "is empty", "replace it") for name in bad]
-    return (SimpleNamespace(names=list(names), skipped=problems),)
+    return SimpleNamespace(names=names, skipped=problems)
 
 
 def problem(error):

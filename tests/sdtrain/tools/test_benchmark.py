@@ -78,10 +78,10 @@ def test_no_row_is_started_when_the_time_is_over_and_what_was_measured_is_kept(h
 def test_a_row_without_memory_is_marked_and_the_next_is_measured(here, tmp_path, monkeypatch):
     whole = synthetic.batches
 
-    def batches(size, *rest):
-        if size == 4:
+    def batches(parts, spec, rank):
+        if spec.train_batch_size == 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return whole(size, *rest)
+        return whole(parts, spec, rank)
 
     monkeypatch.setattr(synthetic, "batches", batches)
     assert benchmark.main([*FAST, "--batch_sizes=4,1", f"--output={tmp_path}"]) == 0

@@ -12,8 +12,8 @@ from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.context import RunContext
-from sdtrain.data import class_images
 from sdtrain.model import load
+from sdtrain.recipes import class_images
 from sdtrain.runtime.stop import Stopped, StopRequest
 from tests.support.worker import alone, snapshot
 
