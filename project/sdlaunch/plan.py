@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sdjob.automatic import weights_dtype
 from sdjob.dataset import validation_split
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_typed
@@ -218,6 +219,9 @@ def _completed(read: Settings, inspected: _Inspected) -> tuple[RunSpec, dict[str
     if precision != spec.mixed_precision:
         values["mixed_precision"] = precision
         sources["mixed_precision"] = f"auto: {found.type} with plugin={spec.plugin}"
+    weights = weights_dtype.choose(spec, topology)
+    if weights.value != spec.weights_dtype:
+        values["weights_dtype"], sources["weights_dtype"] = weights.value, f"auto: {weights.reason}"
     epochs = spec.num_train_epochs
     if epochs and contents.data and steps.by_epochs(spec):
         examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)

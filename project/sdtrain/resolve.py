@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdjob.automatic import weights_dtype
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
@@ -65,6 +66,7 @@ def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
             "device": world.device_type.name,
             "max_train_steps": num_steps(spec, world, inputs),
             "mixed_precision": compatibility.resolve_precision(spec, topology),
+            "weights_dtype": weights_dtype.choose(spec, topology).value,
         }
     )
     problems = compatibility.problems(spec, topology)

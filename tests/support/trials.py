@@ -39,6 +39,13 @@ OPTIM = OptimSpec(
 VARIANTS: dict[str, dict[str, Any]] = {
     "torch_ddp": {"plugin": "torch_ddp"},
     "torch_ddp_bf16": {"plugin": "torch_ddp", "mixed_precision": "bf16"},
+    "torch_ddp_bf16_weights": {"plugin": "torch_ddp", "mixed_precision": "bf16", "weights_dtype": "bf16"},
+    "torch_ddp_bf16_reduced": {
+        "plugin": "torch_ddp",
+        "mixed_precision": "bf16",
+        "weights_dtype": "bf16",
+        "reduce_dtype": "bf16",
+    },
     "torch_ddp_fp16": {"plugin": "torch_ddp_fp16", "mixed_precision": "fp16"},
     "fsdp": {"plugin": "fsdp"},
     "fsdp_whole_weights": {"plugin": "fsdp", "reshard_after_forward": False},

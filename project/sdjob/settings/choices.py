@@ -44,6 +44,10 @@ EXPORTED = any_case(
     fp16=("float16", "half", "16"),
     bf16=("bfloat16",),
 )
+WeightsDtype = Literal["auto", "fp32", "bf16"]
+WEIGHTS_DTYPES = any_case(*get_args(WeightsDtype), fp32=("float32",), bf16=("bfloat16",))
+ReduceDtype = Literal["fp32", "bf16"]
+REDUCE_DTYPES = any_case(*get_args(ReduceDtype), fp32=("float32",), bf16=("bfloat16",))
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]

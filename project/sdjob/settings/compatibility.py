@@ -54,6 +54,7 @@ def problems(spec: RunSpec, topology: Topology) -> list[Problem]:
         *_plugin(spec, topology),
         *_attention(spec, topology),
         *_precision(spec, topology),
+        *_weights_dtype(spec, topology),
         *_broken([*_of_subjects(spec), *_of_data(spec), *_of_schedule(spec)]),
         *_optimizer(spec),
     ]
@@ -135,6 +136,21 @@ def _precision(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
         yield bad_setting(
             "mixed_precision", f"{cause} on a {device}", f"Use mixed_precision={' or '.join(usable)}."
         )
+
+
+def _weights_dtype(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
+    if spec.weights_dtype != "bf16" or PLUGINS[spec.plugin].shards:
+        return
+    precision = resolve_precision(spec, topology)
+    leave = "Leave weights_dtype=auto"
+    if spec.lora_rank:
+        found = f"bf16 with lora_rank={spec.lora_rank}"
+        yield bad_setting("weights_dtype", found, f"{leave}: a LoRA is trained in fp32, on a base in bf16.")
+    elif not _computes_in(topology, "bf16"):
+        yield no_hardware("weights_dtype", f"bf16 on a {topology.device} device without it", f"{leave}.")
+    elif precision not in ("auto", "bf16"):
+        found = f"bf16 with mixed_precision={precision}"
+        yield bad_setting("weights_dtype", found, f"Set mixed_precision=bf16, or l{leave[1:]}.")
 
 
 def _computes_in(topology: Topology, precision: str) -> bool:

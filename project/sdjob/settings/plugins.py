@@ -40,14 +40,16 @@ class PluginFacts:
     @property
     def shards(self) -> bool:
         """Whether each process holds a shard, and computes with weights in the type of the run. With the others
-        each holds everything in fp32, and autocast chooses the type of each operation."""
+        each holds everything in fp32, and computes with those weights and autocast or with a copy in bf16."""
         return self.module != "ddp"
 
 
+_OF_DDP = ("use_dora", "weights_dtype", "reduce_dtype")
+
 PLUGINS: dict[str, PluginFacts] = {
-    "none": PluginFacts("ddp", settings=("use_dora",)),
-    "torch_ddp": PluginFacts("ddp", settings=("use_dora",)),
-    "torch_ddp_fp16": PluginFacts("ddp", precisions=("fp16",), settings=("use_dora",)),
+    "none": PluginFacts("ddp", settings=_OF_DDP),
+    "torch_ddp": PluginFacts("ddp", settings=_OF_DDP),
+    "torch_ddp_fp16": PluginFacts("ddp", precisions=("fp16",), settings=_OF_DDP),
     "fsdp": PluginFacts(
         "fsdp",
         tuple(name for name in _ANY_DEVICE if name != "mps"),  # torch.distributed has no backend for it

@@ -242,6 +242,17 @@ class RunSpec(BaseModel):
         values=choices.PRECISIONS,
         core=True,
     )
+    weights_dtype: choices.WeightsDtype = _strategy(
+        "auto",
+        "none, torch_ddp: type of the weights that the model computes with, next to the fp32 weights that are "
+        "trained; auto: bf16 with mixed_precision=bf16 on a device, not for a LoRA",
+        values=choices.WEIGHTS_DTYPES,
+    )
+    reduce_dtype: choices.ReduceDtype = _strategy(
+        "fp32",
+        "torch_ddp: type in which gradients are summed over the processes; bf16: half of the traffic",
+        values=choices.REDUCE_DTYPES,
+    )
     gradient_checkpointing: bool = _strategy(
         False, "recompute activations: less memory, about a quarter more computation"
     )

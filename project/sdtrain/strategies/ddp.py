@@ -1,4 +1,7 @@
-"""Plain PyTorch: one process, or data parallelism over many, in fp32, bf16 or fp16, on flat tensors."""
+"""Plain PyTorch: one process, or data parallelism over many, in fp32, bf16 or fp16, on flat tensors.
+
+With bf16 weights the model computes in bf16 throughout, as under FSDP; with fp32 weights autocast chooses.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +42,8 @@ class Native:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._ranks = dist.get_world_size() if dist.is_initialized() else 1
         self._dtype = COMPUTE_DTYPES.get(spec.mixed_precision)
+        self._weights = torch.bfloat16 if spec.weights_dtype == "bf16" else torch.float32
+        self._reduced = torch.bfloat16 if spec.reduce_dtype == "bf16" else torch.float32
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
@@ -45,11 +51,13 @@ class Native:
         self._flats: dict[str, Flat] = {}
         for group in optim.groups:
             if members := {name: p for name, p in trained.items() if name.startswith(group.prefix)}:
-                self._flats[group.prefix] = Flat(members, torch.float32)
-        self._gradients = Gradients(self._flats.values(), ranks=self._ranks, dtype=torch.float32)
+                self._flats[group.prefix] = Flat(members, self._weights)
+        self._gradients = Gradients(self._flats.values(), ranks=self._ranks, dtype=self._reduced)
         self._update = updates.create(optim, self._flats)
         self._max_grad_norm = optim.max_grad_norm
         self.model = model
+        if self._weights != torch.float32:
+            _compute_in(self._weights, model)
         if self._ranks > 1:
             for master in self.masters().values():
                 dist.broadcast(master, 0)
@@ -60,7 +68,8 @@ class Native:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        with torch.autocast(self._device.type, self._dtype) if self._dtype else nullcontext():
+        mixed = self._dtype is not None and self._weights == torch.float32
+        with torch.autocast(self._device.type, self._dtype) if mixed else nullcontext():
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -139,6 +148,21 @@ class Native:
 
     def _tables(self, ema: Shards | None) -> dict[str, Shards]:
         return state_io.tables(self.masters(), self._update.tables(), ema)
+
+
+def _compute_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Convert the frozen weights, and from now on the floating-point inputs of every call."""
+    for parameter in model.parameters():
+        parameter.data = _converted(parameter.data, dtype)
+    model.register_forward_pre_hook(lambda _, inputs: _converted(inputs, dtype))
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _converted(item, dtype) for key, item in value.items()}
+    return tuple(_converted(item, dtype) for item in value) if isinstance(value, tuple) else value
 
 
 create = Native

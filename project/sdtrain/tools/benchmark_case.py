@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sdjob.automatic import weights_dtype
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError
 from sdjob.settings import compatibility, flags
@@ -52,7 +53,9 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     """images/s per device = global batch / time per step / devices, without the first steps. Collective."""
     topology = devices.topology(world.device_type, world.size)
     precision = compatibility.resolve_precision(spec, topology)
-    spec = spec.model_copy(update={"mixed_precision": precision, "device": world.device_type.name})
+    weights = weights_dtype.choose(spec, topology).value
+    found = {"mixed_precision": precision, "weights_dtype": weights, "device": world.device_type.name}
+    spec = spec.model_copy(update=found)
     if problems := compatibility.problems(spec, topology):
         raise JobError(problems)
     parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)

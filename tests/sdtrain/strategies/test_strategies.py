@@ -20,7 +20,15 @@ from tests.support.trials import CLIP, STEPS, VARIANTS, Trial, spec_of
 
 HOME = Path(__file__).parents[3]
 TOLERANCE = {"no": 1e-5, "fp16": 5e-3, "bf16": 2e-2}
-SHORT = ("torch_ddp", "fsdp", "zero2_offload", "gemini_cuda", "gemini_cpu_fp16", "gemini_auto")
+SHORT = (
+    "torch_ddp",
+    "torch_ddp_bf16_weights",
+    "fsdp",
+    "zero2_offload",
+    "gemini_cuda",
+    "gemini_cpu_fp16",
+    "gemini_auto",
+)
 CONVERSIONS = [
     ("fsdp", "torch_ddp"),
     ("gemini_cuda", "torch_ddp"),
