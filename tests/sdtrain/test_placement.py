@@ -94,13 +94,16 @@ class Copies(TorchDispatchMode):
         ("eps", False, {"train_text_encoder": True, "lora_rank": 2}),
         ("xl", False, {"snr_gamma": 5.0}),
         ("xl", True, {"lora_rank": 2}),
+        ("xl", True, {"mixed_precision": "bf16", "weights_dtype": "bf16"}),
+        ("eps", False, {"mixed_precision": "bf16", "weights_dtype": "bf16", "train_text_encoder": True}),
     ],
 )
 def test_a_step_lies_on_the_device(folders, model, cached, settings):
-    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", mixed_precision="no", **settings)
+    settings = {"mixed_precision": "no", **settings}
+    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **settings)
     parts = load.load(
         find_pipeline(folders[model], None, allow_pickle=False),
-        "no",
+        spec.mixed_precision,
         META,
         allow_pickle=False,
         lora=spec.lora_rank > 0,

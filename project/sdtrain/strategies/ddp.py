@@ -85,8 +85,7 @@ class Native:
         self._scaler.unscale_(optimizer)
         norm = norm_of(gradients)
         if self._max_grad_norm:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+            torch._foreach_mul_(gradients, (self._max_grad_norm / (norm + 1e-6)).clamp(max=1))
         self._scaler.step(optimizer)
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -134,6 +134,15 @@ def test_losses_norms_and_weights_are_those_of_one_process(found, alone, variant
         assert off**0.5 <= 5 * tolerance(variant) * moved**0.5
 
 
+@pytest.mark.long
+def test_bf16_weights_compute_what_fsdp_computes_in_bf16(found):
+    """They differ where gradients of several batches add up, in fp32 or in bf16."""
+    for (loss, norm), (other_loss, other_norm) in zip(
+        found["torch_ddp_bf16_weights"]["steps"], found["fsdp_bf16"]["steps"], strict=True
+    ):
+        assert (loss, norm) == (pytest.approx(other_loss, rel=1e-3), pytest.approx(other_norm, rel=5e-3))
+
+
 @pytest.mark.parametrize("variant", marked(v for v in VARIANTS if "torch_ddp" not in v))
 def test_masters_start_as_the_exact_weights_and_clipping_clips(found, alone, variant):
     if "lora" not in variant:  # an adapter of a bf16 base is initialized in bf16
