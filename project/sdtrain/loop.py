@@ -25,7 +25,7 @@ from sdtrain.reporting.progress import Progress
 from sdtrain.reporting.report import Outcome, TimedStep
 from sdtrain.reporting.stopwatch import Stopwatch
 from sdtrain.runtime import devices
-from sdtrain.runtime.stop import Stopped
+from sdtrain.runtime.stop import Stopped, StopVote
 from sdtrain.strategies.base import Strategy
 from sdtrain.training import Training
 from sdtrain.validation import validation
@@ -119,6 +119,7 @@ class _Loop:
         )
         self.losses = Losses(world.device, state.mean_loss)
         self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples))
+        self.stop_vote = StopVote(world)
         self.timed_step: TimedStep | None = None
         self.watch = Stopwatch(world.device, skip_steps)
 
@@ -132,8 +133,8 @@ class _Loop:
             self._log(step, result)
         mean_loss = "" if self.losses.shown is None else f"mean loss {self.losses.shown:.4f}  "
         self.progress.show(step, f"{mean_loss}lr {result.learning_rate:.1e}")
-        stopping = training.world.any(bool(training.context.stop) or self.saver.failed)
         is_last = step == spec.max_train_steps
+        stopping = self.stop_vote.stops(bool(training.context.stop) or self.saver.failed, is_last=is_last)
         if stopping or is_last or step % spec.checkpointing_steps == 0:
             with self._paused():
                 self._save(step, background=spec.background_save and not stopping and not is_last)
@@ -201,7 +202,7 @@ class _Loop:
         anomalies.agree_on_bad_samples()
         # A gradient that overflows spoils the weights while the loss of its step is still finite.
         weights = training.strategy.masters().values()
-        if training.world.any(not all(bool(weight.isfinite().all()) for weight in weights)):
+        if training.world.any(not all(bool(weight.sum().isfinite()) for weight in weights)):
             raise anomalies.diverged("weights", f"hold NaN or infinite values after step {step}")
         losses.reset()
         self.state = replace(

@@ -27,6 +27,7 @@ class Saver:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._has_copied = False
         self._folder: Path | None = None  # that is being written in the background, on every rank
         self._writing: Future[None] | None = None  # this rank's part of it
 
@@ -47,7 +48,9 @@ class Saver:
         Raises JobError (73), also that of the save before.
         """
         spec, world = self._context.spec, self._context.world
-        if background and _has_room_for_copy(spec, world, strategy, ema):
+        self._wait()  # the memory of the copy before is used again
+        if background and _has_room_for_copy(spec, world, strategy, ema, again=self._has_copied):
+            self._has_copied = True
             self.write_in_background(state, strategy.writer(ema, background=True))
         else:
             self.write(state, strategy.writer(ema, background=False))
@@ -84,11 +87,18 @@ class Saver:
                 writing.result()
 
 
-def _has_room_for_copy(spec: RunSpec, world: World, strategy: Strategy, ema: Shards | None) -> bool:
-    """Whether every host has memory for copies of what its ranks save, and of the weights once more. Collective."""
+def _has_room_for_copy(
+    spec: RunSpec, world: World, strategy: Strategy, ema: Shards | None, *, again: bool = False
+) -> bool:
+    """Whether every host has memory for copies of what its ranks save, and of the weights once more. Collective.
+
+    `again`: a strategy that does not shard has kept the memory of the copies before.
+    """
     weights = sum(master.numel() * master.element_size() for master in strategy.masters().values())
-    copies = 2 + OPTIMIZERS[spec.optimizer].state_bytes / 4 + (1 if ema else 0)
-    saves = world.is_main or PLUGINS[spec.plugin].shards
+    shards = PLUGINS[spec.plugin].shards
+    kept = again and not shards
+    copies = 1.0 if kept else 2 + OPTIMIZERS[spec.optimizer].state_bytes / 4 + (1 if ema else 0)
+    saves = world.is_main or shards
     host = world.rank - world.local_rank  # identified by its first rank
     sizes = world.gather((host, copies * weights if saves else 0))
     needed = sum(size for where, size in sizes if where == host)

@@ -43,11 +43,20 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; on the CPU, so that no device has to wait."""
+        return self.ask(flag)()[0]
+
+    def ask(self, *flags: bool) -> Callable[[], tuple[bool, ...]]:
+        """Start to find out which flags are set on any rank; the result waits for the answer."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor(int(flag))
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
-        return bool(votes.item())
+            return lambda: flags
+        votes = torch.tensor(flags, dtype=torch.int64)
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, async_op=True)
+
+        def answer() -> tuple[bool, ...]:
+            wait_for_ranks(work)
+            return tuple(map(bool, votes.tolist()))
+
+        return answer
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over the ranks, on the CPU in fp64, any shape."""
@@ -100,9 +109,10 @@ class World:
                 self.barrier()
 
 
-def wait_for_ranks(work: dist.Work) -> None:
+def wait_for_ranks(work: dist.Work | None) -> None:
     """Wait for a collective call that was started before; the launcher knows this function in the stacks of a rank."""
-    work.wait()
+    if work is not None:  # None: on a rank outside of the group
+        work.wait()
 
 
 @contextmanager

@@ -6,16 +6,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sdjob import protocol
 from sdjob.exit_codes import ExitCode
 from sdtrain.runtime.parents import Parents
 
+if TYPE_CHECKING:
+    from sdtrain.runtime.distributed import World  # which imports torch, too slow for a start that is refused
+
 _LOOK = 1.0  # seconds between two looks at the parents
+_LONG_STEP = 1.0  # seconds
 
 
 class StopRequest:
@@ -73,6 +78,35 @@ def _look_after(parents: Parents, request: StopRequest, ended: threading.Event) 
             if not ended.wait(parents.grace):
                 os._exit(ExitCode.STOPPED)
             return
+
+
+class StopVote:
+    """Whether the ranks stop after a step.
+
+    They ask in one step and read the answer in the next, so that no step waits for the network. Where a step takes so
+    long that this would cost more of the time to save than it gains, they read it at once, as after the last step.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._answer: Callable[[], tuple[bool, ...]] | None = None
+        self._at_once = True  # the same on every rank, since it follows from the answers
+        self._asked = time.monotonic()
+
+    def stops(self, wanted: bool, *, is_last: bool) -> bool:
+        """Whether a rank wanted to stop: after this step, or after the one before. Collective, once a step."""
+        if self._answer is not None and self._read():
+            return True
+        now = time.monotonic()
+        self._answer = self._world.ask(wanted, now - self._asked > _LONG_STEP)
+        self._asked = now
+        return self._read() if self._at_once or is_last or self._world.size == 1 else False
+
+    def _read(self) -> bool:
+        assert self._answer is not None
+        stopping, self._at_once = self._answer()
+        self._answer = None
+        return stopping
 
 
 class Stopped(Exception):

@@ -17,6 +17,7 @@ from torch import nn
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
+from sdtrain.checkpoint.staging import Staging
 from sdtrain.strategies import updates
 from sdtrain.strategies.base import (
     COMPUTE_DTYPES,
@@ -44,6 +45,7 @@ class Native:
         self._dtype = COMPUTE_DTYPES.get(spec.mixed_precision)
         self._weights = torch.bfloat16 if spec.weights_dtype == "bf16" else torch.float32
         self._reduced = torch.bfloat16 if spec.reduce_dtype == "bf16" else torch.float32
+        self._staging = Staging(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
@@ -86,6 +88,7 @@ class Native:
         norm = norm_of(gradients)
         if self._max_grad_norm:
             torch._foreach_mul_(gradients, (self._max_grad_norm / (norm + 1e-6)).clamp(max=1))
+        self._staging.before_change()
         self._scaler.step(optimizer)
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -125,19 +128,16 @@ class Native:
     def writer(self, ema: Shards | None, *, background: bool) -> Callable[[Path], None]:
         if self._rank:  # the other ranks hold the same values
             return lambda folder: None
-        tables = self._tables(ema)
-        if background:
-            tables = {
-                table: {n: t.to("cpu", copy=True) for n, t in of.items()} for table, of in tables.items()
-            }
+        tables = self._staging.copies(self._tables(ema)) if background else self._tables(ema)
         optimizer = self._update.state(tables, copied=background)
-        return partial(
+        write = partial(
             state_io.save_whole,
             master=named(self._flats, tables["master"]),
             ema=named(self._flats, tables["ema"]) if ema else {},
             optimizer=optimizer,
             scaler=self._scaler.state_dict(),
         )
+        return partial(self._staging.write, write) if background else write
 
     def load(self, folder: Path, ema: Shards | None) -> None:
         scaler = self._update.load(folder, self._tables(ema))
@@ -145,7 +145,7 @@ class Native:
             self._scaler.load_state_dict({**self._scaler.state_dict(), **scaler})
         self._refresh()
 
-    def _tables(self, ema: Shards | None) -> dict[str, Shards]:
+    def _tables(self, ema: Shards | None) -> state_io.Tables:
         return state_io.tables(self.masters(), self._update.tables(), ema)
 
 

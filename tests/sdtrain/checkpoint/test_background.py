@@ -173,9 +173,10 @@ def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, 
     spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", plugin=plugin)
     strategy = SimpleNamespace(masters=lambda: {"weight": torch.zeros(25)})
 
-    def has_room(available):
+    def has_room(available, *, again=False):
         monkeypatch.setattr(host_memory, "available", lambda: available)
-        asked = [(0, 400), (0, 400 if plugin == "fsdp" else 0), (2, 400 if plugin == "fsdp" else 0)]
+        sharded = 400 if plugin == "fsdp" else 0
+        asked = [(0, 100 if again and not sharded else 400), (0, sharded), (2, sharded)]
         mine = []
         world = SimpleNamespace(
             rank=rank,
@@ -184,12 +185,13 @@ def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, 
             gather=lambda value: mine.append(value) or asked,
             any=lambda flag: flag,
         )
-        found = background._has_room_for_copy(spec, world, strategy, None)
+        found = background._has_room_for_copy(spec, world, strategy, None, again=again)
         assert mine == [asked[rank]]
         return found
 
     assert has_room(enough)
     assert not has_room(enough - 1)
+    assert has_room(100 if plugin == "torch_ddp" and not rank else enough, again=True)
 
 
 def test_without_memory_for_a_copy_it_is_written_at_once(train, monkeypatch, capsys):

@@ -98,3 +98,55 @@ def test_handlers_come_back_after_an_error():
     with pytest.raises(KeyError), stop.watch({}):
         raise KeyError
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Ranks:
+    """The world of one of two ranks; `other` is what the other one asks for, and nothing waits."""
+
+    size = 2
+
+    def __init__(self):
+        self.other, self.read = (False, False), 0
+
+    def ask(self, *flags):
+        answer = tuple(mine or theirs for mine, theirs in zip(flags, self.other, strict=True))
+
+        def read():
+            self.read += 1
+            return answer
+
+        return read
+
+
+def test_the_answer_is_read_a_step_later_and_after_the_last_step_at_once():
+    ranks = Ranks()
+    vote = stop.StopVote(ranks)
+    assert not vote.stops(False, is_last=False)
+    assert ranks.read == 1  # how long a step takes was not known
+    assert not vote.stops(False, is_last=False)
+    assert ranks.read == 1
+    ranks.other = (True, False)
+    assert not vote.stops(False, is_last=False)
+    assert vote.stops(False, is_last=False)
+    vote = stop.StopVote(ranks)
+    ranks.other = (False, False)
+    vote.stops(False, is_last=False)
+    assert not vote.stops(False, is_last=False)
+    assert vote.stops(True, is_last=True)
+
+
+def test_where_steps_are_long_for_any_rank_it_is_read_at_once(monkeypatch):
+    ranks, now = Ranks(), 0.0
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now)
+    vote = stop.StopVote(ranks)
+    vote.stops(False, is_last=False)
+    ranks.other = (False, True)  # its step was long
+    vote.stops(False, is_last=False)
+    vote.stops(False, is_last=False)
+    ranks.other = (True, True)
+    assert vote.stops(False, is_last=False)
+
+
+def test_one_process_stops_after_the_step_in_which_it_was_asked():
+    vote = stop.StopVote(worker.alone())
+    assert [vote.stops(wanted, is_last=False) for wanted in (False, False, True)] == [False, False, True]
