@@ -1,0 +1,192 @@
+"""Kernels, bytes and memory of one training step at its true size, without a GPU: on tensors that have no content.
+
+The step is the project's own: encoding, noise, forward, backward, optimizer and EMA, on FakeTensors of the CPU, with
+norms in fp32 as CUDA's autocast has them. A kernel is an operation that writes; bytes are what kernels read and write.
+Memory is that of tensors alone: no workspaces, no fragmentation, no CUDA context.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+from sdjob.settings.run_spec import RunSpec
+from sdtrain import strategies
+from sdtrain.model import load
+from sdtrain.objective.diffusion import loss_of, noised
+from sdtrain.optim.ema import Ema
+from sdtrain.strategies.base import optim_spec
+from sdtrain.tools import synthetic
+
+_CPU = torch.device("cpu")
+_ATTENTION = "scaled_dot_product"
+_WITHOUT_KERNEL = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "view", "_reshape_alias", "as_strided")
+
+
+@dataclass
+class Kernels:
+    """Kernels of one name with one size of attention heads (0: no attention)."""
+
+    count: int = 0
+    moved: int = 0
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One optimizer step; memory in bytes."""
+
+    static: int  # between two steps: weights, optimizer state, EMA, frozen parts
+    saved: int  # what the forward pass leaves for the backward pass
+    peaks: dict[str, int]  # the largest sum in each phase
+    kernels: dict[tuple[str, int], Kernels]
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+    @property
+    def count(self) -> int:
+        return sum(each.count for each in self.kernels.values())
+
+    @property
+    def moved(self) -> int:
+        return sum(each.moved for each in self.kernels.values())
+
+    @property
+    def flops(self) -> int:
+        return sum(each.flops for each in self.kernels.values())
+
+
+def trace(spec: RunSpec, model: str, *, cached: bool) -> StepTrace:
+    """The second step of a run, when all state is there. `cached`: latents and prompts."""
+    meta = synthetic.parts(model, spec.mixed_precision, torch.device("meta"), lora=spec.lora_rank > 0)
+    trainable = load.make_trainable(meta, spec)
+    parts = replace(meta, device=_CPU)
+    watch = _Watch()
+    with FakeTensorMode(allow_non_fake_inputs=True), watch, _cuda_norms():
+        for part in (trainable, parts.vae, *parts.text_encoders.values()):
+            _as_fake(part)
+        strategy = strategies.create(spec, _CPU)
+        strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
+        ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
+        batches = synthetic.batches(spec.train_batch_size, spec.resolution, 0)
+        if cached:
+            batches = synthetic.cached(batches, parts, spec)
+        for _ in range(2):
+            static = watch.restart()
+            watch.phase = "encode"
+            batch = noised(parts, next(batches), spec)
+            watch.phase = "forward"
+            before = watch.live
+            with strategy.accumulate(last=True):
+                with strategy.autocast():
+                    loss = loss_of(strategy.model, batch)
+                saved = watch.live - before
+                watch.phase = "backward"
+                strategy.backward(loss)
+            watch.phase = "update"
+            del loss, batch
+            strategy.step(1.0)
+            if ema:
+                ema.update(strategy.masters())
+    return StepTrace(static, saved, dict(watch.peaks), dict(watch.kernels))
+
+
+@contextmanager
+def _cuda_norms() -> Iterator[None]:
+    """Norms in fp32 under autocast, which only CUDA has. A function mode would not be there in backward passes, which
+    compute checkpointed activations again."""
+
+    def in_fp32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
+            return norm(*args, **kwargs)
+
+        return call
+
+    with (
+        patch.object(functional, "group_norm", in_fp32(functional.group_norm)),
+        patch.object(functional, "layer_norm", in_fp32(functional.layer_norm)),
+    ):
+        yield
+
+
+def _as_fake(module: nn.Module) -> None:
+    """Replace tensors of the meta device, on which there is no autocast."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                new = torch.empty_like(parameter, device=_CPU, requires_grad=False)
+                each._parameters[name] = nn.Parameter(new, parameter.requires_grad)
+        for name, buffer in each._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                each._buffers[name] = torch.zeros_like(buffer, device=_CPU)
+
+
+class _Watch(TorchDispatchMode):
+    """Counts kernels and follows which storages are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self._sizes: dict[int, int] = {}
+        self.restart()
+
+    def restart(self) -> int:
+        """Forget what was counted; returns the bytes that are there."""
+        self.phase = "before"
+        self.peaks: dict[str, int] = defaultdict(int)
+        self.kernels: dict[tuple[str, int], Kernels] = defaultdict(Kernels)
+        return self.live
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = operation(*args, **kwargs)
+        written = [each for each in tree_leaves(output) if isinstance(each, torch.Tensor)]
+        for tensor in written:
+            self._follow(tensor)
+        name = operation._overloadpacket.__name__
+        if written and not operation.is_view and name not in _WITHOUT_KERNEL:
+            read = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+            head = read[0].shape[-1] if _ATTENTION in name else 0
+            kernels = self.kernels[name, head]
+            kernels.count += 1
+            kernels.moved += sum(each.numel() * each.element_size() for each in (*read, *written))
+            kernels.flops += _flops(operation, args, kwargs, output)
+        return output
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._gone, key)
+        self.peaks[self.phase] = max(self.peaks[self.phase], self.live)
+
+    def _gone(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+def _flops(operation: Any, args: Any, kwargs: Any, output: Any) -> int:
+    name = operation._overloadpacket.__name__
+    if _ATTENTION in name:
+        shapes = [each.shape for each in args if isinstance(each, torch.Tensor)]
+        return int(sdpa_backward_flop(*shapes[:4]) if "backward" in name else sdpa_flop(*shapes[:3]))
+    count = flop_registry.get(operation._overloadpacket)
+    return int(count(*args, **kwargs, out_val=output)) if count else 0
