@@ -43,6 +43,7 @@ class Estimate:
     copies: int  # copies of the trainable weights in half precision
     frozen: int
     activations: int
+    encoding: int  # for a moment, before there are activations
     gradients_stay: bool  # from one batch to the next, so that they take memory alongside all activations
 
     @property
@@ -52,22 +53,25 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """The largest sum at any one time: activations go as the gradients come."""
+        """The largest sum at any one time."""
+        return self.static - self.gradients + max(self._step, self.encoding)
+
+    @property
+    def _step(self) -> int:
+        """What a step needs besides: activations go as the gradients come."""
         passing = self.copies + self.activations
-        peak = self.gradients + passing if self.gradients_stay else max(self.gradients, passing)
-        return self.static - self.gradients + peak
+        return self.gradients + passing if self.gradients_stay else max(self.gradients, passing)
 
     def __str__(self) -> str:
         """weights 3.44 GB + gradients 3.44 GB + …"""
-        named = {
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "optimizer state": self.optimizer_state,
-            "EMA": self.ema,
-            "half-precision copies": self.copies,
-            "frozen parts": self.frozen,
-            "activations": self.activations,
-        }
+        named = {"weights": self.weights, "optimizer state": self.optimizer_state, "EMA": self.ema}
+        named["frozen parts"] = self.frozen
+        if self.encoding > self._step:
+            named["encoding of images"] = self.encoding
+        else:
+            named["gradients"] = self.gradients
+            named["half-precision copies"] = self.copies
+            named["activations"] = self.activations
         return " + ".join(f"{name} {in_units(size)}" for name, size in named.items() if size)
 
 
@@ -81,6 +85,7 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     sizes = {name: part.num_parameters for name, part in model.parts.items()}
     base = sum(sizes.pop(name) for name in trainable.parts(spec, model))  # trainable, or with a LoRA
     untrained = base if spec.lora_rank else base - count
+    vae = sizes["vae"] if model.architecture.vae_in_fp32 and "vae" in sizes else 0
     frozen = sum(sizes.values()) + (untrained // world if spec.plugin == "fsdp" else untrained)
     shard = math.ceil(count / world)
     match spec.plugin:
@@ -104,8 +109,9 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
         OPTIMIZERS[spec.optimizer].state_bytes * masters,
         _FP32 * masters if spec.use_ema else 0,
         copies,
-        width * frozen,
+        width * frozen + (_FP32 - width) * vae,
         activations(spec, model, topology),
+        encoding(spec, model, topology),
         gradients_stay=world > 1 or spec.gradient_accumulation_steps > 1,
     )
 
@@ -119,38 +125,49 @@ def _width(spec: RunSpec, topology: Topology) -> int:
 
 _LAYER = re.compile(
     r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<number>\d+))?\.(?:"
-    r"resnets\.\d+\.(?P<conv>conv1)|attentions\.\d+\.transformer_blocks\.\d+\.attn1\.to_q)\.weight"
+    r"resnets\.\d+\.(?P<residual>conv1)|attentions\.\d+\.(?:"
+    r"(?P<projections>proj_in)|transformer_blocks\.\d+\.(?P<transformer>attn1\.to_q)))\.weight"
 )
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A residual block, or one block of a transformer, and how many positions of the latent it computes."""
+    """A residual block, a block of a transformer, or the projections around its blocks; and how many positions of the
+    latent it computes."""
 
+    kind: str  # residual, transformer or projections
     inputs: int
     width: int
     positions: int
-    is_transformer: bool
+    is_linear: bool  # not a convolution
 
     def saved(self, number: int, norm: int, *, lora: bool) -> int:
         """Bytes that its backward pass reads, for one image; `number`, `norm`: bytes of a number, in a norm.
 
-        A residual block: the inputs of two norms, of two SiLUs (as the norms leave them) and of two convolutions.
-        A transformer block with its projections: the inputs of four norms; of both projections; query, key, value
-        and result of self-attention and their common input; query, result and input of cross-attention; of GEGLU
-        the input, both halves (8 widths), the gate (4) and the product (4). A frozen linear layer does not need its
-        input, so a LoRA of the attention does without those of GEGLU (5).
+        A residual block: the inputs of two norms, of two SiLUs (as the norms leave them), of two convolutions, and of
+        that around them where the widths differ. Projections: the inputs of the norm and of both.
+        A block of a transformer: the inputs of three norms; of self-attention query, key, value and result, and the
+        input of each of the three, since autocast casts it for each; of cross-attention query, result and input; of
+        GEGLU the input, both halves (8 widths), the gate (4) and the product (4).
+        A frozen linear layer does not need its input, so a LoRA of the attention does without many; a convolution
+        keeps it all the same.
         """
-        if self.is_transformer:
-            others = 2 + 5 + 3 + 1 + 16 - (5 if lora else 0)
-            return self.positions * self.width * (4 * norm + others * number)
-        return self.positions * (self.inputs + self.width) * (2 * norm + number)
+        match self.kind:
+            case "residual":
+                around = self.inputs if self.inputs != self.width else 0
+                size = 2 * norm * (self.inputs + self.width) + number * (self.inputs + self.width + around)
+            case "transformer":
+                casts = 3 if norm > number else 1
+                size = self.width * (3 * norm + number * (casts + 4 + 3 + (12 if lora else 17)))
+            case _:
+                size = self.width * (norm + (0 if lora and self.is_linear else 2 * number))
+        return self.positions * size
 
-    def kept(self, number: int, *, lora: bool) -> int:
-        """Bytes that stay when the rest is computed again: its input; of a transformer also that of the norm,
-        and where they are trained those of both projections, which are outside of what is computed again."""
-        inputs = (2 if lora else 4) * self.width if self.is_transformer else self.inputs
-        return self.positions * inputs * number
+    def kept(self, number: int, norm: int, *, lora: bool) -> int:
+        """Bytes that stay when the rest is computed again: the input of a block. Projections are not computed again."""
+        if self.kind == "projections":
+            return self.saved(number, norm, lora=lora)
+        return self.positions * number * (self.width if self.kind == "transformer" else self.inputs)
 
 
 def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
@@ -159,7 +176,6 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     With gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): the inputs of all blocks, and what the largest
     of them needs when it is computed again.
     """
-    images = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     number = _width(spec, topology)
     # Autocast computes norms in fp32, except on a CPU.
     norm = number if PLUGINS[spec.plugin].shards or topology.device == "cpu" else _FP32
@@ -167,8 +183,9 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
     if spec.gradient_checkpointing:
-        return images * (sum(layer.kept(number, lora=lora) for layer in layers) + max(saved, default=0))
-    return images * sum(saved)
+        kept = sum(layer.kept(number, norm, lora=lora) for layer in layers)
+        return _images(spec) * (kept + max(saved, default=0))
+    return _images(spec) * sum(saved)
 
 
 def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
@@ -179,8 +196,24 @@ def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
     for match, shape in found:
         number = int(match["number"] or 0)
         level = {"down_blocks": number, "mid_block": deepest, "up_blocks": deepest - number}[match["side"]]
-        positions = math.ceil(side / 2**level) ** 2
-        yield _Layer(shape[1], shape[0], positions, is_transformer=not match["conv"])
+        kind = next(kind for kind in ("residual", "transformer", "projections") if match[kind])
+        yield _Layer(kind, shape[1], shape[0], math.ceil(side / 2**level) ** 2, len(shape) == 2)
+
+
+def _images(spec: RunSpec) -> int:
+    return spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
+
+
+_OF_VAE = 5  # tensors of the first level of the VAE that are there at once
+
+
+def encoding(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
+    """Bytes that the VAE takes for a moment to encode one batch; a cache makes its entries one by one."""
+    vae = model.parts["vae"].config
+    channels = int((vae.get("block_out_channels") or (128,))[0])
+    number = _FP32 if model.architecture.vae_in_fp32 else _width(spec, topology)
+    images = 1 if spec.cache_latents != "no" else _images(spec)
+    return images * _OF_VAE * number * channels * spec.resolution**2
 
 
 # --- checkpoints and the result ----------------------------------------------------------------------

@@ -33,7 +33,16 @@ from sdtrain.tools import synthetic
 
 _CPU = torch.device("cpu")
 _ATTENTION = "scaled_dot_product"
-_WITHOUT_KERNEL = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "view", "_reshape_alias", "as_strided")
+_WITHOUT_KERNEL = (
+    "empty",
+    "new_empty",
+    "detach",
+    "alias",
+    "_unsafe_view",
+    "view",
+    "_reshape_alias",
+    "as_strided",
+)
 
 
 @dataclass
@@ -72,7 +81,7 @@ class StepTrace:
 
 
 def trace(spec: RunSpec, model: str, *, cached: bool) -> StepTrace:
-    """The second step of a run, when all state is there. `cached`: latents and prompts."""
+    """A step of a run with AdamW, whose state is there before the first. `cached`: latents and prompts."""
     meta = synthetic.parts(model, spec.mixed_precision, torch.device("meta"), lora=spec.lora_rank > 0)
     trainable = load.make_trainable(meta, spec)
     parts = replace(meta, device=_CPU)
@@ -83,26 +92,25 @@ def trace(spec: RunSpec, model: str, *, cached: bool) -> StepTrace:
         strategy = strategies.create(spec, _CPU)
         strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
         ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
-        batches = synthetic.batches(spec.train_batch_size, spec.resolution, 0)
+        batches = synthetic.batches(parts, spec, 0)
         if cached:
-            batches = synthetic.cached(batches, parts, spec)
-        for _ in range(2):
-            static = watch.restart()
-            watch.phase = "encode"
-            batch = noised(parts, next(batches), spec)
-            watch.phase = "forward"
-            before = watch.live
-            with strategy.accumulate(last=True):
-                with strategy.autocast():
-                    loss = loss_of(strategy.model, batch)
-                saved = watch.live - before
-                watch.phase = "backward"
-                strategy.backward(loss)
-            watch.phase = "update"
-            del loss, batch
-            strategy.step(1.0)
-            if ema:
-                ema.update(strategy.masters())
+            batches = synthetic.cached(batches, parts)
+        static = watch.restart()
+        watch.phase = "encode"
+        batch = noised(parts, next(batches), spec)
+        watch.phase = "forward"
+        before = watch.live
+        with strategy.accumulate(last=True):
+            with strategy.autocast():
+                loss = loss_of(strategy.model, batch)
+            saved = watch.live - before
+            watch.phase = "backward"
+            strategy.backward(loss)
+        watch.phase = "update"
+        del loss, batch
+        strategy.step(1.0)
+        if ema:
+            ema.update(strategy.masters())
     return StepTrace(static, saved, dict(watch.peaks), dict(watch.kernels))
 
 
@@ -138,11 +146,11 @@ def _as_fake(module: nn.Module) -> None:
                 each._buffers[name] = torch.zeros_like(buffer, device=_CPU)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts kernels and follows which storages are alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self._sizes: dict[int, int] = {}
         self.restart()

@@ -13,21 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from sdjob.model import single_file
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.architectures.stable_diffusion import StableDiffusion
+from sdtrain.architectures.stable_diffusion_xl import StableDiffusionXL
 from sdtrain.data.batch import Batch, collated, random_inputs
 from sdtrain.data.sampling import Sample
 from sdtrain.model.load import DTYPES
 
 _END = "<|endoftext|>"
 _CONFIGS = Path(single_file.__file__).with_name("configs")
-_FOLDERS = {"sd14": "stable_diffusion_1", "sd21": "stable_diffusion_2", "tiny": "stable_diffusion_1"}
+_FOLDERS = {
+    "sd14": "stable_diffusion_1",
+    "sd2": "stable_diffusion_2_base",
+    "sd21": "stable_diffusion_2",
+    "sdxl": "stable_diffusion_xl",
+    "tiny": "stable_diffusion_1",
+}
 _TINY: dict[str, dict[str, Any]] = {  # instead of the sizes of sd14
     "unet": {
         "cross_attention_dim": 32,
@@ -46,17 +54,17 @@ _TINY: dict[str, dict[str, Any]] = {  # instead of the sizes of sd14
         "num_attention_heads": 2,
     },
 }
-RESOLUTIONS = {"sd14": 512, "sd21": 768, "tiny": 32}
+RESOLUTIONS = {"sd14": 512, "sd2": 512, "sd21": 768, "sdxl": 1024, "tiny": 32}
 
 
 def config(model: str, part: str) -> dict[str, Any]:
-    """The config of a part of sd14, sd21, or tiny."""
+    """The config of a part of a model of RESOLUTIONS."""
     values = json.loads((_CONFIGS / _FOLDERS[model] / part / "config.json").read_text())
     return {**values, **(_TINY[part] if model == "tiny" else {})}
 
 
 def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Parts:
-    """A pipeline of the size of sd14, sd21, or tiny; the same weights on every rank."""
+    """A pipeline of the size of a model of RESOLUTIONS; the same weights on every rank."""
     dtype = DTYPES[precision]
 
     def initialized(build: Callable[[], Any], dtype: torch.dtype) -> Any:
@@ -64,18 +72,25 @@ def parts(model: str, precision: str, device: torch.device, *, lora: bool) -> Pa
             torch.manual_seed(0)
             return build().to(dtype).requires_grad_(False).eval()
 
-    architecture = StableDiffusion()
+    architecture = StableDiffusionXL() if model == "sdxl" else StableDiffusion()
+    facts = architecture.facts
     process, sampler = architecture.schedulers(_CONFIGS / _FOLDERS[model] / "scheduler", zero_snr=False)
-    unet, vae, text = (config(model, part) for part in ("unet", "vae", "text_encoder"))
-    denoiser_dtype = dtype if lora else torch.float32
+    unet, vae = config(model, "unet"), config(model, "vae")
+
+    def text_encoder(name: str) -> Any:
+        of_class = getattr(transformers, facts.components[name].classes[0])
+        return initialized(lambda: of_class(CLIPTextConfig.from_dict(config(model, name))), dtype)
+
     return Parts(
         architecture=architecture,
-        denoiser=initialized(lambda: UNet2DConditionModel.from_config(unet), denoiser_dtype),
-        vae=initialized(lambda: AutoencoderKL.from_config(vae), dtype),
-        text_encoders={
-            "text_encoder": initialized(lambda: CLIPTextModel(CLIPTextConfig.from_dict(text)), dtype)
-        },
-        tokenizers={"text_encoder": _tokenizer()},
+        denoiser=initialized(
+            lambda: UNet2DConditionModel.from_config(unet), dtype if lora else torch.float32
+        ),
+        vae=initialized(
+            lambda: AutoencoderKL.from_config(vae), torch.float32 if facts.vae_in_fp32 else dtype
+        ),
+        text_encoders={name: text_encoder(name) for name in facts.text_encoders},
+        tokenizers={name: _tokenizer() for name in facts.text_encoders},
         process=process,
         sampler=sampler,
         dtype=dtype,
@@ -90,7 +105,9 @@ def batches(parts: Parts, spec: RunSpec, rank: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(rank)
     pixels = torch.randint(256, (count, 3, *size), generator=generator, dtype=torch.uint8)
     token_ids = {name: ids[0] for name, ids in parts.token_ids(["an image"], spec.prompt_chunks).items()}
-    common = {"token_ids": token_ids, "weight": 1.0, "name": "synthetic", "skipped": ()}
+    common: dict[str, Any] = {"token_ids": token_ids, "weight": 1.0, "name": "synthetic", "skipped": ()}
+    if parts.architecture.takes_sizes:
+        common["time_ids"] = torch.tensor([*size, 0, 0, *size])
     inputs = random_inputs(parts, spec)
     for step in itertools.count():
         samples = [Sample(step, rank * count + index, index, "synthetic") for index in range(count)]

@@ -101,7 +101,7 @@ def test_what_is_held(eps_model, settings):
     assert size(average) == need.ema
     if spec.gradient_checkpointing:  # the inputs; what is computed again comes on top
         layers = list(memory_estimate._layers(folder.parts["unet"].tensors, 16))
-        inputs = 2 * sum(layer.kept(4, lora=False) for layer in layers)
+        inputs = 2 * sum(layer.kept(4, 4, lora=False) for layer in layers)
         assert 0.6 * saved < inputs <= saved
         assert need.activations == inputs + 2 * max(layer.saved(4, 4, lora=False) for layer in layers)
     else:
