@@ -36,6 +36,11 @@ def find(text: str) -> FailurePattern | None:
     return next((each for each in _TABLE if each.pattern.search(text)), None)
 
 
+def patterns() -> tuple[FailurePattern, ...]:
+    """The whole table."""
+    return _TABLE
+
+
 def _row(code: ExitCode, subject: str, cause: str, remedy: str, *texts: str) -> FailurePattern:
     return FailurePattern(code, subject, cause, remedy, re.compile("|".join(texts)))
 

@@ -8,28 +8,29 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from sdjob.exit_codes import MEANINGS
 from sdjob.settings import compatibility, presets
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import other_trainers, settings
+from sdlaunch.documents import tables
+from sdlaunch.documents.translations import HOME, into
+from sdlaunch.settings import settings
 from sdlaunch.verbs import help as settings_help
 
-HOME = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
-_DOCUMENTS = (*READMES, "mount_layout.md", "docs/strategies.md")
+_DOCUMENTS = (*READMES, "mount_layout.md")
 _PROOF = "tests/sdtrain/strategies/test_strategies.py"
 
 
 def generated() -> Iterator[tuple[Path, str]]:
     """Every file that is generated in part, and what it should hold."""
-    for name in _DOCUMENTS:
-        yield HOME / name, with_tables((HOME / name).read_text(encoding="utf-8"))
+    documents = [HOME / name for name in _DOCUMENTS]
+    documents += [*sorted((HOME / "docs").glob("*.md")), *sorted((HOME / "docs" / "tutorials").glob("*.md"))]
+    for path in documents:
+        yield path, with_tables(path.read_text(encoding="utf-8"))
     for preset in sorted((HOME / "env").glob("*.env")):
         yield preset, settings_help.with_comments(preset.read_text(encoding="utf-8"))
 
@@ -44,7 +45,7 @@ def with_tables(text: str) -> str:
 
 def _filled(table: Callable[..., str], match: re.Match[str]) -> str:
     mark, *arguments = match.groups()
-    return f"{mark}{table(*arguments)}<!-- end -->"
+    return f"{mark}{table(*(argument or '' for argument in arguments))}<!-- end -->"
 
 
 def _lines(heads: Iterable[str], rows: Iterable[str]) -> str:
@@ -54,21 +55,15 @@ def _lines(heads: Iterable[str], rows: Iterable[str]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]) + "\n"
 
 
-def _settings(group: str) -> str:
+def _settings(language: str, group: str) -> str:
+    translate = into(language)
     rows = []
     for row in settings_help.rows():
         if row.group == group:
             default = "–" if row.default == "-" else f"`{row.default}`"
             also = ", ".join(f"`{other}`" for other in row.other_names) or "–"
-            rows.append(f"`{row.name}` | {row.meaning} | {default} | {also}")
-    return _lines(("name", "meaning", "default", "also accepted"), rows)
-
-
-def _exit_codes() -> str:
-    rows = [f"{code} | {meaning.text} | {meaning.retry}" for code, meaning in MEANINGS.items()]
-    insisted = 128 + signal.SIGINT
-    rows.append(f"{insisted} | stopped at once by a repeated Ctrl-C (SIGINT) | yes, from the last checkpoint")
-    return _lines(("code", "meaning", "start again?"), rows)
+            rows.append(f"`{row.name}` | {translate(row.meaning)} | {default} | {also}")
+    return _lines(map(translate, ("name", "meaning", "default", "also accepted")), rows)
 
 
 def _presets() -> str:
@@ -111,10 +106,16 @@ def _works(plugin: str, precision: str, device: str) -> str:
 # Mark (a pattern) → the table, from what the groups of the mark match.
 _TABLES: Mapping[str, Callable[..., str]] = {
     "presets": _presets,
-    "exit codes": _exit_codes,
-    r"settings: ([\w ]+)": _settings,
+    r"exit codes( zh)?": tables.exit_codes,
+    r"settings( zh)?: ([\w ]+)": _settings,
+    r"failures( zh)?": tables.failures,
+    r"aliases( zh)?": tables.aliases,
+    r"names( zh)? of (\w+)": tables.renamed,
+    r"unsupported( zh)? of (\w+)": tables.unsupported,
+    r"original: ([\w-]+)": tables.original,
+    r"env: ([\w-]+)": tables.env,
+    r"flags( zh)?: ([\w-]+)": tables.flags,
     "compatibility": _compatibility,
-    r"other trainers: ([^\n]+)": lambda titles: other_trainers.table(titles.split(", ")),
 }
 
 

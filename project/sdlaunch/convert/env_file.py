@@ -24,12 +24,15 @@ def settle(lines: Iterable[Line]) -> tuple[Line, ...]:
     )
 
 
+def in_order(lines: Iterable[Line]) -> list[Line]:
+    """Settings with those first that say what a job is about."""
+    return sorted(lines, key=lambda line: _FIRST.index(line.name) if line.name in _FIRST else len(_FIRST))
+
+
 def render(title: str, lines: Sequence[Line]) -> str:
     """The whole file: a head, the settings, what has no equivalent, notes."""
-    set_lines = [line for line in lines if line.name]
-    set_lines.sort(key=lambda line: _FIRST.index(line.name) if line.name in _FIRST else len(_FIRST))
     parts = [f"# Converted from {_comment(title)}. Check it: bash train.sh plan --env-file FILE"]
-    for line in set_lines:
+    for line in in_order(line for line in lines if line.name):
         remark = f"\n# {_comment(line.remark)}" if line.remark else ""
         parts.append(f"# {_comment(line.origin)}{remark}\n{line.name}={line.value}")
     without = [line for line in lines if not line.name]

@@ -34,7 +34,7 @@ class Flag:
     @property
     def as_switch(self) -> str:
         """The value of a yes-or-no flag, which may have none."""
-        return self.text if self.values else ON[1]
+        return self.text if self.values else ON[0]
 
     def __str__(self) -> str:
         """As it was written, fit for a comment: on one line, not too long, without secrets."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 
 # Our name → its names in kohya's sd-scripts, except those that are accepted aliases.
@@ -46,9 +45,3 @@ _SHORT = {
 def probably() -> dict[str, str]:
     """Name elsewhere → our name."""
     return {name: ours for ours, names in (*KOHYA.items(), *_SHORT.items()) for name in names}
-
-
-def table(titles: Iterable[str]) -> str:
-    """KOHYA as a table, for its users."""
-    rows = (f"| `{ours}` | {', '.join(f'`{name}`' for name in names)} |" for ours, names in KOHYA.items())
-    return "\n".join([f"| {' | '.join(titles)} |", "|---|---|", *rows]) + "\n"

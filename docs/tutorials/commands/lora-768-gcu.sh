@@ -1,0 +1,19 @@
+accelerate launch --mixed_precision="fp16" --multi_gcu --num_processes=8 --num_machines=1 ./train_text_to_image_lora.py \
+    --mixed_precision=fp16 \
+    --train_batch_size=4 \
+    --num_train_epochs=450 \
+    --learning_rate=0.00024 \
+    --lr_scheduler=constant \
+    --lr_warmup_steps=0 \
+    --resolution=768 \
+    --center_crop \
+    --random_flip \
+    --gradient_accumulation_steps=1 \
+    --logging_dir=tensorboard \
+    --checkpointing_steps=10000000000 \
+    --validation_prompt='a corgi' \
+    --validation_epochs=50 \
+    --use_sdp \
+    --pretrained_model_name_or_path=pokemon/stable_diffusion_2_1 \
+    --dataset_name=pokemon/pokemon_blip_captions \
+    --output_dir=./output > ${LOG_FILE} 2>&1
