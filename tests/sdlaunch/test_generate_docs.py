@@ -38,8 +38,8 @@ def test_a_table_follows_the_schema():
 
 
 def test_the_names_of_other_trainers_are_listed_in_both_languages_and_lead_to_settings():
-    for name in generate_docs.READMES:
-        text = (HOME / name).read_text(encoding="utf-8")
+    for name in ("coming-from.md", "coming-from.zh-CN.md"):
+        text = (HOME / "docs" / name).read_text(encoding="utf-8")
         assert "| `lora_rank` | `network_dim` |\n" in text
     for theirs, ours in other_trainers.probably().items():
         assert names.lookup(theirs) is None  # else it would be read
@@ -73,6 +73,7 @@ def test_there_are_presets():
         "text_to_image_benchmark",
         "text_to_image_lora",
         "text_to_image_lora_768",
+        "text_to_image_lora_768_gcu",
         "text_to_image_xl_lora",
         "dreambooth_lora",
     }
@@ -85,7 +86,8 @@ def test_with_a_preset_only_the_mounts_are_missing(preset, tmp_path):
         "DATASET_DIR": "/nonexistent/d",
         "OUTPUT_DIR": str(tmp_path / "o"),
     }
-    environ = clean_environment(**mounts, ENV_FILE=str(preset), device="cpu")
+    device = {} if "\ndevice=" in preset.read_text() else {"device": "cpu"}
+    environ = clean_environment(**mounts, ENV_FILE=str(preset), **device)
     job = plan.prepare((), environ, HOME)
     on_cpu = "cpu" in PLUGINS[job.settings["plugin"].value].devices
     unavailable = [] if on_cpu else [("plugin", 69)]
@@ -121,7 +123,16 @@ DREAMBOOTH = {"resolution": 512, "train_batch_size": 1, "learning_rate": 5e-6, "
             "text_to_image_pokemon_gemini",
             {**TUTORIAL, **FULL, "max_train_steps": 15000, "plugin": "gemini", "placement": "cuda"},
         ),
-        ("text_to_image_benchmark", {**TUTORIAL, **FULL, "max_train_steps": 101}),
+        (
+            "text_to_image_benchmark",
+            {
+                **TUTORIAL,
+                **FULL,
+                "max_train_steps": 101,
+                "train_batch_size": 8,
+                "gradient_checkpointing": False,
+            },
+        ),
         ("text_to_image_lora", {**TUTORIAL, **LORA, "max_train_steps": 15000}),
         ("text_to_image_lora_768", {**TUTORIAL, **LORA, "max_train_steps": 15000, "resolution": 768}),
     ],
