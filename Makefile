@@ -21,7 +21,7 @@ help:
 	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
 	@echo "make lint   ruff, mypy, shellcheck, hadolint"
 	@echo "make lock   pins with hashes for the images, after a pin in docker/requirements*.txt changed"
-	@echo "make docs   regenerate the tables of mount_layout.md and the comments of env/"
+	@echo "make docs   regenerate the tables of the documents and the comments of env/"
 
 setup:
 	@$(PYTHON) docker/setup_venv.py --venv $(VENV)

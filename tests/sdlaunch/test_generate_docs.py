@@ -1,4 +1,4 @@
-"""Tests of generate_docs and of settings/other_trainers: generated text is up to date, and presets are right."""
+"""Tests of generate_docs, documents/tables, documents/translations and settings/other_trainers: nothing is stale."""
 
 import re
 
@@ -9,6 +9,7 @@ from sdjob.settings.fields import settings_of
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import generate_docs, plan
+from sdlaunch.documents import tables, translations
 from sdlaunch.settings import names, other_trainers, settings
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.verbs import help as settings_help
@@ -140,3 +141,18 @@ DREAMBOOTH = {"resolution": 512, "train_batch_size": 1, "learning_rate": 5e-6, "
 def test_presets_have_the_values_of_the_tutorials(name, values):
     spec = settings.read([("env_file", str(HOME / "env" / f"{name}.env"))], {}).spec
     assert {field: getattr(spec, field) for field in values} == values
+
+
+def test_a_table_in_chinese_falls_back_to_english(monkeypatch):
+    english = "scalars every so many steps; 1: every step (optimizer steps)"
+    monkeypatch.setattr(translations, "chinese", lambda: {"name": "名称", english: "每隔多少步"})
+    text = generate_docs.with_tables("<!-- settings zh: logging -->\n<!-- end -->\n")
+    assert "| 名称 | meaning |" in text and "| `logging_steps` | 每隔多少步 |" in text
+    assert "| `skip_steps` | first steps" in text
+
+
+def test_flags_of_a_tutorial_stand_next_to_what_they_become():
+    text = tables.flags("", "lora-768-gcu")
+    assert "| `--train_batch_size=4` | `batch_size=4` |\n" in text
+    assert "| `--multi_gcu` | `device=gcu`<br>`launcher=accelerate`<br>" in text
+    assert "| default of `train_text_to_image_lora.py` | `lora_rank=4` |\n" in text
