@@ -150,6 +150,18 @@ def _convert(request: Request, environ: Mapping[str, str], home: Path) -> int:
         return error.code
 
 
+def _publish(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import publish
+
+    try:
+        if request.problems:
+            raise JobError(request.problems)
+        return publish.run(request.arguments, request.flags, environ, home)
+    except JobError as error:
+        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
+        return error.code
+
+
 def _init(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import init
 
@@ -204,6 +216,11 @@ VERBS: Mapping[str, Verb] = {
         _export,
         "write the result of a step checkpoint: checkpoint=NAME [to=FOLDER] [weights=ema|raw]",
         arguments=("checkpoint", "to", "weights"),
+    ),
+    "publish": Verb(
+        _publish,
+        "upload a result: to=hub:USER/NAME or to=s3://BUCKET/FOLDER [from=FOLDER]",
+        arguments=("to", "from"),
     ),
     "convert": Verb(
         _convert,

@@ -67,6 +67,7 @@ class JobPlan:
     network: tuple[str, ...] = ()  # lines about the route to node 0
     launch_on: Callable[[Cluster], LaunchPlan | None] = field(default=lambda _: None, repr=False)
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
+    passed_on: Mapping[str, str] = field(default_factory=dict, repr=False)  # variables of the env file
     awaited: tuple[str, ...] = ()  # what is still to be downloaded
 
     @property
@@ -159,6 +160,8 @@ def _planned(read: _Read, *, fetch: bool) -> JobPlan:
         time.monotonic() + options.check_timeout,
         options.check_timeout,
         has_script=options.script is not None,
+        publish=options.publish,
+        environ={**read.environ, **read.settings.passed_on},
         packages_come=fetching.PACKAGES in inspected.fetched.awaited,
     )
     return _build(read, inspected, resolved, job, checks.run(job))
@@ -277,6 +280,7 @@ def _build(
         given={name: _typed(name, each, secrets) for name, each in given.given.items()},
         secrets=secrets,
         lighter=functools.partial(estimates.lighter, job),
+        passed_on=given.passed_on,
         awaited=inspected.fetched.awaited,
         temporary=inspected.temporary,
     )

@@ -108,6 +108,10 @@ def step_folders(layout: OutputLayout) -> list[StepFolder]:
     return sorted(found, key=lambda folder: folder.step, reverse=True)
 
 
+def is_step_folder(path: Path) -> bool:
+    return _STEP_FOLDER.fullmatch(path.name) is not None
+
+
 def is_exported(folder: Path, *, lora: bool) -> bool:
     """Whether the export is complete: this file is moved into place last."""
     return (folder / (LORA_FILE if lora else INDEX_FILE)).is_file()

@@ -319,6 +319,11 @@ class RunSpec(BaseModel):
     export_dtype: Literal["fp32", "fp16", "bf16"] = _result(
         "fp32", "type of the weights in the result", aliases=("save_precision",), values=choices.EXPORTED
     )
+    model_license: Text | None = _result(
+        None,
+        "license in the model card of the result, such as creativeml-openrail-m; empty: the one that the README.md of "
+        "the base model names",
+    )
     export_single_file: bool = _result(
         False, "write the pipeline as one file for WebUI too: webui/model.safetensors"
     )

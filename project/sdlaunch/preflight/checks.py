@@ -25,6 +25,7 @@ from sdlaunch.preflight import (
     system_limits,
 )
 from sdlaunch.preflight.job import Finding, Job, Note
+from sdlaunch.publish import publish
 from sdlaunch.timeouts import Task, outcome
 
 
@@ -104,6 +105,10 @@ def _model(job: Job) -> list[Finding]:
     ]
 
 
+def _publish(job: Job) -> Sequence[Finding]:
+    return publish.findings(job.publish, job.environ, has_script=job.has_script) if job.publish else []
+
+
 @dataclass(frozen=True)
 class Check:
     """One check, and what the problem says if it never ends: subject, path, exit code."""
@@ -137,5 +142,6 @@ CHECKS: tuple[Check, ...] = (
     Check(image_checks.class_images, "class_data_dir", lambda job: str(job.spec.class_data_dir)),
     Check(image_checks.held_out, "validation_data_dir", lambda job: str(job.spec.validation_data_dir)),
     Check(resume_check.findings, "resume", _output),
+    Check(_publish, "publish", lambda job: job.publish or "", ExitCode.BAD_SETTING),
     Check(duration.findings, "OUTPUT_DIR", _output, ExitCode.OUTPUT_FULL),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sdjob.problems import Problem
 from sdjob.settings.compatibility import Topology
@@ -36,6 +37,8 @@ class Job:
     until: float  # time.monotonic() at which the checks are abandoned
     patience: float  # seconds until then
     has_script: bool = False  # only its author knows what a script reads and how much memory it needs
+    publish: str | None = None  # where the result goes
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # of the job, with its secrets
     packages_come: bool = False  # missing packages are installed before the job runs
 
     @property

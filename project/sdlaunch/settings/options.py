@@ -83,6 +83,11 @@ class LaunchOptions(BaseModel):
     stop_grace: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = _launcher(
         25.0, "time to save and exit when the job is stopped by an external signal", unit="seconds"
     )
+    publish: Text | None = _launcher(
+        None,
+        "where the result is uploaded when the run has finished: hub:USER/NAME, or an address of fsspec such as "
+        "s3://BUCKET/FOLDER; empty: nowhere",
+    )
     max_restarts: Annotated[int, Field(ge=0, le=100)] = _launcher(
         0, "how often crashed workers are restarted, from the newest checkpoint"
     )

@@ -28,6 +28,7 @@ from sdlaunch.display import text as display
 from sdlaunch.inputs import temporary_folder
 from sdlaunch.plan import JobPlan
 from sdlaunch.preflight.output import unwritable
+from sdlaunch.publish import publish
 from sdlaunch.supervise import failure_report, hang, lock, output_folder, processes, rank_pipes
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
@@ -92,7 +93,9 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
             _hint(str(error))
             return error.code
         stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
-        return _run_to_verdict(_Job(plan, layout, channel, stream, pipes, held), environ)
+        job = _Job(plan, layout, channel, stream, pipes, held)
+        code = _run_to_verdict(job, environ)
+        return _publish(job, environ) if code == ExitCode.FINISHED and node == 0 else code
 
 
 def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Mapping[str, str]) -> None:
@@ -144,6 +147,15 @@ def _run_to_verdict(job: _Job, environ: Mapping[str, str]) -> int:
     if verdict.code == ExitCode.OUT_OF_MEMORY and not end.oom_kills and (on_cpu or not verdict.on_host):
         verdict = verdicts.advised(verdict, job.plan.lighter())
     return _report(job, verdict, watch)
+
+
+def _publish(job: _Job, environ: Mapping[str, str]) -> int:
+    """Upload the result of a finished run, where the settings say so; returns the exit code of the job."""
+    address = job.plan.settings["publish"].value
+    if address is None:
+        return int(ExitCode.FINISHED)
+    upload = publish.upload_of(job.layout.checkpoint, address, "publish")
+    return publish.run(upload, {**environ, **job.plan.passed_on}, job.stream.say)
 
 
 def _report(job: _Job, verdict: Verdict, watch: Watch) -> int:

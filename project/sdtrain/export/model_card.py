@@ -15,6 +15,8 @@ from sdjob.model.single_file import SUFFIXES
 from sdjob.model.trainable import LORA_FILE
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.export import base_model
+from sdtrain.export.base_model import BaseModel
 from sdtrain.export.export import WEBUI_LORA, WEBUI_MODEL
 
 FILE = "README.md"
@@ -27,12 +29,14 @@ _WITHOUT_TRACE = ("checkpoints", "logging")  # groups of settings that make no d
 
 def render(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], *, samples: bool) -> str:
     """The card as Markdown with the front matter that model hubs read; without any path of this machine."""
-    base = Path(spec.pretrained_model_name_or_path).name
+    model = base_model.describe(Path(spec.pretrained_model_name_or_path))
+    base = model.name
     sections = [
-        _front_matter(spec, facts, base),
+        _front_matter(spec, facts, model),
         f"# {'LoRA for' if spec.lora_rank else 'Fine-tuned'} {_words(base)}",
         _summary(spec, facts, report, base),
         f"![samples]({SAMPLES})" if samples else "",
+        _trigger(spec),
         f"## How to load it\n\n{_block('python', _usage(spec, facts, base))}",
         _for_other_programs(spec),
         f"## Settings\n\nThose that differ from their defaults.\n\n{_block('yaml', _settings(spec))}",
@@ -41,9 +45,11 @@ def render(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], *
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(spec: RunSpec, facts: ArchitectureFacts, base: str) -> str:
+def _front_matter(spec: RunSpec, facts: ArchitectureFacts, base: BaseModel) -> str:
     lora = ("lora",) if spec.lora_rank else ()
-    values: dict[str, Any] = {"library_name": "diffusers", "base_model": base}
+    values: dict[str, Any] = {"library_name": "diffusers", "base_model": base.name}
+    if license := spec.model_license or base.license:
+        values["license"] = license
     if spec.recipe_facts.has_subjects:
         values["instance_prompt"] = spec.instance_prompt
     values["tags"] = [*facts.tags, "text-to-image", *lora, *spec.recipe_facts.tags]
@@ -70,6 +76,12 @@ def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any],
         f"{report['steps']} steps of {report['global_batch_size']} images at {spec.resolution} pixels{ema}. "
         f"{loss}; weights stored as {spec.export_dtype}."
     )
+
+
+def _trigger(spec: RunSpec) -> str:
+    if not spec.recipe_facts.has_subjects or spec.concepts_list:
+        return ""
+    return f"## Trigger words\n\nUse {_code(spec.instance_prompt)} in a prompt to show the subject."
 
 
 def _usage(spec: RunSpec, facts: ArchitectureFacts, base: str) -> str:

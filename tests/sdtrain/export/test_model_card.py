@@ -1,4 +1,4 @@
-"""The model card: true, loadable, and without anything of the machine that trained."""
+"""The model card: true, loadable, and without anything of the machine that trained. Tests of model_card and base_model."""
 
 import ast
 import re
@@ -90,3 +90,35 @@ def test_texts_of_others_are_nothing_but_text():
     assert HOSTILE in prompts
     prose = re.sub(r"^(`{3,}).*?^\1$", "", text.partition("\n---\n")[2], flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"(?<!\\)(?:\[x|\*\*b|<img)", prose) and "\n# Owned" not in prose
+
+
+def test_the_base_model_by_its_name_on_the_hub_and_its_license(tmp_path):
+    """From the hub's cache, our own downloads, or model_index.json; a license of the user's comes first."""
+    for folder in ("hub/models--CompVis--sd-v1-4/snapshots/1b2c", "hub/model/CompVis--sd-v1-4"):
+        assert (
+            front_matter(rendered(pretrained_model_name_or_path=f"/x/{folder}"))["base_model"]
+            == "CompVis/sd-v1-4"
+        )
+    (tmp_path / "model_index.json").write_text('{"_name_or_path": "stabilityai/sd-2"}')
+    (tmp_path / "README.md").write_text("---\r\nlicense: openrail++\r\ntags: [a]\r\n---\r\n# Model\r\n")
+    about = front_matter(rendered(pretrained_model_name_or_path=str(tmp_path)))
+    assert (about["base_model"], about["license"]) == ("stabilityai/sd-2", "openrail++")
+    given = rendered(pretrained_model_name_or_path=str(tmp_path), model_license="apache-2.0", lora_rank=2)
+    assert front_matter(given)["license"] == "apache-2.0"
+    assert 'DiffusionPipeline.from_pretrained("stabilityai/sd-2")' in given
+    (tmp_path / "model_index.json").write_text('{"_name_or_path": "/home/somebody/sd"}')
+    for broken in (
+        "---\nlicense: [\n---\n",
+        "---\nlicense: 'a: b'\n---\n",
+        "no front matter",
+        "---\n- a\n---\n",
+    ):
+        (tmp_path / "README.md").write_text(broken)
+        about = front_matter(rendered(pretrained_model_name_or_path=str(tmp_path)))
+        assert about["base_model"] == tmp_path.name and "license" not in about
+
+
+def test_trigger_words():
+    text = rendered(instance_prompt="a sks `dog`")
+    assert "## Trigger words\n\nUse a sks \\`dog\\` in a prompt" in text
+    assert "Trigger words" not in rendered(recipe="text_to_image")
