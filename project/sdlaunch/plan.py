@@ -253,7 +253,6 @@ def _build(
     }
     refused = (read.misunderstood, given.problems, inspected.cluster.problems, resolved.script_problems)
     script = resolved.script
-    advised = () if script else (*advice.without_effect(given.spec), *advice.high_rates(given.spec))
     secrets = _secrets(read, script)
     return JobPlan(
         settings=_shown(resolved.table),
@@ -272,7 +271,7 @@ def _build(
             *python_variables.warnings(read.environ),
             *(f"{problem.subject}: {problem.found}; left to the script" for problem in left),
             *checked.warnings,
-            *advised,
+            *(() if script else (*advice.without_effect(given.spec), *advice.high_rates(given.spec))),
         ),
         output=job.mounts.output,
         cluster=job.cluster,

@@ -90,7 +90,9 @@ def test_a_misspelled_verb_is_answered_with_its_name(word, verb):
 def test_no_setting_resembles_a_verb():
     assert [
         name for name in names.catalogue() if difflib.get_close_matches(name, cli.VERBS, cutoff=0.75)
-    ] == []
+    ] == ["publish"]  # `publish=…` at the end of a run, and the verb on request
+    assert cli.parse(["publish", "to=hub:a/b"]).verb == "publish"
+    assert cli.parse(["--publish", "hub:a/b"]) == cli.parse(["publish=hub:a/b"])
 
 
 @pytest.mark.parametrize("argv", [["--json"], ["emit", "docker", "--json"]])

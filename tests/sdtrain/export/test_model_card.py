@@ -1,4 +1,7 @@
-"""The model card: true, loadable, and without anything of the machine that trained. Tests of model_card and base_model."""
+"""The model card: true, loadable, and without anything of the machine that trained.
+
+Tests of model_card and base_model.
+"""
 
 import ast
 import re
