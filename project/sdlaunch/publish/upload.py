@@ -125,11 +125,10 @@ def check(address: Address) -> dict[str, str | None]:
 def _hub_problem(address: Address) -> str | None:
     from huggingface_hub import HfApi, get_token
 
-    if not get_token():
+    if not (token := get_token()) or not token.isascii():
         return "needs a token with write access in HF_TOKEN"
     about: dict[str, Any] = HfApi().whoami()
-    token = about.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
+    if about.get("auth", {}).get("accessToken", {}).get("role") == "read":
         return "the token in HF_TOKEN can only read"
     owner = address.path.partition("/")[0]
     owners = [about.get("name"), *(each.get("name") for each in about.get("orgs", ()))]
