@@ -7,8 +7,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from sdjob.settings import flags as worker_flags
@@ -16,7 +14,7 @@ from sdlaunch import cli, plan
 from sdlaunch.documents.translations import chinese
 from sdlaunch.verbs import convert
 from tests.sdlaunch.workspace import clean_environment, make_workspace
-from tests.support.datasets import png
+from tests.support.datasets import make_parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = [
@@ -26,19 +24,8 @@ ENGLISH = [
 ]
 CHINESE = [path.with_suffix(".zh-CN.md") for path in ENGLISH]
 BOTH = sorted([*ENGLISH, *CHINESE])
-COLORS = ["red", "green", "blue", "white"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"\s+(#|//) .*$|^# .*$", re.MULTILINE)
-
-
-def make_parquet(folder: Path, count: int = 4) -> Path:
-    """A dataset as Teyvat and pokemon-blip-captions have it."""
-    rows = [
-        {"image": {"bytes": png(color), "path": None}, "text": f"a {color} one"} for color in COLORS[:count]
-    ]
-    (folder / "data").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
-    return folder
 
 
 def name(path: Path) -> str:

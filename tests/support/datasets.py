@@ -38,6 +38,17 @@ def png(color="red") -> bytes:
     return buffer.getvalue()
 
 
+def make_parquet(folder: Path) -> Path:
+    """A dataset as Teyvat and pokemon-blip-captions have it: data/train-00000-of-00001.parquet, image and text."""
+    rows = [
+        {"image": {"bytes": png(color), "path": None}, "text": f"a {color} one"}
+        for color in ("red", "green", "blue", "white")
+    ]
+    (folder / "data").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
 PNG = png()
 
 
