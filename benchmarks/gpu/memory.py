@@ -28,6 +28,7 @@ from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.reporting import report
 from sdtrain.tools import step_trace, synthetic
+from sdtrain.tools.step_trace import StepTrace
 
 GPU = Topology("cuda", 1, bf16=True)
 TOLERANCE = 0.1
@@ -41,6 +42,7 @@ class Case:
     lora_rank: int
     gradient_checkpointing: bool
     train_batch_size: int
+    weights_dtype: str = "fp32"
 
     @property
     def spec(self) -> RunSpec:
@@ -55,15 +57,21 @@ class Case:
 
 
 CASES = tuple(
-    Case(*values) for values in itertools.product(("sd14", "sd21", "sdxl"), (0, 8), (False, True), (1, 4))
+    Case(model, lora_rank, checkpointing, batch, weights)
+    for model, (lora_rank, weights), checkpointing, batch in itertools.product(
+        ("sd14", "sd21", "sdxl"), ((0, "fp32"), (0, "bf16"), (8, "fp32")), (False, True), (1, 4)
+    )
 )
 
 
-def measured(case: Case) -> dict[str, Any]:
+def traced(case: Case) -> StepTrace:
+    return step_trace.trace(case.spec, case.model, cached=False)
+
+
+def compared(case: Case, found: StepTrace) -> dict[str, Any]:
     """Bytes: estimated and traced; and how far the estimate is off."""
     need = memory_estimate.estimate(case.spec, folder(case.model), GPU)
     assert need is not None
-    found = step_trace.trace(case.spec, case.model, cached=False)
     return {
         **asdict(case),
         "estimate": need.total,
@@ -102,13 +110,13 @@ def _page(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield ", ".join(f"{name} {version}" for name, version in report.versions().items())
     yield ""
-    yield "| model | trained | checkpointing | batch | estimate (GB) | peak (GB) | off |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| model | trained | weights | checkpointing | batch | estimate (GB) | peak (GB) | off |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         trained = "LoRA" if row["lora_rank"] else "full"
         checkpointing = "yes" if row["gradient_checkpointing"] else "no"
         yield (
-            f"| {row['model']} | {trained} | {checkpointing} | {row['train_batch_size']} | "
+            f"| {row['model']} | {trained} | {row['weights_dtype']} | {checkpointing} | {row['train_batch_size']} | "
             f"{row['estimate'] / 1e9:.2f} | {row['peak'] / 1e9:.2f} | {row['off']:+.1%} |"
         )
     yield ""
@@ -124,7 +132,7 @@ def main() -> int:
     stem = parser.parse_args().output / f"{_today()}-memory"
     rows: list[dict[str, Any]] = []
     for case in CASES:
-        rows.append(measured(case))
+        rows.append(compared(case, traced(case)))
         stem.with_suffix(".json").write_text(
             json.dumps({"versions": report.versions(), "rows": rows}, indent=1) + "\n"
         )

@@ -1,9 +1,10 @@
 """Memory and disk space that a run needs at least, from the shapes of the weights and the settings. Pure.
 
-N trainable parameters in fp32 take 4N bytes, their gradients 4N, AdamW's state 8N, an EMA 4N. Autocast keeps
-half-precision copies of the weights during a pass: 2N. ZeRO divides by the number of processes W (Rajbhandari et al.
-2020, arXiv:1910.02054, section 5): low_level_zero divides masters, optimizer state, EMA and gradients, but not the
-weights that it computes with; fsdp and gemini divide everything. Frozen parts have the type of the computation.
+N trainable parameters in fp32 take 4N bytes, their gradients 4N, AdamW's state 8N, an EMA 4N. Half-precision copies of
+the weights take 2N: with weights_dtype=bf16 always, otherwise those of autocast during a pass. ZeRO divides by the
+number of processes W (Rajbhandari et al. 2020, arXiv:1910.02054, section 5): low_level_zero divides masters, optimizer state,
+EMA and gradients, but not the weights that it computes with; fsdp and gemini divide everything. Frozen parts have the
+type of the computation.
 
 Activations are what the backward pass reads again, layer by layer (`activations`). Left out: workspaces, the CUDA
 context, fragmentation, short-lived tensors. So a run takes more than this, and never less.
@@ -16,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sdjob.automatic import weights_dtype
 from sdjob.formatting import in_units
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
@@ -97,8 +99,11 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
             masters, working, gradients = shard, 0, _FP32 * shard
             copies = 0 if spec.reshard_after_forward else width * count
         case _:
-            masters, working, gradients = count, 0, _FP32 * count
-            copies = _HALF * count if width == _HALF and not spec.lora_rank else 0
+            masters, gradients = count, _FP32 * count
+            casts = width == _HALF and not spec.lora_rank
+            stay = weights_dtype.choose(spec, topology).value == "bf16"
+            working = _HALF * count if casts and stay else 0
+            copies = _HALF * count if casts and not stay else 0
     if spec.cpu_offload or spec.placement != "cuda":  # in the memory of the host
         masters = 0
         working = 0 if spec.plugin == "gemini" else working
@@ -177,8 +182,9 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     of them needs when it is computed again.
     """
     number = _width(spec, topology)
-    # Autocast computes norms in fp32, except on a CPU.
-    norm = number if PLUGINS[spec.plugin].shards or topology.device == "cpu" else _FP32
+    # Autocast computes norms in fp32, except on a CPU; without it they have the type of the weights.
+    as_weights = PLUGINS[spec.plugin].shards or weights_dtype.choose(spec, topology).value == "bf16"
+    norm = number if as_weights or topology.device == "cpu" else _FP32
     layers = list(_layers(model.denoiser.tensors, spec.resolution // model.latent_factor))
     lora = spec.lora_rank > 0
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]

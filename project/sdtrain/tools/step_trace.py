@@ -45,13 +45,29 @@ _WITHOUT_KERNEL = (
 )
 
 
+PASSES = ("forward", "backward")
+PHASES = ("encode", *PASSES, "update")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Kernels of one name in a phase; `head`: channels of an attention head, 0 where there is no attention."""
+
+    phase: str
+    name: str
+    head: int = 0
+
+
 @dataclass
 class Kernels:
-    """Kernels of one name with one size of attention heads (0: no attention)."""
+    """How many of a kind, the bytes that they move, and their floating-point operations."""
 
     count: int = 0
     moved: int = 0
     flops: int = 0
+
+    def __add__(self, other: Kernels) -> Kernels:
+        return Kernels(self.count + other.count, self.moved + other.moved, self.flops + other.flops)
 
 
 @dataclass(frozen=True)
@@ -61,23 +77,15 @@ class StepTrace:
     static: int  # between two steps: weights, optimizer state, EMA, frozen parts
     saved: int  # what the forward pass leaves for the backward pass
     peaks: dict[str, int]  # the largest sum in each phase
-    kernels: dict[tuple[str, int], Kernels]
+    kernels: dict[Kind, Kernels]
 
     @property
     def peak(self) -> int:
         return max(self.peaks.values())
 
-    @property
-    def count(self) -> int:
-        return sum(each.count for each in self.kernels.values())
-
-    @property
-    def moved(self) -> int:
-        return sum(each.moved for each in self.kernels.values())
-
-    @property
-    def flops(self) -> int:
-        return sum(each.flops for each in self.kernels.values())
+    def total(self, *phases: str) -> Kernels:
+        """The sum over these phases."""
+        return sum((each for kind, each in self.kernels.items() if kind.phase in phases), Kernels())
 
 
 def trace(spec: RunSpec, model: str, *, cached: bool) -> StepTrace:
@@ -95,9 +103,10 @@ def trace(spec: RunSpec, model: str, *, cached: bool) -> StepTrace:
         batches = synthetic.batches(parts, spec, 0)
         if cached:
             batches = synthetic.cached(batches, parts)
+        inputs = next(batches)
         static = watch.restart()
         watch.phase = "encode"
-        batch = noised(parts, next(batches), spec)
+        batch = noised(parts, inputs, spec)
         watch.phase = "forward"
         before = watch.live
         with strategy.accumulate(last=True):
@@ -107,7 +116,7 @@ def trace(spec: RunSpec, model: str, *, cached: bool) -> StepTrace:
             watch.phase = "backward"
             strategy.backward(loss)
         watch.phase = "update"
-        del loss, batch
+        del loss, batch, inputs
         strategy.step(1.0)
         if ema:
             ema.update(strategy.masters())
@@ -159,7 +168,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Forget what was counted; returns the bytes that are there."""
         self.phase = "before"
         self.peaks: dict[str, int] = defaultdict(int)
-        self.kernels: dict[tuple[str, int], Kernels] = defaultdict(Kernels)
+        self.kernels: dict[Kind, Kernels] = defaultdict(Kernels)
         return self.live
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -169,13 +178,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in written:
             self._follow(tensor)
         name = operation._overloadpacket.__name__
-        if written and not operation.is_view and name not in _WITHOUT_KERNEL:
+        if not operation.is_view and name not in _WITHOUT_KERNEL:
             read = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-            head = read[0].shape[-1] if _ATTENTION in name else 0
-            kernels = self.kernels[name, head]
-            kernels.count += 1
-            kernels.moved += sum(each.numel() * each.element_size() for each in (*read, *written))
-            kernels.flops += _flops(operation, args, kwargs, output)
+            if not written and operation._schema.is_mutable:
+                written = _changed(operation, args)
+            if written:
+                kind = Kind(self.phase, name, read[0].shape[-1] if _ATTENTION in name else 0)
+                moved = sum(each.numel() * each.element_size() for each in (*read, *written))
+                self.kernels[kind] += Kernels(1, moved, _flops(operation, args, kwargs, output))
         return output
 
     def _follow(self, tensor: torch.Tensor) -> None:
@@ -189,6 +199,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _gone(self, key: int) -> None:
         self.live -= self._sizes.pop(key)
+
+
+def _changed(operation: Any, args: Any) -> list[torch.Tensor]:
+    """The tensors that an operation without a result changes, such as the update of many at once."""
+    changed = [
+        given
+        for argument, given in zip(operation._schema.arguments, args, strict=False)
+        if argument.alias_info and argument.alias_info.is_write
+    ]
+    return [each for each in tree_leaves(changed) if isinstance(each, torch.Tensor)]
 
 
 def _flops(operation: Any, args: Any, kwargs: Any, output: Any) -> int:
