@@ -2,9 +2,9 @@
 
 N trainable parameters in fp32 take 4N bytes, their gradients 4N, AdamW's state 8N, an EMA 4N. Half-precision copies of
 the weights take 2N: with weights_dtype=bf16 always, otherwise those of autocast during a pass. ZeRO divides by the
-number of processes W (Rajbhandari et al. 2020, arXiv:1910.02054, section 5): low_level_zero divides masters, optimizer state,
-EMA and gradients, but not the weights that it computes with; fsdp and gemini divide everything. Frozen parts have the
-type of the computation.
+number of processes W (Rajbhandari et al. 2020, arXiv:1910.02054, section 5): low_level_zero divides masters, optimizer
+state, EMA and gradients, but not the weights that it computes with; fsdp and gemini divide everything. Frozen parts
+have the type of the computation.
 
 Activations are what the backward pass reads again, layer by layer (`activations`). Left out: workspaces, the CUDA
 context, fragmentation, short-lived tensors. So a run takes more than this, and never less.

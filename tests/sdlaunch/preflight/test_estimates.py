@@ -152,7 +152,7 @@ def test_what_is_not_known_is_not_refused(workspace, monkeypatch):
     with_devices(monkeypatch, None)
     job = prepare(workspace, device="", batch_size="4096", dataloader_num_workers="0")
     assert job.problems == ()
-    assert any(line.startswith("memory: at least 342 GB per process: ") for line in job.arithmetic)
+    assert any(line.startswith("memory: at least 341 GB per process: ") for line in job.arithmetic)
 
 
 def test_a_failure_for_memory_names_settings_that_need_clearly_less(workspace):
