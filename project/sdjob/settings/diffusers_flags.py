@@ -33,9 +33,7 @@ def _always(what: str) -> Unsupported:
     return _switch(what, *ON, keeps_result=True)
 
 
-_UPLOAD = (
-    "Upload the result afterwards: hf upload NAME FOLDER, with the folder checkpoint of the output folder."
-)
+_UPLOAD = "Set publish=hub:USER/NAME for bash train.sh, or call bash train.sh publish to=hub:USER/NAME."
 _DOWNLOAD = (
     "Download it first: hf download NAME --revision=REVISION --local-dir=FOLDER, and set the model to FOLDER."
 )

@@ -20,7 +20,7 @@ def _other(remedy: str, *accepted: str) -> Unsupported:
 
 _PLACES = "The result, its name and its layouts are fixed: see the folder checkpoint of the output folder."
 _LOGS = "TensorBoard files and run/metrics.jsonl are written in any case."
-_UPLOAD = "Upload the result afterwards: hf upload NAME FOLDER."
+_UPLOAD = "Set publish=hub:USER/NAME; new repositories are private."
 _MEMORY = "It saves memory only: gradient_checkpointing, cpu_offload and plugin=fsdp do so here."
 _READING = "Nothing to set: images and caches are read in batches of a size that fits."
 _CAPTIONS = "Captions are used as they are written: change the files."
@@ -43,7 +43,6 @@ KOHYA_UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
         "wandb_api_key": _same(_LOGS),
         **dict.fromkeys(
             (
-                "huggingface_repo_id",
                 "huggingface_repo_type",
                 "huggingface_path_in_repo",
                 "huggingface_token",

@@ -64,6 +64,14 @@ def _resume(flag: Flag) -> Iterable[Line]:
         yield Line(str(flag), remark=text, lost=True)
 
 
+def _repository(flag: Flag) -> Iterable[Line]:
+    """A repository of the hub that the result is uploaded to."""
+    if _is_hub_name(flag.text):
+        yield Line(str(flag), "publish", f"hub:{flag.text}", "Uploaded at the end; needs HF_TOKEN.")
+    else:
+        yield Line(str(flag), remark="Set publish=hub:USER/NAME, with the user's name.")
+
+
 def _scaled(flag: Flag) -> Iterable[Line]:
     """`--scale_lr` needs other flags: translate.py multiplies."""
     return [Line(str(flag), remark=DEFAULT)] if flag.is_off else []
@@ -80,6 +88,8 @@ _COMMON: Mapping[str, Rule] = {
     "checkpointing_steps": _interval,
     "save_steps": _interval,
     "save_every_n_steps": _interval,
+    "hub_model_id": _repository,
+    "huggingface_repo_id": _repository,
 }
 _DIFFUSERS = {**_COMMON, "resume_from_checkpoint": _resume, "scale_lr": _scaled}
 _COLOSSAL: Mapping[str, Rule] = {

@@ -17,6 +17,7 @@ from sdlaunch.convert.scripts import KOHYA_LORA, SCRIPTS, Script
 from sdlaunch.convert.translate import Source, lines_of
 from sdlaunch.display import console
 
+_LARGEST = 1 << 20  # bytes of a script or a configuration
 _UNKNOWN_SCRIPT = (
     "The file does not say which script reads it: train_db.py trains the text encoder too (train_text_encoder=1), "
     "fine_tune.py does not."
@@ -116,7 +117,7 @@ def _with_files(flags: Sequence[Flag], folder: Path) -> tuple[list[Flag], list[L
 
 def _text(path: Path) -> str:
     try:
-        return reading.content(path, reading.MESSAGE, patience=reading.PATIENCE).decode("utf-8-sig")
+        return reading.content(path, _LARGEST, patience=reading.PATIENCE).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         found = f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
         raise JobError(bad_setting("command line", found, "Give the path of a readable file.")) from None
@@ -127,4 +128,7 @@ def _toml(path: Path) -> dict[str, Any]:
     try:
         return reading.toml_of(text)
     except ValueError as error:
-        raise JobError(bad_setting("command line", f"{path}: {error}", "Fix the TOML syntax.")) from None
+        remedy = "Fix the TOML syntax."
+        if sys.version_info < (3, 11):
+            remedy = "Use Python 3.11 or newer, or convert the command line."
+        raise JobError(bad_setting("command line", f"{path}: {error}", remedy)) from None

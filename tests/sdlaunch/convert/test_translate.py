@@ -86,11 +86,8 @@ def test_no_flag_is_dropped_and_every_flag_is_known(script, flags):
         assert not any("that is known" in line.remark for line in lines), flag
         assert all(line.origin == str(flag) and (line.remark or line.name) for line in lines)
     known = TRAINERS[trainer]
-    assert {*known.unsupported} & ({*known.rules} | {*known.renamed}) <= {
-        "logging_dir",
-        "dataset_name",
-        "scale_lr",
-    }
+    doubly = {*known.unsupported} & ({*known.rules} | {*known.renamed})
+    assert doubly <= {"logging_dir", "dataset_name", "scale_lr", "hub_model_id"}
 
 
 def test_an_unknown_flag_is_lost():
@@ -265,3 +262,11 @@ def test_remedies_are_sentences_and_name_settings_that_exist():
     for script in SCRIPTS.values():
         assert settings.read([*script.defaults.items()], {}).problems == ()
         assert all(names.lookup(name) for name in script.defaults)
+
+
+def test_a_repository_of_the_hub_is_published_to():
+    found, lost, notes = converted("python train_dreambooth.py --push_to_hub --hub_model_id=me/dog")
+    assert (found["publish"], lost) == ("hub:me/dog", [])
+    assert notes == ["--hub_model_id=me/dog", "--push_to_hub"]
+    assert converted("python train_network.py --huggingface_repo_id=me/dog")[0]["publish"] == "hub:me/dog"
+    assert "publish" not in converted("python train_dreambooth.py --push_to_hub --hub_model_id=dog")[0]
