@@ -25,7 +25,7 @@ class Trainer:
 def _model(flag: Flag) -> Iterable[Line]:
     yield Line(str(flag), "model_name", _below_mount(flag.text))
     if _is_hub_name(flag.text):
-        yield Line(str(flag), "offline", "0", _HUB.format("model", "MODEL_DIR"))
+        yield Line(str(flag), "offline", "0", _HUB)
 
 
 def _dataset(flag: Flag) -> Iterable[Line]:
@@ -34,7 +34,7 @@ def _dataset(flag: Flag) -> Iterable[Line]:
         return
     yield Line(str(flag), "dataset_name", _below_mount(flag.text))
     if _is_hub_name(flag.text):
-        yield Line(str(flag), "offline", "0", _HUB.format("dataset", "DATASET_DIR"))
+        yield Line(str(flag), "offline", "0", _HUB)
 
 
 def _output(flag: Flag) -> Iterable[Line]:
@@ -77,7 +77,7 @@ def _scaled(flag: Flag) -> Iterable[Line]:
     return [Line(str(flag), remark=DEFAULT)] if flag.is_off else []
 
 
-_HUB = "Downloaded if no {0} of this name is below {1}; offline=1 needs it there."
+_HUB = "Downloaded if nothing below the mount has this name; offline=1 needs it there."
 _NEVER = 10**9  # steps
 _COMMON: Mapping[str, Rule] = {
     "pretrained_model_name_or_path": _model,

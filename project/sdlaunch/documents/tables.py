@@ -123,7 +123,7 @@ def flags(language: str, name: str) -> str:
     """The original's flags on the left, what becomes of each on the right."""
     translate = into(language)
     cells: dict[str, list[str]] = {}
-    for line in converted(name):
+    for line in sorted(converted(name), key=lambda line: line.name == "offline"):  # of model and dataset
         for origin in line.origin.split(", --"):  # one setting of several flags
             origin = (
                 origin if origin.startswith("--") or " " in origin or origin == line.origin else f"--{origin}"
