@@ -8,7 +8,7 @@ SURVIVAL := survival_run
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo demo-intro test test-long test-emit test-container test-cluster survival mutation lock lint format docs clean
+.PHONY: help setup demo demo-intro test test-long test-emit test-container test-cluster survival fuzz mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
 	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM, and faults between two nodes; on Debian as root this installs SLURM first"
 	@echo "make survival   ends a job in every phase by every cause, and writes docs/survival.md; half an hour"
+	@echo "make fuzz   new contents of every file that is read of others, for FUZZ_SECONDS=120"
 	@echo "make mutation   how many small faults in the pure modules the tests notice; half an hour"
 	@echo "make lint   ruff, mypy, shellcheck, hadolint"
 	@echo "make lock   pins with hashes for the images, after a pin in docker/requirements*.txt changed"
@@ -62,6 +63,9 @@ survival: setup
 	@rm -rf $(SURVIVAL)
 	@PYTHONPATH=project:. PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python \
 	  -m tests.end_to_end.induced_death $(SURVIVAL) --table docs/survival.md
+
+fuzz: setup
+	@PYTHONPATH=project:. PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -W ignore -m tests.fuzz.run
 
 test-long: setup
 	@$(VENV)/bin/python -m pytest -n 2 -m long

@@ -23,6 +23,8 @@ from sdlaunch.python_variables import harmful
 from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.user_script import Script
 
+_BY_FILE = "store_type=file,keep_alive_interval=86400"  # how ranks of one node meet; the file is kept small
+_HERE = "127.0.0.1"
 _SCRIPT = ("-m", "sdjob.rank_output")  # runs a user's script, whose output goes to the launcher
 
 
@@ -81,8 +83,11 @@ def build(
     read_by_torchrun = (name for name in host.environ if name.startswith("PET_"))
     unset = tuple(sorted({*read_by_torchrun, *harmful(host.environ)}))
     env = {**passed_on, **_environment(layout, cluster, host, passed_on, options.stop_grace)}
-    if options.launcher == "accelerate" and spec.device == "cpu":
-        env["ACCELERATE_USE_CPU"] = "true"
+    if options.launcher == "accelerate":
+        env |= {"ACCELERATE_USE_CPU": "true"} if spec.device == "cpu" else {}
+        env |= (
+            {} if cluster.endpoint else {"PET_LOCAL_ADDR": _HERE}
+        )  # torchrun's flag, which accelerate lacks
     return LaunchPlan(argv, env, unset)
 
 
@@ -106,14 +111,14 @@ def _accelerate(
     if cluster.world_size == 1:
         return (*start, *_torchrun(spec, cluster, options, environ))
     restarts = [f"--max_restarts={options.max_restarts}"] if options.max_restarts else []
-    return (*start, *restarts, f"--log_dir={os.devnull}")
+    meeting = () if cluster.endpoint else ("--rdzv_backend=c10d", f"--rdzv_conf={_BY_FILE}")
+    return (*start, *restarts, *meeting, f"--log_dir={os.devnull}")
 
 
 def _rendezvous(cluster: Cluster, options: LaunchOptions, environ: Mapping[str, str]) -> tuple[str, ...]:
     if cluster.endpoint is None:
-        # Not --standalone, whose store listens on every interface: the ranks meet by a file, which is kept small.
-        meeting = "store_type=file,keep_alive_interval=86400"
-        return ("--nnodes=1", "--rdzv-backend=c10d", f"--rdzv-conf={meeting}", "--local-addr=127.0.0.1")
+        # Not --standalone, whose store listens on every interface.
+        return ("--nnodes=1", "--rdzv-backend=c10d", f"--rdzv-conf={_BY_FILE}", f"--local-addr={_HERE}")
     rendezvous_id = options.rendezvous_id or platforms.job_id(environ) or "sdjob"
     is_host = str(cluster.node_rank == 0).lower()  # without it torchrun guesses by comparing host names
     return (

@@ -149,8 +149,9 @@ def test_a_hang_is_explained(job):
     assert not _processes_with(str(run.output))
 
 
-def test_one_node_listens_on_the_loopback_interface_only(job):
-    run = job(torchrun=True)
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_one_node_listens_on_the_loopback_interface_only(job, launcher):
+    run = job(torchrun=True, launcher=launcher)
     run.until("step    1/")
     launcher = psutil.Process(run.process.pid)
     processes = [launcher, *launcher.children(recursive=True)]

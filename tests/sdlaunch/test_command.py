@@ -230,6 +230,13 @@ def test_accelerate_starts_several_processes_itself(device, on_cpu):
     assert plan.argv[len(start) :] == build(spec).argv[9:]
     assert {name: plan.env[name] for name in plan.env if name.startswith("ACCELERATE")} == on_cpu
     assert not any("restarts" in word for word in build(spec, cluster, launcher="accelerate").argv)
+    assert not any("rdzv" in word for word in start) and "PET_LOCAL_ADDR" not in plan.env
+
+
+def test_accelerate_meets_by_a_file_on_one_node():
+    plan = build(cluster=Cluster(1, 0, None, 2), launcher="accelerate")
+    assert {"--rdzv_backend=c10d", "--rdzv_conf=store_type=file,keep_alive_interval=86400"} < set(plan.argv)
+    assert plan.env["PET_LOCAL_ADDR"] == "127.0.0.1"
 
 
 def test_accelerate_leaves_a_single_process_to_torchrun():

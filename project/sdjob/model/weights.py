@@ -132,7 +132,7 @@ def _read_index(path: Path) -> dict[Path, frozenset[str]]:
     shards: dict[str, set[str]] = {}
     try:
         for tensor, shard in read_json(path)["weight_map"].items():
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or not shard:
                 raise ValueError(f"{shard!r} is not a file name")
             shards.setdefault(shard, set()).add(tensor)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -87,7 +87,7 @@ def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:
 def _reported_steps(report: Path) -> int:
     try:
         return int(reading.json_of(reading.content(report, reading.MESSAGE))["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # the last: of infinity
         return 0
 
 

@@ -26,7 +26,7 @@ def settings_of(checkpoint: Path) -> RunSpec:
     if defect := defect_of(checkpoint, hashes=False):
         raise JobError(bad_input(shown(checkpoint), defect, "Name another checkpoint of the run."))
     if (checkpoint / SETTINGS).is_file():
-        return flags.parse(reading.json_of(reading.content(checkpoint / SETTINGS, reading.MESSAGE)))
+        return flags.parse(_words(checkpoint / SETTINGS))
     plan = OutputLayout(checkpoint.resolve().parents[1]).run / "plan.json"
     if not plan.is_file():
         found = f"is a step checkpoint of an earlier version, and the plan of its run, {plan}, does not exist"
@@ -36,6 +36,18 @@ def settings_of(checkpoint: Path) -> RunSpec:
     if not isinstance(argv, list) or "sdtrain" not in argv or not all(isinstance(word, str) for word in argv):
         raise JobError(bad_input(shown(plan), "has no command of a run", "copy it from the run again"))
     return flags.parse(argv[argv.index("sdtrain") + 1 :])
+
+
+def _words(path: Path) -> list[str]:
+    """The flags in a file. Raises JobError."""
+    try:
+        words = reading.json_of(reading.content(path, reading.MESSAGE))
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("not a list of flags")
+    except (OSError, ValueError) as error:
+        remedy = "Name another checkpoint of the run."
+        raise JobError(bad_input(shown(path), f"cannot be read ({error})", remedy)) from error
+    return words
 
 
 def uses_ema(spec: RunSpec, weights: str | None) -> bool:

@@ -27,7 +27,9 @@ def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     if _SPLITS in listing.files:
         name, split = _training_split(folder / _SPLITS, wanted.splits)
         folder = folder / name
-    names = _read(folder / _STATE, lambda state: [entry["filename"] for entry in state["_data_files"]])
+    names = _read(
+        folder / _STATE, lambda state: [_plain(entry["filename"]) for entry in state["_data_files"]]
+    )
     (said,) = _read(folder / _STATE, lambda state: [str(state.get("_split") or "")])
     split = splits.split_of(said) if split is None else split
     files = tuple(folder / name for name in names)
@@ -84,7 +86,7 @@ def _nulls(tables: Sequence[Any], column: str) -> list[int]:
 
 def _training_split(path: Path, wanted: tuple[str, ...]) -> tuple[str, str]:
     """The name of the split to train on, and which it is."""
-    names = _read(path, lambda state: [str(split) for split in state["splits"]])
+    names = _read(path, lambda state: list(map(_plain, state["splits"])))
     choice = splits.choose(names, wanted)
     if choice and len(choice.names) == 1:
         return choice.names[0], choice.split
@@ -101,8 +103,15 @@ def _read(path: Path, part: Callable[[dict[str, Any]], list[str]]) -> list[str]:
     """A part of a JSON file. Raises JobError."""
     try:
         return part(read_json(path))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise JobError(bad_input(shown(path), f"is not readable ({error!r})", _AGAIN)) from error
+
+
+def _plain(name: str) -> str:
+    """The name of a file or folder in this one. Raises ValueError, TypeError."""
+    if Path(name).name != name or not name or "\0" in name:
+        raise ValueError(f"{name!r} is not a file name")
+    return name
 
 
 def _column(path: Path, column: str) -> Iterator[Any]:
