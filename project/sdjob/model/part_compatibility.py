@@ -7,8 +7,8 @@ from typing import Any
 
 from sdjob.files import read_json, shown
 from sdjob.model import trainable
-from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder
-from sdjob.model.weights import Part
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.weights import COPY_AGAIN, Part
 from sdjob.problems import Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 

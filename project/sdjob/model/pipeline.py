@@ -15,19 +15,17 @@ from sdjob.model import key_names, locate, single_file, torch_zip
 from sdjob.model import vae as other_vae
 from sdjob.model.architectures import ARCHITECTURE_FACTS, ArchitectureFacts, Component, titles
 from sdjob.model.single_file import AUTO, SingleFile
-from sdjob.model.weights import Part, with_weights
+from sdjob.model.weights import COPY_AGAIN, Part, read_config, with_weights
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.settings.run_spec import RunSpec
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")  # of DDPMScheduler
-COPY_AGAIN = "copy the whole pipeline folder again (save_pretrained writes all of it)"
 _LIBRARIES = ("transformers", "diffusers", "stable_diffusion")  # the last has the safety checker of diffusers
 _TEXT_MODELS = ("clip_text_model", "clip")
 _CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _USE_BASE = f"use {titles()}"
 _MAX_TIMESTEPS = 100_000
-_MAX_LAYERS = 1000
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
@@ -203,9 +201,8 @@ def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Pa
     if required.classes and class_name not in required.classes:
         found = f"is a {class_name}, which this version does not train"
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
-    config = read_json(folder / required.config) if required.config else {}
+    config = read_config(folder / required.config) if required.config else {}
     _check_input_channels(folder, config, required.in_channels)
-    _check_layers(folder, config)
     return Part(folder, class_name, config), files
 
 
@@ -221,19 +218,6 @@ def _check_input_channels(folder: Path, config: Mapping[str, Any], required: int
             f"has {channels} input channels instead of {required}{what}, which this version does not train"
         )
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
-
-
-def _check_layers(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse numbers of layers that no model has, which take memory before any weight is read. Raises JobError."""
-    for key in (key for key in config if "layers" in key):
-        values = [config[key]]
-        while values:
-            value = values.pop()
-            if isinstance(value, list):
-                values += value
-            elif isinstance(value, (int, float)) and value > _MAX_LAYERS:
-                found = f"asks for {shown(key)}={str(value)[:40]}, and no model has more than {_MAX_LAYERS:,}"
-                raise JobError(bad_input(shown(folder / "config.json"), found, COPY_AGAIN))
 
 
 def _check_is_model_itself(part: Part, files: Sequence[str]) -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import few, list_folder, read_json, shown, unreadable
+from sdjob.files import few, list_folder, shown, unreadable
 from sdjob.model import key_names, single_file
 from sdjob.model.architectures import Component
-from sdjob.model.weights import Part, with_weights
+from sdjob.model.weights import Part, read_config, with_weights
 from sdjob.problems import JobError, Problem, bad_input
 
 _CONFIG = "config.json"
@@ -36,7 +36,7 @@ def find(path: Path, own: Part, required: Component, *, allow_pickle: bool) -> P
     if _CONFIG not in names and "vae" not in names:
         found = f"is not the folder of a VAE: it holds no config.json, and {few(names) or 'nothing'}"
         raise JobError(bad_input(shown(path), found, "name a folder of diffusers, or one file"))
-    config = read_json(folder / _CONFIG)
+    config = read_config(folder / _CONFIG)
     class_name = str(config.get("_class_name", required.classes[0]))
     if class_name not in required.classes:
         found = f"is a {class_name}, and this model needs a VAE of class {' or '.join(required.classes)}"

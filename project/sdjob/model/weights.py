@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,18 @@ from sdjob import reading
 from sdjob.files import few, list_folder, read_file, read_json, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input
 
+COPY_AGAIN = "copy the whole pipeline folder again (save_pretrained writes all of it)"
+_NUMBERS = (
+    "in_channels",
+    "latent_channels",
+    "cross_attention_dim",
+    "hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "projection_dim",
+)
+_LISTS = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
+_MOST = {"layers": 1000, "": 1 << 24}  # in names of values → more than any known model has
 _MAX_HEADER = 100_000_000  # the format's own limit
 ITEM_SIZE = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -66,6 +78,41 @@ class Part:
             variant=variant,
             tensors=tensors,
         )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a part, in which the values that this project reads are of their type. Raises JobError.
+
+    A number of layers that no model has would take all memory before a weight is read.
+    """
+    config = read_json(path)
+    for key, value in config.items():
+        most = next(limit for word, limit in _MOST.items() if word in key)
+        if key in _NUMBERS and value is not None and (type(value) is not int or not 0 < value <= most):
+            wanted = f"a whole number from 1 to {most:,}"
+        elif key in _LISTS and not _is_list(value, _LISTS[key]):
+            wanted = f"a list of {'names' if _LISTS[key] is str else 'numbers'}"
+        elif "layers" in key and any(number > most for number in _flat(value)):
+            wanted = f"at most {most:,}"
+        else:
+            continue
+        raise JobError(
+            bad_input(shown(path), f"has {shown(key)}={str(value)[:40]}, not {wanted}", COPY_AGAIN)
+        )
+    return {key: value for key, value in config.items() if key not in _NUMBERS or value is not None}
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is kind for each in value)
+
+
+def _flat(value: Any) -> Iterator[float]:
+    """The numbers in nested lists."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _flat(each)
+    elif isinstance(value, (int, float)):
+        yield value
 
 
 def with_weights(part: Part, stem: str, pickle_stem: str, *, allow_pickle: bool) -> Part:

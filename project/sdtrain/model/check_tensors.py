@@ -20,9 +20,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sdjob.files import few, shown
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder, find_pipeline
+from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.model.single_file import AUTO
-from sdjob.model.weights import Part
+from sdjob.model.weights import COPY_AGAIN, Part
 from sdjob.problems import JobError, Problem, bad_input
 from sdtrain.architectures import ARCHITECTURES
 from sdtrain.reporting.progress import say

@@ -17,8 +17,8 @@ from torch import nn
 from sdjob.files import shown
 from sdjob.model import trainable as trainable_parts
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import COPY_AGAIN, PipelineFolder
-from sdjob.model.weights import Part
+from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.weights import COPY_AGAIN, Part
 from sdjob.output.layout import INDEX_FILE
 from sdjob.problems import JobError, bad_input
 from sdjob.settings.run_spec import RunSpec
