@@ -90,7 +90,7 @@ def test_weights_of_another_architecture(folder):
 
 
 @pytest.mark.parametrize(
-    "values", [{"down_block_types": ["NoBlock2D", "DownBlock2D"]}, {"block_out_channels": "4"}]
+    "values", [{"down_block_types": ["NoBlock2D", "DownBlock2D"]}, {"act_fn": "none"}]
 )
 def test_a_config_of_which_no_network_can_be_built(folder, values):
     reconfigure(folder, "unet", **values)
