@@ -13,11 +13,13 @@ _UNWRITABLE = (
     "An env file cannot hold this value: give it in a YAML file (CONFIG_FILE) or on the command line."
 )
 
+_EMPTY = "it has no value."
+
 
 def settle(lines: Iterable[Line]) -> tuple[Line, ...]:
     """Lines whose value an env file cannot hold become remarks."""
     return tuple(
-        Line(line.origin, remark=f"{line.name}: {_UNWRITABLE}", lost=True)
+        Line(line.origin, remark=f"{line.name}: {_UNWRITABLE if line.value else _EMPTY}", lost=True)
         if line.name and not _can_hold(line.name, line.value)
         else line
         for line in lines

@@ -71,6 +71,10 @@ def prepared(flags: Sequence[Flag]) -> tuple[list[Flag], list[Line]]:
         if flag.name == "max_train_steps" and "max_train_epochs" in by_name:
             remarks.append(Line(str(flag), remark="max_train_epochs takes precedence there."))
             continue
+        disk = by_name.get(f"{flag.name}_to_disk")
+        if flag.name in ("cache_latents", "cache_text_encoder_outputs") and disk and not disk.is_off:
+            remarks.append(Line(str(flag), remark=f"{disk.name} takes precedence."))
+            continue
         if flag.name == "learning_rate" and {"unet_lr", "text_encoder_lr"} <= {*by_name}:
             remarks.append(Line(str(flag), remark="unet_lr and text_encoder_lr take precedence."))
             continue

@@ -51,11 +51,16 @@ def lines_of(source: Source) -> tuple[Line, ...]:
 def lines_of_flag(flag: Flag, trainer: str) -> Iterable[Line]:
     """What becomes of one flag, whatever the others are."""
     known = TRAINERS[trainer]
-    if rule := known.rules.get(flag.name):
+    if flag.key and not flag.text.strip():  # programs that write such files fill in every key
+        yield Line(str(flag), remark=DEFAULT)
+    elif rule := known.rules.get(flag.name):
         yield from rule(flag)
     elif flag.name in known.renamed:
         yield Line(str(flag), known.renamed[flag.name], flag.as_switch)
     elif target := names.lookup(flag.name, any_case=True):
+        if not (flag.values or target.is_switch or flag.as_switch in target.alias.values):
+            yield Line(str(flag), remark="Has no value.", lost=True)
+            return
         yield Line(str(flag), target.shown, _value(flag, target))
     elif unsupported := known.unsupported.get(flag.name):
         if flag.as_switch.strip().lower() in unsupported.accepted:
@@ -68,11 +73,9 @@ def lines_of_flag(flag: Flag, trainer: str) -> Iterable[Line]:
 
 def _value(flag: Flag, target: Target) -> str:
     """A value as our setting takes it: under its own name, aliases may spell it in another way."""
-    if target.is_switch:
-        return target.alias.translate(flag.as_switch)
     if target.is_list and len(flag.values) > 1:
         return as_typed(flag.values)
-    return target.alias.translate(flag.text)
+    return target.alias.translate(flag.as_switch)
 
 
 def _variables(variables: Iterable[tuple[str, str]]) -> Iterable[Line]:

@@ -132,6 +132,15 @@ def test_of_a_flag_that_is_given_twice_the_last_counts():
     assert (found["seed"], notes) == ("2", ["--seed=1"])
 
 
+def test_switches_of_settings_with_more_values_and_flags_without_a_value():
+    found, lost, _ = converted(
+        "python train_network.py --cache_latents --learning_rate --output_name --seed="
+    )
+    assert found["cache_latents"] == "memory"
+    assert sorted(lost) == ["--learning_rate", "--seed="]
+    assert "lr" not in found or found["lr"] == "2e-6"
+
+
 def test_processes_and_nodes():
     found, lost, _ = converted(
         "accelerate launch --num_processes=16 --num_machines=2 --machine_rank=1 --main_process_ip=a "

@@ -72,6 +72,50 @@ def test_kohya_s_files(tmp_path, capsys):
     )
 
 
+GUI = """
+cache_latents = true
+cache_latents_to_disk = true
+caption_extension = ".txt"
+clip_skip = 1
+dynamo_backend = "no"
+epoch = 15
+loss_type = "l2"
+lr_scheduler_args = []
+max_timestep = 1000
+max_token_length = 75
+max_train_epochs = 15
+max_train_steps = 1600
+network_args = []
+network_dim = 8
+network_module = "networks.lora"
+noise_offset_type = "Original"
+sample_prompts = ""
+text_encoder_lr = [ 5e-5,]
+train_data_dir = "/d"
+unet_lr = 1e-4
+"""
+
+
+def test_a_file_as_a_graphical_interface_writes_it_fills_in_every_key(tmp_path, capsys):
+    (tmp_path / "gui.toml").write_text(GUI)
+    code, found, said = convert(capsys, str(tmp_path / "gui.toml"))
+    assert (code, "no equivalent: noise_offset_type" in said, "1 without an equivalent" in said) == (
+        64,
+        True,
+        True,
+    )
+    assert {
+        name: found[name] for name in ("cache_latents", "epoch", "lr", "text_encoder_lr", "DATASET_DIR")
+    } == {
+        "cache_latents": "disk",
+        "epoch": "15",
+        "lr": "0.0001",
+        "text_encoder_lr": "5e-05",
+        "DATASET_DIR": "/d",
+    }
+    assert "num_train_step" not in found
+
+
 def test_a_full_training_of_kohya_does_not_say_its_script(tmp_path, capsys):
     (tmp_path / "a.toml").write_text(
         "max_train_steps = 2\nnetwork_train_unet_only = false\nconfig_file = 'a'\n"
