@@ -66,10 +66,11 @@ def _settings(language: str, group: str) -> str:
     return _lines(map(translate, ("name", "meaning", "default", "also accepted")), rows)
 
 
-def _presets() -> str:
+def _presets(language: str) -> str:
+    translate = into(language)
     shown = settings.shown_names(RunSpec)
-    rows = (f"`{shown[each.field]}` | `{each.value:g}` | {each.when}" for each in presets.PRESETS)
-    return _lines(("name", "preset", "of runs with"), rows)
+    rows = (f"`{shown[each.field]}` | `{each.value:g}` | {translate(each.when)}" for each in presets.PRESETS)
+    return _lines(map(translate, ("name", "preset", "of runs with")), rows)
 
 
 def _compatibility() -> str:
@@ -105,7 +106,7 @@ def _works(plugin: str, precision: str, device: str) -> str:
 
 # Mark (a pattern) → the table, from what the groups of the mark match.
 _TABLES: Mapping[str, Callable[..., str]] = {
-    "presets": _presets,
+    r"presets( zh)?": _presets,
     r"exit codes( zh)?": tables.exit_codes,
     r"settings( zh)?: ([\w ]+)": _settings,
     r"failures( zh)?": tables.failures,
