@@ -63,7 +63,8 @@ def findings(job: Job) -> list[Note]:
             Note(f"time: no estimate, since {why}; once a run has a checkpoint here, `plan` uses its speed")
         ]
     done = folders[0].step if folders and job.spec.resume != "never" else 0
-    return [Note(_line(job, known, max(0, job.spec.max_train_steps - done)))]
+    left = job.spec.max_train_steps - done
+    return [Note(_line(job, known, left))] if left > 0 else []
 
 
 def _line(job: Job, speed: Speed, left: int) -> str:

@@ -1,74 +1,31 @@
-"""`python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER`: images by prompt and number.
-
-An image depends on model, prompt, seed and settings alone: the batches, which decide its last bits, are the same on any
-number of devices. Several models get a folder each, and a grid: a column for each model, a row for each prompt.
-"""
+"""`python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER`: from words to an exit code."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
-
-from sdjob import writing
 from sdjob.exit_codes import ExitCode
-from sdjob.files import shown
-from sdjob.formatting import counted
-from sdjob.problems import JobError, Problem, bad_output
-from sdtrain.architectures.base import GenerationSettings, Parts
-from sdtrain.export import from_checkpoint
-from sdtrain.generate import metadata, samplers
-from sdtrain.generate import options as command_line
+from sdjob.problems import JobError, Problem
+from sdtrain.generate import options
 from sdtrain.generate.options import Options
-from sdtrain.generate.sources import Source, loaded, sources_of
-from sdtrain.model.generation import generate
-from sdtrain.reporting.progress import say
-from sdtrain.runtime import devices, errors
-from sdtrain.runtime.distributed import World
-from sdtrain.validation.grid import grid, image_name
-
-GRID = "grid.png"
-Batch = tuple[tuple[int, int], ...]  # (prompt, number) of each image
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that is generated."""
-
-    options: Options
-    sources: tuple[Source, ...]
-    prompts: tuple[str, ...]
-
-    @property
-    def batches(self) -> list[tuple[int, Batch]]:
-        """All batches of all models, those of one model in a row: (number of the model, batch)."""
-        images = [(p, i) for p in range(len(self.prompts)) for i in range(self.options.num_images)]
-        size = self.options.sample_batch_size
-        batches = [tuple(images[start : start + size]) for start in range(0, len(images), size)]
-        return [(model, batch) for model in range(len(self.sources)) for batch in batches]
-
-    def folder(self, source: Source) -> Path:
-        """The folder of the images of a model."""
-        root = Path(self.options.output).expanduser()
-        return root / source.title if len(self.sources) > 1 else root
+from sdtrain.generate.sources import Source, sources_of
+from sdtrain.runtime import errors
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the images that a command line asks for; returns its exit code."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        _run(command_line.parse(arguments))
+        asked = options.parse(arguments)
+        sources, prompts = _inputs(asked)
+
+        from sdtrain.generate import images  # it takes seconds, which a mistake should not cost
+
+        images.write(asked, sources, prompts)
     except SystemExit:  # argparse has printed the help
         return int(ExitCode.FINISHED)
     except KeyboardInterrupt:
@@ -83,135 +40,19 @@ def main(arguments: Sequence[str]) -> int:
     return int(ExitCode.FINISHED)
 
 
-def _run(options: Options) -> None:
-    """Raises JobError (64, 66, 69, 71, 73)."""
-    job = _planned(options)
-    device = devices.choose(options.device)
-    for source in job.sources:
-        with _writing():
-            job.folder(source).mkdir(parents=True, exist_ok=True)
-            text = json.dumps(job.prompts, ensure_ascii=False)
-            writing.write_text(job.folder(source) / "prompts.json", f"{text}\n")
-        # Converted, where that is needed, before several processes want to.
-        from_checkpoint.base_model(
-            source.spec, World(0, 0, 1, devices.DEVICE_TYPES["cpu"], torch.device("cpu"))
-        )
-    count = _processes(job, device)
-    total = counted(sum(len(batch) for _, batch in job.batches), "image")
-    models, prompts = counted(len(job.sources), "model"), counted(len(job.prompts), "prompt")
-    say(f"{total} of {prompts}, {models}: {count} × {device.name}")
-    if count == 1:
-        _generate(job, 0, 1)
-    else:
-        _in_processes(job, count)
-    root = Path(options.output).expanduser()
-    if len(job.sources) > 1 or options.grid:
-        columns = {source.title: job.folder(source) for source in job.sources}
-        with _writing():
-            writing.write_png(root / GRID, grid(columns, job.prompts, options.num_images))
-        say(f"grid: {root / GRID}")
-    say(f"finished: {total} in {root}")
-
-
-def _planned(options: Options) -> Job:
-    """Raises JobError with everything that is wrong (64, 66)."""
+def _inputs(asked: Options) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+    """The models and the prompts. Raises JobError with everything that is wrong with both (64, 66)."""
     problems: list[Problem] = []
-    prompts: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
+    prompts: tuple[str, ...] = ()
     try:
-        prompts = options.every_prompt()
+        sources = sources_of(asked)
     except JobError as error:
         problems += error.problems
     try:
-        sources = sources_of(options)
+        prompts = asked.every_prompt()
     except JobError as error:
         problems += error.problems
     if problems:
         raise JobError(problems)
-    return Job(options, sources, prompts)
-
-
-def _processes(job: Job, device: devices.DeviceType) -> int:
-    """Never more than there are batches."""
-    wanted = job.options.nproc_per_node
-    if wanted != "auto":
-        return min(int(wanted), len(job.batches))
-    several = device.name not in ("cpu", "mps")
-    return min(device.runtime.device_count(), len(job.batches)) if several else 1
-
-
-def _in_processes(job: Job, count: int) -> None:
-    """Raises JobError, and what fails in a process."""
-    spawn = multiprocessing.get_context("spawn")  # an accelerator's library does not survive a fork
-    with ProcessPoolExecutor(count, mp_context=spawn) as pool:
-        slices = [pool.submit(_generate, job, rank, count) for rank in range(count)]
-        try:
-            for each in slices:
-                each.result()
-        except BrokenProcessPool:
-            remedy = "Use fewer processes (--nproc_per_node=1), or smaller batches (--sample_batch_size=1)."
-            found = f"one of {count} was killed, probably for want of memory"
-            raise JobError(Problem(int(ExitCode.OUT_OF_MEMORY), "processes", found, remedy)) from None
-
-
-def _generate(job: Job, rank: int, count: int) -> None:
-    """One process's slice: neighbouring batches, so that it loads few models. Raises JobError (64, 66, 69, 73)."""
-    device = devices.choose(job.options.device)
-    world = World(0, rank, 1, device, devices.device_of(device, rank))
-    batches = job.batches
-    mine = batches[rank * len(batches) // count : (rank + 1) * len(batches) // count]
-    for model, group in groupby(mine, key=lambda item: item[0]):
-        source = job.sources[model]
-        parts = loaded(source, job.options, world)
-        _write(job, source, parts, [batch for _, batch in group])
-        say(f"{source.title}: done")
-        del parts  # before the next one is loaded
-
-
-def _write(job: Job, source: Source, parts: Parts, batches: Sequence[Batch]) -> None:
-    options = job.options
-    how = _how(options, source, parts)
-    for batch in batches:
-        prompts, seeds = [job.prompts[p] for p, _ in batch], [options.seed + number for _, number in batch]
-        for (prompt, number), image in zip(batch, generate(parts, prompts, seeds, how), strict=True):
-            info = metadata.png_info(
-                _with_lora(job.prompts[prompt], source, options),
-                options.negative_prompt,
-                {
-                    "Steps": how.inference_steps,
-                    "Sampler": samplers.webui_name(parts.sampler),
-                    "CFG scale": f"{how.guidance_scale:g}",
-                    "Seed": options.seed + number,
-                    "Size": f"{how.size[1]}x{how.size[0]}",
-                    "Model": source.title,
-                },
-            )
-            with _writing():
-                writing.write_png(job.folder(source) / image_name(prompt, number), image, info)
-
-
-def _how(options: Options, source: Source, parts: Parts) -> GenerationSettings:
-    side = options.resolution or parts.native_resolution
-    return GenerationSettings(
-        (options.height or side, options.width or side),
-        options.num_inference_steps,
-        options.guidance_scale,
-        options.sample_batch_size,
-        source.spec.prompt_chunks,
-        options.negative_prompt,
-    )
-
-
-def _with_lora(prompt: str, source: Source, options: Options) -> str:
-    """The prompt as WebUI would be given it: there a LoRA is a part of it."""
-    return f"{prompt} <lora:{source.lora.stem}:{options.lora_scale:g}>" if source.lora else prompt
-
-
-@contextmanager
-def _writing() -> Iterator[None]:
-    """Raises JobError (73) for what keeps the folder from being written."""
-    try:
-        yield
-    except OSError as error:
-        found = f"{shown(error.filename or 'the folder')} cannot be written ({error.strerror or error})"
-        raise JobError(bad_output("--output", found, "Name a folder that can be written.")) from error
+    return sources, prompts

@@ -42,7 +42,9 @@ class Options(BaseModel):
     )
     output: Text = _image(..., "folder for the images", name="--output")
     num_images: Positive = _image(1, "images per prompt; image n has the seed SEED + n", name="--num_images")
-    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = _image(0, "seed of the first image", name="--seed")
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = _image(
+        0, "seed of the first image; default: 0", name="--seed"
+    )
     num_inference_steps: Positive = _image(
         _HOW["num_inference_steps"].default, "denoising steps", name="--num_inference_steps"
     )
@@ -144,10 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     about = "Generate images from a model, or compare models in a grid of prompts."
     parser = _Parser("python -m sdtrain.generate", allow_abbrev=False, description=about)
     for field, each in settings_of(Options).items():
-        default = Options.model_fields[field].default
+        default = None if Options.model_fields[field].is_required() else Options.model_fields[field].default
         text = (
             each.help
-            if default in (..., None, (), "", False) or "default:" in each.help
+            if default in (None, (), "", False) or "default:" in each.help
             else f"{each.help} [{default}]"
         )
         shown = text.replace("%", "%%")

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
-
 
 @dataclass(frozen=True)
 class Sampler:
@@ -36,6 +34,8 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 def created(name: str, own: Any) -> Any:
     """The sampler of this name, with the noise schedule and the prediction type of the model's own."""
+    import diffusers  # not while the command line is read
+
     sampler = SAMPLERS[name]
     return getattr(diffusers, sampler.class_name).from_config(own.config, **sampler.options)
 

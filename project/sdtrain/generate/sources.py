@@ -1,30 +1,24 @@
-"""The models that a command line names: what each is, which base it belongs to, and how it is loaded."""
+"""The models that a command line names: what each is, and which base it belongs to."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdjob.files import shown
 from sdjob.model import trainable
+from sdjob.model.pipeline import find_of
 from sdjob.model.trainable import LORA_FILE
 from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import STATE
 from sdjob.output.layout import INDEX_FILE, OutputLayout, is_exported, step_folders
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
-from sdjob.settings import compatibility, flags
+from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.architectures.base import Parts
-from sdtrain.export import from_checkpoint
-from sdtrain.generate import samplers
 from sdtrain.generate.options import Options
-from sdtrain.model import lora
-from sdtrain.model.load import load
-from sdtrain.runtime import devices
-from sdtrain.runtime.distributed import World
 
 # Settings of a run that say what the weights of its checkpoints are.
 _TRAINED = {
@@ -58,6 +52,7 @@ def sources_of(options: Options) -> tuple[Source, ...]:
     for path, title in zip(paths, _titles(paths), strict=True):
         try:
             found.append(_source(path, title, options))
+            find_of(found[-1].spec)
         except JobError as error:
             problems += error.problems
     if problems:
@@ -166,23 +161,3 @@ def _spec(trained: Mapping[str, Any], base: str, options: Options) -> RunSpec:
         "mixed_precision": options.mixed_precision,
     }
     return flags.validate(values | ({"allow_pickle": True} if options.allow_pickle else {}))
-
-
-def loaded(source: Source, options: Options, world: World) -> Parts:
-    """The model in memory, with its LoRA in the weights, and with the sampler that is asked for. Raises JobError."""
-    spec = source.spec
-    model = from_checkpoint.base_model(spec, world)
-    precision = compatibility.resolve_precision(spec, devices.topology(world.device_type, 1))
-    if source.checkpoint:
-        from_checkpoint.check_base(source.checkpoint, model)
-        parts = from_checkpoint.trained(
-            source.checkpoint, model, spec, precision, world.device, ema=source.ema
-        )[0]
-        lora.scale(parts, options.lora_scale)
-    else:
-        parts = load(model, precision, world.device, allow_pickle=spec.allow_pickle, lora=True)
-    if source.lora:
-        lora.merge(source.lora, parts, options.lora_scale)
-    if options.scheduler:
-        parts = replace(parts, sampler=samplers.created(options.scheduler, parts.sampler))
-    return parts

@@ -1,13 +1,15 @@
 """The command `python -m sdtrain.generate`, from its words to files.
 
-Tests of sdtrain.generate.command, sdtrain.generate.sources, sdtrain.generate.options, sdtrain.generate.samplers,
-sdtrain.generate.metadata and sdjob.output.run_settings.
+Tests of sdtrain.generate.command, sdtrain.generate.images, sdtrain.generate.sources, sdtrain.generate.options,
+sdtrain.generate.samplers, sdtrain.generate.metadata and sdjob.output.run_settings.
 """
 
 import json
 import multiprocessing
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image, ImageChops
@@ -15,8 +17,8 @@ from PIL import Image, ImageChops
 from sdjob.output.checkpoint_files import SETTINGS
 from sdjob.output.layout import write_manifest
 from sdtrain.generate import command as generate
-from sdtrain.generate import samplers
-from tests.support.worker import flags, snapshot
+from sdtrain.generate import images, samplers
+from tests.support.worker import environment, flags, snapshot
 
 
 def distance(one: Image.Image, other: Image.Image) -> int:
@@ -167,7 +169,7 @@ def test_a_file_of_prompts(eps_model, tmp_path):
 def test_two_processes_write_the_bytes_of_one(eps_model, v_model, tmp_path, monkeypatch, start):
     """Spawned ones need 20 s for their imports."""
     context = multiprocessing.get_context(start)
-    monkeypatch.setattr(generate.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(images.multiprocessing, "get_context", lambda _: context)
     more = [str(v_model), "--sample_batch_size", "2", "--scheduler", "euler_a", "--resolution", "32"]
     for count in ("1", "2"):
         assert command(eps_model, tmp_path / count, *more, "--nproc_per_node", count) == 0
@@ -250,6 +252,24 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
     (tmp_path / "checkpoint").mkdir()
     assert generate.main([str(tmp_path), "--prompts", "a", "--output", str(tmp_path / "out")]) == 66
     assert "holds neither a checkpoint nor a result" in capsys.readouterr().err
+
+
+def test_a_mistake_does_not_wait_for_torch():
+    code = "import sys; from sdtrain.generate.command import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    words = ["/nowhere", "--output", "y", "--lora", "z"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["64", "False"]
+    assert "--prompts: not given" in done.stderr and "z: does not exist" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words[:3]],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "/nowhere: does not exist" in done.stderr and "--prompts: not given" in done.stderr
 
 
 def test_mistakes_of_the_command(eps_model, tmp_path, capsys):
