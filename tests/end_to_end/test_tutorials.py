@@ -115,12 +115,17 @@ LEFT_OPEN = {
     "NPROC_PER_NODE",
 }
 
+RECOMMENDED = {
+    "adam_weight_decay",
+    "image_interpolation_mode",
+}  # the script's defaults, which the presets do not take
+
 
 @pytest.mark.parametrize(
     ("preset", "tutorial", "more"),
     [
-        ("dreambooth_teyvat", "dreambooth-teyvat", set()),
-        ("dreambooth_prior", "dreambooth-prior", {"class_data_dir"}),
+        ("dreambooth_teyvat", "dreambooth-teyvat", RECOMMENDED),
+        ("dreambooth_prior", "dreambooth-prior", {"class_data_dir", *RECOMMENDED}),
         ("text_to_image_pokemon", "text-to-image", set()),
         ("text_to_image_pokemon_gemini", "text-to-image", {"plugin"}),
         ("text_to_image_lora", "text-to-image-lora", {"dataloader_num_workers"}),

@@ -18,6 +18,7 @@ _IN_FP16 = (
     "low_level_zero",
     "gemini",
 )  # what their scripts compute in, unless they are told
+_NO_DECAY = ("prodigy", "adafactor")  # unless their arguments say so
 _NOT_KNOWN = "Not a flag of this script that is known: look for a setting of the same meaning."
 
 
@@ -93,11 +94,13 @@ def _variables(variables: Iterable[tuple[str, str]]) -> Iterable[Line]:
 def _defaults(source: Source, given: Mapping[str, str]) -> Iterable[Line]:
     """Defaults of the script that differ from ours, where no flag has set them."""
     by_file = "accelerate_config" in given
+    has_no_decay = given.get("optimizer", "adamw").lower() in _NO_DECAY
     for name, value in source.script.defaults.items():
         covered = name in given
         covered |= name in ("epoch", "num_train_step") and bool({"epoch", "num_train_step"} & {*given})
         covered |= name == "lr_warmup_steps" and given.get("lr_scheduler", "constant") == "constant"
         covered |= name == "mixed_precision" and by_file
+        covered |= name == "adam_weight_decay" and source.script.trainer == "kohya" and not has_no_decay
         if not covered:
             in_fp16 = name == "mixed_precision" and given.get("plugin") in _IN_FP16
             yield Line(f"default of {source.title}", name, "fp16" if in_fp16 else value)

@@ -127,6 +127,15 @@ def test_the_precision_of_the_script_wins_over_the_launcher_s():
     assert found["mixed_precision"] == "fp16"
 
 
+def test_defaults_of_a_script_s_optimizer_and_resizing():
+    found, _, _ = converted("python train_dreambooth_colossalai.py")
+    assert (found["adam_weight_decay"], found["image_interpolation_mode"]) == ("0", "bilinear")
+    assert "adam_weight_decay" not in converted("python train_network.py --optimizer_type=AdamW8bit")[0]
+    assert converted("python train_network.py --optimizer_type=Prodigy")[0]["adam_weight_decay"] == "0"
+    line = "python train_network.py --optimizer_type=Prodigy --optimizer_args weight_decay=0.01"
+    assert converted(line)[0]["adam_weight_decay"] == "0.01"
+
+
 def test_of_a_flag_that_is_given_twice_the_last_counts():
     found, _, notes = converted("python train_dreambooth.py --seed=1 --seed=2")
     assert (found["seed"], notes) == ("2", ["--seed=1"])
