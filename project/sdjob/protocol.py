@@ -40,6 +40,7 @@ _NOTES_DIR = "SDJOB_NOTES_DIR"
 _STOP_FILE = "SDJOB_STOP_FILE"
 _LAUNCHER_PID = "SDJOB_LAUNCHER_PID"
 _PIPES_DIR = "SDJOB_PIPES_DIR"
+DEVICE_TIMEOUT = "SDJOB_DEVICE_TIMEOUT"  # seconds after which a collective call between devices fails
 
 # Python does not look for modules in the current folder, or in that of a script, where this is set (from 3.11 on). The
 # value is the launcher's own: a user's script imports from its folder, unless the user has set another one.

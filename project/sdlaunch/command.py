@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.automatic import processes
 from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
-from sdjob.protocol import SAFE_PATH, Channel
+from sdjob.protocol import DEVICE_TIMEOUT, SAFE_PATH, Channel
 from sdjob.redact import without_secrets
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
@@ -63,6 +64,7 @@ class Host:
     python: str
     cores: int
     environ: Mapping[str, str]
+    numa_binding: str = ""  # of torchrun
 
 
 def build(
@@ -75,14 +77,17 @@ def build(
 ) -> LaunchPlan:
     """The command of this node; every process runs the worker, or a user's script instead."""
     layout = OutputLayout(Path(spec.output_dir))
-    start = _accelerate if options.launcher == "accelerate" else _torchrun
+    if options.launcher == "accelerate":
+        start = _accelerate(spec, cluster, options, host.environ)
+    else:
+        start = _torchrun(spec, cluster, options, host.environ, host.numa_binding)
     program = (*_SCRIPT, *script.words) if script else ("-m", "sdtrain", *worker_argv.render(spec))
     words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
-    argv = (host.python, *start(spec, cluster, options, host.environ), *words)
+    argv = (host.python, *start, *words)
     # torchrun reads PET_* as defaults of its flags, and fails on PET_STANDALONE="": everything is in argv.
     read_by_torchrun = (name for name in host.environ if name.startswith("PET_"))
     unset = tuple(sorted({*read_by_torchrun, *harmful(host.environ)}))
-    env = {**passed_on, **_environment(layout, cluster, host, passed_on, options.stop_grace)}
+    env = {**passed_on, **_environment(layout, cluster, host, passed_on, options)}
     if options.launcher == "accelerate":
         env |= {"ACCELERATE_USE_CPU": "true"} if spec.device == "cpu" else {}
         env |= (
@@ -92,13 +97,18 @@ def build(
 
 
 def _torchrun(
-    spec: RunSpec, cluster: Cluster, options: LaunchOptions, environ: Mapping[str, str]
+    spec: RunSpec,
+    cluster: Cluster,
+    options: LaunchOptions,
+    environ: Mapping[str, str],
+    numa_binding: str = "",
 ) -> tuple[str, ...]:
     return (
         *("-m", "torch.distributed.run"),
         *_rendezvous(cluster, options, environ),
         f"--nproc-per-node={cluster.nproc_per_node}",
         *([f"--max-restarts={options.max_restarts}"] if options.max_restarts else []),
+        *([f"--numa-binding={numa_binding}"] if numa_binding else []),
         f"--log-dir={os.devnull}",  # no files: they would hold secrets, and the launcher writes its own
     )
 
@@ -134,15 +144,14 @@ def _rendezvous(cluster: Cluster, options: LaunchOptions, environ: Mapping[str, 
 
 
 def _environment(
-    layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str], grace: float
+    layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str], options: LaunchOptions
 ) -> dict[str, str]:
-    threads = max(1, host.cores // cluster.nproc_per_node)
     defaults = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": processes.threads(host.cores, cluster.nproc_per_node).value,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # Where a platform signals every process, torchrun is signaled too, and ends its workers after this time.
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace) + 5),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(options.stop_grace) + 5),
     }
     defaults |= (cluster.route or LOOPBACK).variables() if cluster.route or not cluster.endpoint else {}
     return {
@@ -155,5 +164,6 @@ def _environment(
         # counts its own restarts, so that ranks do not agree on the number of an attempt: each needs a new store.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
+        DEVICE_TIMEOUT: processes.device_timeout(options.hang_timeout).value,
         **Channel.of_node(layout.run, cluster.node_rank).environment(),
     }

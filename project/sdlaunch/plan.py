@@ -25,7 +25,7 @@ from sdjob.settings.flags import Given
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch import command, python_variables, user_script
 from sdlaunch.child_process import python_path
-from sdlaunch.cluster import accelerate, cluster, devices, route
+from sdlaunch.cluster import accelerate, cluster, devices, route, sharing
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.command import Host, LaunchPlan
@@ -64,7 +64,7 @@ class JobPlan:
     temporary: TemporaryFolder
     given: Mapping[str, str] = field(default_factory=dict)  # the settings that the user made, as typed
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
-    network: tuple[str, ...] = ()  # lines about the route to node 0
+    network: tuple[str, ...] = ()  # lines about processes and the route to node 0
     launch_on: Callable[[Cluster], LaunchPlan | None] = field(default=lambda _: None, repr=False)
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
     passed_on: Mapping[str, str] = field(default_factory=dict, repr=False)  # variables of the env file
@@ -258,7 +258,7 @@ def _build(
         settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
         arithmetic=(*inspected.fetched.notes, *estimates.lines(job), *checked.notes),
-        network=_network(read, job.cluster),
+        network=_network(read, inspected),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),
         problems=tuple(sorted(problems)),
@@ -302,11 +302,13 @@ def _typed(name: str, given: Given, secrets: tuple[str, ...]) -> str:
     return redact(without_secrets_in(text) if name == "script_args" else text, secrets)
 
 
-def _network(read: _Read, cluster: Cluster) -> tuple[str, ...]:
-    """A line about the route to node 0, where there are several nodes and it is known."""
+def _network(read: _Read, inspected: _Inspected) -> tuple[str, ...]:
+    """How the processes share this node, and the route to node 0, where there are several nodes and it is known."""
+    cluster, environ = inspected.cluster.cluster, {**read.environ, **read.settings.passed_on}
+    lines = tuple(sharing.lines(inspected.devices, cluster, inspected.options, environ))
     if cluster.route is None or cluster.endpoint is None:
-        return ()
-    return (route.line(cluster.route, cluster.endpoint, {**read.environ, **read.settings.passed_on}),)
+        return lines
+    return (*lines, route.line(cluster.route, cluster.endpoint, environ))
 
 
 def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cluster) -> LaunchPlan:
@@ -319,6 +321,7 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cl
     if steps.by_epochs(read.settings.spec):  # the worker computes them: another batch has others
         names = spec.model_fields_set - {"max_train_steps"}
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})
-    host = Host(read.home, sys.executable, inspected.devices.cores, environ)
+    binding = sharing.numa_binding(inspected.devices.type).value
+    host = Host(read.home, sys.executable, inspected.devices.cores, environ, binding)
     passed_on = {**online, **read.settings.passed_on, **inspected.temporary.environment()}
     return command.build(spec, cluster, host, passed_on, options, resolved.script)

@@ -67,6 +67,7 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
     ):
         torch.backends.cuda.matmul.allow_tf32 = spec.allow_tf32
         torch.backends.cudnn.allow_tf32 = spec.allow_tf32
+        torch.backends.cudnn.benchmark = not spec.aspect_ratio_buckets  # tries algorithms once for each shape
         if world.any(bool(request)):  # during the imports
             raise Stopped(0)
         run(spec, world, request)

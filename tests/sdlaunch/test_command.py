@@ -127,6 +127,7 @@ def test_the_environment_that_is_added():
         "NCCL_SOCKET_IFNAME": f"={LOOPBACK.interface}",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30",
+        "SDJOB_DEVICE_TIMEOUT": "900",
         "SDJOB_STOP_FILE": "/output/run/stop-0",
         "SDJOB_NOTES_DIR": "/output/run/notes-0",
     }
@@ -169,6 +170,15 @@ def test_what_the_user_set_stays():
     assert "HF_HUB_OFFLINE" not in env
     env = build(passed_on={"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "5"}).env
     assert (env["NCCL_DEBUG"], env["OMP_NUM_THREADS"]) == ("INFO", "5")
+
+
+def test_threads_are_capped_and_processes_bound_where_the_machine_has_several_nodes():
+    assert build(cores=64).env["OMP_NUM_THREADS"] == "8"
+    assert build(hang_timeout=0).env["SDJOB_DEVICE_TIMEOUT"] == "7200"
+    host = Host(Path("/p"), "python3", 64, {}, "node")
+    plan = command.build(DREAMBOOTH, Cluster(1, 0, None, 2), host, {}, LaunchOptions())
+    assert "--numa-binding=node" in plan.argv
+    assert "--numa-binding=node" not in build(cores=64).argv
 
 
 def test_more_processes_than_cores_get_one_thread_each():

@@ -21,6 +21,7 @@ from sdjob.automatic import weights_dtype
 from sdjob.formatting import in_units
 from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
+from sdjob.model.vae import encoded_at_once
 from sdjob.model.weights import Tensor
 from sdjob.settings import compatibility
 from sdjob.settings.choices import Caching
@@ -214,11 +215,11 @@ _OF_VAE = 5  # tensors of the first level of the VAE that are there at once
 
 
 def encoding(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
-    """Bytes that the VAE takes for a moment to encode one batch; a cache makes its entries one by one."""
+    """Bytes that the VAE takes for a moment to encode a batch, in parts."""
     vae = model.parts["vae"].config
     channels = int((vae.get("block_out_channels") or (128,))[0])
     number = _FP32 if model.architecture.vae_in_fp32 else _width(spec, topology)
-    images = 1 if spec.cache_latents != "no" else _images(spec)
+    images = min(_images(spec), encoded_at_once(spec.resolution, spec.resolution))
     return images * _OF_VAE * number * channels * spec.resolution**2
 
 

@@ -84,3 +84,8 @@ def converted_folder(part: Part, cache: Path) -> Path:
     config = json.dumps(part.config, sort_keys=True).encode()
     digest = hashlib.blake2b(config + single_file.content_of(part.folder), digest_size=8)
     return cache / f"vae-{digest.hexdigest()}"
+
+
+def encoded_at_once(height: int, width: int) -> int:
+    """How many images of a size the VAE encodes at once: 8 of 512 × 512, and fewer of larger ones."""
+    return max(1, min(8, 8 * 512**2 // (height * width)))

@@ -275,7 +275,7 @@ class RunSpec(BaseModel):
         core=True,
         values=any_case(*choices.DEVICES, cuda=("gpu",)),
     )
-    allow_tf32: bool = _strategy(False, "TF32 matrix products on NVIDIA devices")
+    allow_tf32: bool = _strategy(True, "TF32 matrix products and convolutions in fp32 on NVIDIA devices")
 
     use_ema: bool = _ema_and_lora(False, "keep an EMA of the weights, and export it")
     ema_decay: Fraction = _ema_and_lora(0.9999, "largest decay of the EMA")

@@ -99,7 +99,7 @@ class LaunchOptions(BaseModel):
         "name of the meeting of several nodes, the same on all; empty: the platform's job id, if it has one",
     )
     hang_timeout: Annotated[float, Field(ge=0, le=604800, allow_inf_nan=False)] = _launcher(
-        3600.0,
+        600.0,
         "time without progress on any rank, or of a download, after which the job ends, with the stacks of all "
         "ranks; 0: never",
         unit="seconds",

@@ -14,6 +14,7 @@ from torch import nn
 
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.key_names import OriginalTensor
+from sdjob.model.vae import encoded_at_once
 from sdtrain.objective.process import NoiseProcess
 
 # The denoiser's inputs besides latents and timesteps, by names that the architecture gives; each [B, …]. Where text
@@ -159,11 +160,6 @@ class Parts:
         """The latents of the VAE, at the scale that the denoiser works with."""
         shift = self.vae.config.get("shift_factor")
         return (latents - shift if shift else latents) * float(self.vae.config.scaling_factor)
-
-
-def encoded_at_once(height: int, width: int) -> int:
-    """How many images of a size the VAE encodes at once: 8 of 512 × 512, and fewer of larger ones."""
-    return max(1, min(8, 8 * 512**2 // (height * width)))
 
 
 def in_chunks(encoded: torch.Tensor, chunks: int) -> torch.Tensor:

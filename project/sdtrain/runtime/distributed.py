@@ -16,9 +16,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from sdjob.formatting import visible
 from sdjob.problems import JobError, Problem
+from sdjob.protocol import DEVICE_TIMEOUT
 from sdtrain.runtime import devices
 
-# Enough for rank 0 to convert a large dataset while the others wait.
+# On the host: enough for rank 0 to convert a large dataset while the others wait.
 _TIMEOUT = timedelta(hours=2)
 
 Value = TypeVar("Value")
@@ -153,10 +154,22 @@ def join(
             # torchrun keeps the store for all attempts: one must not find the addresses of an earlier one.
             attempt = f"attempt-{environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
             store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
+        # With its device a rank opens its connections at once, and not in the first step.
+        bound = world.device if device_type.backend == "nccl" else None
+        dist.init_process_group(
+            backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size, device_id=bound
+        )
+        if bound and (seconds := environ.get(DEVICE_TIMEOUT)):
+            limit_device_calls(world.device, timedelta(seconds=float(seconds)))
     yield world
     # Not after an exception: a failing rank must not wait for peers that are in a collective call.
     dist.destroy_process_group()
+
+
+def limit_device_calls(device: torch.device, limit: timedelta) -> None:
+    """How long a collective call between devices may take; init_process_group takes one time for all backends."""
+    group: Any = dist.group.WORLD
+    group._get_backend(device)._set_default_timeout(limit)
 
 
 def _store(environ: Mapping[str, str], rank: int, size: int, listener: socket.socket | None) -> Any:

@@ -224,17 +224,15 @@ def test_the_entries_of_caches(sd14, settings, lines):
 
 
 def test_encoding_images_counts_where_it_is_the_largest(sd14):
-    need = needed(sd14, lora_rank=8, gradient_checkpointing=True, train_batch_size=4)
-    assert need.encoding == 4 * 5 * 2 * 128 * 512**2
-    cached = needed(
-        sd14,
-        lora_rank=8,
-        gradient_checkpointing=True,
-        train_batch_size=4,
-        cache_latents="disk",
-    )
-    assert cached.encoding == need.encoding // 4
-    assert ("encoding of images" in str(need), need.total > cached.total) == (True, True)
+    """In parts of 8 images of 512 × 512."""
+    light = partial(needed, sd14, lora_rank=8, gradient_checkpointing=True)
+    need = light()
+    assert need.encoding == 5 * 2 * 128 * 512**2 > need.copies + need.activations
+    assert need.total == need.static - need.gradients + need.encoding
+    assert str(need).endswith("+ encoding of images 336 MB")
+    assert light(train_batch_size=64).encoding == 8 * need.encoding
+    assert light(resolution=1024, train_batch_size=64).encoding == 2 * 4 * need.encoding
+    assert "encoding" not in str(needed(sd14))
 
 
 @pytest.mark.parametrize(("budget", "settings"), [(24, {"optimizer": "adamw8bit"}), (8, {"lora_rank": 16})])

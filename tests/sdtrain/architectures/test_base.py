@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sdjob.model.pipeline import find_pipeline
-from sdtrain.architectures.base import encoded_at_once, in_chunks
+from sdjob.model.vae import encoded_at_once
+from sdtrain.architectures.base import in_chunks
 from sdtrain.model import load
 
 
