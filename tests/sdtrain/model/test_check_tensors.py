@@ -89,9 +89,7 @@ def test_weights_of_another_architecture(folder):
     assert "holds 2 that unet/config.json does not ask for, such as blocks.0.attn.qkv" in only(folder).found
 
 
-@pytest.mark.parametrize(
-    "values", [{"down_block_types": ["NoBlock2D", "DownBlock2D"]}, {"act_fn": "none"}]
-)
+@pytest.mark.parametrize("values", [{"down_block_types": ["NoBlock2D", "DownBlock2D"]}, {"act_fn": "none"}])
 def test_a_config_of_which_no_network_can_be_built(folder, values):
     reconfigure(folder, "unet", **values)
     problem = only(folder)
