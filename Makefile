@@ -8,13 +8,14 @@ SURVIVAL := survival_run
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo demo-intro test test-long test-emit test-container test-cluster survival fuzz mutation lock lint format docs clean
+.PHONY: help setup demo demo-intro test test-long test-emit test-s3 test-container test-cluster survival fuzz mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
 	@echo "make test   all tests but the long forms"
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
 	@echo "make test-emit   emitted jobs, read by SkyPilot, Kubeflow's models, kubectl and podman-compose"
+	@echo "make test-s3     uploads to S3: s3fs against moto's server"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
 	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM, and faults between two nodes; on Debian as root this installs SLURM first"
 	@echo "make survival   ends a job in every phase by every cause, and writes docs/survival.md; half an hour"
@@ -49,6 +50,11 @@ test: setup
 test-emit: setup
 	@PYTHON=$(PYTHON) bash tests/targets/set_up.sh
 	@$(VENV)/bin/python -m pytest --durations=3 tests/targets
+
+# In an environment of its own, for the same reason.
+test-s3: setup
+	@PYTHON=$(PYTHON) bash tests/s3/set_up.sh
+	@$(VENV)/bin/python -m pytest --durations=3 tests/s3
 
 test-container: setup
 	@bash tests/container/set_up.sh

@@ -34,6 +34,11 @@ class Address:
     path: str  # user/name, or what follows the scheme
 
     @property
+    def has_folders(self) -> bool:
+        """Whether folders have to be made. An object store has none, and would make a bucket that is misspelt."""
+        return self.scheme not in _PACKAGES
+
+    @property
     def package(self) -> tuple[str, str]:
         """The package that is imported to reach it beyond fsspec, and what to install."""
         if self.scheme == HUB:

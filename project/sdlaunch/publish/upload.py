@@ -106,7 +106,8 @@ def _to_file_system(address: Address, folder: Path, files: Sequence[Path]) -> st
     system, root = fsspec.core.url_to_fs(address.text)
     for path in files:
         target = f"{root}/{path.relative_to(folder).as_posix()}"
-        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if address.has_folders:
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
         system.put_file(str(path), target)
         print(f"  {path.relative_to(folder)}", flush=True)
     return address.text

@@ -10,9 +10,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sdjob import writing
+from sdjob.dataset.detect import dataset_in
 from sdjob.exit_codes import ExitCode
 from sdjob.failure_patterns import DEVICE_MEMORY, HOST_MEMORY
 from sdjob.files import few, list_folder
@@ -24,6 +26,7 @@ from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.plan import JobPlan
 from sdlaunch.settings import settings
+from sdlaunch.settings.settings import Settings
 from sdlaunch.verbs import help as settings_help
 
 FILE = "job.env"
@@ -39,6 +42,7 @@ _LEARN = (
     "What is learnt? The prompt of one subject with a rare word as its name, such as: a photo of sks dog; "
     f"or {CAPTIONS}: what the captions say"
 )
+_LENGTH = f"How long? {', '.join(LENGTHS)}, a number of steps, or N epochs"
 
 Chosen = dict[str, str]  # settings as they are typed
 
@@ -83,22 +87,25 @@ def prepare(
         name: as_typed(each.text) for name, each in read.given.items() if "command" in each.where
     }
 
-    def answer(name: str, text: str, default: str) -> str:
-        return arguments.get(name) or (ask(Question(name, text, default)) if ask else "") or default
+    def answer(name: str, text: Callable[[], str], default: str) -> str:
+        return arguments.get(name) or (ask(Question(name, text(), default)) if ask else "") or default
 
-    for name, variable, setting, root in (
-        ("model", "MODEL_DIR", "model_name", mounts.model),
-        ("data", "DATASET_DIR", "dataset_name", mounts.dataset),
+    for name, setting, offer in (
+        ("model", "model_name", partial(_offer_model, mounts)),
+        ("data", "dataset_name", partial(_offer_data, mounts, read)),
     ):
-        question = f"Which {name}? A name below {variable}={root} or a path; there are: {_names_in(root)}"
-        if given := answer(name, question, chosen.get(setting, "")):
+        if given := answer(name, offer, chosen.get(setting, "")):
             chosen[setting] = given
     captioned = _is_captioned(chosen, environ, home)
-    learn = answer("learn", _LEARN, CAPTIONS if captioned else "a photo of sks dog")
-    length = answer("length", f"How long? {', '.join(LENGTHS)}, a number of steps, or N epochs", "normal")
-    chosen |= {**_to_learn(learn), **_of_length(length, learn)}
-    if (side := _side(mounts, chosen)) and "resolution" not in chosen:
-        chosen["resolution"] = str(side)
+    recipe = chosen.get("recipe", "text_to_image" if captioned else "")
+    subject = chosen.get("instance_prompt", "a photo of sks dog")
+    learn = answer("learn", lambda: _LEARN, CAPTIONS if recipe == "text_to_image" else subject)
+    proposed = _to_learn(learn)
+    if "length" in arguments or not {"num_train_step", "epoch"} & chosen.keys():
+        proposed |= _of_length(answer("length", lambda: _LENGTH, "normal"), learn)
+    if side := _side(mounts, chosen):
+        proposed["resolution"] = str(side)
+    chosen |= {name: value for name, value in proposed.items() if name not in chosen}
     job, more = _fitting(chosen, environ, home)
     if job.problems:
         raise JobError(job.problems)
@@ -135,12 +142,31 @@ def in_terminal(question: Question) -> str:
     return sys.stdin.readline().strip()
 
 
-def _names_in(root: Path) -> str:
+def _offer_model(mounts: Mounts) -> str:
+    def only() -> Path:
+        return find_pipeline(mounts.model, None, allow_pickle=False).path
+
+    return f"Which model? A name below MODEL_DIR={mounts.model}, or a path; {_offer(mounts.model, only)}"
+
+
+def _offer_data(mounts: Mounts, read: Settings) -> str:
+    def only() -> Path:
+        return dataset_in(mounts.dataset, read.spec, captions=False).path
+
+    return f"Which data? A name below DATASET_DIR={mounts.dataset}, or a path; {_offer(mounts.dataset, only)}"
+
+
+def _offer(root: Path, only: Callable[[], Path]) -> str:
+    """What an empty answer means, else what there is."""
+    try:
+        return f"empty: {only()}"
+    except JobError:
+        pass
     try:
         listing = list_folder(root)
     except OSError:
-        return "none"
-    return few((*listing.folders, *listing.files), 12) or "none"
+        return "there are: none"
+    return f"there are: {few((*listing.folders, *listing.files), 12) or 'none'}"
 
 
 def _to_learn(learn: str) -> Chosen:

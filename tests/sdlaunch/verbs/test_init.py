@@ -100,12 +100,38 @@ def test_a_terminal_asks_for_what_is_missing(workspace, tmp_path):
         ("learn", "a photo of sks dog"),
         ("length", "normal"),
     ]
-    assert asked[0].text.endswith("there are: images")
+    assert asked[0].text.endswith(f"or a path; empty: {workspace['DATASET_DIR']}/images")
     assert values(found.text)[1:4] == [
         "recipe=dreambooth",
         "instance_prompt=a zwx toy",
         "validation_prompts=a zwx toy",
     ]
+
+
+def test_settings_of_the_command_line_are_kept(workspace, tmp_path):
+    given = (
+        ("num_train_step", "77"),
+        ("recipe", "dreambooth"),
+        ("resolution", "32"),
+        ("instance_prompt", "a zwx"),
+    )
+    found = values(proposed(workspace, tmp_path, *given).text)
+    assert found == [
+        *("num_train_step=77", "recipe=dreambooth", "resolution=32", "instance_prompt=a zwx"),
+        "validation_prompts=a zwx",
+    ]
+
+
+def test_several_models_are_offered(workspace, tmp_path):
+    shutil.copytree(f"{workspace['MODEL_DIR']}/tiny", f"{workspace['MODEL_DIR']}/other")
+    asked = []
+
+    def ask(question):
+        asked.append(question.text)
+        return "other" if question.name == "model" else ""
+
+    assert "model_name=other" in values(proposed(workspace, tmp_path, ask=ask).text)
+    assert asked[0].endswith("there are: other, tiny")
 
 
 def test_settings_fit_the_memory(workspace, tmp_path, monkeypatch):
