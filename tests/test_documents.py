@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
+import json
 import re
 import shlex
 import shutil
@@ -12,6 +15,7 @@ import pytest
 from sdjob.settings import flags as worker_flags
 from sdlaunch import cli, plan
 from sdlaunch.documents.translations import chinese
+from sdlaunch.settings import names
 from sdlaunch.verbs import convert
 from tests.sdlaunch.workspace import clean_environment, make_workspace
 from tests.support.datasets import make_parquet
@@ -143,6 +147,7 @@ def test_every_command_is_understood(command, mounts, named_mounts, monkeypatch)
     elif words[0] in ("docker", "tensorboard", "git", "cp", "bash", "hf"):
         files = [word for word in words if "/" in word and (ROOT / word.split("/")[0]).exists()]
         assert all((ROOT / file).exists() for file in files)
+        understood_by_docker(words)
     else:
         pytest.fail(f"no rule for {words[0]}")
 
@@ -167,6 +172,15 @@ def understood_by_launcher(words: list[str], variables: dict[str, str], mounts: 
         assert [problem for problem in job.problems if problem.subject not in elsewhere] == []
 
 
+def understood_by_docker(words: list[str]) -> None:
+    """Variables are settings, and mounts go where the launcher looks."""
+    for flag, word in itertools.pairwise(words):
+        if flag == "-e":
+            assert names.lookup(word.partition("=")[0]), word
+        elif flag == "-v":
+            assert word.split(":")[1] in ("/mnt/model", "/mnt/dataset", "/mnt/project", "/output"), word
+
+
 def understood_by_module(module: str, words: list[str]) -> None:
     if module == "sdtrain":
         worker_flags.parse(words)
@@ -174,6 +188,15 @@ def understood_by_module(module: str, words: list[str]) -> None:
         from sdtrain.generate import options
 
         options.parse([word if word != "MODEL" else "m" for word in words])
+
+
+@pytest.mark.parametrize("path", ENGLISH, ids=name)
+def test_python_and_json_are_well_formed(path):
+    for language, text in blocks(path):
+        if language == "python":
+            ast.parse(text)
+        elif language == "json":
+            json.loads(text)
 
 
 def test_nearly_every_generated_text_is_translated():
