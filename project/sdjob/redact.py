@@ -29,7 +29,10 @@ _NO_SECRET_NAME = re.compile(
 )
 _NAME = rf"[\w.-]{{0,40}}(?:{_SECRET})[\w.-]{{0,40}}"  # bounded: lines may be long
 # user:password@, or a token alone; a password may hold a slash, unless what precedes it is a port.
-_URL_LOGIN = re.compile(r"(://)[^/\s:@]{1,256}(?::(?!\d+/)[^\s@]{0,256})?(?=@)")
+# Of a URL that was taken for a path one slash is left.
+_URL_LOGIN = re.compile(
+    r"(:/{1,2})(?:(?<=//)[^/\s:@]{1,256}(?=@)|[^/\s:@]{1,256}:(?!\d+/)[^\s@]{0,256}(?=@))"
+)
 _URL_QUERY = re.compile(r"([?&]([\w.%-]{1,64})=)([^&#\s\"'<>]+)")
 _ASSIGNED = re.compile(
     rf"(?<![\w.-])((?:--?)?({_NAME})(?:[\"']?\s*=\s*|[\"']\s*:\s*)[\"']?)([^\s\"',;)}}\]]+)", re.IGNORECASE
@@ -104,7 +107,7 @@ def redact(text: str, secrets: tuple[str, ...]) -> str:
     """The text without these values, and without what looks like a secret."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    if "://" in text:
+    if ":/" in text:
         text = _URL_LOGIN.sub(rf"\1{HIDDEN}", text)
         text = _URL_QUERY.sub(_hide, text)
     for pattern in (_ASSIGNED, _FLAG):

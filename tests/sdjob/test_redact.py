@@ -192,6 +192,8 @@ def test_each_line_of_a_secret():
     ("text", "shown"),
     [
         ("https://user:pass@host/x http://host/y", "https://[redacted]@host/x http://host/y"),
+        ("/mnt/model/https:/user:pass@host/x", "/mnt/model/https:/[redacted]@host/x"),
+        ("a:/home/me@b", "a:/home/me@b"),
         ("https://ghp_0123@host/x", "https://[redacted]@host/x"),
         ("redis://u:p/a/s@host:6379/0", "redis://[redacted]@host:6379/0"),
         ("http://host:8080/simple/@scope", "http://host:8080/simple/@scope"),

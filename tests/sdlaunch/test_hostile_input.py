@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sdjob.redact import redact
+from sdlaunch.display import text as display
 from tests.support.launcher import found, prepare
 
 DEEP = "[" * 50_000
@@ -83,6 +85,30 @@ FILES = {
     "model/tiny/tokenizer/vocab.json": NESTED,
     "model/tiny/scheduler/scheduler_config.json": DEEP,
 }
+
+
+@pytest.mark.parametrize("name", ["model", "dataset", "output"])
+def test_a_mount_that_is_a_link_to_itself(workspace, tmp_path, name):
+    path = tmp_path / name
+    if path.exists():
+        path.rename(tmp_path / "moved")
+    path.symlink_to(path)
+    (subject, code), *_ = found(prepare(workspace))
+    assert (subject, code) in ((str(path), 66), ("OUTPUT_DIR", 73))
+
+
+@pytest.mark.parametrize("name", ["model_name", "dataset_name", "script"])
+def test_a_login_in_a_url_that_is_taken_for_a_path(workspace, name):
+    job = prepare(workspace, **{name: "https://me:s3cr3t@host/x"})
+    texts = [
+        redact(text, ()) for text in (display.plan(job), display.plan_json(job), *map(str, job.problems))
+    ]
+    assert not [text for text in texts if "s3cr3t" in text]
+
+
+def test_thousands_of_variables_that_resemble_settings(workspace):
+    """As of the services of a Kubernetes cluster."""
+    assert found(prepare(workspace, **{f"TRAIN_STEPX_{number}": "x" for number in range(5000)})) == []
 
 
 @pytest.mark.parametrize("name", FILES)

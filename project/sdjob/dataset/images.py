@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from sdjob import reading
 from sdjob.dataset import color_profiles, decoded_size, image_formats
-from sdjob.files import LFS_POINTER, dead_link, reason_of
+from sdjob.files import LFS_POINTER, dead_link, reason_of, shown
 from sdjob.problems import Problem, bad_input
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def source_of(value: Any, folder: Path) -> Path | bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, str) and value:
-        return folder / value
+        path = Path(os.path.normpath(folder / value))
+        if not path.is_relative_to(folder):
+            raise ImageError(f"names a file outside of the dataset: {shown(value)}")
+        return path
     raise ImageError("the row does not hold an image")
 
 

@@ -25,7 +25,9 @@ _NUMBERS = (
 )
 _LISTS = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
 _MOST = {"layers": 1000, "": 1 << 24}  # in names of values → more than any known model has
-_MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_HEADER = (
+    16 << 20
+)  # bytes, many times those of any known model; as values of Python they take thirty times as much
 ITEM_SIZE = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -233,6 +235,10 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]
             tensor |= {"shape": [int(length) for length in tensor["shape"]], "dtype": str(tensor["dtype"])}
+            if min(tensor["shape"], default=0) < 0:
+                raise _BrokenError(
+                    f"has a damaged header: {name} has the shape {few(map(str, tensor['shape']))}"
+                )
             item_size = ITEM_SIZE.get(tensor["dtype"])
             if item_size is not None and end - begin != item_size * math.prod(tensor["shape"]):
                 raise _BrokenError(f"has a damaged header: {name} does not have the bytes of its shape")

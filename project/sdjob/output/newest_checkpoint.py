@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def origin_of(layout: OutputLayout, setting: str) -> str:
     if setting in ("auto", "must", "never"):
         return ""
     name = re.fullmatch(r"checkpoint-(\d+)", setting)
-    return str((layout.step_folder(int(name[1])) if name else Path(setting)).resolve())
+    return os.path.realpath(layout.step_folder(int(name[1])) if name else setting)
 
 
 def read_values(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from sdjob import reading
@@ -27,7 +28,7 @@ def settings_of(checkpoint: Path) -> RunSpec:
         raise JobError(bad_input(shown(checkpoint), defect, "Name another checkpoint of the run."))
     if (checkpoint / SETTINGS).is_file():
         return flags.parse(_words(checkpoint / SETTINGS))
-    plan = OutputLayout(checkpoint.resolve().parents[1]).run / "plan.json"
+    plan = OutputLayout(Path(os.path.realpath(checkpoint)).parents[1]).run / "plan.json"
     if not plan.is_file():
         found = f"is a step checkpoint of an earlier version, and the plan of its run, {plan}, does not exist"
         remedy = "Name the checkpoint in the output folder where its run wrote it."

@@ -21,7 +21,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def separate_from_inputs(job: Job) -> list[Problem]:
     """Refuse results among the inputs: the next run would take them for a second model, or for images."""
-    output = job.mounts.output.resolve()
+    output = Path(os.path.realpath(job.mounts.output))  # of a loop it raises nothing
     inputs = (("MODEL_DIR", job.mounts.model), ("DATASET_DIR", job.mounts.dataset))
     return [
         bad_setting(
@@ -30,7 +30,7 @@ def separate_from_inputs(job: Job) -> list[Problem]:
             "Set OUTPUT_DIR to a folder outside the model and the dataset, such as /output.",
         )
         for variable, folder in inputs
-        if output.is_relative_to(folder.resolve())
+        if output.is_relative_to(os.path.realpath(folder))
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from difflib import get_close_matches
 from functools import cache
 
@@ -64,6 +65,15 @@ def mount_of(name: str) -> str | None:
     return _MOUNT_OF.get(name.lower())
 
 
+@cache
+def _by_length() -> dict[int, list[tuple[str, frozenset[str], str]]]:
+    """Length → the known names in lower case, with their letters and their spelling."""
+    found: dict[int, list[tuple[str, frozenset[str], str]]] = defaultdict(list)
+    for shown in catalogue():
+        found[len(shown)].append((shown.lower(), frozenset(shown.lower()), shown))
+    return dict(found)
+
+
 def near_miss(name: str) -> str | None:
     """The known name that this unknown one probably meant: another trainer's, or one edit away, two if long."""
     typed = name.lower().replace("-", "_")
@@ -74,11 +84,9 @@ def near_miss(name: str) -> str | None:
     if len(typed) < 5:
         return None
     edits = 1 if len(typed) < 9 else 2
-    known = {
-        lower: shown
-        for shown in catalogue()
-        # Cheap bounds first: the environment of a pod has hundreds of names.
-        if abs(len(lower := shown.lower()) - len(typed)) <= edits and len({*lower} ^ {*typed}) <= 2 * edits
-    }
+    # Cheap bounds first: the environment of a pod has hundreds or thousands of names.
+    near = (each for size in range(-edits, edits + 1) for each in _by_length().get(len(typed) + size, ()))
+    letters = {*typed}
+    known = {lower: shown for lower, of_it, shown in near if len(of_it ^ letters) <= 2 * edits}
     closest = get_close_matches(typed, known, n=1, cutoff=1 - edits / len(typed))
     return known[closest[0]] if closest else None

@@ -195,7 +195,10 @@ def test_values_of_tables():
     assert source_of({"bytes": b"x", "path": "a.png"}, folder) == b"x"
     assert source_of({"bytes": None, "path": "a.png"}, folder) == folder / "a.png"
     assert source_of(b"x", folder) == b"x"
-    assert source_of("/b/a.png", folder) == Path("/b/a.png")
+    assert source_of("/data/b/a.png", folder) == Path("/data/b/a.png")
+    for outside in ("/etc/passwd", "../a.png", "b/../../a.png", "/data2/a.png"):
+        with pytest.raises(ImageError, match="names a file outside of the dataset"):
+            source_of({"path": outside}, folder)
     for nothing in (None, {"bytes": None, "path": None}, "", 3):
         with pytest.raises(ImageError, match="does not hold an image"):
             source_of(nothing, folder)

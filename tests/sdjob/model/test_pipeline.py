@@ -193,6 +193,8 @@ def test_missing_and_broken_index(pipeline):
         (lambda data: data.replace(b'"shape": [10, 2]', b'"shape": [10, 3]'), "bytes of its shape"),
         (lambda data: data.replace(b"[0, 40]", b"[4, 44]"), "a starts at 4, expected 0"),
         (lambda data: data.replace(b'{"__meta', b'["__meta'), "has a damaged header"),
+        (lambda data: data.replace(b'"shape": [10, 2]', b'"shape":[-10,-2]'), "a has the shape -10, -2"),
+        (lambda data: (17 << 20).to_bytes(8, "little") + bytes(17 << 20), "is not a safetensors file"),
     ],
 )
 def test_broken_weights_are_named(pipeline, change, found):
