@@ -130,7 +130,7 @@ RECOMMENDED = {
         ("text_to_image_pokemon_gemini", "text-to-image", {"plugin"}),
         ("text_to_image_lora", "text-to-image-lora", {"dataloader_num_workers"}),
         ("text_to_image_lora_768_gcu", "lora-768-gcu", {"checkpointing_steps", "NNODES"}),
-        ("text_to_image_benchmark", "benchmark", {"timed_step", "reference_loss", "logging_steps"}),
+        ("text_to_image_benchmark", "benchmark", {"timed_step", "reference_loss", "logging_steps", "NNODES"}),
     ],
 )
 def test_the_preset_of_a_tutorial_is_what_convert_makes_of_the_original(preset, tutorial, more):

@@ -1,7 +1,7 @@
 export MODEL_NAME="CompVis/stable-diffusion-v1-4"
 export DATASET_NAME="lambdalabs/pokemon-blip-captions"
 
-accelerate launch --multi_gpu --mixed_precision="fp16" --num_processes=8 train_text_to_image.py \
+accelerate launch --multi_gpu --mixed_precision="fp16" --config_file default_config.yaml train_text_to_image.py \
   --pretrained_model_name_or_path=$MODEL_NAME \
   --dataset_name=$DATASET_NAME \
   --use_ema \

@@ -37,25 +37,40 @@ def render(title: str, lines: Sequence[Line]) -> str:
     for line in in_order(line for line in lines if line.name):
         remark = f"\n# {_comment(line.remark)}" if line.remark else ""
         parts.append(f"# {_comment(line.origin)}{remark}\n{line.name}={line.value}")
-    without = [line for line in lines if not line.name]
     for head, chosen in (
-        ("Without an equivalent here; the result differs:", [line for line in without if line.lost]),
-        ("The result does not depend on these:", [line for line in without if not line.lost]),
+        ("Without an equivalent here; the result differs:", _by_remark(lines, lost=True)),
+        ("The result does not depend on these:", _by_remark(lines, lost=False)),
     ):
         if chosen:
-            body = (f"#   {_comment(line.origin)}\n#     → {_comment(line.remark)}" for line in chosen)
+            body = (
+                f"#   {_comment(origin)}\n#     → {_comment(remark)}" for remark, origin in chosen.items()
+            )
             parts.append("\n".join([f"# {head}", *body]))
     return "\n\n".join(parts)
 
 
 def report(lines: Sequence[Line]) -> str:
     """What was said in the comments, for the terminal."""
-    lost = [line for line in lines if line.lost]
-    notes = [line for line in lines if line.remark and not line.lost]
-    shown = [f"no equivalent: {visible(line.origin)}\n    → {line.remark}" for line in lost]
-    shown += [f"note: {visible(line.origin)}\n    → {line.remark}" for line in notes]
-    count = counted(sum(bool(line.name) for line in lines), "setting")
-    return "\n".join([*shown, f"{count}, {counted(len(notes), 'note')}, {len(lost)} without an equivalent"])
+    lost = _by_remark(lines, lost=True)
+    notes = _by_remark(lines, lost=False)
+    beside = [line for line in lines if line.name and line.remark]  # in the comment of the setting
+    shown = [f"no equivalent: {visible(origin)}\n    → {remark}" for remark, origin in lost.items()]
+    shown += [
+        f"note: {visible(line.origin)}\n    → {line.name}={line.value}: {line.remark}" for line in beside
+    ]
+    shown += [f"note: {visible(origin)}\n    → {remark}" for remark, origin in notes.items()]
+    settings = counted(sum(bool(line.name) for line in lines), "setting")
+    flags = sum(line.lost for line in lines)
+    return "\n".join([*shown, f"{settings}, {flags} without an equivalent"])
+
+
+def _by_remark(lines: Iterable[Line], *, lost: bool) -> dict[str, str]:
+    """Remarks without a setting, each with the flags that it is about."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.lost == lost and not line.name:
+            found.setdefault(line.remark, []).append(line.origin)
+    return {remark: ", ".join(origins) for remark, origins in found.items()}
 
 
 def _comment(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
+from sdjob.formatting import as_typed
 from sdjob.settings.plugins import DEVICE_FACTS
 from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting
 
@@ -26,7 +28,20 @@ def _vendor(device: str) -> Rule:
     return rule
 
 
+def _distributed_type(flag: Flag) -> Iterable[Line]:
+    kind = flag.text.upper()
+    if kind == "FSDP":
+        yield Line(str(flag), "plugin", "fsdp")
+    elif (device := kind.removeprefix("MULTI_").lower()) in DEVICE_FACTS and device != "cpu":
+        yield from _vendor(device)(flag)
+    elif kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        yield Line(str(flag), remark=_FIXED)
+    else:
+        yield Line(str(flag), remark=_FSDP, lost=True)
+
+
 def _config_file(flag: Flag) -> Iterable[Line]:
+    """A file that convert could not read; otherwise its keys are flags."""
     text = "Numbers of processes and nodes are read from it; a precision in it is not: set mixed_precision."
     yield Line(str(flag), "accelerate_config", flag.text, text)
     yield Line(str(flag), "launcher", "accelerate")
@@ -40,6 +55,16 @@ def _device_ids(flag: Flag) -> Iterable[Line]:
         yield Line(str(flag), "CUDA_VISIBLE_DEVICES", flag.text)
 
 
+# Keys that `accelerate config` writes for any machine.
+_OF_FILES = (
+    "compute_environment",
+    "downcast_bf16",
+    "enable_cpu_affinity",
+    "main_training_function",
+    "tpu_env",
+    "tpu_use_cluster",
+    "tpu_use_sudo",
+)
 _TORCHRUN: Mapping[str, Rule] = MappingProxyType(
     {
         "nproc_per_node": setting("NPROC_PER_NODE"),
@@ -74,7 +99,6 @@ _RULES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
         },
         "accelerate": {
             "num_machines": setting("NNODES"),
-            "machine_rank": setting("NODE_RANK"),
             "main_process_ip": setting("MASTER_ADDR"),
             "main_process_port": setting("MASTER_PORT"),
             "mixed_precision": setting("mixed_precision"),
@@ -91,6 +115,11 @@ _RULES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
             "dynamo_backend": note("Compilation changes the speed only."),
             "same_network": note(_FIXED),
             "rdzv_backend": note(_RENDEZVOUS),
+            "distributed_type": _distributed_type,
+            "use_cpu": fixed("device", "cpu"),
+            "deepspeed_config": lost(f"There is no DeepSpeed here. {_FSDP}"),
+            "dynamo_config": note("Compilation changes the speed only."),
+            **dict.fromkeys(_OF_FILES, note(_FIXED)),
             "quiet": note("There is nothing to silence."),
             "debug": note("Hangs and mismatches are reported in any case."),
             **{f"multi_{name}": _vendor(name) for name in DEVICE_FACTS if name not in ("cpu", "cuda")},
@@ -99,15 +128,27 @@ _RULES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
 )
 
 
+def flags_of_yaml(content: Mapping[str, Any]) -> list[Flag]:
+    """The keys of a file of `accelerate config`, which are named like the flags."""
+    return [
+        Flag(name, () if value in (None, {}, []) else (as_typed(value),), key=True)
+        for name, value in content.items()
+    ]
+
+
 def lines_of(launcher: str, flags: Sequence[Flag]) -> list[Line]:
     """The settings that the flags of a launcher are."""
     rules = _RULES[launcher]
     lines: list[Line] = []
     for flag in flags:
-        if launcher == "accelerate" and flag.name == "num_processes":
+        if flag.key and not flag.text:
+            lines.append(Line(str(flag), remark=DEFAULT))
+        elif launcher == "accelerate" and flag.name == "num_processes":
             lines.append(_processes_per_node(flag, flags))
         elif flag.name.startswith("fsdp_") and launcher == "accelerate":
             lines.append(Line(str(flag), remark=_FSDP, lost=True))
+        elif launcher == "accelerate" and flag.name == "machine_rank":
+            lines.append(_node_rank(flag, flags))
         elif rule := rules.get(flag.name):
             lines += rule(flag)
         else:
@@ -118,9 +159,19 @@ def lines_of(launcher: str, flags: Sequence[Flag]) -> list[Line]:
     return lines
 
 
+def _nodes(flags: Sequence[Flag]) -> str:
+    return next((each.text for each in flags if each.name == "num_machines"), "1")
+
+
+def _node_rank(flag: Flag, flags: Sequence[Flag]) -> Line:
+    if _nodes(flags) == "1":
+        return Line(str(flag), remark=DEFAULT)
+    return Line(str(flag), "NODE_RANK", flag.text, "Of this node: each node has its own.")
+
+
 def _processes_per_node(flag: Flag, flags: Sequence[Flag]) -> Line:
     """accelerate counts the processes of all nodes."""
-    nodes = next((each.text for each in flags if each.name == "num_machines"), "1")
+    nodes = _nodes(flags)
     if not (flag.text.isdigit() and nodes.isdigit() and int(nodes)) or int(flag.text) % int(nodes):
         remark = "Not a multiple of the number of nodes: set NPROC_PER_NODE."
         return Line(str(flag), remark=remark, lost=True)

@@ -63,9 +63,28 @@ def _of_command(command: command_line.Command, folder: Path) -> Source:
         flags, ineffective = kohya.prepared(flags)
         remarks += ineffective
         script = replace(script, recipe=kohya.recipe(flags))
-    started = launchers.lines_of(command.launcher, command.launcher_flags)
+    launcher_flags, said = _with_accelerate_file(command.launcher_flags, folder)
+    remarks += said
+    started = launchers.lines_of(command.launcher, launcher_flags)
     title = f"{command.script}.py"
     return Source(title, script, tuple(flags), tuple(started), command.variables, tuple(remarks))
+
+
+def _with_accelerate_file(flags: Sequence[Flag], folder: Path) -> tuple[list[Flag], list[Line]]:
+    """A file of `accelerate config` replaced by the flags in it; left to the job where it is not here."""
+    import yaml
+
+    given = {flag.name: flag for flag in flags}
+    file = given.get("config_file")
+    try:
+        content = reading.yaml_of(_text(folder / file.text), yaml.SafeLoader) if file else None
+    except (JobError, ValueError):
+        content = None
+    if file is None or not isinstance(content, dict):
+        return [*flags], []
+    read = [flag for flag in launchers.flags_of_yaml(content) if flag.name not in given]
+    said = Line(str(file), remark="Its keys are settings here; flags of the command line take precedence.")
+    return [*(flag for flag in flags if flag is not file), *read], [said]
 
 
 def _of_kohya_file(path: str, flags: Sequence[Flag], remarks: Sequence[Line]) -> Source:

@@ -116,6 +116,40 @@ def test_a_file_as_a_graphical_interface_writes_it_fills_in_every_key(tmp_path, 
     assert "num_train_step" not in found
 
 
+ACCELERATE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_sharding_strategy: 1
+mixed_precision: 'bf16'
+machine_rank: 1
+num_machines: 2
+num_processes: 16
+tpu_env: []
+"""
+
+
+def test_a_file_of_accelerate_is_read_next_to_the_script(tmp_path, capsys):
+    (tmp_path / "default_config.yaml").write_text(ACCELERATE)
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "accelerate launch --config_file default_config.yaml --machine_rank=0 train_dreambooth.py"
+    )
+    code, found, said = convert(capsys, str(script))
+    expected = {
+        "plugin": "fsdp",
+        "mixed_precision": "bf16",
+        "NNODES": "2",
+        "NPROC_PER_NODE": "8",
+        "NODE_RANK": "0",
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert code == 64 and "no equivalent: fsdp_config = " in said
+    assert not {"accelerate_config", "launcher"} & {*found}
+    (tmp_path / "default_config.yaml").write_text("- not a mapping")
+    assert convert(capsys, str(script))[1]["accelerate_config"] == "default_config.yaml"
+
+
 def test_a_full_training_of_kohya_does_not_say_its_script(tmp_path, capsys):
     (tmp_path / "a.toml").write_text(
         "max_train_steps = 2\nnetwork_train_unet_only = false\nconfig_file = 'a'\n"
