@@ -138,7 +138,7 @@ def _origin(origin: str, language: str) -> str:
     """A flag as code; a default in words."""
     if origin.startswith("default of "):
         return f"{into(language)('default of')} `{origin.removeprefix('default of ')}`"
-    if origin.startswith("--") or origin.endswith(".py"):
+    if origin.startswith("--") or origin.endswith(".py") or " = " in origin:
         return f"`{origin}`"
     return into(language)(origin)
 
