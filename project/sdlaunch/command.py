@@ -26,6 +26,7 @@ from sdlaunch.user_script import Script
 
 _BY_FILE = "store_type=file,keep_alive_interval=86400"  # how ranks of one node meet; the file is kept small
 _HERE = "127.0.0.1"
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second name is the one before torch 2.9
 _SCRIPT = ("-m", "sdjob.rank_output")  # runs a user's script, whose output goes to the launcher
 
 
@@ -93,6 +94,9 @@ def build(
         env |= (
             {} if cluster.endpoint else {"PET_LOCAL_ADDR": _HERE}
         )  # torchrun's flag, which accelerate lacks
+    if spec.device == "cuda" and not any({**host.environ, **passed_on}.get(name) for name in _ALLOCATOR):
+        # Segments that grow leave no unusable gaps between blocks of different sizes.
+        env[_ALLOCATOR[0]] = "expandable_segments:True"
     return LaunchPlan(argv, env, unset)
 
 

@@ -121,6 +121,13 @@ def peak_memory(device: torch.device) -> int:
     return int(measure())
 
 
+def release_cache(device: torch.device) -> None:
+    """Return memory that PyTorch keeps for later to the device, where it keeps any."""
+    release = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if release is not None:
+        release()
+
+
 def why_absent(device_type: DeviceType) -> str:
     """Why no device of this type can be used here; empty: one can."""
     if device_type.name == "cpu":

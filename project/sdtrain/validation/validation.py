@@ -13,6 +13,7 @@ from sdjob.output.layout import OutputLayout
 from sdtrain.model import generation
 from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.progress import say
+from sdtrain.runtime import devices
 from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.runtime.stop import Stopped
 from sdtrain.training import Training
@@ -38,6 +39,7 @@ def validate(training: Training, step: int) -> dict[str, float]:
         if loss is None:
             raise Stopped(step)
         values["validation_loss"] = loss
+    devices.release_cache(training.world.device)  # of shapes that the next steps do not have
     if values:
         training.tracker.log(StepMetrics(step, **values))
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())

@@ -84,6 +84,14 @@ def test_attention_that_runs(name):
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_cached_memory_is_released_where_there_is_any(monkeypatch):
+    released = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cuda"))
+    devices.release_cache(torch.device("cuda", 0))
+    devices.release_cache(CPU)
+    assert released == ["cuda"]
+
+
 def test_autocast_is_asked_what_it_computes_in():
     cpu, absent = devices.DEVICE_TYPES["cpu"], devices.DEVICE_TYPES["cuda"]
     types = (torch.bfloat16, torch.float16, torch.float64)
