@@ -37,7 +37,8 @@ class Gradients:
         self._completed: list[int] | None = []  # of the first step that exchanges; None: agreed on
         self._sent = 0  # how many, in that order, in this step
         self._exchanging = ranks > 1
-        for index, bucket in enumerate(self._buckets):
+        # A process alone has nothing to send meanwhile.
+        for index, bucket in enumerate(self._buckets if ranks > 1 else ()):
             for parameter in bucket.parameters:
                 register: Any = parameter.register_post_accumulate_grad_hook
                 register(partial(self._arrived, index))
@@ -70,7 +71,7 @@ class Gradients:
             self._sent += 1
 
     def end_pass(self) -> None:
-        """After a backward pass: complete the buckets of parameters that it did not use."""
+        """After a backward pass: complete the buckets that are not, for parameters that it did not use."""
         for index, bucket in enumerate(self._buckets):
             if not bucket.complete:
                 self._complete(index)
@@ -95,13 +96,19 @@ class Gradients:
 
 
 class _Gradient:
-    """The gradient of a bucket: one flat fp32 tensor, from the first backward pass of a step to its update."""
+    """The gradient of a bucket: one flat fp32 tensor, from the first backward pass of a step to its update.
+
+    Between updates a device has its memory back, for activations. A CPU keeps it, which is faster than to map it again.
+    """
 
     def __init__(self, bucket: Bucket, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
         self._bucket = bucket
+        self._device = parameters[0].device
         self._total: torch.Tensor | None = None
+        self._views: list[torch.Tensor] = []  # of the parameters, in that tensor
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
+        self._is_first = True  # pass of a step
         self.begin_pass()
 
     def begin_pass(self) -> None:
@@ -110,41 +117,40 @@ class _Gradient:
 
     def collect(self) -> None:
         """Add the gradients of this pass; a parameter that got none adds nothing."""
-        found = [
-            (slot, gradient)
-            for slot, parameter in zip(self._bucket.slots, self.parameters, strict=True)
-            if (gradient := parameter.grad) is not None
-        ]
-        gradients = [gradient for _, gradient in found]
-        is_first = self._total is None
         if self._total is None:
-            length = self._bucket.stop - self._bucket.start
-            self._total = torch.zeros(length, device=self.parameters[0].device)
-        views = [slot.of(self._total, self._bucket.start) for slot, _ in found]
-        if found and is_first:
-            torch._foreach_copy_(views, gradients)
-        elif found:
-            torch._foreach_add_(views, gradients)
+            self._total = torch.zeros(self._bucket.stop - self._bucket.start, device=self._device)
+            self._views = [slot.of(self._total, self._bucket.start) for slot in self._bucket.slots]
+        gradients = [parameter.grad for parameter in self.parameters]
+        views = [view for view, grad in zip(self._views, gradients, strict=True) if grad is not None]
+        found = [gradient for gradient in gradients if gradient is not None]
+        if self._is_first and len(found) < len(self._views):
+            self._total.zero_()
+        if found:
+            (torch._foreach_copy_ if self._is_first else torch._foreach_add_)(views, found)
         for parameter in self.parameters:
             parameter.grad = None
-        self.complete = True
+        self.complete, self._is_first = True, False
 
     def send(self, dtype: torch.dtype) -> None:
         assert self._total is not None
-        sent, self._total = self._total.to(dtype), None
+        sent = self._total.to(dtype)
         work = dist.all_reduce(sent, async_op=True)
         assert work is not None
         self._sent = sent, work
 
     def receive(self) -> torch.Tensor:
+        assert self._total is not None
         if self._sent is not None:
             sent, work = self._sent
             wait_for_ranks(work)
-            self._total, self._sent = sent.float(), None
-        assert self._total is not None
+            if sent is not self._total:
+                self._total.copy_(sent)
+            self._sent = None
         return self._total
 
     def reset(self) -> None:
         if self._sent is not None:
             self.receive()
-        self._total = None
+        self._is_first = True
+        if self._device.type != "cpu":
+            self._total, self._views = None, []
