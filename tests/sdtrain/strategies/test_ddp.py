@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures.stable_diffusion import StableDiffusion
+from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.strategies.base import OptimSpec, ParameterGroup
 from sdtrain.strategies.ddp import Native
+from tests.support import trials
 
 OPTIM = OptimSpec(
     groups=(ParameterGroup("", 1e-3),), betas=(0.9, 0.99), weight_decay=0.0, epsilon=1e-8, max_grad_norm=1.0
@@ -77,6 +80,42 @@ def test_applied_restores_the_masters_even_after_an_error():
     torch.testing.assert_close(strategy.masters(), before, rtol=0, atol=0)
     restored = {name: parameter.detach() for name, parameter in strategy.model.named_parameters()}
     torch.testing.assert_close(restored, computed, rtol=0, atol=0)
+
+
+def reference(unet, steps: int) -> list[tuple[float, float]]:
+    """Losses and norms of a plain loop, tensor by tensor."""
+    parameters = list(unet.parameters())
+    optimizer = torch.optim.AdamW(parameters, 1e-3, (0.9, 0.99), 1e-8, 0.01, foreach=False, fused=False)
+    found = []
+    for step in range(steps):
+        latents, timesteps, hidden, noise = trials.batch(step, 0)
+        loss = (unet(latents, timesteps, hidden).sample - noise).square().mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append((loss.item(), norm.item()))
+    return found
+
+
+def test_flat_tensors_compute_what_a_loop_over_tensors_computes(eps_model):
+    from diffusers import UNet2DConditionModel
+
+    def unet():
+        return UNet2DConditionModel.from_pretrained(eps_model / "unet").train()
+
+    strategy, found = Native(spec("no"), CPU), []
+    strategy.prepare(TrainableModel(StableDiffusion(), unet()), replace(OPTIM, weight_decay=0.01))
+    for step in range(20):
+        latents, timesteps, hidden, noise = trials.batch(step, 0)
+        with strategy.accumulate(last=True), strategy.autocast():
+            loss = (strategy.model(latents, timesteps, {"hidden_states": hidden}) - noise).square().mean()
+        strategy.backward(loss)
+        found.append((loss.item(), strategy.step(1.0).item()))
+    wanted = reference(unet(), 20)
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in wanted], rel=1e-6)
+    assert [norm for _, norm in found] == pytest.approx([norm for _, norm in wanted], rel=1e-5)
+    assert wanted[-1][0] < wanted[0][0] and wanted[0][1] > 1.0  # it learns, and is clipped
 
 
 PRODIGY = replace(OPTIM, name="prodigy", groups=(ParameterGroup("a.", 1.0), ParameterGroup("b.", 1.0)))
