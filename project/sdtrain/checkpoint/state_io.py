@@ -208,15 +208,27 @@ def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
 
 
 def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> None:
+    """Through copies where a tensor does not lie in the order of its values, as a channels_last convolution."""
+    dense = {
+        table: {
+            name: shard if shard.is_contiguous() else torch.empty(shard.shape)
+            for name, shard in shards.items()
+        }
+        for table, shards in tables.items()
+    }
     with _failures(), warnings.catch_warnings():
         # One process needs no group.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_shards(
-            _flat(tables, ranges),
+            _flat(dense, ranges),
             storage_reader=_Reader(folder / SHARDS),
             planner=_LoadPlanner(flatten_state_dict=False),
             no_dist=not dist.is_initialized(),
         )
+    for table, shards in tables.items():
+        for name, shard in shards.items():
+            if dense[table][name] is not shard:
+                shard.copy_(dense[table][name])
 
 
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
