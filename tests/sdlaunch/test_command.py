@@ -179,6 +179,8 @@ def test_threads_are_capped_and_processes_bound_where_the_machine_has_several_no
     plan = command.build(DREAMBOOTH, Cluster(1, 0, None, 2), host, {}, LaunchOptions())
     assert "--numa-binding=node" in plan.argv
     assert "--numa-binding=node" not in build(cores=64).argv
+
+
 def test_segments_of_device_memory_grow_unless_the_user_has_set_the_allocator():
     on_gpu = DREAMBOOTH.model_copy(update={"device": "cuda"})
     assert build(on_gpu).env["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
