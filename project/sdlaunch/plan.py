@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdjob.automatic import weights_dtype
+from sdjob.automatic import compilation, compile_tools, weights_dtype
 from sdjob.dataset import validation_split
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_typed
@@ -230,7 +230,11 @@ def _completed(read: Settings, inspected: _Inspected) -> tuple[RunSpec, dict[str
         examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)
         values["max_train_steps"] = steps.steps_of(epochs, spec, examples, world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} images"
-    return spec.model_copy(update=values), sources
+    spec = spec.model_copy(update=values)
+    if (compiled := compilation.choose(spec, topology, compile_tools.lacking(found.type))).value != spec.compile:
+        sources["compile"] = f"auto: {compiled.reason}"
+        spec = spec.model_copy(update={"compile": compiled.value})
+    return spec, sources
 
 
 def _build(

@@ -17,6 +17,7 @@ from sdtrain.data.batch import Batch
 from sdtrain.data.loader import loader
 from sdtrain.data.sampling import generator
 from sdtrain.model import attention
+from sdtrain.model.compilation import CompileTime, LossFunction
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.lr_schedule import schedule
 from sdtrain.reporting.anomalies import Anomalies
@@ -44,7 +45,7 @@ class StepResult:
 
 
 def gradients(
-    strategy: Strategy, parts: Parts, spec: RunSpec, batches: Batches
+    strategy: Strategy, parts: Parts, spec: RunSpec, batches: Batches, loss_of: LossFunction = loss_of
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """The forward and backward passes of one optimizer step; yields each batch with its loss []."""
     count = spec.gradient_accumulation_steps
@@ -68,7 +69,7 @@ def optimizer_step(
     """
     spec, strategy = training.spec, training.strategy
     total = torch.zeros((), device=training.world.device)
-    for batch, loss in gradients(strategy, training.parts, spec, batches):
+    for batch, loss in gradients(strategy, training.parts, spec, batches, training.loss_of):
         anomalies.observe(step, batch, loss)
         total += loss / spec.gradient_accumulation_steps
     rate = spec.learning_rate * factor
@@ -94,8 +95,9 @@ def train_steps(training: Training, state: TrainState) -> Outcome:
         Saver(training.context) as saver,
     ):
         loop = _Loop(training, state, progress, saver)
-        for step in range(first + 1, last + 1):
-            loop.advance(step)
+        with loop.compile_time.measured(spec, loop.watch.paused):
+            for step in range(first + 1, last + 1):
+                loop.advance(step)
     return loop.outcome(first)
 
 
@@ -121,7 +123,7 @@ class _Loop:
         self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples))
         self.stop_vote = StopVote(world)
         self.timed_step: TimedStep | None = None
-        self.watch = Stopwatch(world.device, skip_steps)
+        self.watch, self.compile_time = Stopwatch(world.device, skip_steps), CompileTime()
 
     def advance(self, step: int) -> None:
         """One step, and whatever is due after it."""
@@ -242,4 +244,5 @@ class _Loop:
             steps_per_second=self.watch.steps_per_second,
             skip_steps=self.watch.skip_steps,
             timed_step=self.timed_step,
+            compile_seconds=self.compile_time.seconds,
         )

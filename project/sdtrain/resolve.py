@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdjob.automatic import weights_dtype
+from sdjob.automatic import compilation, compile_tools, weights_dtype
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
@@ -69,7 +69,9 @@ def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
             "weights_dtype": weights_dtype.choose(spec, topology).value,
         }
     )
-    problems = compatibility.problems(spec, topology)
+    lacking = compile_tools.lacking(topology.device)
+    problems = [*compatibility.problems(spec, topology), *compilation.problems(spec, topology, lacking)]
+    spec = spec.model_copy(update={"compile": compilation.choose(spec, topology, lacking).value})
     if problems := [*problems, *part_compatibility.setting_problems(spec, inputs.model)]:
         raise JobError(problems)
     return spec

@@ -13,7 +13,9 @@ from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.sampling import BatchShape
 from sdtrain.data.streams import StreamSet
+from sdtrain.model.compilation import LossFunction
 from sdtrain.optim.ema import Ema
+from sdtrain.objective.diffusion import loss_of
 from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime.distributed import World
 from sdtrain.strategies.base import Strategy
@@ -31,6 +33,7 @@ class Training:
     ema: Ema | None
     tracker: Tracker
     held_out: HeldOut | None
+    loss_of: LossFunction = loss_of
 
     @property
     def spec(self) -> RunSpec:

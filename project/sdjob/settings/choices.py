@@ -30,6 +30,8 @@ PRECISIONS = any_case(
     bf16=("bfloat16", "bf16-mixed"),
     no=("32", "fp32", "float32", "32-true", "none"),
 )
+Compile = Literal["auto", "off", "whole", "blocks"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Prediction = Literal["auto", "epsilon", "v_prediction"]
 PREDICTIONS = any_case(
     *get_args(Prediction), epsilon=("eps",), v_prediction=("v", "v-prediction", "v_pred", "vpred")

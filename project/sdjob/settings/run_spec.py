@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sdjob.settings import choices, optimizers
 from sdjob.settings.fields import (
+    OFF,
+    ON,
     AboveZero,
     Alias,
     Amount,
@@ -269,6 +271,13 @@ class RunSpec(BaseModel):
             switch("enable_xformers_memory_efficient_attention", on="xformers", off="auto"),
         ),
     )
+    compile: choices.Compile = _strategy(
+        "auto",
+        "torch.compile of the training forward pass: whole, with its loss; blocks, each by itself; off",
+        values=any_case("auto", "off", "whole", "blocks", off=OFF, auto=ON),
+        aliases=("torch_compile",),
+    )
+    compile_mode: choices.CompileMode = _strategy("default", "mode of torch.compile")
     device: choices.Device = _strategy(
         "auto",
         f"device type: {', '.join(choices.DEVICES)}",

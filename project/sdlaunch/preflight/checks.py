@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.automatic import compilation, compile_tools
 from sdjob.exit_codes import ExitCode
 from sdjob.model import part_compatibility, trainable
 from sdjob.problems import Problem, no_hardware
@@ -68,7 +69,12 @@ def _outcome(check: Check, task: Task[Sequence[Finding]], job: Job) -> Sequence[
 def _settings(job: Job) -> list[Problem]:
     model = job.contents.model
     of_model = part_compatibility.setting_problems(job.spec, model) if model else ()
-    return [*compatibility.problems(job.spec, job.topology), *of_model]
+    lacking = "" if job.has_script else compile_tools.lacking(job.topology.device)
+    return [
+        *compatibility.problems(job.spec, job.topology),
+        *compilation.problems(job.spec, job.topology, lacking),
+        *of_model,
+    ]
 
 
 def _devices(job: Job) -> list[Problem]:

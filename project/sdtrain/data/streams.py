@@ -61,6 +61,11 @@ class StreamSet(Dataset[tuple[Example, ...]]):
         return self.buckets.next_epoch(position)
 
     @property
+    def num_sizes(self) -> int:
+        """How many shapes batches have."""
+        return len(self.buckets.sizes) if self.buckets else 1
+
+    @property
     def bad_samples(self) -> tuple[str, ...]:
         """Names of the images that were found to be unusable before training."""
         return tuple(problem.subject for stream in self.streams for problem in stream.images.bad.values())

@@ -32,6 +32,7 @@ _SETTINGS = (
     "resolution",
     "gradient_accumulation_steps",
     "attention",
+    "compile",
     "use_ema",
     "lora_rank",
     "learning_rate",
@@ -59,6 +60,7 @@ class Outcome:
     first_step: int  # 0, or where the run was resumed
     steps_per_second: float | None
     skip_steps: int
+    compile_seconds: float = 0.0  # of this start, on this rank
     timed_step: TimedStep | None = None  # None: not asked for, or before the resume
 
 
@@ -96,6 +98,7 @@ def report(
         "seconds": round(spent.seconds, 1),
         "seconds_of_this_start": round(spent.seconds - state.spent.seconds, 1),
         "device_hours": round(spent.device_seconds / 3600, 4),
+        "compile_seconds": round(max(world.gather(outcome.compile_seconds)), 1),
         "steps_per_second": rate,
         "images_per_second": images,
         "images_per_second_per_device": images / world.size if images else None,

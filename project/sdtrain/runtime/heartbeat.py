@@ -67,8 +67,9 @@ class Pulse:
 
 
 @contextlib.contextmanager
-def working(stage: str) -> Iterator[None]:
-    """While the body runs, which cannot report progress, send heartbeats as long as this process computes or reads.
+def working(stage: str, *, children: bool = False) -> Iterator[None]:
+    """While the body runs, which cannot report progress, send heartbeats as long as this process computes or reads,
+    or with `children` one of those that it has started.
 
     For imports, files and loading only: a process that waits for a device or for other ranks may compute, too.
     """
@@ -78,9 +79,9 @@ def working(stage: str) -> Iterator[None]:
     pulse, ended = Pulse(stage), threading.Event()
 
     def look() -> None:
-        before = _work()
+        before = _work(children)
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            now = _work()
+            now = _work(children)
             if now[0] - before[0] > _CPU_SECONDS or now[1] - before[1] > _BYTES:
                 pulse()
             before = now
@@ -95,10 +96,13 @@ def working(stage: str) -> Iterator[None]:
         thread.join()
 
 
-def _work() -> tuple[float, int]:
+def _work(children: bool) -> tuple[float, int]:
     """CPU seconds of all threads, and bytes read and written, where the system counts them."""
-    count = 0
+    count, seconds = 0, time.process_time()
     with contextlib.suppress(AttributeError, OSError, psutil.Error):
         files = psutil.Process().io_counters()
         count = files.read_chars + files.read_bytes + files.write_chars
-    return time.process_time(), count
+    for child in psutil.Process().children(recursive=True) if children else ():
+        with contextlib.suppress(psutil.Error):
+            seconds += sum(child.cpu_times()[:2])
+    return seconds, count

@@ -26,6 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
+from sdtrain.model.compilation import blocks
 from sdtrain.optim import optimizers
 from sdtrain.strategies.base import COMPUTE_DTYPES, OptimSpec, clipped_step, grouped, trainable_parameters
 from sdtrain.strategies.shards import Range, Shards, gather_whole, replaced
@@ -71,7 +72,7 @@ class Fsdp:
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if self._offload else OffloadPolicy(),
         }
         for part in model.children():
-            for block in _blocks(part):
+            for block in blocks(part):
                 fully_shard(block, **options)
             fully_shard(part, **options)
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -134,12 +135,6 @@ class Fsdp:
             for key in state_io.ADAM_STATE
         }
         return state_io.tables(self.masters(), adam, ema)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The items of the outermost module lists: a U-Net's blocks, a text encoder's layers."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

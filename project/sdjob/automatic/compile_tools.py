@@ -1,0 +1,28 @@
+"""What torch.compile needs of a machine, found without compiling anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+_COMPILERS = {"cuda": ("CC", "gcc", "clang"), "cpu": ("CXX", "g++", "clang++")}  # of Triton, of Inductor
+
+
+def lacking(device: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The first thing that is missing to compile for a device, such as "Python.h"; empty: nothing."""
+    if device not in _COMPILERS:
+        return ""
+    variable, *names = _COMPILERS[device]
+    named = environ.get(variable, "").split()[:1]  # it may hold options too
+    path = environ.get("PATH")
+    if not any(shutil.which(name, path=path) for name in named or names):
+        return f"compiler ({' or '.join(named or names)})"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        return "Python.h"
+    if device == "cuda" and find_spec("triton") is None:
+        return "triton"
+    return ""
