@@ -231,7 +231,9 @@ def _completed(read: Settings, inspected: _Inspected) -> tuple[RunSpec, dict[str
         values["max_train_steps"] = steps.steps_of(epochs, spec, examples, world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} images"
     spec = spec.model_copy(update=values)
-    if (compiled := compilation.choose(spec, topology, compile_tools.lacking(found.type))).value != spec.compile:
+    if (
+        compiled := compilation.choose(spec, topology, compile_tools.lacking(found.type))
+    ).value != spec.compile:
         sources["compile"] = f"auto: {compiled.reason}"
         spec = spec.model_copy(update={"compile": compiled.value})
     return spec, sources

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from sdjob import rank_output
 from sdjob.exit_codes import ExitCode
+from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings import flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.runtime import errors, exit_note, heartbeat, stop, store_port
+from sdtrain.runtime import compile_caches, errors, exit_note, heartbeat, stop, store_port
 from sdtrain.runtime.parents import Parents
 from sdtrain.runtime.stop import Stopped
 
@@ -49,6 +51,8 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
     # These libraries' advice is meant for their direct users; preflight checks what matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if reason := compile_caches.use(spec, OutputLayout(Path(spec.output_dir)), os.environ):
+        print(f"compiled code is not kept for the next start: {reason}", flush=True)
     listener = store_port.reserved()
     with heartbeat.working("import"):
         import torch

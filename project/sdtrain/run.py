@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
-
-from torch import nn
 
 from sdjob import writing
 from sdjob.formatting import counted
@@ -25,12 +22,10 @@ from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.checkpoint.start_point import ResumePoint
 from sdtrain.context import RunContext
 from sdtrain.data.examples import prepare_examples
-from sdtrain.data.streams import StreamSet
 from sdtrain.data.training_images import TrainingImages
 from sdtrain.export import export, model_card
 from sdtrain.loop import train_steps
 from sdtrain.model import attention, check_tensors, compilation, convert, load
-from sdtrain.model.compilation import LossFunction
 from sdtrain.objective import diffusion
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
@@ -81,7 +76,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     # The inputs are known to be good by now: only now may the files of an earlier run be moved aside.
     world.from_main(lambda: start_point.take_over(context.layout, start))
     examples = prepare_examples(context, parts, streams)
-    loss_of = _compiled(context, trainable_model, examples)
+    loss_of = compilation.compiled(diffusion.loss_of, trainable_model, spec, examples.num_sizes)
     strategy = strategies.create(spec, world.device)
     encoders = parts.text_encoders if spec.train_text_encoder else ()
     strategy.prepare(trainable_model, optim_spec(spec, parts.architecture.facts.denoiser, encoders))
@@ -120,14 +115,6 @@ def _load_parts(context: RunContext, model: PipelineFolder) -> Parts:
         found = f"PyTorch has no fused attention for {parts.dtype} on this device"
         world.say(f"warning: {found}; mixed_precision=bf16 may help")
     return parts
-
-
-def _compiled(context: RunContext, model: nn.Module, examples: StreamSet) -> LossFunction:
-    """The loss function of the run, compiled where its settings say so."""
-    spec, world = context.spec, context.world
-    if reason := compilation.use_caches(spec, context.layout, os.environ):
-        world.say(f"compiled code is not kept for the next start: {reason}")
-    return compilation.compiled(diffusion.loss_of, model, spec, examples.num_sizes)
 
 
 def _train(training: Training, start: ResumePoint | None, facts: dict[str, str]) -> Outcome:

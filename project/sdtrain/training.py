@@ -14,8 +14,8 @@ from sdtrain.context import RunContext
 from sdtrain.data.sampling import BatchShape
 from sdtrain.data.streams import StreamSet
 from sdtrain.model.compilation import LossFunction
-from sdtrain.optim.ema import Ema
 from sdtrain.objective.diffusion import loss_of
+from sdtrain.optim.ema import Ema
 from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime.distributed import World
 from sdtrain.strategies.base import Strategy

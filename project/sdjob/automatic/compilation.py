@@ -50,7 +50,9 @@ def problems(spec: RunSpec, topology: Topology, lacking: str) -> Iterator[Proble
         remedy = f"{_INSTALL.get(lacking, _INSTALL[''])}, or use compile=off."
         yield no_hardware("compile", f"{wanted}, and this machine has no {lacking}", remedy)
     if plugin.package:
-        remedy = "That plugin moves weights during the forward pass: use compile=off, or plugin=torch_ddp or fsdp."
+        remedy = (
+            "That plugin moves weights during the forward pass: use compile=off, or plugin=torch_ddp or fsdp."
+        )
         yield bad_setting("compile", f"{wanted} with plugin={spec.plugin}", remedy)
     elif spec.use_dora:
         remedy = "peft's DoRA cannot be compiled: use compile=off, or a LoRA without use_dora."

@@ -6,23 +6,18 @@ convolutions (channels last) itself.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.runtime import heartbeat
 
-_INDUCTOR, _TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that reuse the memory of results
 
 # The loss of a batch, []: see objective.diffusion.loss_of.
@@ -68,7 +63,7 @@ def _compile_in_training(block: nn.Module, options: dict[str, Any]) -> None:
     def forward(*arguments: Any, **named: Any) -> Any:
         return (whole if block.training else eager)(*arguments, **named)
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 def _allow_graphs(needed: int) -> None:
@@ -78,6 +73,7 @@ def _allow_graphs(needed: int) -> None:
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, needed)
     config.fail_on_recompile_limit_hit = True
     config.optimize_ddp = False  # it would split graphs
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a")  # meant for developers
 
 
 class CompileTime:
@@ -114,39 +110,3 @@ class CompileTime:
 
     def _add(self, since: float) -> None:
         self.seconds += time.perf_counter() - since
-
-
-# --- caches ------------------------------------------------------------------------------------------
-
-
-def use_caches(spec: RunSpec, layout: OutputLayout, environ: MutableMapping[str, str]) -> str:
-    """Set where compiled code is kept for the next start; returns why it is not kept. What the user set stays."""
-    if spec.compile == "off" or _INDUCTOR in environ:
-        return ""
-    folder = layout.cache(spec.cache_dir) / "compiled"
-    layout.make(folder) if folder.is_relative_to(layout.root) else folder.mkdir(parents=True, exist_ok=True)
-    if reason := _unusable(folder):
-        folder = Path(tempfile.mkdtemp(prefix="compiled-"))
-    environ[_INDUCTOR] = str(folder / "inductor")
-    environ.setdefault(_TRITON, str(folder / "triton"))
-    return reason
-
-
-def _unusable(folder: Path) -> str:
-    """Why a folder cannot hold code that is loaded again; empty: it can."""
-    about = folder.stat()
-    if about.st_uid != os.geteuid() or about.st_mode & 0o002:
-        return f"{folder} can be written by others, and code is loaded from there"
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-        return f"{folder} is mounted noexec"
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        finally:
-            os.close(descriptor)
-    except BlockingIOError:
-        return ""
-    except OSError as error:
-        return f"{folder} has no file locks ({error.strerror})"
-    return ""

@@ -1,0 +1,286 @@
+"""Compiled training: the same losses and gradients, one graph a shape, and what is measured and kept."""
+
+import contextlib
+import functools
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.testing import CompileCounter
+
+from sdjob.model.pipeline import find_pipeline
+from sdjob.settings.run_spec import RunSpec
+from sdtrain.architectures import ARCHITECTURES
+from sdtrain.model import compilation, load
+from sdtrain.model.compilation import CompileTime
+from sdtrain.model.trainable_model import TrainableModel
+from sdtrain.objective import diffusion
+from sdtrain.objective.diffusion import Noised, loss_of
+from sdtrain.runtime import heartbeat
+from sdtrain.tools import synthetic
+from tests.support.worker import losses
+
+
+@pytest.fixture(autouse=True)
+def unchanged():
+    """No graphs, limits or folders of another test."""
+    caches = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ[name] for name in caches if name in os.environ}
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        yield
+    torch._dynamo.reset()
+    for name in caches:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
+def spec(**values):
+    given = {"compile": "whole", "train_batch_size": 2, "resolution": 32, "mixed_precision": "no", **values}
+    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **given)
+
+
+class Small(nn.Module):
+    """As many blocks as layers, in a list, as a denoiser has."""
+
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__()
+        self.unet = nn.Module()
+        self.unet.blocks = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)) for _ in range(layers)
+        )
+
+    def forward(self, latents, timesteps, conditioning):
+        for block in self.unet.blocks:
+            latents = latents + block(latents).tanh()
+        return latents
+
+
+def batch_of(size: int) -> Noised:
+    noise = torch.Generator().manual_seed(size)
+    latents, target = (torch.randn(2, 4, size, size, generator=noise) for _ in range(2))
+    return Noised(latents, torch.zeros(2, dtype=torch.long), {}, target, torch.ones(2), (2,), (1.0,))
+
+
+def gradients(loss, model, batch):
+    model.zero_grad()
+    value = loss(model, batch)
+    torch.autograd.backward(value)
+    return value.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+    """To within this fraction of the largest gradient, since some are zero but for rounding."""
+    assert float((found[0] - wanted[0]).abs()) <= tolerance * float(wanted[0])
+    most = max(float(grad.abs().max()) for grad in wanted[1].values())
+    assert found[1].keys() == wanted[1].keys()
+    for name, grad in wanted[1].items():
+        assert float((found[1][name] - grad).abs().max()) <= tolerance * most, name
+
+
+# --- by Inductor -------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_inductor_gives_the_losses_and_gradients_of_eager_execution(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model, batch = Small(1), batch_of(4)
+    wanted = gradients(loss_of, model, batch)
+    compiled = compilation.compiled(loss_of, model, spec(), 1)
+    assert_close(gradients(compiled, model, batch), wanted)
+    assert list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+@pytest.mark.parametrize(
+    "values", [{}, {"gradient_checkpointing": True}, {"lora_rank": 4}], ids=["full", "checkpointing", "lora"]
+)
+def test_inductor_on_a_whole_denoiser(eps_model, xl_model, values, how):
+    asked = spec(compile=how, **values)
+    for folder in (eps_model, xl_model) if how == "blocks" else (eps_model,):
+        torch._dynamo.reset()
+        model, batch = tiny(folder, asked)
+        wanted = gradients(loss_of, model, batch)
+        assert_close(gradients(compilation.compiled(loss_of, model, asked, 1), model, batch), wanted)
+
+
+def tiny(folder, asked):
+    lora, encoders = asked.lora_rank > 0, asked.train_text_encoder
+    pipeline = find_pipeline(folder, None, allow_pickle=False)
+    parts = load.load(
+        pipeline,
+        "no",
+        torch.device("cpu"),
+        allow_pickle=False,
+        lora=lora,
+        train_text_encoder=encoders,
+    )
+    (batch,) = next(synthetic.batches(2, 32, 0))
+    if parts.architecture.takes_sizes:
+        batch = replace(batch, time_ids=torch.tensor([[32, 32, 0, 0, 32, 32]] * 2))
+    return load.make_trainable(parts, asked), diffusion.noised(parts, (batch,), asked)
+
+
+# --- graphs ------------------------------------------------------------------------------------------
+
+
+def test_a_graph_for_each_size_and_none_for_more_steps():
+    counter = CompileCounter()
+    model = Small()
+    compiled = compilation.compiled(loss_of, model, spec(), 10, backend=counter)
+    for size in (*range(2, 12), *range(2, 12)):
+        gradients(compiled, model, batch_of(size))
+    assert counter.frame_count == 10
+
+
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+def test_more_sizes_than_expected_are_an_error_and_not_eager_execution(how):
+    model = Small(1)
+    compiled = compilation.compiled(loss_of, model, spec(compile=how), 1, backend="eager")
+    with pytest.raises(FailOnRecompileLimitHit):
+        for size in range(2, 12):
+            compiled(model, batch_of(size))
+
+
+def test_blocks_are_compiled_in_training_only():
+    counter = CompileCounter()
+    model = Small()
+    compiled = compilation.compiled(loss_of, model, spec(compile="blocks"), 1, backend=counter)
+    assert compiled is loss_of
+    gradients(compiled, model, batch_of(4))
+    frames = counter.frame_count
+    assert frames >= 1
+    model.eval()
+    for size in (2, 3, 5):
+        compiled(model, batch_of(size))
+    assert counter.frame_count == frames
+
+
+def test_a_graph_break_is_an_error():
+    class Printing(Small):
+        def forward(self, latents, timesteps, conditioning):
+            torch._dynamo.graph_break()
+            return super().forward(latents, timesteps, conditioning)
+
+    model = Printing()
+    compiled = compilation.compiled(loss_of, model, spec(), 1, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(model, batch_of(2))
+
+
+MODELS = {
+    "sd14": "StableDiffusionPipeline",
+    "sd21": "StableDiffusionPipeline",
+    "xl": "StableDiffusionXLPipeline",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["full", "checkpointing", "lora"])
+def test_the_step_of_real_sizes_is_one_graph(name, kind):
+    """Without memory for weights, on the meta device."""
+    asked = spec(gradient_checkpointing=kind == "checkpointing", lora_rank=4 if kind == "lora" else 0)
+    config = json.loads((synthetic._CONFIGS / CONFIGS[name] / "unet/config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+        if asked.lora_rank:
+            from peft import LoraConfig
+
+            targets = ["to_k", "to_q", "to_v", "to_out.0"]
+            unet.requires_grad_(False).add_adapter(LoraConfig(r=4, target_modules=targets))
+        latents, timesteps = torch.zeros(2, 4, 64, 64), torch.zeros(2, dtype=torch.long)
+        conditioning = {"hidden_states": torch.zeros(2, 77, config["cross_attention_dim"])}
+        if name == "xl":
+            conditioning |= {"text_embeds": torch.zeros(2, 1280), "time_ids": torch.zeros(2, 6)}
+        batch = Noised(latents, timesteps, conditioning, latents, torch.ones(2), (2,), (1.0,))
+    if asked.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    model = TrainableModel(ARCHITECTURES[MODELS[name]], unet).train()
+    found = torch._dynamo.explain(loss_of)(model, batch)
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+CONFIGS = {"sd14": "stable_diffusion_1", "sd21": "stable_diffusion_2", "xl": "stable_diffusion_xl"}
+
+
+# --- runs --------------------------------------------------------------------------------------------
+
+PRIOR = {
+    "recipe": "dreambooth",
+    "with_prior_preservation": True,
+    "class_prompt": "a cross",
+    "num_class_images": 4,
+}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Everything but the generation of code, which takes minutes on a CPU."""
+    compiled = functools.partial(compilation.compiled, backend="eager")
+    monkeypatch.setattr(compilation, "compiled", compiled)
+
+
+def test_a_compiled_run_gives_the_same_losses_and_resumes_exactly(train, of_class, traced):
+    given = {**PRIOR, "class_data_dir": of_class, "gradient_checkpointing": True, "skip_steps": 0}
+    images = {"validation_prompts": ["a cross"], "num_validation_images": 1}
+    wanted = train("eager", **given, max_train_steps=4, compile="off")
+    found = train("compiled", **given, **images, max_train_steps=2, compile="whole")
+    report = json.loads((found / "report.json").read_text())
+    assert report["compile"] == "whole"
+    assert 0 < report["compile_seconds"] < report["seconds_of_this_start"]
+    assert 1 / report["steps_per_second"] < report["compile_seconds"]
+    train("compiled", **given, **images, max_train_steps=4, compile="whole")
+    assert losses(found) == losses(wanted)
+    name = "checkpoint/unet/diffusion_pytorch_model.safetensors"
+    weights, others = load_file(found / name), load_file(wanted / name)
+    assert all((weights[key] == others[key]).all() for key in others)
+
+
+@pytest.mark.parametrize("plugin", ["torch_ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+def test_blocks_on_two_ranks_give_the_losses_of_one_process(train, traced, plugin):
+    wanted = train("eager", train_batch_size=2, compile="off")
+    found = train("blocks", ranks=2, plugin=plugin, compile="blocks")
+    assert losses(found) == pytest.approx(losses(wanted), rel=1e-5)
+    assert json.loads((found / "report.json").read_text())["compile_seconds"] > 0
+
+
+def test_compilation_by_name_is_refused_without_a_compiler(train, monkeypatch, capfd):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    train(code=69, compile="whole")
+    assert "compile" in (error := capfd.readouterr().err)
+    assert "apt-get install gcc g++, or use compile=off" in error
+
+
+# --- time --------------------------------------------------------------------------------------------
+
+
+def test_compile_time_is_a_stage_of_its_own_and_not_of_the_steps(monkeypatch):
+    events = []
+
+    @contextlib.contextmanager
+    def noted(name, **options):
+        events.append(name)
+        yield
+        events.append(f"end of {name}")
+
+    monkeypatch.setattr(heartbeat, "working", noted)
+    model, time = Small(), CompileTime()
+    compiled = compilation.compiled(loss_of, model, spec(), 1, backend="aot_eager")
+    with time.measured(spec(), lambda: noted("pause")):
+        gradients(compiled, model, batch_of(4))
+        first = time.seconds
+        assert first > 0
+        gradients(compiled, model, batch_of(4))
+    assert time.seconds == first
+    assert events[:4] == ["pause", "compile", "end of compile", "end of pause"]
+    count = len(events)
+    gradients(compiled, model, batch_of(5))
+    assert len(events) == count  # not measured any more
