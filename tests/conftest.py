@@ -16,7 +16,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also what makes forking ranks safe: no thread pool
 
 # Set by libraries when they are first imported.
-_SET_BY_IMPORTS = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TORCH_", "KMP_", "TF_", "TRITON_", "CUDA_", "GRPC_")
+_SET_BY_IMPORTS = (
+    "PYTEST_",
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "TORCH_",
+    "KMP_",
+    "TF_",
+    "TRITON_",
+    "CUDA_",
+    "GRPC_",
+)
 
 
 @pytest.fixture(autouse=True)

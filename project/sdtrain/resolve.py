@@ -60,21 +60,25 @@ def _dataset(spec: RunSpec, path: str | None) -> DatasetInfo:
 
 def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
     """Replace `auto` and epochs by values; raises JobError if the run is not possible on these devices."""
-    topology = devices.topology(world.device_type, world.size)
-    spec = spec.model_copy(
-        update={
-            "device": world.device_type.name,
-            "max_train_steps": num_steps(spec, world, inputs),
-            "mixed_precision": compatibility.resolve_precision(spec, topology),
-            "weights_dtype": weights_dtype.choose(spec, topology).value,
-        }
-    )
-    lacking = compile_tools.lacking(topology.device)
-    problems = [*compatibility.problems(spec, topology), *compilation.problems(spec, topology, lacking)]
-    spec = spec.model_copy(update={"compile": compilation.choose(spec, topology, lacking).value})
+    spec = spec.model_copy(update={"max_train_steps": num_steps(spec, world, inputs)})
+    spec, problems = for_devices(spec, world)
     if problems := [*problems, *part_compatibility.setting_problems(spec, inputs.model)]:
         raise JobError(problems)
     return spec
+
+
+def for_devices(spec: RunSpec, world: World) -> tuple[RunSpec, list[Problem]]:
+    """The settings with what only these devices decide, and why they cannot run here."""
+    topology = devices.topology(world.device_type, world.size)
+    lacking = compile_tools.lacking(topology.device)
+    problems = [*compatibility.problems(spec, topology), *compilation.problems(spec, topology, lacking)]
+    found = {
+        "device": world.device_type.name,
+        "mixed_precision": compatibility.resolve_precision(spec, topology),
+        "weights_dtype": weights_dtype.choose(spec, topology).value,
+        "compile": compilation.choose(spec, topology, lacking).value,
+    }
+    return spec.model_copy(update=found), problems
 
 
 def num_steps(spec: RunSpec, world: World, inputs: Inputs, state: TrainState | None = None) -> int:

@@ -21,7 +21,7 @@ def lacking(device: str, environ: Mapping[str, str] = os.environ) -> str:
     path = environ.get("PATH")
     if not any(shutil.which(name, path=path) for name in named or names):
         return f"compiler ({' or '.join(named or names)})"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+    if not os.access(Path(sysconfig.get_paths()["include"], "Python.h"), os.R_OK):
         return "Python.h"
     if device == "cuda" and find_spec("triton") is None:
         return "triton"

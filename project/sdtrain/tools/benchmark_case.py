@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from sdjob.automatic import weights_dtype
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError
-from sdjob.settings import compatibility, flags
+from sdjob.settings import flags
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
-from sdtrain import strategies
+from sdtrain import resolve, strategies
 from sdtrain.data.loader import on_device
 from sdtrain.loop import gradients
-from sdtrain.model import attention, load
+from sdtrain.model import attention, compilation, load
+from sdtrain.objective import diffusion
 from sdtrain.optim.ema import Ema
 from sdtrain.reporting.stopwatch import Stopwatch
 from sdtrain.runtime import devices, errors
@@ -51,17 +51,14 @@ def main(arguments: list[str]) -> int:
 
 def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     """images/s per device = global batch / time per step / devices, without the first steps. Collective."""
-    topology = devices.topology(world.device_type, world.size)
-    precision = compatibility.resolve_precision(spec, topology)
-    weights = weights_dtype.choose(spec, topology).value
-    found = {"mixed_precision": precision, "weights_dtype": weights, "device": world.device_type.name}
-    spec = spec.model_copy(update=found)
-    if problems := compatibility.problems(spec, topology):
+    spec, problems = resolve.for_devices(spec, world)
+    if problems:
         raise JobError(problems)
-    parts = synthetic.parts(model, precision, world.device, lora=spec.lora_rank > 0)
+    parts = synthetic.parts(model, spec.mixed_precision, world.device, lora=spec.lora_rank > 0)
     attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
     strategy = strategies.create(spec, world.device)
     trainable = load.make_trainable(parts, spec)
+    loss_of = compilation.compiled(diffusion.loss_of, trainable, spec, sizes=1)
     strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     batches = synthetic.batches(parts, spec, world.rank)
@@ -69,13 +66,14 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
         batches = synthetic.cached(batches, parts)
     batches = on_device(batches, world.device)
     loss = torch.full((), math.nan)
-    watch = Stopwatch(world.device, spec.skip_steps)
-    for _ in range(spec.max_train_steps):
-        loss = [loss for _, loss in gradients(strategy, parts, spec, batches)][-1]
-        strategy.step(1.0)
-        if ema:
-            ema.update(strategy.masters())
-        watch.step()
+    watch, compile_time = Stopwatch(world.device, spec.skip_steps), compilation.CompileTime()
+    with compile_time.measured(spec, watch.paused):
+        for _ in range(spec.max_train_steps):
+            loss = [loss for _, loss in gradients(strategy, parts, spec, batches, loss_of)][-1]
+            strategy.step(1.0)
+            if ema:
+                ema.update(strategy.masters())
+            watch.step()
     watch.pause()
     final_loss = float(world.mean(loss))
     if not math.isfinite(final_loss):
@@ -83,11 +81,12 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     seconds_per_step = max(world.gather(1 / (watch.steps_per_second or math.nan)))
     return {
         "devices": world.size,
-        "precision": precision,
+        "precision": spec.mixed_precision,
         "seconds_per_step": seconds_per_step,
         "images_per_second": spec.train_batch_size * spec.gradient_accumulation_steps / seconds_per_step,
         "peak_memory_bytes": max(world.gather(devices.peak_memory(world.device))),
         "final_loss": final_loss,
+        "compile_seconds": max(world.gather(compile_time.seconds)),
         "attention": attention.running(spec.attention, parts.denoiser, world.device, parts.dtype),
     }
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import os
-from dataclasses import replace
 
 import pytest
 import torch
@@ -98,17 +97,24 @@ def test_inductor_gives_the_losses_and_gradients_of_eager_execution(tmp_path, mo
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["whole", "blocks"])
 @pytest.mark.parametrize(
     "values", [{}, {"gradient_checkpointing": True}, {"lora_rank": 4}], ids=["full", "checkpointing", "lora"]
 )
-def test_inductor_on_a_whole_denoiser(eps_model, xl_model, values, how):
-    asked = spec(compile=how, **values)
-    for folder in (eps_model, xl_model) if how == "blocks" else (eps_model,):
-        torch._dynamo.reset()
-        model, batch = tiny(folder, asked)
-        wanted = gradients(loss_of, model, batch)
-        assert_close(gradients(compilation.compiled(loss_of, model, asked, 1), model, batch), wanted)
+@pytest.mark.parametrize("kind", ["eps_model", "xl_model"])
+def test_inductor_on_the_blocks_of_a_denoiser(request, kind, values):
+    asked = spec(compile="blocks", **values)
+    model, batch = tiny(request.getfixturevalue(kind), asked)
+    wanted = gradients(loss_of, model, batch)
+    assert_close(gradients(compilation.compiled(loss_of, model, asked, 1), model, batch), wanted)
+
+
+def test_a_whole_forward_pass_is_one_graph_with_the_same_gradients(xl_model):
+    """By autograd's and dynamo's part of the compiler."""
+    asked = spec(lora_rank=2)
+    model, batch = tiny(xl_model, asked)
+    wanted = gradients(loss_of, model, batch)
+    compiled = compilation.compiled(loss_of, model, asked, 1, backend="aot_eager")
+    assert_close(gradients(compiled, model, batch), wanted)
 
 
 def tiny(folder, asked):
@@ -122,10 +128,8 @@ def tiny(folder, asked):
         lora=lora,
         train_text_encoder=encoders,
     )
-    (batch,) = next(synthetic.batches(2, 32, 0))
-    if parts.architecture.takes_sizes:
-        batch = replace(batch, time_ids=torch.tensor([[32, 32, 0, 0, 32, 32]] * 2))
-    return load.make_trainable(parts, asked), diffusion.noised(parts, (batch,), asked)
+    batch = next(synthetic.batches(parts, asked, 0))
+    return load.make_trainable(parts, asked), diffusion.noised(parts, batch, asked)
 
 
 # --- graphs ------------------------------------------------------------------------------------------
@@ -232,12 +236,12 @@ def test_a_compiled_run_gives_the_same_losses_and_resumes_exactly(train, of_clas
     given = {**PRIOR, "class_data_dir": of_class, "gradient_checkpointing": True, "skip_steps": 0}
     images = {"validation_prompts": ["a cross"], "num_validation_images": 1}
     wanted = train("eager", **given, max_train_steps=4, compile="off")
-    found = train("compiled", **given, **images, max_train_steps=2, compile="whole")
+    found = train("compiled", **given, **images, max_train_steps=2, compile="blocks")
     report = json.loads((found / "report.json").read_text())
-    assert report["compile"] == "whole"
+    assert report["compile"] == "blocks"
     assert 0 < report["compile_seconds"] < report["seconds_of_this_start"]
     assert 1 / report["steps_per_second"] < report["compile_seconds"]
-    train("compiled", **given, **images, max_train_steps=4, compile="whole")
+    train("compiled", **given, **images, max_train_steps=4, compile="blocks")
     assert losses(found) == losses(wanted)
     name = "checkpoint/unet/diffusion_pytorch_model.safetensors"
     weights, others = load_file(found / name), load_file(wanted / name)
@@ -254,7 +258,7 @@ def test_blocks_on_two_ranks_give_the_losses_of_one_process(train, traced, plugi
 
 def test_compilation_by_name_is_refused_without_a_compiler(train, monkeypatch, capfd):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    train(code=69, compile="whole")
+    train(code=69, compile="blocks")
     assert "compile" in (error := capfd.readouterr().err)
     assert "apt-get install gcc g++, or use compile=off" in error
 

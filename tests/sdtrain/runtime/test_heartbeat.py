@@ -82,7 +82,7 @@ def test_a_stage_that_only_waits_is_not_alive(beats, monkeypatch):
     """As where a mount does not answer any more."""
     looks = itertools.chain([(1.0, 0), (1.01, 500), (1.02, 1000)], itertools.repeat((1.03, 1500)))
     monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(heartbeat, "_work", lambda: next(looks))
+    monkeypatch.setattr(heartbeat, "_work", lambda children: next(looks))
     with heartbeat.working("load"):
         assert not beats(0.3)
 
