@@ -177,7 +177,6 @@ COMBINATIONS = [
     wrong(64, "class_prompt", with_prior_preservation="1"),
     wrong(64, "xformers on a CPU", attention="xformers"),
     wrong(64, "whole with device=cpu", "use compile=blocks", compile="whole"),
-    wrong(69, "no compiler (nothing)", "apt-get install gcc g++", compile="blocks", CXX="nothing"),
     wrong(64, "mixed_precision", "no fast fp16", mixed_precision="fp16"),
     wrong(64, "plugin=torch_ddp_fp16", plugin="torch_ddp_fp16", mixed_precision="bf16"),
     wrong(64, "none with 2 processes", plugin="none", NPROC_PER_NODE="2"),

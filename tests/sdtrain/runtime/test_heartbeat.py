@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 
 import pyarrow as pa
@@ -76,6 +78,18 @@ def test_a_stage_without_reports_is_alive_while_it_computes_or_reads(beats, monk
         assert beats(20, large.read_bytes)
         assert Heartbeat.read(tmp_path, 0).stage == "load"
     assert not beats(0.5, computed)
+
+
+def test_a_compilation_is_alive_while_a_compiler_computes(beats, monkeypatch):
+    monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN_LOOKS", 0.2)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as compiler:
+        try:
+            with heartbeat.working("compile", children=True):
+                assert beats(20)
+            with heartbeat.working("load"):
+                assert not beats(1)
+        finally:
+            compiler.kill()
 
 
 def test_a_stage_that_only_waits_is_not_alive(beats, monkeypatch):
