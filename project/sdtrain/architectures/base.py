@@ -42,7 +42,7 @@ class Architecture(Protocol):
 
     @property
     def pipeline(self) -> Any:
-        """The pipeline class of diffusers, which also knows the layout of a LoRA."""
+        """The pipeline class of diffusers, which also knows the layout of a LoRA; imported when it is asked for."""
 
     @property
     def takes_sizes(self) -> bool:

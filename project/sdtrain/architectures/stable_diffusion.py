@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
 from torch import nn
 
@@ -22,12 +21,17 @@ class StableDiffusion:
     """Rombach et al. 2022, arXiv:2112.10752."""
 
     facts = STABLE_DIFFUSION
-    pipeline = StableDiffusionPipeline
     takes_sizes = False
     schedulers = staticmethod(ddpm.schedulers)
     token_ids = staticmethod(tokenize.clip_token_ids)
     length_warnings = staticmethod(tokenize.length_warnings)
     original_names = staticmethod(partial(key_names.original_tensors, STABLE_DIFFUSION.original_layout or ""))
+
+    @property
+    def pipeline(self) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline
 
     def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
         """`hidden_states` [B, chunks × 77, width], from ids [B, chunks, 77]; each chunk is encoded by itself."""
@@ -45,7 +49,7 @@ class StableDiffusion:
         return prediction
 
     def assemble(self, parts: Parts) -> Any:
-        pipeline = StableDiffusionPipeline(
+        pipeline = self.pipeline(
             **parts.components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
         pipeline.set_progress_bar_config(disable=True)

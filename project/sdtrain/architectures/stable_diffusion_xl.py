@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 from torch import nn
 
@@ -22,7 +21,6 @@ class StableDiffusionXL:
     """Podell et al. 2023, arXiv:2307.01952, sections 2.1 and 2.2."""
 
     facts = STABLE_DIFFUSION_XL
-    pipeline = StableDiffusionXLPipeline
     takes_sizes = True
     schedulers = staticmethod(ddpm.schedulers)
     token_ids = staticmethod(tokenize.clip_token_ids)
@@ -30,6 +28,12 @@ class StableDiffusionXL:
     original_names = staticmethod(
         partial(key_names.original_tensors, STABLE_DIFFUSION_XL.original_layout or "")
     )
+
+    @property
+    def pipeline(self) -> Any:
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline
 
     def encode(self, encoders: Mapping[str, nn.Module], token_ids: Conditioning) -> Conditioning:
         """`hidden_states` [B, chunks × 77, widths]: the penultimate layers of both encoders side by side, from ids
@@ -58,7 +62,7 @@ class StableDiffusionXL:
         return prediction
 
     def assemble(self, parts: Parts) -> Any:
-        pipeline = StableDiffusionXLPipeline(**parts.components, add_watermarker=False)
+        pipeline = self.pipeline(**parts.components, add_watermarker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -7,11 +7,9 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sdjob.model import key_names
@@ -27,6 +25,9 @@ from sdtrain.export import webui
 from sdtrain.model.lora import in_files
 from sdtrain.model.trainable_model import part_of
 from sdtrain.runtime import heartbeat
+
+if TYPE_CHECKING:  # takes long to import, and most runs have no LoRA
+    from peft import LoraConfig
 
 Weights = dict[str, torch.Tensor]
 
@@ -92,6 +93,8 @@ def _write_lora(folder: Path, parts: Parts, trained: Mapping[str, Weights], spec
     The former by PEFT's names (lora_A, lora_B), which diffusers reads since 0.22. Its converter to older names
     (lora.down, lora.up) knows attention layers only; of a file with both, it does not load the attention.
     """
+    from peft.utils import get_peft_model_state_dict
+
     facts, arguments = parts.architecture.facts, dict[str, Any]()
     kohya: Weights = {}
     for name, weights in trained.items():

@@ -17,9 +17,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors.torch import load_file, save_file
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sdjob.files import shown
 from sdjob.model import key_names, torch_zip, vae
@@ -180,6 +178,8 @@ def _update(file: Path, values: Mapping[str, Any]) -> None:
 
 def _write_clip_vocabulary(folder: Path) -> None:
     """OpenAI's merges, and the tokens that follow from them: bytes, bytes that end a word, merged pairs."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     merges = gzip.decompress(_MERGES.read_bytes()).decode().splitlines()
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(pair.replace(" ", "") for pair in merges)]
@@ -220,6 +220,8 @@ def _write_weights(
 
 def _converted(name: str, part: Part, weights: Weights, configs: Path) -> torch.nn.Module:
     """A part with its weights in their own type, by diffusers' converters."""
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
     dtypes = (_DTYPES[tensor.dtype] for tensor in part.tensors.values() if tensor.dtype in _DTYPES)
     settings: dict[str, Any] = {
         "config": str(configs),

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,6 +18,9 @@ from sdjob.model import key_names, trainable, weights
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
+
+if TYPE_CHECKING:  # takes long to import, and most runs have no LoRA
+    from peft import LoraConfig
 
 ADAPTER = "default"
 _METADATA = "lora_adapter_metadata"  # of diffusers: the configs of peft, as JSON
@@ -64,6 +66,8 @@ def in_files(parts: Parts, part: str, name: str) -> str:
 
 
 def _config(spec: RunSpec, layers: Sequence[str], idle: Sequence[str]) -> LoraConfig:
+    from peft import LoraConfig
+
     return LoraConfig(
         r=spec.lora_rank,
         lora_alpha=spec.lora_scale_alpha,
