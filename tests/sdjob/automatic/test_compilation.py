@@ -19,10 +19,10 @@ def spec(**values):
 @pytest.mark.parametrize(
     ("values", "topology", "lacking", "choice"),
     [
-        ({}, GPU, "", ("whole", "one CUDA device")),
-        ({}, GPUS, "", ("blocks", "8 CUDA devices")),
-        ({"plugin": "fsdp"}, GPU, "", ("blocks", "shards or text encoders")),
-        ({"train_text_encoder": True}, GPU, "", ("blocks", "shards or text encoders")),
+        ({}, GPU, "", ("blocks", "CUDA, 1000 forward passes")),
+        ({}, GPUS, "", ("blocks", "CUDA, 1000 forward passes")),
+        ({"plugin": "fsdp"}, GPU, "", ("blocks", "CUDA, 1000 forward passes")),
+        ({"train_text_encoder": True}, GPU, "", ("blocks", "CUDA, 1000 forward passes")),
         ({}, CPU, "", ("off", "a CPU")),
         ({}, Topology("npu", 1), "", ("off", "not used on npu")),
         ({}, GPU, "Python.h", ("off", "no Python.h")),
@@ -31,7 +31,7 @@ def spec(**values):
             {"max_train_steps": 400, "gradient_accumulation_steps": 3},
             GPU,
             "",
-            ("whole", "one CUDA device"),
+            ("blocks", "CUDA, 1200 forward passes"),
         ),
         ({"plugin": "gemini"}, GPUS, "", ("off", "plugin=gemini")),
         ({"lora_rank": 4, "use_dora": True}, GPU, "", ("off", "use_dora=1")),
