@@ -185,6 +185,8 @@ OTHER_KEYS = {
     "device_name",
     "attention",
     "attention_backend",
+    "compile",
+    "compile_seconds",
     "finished",
     "seconds",
     "seconds_of_this_start",

@@ -76,6 +76,8 @@ def _not_whole(spec: RunSpec, topology: Topology) -> tuple[str, str] | None:
         return f"{topology.world_size} processes", remedy
     if PLUGINS[spec.plugin].shards:
         return f"plugin={spec.plugin}", "Weights are gathered block by block"
+    if spec.lora_dropout:
+        return f"lora_dropout={spec.lora_dropout:g}", "Its gradients cannot be compared with eager execution"
     if spec.train_text_encoder:
         return "train_text_encoder on", "A whole forward pass is compiled with frozen text encoders only"
     return None

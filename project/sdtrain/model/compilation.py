@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdjob.problems import JobError, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.runtime import heartbeat
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # the modes that reuse the memory of results
+
+_PROBES = 64  # the smallest trained tensors, such as biases and norms of all layers
+_TOLERANCE = 0.1  # of the norm: bf16 rounds to 0.4 %, and dropped gradients are far beyond
 
 # The loss of a batch, []: see objective.diffusion.loss_of.
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -43,10 +47,39 @@ def compiled(
         for block in found:
             _compile_in_training(block, options)
         return loss_of
-    whole = torch.compile(loss_of, **options)
+    whole = _Proven(torch.compile(loss_of, **options), loss_of)
     if spec.compile_mode in _CUDA_GRAPHS:
         return lambda model, batch: whole(model, batch).clone()
     return whole
+
+
+class _Proven:
+    """A compiled loss function whose first gradients are compared with those of eager execution.
+
+    PyTorch 2.13 compiles a whole U-Net on a CPU so that weights before the first upsampling get no gradient.
+    """
+
+    def __init__(self, compiled: LossFunction, eager: LossFunction) -> None:
+        self._compiled, self._eager = compiled, eager
+        self._is_proven = False
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        if not self._is_proven:
+            self._prove(model, batch)
+            self._is_proven = True
+        return self._compiled(model, batch)
+
+    def _prove(self, model: nn.Module, batch: Any) -> None:
+        trained = sorted((p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel)
+        some = trained[:_PROBES]
+        wanted, found = (
+            torch.cat([grad.flatten().float() for grad in torch.autograd.grad(loss(model, batch), some)])
+            for loss in (self._eager, self._compiled)
+        )
+        error = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+        if not error <= _TOLERANCE:
+            reason = f"gradients differ from those of eager execution by {error:.0%}"
+            raise JobError(no_hardware("compile", f"whole: {reason}", "Use compile=blocks, or compile=off."))
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -69,6 +69,7 @@ def test_auto_is_never_refused(values, lacking, plugin, topology):
         ({}, Topology("mps", 1), "", 69, "whole on device=mps", "use compile=off"),
         ({"compile": "whole"}, CPU, "", 64, "whole with device=cpu", "use compile=blocks"),
         ({}, GPUS, "", 64, "whole with 8 processes", "use compile=blocks"),
+        ({"lora_rank": 4, "lora_dropout": 0.5}, GPU, "", 64, "lora_dropout=0.5", "use compile=blocks"),
         ({"plugin": "fsdp"}, GPU, "", 64, "whole with plugin=fsdp", "use compile=blocks"),
         ({"train_text_encoder": True}, GPU, "", 64, "train_text_encoder on", "use compile=blocks"),
         ({"compile": "blocks", "plugin": "gemini"}, GPUS, "", 64, "blocks with plugin=gemini", "compile=off"),

@@ -14,6 +14,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
 
 from sdjob.model.pipeline import find_pipeline
+from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures import ARCHITECTURES
 from sdtrain.model import compilation, load
@@ -130,6 +131,18 @@ def tiny(folder, asked):
     )
     batch = next(synthetic.batches(parts, asked, 0))
     return load.make_trainable(parts, asked), diffusion.noised(parts, batch, asked)
+
+
+def test_a_compiler_that_drops_gradients_is_refused_before_the_first_step():
+    def halved(model, batch):
+        return loss_of(model, batch) * 0.5
+
+    model, batch = Small(1), batch_of(4)
+    proven = compilation._Proven(halved, loss_of)
+    with pytest.raises(JobError, match="differ from those of eager execution by 50%") as error:
+        proven(model, batch)
+    assert error.value.code == 69
+    assert "compile=blocks" in str(error.value)
 
 
 # --- graphs ------------------------------------------------------------------------------------------
