@@ -74,7 +74,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     context.end_if_stopped()
     # The inputs are known to be good by now: only now may the files of an earlier run be moved aside.
     world.from_main(lambda: start_point.take_over(context.layout, start))
-    examples = prepare_examples(context, parts, streams)
+    examples = prepare_examples(context, model, parts, streams)
     strategy = strategies.create(spec, world.device)
     encoders = parts.text_encoders if spec.train_text_encoder else ()
     strategy.prepare(trainable_model, optim_spec(spec, parts.architecture.facts.denoiser, encoders))
