@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from sdjob.formatting import in_units
-from sdjob.model.pipeline import PipelineFolder
 from sdjob.settings import compatibility
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
@@ -14,6 +14,22 @@ from sdjob.settings.run_spec import RunSpec
 _FP32, _HALF = 4, 2
 _HEADER = 192  # bytes of an entry in the header of its file, about
 _WHERE = {"disk": "on disk", "memory": "in the memory of each process"}
+
+
+class Model(Protocol):
+    """What this has to know of a pipeline: a sdjob.model.pipeline.PipelineFolder."""
+
+    @property
+    def parts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def denoiser(self) -> Any: ...
+
+    @property
+    def architecture(self) -> Any: ...
+
+    @property
+    def latent_factor(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -43,15 +59,13 @@ class CacheEntries:
         return f"{upper} {self.name} × {in_units(self.size)} = {in_units(self.total)} {_WHERE[self.where]}"
 
 
-def cache_entries(
-    spec: RunSpec, model: PipelineFolder, images: int, topology: Topology
-) -> Iterator[CacheEntries]:
+def cache_entries(spec: RunSpec, model: Model, images: int, topology: Topology) -> Iterator[CacheEntries]:
     """The caches that are switched on, for so many training images."""
     every = (latents(spec, model, images, topology), prompts(spec, model, images, topology))
     yield from (entries for entries in every if entries.where in _WHERE)
 
 
-def latents(spec: RunSpec, model: PipelineFolder, images: int, topology: Topology) -> CacheEntries:
+def latents(spec: RunSpec, model: Model, images: int, topology: Topology) -> CacheEntries:
     """The posteriors of all images, and of their mirrored ones."""
     of_class = spec.num_class_images if spec.with_prior_preservation else 0
     count = (images + of_class) * (2 if spec.random_flip else 1)
@@ -60,7 +74,7 @@ def latents(spec: RunSpec, model: PipelineFolder, images: int, topology: Topolog
     return CacheEntries("cache_latents", "latents", spec.cache_latents, count, count, each)
 
 
-def prompts(spec: RunSpec, model: PipelineFolder, images: int, topology: Topology) -> CacheEntries:
+def prompts(spec: RunSpec, model: Model, images: int, topology: Topology) -> CacheEntries:
     """The encodings of all prompts; of captions, some may be equal."""
     least = 1 + spec.with_prior_preservation
     most = images if spec.recipe_facts.reads_captions else least
@@ -70,7 +84,7 @@ def prompts(spec: RunSpec, model: PipelineFolder, images: int, topology: Topolog
     return CacheEntries("cache_text_embeddings", "prompts", where, least + empty, most + empty, each)
 
 
-def batch(spec: RunSpec, model: PipelineFolder | None, topology: Topology) -> int:
+def batch(spec: RunSpec, model: Model | None, topology: Topology) -> int:
     """Bytes of a batch as a loader process gives it: images, or what is cached of them, prompts and noise."""
     images = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
     pixels = 3 * spec.resolution**2  # of one byte
@@ -89,7 +103,7 @@ def _width(spec: RunSpec, topology: Topology) -> int:
     return _FP32 if compatibility.resolve_precision(spec, topology) == "no" else _HALF
 
 
-def _posterior(spec: RunSpec, model: PipelineFolder) -> int:
+def _posterior(spec: RunSpec, model: Model) -> int:
     """Numbers of the latent posterior (mean and logvar) of an image: at least, since a bucket may have fewer pixels
     than the square, by a row of steps along its longer side."""
     side = spec.resolution
@@ -98,7 +112,7 @@ def _posterior(spec: RunSpec, model: PipelineFolder) -> int:
     return 2 * channels * max(0, pixels) // model.latent_factor**2
 
 
-def _conditioning(spec: RunSpec, model: PipelineFolder) -> int:
+def _conditioning(spec: RunSpec, model: Model) -> int:
     """Numbers of the conditioning of a prompt."""
     tokens = spec.prompt_chunks * int(model.parts["text_encoder"].config.get("max_position_embeddings", 77))
     pooled = sum(int(model.parts[name].config.get("projection_dim", 0)) for name in model.architecture.pooled)

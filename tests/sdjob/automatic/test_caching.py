@@ -1,4 +1,7 @@
-"""Tests of caching and choice: whether images and prompts are encoded once, only where that changes nothing, pays and fits."""
+"""Tests of caching and choice: whether images and prompts are encoded once.
+
+Only where that changes nothing, pays and fits.
+"""
 
 from dataclasses import replace
 
