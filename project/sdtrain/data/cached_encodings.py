@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from sdjob.model.vae import encoded_at_once
 from sdjob.problems import Problem
-from sdtrain.architectures.base import Parts, encoded_at_once
+from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets
 from sdtrain.data.cache import Cache, Cached, DiskCache, Made, MemoryCache, fill
