@@ -103,7 +103,7 @@
     const all = [
       ["loss, smoothed", losses.length ? number(latest(smooth(losses, smoothing))) : null],
       ["validation loss", held === null ? null : number(held)],
-      ["speed", speed ? `${number(speed, 3)} images/s` : null],
+      ["images/s", speed ? number(speed, 3) : null],
       ["time per step", Number.isFinite(pace()) ? (pace() < 1 ? `${number(pace() * 1000, 3)} ms` : `${number(pace(), 3)} s`) : null],
       ["learning rate", number(latest(column("learning_rate")), 3)],
       ["peak memory", memory ? bytes(memory) : null],
