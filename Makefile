@@ -8,7 +8,8 @@ SURVIVAL := survival_run
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo demo-intro test test-long test-emit test-s3 test-container test-cluster survival fuzz mutation lock lint format docs clean
+.PHONY: help setup demo demo-intro test test-long test-emit test-s3 test-container test-browser test-cluster survival fuzz \
+  mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
@@ -17,6 +18,7 @@ help:
 	@echo "make test-emit   emitted jobs, read by SkyPilot, Kubeflow's models, kubectl and podman-compose"
 	@echo "make test-s3     uploads to S3: s3fs against moto's server"
 	@echo "make test-container   builds the image and runs it; on Debian as root this installs podman first"
+	@echo "make test-browser   report.html in headless Chromium; on Debian as root this installs it first"
 	@echo "make test-cluster   runs \`emit slurm\` under a real SLURM, and faults between two nodes; on Debian as root this installs SLURM first"
 	@echo "make survival   ends a job in every phase by every cause, and writes docs/survival.md; half an hour"
 	@echo "make fuzz   new contents of every file that is read of others, for FUZZ_SECONDS=120"
@@ -44,7 +46,7 @@ demo-intro:
 	@echo "Nothing is downloaded after step 1, and nothing is opened."
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container --ignore=tests/targets
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container --ignore=tests/targets --ignore=tests/browser
 
 # In an environment of its own, since SkyPilot brings dozens of packages that nothing else needs.
 test-emit: setup
@@ -61,6 +63,11 @@ test-container: setup
 	@PYTHON=$(PYTHON) bash tests/targets/set_up.sh
 	@$(VENV)/bin/python -m pytest --durations=5 $(CONTAINER_TESTS)
 
+test-browser: setup
+	@bash tests/browser/set_up.sh
+	@$(VENV)/bin/python -m pip install --quiet --requirement docker/requirements-browser.txt
+	@$(VENV)/bin/python -m pytest --durations=3 tests/browser
+
 test-cluster: setup
 	@bash tests/cluster/set_up.sh
 	@$(VENV)/bin/python -m pytest --durations=8 -m cluster tests/cluster
@@ -74,7 +81,7 @@ fuzz: setup
 	@PYTHONPATH=project:. PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -W ignore -m tests.fuzz.run
 
 test-long: setup
-	@$(VENV)/bin/python -m pytest -n 2 -m long
+	@$(VENV)/bin/python -m pytest -n 2 -m long --ignore=tests/browser
 
 mutation: setup
 	@$(VENV)/bin/python -m pip install --quiet --requirement docker/requirements-mutation.txt

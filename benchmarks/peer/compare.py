@@ -258,7 +258,8 @@ def _flags(
         return [str(asked.examples.resolve() / recipe.script), *common, *recipe.theirs]
     plugin = "none" if case.processes == 1 else "torch_ddp"
     name = "dreambooth" if recipe.subject else "text_to_image"
-    caches = ["--cache_latents=memory", "--cache_text_embeddings=memory"] if way == CACHED else []
+    where = "memory" if way == CACHED else "no"
+    caches = [f"--cache_latents={where}", f"--cache_text_embeddings={where}"]
     ours = [f"--recipe={name}", f"--plugin={plugin}", "--device=cpu"]
     return ["-m", "sdtrain", *ours, *common, *recipe.ours, *caches]
 

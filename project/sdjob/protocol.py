@@ -214,11 +214,13 @@ class ExitNote:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """How far a worker is: its process id, what it is doing, and the last optimizer step."""
+    """How far a worker is: its process id, its stage, how much of that is done, and the last optimizer step."""
 
     pid: int
     stage: str
     step: int | None = None
+    done: int | None = None  # of what the stage counts
+    total: int | None = None
 
     def write(self, notes: Path, rank: int) -> None:
         """Overwrite the file in place, which renews its time, costs little and needs no space. Raises OSError."""

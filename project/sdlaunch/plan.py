@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdjob.automatic import compilation, compile_tools, weights_dtype
+from sdjob.automatic import caching
 from sdjob.dataset import validation_split
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_typed
@@ -23,7 +23,7 @@ from sdjob.redact import redact, secrets_of, without_secrets, without_secrets_in
 from sdjob.settings import advice, compatibility, steps
 from sdjob.settings.flags import Given
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch import command, python_variables, user_script
+from sdlaunch import automatic, command, python_variables, user_script
 from sdlaunch.child_process import python_path
 from sdlaunch.cluster import accelerate, cluster, devices, route, sharing
 from sdlaunch.cluster.cluster import Cluster
@@ -222,21 +222,15 @@ def _completed(read: Settings, inspected: _Inspected) -> tuple[RunSpec, dict[str
     if precision != spec.mixed_precision:
         values["mixed_precision"] = precision
         sources["mixed_precision"] = f"auto: {found.type} with plugin={spec.plugin}"
-    weights = weights_dtype.choose(spec, topology)
-    if weights.value != spec.weights_dtype:
-        values["weights_dtype"], sources["weights_dtype"] = weights.value, f"auto: {weights.reason}"
     epochs = spec.num_train_epochs
     if epochs and contents.data and steps.by_epochs(spec):
         examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)
         values["max_train_steps"] = steps.steps_of(epochs, spec, examples, world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} images"
-    spec = spec.model_copy(update=values)
-    if (
-        compiled := compilation.choose(spec, topology, compile_tools.lacking(found.type))
-    ).value != spec.compile:
-        sources["compile"] = f"auto: {compiled.reason}"
-        spec = spec.model_copy(update={"compile": compiled.value})
-    return spec, sources
+    where, output = inspected.cluster.cluster, inspected.mounts.output
+    known = automatic.Known(contents, where, found, output, inspected.options.script is not None)
+    spec, chosen = automatic.chosen(spec.model_copy(update=values), known)
+    return spec, sources | chosen
 
 
 def _build(
@@ -327,6 +321,8 @@ def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cl
     if steps.by_epochs(read.settings.spec):  # the worker computes them: another batch has others
         names = spec.model_fields_set - {"max_train_steps"}
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})
+    given = read.settings.spec  # the worker knows the images and its nodes
+    spec = spec.model_copy(update={name: getattr(given, name) for name in caching.SETTINGS})
     binding = sharing.numa_binding(inspected.devices.type).value
     host = Host(read.home, sys.executable, inspected.devices.cores, environ, binding)
     passed_on = {**online, **read.settings.passed_on, **inspected.temporary.environment()}

@@ -92,7 +92,7 @@ def train_steps(training: Training, state: TrainState) -> Outcome:
     first, last = state.step, spec.max_train_steps
     with (
         Progress("step", last, done=first, shown=world.is_main, steps=True) as progress,
-        Saver(training.context) as saver,
+        Saver(training.context, training.tracker) as saver,
     ):
         loop = _Loop(training, state, progress, saver)
         with loop.compile_time.measured(spec, loop.watch.paused):
@@ -120,7 +120,7 @@ class _Loop:
             device=world.device,
         )
         self.losses = Losses(world.device, state.mean_loss)
-        self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples))
+        self.anomalies = Anomalies(spec, world, state.skipped_steps, sorted(bad_samples), training.tracker)
         self.stop_vote = StopVote(world)
         self.timed_step: TimedStep | None = None
         self.watch, self.compile_time = Stopwatch(world.device, skip_steps), CompileTime()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
@@ -13,6 +12,9 @@ from sdjob.formatting import counted
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output import fingerprint, newest_checkpoint
 from sdjob.output.layout import OutputLayout
+from sdjob.page import page
+from sdjob.page.curves import Curves
+from sdjob.page.data import collect
 from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import resolve, strategies
@@ -30,7 +32,7 @@ from sdtrain.objective import diffusion
 from sdtrain.optim.ema import Ema
 from sdtrain.recipes import RECIPES
 from sdtrain.recipes.base import RecipeInput, open_images
-from sdtrain.reporting import contact_sheet, html, metrics, report
+from sdtrain.reporting import contact_sheet, report
 from sdtrain.reporting.report import Outcome
 from sdtrain.reporting.stopwatch import Spent
 from sdtrain.reporting.tracker import tracker
@@ -75,7 +77,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     context.end_if_stopped()
     # The inputs are known to be good by now: only now may the files of an earlier run be moved aside.
     world.from_main(lambda: start_point.take_over(context.layout, start))
-    examples = prepare_examples(context, parts, streams)
+    examples = prepare_examples(context, model, parts, streams)
     loss_of = compilation.compiled(diffusion.loss_of, trainable_model, spec, examples.num_sizes)
     strategy = strategies.create(spec, world.device)
     encoders = parts.text_encoders if spec.train_text_encoder else ()
@@ -132,7 +134,9 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
         state = TrainState(0, samples_seen=0, loss=math.nan, loss_sum=0.0, fingerprint=facts, spent=spent)
         contact_sheet.write(training, state.samples_seen)
         validation.validate(training, 0)
-    world.say(_announcement(training, state.step + 1))
+    announcement = _announcement(training, state.step + 1)
+    world.say(announcement)
+    training.tracker.event("training", state.step, announcement.removeprefix("training: "))
     return train_steps(training, state)
 
 
@@ -184,12 +188,5 @@ def _write_report(training: Training, values: dict[str, object]) -> None:
         writing.write_png(layout.checkpoint / model_card.SAMPLES, grid)
     card = model_card.render(spec, training.parts.architecture.facts, values, samples=grid is not None)
     writing.write_text(layout.checkpoint / model_card.FILE, card)
-    samples = _sheet(layout, layout.before_after, spec.validation_prompts) if grid else None
-    prompts = contact_sheet.prompts_in(layout)
-    inputs = _sheet(layout, layout.inputs, prompts) if prompts else None
-    writing.write_text(layout.page, html.render(values, metrics.read(layout.metrics), samples, inputs))
+    page.write(layout, collect(layout, Curves(layout.metrics), report=values))
     report.write(layout.report, values)  # last: from here on the run is finished
-
-
-def _sheet(layout: OutputLayout, image: Path, prompts: Sequence[str]) -> html.Sheet:
-    return html.Sheet(image.relative_to(layout.root).as_posix(), prompts)

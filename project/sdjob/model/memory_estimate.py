@@ -24,7 +24,7 @@ from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.vae import encoded_at_once
 from sdjob.model.weights import Tensor
 from sdjob.settings import compatibility
-from sdjob.settings.choices import Caching
+from sdjob.settings.choices import CACHED
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
@@ -88,8 +88,10 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     sizes = {name: part.num_parameters for name, part in model.parts.items()}
     base = sum(sizes.pop(name) for name in trainable.parts(spec, model))  # trainable, or with a LoRA
     untrained = base if spec.lora_rank else base - count
-    vae = sizes["vae"] if model.architecture.vae_in_fp32 and "vae" in sizes else 0
-    frozen = sum(sizes.values()) + (untrained // world if spec.plugin == "fsdp" else untrained)
+    leaving = _leaving(spec, model, width)
+    vae = sizes["vae"] if model.architecture.vae_in_fp32 else 0
+    frozen = width * sum(sizes.values()) + (_FP32 - width) * vae - leaving
+    frozen += width * (untrained // world if spec.plugin == "fsdp" else untrained)
     shard = math.ceil(count / world)
     match spec.plugin:
         case "low_level_zero":
@@ -109,17 +111,31 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
         masters = 0
         working = 0 if spec.plugin == "gemini" else working
         gradients = 0 if spec.plugin == "fsdp" else gradients
+    state = OPTIMIZERS[spec.optimizer].state_bytes * masters
+    ema = _FP32 * masters if spec.use_ema else 0
+    encoded = encoding(spec, model, topology)
+    if spec.cache_latents in CACHED:  # before there is any of these
+        encoded = max(0, encoded + leaving - state - ema)
     return Estimate(
         _FP32 * masters + working,
         gradients,
-        OPTIMIZERS[spec.optimizer].state_bytes * masters,
-        _FP32 * masters if spec.use_ema else 0,
+        state,
+        ema,
         copies,
-        width * frozen + (_FP32 - width) * vae,
+        frozen,
         activations(spec, model, topology),
-        encoding(spec, model, topology),
+        encoded,
         gradients_stay=world > 1 or spec.gradient_accumulation_steps > 1,
     )
+
+
+def _leaving(spec: RunSpec, model: PipelineFolder, width: int) -> int:
+    """Bytes of the frozen parts that are not on the device in steps, since all that they would encode is cached."""
+    cached = [(spec.cache_latents, ["vae"])]
+    cached.append((spec.cache_text_embeddings, list(model.architecture.text_encoders)))
+    names = [name for where, parts in cached if where in CACHED for name in parts]
+    fp32 = {"vae"} if model.architecture.vae_in_fp32 else set()
+    return sum((_FP32 if name in fp32 else width) * model.parts[name].num_parameters for name in names)
 
 
 def _width(spec: RunSpec, topology: Topology) -> int:
@@ -215,11 +231,12 @@ _OF_VAE = 5  # tensors of the first level of the VAE that are there at once
 
 
 def encoding(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
-    """Bytes that the VAE takes for a moment to encode a batch, in parts."""
+    """Bytes that the VAE takes for a moment to encode a batch, in parts; for a cache, the largest part."""
     vae = model.parts["vae"].config
     channels = int((vae.get("block_out_channels") or (128,))[0])
     number = _FP32 if model.architecture.vae_in_fp32 else _width(spec, topology)
-    images = min(_images(spec), encoded_at_once(spec.resolution, spec.resolution))
+    at_once = encoded_at_once(spec.resolution, spec.resolution)
+    images = at_once if spec.cache_latents in CACHED else min(at_once, _images(spec))
     return images * _OF_VAE * number * channels * spec.resolution**2
 
 
@@ -272,73 +289,3 @@ def checkpoints_to_come(spec: RunSpec, existing: Sequence[int]) -> int:
     if spec.checkpoints_total_limit is None:
         return to_come
     return min(to_come, max(1, spec.checkpoints_total_limit + 1 - len(steps)))
-
-
-# --- caches ------------------------------------------------------------------------------------------
-
-_BLOCK = 4096  # bytes that a file takes at least, and that all files are a multiple of
-_HEADER = 128  # of a safetensors file with one or two tensors, about
-_WHERE = {"disk": "on disk", "memory": "in the memory of each process"}
-
-
-@dataclass(frozen=True)
-class CacheEntries:
-    """The entries of one cache: how many there will be, at least and at most, and the bytes of each."""
-
-    setting: str
-    name: str
-    where: Caching
-    least: int
-    most: int
-    each: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of one entry where it is kept."""
-        return -(-(self.each + _HEADER) // _BLOCK) * _BLOCK if self.where == "disk" else self.each
-
-    @property
-    def total(self) -> int:
-        """Bytes of all entries, at most."""
-        return self.most * self.size
-
-    def __str__(self) -> str:
-        """200 latents × 131 kB = 26.2 MB on disk"""
-        upper = f"up to {self.most:,}" if self.most > self.least else f"{self.most:,}"
-        return f"{upper} {self.name} × {in_units(self.size)} = {in_units(self.total)} {_WHERE[self.where]}"
-
-
-def cache_entries(
-    spec: RunSpec, model: PipelineFolder, images: int, topology: Topology
-) -> Iterator[CacheEntries]:
-    """The caches that are switched on, for so many training images."""
-    width = _width(spec, topology)
-    of_class = spec.num_class_images if spec.with_prior_preservation else 0
-    if spec.cache_latents != "no":
-        count = (images + of_class) * (2 if spec.random_flip else 1)
-        number = _FP32 if model.architecture.vae_in_fp32 else width
-        each = number * _posterior(spec, model)
-        yield CacheEntries("cache_latents", "latents", spec.cache_latents, count, count, each)
-    if spec.cache_text_embeddings != "no":
-        least = 1 + spec.with_prior_preservation
-        most = images if spec.recipe_facts.reads_captions else least  # captions may be equal
-        empty = bool(spec.proportion_empty_prompts)
-        each = width * _conditioning(spec, model)
-        where = spec.cache_text_embeddings
-        yield CacheEntries("cache_text_embeddings", "prompts", where, least + empty, most + empty, each)
-
-
-def _posterior(spec: RunSpec, model: PipelineFolder) -> int:
-    """Numbers of the latent posterior (mean and logvar) of an image: at least, since a bucket may have fewer pixels
-    than the square, by a row of steps along its longer side."""
-    side = spec.resolution
-    pixels = side**2 - (2 * side * spec.bucket_reso_steps if spec.aspect_ratio_buckets else 0)
-    channels = int(model.parts["vae"].config.get("latent_channels", 4))
-    return 2 * channels * max(0, pixels) // model.latent_factor**2
-
-
-def _conditioning(spec: RunSpec, model: PipelineFolder) -> int:
-    """Numbers of the conditioning of a prompt."""
-    tokens = spec.prompt_chunks * int(model.parts["text_encoder"].config.get("max_position_embeddings", 77))
-    pooled = sum(int(model.parts[name].config.get("projection_dim", 0)) for name in model.architecture.pooled)
-    return tokens * int(model.denoiser.config.get("cross_attention_dim", 768)) + pooled

@@ -34,6 +34,8 @@ class OutputLayout:
         self.run = root / "run"  # plan, replayable settings, versions; while a job runs, its processes' notes
         self.starts = self.run / "starts.json"  # when each start began and ended
         self.metrics = self.run / "metrics.jsonl"  # one line a logged step
+        self.events = self.run / "events.jsonl"  # one line for each checkpoint, skipped step, warning
+        self.page_data = self.run / "report_data.js"  # what an open report.html loads again
         self.report = root / "report.json"
         self.page = root / "report.html"
         self.failure = root / "failure.json"
@@ -68,11 +70,11 @@ class OutputLayout:
 
     def replaced_files(self) -> tuple[Path, ...]:
         """Files that are replaced as a whole, by a rename."""
-        return (self.report, self.page, self.failure)
+        return (self.report, self.page, self.page_data, self.failure)
 
     def opened_files(self, node: int) -> tuple[Path, ...]:
         """Files that a later start opens again, to append or to rewrite."""
-        return (self.metrics, self.log(node), self.lock(node))
+        return (self.metrics, self.events, self.log(node), self.lock(node))
 
     def make(self, folder: Path) -> None:
         """Make a folder, and those above it; a link below the output folder is refused. Raises OSError."""

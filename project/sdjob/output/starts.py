@@ -34,6 +34,12 @@ def read(layout: OutputLayout) -> list[Start]:
     return []
 
 
+def of_last_run(starts: Sequence[Start]) -> Sequence[Start]:
+    """The starts of the newest run: those after the one that finished an earlier run."""
+    first = max((index + 1 for index, each in enumerate(starts[:-1]) if each.finished), default=0)
+    return starts[first:]
+
+
 def begin(layout: OutputLayout, now: float, processes: int, last_sign: float) -> None:
     """Add a start; one that was killed before lasted until its last sign of life. Raises OSError."""
     closed = [replace(each, until=each.until or max(each.since, last_sign)) for each in read(layout)]

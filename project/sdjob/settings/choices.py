@@ -36,8 +36,9 @@ Prediction = Literal["auto", "epsilon", "v_prediction"]
 PREDICTIONS = any_case(
     *get_args(Prediction), epsilon=("eps",), v_prediction=("v", "v-prediction", "v_pred", "vpred")
 )
-Caching = Literal["no", "memory", "disk"]
-CACHING = any_case("no", "memory", "disk", no=OFF, memory=ON)
+Caching = Literal["auto", "no", "memory", "disk"]
+CACHED = ("memory", "disk")  # what is encoded once
+CACHING = any_case("auto", "no", "memory", "disk", no=OFF, memory=ON)
 EXPORTED = any_case(
     "fp32",
     "fp16",

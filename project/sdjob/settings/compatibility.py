@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sdjob.problems import Problem, bad_setting, no_hardware
+from sdjob.settings.choices import CACHED
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS, optimizers_of, plugins_with
 from sdjob.settings.recipes import with_subjects
@@ -199,17 +200,17 @@ def _of_data(spec: RunSpec) -> Iterator[_Rule]:
         "The sides of all buckets are multiples of bucket_reso_steps: the resolution must be one too.",
     )
     yield (
-        spec.cache_latents != "no" and not spec.center_crop,
+        spec.cache_latents in CACHED and not spec.center_crop,
         "cache_latents",
         f"{spec.cache_latents}, with random crops",
         "The latents of one crop are cached, so crops could not be random: "
-        "set center_crop=1, or leave cache_latents=no.",
+        "set center_crop=1, or leave cache_latents=auto.",
     )
     yield (
-        spec.cache_text_embeddings != "no" and spec.train_text_encoder,
+        spec.cache_text_embeddings in CACHED and spec.train_text_encoder,
         "cache_text_embeddings",
         f"{spec.cache_text_embeddings}, with train_text_encoder on",
-        "A text encoder in training changes at every step: leave cache_text_embeddings=no.",
+        "A text encoder in training changes at every step: leave cache_text_embeddings=auto.",
     )
 
 

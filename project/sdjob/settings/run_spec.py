@@ -129,13 +129,14 @@ class RunSpec(BaseModel):
         "and the output folder",
     )
     cache_latents: choices.Caching = _data(
-        "no",
-        "encode each image once, and keep its latent posterior: no, memory, disk",
+        "auto",
+        "encode each image once, before training, and keep its latent posterior: auto, no, memory, disk; "
+        "auto: where crops are fixed and it pays and fits",
         values=choices.CACHING,
     )
     cache_text_embeddings: choices.Caching = _data(
-        "no",
-        "encode each prompt once: no, memory, disk",
+        "auto",
+        "encode each prompt once, before training: auto, no, memory, disk; auto: where it pays and fits",
         values=choices.CACHING,
         aliases=(
             switch("cache_text_encoder_outputs", on="memory", off="no"),

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdjob.automatic import example_sizes
+from sdjob.automatic.example_sizes import CacheEntries
 from sdjob.dataset import validation_split
 from sdjob.failure_patterns import DEVICE_MEMORY, HOST_MEMORY
 from sdjob.formatting import counted, in_units
 from sdjob.model import memory_estimate
-from sdjob.model.memory_estimate import CacheEntries, Estimate
+from sdjob.model.memory_estimate import Estimate
 from sdjob.model.single_file import converted_folder
 from sdjob.output.layout import OutputLayout, step_folders
 from sdjob.problems import bad_output, no_hardware
@@ -123,7 +125,7 @@ def _caches(job: Job) -> list[CacheEntries]:
     if model is None or data is None or job.has_script:
         return []
     images = validation_split.trained_on(job.spec, data.num_examples)
-    return list(memory_estimate.cache_entries(job.spec, model, images, job.topology))
+    return list(example_sizes.cache_entries(job.spec, model, images, job.topology))
 
 
 # --- disk --------------------------------------------------------------------------------------------
@@ -202,13 +204,8 @@ def _demands(job: Job) -> Iterator[_Demand]:
 
 
 def _written(folder: Path, entries: CacheEntries) -> Callable[[], int]:
-    """Entries of other data may be there too, but at most the number needed is counted."""
-
-    def count() -> int:
-        names = (name for _, _, files in os.walk(folder) for name in files if name.endswith(".safetensors"))
-        return min(sum(1 for _ in names), entries.least) * entries.size
-
-    return count
+    """Entries of other data may be there too, but at most the bytes needed are counted."""
+    return lambda: min(sum(path.stat().st_size for path in folder.glob("*.safetensors")), entries.total)
 
 
 def free_at(path: Path) -> tuple[Path, int, int]:

@@ -10,6 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
+from sdjob.automatic import example_sizes
 from sdjob.formatting import in_units
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.run_spec import RunSpec
@@ -23,7 +24,7 @@ _FILES = 256  # open files of a training process without loaders: libraries, dev
 
 def findings(job: Job) -> list[Problem]:
     spec, cluster = job.spec, job.cluster
-    return [*proc(), *shared_memory(spec, cluster), *open_files(spec, cluster), *rendezvous(cluster)]
+    return [*proc(), *shared_memory(job), *open_files(spec, cluster), *rendezvous(cluster)]
 
 
 def proc(root: Path = Path("/proc")) -> list[Problem]:
@@ -33,8 +34,9 @@ def proc(root: Path = Path("/proc")) -> list[Problem]:
     return [no_hardware(str(root), "not mounted", f"Mount it: mount -t proc proc {root}")]
 
 
-def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Problem]:
-    """Loader processes pass images in shared memory, of which a container has 64 MB by default."""
+def shared_memory(job: Job, shm: Path = SHM) -> list[Problem]:
+    """Loader processes pass batches in shared memory, of which a container has 64 MB by default."""
+    spec, cluster = job.spec, job.cluster
     workers = spec.dataloader_num_workers
     if not workers or sys.platform != "linux":
         return []
@@ -42,8 +44,7 @@ def shared_memory(spec: RunSpec, cluster: Cluster, shm: Path = SHM) -> list[Prob
         found = f"{'cannot be written' if shm.is_dir() else 'does not exist'}; loader processes need it"
         remedy = f"Mount it: mount -t tmpfs -o size=8g tmpfs {shm}, or set dataloader_num_workers=0."
         return [no_hardware(str(shm), found, remedy)]
-    image = 3 * spec.resolution**2 * 4  # fp32
-    batch = spec.train_batch_size * (2 if spec.with_prior_preservation else 1) * image
+    batch = example_sizes.batch(spec, job.contents.model, job.topology)
     needed = cluster.nproc_per_node * (workers * _PREFETCHED + 1) * batch
     free = shutil.disk_usage(shm).free
     if needed <= free:

@@ -20,7 +20,7 @@ from sdjob.redact import redact
 from sdjob.writing import write_text
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.plan import JobPlan
-from sdlaunch.supervise import lock
+from sdlaunch.supervise import live_page, lock
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.verdict import Verdict
 from sdlaunch.timeouts import NoAnswer, Task
@@ -78,6 +78,8 @@ def _refuse(job: JobPlan, verb: str) -> JobPlan:
     if verb == "run" and expected and not misplaced:
         with contextlib.suppress(OSError):
             record(layout, job.cluster, verdicts.refused(job.problems), job.secrets)
+            if job.cluster.node_rank == 0:
+                live_page.refused(layout, reading.json_of(redact(as_json(job.to_dict()), job.secrets)))
     return job
 
 

@@ -32,6 +32,7 @@ from sdlaunch.publish import publish
 from sdlaunch.supervise import failure_report, hang, lock, output_folder, processes, rank_pipes
 from sdlaunch.supervise import verdict as verdicts
 from sdlaunch.supervise.hang import Watch
+from sdlaunch.supervise.live_page import LivePage
 from sdlaunch.supervise.lock import Lock
 from sdlaunch.supervise.nodes.meeting import Interrupted, Meeting
 from sdlaunch.supervise.nodes.peers import Peers
@@ -73,6 +74,7 @@ class _Job:
     stream: Stream
     pipes: RankPipes
     lock: Lock
+    page: LivePage | None  # on the first node
 
 
 def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
@@ -92,8 +94,9 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
                 error = JobError(unwritable(Path(error.filename or layout.root), error))
             _hint(str(error))
             return error.code
+        page = stack.enter_context(LivePage(layout, channel)) if node == 0 else None
         stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
-        job = _Job(plan, layout, channel, stream, pipes, held)
+        job = _Job(plan, layout, channel, stream, pipes, held, page)
         code = _run_to_verdict(job, environ)
         return _publish(job, environ) if code == ExitCode.FINISHED and node == 0 else code
 
@@ -176,6 +179,8 @@ def _record(verdict: Verdict, watch: Watch, job: _Job) -> bool:
         if job.plan.cluster.node_rank == 0:
             starts.end(job.layout, starts.now(job.layout), finished=verdict.code == ExitCode.FINISHED)
         failure_report.record(job.layout, job.plan.cluster, verdict, job.plan.secrets)
+        if job.page:
+            job.page.end(verdict.failure_class)
     except OSError:
         return False
     with contextlib.suppress(OSError):

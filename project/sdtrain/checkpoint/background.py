@@ -12,10 +12,13 @@ from sdtrain.checkpoint import checkpoint
 from sdtrain.checkpoint.checkpoint import TrainState, Write
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
+from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime import host_memory
 from sdtrain.runtime.distributed import World
 from sdtrain.strategies.base import Strategy
 from sdtrain.strategies.shards import Shards
+
+_NO_TRACKER = Tracker()
 
 
 class Saver:
@@ -24,8 +27,8 @@ class Saver:
     A failure in the background is raised on every rank by the next save; `failed` reports it at once.
     """
 
-    def __init__(self, context: RunContext) -> None:
-        self._context = context
+    def __init__(self, context: RunContext, tracker: Tracker = _NO_TRACKER) -> None:
+        self._context, self._tracker = context, tracker
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._has_copied = False
         self._folder: Path | None = None  # that is being written in the background, on every rank
@@ -78,6 +81,7 @@ class Saver:
         write(folder)
         if self._context.world.is_main:
             checkpoint.complete(self._context, state, folder)
+            self._tracker.event("checkpoint", state.step)
 
     def _wait(self) -> None:
         """Wait for the save in the background, if there is one."""

@@ -86,7 +86,9 @@ def move_aside(layout: OutputLayout, start: ResumePoint | None) -> Path | None:
     """
     if start is None:
         folders = layout.checkpoint, layout.tensorboard, layout.samples
-        files = layout.metrics, layout.report, layout.page
+        # Without a report, the page is that of the launcher of this run.
+        pages = (layout.page, layout.page_data) if layout.report.exists() else ()
+        files = layout.metrics, layout.events, layout.report, *pages
         items = [*filter(_visible, folders), *filter(Path.exists, files)]
     else:
         kept = {folder.path for folder in step_folders(layout) if folder.step <= start.state.step}

@@ -1,31 +1,31 @@
-"""A cache of entries by key, in memory or on disk, that all ranks fill together."""
+"""A cache of entries by key, in memory or in a few files, that all ranks fill together."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sdjob import writing
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.reading import in_threads
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import Progress
-from sdtrain.runtime.distributed import World
 from sdtrain.runtime.errors import problem_of
 
-_ROUND = 32  # entries of each rank between two agreements
+_FIRST, _LARGEST = 32, 512  # entries of each rank between two agreements, which are the entries of a file
 
 Entry = dict[str, torch.Tensor]  # what belongs together, by name
-Made = tuple[str, Entry | Problem]  # key, and its entry or why there is none
-Make = Callable[[list[int]], Iterator[Entry | Problem]]  # positions of keys → entries, or why there is none
+Made = tuple[str, Entry | Problem]  # a key with its entry, or why there is none
+Make = Callable[[list[str]], Iterator[Made]]  # of these keys, in any order
 
 
 class Cache(Protocol):
@@ -33,17 +33,19 @@ class Cache(Protocol):
 
     def __getitem__(self, key: str) -> Entry: ...
 
-    def has(self, key: str) -> bool:
-        """Whether there is a complete entry."""
-        ...
+    def __contains__(self, key: str) -> bool: ...
 
-    def add(self, entries: Mapping[str, Entry]) -> None:
-        """Add entries that this rank has made."""
-        ...
+    def found(self, keys: Collection[str]) -> Mapping[str, Any]:
+        """What earlier runs left of these entries, for `learn`."""
 
-    def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
-        """Give the entries that this rank has just added to all others. Collective."""
-        ...
+    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Any]:
+        """Store entries that this rank has made; returns what every rank has to learn of them."""
+
+    def learn(self, known: Mapping[str, Any]) -> None:
+        """Add what `found` or `store` returned on any rank."""
+
+    def is_readable(self) -> bool:
+        """Whether this rank can read what it has learned."""
 
 
 Item = TypeVar("Item", bound=Hashable)
@@ -69,45 +71,92 @@ class MemoryCache:
     def __getitem__(self, key: str) -> Entry:
         return self.entries[key]
 
-    def has(self, key: str) -> bool:
+    def __contains__(self, key: str) -> bool:
         return key in self.entries
 
-    def add(self, entries: Mapping[str, Entry]) -> None:
-        self.entries.update(entries)
+    def found(self, _keys: Collection[str]) -> Mapping[str, Entry]:
+        return {}
 
-    def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
-        for of_rank in world.gather(dict(entries)):
-            self.entries.update(of_rank)
+    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+        return entries
+
+    def learn(self, known: Mapping[str, Entry]) -> None:
+        self.entries.update(known)
+
+    def is_readable(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
 class DiskCache:
-    """A safetensors file for each entry, put in place by a rename; several runs may share the folder."""
+    """Safetensors files with some hundred entries each, whose headers are the index.
+
+    A file is put in place by a rename and never changed, so several jobs may share the folder. Names of tensors are
+    "key/name".
+    """
 
     folder: Path
+    files: dict[str, str] = field(default_factory=dict)  # of each entry
 
     def __getitem__(self, key: str) -> Entry:
-        return load_file(self._path(key))
+        file, start = _opened(self.folder / self.files[key]), f"{key}/"
+        return {name: file.get_tensor(start + name) for name in file.names[key]}
 
-    def has(self, key: str) -> bool:
+    def __contains__(self, key: str) -> bool:
+        return key in self.files
+
+    def found(self, keys: Collection[str]) -> Mapping[str, str]:
+        """A file that is cut short or is not one of these has no entries."""
+        wanted, names = set(keys), sorted(path.name for path in self.folder.glob("*.safetensors"))
+        in_files = in_threads(self._keys_of, names)
+        return {key: name for name, of in zip(names, in_files, strict=True) for key in of & wanted}
+
+    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, str]:
+        if not entries:
+            return {}
+        name = (
+            f"{hashlib.blake2b('/'.join(sorted(entries)).encode(), digest_size=20).hexdigest()}.safetensors"
+        )
+        tensors = {
+            f"{key}/{part}": tensor.contiguous()
+            for key, entry in entries.items()
+            for part, tensor in entry.items()
+        }
+        writing.make_folder(self.folder, self.folder)
+        with writing.replacing(self.folder / name) as temporary:
+            save_file(tensors, temporary)
+        return dict.fromkeys(entries, name)
+
+    def learn(self, known: Mapping[str, str]) -> None:
+        self.files.update(known)
+
+    def is_readable(self) -> bool:
+        names = sorted({*self.files.values()})
+        return all(in_threads(lambda name: bool(self._keys_of(name)), names))
+
+    def _keys_of(self, name: str) -> set[str]:
         try:
-            with safe_open(self._path(key), "pt"):  # compares the header with the file's size
-                return True
+            with safe_open(self.folder / name, "pt") as file:  # compares the header with the file's size
+                return {each.partition("/")[0] for each in file.keys()}  # noqa: SIM118  (not a mapping)
         except (OSError, SafetensorError):
-            return False
+            return set()
 
-    def add(self, entries: Mapping[str, Entry]) -> None:
-        for key, entry in entries.items():
-            path = self._path(key)
-            writing.make_folder(path.parent, self.folder)
-            with writing.replacing(path) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in entry.items()}, temporary)
 
-    def exchange(self, entries: Mapping[str, Entry], world: World) -> None:
-        world.barrier()  # the folder has them
+@dataclass(frozen=True)
+class _File:
+    """An open file of a cache, mapped into memory, and the names of the tensors of each entry."""
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
+    get_tensor: Callable[[str], torch.Tensor]
+    names: Mapping[str, list[str]]
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path) -> _File:
+    file: Any = safe_open(path, "pt")
+    names: dict[str, list[str]] = {}
+    for key, _, name in (each.partition("/") for each in file.keys()):  # noqa: SIM118  (not a mapping)
+        names.setdefault(key, []).append(name)
+    return _File(file.get_tensor, names)
 
 
 def fill(
@@ -116,51 +165,42 @@ def fill(
     """Add the missing entries; returns the keys that cannot have one. Collective. Raises JobError with the problems of
     all ranks, and Stopped.
 
-    `make` yields entries in the order of its positions. Each entry is made by one rank, independently of the others,
-    so that it does not depend on the number of ranks. What is made before a stop is kept.
+    Each entry is made by one rank, and is the same whichever makes it. What is made before a stop is kept.
     """
-    world = context.world
-    first_positions = {key: position for position, key in reversed(list(enumerate(keys)))}
-    every = sorted(first_positions.values())
-    missing = _missing(cache, keys, every, world)
+    world, every = context.world, list(dict.fromkeys(keys))
+    cache.learn(world.from_main(lambda: cache.found(every)))
+    missing = [key for key in every if key not in cache]
     world.say(
         f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made"
     )
-    mine = missing[world.rank :: world.size]
     failed: dict[str, Problem] = {}
     with Progress(title, len(missing), shown=world.is_main) as progress:
-        pairs = zip([keys[position] for position in mine], make(mine), strict=False)
-        made = _shown(pairs, progress, world.size, len(missing))
-        for _ in range(0, math.ceil(len(missing) / world.size), _ROUND):
-            entries, without, problems = _add_next(cache, islice(made, _ROUND))
-            failed |= without
+        made = make(missing[world.rank :: world.size])
+        done, count = 0, _FIRST
+        while done < len(missing):
+            shown = _shown(islice(made, count), progress, done, world.size, len(missing))
+            known, without, problems = _store_next(cache, context, shown)
             world.agree(problems)
-            cache.exchange(entries, world)
+            for of_rank, failed_there in world.gather((known, without)):
+                cache.learn(of_rank)
+                failed |= failed_there
             context.end_if_stopped()
-    failed = {key: problem for of_rank in world.gather(failed) for key, problem in of_rank.items()}
-    of_another = [keys[position] for position in missing[(world.rank + 1) % world.size :: world.size]]
-    world.agree(_not_shared(cache, [key for key in of_another if key not in failed]))
+            done, count = done + count * world.size, min(2 * count, _LARGEST)
+    world.agree([] if cache.is_readable() else [_NOT_SHARED])
     return failed
 
 
-def _missing(cache: Cache, keys: Sequence[str], positions: Sequence[int], world: World) -> list[int]:
-    """The positions without an entry. Collective: each rank looks at a slice."""
-    mine = positions[world.rank :: world.size]
-    cached = in_threads(lambda position: cache.has(keys[position]), mine)
-    absent = [position for position, is_cached in zip(mine, cached, strict=True) if not is_cached]
-    return sorted(position for of_rank in world.gather(absent) for position in of_rank)
-
-
-def _shown(made: Iterable[Made], progress: Progress, num_ranks: int, total: int) -> Iterator[Made]:
-    for done, each in enumerate(made, 1):
+def _shown(made: Iterator[Made], progress: Progress, done: int, num_ranks: int, total: int) -> Iterator[Made]:
+    for number, each in enumerate(made, 1):
         yield each
-        progress.show(min(done * num_ranks, total))
+        progress.show(min(done + number * num_ranks, total))
 
 
-def _add_next(
-    cache: Cache, made: Iterable[Made]
-) -> tuple[dict[str, Entry], dict[str, Problem], list[Problem]]:
-    """Make and add some entries: these, the keys that cannot have one, and what keeps this rank from going on."""
+def _store_next(
+    cache: Cache, context: RunContext, made: Iterator[Made]
+) -> tuple[Mapping[str, Any], dict[str, Problem], list[Problem]]:
+    """Make and store some entries, fewer after a request to stop: what is to be learned of them, the keys that cannot
+    have one, and what keeps this rank from going on."""
     entries: dict[str, Entry] = {}
     failed: dict[str, Problem] = {}
     try:
@@ -168,11 +208,12 @@ def _add_next(
             if isinstance(result, Problem):
                 failed[key] = result
             else:
-                entries[key] = {name: tensor.cpu() for name, tensor in result.items()}
-        cache.add(entries)
+                entries[key] = result
+            if context.stop:
+                break
+        return cache.store(entries), failed, []
     except Exception as error:
-        return entries, failed, _problems_of(error)
-    return entries, failed, []
+        return {}, failed, _problems_of(error)
 
 
 def _problems_of(error: Exception) -> list[Problem]:
@@ -184,9 +225,8 @@ def _problems_of(error: Exception) -> list[Problem]:
     raise error
 
 
-def _not_shared(cache: Cache, keys: Sequence[str]) -> list[Problem]:
-    """Whether this rank sees what another one has made."""
-    if all(cache.has(key) for key in keys):
-        return []
-    remedy = "Name a folder that all nodes share, or leave it empty: the output folder is one."
-    return [bad_input("cache_dir", "holds nothing of what another process has just cached there", remedy)]
+_NOT_SHARED = bad_input(
+    "cache_dir",
+    "holds nothing of what another process has just cached there",
+    "Name a folder that all nodes share, or leave it empty: the output folder is one.",
+)

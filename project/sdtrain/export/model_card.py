@@ -11,8 +11,7 @@ import yaml
 
 from sdjob.formatting import json_text, visible
 from sdjob.model.architectures import ArchitectureFacts
-from sdjob.model.single_file import SUFFIXES
-from sdjob.model.trainable import LORA_FILE
+from sdjob.output import usage
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.export import base_model
@@ -85,23 +84,9 @@ def _trigger(spec: RunSpec) -> str:
 
 
 def _usage(spec: RunSpec, facts: ArchitectureFacts, base: str) -> str:
-    """Python that loads the result and generates an image. Only the pipeline's own class reads a single file."""
     prompt = spec.instance_prompt if spec.recipe_facts.has_subjects else "a prompt"
-    name, load = "DiffusionPipeline", 'DiffusionPipeline.from_pretrained("path/to/this/folder")'
-    if spec.lora_rank and base.endswith(SUFFIXES):
-        name, load = facts.class_name, f"{facts.class_name}.from_single_file({_text(base)})"
-    elif spec.lora_rank:
-        load = f"DiffusionPipeline.from_pretrained({_text(base)})"
-    lora = f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{LORA_FILE}")'
-    lines = [
-        f"from diffusers import {name}",
-        "",
-        f"pipeline = {load}",
-        *([lora] if spec.lora_rank else []),
-        f"image = pipeline({_text([*spec.validation_prompts, prompt][0])}).images[0]",
-        'image.save("image.png")',
-    ]
-    return "\n".join(lines)
+    first = [*spec.validation_prompts, prompt][0]
+    return usage.python(base, facts.class_name, first, "path/to/this/folder", lora=spec.lora_rank > 0)
 
 
 def _for_other_programs(spec: RunSpec) -> str:

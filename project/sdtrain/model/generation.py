@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from PIL import Image
+from torch import nn
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import GenerationSettings, Parts
@@ -25,7 +26,10 @@ def generation_settings(spec: RunSpec) -> GenerationSettings:
 
 @contextmanager
 def evaluating(parts: Parts) -> Iterator[None]:
-    """Trainable parts in evaluation mode, their forward pass in the type of the run."""
+    """Trainable parts in evaluation mode, their forward pass in the type of the run, and all parts on the device."""
+    away = [part for part in (parts.vae, *parts.text_encoders.values()) if not _is_on(part, parts.device)]
+    for part in away:
+        part.to(parts.device)
     modes = [(part, part.training) for part in parts.trainable.values()]
     for part, _ in modes:
         part.eval()
@@ -36,6 +40,12 @@ def evaluating(parts: Parts) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.train(training)
+        for part in away:
+            part.to("cpu")
+
+
+def _is_on(part: nn.Module, device: torch.device) -> bool:
+    return next(part.parameters()).device.type == device.type
 
 
 def generate(

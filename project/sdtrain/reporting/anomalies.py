@@ -16,18 +16,27 @@ from sdtrain.data.batch import Batch
 from sdtrain.data.training_images import too_many
 from sdtrain.reporting.metrics import RunningMean
 from sdtrain.reporting.progress import say
+from sdtrain.reporting.tracker import Tracker
 from sdtrain.runtime.distributed import World
 
 _MAX_NAMES = 8  # of images in a message
 _MAX_BATCHES = 1000  # remembered, to name the one that went wrong
+_NO_TRACKER = Tracker()
 _STEADIER = {"fp16": "use mixed_precision=bf16 or no, ", "bf16": "use mixed_precision=no, "}
 
 
 class Anomalies:
     """Counts skipped steps and bad images, names them in the log, and ends the run when there are too many."""
 
-    def __init__(self, spec: RunSpec, world: World, skipped_steps: int, bad_samples: Sequence[str]) -> None:
-        self._spec, self._world = spec, world
+    def __init__(
+        self,
+        spec: RunSpec,
+        world: World,
+        skipped_steps: int,
+        bad_samples: Sequence[str],
+        tracker: Tracker = _NO_TRACKER,
+    ) -> None:
+        self._spec, self._world, self._tracker = spec, world, tracker
         self.skipped_steps = skipped_steps
         self.bad_samples = tuple(bad_samples)  # of all ranks, as of the last agreement
         self._new_bad_samples: dict[str, Problem] = {}  # of this rank, since then
@@ -50,7 +59,9 @@ class Anomalies:
         if self.skipped_steps > allowed:
             found = f"{self.skipped_steps} steps had a non-finite loss (max_nan_steps={allowed}); the last {first}"
             raise self.diverged("loss", found)
-        self._world.say(f"step {step} is not applied: the loss {first} ({self.skipped_steps} of {allowed})")
+        found = f"not applied: the loss {first} ({self.skipped_steps} of {allowed})"
+        self._world.say(f"step {step} is {found}")
+        self._tracker.event("skip", step, found)
         self._observed.clear()
 
     def finite(self, loss: torch.Tensor, step: int) -> float:
@@ -69,7 +80,9 @@ class Anomalies:
     def warn_of_spike(self, loss: float, step: int) -> None:
         usual = self._spikes.usual(loss)
         if usual is not None:
-            self._world.say(f"warning: loss spike at step {step}: {loss:.4f}, recently about {usual:.4f}")
+            found = f"loss spike at step {step}: {loss:.4f}, recently about {usual:.4f}"
+            self._world.say(f"warning: {found}")
+            self._tracker.event("warning", step, found)
 
     def agree_on_bad_samples(self) -> None:
         """Merge the bad images of all ranks. Collective. Raises JobError (66) if there are too many."""

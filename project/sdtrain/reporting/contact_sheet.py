@@ -14,7 +14,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from sdjob import writing
-from sdjob.output.layout import OutputLayout
 from sdtrain.data.streams import StreamSet
 from sdtrain.reporting.labels import label, visible
 from sdtrain.training import Training
@@ -53,15 +52,6 @@ def write(training: Training, position: int) -> None:
         training.tracker.text("training images", "\n".join(numbered))
     except Exception as error:  # whatever is wrong with an image, the first steps meet it too, and say it
         context.world.say(f"no contact sheet in {layout.samples}: {error}")
-
-
-def prompts_in(layout: OutputLayout) -> list[str]:
-    """The prompts of the sheet that was written; none if it is missing."""
-    try:
-        found = json.loads(layout.input_prompts.read_text(encoding="utf-8"))
-        return [str(prompt) for prompt in found] if layout.inputs.exists() else []
-    except (OSError, ValueError, TypeError):
-        return []
 
 
 def tiles_of(examples: StreamSet, position: int) -> dict[str, list[Tile]]:

@@ -32,7 +32,7 @@ class Progress:
             total=total, initial=done, desc=title, dynamic_ncols=True, disable=not (shown and on_terminal)
         )
         self._lines = _Lines(title, total, done) if shown and not on_terminal else None
-        self._pulse, self._steps = Pulse(title), steps
+        self._pulse, self._steps, self._total = Pulse(title), steps, total
 
     def __enter__(self) -> Progress:
         return self
@@ -52,7 +52,7 @@ class Progress:
 
     def show(self, done: int, note: str = "") -> None:
         """Show that `done` of the total is done, and a note."""
-        self._pulse(done if self._steps else None)
+        self._pulse(done if self._steps else None, done, self._total)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
         if self._lines:

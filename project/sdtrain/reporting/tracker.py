@@ -16,6 +16,7 @@ from PIL import Image
 from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.writing import make_folder
+from sdtrain.reporting.events import EventsFile, Kind
 from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
 
 _EVENTS = "events.out.tfevents."
@@ -40,6 +41,7 @@ class Tracker:
     """Passes everything on to its writers; ranks other than the first have none."""
 
     writers: tuple[Writer, ...] = ()
+    events: EventsFile | None = None
 
     def log(self, metrics: StepMetrics) -> None:
         for writer in self.writers:
@@ -52,6 +54,11 @@ class Tracker:
     def text(self, tag: str, text: str) -> None:
         for writer in self.writers:
             writer.text(tag, visible(text))
+
+    def event(self, kind: Kind, step: int, text: str = "") -> None:
+        """Something that happened at a step."""
+        if self.events:
+            self.events.add(kind, step, visible(text))
 
     def flush(self) -> None:
         """Write everything so far, so that a run killed after its checkpoint loses nothing from before."""
@@ -68,8 +75,9 @@ def tracker(layout: OutputLayout, first_step: int, *, writing: bool) -> Iterator
     with (
         closing(MetricsFile(layout.metrics, first_step)) as file,
         closing(TensorBoard(layout.tensorboard, first_step)) as board,
+        closing(EventsFile(layout)) as events,
     ):
-        yield Tracker((file, board))
+        yield Tracker((file, board), events)
 
 
 class TensorBoard:

@@ -54,15 +54,16 @@ class Pulse:
         self._notes = protocol.notes_folder(environ)
         self._last = -_SECONDS_BETWEEN_BEATS
 
-    def __call__(self, step: int | None = None) -> None:
-        """`step`: the last optimizer step; None: unchanged."""
+    def __call__(self, step: int | None = None, done: int | None = None, total: int | None = None) -> None:
+        """`step`: the last optimizer step; None: unchanged. `done`, `total`: of what the stage counts."""
         now = time.monotonic()
         if self._notes is None or now - self._last < _SECONDS_BETWEEN_BEATS:
             return
         self._last = now
         with contextlib.suppress(OSError):
             before = Heartbeat.read(self._notes, self._rank) or Heartbeat(os.getpid(), self._stage)
-            beat = replace(before, stage=self._stage, step=before.step if step is None else step)
+            last = before.step if step is None else step
+            beat = replace(before, stage=self._stage, step=last, done=done, total=total)
             beat.write(self._notes, self._rank)
 
 

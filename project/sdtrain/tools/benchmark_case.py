@@ -17,6 +17,7 @@ import torch
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError
 from sdjob.settings import flags
+from sdjob.settings.choices import CACHED
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import resolve, strategies
@@ -62,7 +63,7 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     strategy.prepare(trainable, optim_spec(spec, parts.architecture.facts.denoiser))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
     batches = synthetic.batches(parts, spec, world.rank)
-    if spec.cache_latents != "no":
+    if spec.cache_latents in CACHED:
         batches = synthetic.cached(batches, parts)
     batches = on_device(batches, world.device)
     loss = torch.full((), math.nan)

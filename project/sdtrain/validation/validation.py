@@ -33,6 +33,7 @@ def validate(training: Training, step: int) -> dict[str, float]:
     """
     if training.spec.validation_prompts:
         write_samples(training, step)
+        training.tracker.event("validation", step)
     values: dict[str, Any] = {}
     if training.held_out is not None:
         loss = held_out_loss.loss(training, training.held_out)

@@ -1,4 +1,4 @@
-"""Tests of memory_estimate: exact sums for Stable Diffusion 1.4, checkpoints and caches.
+"""Tests of memory_estimate: exact sums for Stable Diffusion 1.4, and checkpoints.
 
 What training really holds is measured in tests/sdtrain/tools/test_memory.py."""
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdjob.model import memory_estimate
-from sdjob.model.memory_estimate import OutputSizes, cache_entries, output_sizes
+from sdjob.model.memory_estimate import OutputSizes, output_sizes
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Part, Tensor
 from sdjob.settings.compatibility import Topology
@@ -196,33 +196,6 @@ def test_checkpoints_at_the_end(settings, kept):
     assert memory_estimate.checkpoints_kept(job) == kept
 
 
-# --- caches ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "lines"),
-    [
-        ({"cache_latents": "memory"}, ["10 latents × 65.5 kB = 655 kB in the memory of each process"]),
-        ({"cache_latents": "disk"}, ["10 latents × 69.6 kB = 696 kB on disk"]),  # whole blocks
-        ({"cache_latents": "memory", "random_flip": True, "mixed_precision": "no"}, ["20 latents × 131 kB"]),
-        ({"cache_latents": "memory", "with_prior_preservation": True}, ["110 latents × 65.5 kB"]),
-        ({"cache_latents": "memory", "aspect_ratio_buckets": True}, ["10 latents × 49.2 kB"]),
-        ({"cache_text_embeddings": "memory"}, ["1 prompts × 118 kB"]),  # 77 × 768 in half precision
-        (
-            {"cache_text_embeddings": "memory", "max_token_length": 225, "with_prior_preservation": True},
-            ["2 prompts × 355 kB"],
-        ),
-        (
-            {"recipe": "text_to_image", "cache_text_embeddings": "memory", "proportion_empty_prompts": 0.1},
-            ["up to 11 prompts × 118 kB"],
-        ),
-    ],
-)
-def test_the_entries_of_caches(sd14, settings, lines):
-    found = [str(entries) for entries in cache_entries(spec(**settings), sd14, 10, GPU)]
-    assert [text[: len(line)] for text, line in zip(found, lines, strict=True)] == lines
-
-
 def test_encoding_images_counts_where_it_is_the_largest(sd14):
     """In parts of 8 images of 512 × 512."""
     light = partial(needed, sd14, lora_rank=8, gradient_checkpointing=True)
@@ -233,6 +206,17 @@ def test_encoding_images_counts_where_it_is_the_largest(sd14):
     assert light(train_batch_size=64).encoding == 8 * need.encoding
     assert light(resolution=1024, train_batch_size=64).encoding == 2 * 4 * need.encoding
     assert "encoding" not in str(needed(sd14))
+
+
+def test_what_is_cached_needs_no_encoder_in_steps(sd14):
+    both = {"cache_latents": "disk", "cache_text_embeddings": "memory"}
+    small = {"lora_rank": 8, "gradient_checkpointing": True}
+    cached = needed(sd14, **small, **both)
+    assert cached.frozen == 2 * UNET
+    # Encoded before there are moments of the LoRA, with the encoders still there.
+    assert cached.encoding == 8 * 5 * 2 * 128 * 512**2 + 2 * FROZEN - cached.optimizer_state
+    assert needed(sd14, **both).encoding == 0  # the moments are larger
+    assert needed(sd14, cache_latents="disk").frozen == 2 * TEXT
 
 
 @pytest.mark.parametrize(("budget", "settings"), [(24, {"optimizer": "adamw8bit"}), (8, {"lora_rank": 16})])

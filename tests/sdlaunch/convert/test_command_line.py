@@ -41,6 +41,14 @@ def test_a_script_as_tutorials_write_it():
     assert [line.origin for line in command.remarks if line.lost] == ["$5"]
 
 
+def test_variables_of_the_text_are_filled_in_also_in_each_other():
+    command = read(
+        "ROOT=/data\nexport MODEL=${ROOT}/sd\nX=1 python train_network.py --a=$MODEL --b '${ROOT} x'"
+    )
+    assert flags(command) == {"a": ("/data/sd",), "b": ("/data x",)}
+    assert command.variables == (("X", "1"),)
+
+
 @pytest.mark.parametrize(
     ("words", "launcher"),
     [

@@ -114,6 +114,25 @@ def test_defaults_of_a_script_are_written_where_ours_differ():
     assert "epoch" not in found and found["num_train_step"] == "9"
 
 
+# Of diffusers at 58eb52c080 and Colossal-AI at 4f9953be3: per device, passes, rate.
+@pytest.mark.parametrize(
+    ("script", "batch_size", "epoch", "lr"),
+    [
+        ("train_dreambooth", "4", "1", "5e-6"),
+        ("train_dreambooth_lora", "4", "1", "5e-4"),
+        ("train_dreambooth_lora_sdxl", "4", "1", "1e-4"),
+        ("train_dreambooth_colossalai", "4", "1", "5e-6"),
+        ("train_text_to_image_lora", "16", "100", "1e-4"),
+        ("train_text_to_image_sdxl", "16", "100", "1e-4"),
+    ],
+)
+def test_length_and_rate_of_a_script_without_flags(script, batch_size, epoch, lr):
+    found, _, _ = converted(f"python {script}.py")
+    assert (found["batch_size"], found["epoch"], found["lr"]) == (batch_size, epoch, lr)
+    assert found.get("lora_rank") == ("4" if "lora" in script else None)
+    assert found.get("resolution") == ("1024" if "xl" in script else None)
+
+
 def test_the_precision_of_the_script_wins_over_the_launcher_s():
     found, lost, notes = converted(
         "accelerate launch --mixed_precision=no train_dreambooth.py --mixed_precision=fp16"

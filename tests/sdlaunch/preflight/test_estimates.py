@@ -11,9 +11,7 @@ from sdlaunch.cluster.devices import Devices
 from sdlaunch.preflight import estimates
 from tests.sdlaunch.test_plan import prepare
 
-# 8 numbers for each of 256 × 256 places in fp32, a header, in whole blocks of the disk.
-LATENT = 8 * 256 * 256 * 4 + 4096
-PROMPT = 4096  # 77 tokens of 4 numbers
+LATENT = 8 * 256 * 256 * 4 + 4096  # 8 numbers for each of 256 × 256 places in fp32, and more than a header
 ON_DISK = {"cache_latents": "disk", "center_crop": "1", "cache_text_embeddings": "disk"}
 PRIOR = {"with_prior_preservation": "1", "class_prompt": "a", "num_class_images": "3"}
 
@@ -35,10 +33,11 @@ def free(monkeypatch):
 
 def test_the_plan_counts_images_mirrored_ones_those_of_the_class_and_prompts(workspace):
     job = prepare(workspace, **ON_DISK, **PRIOR, random_flip="1")
-    assert caches_of(job) == "16 latents × 2.1 MB = 33.6 MB on disk; 2 prompts × 4.1 kB = 8.19 kB on disk"
+    assert caches_of(job) == "16 latents × 2.1 MB = 33.6 MB on disk; 2 prompts × 1.42 kB = 2.85 kB on disk"
     job = prepare(workspace, **ON_DISK, validation_split="0.4")
-    assert caches_of(job) == "3 latents × 2.1 MB = 6.3 MB on disk; 1 prompts × 4.1 kB = 4.1 kB on disk"
-    job = prepare(workspace, cache_latents="memory", center_crop="1", mixed_precision="bf16", resolution="64")
+    assert caches_of(job) == "3 latents × 2.1 MB = 6.29 MB on disk; 1 prompts × 1.42 kB = 1.42 kB on disk"
+    given = {"cache_latents": "memory", "cache_text_embeddings": "no", "center_crop": "1", "resolution": "64"}
+    job = prepare(workspace, **given, mixed_precision="bf16")
     assert caches_of(job) == "5 latents × 16.4 kB = 81.9 kB in the memory of each process"
 
 
@@ -58,13 +57,12 @@ def test_caches_need_room_on_the_volume_of_the_output_or_of_cache_dir(workspace,
 
 
 def test_entries_that_are_there_need_no_room_again(workspace, free, tmp_path):
-    folder = tmp_path / "output/cache/latents/00"
+    folder = tmp_path / "output/cache/latents"
     folder.mkdir(parents=True)
     free(4 * LATENT)
     settings = {**ON_DISK, "dataloader_num_workers": "0"}
     assert prepare(workspace, **settings).code == 73
-    for number in range(3):
-        (folder / f"{number}.safetensors").touch()
+    (folder / "0.safetensors").write_bytes(bytes(2 * LATENT))
     assert prepare(workspace, **settings).problems == ()
 
 
@@ -77,7 +75,7 @@ def test_captions_that_may_all_differ_are_a_warning(workspace, free, tmp_path):
         "max_token_length": "225",
         "dataloader_num_workers": "0",
     }
-    assert caches_of(prepare(workspace, **settings)) == "up to 5 prompts × 4.1 kB = 20.5 kB on disk"
+    assert caches_of(prepare(workspace, **settings)) == "up to 5 prompts × 3.89 kB = 19.4 kB on disk"
     free(0)
     (problem,) = prepare(workspace, **settings).problems
     wanted = re.search(r"free at .*, (\S+ \wB) needed", problem.found)
@@ -85,7 +83,7 @@ def test_captions_that_may_all_differ_are_a_warning(workspace, free, tmp_path):
     free(int(float(wanted[1].split()[0]) * 1000) + 8000)
     job = prepare(workspace, **settings)
     assert job.problems == ()
-    assert any("up to 5 prompts × 4.1 kB = 20.5 kB on disk" in text for text in job.warnings)
+    assert any("up to 5 prompts × 3.89 kB = 19.4 kB on disk" in text for text in job.warnings)
 
 
 def test_caches_in_memory_are_in_every_process(workspace, monkeypatch):

@@ -1,7 +1,11 @@
 """Tests of the limits of the machine: shared memory, open files, the port of the rendezvous."""
 
 import socket
+from types import SimpleNamespace
+from typing import Any
 
+from sdjob.model.pipeline import find_pipeline
+from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.preflight import system_limits
@@ -14,30 +18,48 @@ def spec(**values) -> RunSpec:
     return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
 
 
+def job(model=None, **values) -> Any:
+    """As much of a job as this looks at."""
+    contents, topology = SimpleNamespace(model=model), Topology("cuda", 2, True, True)
+    return SimpleNamespace(spec=spec(**values), cluster=ONE_NODE, contents=contents, topology=topology)
+
+
 def test_shared_memory_is_compared_with_what_the_loaders_put_there(tmpfs):
     shm = tmpfs("64m")
-    assert system_limits.shared_memory(spec(), ONE_NODE, shm) == []
-    (problem,) = system_limits.shared_memory(spec(train_batch_size=8), ONE_NODE, shm)
+    assert system_limits.shared_memory(job(), shm) == []
+    (problem,) = system_limits.shared_memory(job(train_batch_size=32), shm)
     assert (problem.code, problem.subject) == (69, str(shm))
-    # 2 processes × (2 loaders × 2 + 1) × 8 images of 3 × 512² fp32 numbers
+    # 2 processes × (2 loaders × 2 + 1) × 32 images of 3 × 512² bytes
     assert "67.1 MB free, 252 MB needed" in problem.found
     assert "--shm-size" in problem.remedy
-    assert (
-        system_limits.shared_memory(spec(train_batch_size=8, dataloader_num_workers=0), ONE_NODE, shm) == []
+    assert system_limits.shared_memory(job(train_batch_size=32, dataloader_num_workers=0), shm) == []
+
+
+def test_cached_latents_need_less_shared_memory(eps_model, tmpfs):
+    model = find_pipeline(eps_model, None, allow_pickle=False)
+    shm = tmpfs("4m")
+    given = {"train_batch_size": 4, "resolution": 256, "dataloader_num_workers": 1, "mixed_precision": "no"}
+    # The tiny VAE has latents of 4 × 64² numbers: mean, logvar and two kinds of noise, instead of 3 × 256² bytes.
+    (problem,) = system_limits.shared_memory(
+        job(model, **given, train_text_encoder=True, noise_offset=0.1), shm
     )
+    assert "× 1.31 MB" in problem.found
+    cached = {"cache_latents": "memory", "center_crop": True, "cache_text_embeddings": "memory"}
+    (problem,) = system_limits.shared_memory(job(model, **given, **cached), shm)
+    assert "× 1.09 MB" in problem.found
 
 
 def test_loader_processes_need_shared_memory(tmp_path):
-    (problem,) = system_limits.shared_memory(spec(), ONE_NODE, tmp_path / "none")
+    (problem,) = system_limits.shared_memory(job(), tmp_path / "none")
     assert problem.found == "does not exist; loader processes need it"
     assert (problem.code, problem.subject) == (69, f"{tmp_path}/none")
     assert "dataloader_num_workers=0" in problem.remedy
-    assert system_limits.shared_memory(spec(dataloader_num_workers=0), ONE_NODE, tmp_path / "none") == []
+    assert system_limits.shared_memory(job(dataloader_num_workers=0), tmp_path / "none") == []
 
 
 def test_shared_memory_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(system_limits.os, "access", lambda *_: False)
-    (problem,) = system_limits.shared_memory(spec(), ONE_NODE, tmp_path)
+    (problem,) = system_limits.shared_memory(job(), tmp_path)
     assert problem.found == "cannot be written; loader processes need it"
 
 

@@ -53,6 +53,7 @@ def test_a_run_that_finishes(run, tmp_path):
     assert sorted(path.name for path in (ended.output / "run").iterdir()) == [
         "environment.json",
         "plan.json",
+        "report_data.js",
         "spec.yaml",
         "starts.json",
     ]

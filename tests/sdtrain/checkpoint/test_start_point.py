@@ -143,14 +143,23 @@ def test_a_run_that_died_before_its_first_checkpoint_is_moved_aside_too(layout):
     layout.metrics.write_text("{}")
     (layout.checkpoint / ".checkpoint-000001.tmp").mkdir(parents=True)
     layout.samples.mkdir()
-    layout.page.write_text("page")
+    layout.page.write_text("page of this run")
     assert start_point.move_aside(layout, None) == layout.root / "earlier-1"
     assert list(snapshot(layout.root)) == [
-        "earlier-1/report.html",
         "earlier-1/run/metrics.jsonl",
         "earlier-1/tensorboard/events",
+        "report.html",
     ]
     assert not layout.tensorboard.exists()
+
+
+def test_the_page_of_a_finished_run_is_moved_aside_with_its_report(layout):
+    layout.run.mkdir(parents=True)
+    for path in (layout.page, layout.page_data, layout.report):
+        path.write_text("earlier")
+    start_point.move_aside(layout, None)
+    names = ["report.html", "report.json", "run/report_data.js"]
+    assert list(snapshot(layout.root)) == [f"earlier-1/{name}" for name in names]
 
 
 def test_the_newest_checkpoint_is_continued_with_its_state(layout):

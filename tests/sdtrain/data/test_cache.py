@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdjob.problems import JobError
 from sdtrain.data.cache import Cache, DiskCache, MemoryCache, fill
@@ -20,20 +21,20 @@ def value(key: str) -> torch.Tensor:
 
 
 class Maker:
-    """Makes the entries of some keys, and remembers which."""
+    """Makes entries, and remembers which."""
 
-    def __init__(self, keys=KEYS):
-        self.keys, self.made = keys, []
+    def __init__(self):
+        self.made = []
 
-    def __call__(self, places):
-        for place in places:
-            self.made.append(self.keys[place])
-            yield {"number": value(self.keys[place]), "sign": torch.ones(1, dtype=torch.int32)}
+    def __call__(self, keys):
+        for key in keys:
+            self.made.append(key)
+            yield key, {"number": value(key), "sign": torch.ones(1, dtype=torch.int32)}
 
 
 def filled(cache: Cache, keys=KEYS, stop=False) -> list[str]:
     """Fills the cache; returns the keys whose entries had to be made."""
-    maker = Maker(keys)
+    maker = Maker()
     fill(context_of(stop=stop, first_step=7), cache, "numbers", keys, maker)
     return maker.made
 
@@ -52,17 +53,56 @@ def test_each_entry_is_made_once(tmp_path, capsys):
     assert "numbers: 3 of 3 are cached, 0 are to be made" in said
 
 
-def test_a_broken_entry_is_made_again(tmp_path):
+def test_entries_are_in_few_files(tmp_path):
+    keys = [f"{number:04d}" for number in range(300)]
+    filled(DiskCache(tmp_path), keys)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 4 and all(
+        file.suffix == ".safetensors" for file in files
+    )  # 32, 64, 128 and the rest
+    again = DiskCache(tmp_path)
+    assert filled(again, keys) == [] and torch.equal(again["0299"]["number"], value("0299"))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-4], lambda content: b"", lambda content: content[:9]]
+)
+def test_a_broken_file_is_made_again(tmp_path, damage):
+    filled(DiskCache(tmp_path), KEYS[:2])
+    (broken,) = tmp_path.iterdir()
+    filled(DiskCache(tmp_path), KEYS[:3])
+    broken.write_bytes(damage(broken.read_bytes()))
     cache = DiskCache(tmp_path)
-    filled(cache)
-    file = next(tmp_path.rglob(f"{KEYS[1]}.safetensors"))
-    file.write_bytes(file.read_bytes()[:-4])
-    next(tmp_path.rglob(f"{KEYS[0]}.safetensors")).write_bytes(b"")
-    assert sorted(filled(cache)) == sorted(KEYS[:2])
+    assert sorted(filled(cache, KEYS[:3])) == sorted(KEYS[:2])
     assert torch.equal(cache[KEYS[1]]["number"], value(KEYS[1]))
 
 
-def test_no_half_entry_is_ever_in_place(tmp_path, monkeypatch):
+def test_files_of_others_and_of_earlier_versions_are_left_alone(tmp_path):
+    old = tmp_path / KEYS[0][:2] / f"{KEYS[0]}.safetensors"  # one file an entry
+    old.parent.mkdir()
+    save_file({"number": torch.zeros(2, 3)}, old)
+    (tmp_path / "notes.txt").write_text("mine")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    cache = DiskCache(tmp_path)
+    assert sorted(filled(cache)) == sorted(set(KEYS))
+    assert torch.equal(cache[KEYS[0]]["number"], value(KEYS[0]))
+    assert old.exists() and len(list(tmp_path.iterdir())) == 4
+
+
+def test_two_jobs_fill_a_folder_at_once(tmp_path):
+    """Each makes what it does not find, and reads what it has made."""
+    first, second = DiskCache(tmp_path), DiskCache(tmp_path)
+
+    def both(keys):
+        assert sorted(filled(second, KEYS[:2])) == sorted(KEYS[:2])  # meanwhile
+        return Maker()(keys)
+
+    fill(context_of(), first, "numbers", KEYS, both)
+    assert all(torch.equal(cache[KEYS[0]]["number"], value(KEYS[0])) for cache in (first, second))
+    assert filled(DiskCache(tmp_path)) == []
+
+
+def test_no_half_file_is_ever_in_place(tmp_path, monkeypatch):
     def die(self, target):
         raise KeyboardInterrupt
 
@@ -75,20 +115,19 @@ def test_no_half_entry_is_ever_in_place(tmp_path, monkeypatch):
 
 def test_a_stop_keeps_what_is_made(tmp_path):
     keys = [f"{number:04d}" for number in range(80)]
-    cache = DiskCache(tmp_path)
     with pytest.raises(Stopped) as stopped:
-        filled(cache, keys, stop=True)
+        filled(DiskCache(tmp_path), keys, stop=True)
     assert stopped.value.step == 7
-    kept = [key for key in keys if cache.has(key)]
+    kept = DiskCache(tmp_path).found(keys)
     assert 0 < len(kept) < 80
-    assert filled(cache, keys) == [key for key in keys if key not in kept]
+    assert filled(DiskCache(tmp_path), keys) == [key for key in keys if key not in kept]
 
 
 def test_a_full_disk_is_a_problem_and_not_a_fault(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(DiskCache, "add", full)
+    monkeypatch.setattr(DiskCache, "store", full)
     with pytest.raises(JobError) as caught:
         filled(DiskCache(tmp_path))
     assert caught.value.code == 73

@@ -174,12 +174,10 @@ def test_it_is_written_once_by_the_first_rank(tmp_path):
         assert first.tracker.images == [("training images", sheet.size, 0)]
     assert first.tracker.texts == [("training images", "    0: 圆 \\x1b[31m")]
     assert json.loads((tmp_path / "samples/inputs.json").read_text()) == ["圆 \x1b[31m"]
-    assert contact_sheet.prompts_in(OutputLayout(tmp_path)) == ["圆 \x1b[31m"]
     resumed = training(tmp_path, examples(stream), first_step=4)
     contact_sheet.write(resumed, 4)
     assert resumed.tracker.images == []
     (tmp_path / "samples/inputs.png").unlink()
-    assert contact_sheet.prompts_in(OutputLayout(tmp_path)) == []
     contact_sheet.write(resumed, 4)
     assert [step for _, _, step in resumed.tracker.images] == [4]
 

@@ -127,7 +127,7 @@ def test_heartbeats_tell_the_stage_and_keep_the_last_step(tmp_path, monkeypatch)
     monkeypatch.setenv("RANK", "1")
     with Progress("step", 100, shown=False, steps=True) as shown:
         shown.show(41)
-    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "step", 41)
+    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "step", 41, 41, 100)
     with Progress("class images", 9, shown=False) as shown:
         shown.show(3)
-    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "class images", 41)
+    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "class images", 41, 3, 9)
