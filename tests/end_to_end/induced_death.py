@@ -376,7 +376,7 @@ its launcher had ended, no job made more than the step that was under way. **Bol
 
 Exit codes: {codes}. −9 is the launcher's own death, which nobody can report.
 torchrun ignores SIGUSR1: a scheduler sends it to all processes, and the launcher's is the one that counts.
-Quota and ESTALE: calls that change files of the folder fail with these errors, since no file system of one machine does so to root.
+Quota and ESTALE: calls that change files of the folder fail so, since no file system of one machine does it to root.
 
 {count} cells, {green} as they should be; {machine}. `make survival` writes this page.
 """
