@@ -154,6 +154,20 @@ def test_every_sampler_generates(v_model, tmp_path, name):
     assert parameters(tmp_path / "prompt00-00.png")[1]["Sampler"] == samplers.SAMPLERS[name].webui
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_sigmas_of_karras_and_a_schedule_that_ends_in_pure_noise(v_model, tmp_path, capsys):
+    """diffusers takes the second of two equal timesteps for the first, and an index out of bounds."""
+    model = tmp_path / "model"
+    shutil.copytree(v_model, model)
+    config = model / "scheduler/scheduler_config.json"
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.0001, "beta_end": 0.02}
+    config.write_text(json.dumps(json.loads(config.read_text()) | schedule))
+    words = ["--resolution", "32", "--num_images", "1", "--num_inference_steps", "10"]
+    assert command(model, tmp_path / "out", *words, "--scheduler", "dpmpp_2m_karras") == 64
+    assert "ends in almost pure noise" in capsys.readouterr().err
+    assert command(model, tmp_path / "out", *words, "--scheduler", "dpmpp_2m") == 0
+
+
 def test_a_file_of_prompts(eps_model, tmp_path):
     (tmp_path / "lines.txt").write_text("\ufeffa 红 cross\n\n  a circle \n")
     (tmp_path / "list.json").write_text('["a square"]')
