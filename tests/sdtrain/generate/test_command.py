@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 from sdjob.output.checkpoint_files import SETTINGS
 from sdjob.output.layout import write_manifest
 from sdtrain.generate import command as generate
-from sdtrain.generate import images, samplers
+from sdtrain.generate import images, metadata, samplers
 from tests.support.worker import environment, flags, snapshot
 
 
@@ -144,6 +144,13 @@ def test_an_image_says_how_it_was_made(eps_model, train, tmp_path):
     assert command(eps_model, tmp_path / "base", *more) == 0
     found = {name: Image.open(tmp_path / name / "prompt00-00.png") for name in ("out", "none", "base")}
     assert distance(found["none"], found["base"]) == 0 < distance(found["out"], found["base"])
+
+
+def test_values_with_commas_are_quoted(tmp_path):
+    info = metadata.png_info("two\nlines", "", {"Steps": 2, "Model": 'a "b", c: d'})
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png", pnginfo=info)
+    lines, pairs = parameters(tmp_path / "image.png")
+    assert lines == ["two", "lines"] and json.loads(pairs["Model"]) == 'a "b", c: d' and pairs["Steps"] == "2"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy's, of diffusers' schedulers
