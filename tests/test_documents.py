@@ -141,8 +141,8 @@ def test_every_command_is_understood(command, mounts, named_mounts, monkeypatch)
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] in ("python", ".venv/bin/python", "torchrun"):
         module = words[words.index("-m") + 1]
-        below = ROOT / variables["PYTHONPATH"] / module.replace(".", "/")
-        assert below.is_dir() or below.with_suffix(".py").exists()
+        below = ROOT / variables.get("PYTHONPATH", "") / module.replace(".", "/")
+        assert below.is_dir() or below.with_suffix(".py").exists() or module == "http.server"
         understood_by_module(module, words[words.index("-m") + 2 :])
     elif words[0] in ("docker", "tensorboard", "git", "cp", "bash", "hf"):
         files = [word for word in words if "/" in word and (ROOT / word.split("/")[0]).exists()]

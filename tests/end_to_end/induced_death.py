@@ -37,7 +37,7 @@ from tests.sdlaunch.workspace import clean_environment
 from tests.support import forked
 from tests.support.breakpoints import PATIENCE, POLL, Breakpoint, Place
 from tests.support.launcher import ENTRYPOINT, Launched
-from tests.support.volume import FAULTS, Volume
+from tests.support.volume import CALLS, FAULTS, Volume, fail_calls, pass_calls, preload
 
 SETTINGS = {
     "recipe": "dreambooth",
@@ -97,7 +97,7 @@ class Phase:
         """What can end a job in it: signals to a process, and faults of its output folder."""
         signals = [cause for cause in CAUSES if not self.alone or cause.endswith(LAUNCHER)]
         faults = [
-            fault for fault in FAULTS if self.name != "preflight" or fault != "removed"
+            fault for fault in (*FAULTS, *CALLS) if self.name != "preflight" or fault != "removed"
         ]  # nothing is there yet
         return [*signals, *faults]
 
@@ -153,7 +153,7 @@ class Outcome:
         return [text for text, is_right in checks.items() if not is_right]
 
     def _is_expected(self, cause: str, phase: Phase, finished: bool) -> bool:
-        if cause in FAULTS:
+        if cause in FAULTS or cause in CALLS:
             no_output = self.code == 73 and self.failure == "output cannot hold the result"
             return no_output or (phase.name == "verdict" and self.code == 0)  # the result was complete
         if cause == f"SIGKILL to {LAUNCHER}":
@@ -274,6 +274,11 @@ def undisturbed(inputs: Path, folder: Path) -> dict[str, str]:
 def die(inputs: Path, folder: Path, phase: Phase, cause: str, wanted: Mapping[str, str]) -> Outcome:
     """One cell of the table."""
     shutil.rmtree(folder, ignore_errors=True)
+    if cause in CALLS:
+        output = folder.resolve() / "output"
+        return _outcome(
+            inputs, folder, phase, wanted, folder, lambda *_: fail_calls(CALLS[cause], output), pass_calls
+        )
     if cause not in FAULTS:
         return _outcome(inputs, folder, phase, wanted, folder, lambda job, pid: _signal(job, pid, cause))
     volume = Volume(folder / "volume")
@@ -371,6 +376,7 @@ its launcher had ended, no job made more than the step that was under way. **Bol
 
 Exit codes: {codes}. −9 is the launcher's own death, which nobody can report.
 torchrun ignores SIGUSR1: a scheduler sends it to all processes, and the launcher's is the one that counts.
+Quota and ESTALE: calls that change files of the folder fail so, since no file system of one machine does it to root.
 
 {count} cells, {green} as they should be; {machine}. `make survival` writes this page.
 """
@@ -384,7 +390,7 @@ def table(outcomes: Mapping[tuple[str, str], Outcome]) -> str:
         "75 stopped and resumable, 70 failed (killed from outside), 73 the output folder fails, 0 finished"
     )
     parts = [_INTRODUCTION.format(codes=codes, count=len(outcomes), green=green, machine=machine)]
-    for title, causes in {**_of_targets(), "a fault of the output folder": tuple(FAULTS)}.items():
+    for title, causes in {**_of_targets(), "a fault of the output folder": (*FAULTS, *CALLS)}.items():
         parts.append(f"## {title[0].upper()}{title[1:]}\n\n{_rows(causes, outcomes)}\n")
     return "\n".join(parts)
 
@@ -431,7 +437,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("phases", nargs="*", help="only these; all without")
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--causes", nargs="+", help="only these; all without")
     given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    preload(given.folder)
     inputs, log = given.folder / "inputs", given.folder / "outcomes.jsonl"
     red = 0
     if not inputs.exists():
@@ -442,6 +451,8 @@ def main() -> int:
         shutil.rmtree(given.folder / phase.name, ignore_errors=True)
         wanted = undisturbed(inputs, given.folder / phase.name / "undisturbed")
         for cause in phase.causes():
+            if given.causes and cause not in given.causes:
+                continue
             try:
                 outcome = die(inputs, given.folder / phase.name / cause, phase, cause, wanted)
             except AssertionError as error:  # it did not reach its phase, or did not end

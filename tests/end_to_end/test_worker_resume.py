@@ -88,9 +88,10 @@ def test_the_stop_file_ends_with_0_and_a_note(train, at_step, monkeypatch, tmp_p
 
 
 def test_a_stop_of_one_rank_stops_all_at_the_same_step(train, at_step):
+    """One step later: the ranks read in a step what they asked in the one before."""
     at_step(2, lambda: terminate() if os.environ["RANK"] == "1" else None)
-    output = train(ranks=2, code=75)
-    assert step_folders(output) == ["checkpoint-000002"]
+    output = train(ranks=2, code=75, max_train_steps=9)
+    assert step_folders(output) in (["checkpoint-000002"], ["checkpoint-000003"])  # at once after a long step
 
 
 def test_resume_on_another_number_of_processes(train, at_step, undisturbed):

@@ -99,6 +99,18 @@ def huge_captions(folder: Path) -> None:
         hole(folder / "dataset" / "images" / f"{number}.txt")
 
 
+def many_layers(folder: Path) -> None:
+    path = model_file(folder, "unet/config.json")
+    path.write_text(path.read_text().replace('"layers_per_block": 1', '"layers_per_block": 1000000000'))
+
+
+def many_tensors(folder: Path) -> None:
+    """A header of 80 MB, of tensors without values."""
+    entries = (f'"{n}":{{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}' for n in range(1_200_000))
+    header = ("{" + ",".join(entries) + "}").encode()
+    model_file(folder, "*.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
 def memory_of(pid: int) -> int:
     """Resident bytes of a process and of all below it."""
     total = 0
@@ -124,6 +136,8 @@ def memory_of(pid: int) -> int:
         huge_metadata,
         huge_metadata_csv,
         huge_captions,
+        many_layers,
+        many_tensors,
     ],
 )
 def test_a_plan_refuses_it_in_bounded_memory_and_time(tmp_path, make):

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,28 @@ FAULTS: dict[str, Callable[[Volume], None]] = {
     "EIO": Volume.lose,
     "removed": Volume.remove,
 }
+CALLS = {"quota": errno.EDQUOT, "ESTALE": errno.ESTALE}  # what no file system of one machine does to root
+_VARIABLE = "FAILING_CALLS"
+
+
+def preload(folder: Path) -> None:
+    """Start this program again so that its calls can be made to fail, and those of its forks. Raises OSError."""
+    if _VARIABLE in os.environ:
+        return
+    library = folder / "failing_calls.so"
+    source = Path(__file__).with_name("failing_calls.c")
+    _run("cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl")
+    environ = {**os.environ, "LD_PRELOAD": str(library.resolve()), _VARIABLE: str(folder.resolve() / "rule")}
+    os.execve(sys.executable, sys.orig_argv, environ)
+
+
+def fail_calls(number: int, folder: Path) -> None:
+    """From here on calls that change files below this folder fail, until `pass_calls`."""
+    Path(os.environ[_VARIABLE]).write_text(f"{number} {folder}")
+
+
+def pass_calls() -> None:
+    Path(os.environ[_VARIABLE]).unlink(missing_ok=True)
 
 
 def _run(*words: object) -> None:

@@ -146,7 +146,9 @@ def _loaded(source: Source, options: Options, world: World) -> Parts:
     if source.lora:
         lora.merge(source.lora, parts, options.lora_scale)
     if options.scheduler:
-        parts = replace(parts, sampler=samplers.created(options.scheduler, parts.sampler))
+        parts = replace(
+            parts, sampler=samplers.created(options.scheduler, parts.sampler, options.num_inference_steps)
+        )
     return parts
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdjob.problems import JobError, bad_setting
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -32,12 +34,24 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 
-def created(name: str, own: Any) -> Any:
-    """The sampler of this name, with the noise schedule and the prediction type of the model's own."""
+def created(name: str, own: Any, steps: int) -> Any:
+    """The sampler of this name, with the noise schedule and the prediction type of the model's own.
+
+    Raises JobError (64) where its first timestep occurs twice, as with Karras' sigmas if the schedule ends in almost
+    pure noise: diffusers would start at the second one, and end beyond the last.
+    """
     import diffusers  # not while the command line is read
 
     sampler = SAMPLERS[name]
-    return getattr(diffusers, sampler.class_name).from_config(own.config, **sampler.options)
+    scheduler = getattr(diffusers, sampler.class_name).from_config(own.config, **sampler.options)
+    if sampler.options == _KARRAS and steps > 1:
+        scheduler.set_timesteps(steps)
+        first, second, *_ = scheduler.timesteps.tolist()
+        if first == second:
+            found = f"{name}, and the noise schedule of this model ends in almost pure noise"
+            remedy = "Use another one, such as dpmpp_2m or ddim."
+            raise JobError(bad_setting("--scheduler", found, remedy))
+    return scheduler
 
 
 def webui_name(scheduler: Any) -> str:

@@ -52,8 +52,9 @@ class Native:
         if (
             self._device.type == "cpu"
         ):  # where convolutions are faster in this layout; CUDA's GroupNorm undoes it
-            converted: Any = model
-            converted.to(memory_format=torch.channels_last)
+            for parameter in model.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         trained = trainable_parameters(model)
         self._flats: dict[str, Flat] = {}
         for group in optim.groups:

@@ -16,7 +16,7 @@ from sdtrain.strategies.shards import Shards
 
 _ALIGNED = 64  # values: a view starts at a multiple of 128 bytes or more, where vectorized kernels read
 ROW = 4096  # values: the length of a bucket is a multiple of it
-_BUCKET = 2**24  # values of a bucket at least, except for the last one
+_BUCKET = 2**25  # values of a bucket at least, except for the last one
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,17 @@ def test_a_signal_ends_an_upload(result):
     assert lines[-2].startswith("not published (SIGTERM)")
 
 
+def test_a_refused_upload_leaves_the_result_of_a_finished_run(workspace, result, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    variables = {**clean_environment(), **workspace, "publish": f"file://{tmp_path}/file/published"}
+    monkeypatch.setattr(supervisor, "_run_to_verdict", lambda job, environ: int(ExitCode.FINISHED))
+    assert supervisor.run(plan.prepare((), variables, HOME), variables) == 73
+    log = (tmp_path / "output/logs/node-0.log").read_text()
+    assert f"the result is complete in {result}" in log
+    assert "Repeat it: bash train.sh publish to=file://" in log
+    assert (result / "README.md").exists() and not (tmp_path / "output/failure.json").exists()
+
+
 @pytest.mark.parametrize("ending", [ExitCode.FINISHED, ExitCode.STOPPED])
 def test_a_finished_run_is_published(workspace, result, tmp_path, monkeypatch, ending):
     target = tmp_path / "published"

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 from sdjob.output.checkpoint_files import SETTINGS
 from sdjob.output.layout import write_manifest
 from sdtrain.generate import command as generate
-from sdtrain.generate import images, samplers
+from sdtrain.generate import images, metadata, samplers
 from tests.support.worker import environment, flags, snapshot
 
 
@@ -146,12 +146,33 @@ def test_an_image_says_how_it_was_made(eps_model, train, tmp_path):
     assert distance(found["none"], found["base"]) == 0 < distance(found["out"], found["base"])
 
 
+def test_values_with_commas_are_quoted(tmp_path):
+    info = metadata.png_info("two\nlines", "", {"Steps": 2, "Model": 'a "b", c: d'})
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png", pnginfo=info)
+    lines, pairs = parameters(tmp_path / "image.png")
+    assert lines == ["two", "lines"] and json.loads(pairs["Model"]) == 'a "b", c: d' and pairs["Steps"] == "2"
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy's, of diffusers' schedulers
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_every_sampler_generates(v_model, tmp_path, name):
     """With the noise schedule and the prediction type of the model."""
     assert command(v_model, tmp_path, "--scheduler", name, "--num_images", "1", "--resolution", "32") == 0
     assert parameters(tmp_path / "prompt00-00.png")[1]["Sampler"] == samplers.SAMPLERS[name].webui
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_sigmas_of_karras_and_a_schedule_that_ends_in_pure_noise(v_model, tmp_path, capsys):
+    """diffusers takes the second of two equal timesteps for the first, and an index out of bounds."""
+    model = tmp_path / "model"
+    shutil.copytree(v_model, model)
+    config = model / "scheduler/scheduler_config.json"
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.0001, "beta_end": 0.02}
+    config.write_text(json.dumps(json.loads(config.read_text()) | schedule))
+    words = ["--resolution", "32", "--num_images", "1", "--num_inference_steps", "10"]
+    assert command(model, tmp_path / "out", *words, "--scheduler", "dpmpp_2m_karras") == 64
+    assert "ends in almost pure noise" in capsys.readouterr().err
+    assert command(model, tmp_path / "out", *words, "--scheduler", "dpmpp_2m") == 0
 
 
 def test_a_file_of_prompts(eps_model, tmp_path):
