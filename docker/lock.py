@@ -16,7 +16,7 @@ from typing import Any
 
 from setup_venv import HERE, torch_sources
 
-NAMES = ("-pip", "-torch", "-cuda", "-colossal", "")
+NAMES = ("-pip", "-torch", "-cuda", "-colossal", "-fa4", "")
 PIN = re.compile(r"([\w.-]+)==([\w.]+)")
 
 

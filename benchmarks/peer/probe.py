@@ -46,7 +46,8 @@ def main() -> None:
         run(command)
     finally:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        notes = {"begins": begins, "ends": ends, "peak_bytes": peak}
+        on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+        notes = {"begins": begins, "ends": ends, "peak_bytes": peak, "device_peak_bytes": on_device}
         Path(f"{result}-{rank}.json").write_text(json.dumps(notes))
 
 

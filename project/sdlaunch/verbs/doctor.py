@@ -91,6 +91,7 @@ def render(diagnosis: Diagnosis) -> str:
             _rows("Devices", rows),
             _answers("Communication between processes", found["distributed"]),
             _answers(f"Attention, tried on {found['device']}", found["attention"]),
+            _answers("Compiling and optional packages", found["compiling and optional packages"]),
             _answers("Plugins", found["plugins"]),
         ]
     versions, differing = found["versions"], found["not as proven"]

@@ -35,9 +35,9 @@ from sdtrain.tools import synthetic
 
 def main(arguments: list[str]) -> int:
     model, result, *argv = arguments
-    spec = flags.parse(argv)
     row: dict[str, Any]
     try:
+        spec = flags.parse(argv)
         with join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
             row = measure(spec, world, model)
     except JobError as error:

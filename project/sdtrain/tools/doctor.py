@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, get_args
 
 import torch
@@ -35,6 +40,11 @@ def examine() -> dict[str, Any]:
         "devices": {name: device(each) for name, each in devices.DEVICE_TYPES.items()},
         "distributed": _backends(),
         "attention": _attention(device_type),
+        "compiling and optional packages": {
+            "C compiler": compiler(),
+            "bitsandbytes": _bitsandbytes(device_type),
+            "flash-attn-4": _flash_attention_4(device_type),
+        },
         "plugins": {name: _plugin(name, facts, device_type) for name, facts in PLUGINS.items()},
     }
 
@@ -84,6 +94,54 @@ def _attention(device_type: devices.DeviceType) -> dict[str, str]:
         for name in get_args(Attention)
         if name != "auto"
     }
+
+
+def compiler(environ: Mapping[str, str] = os.environ) -> str:
+    """Why torch.compile and Triton cannot build what they generate; empty: they can."""
+    program = environ.get("CC") or next((name for name in ("gcc", "cc", "clang") if shutil.which(name)), "")
+    if not program:
+        return "no C compiler (apt-get install gcc libc6-dev)"
+    command = [program, "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-xc", "-"]
+    try:
+        done = subprocess.run(
+            command, input="#include <Python.h>\n", capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return f"{program}: {error.strerror}"
+    if done.returncode == 0:
+        return ""
+    if "Python.h" in done.stderr:
+        return "no Python.h (apt-get install python3-dev)"
+    return (done.stderr.strip().splitlines() or [f"{program} ends with {done.returncode}"])[0]
+
+
+def _bitsandbytes(device_type: devices.DeviceType) -> str:
+    """Why optimizer=adamw8bit cannot be used; where there is a GPU, after one step."""
+    if find_spec("bitsandbytes") is None:
+        return "not installed"
+    try:
+        optimizers = import_module("bitsandbytes").optim
+        if device_type.name == "cuda":
+            weight = torch.ones(4096, device="cuda", requires_grad=True)
+            weight.grad = torch.ones_like(weight)
+            optimizers.AdamW8bit([weight]).step()
+            torch.cuda.synchronize()
+    except Exception as error:  # whatever a library that does not fit does
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _flash_attention_4(device_type: devices.DeviceType) -> str:
+    """Why attention=fa4 cannot be used, apart from the proof before training."""
+    try:
+        if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+            return "not installed"
+        if device_type.name != "cuda" or torch.cuda.get_device_capability() < (9, 0):
+            return "needs a Hopper or Blackwell GPU"
+        import_module("flash_attn.cute")
+    except Exception as error:  # whatever a beta does
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
 
 
 def _plugin(name: str, facts: PluginFacts, device_type: devices.DeviceType) -> str:

@@ -21,6 +21,7 @@ ANSWERS = {
     },
     "distributed": {"gloo": "", "nccl": "not built"},
     "attention": {"sdpa": "", "flash": "no kernel"},
+    "compiling and optional packages": {"C compiler": "", "bitsandbytes": "not installed"},
     "plugins": {"torch_ddp": "", "gemini": "needs a device of type cuda"},
 }
 

@@ -50,6 +50,16 @@ def test_an_entry_has_the_same_bits_whatever_is_made_with_it(parts):
     assert torch.equal(every[prompts[10]]["hidden_states"], last[prompts[10]]["hidden_states"])
 
 
+def test_the_encoders_see_batches_of_one_shape(parts, monkeypatch):
+    """By which a GPU too gives the same bits: its rounding depends on the shape."""
+    seen, encode = [], parts.vae.encode
+    monkeypatch.setattr(parts.vae, "encode", lambda images: seen.append(len(images)) or encode(images))
+    latents(parts, 11)
+    parts.text_encoders["text_encoder"].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    cached_prompts(context_of(**CACHED), parts, [f"a circle {number}" for number in range(11)])
+    assert seen == [8, 8, 8, 8]
+
+
 def test_an_entry_is_what_a_step_would_compute(parts):
     given = stream(3)
     found = latents(parts, 3)
