@@ -33,6 +33,10 @@ class Gradients:
         self._buckets = [
             _Gradient(bucket, of) for flat in flats for bucket, of in flat.parameters_by_bucket()
         ]
+        if len(self._buckets) == 1 and self._buckets[0].parameters[0].device.type == "cpu":
+            self._buckets[
+                0
+            ].kept = True  # it is small, and to map its memory in each step takes longer than to copy
         self._order = list(reversed(range(len(self._buckets))))
         self._completed: list[int] | None = []  # of the first step that exchanges; None: agreed on
         self._sent = 0  # how many, in that order, in this step
@@ -98,7 +102,7 @@ class Gradients:
 class _Gradient:
     """The gradient of a bucket: one flat fp32 tensor, from the first backward pass of a step to its update.
 
-    Between updates a device has its memory back, for activations. A CPU keeps it, which is faster than to map it again.
+    Between updates its memory is free, for activations, unless it is `kept`.
     """
 
     def __init__(self, bucket: Bucket, parameters: Sequence[nn.Parameter]) -> None:
@@ -109,6 +113,7 @@ class _Gradient:
         self._views: list[torch.Tensor] = []  # of the parameters, in that tensor
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
         self._is_first = True  # pass of a step
+        self.kept = False
         self.begin_pass()
 
     def begin_pass(self) -> None:
@@ -152,5 +157,5 @@ class _Gradient:
         if self._sent is not None:
             self.receive()
         self._is_first = True
-        if self._device.type != "cpu":
+        if not self.kept:
             self._total, self._views = None, []
