@@ -1,6 +1,8 @@
 """Tests of running the checks: mounts that never answer are reported, and nothing waits for them."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,16 +11,25 @@ import pytest
 from sdjob.dataset import text_files
 from sdjob.model import locate
 from tests.sdlaunch.test_plan import found, prepare
-from tests.sdlaunch.workspace import launch
+from tests.sdlaunch.workspace import HOME, clean_environment
+
+_HANGING = """
+import runpy, sys, threading
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].replace("entrypoint.py", "project"))
+from sdjob.dataset import images
+images._opened = lambda source: threading.Event().wait()
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
 def test_a_mount_that_hangs_is_reported_and_not_waited_for(workspace, tmp_path, verb):
-    """A pipe without a writer blocks its reader forever, as a network mount does whose server is gone."""
-    (tmp_path / "dataset/images/0.png").unlink()
-    os.mkfifo(tmp_path / "dataset/images/0.png")
+    """Reading an image blocks forever, as on a network mount whose server is gone."""
     begin = time.monotonic()
-    done = launch(verb, **workspace, check_timeout="1")
+    command = [sys.executable, "-c", _HANGING, str(HOME / "entrypoint.py"), verb]
+    variables = clean_environment(**workspace, check_timeout="1")
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert time.monotonic() - begin < 20
     assert done.returncode == 66
     text = done.stdout + done.stderr
