@@ -11,7 +11,8 @@ from sdlaunch.settings import names
 ROOT = Path(__file__).resolve().parent.parent / "project"
 BUILDERS = {"bad_setting": 0, "bad_input": 0, "no_hardware": 0, "bad_output": 0, "Problem": 1, "_row": 1}
 # Arguments of verbs and tools, and variables of platforms, which are no settings.
-ARGUMENTS = {"--json", "--kind", "emit", "checkpoint", "to", "--base_model", "--output"}
+ARGUMENTS = {"--json", "--kind", "emit", "checkpoint", "to", "length", "--base_model", "--output"}
+ARGUMENTS |= {"MODEL", "--lora", "--prompts", "--prompts_file", "--scheduler"}  # of sdtrain.generate
 VARIABLES = {"WORLD_SIZE", "LOCAL_RANK", "TMPDIR", "/dev/shm"}
 KNOWN = {*names.catalogue(), *settings_of(RunSpec), *NAMED_SUBJECTS, *ARGUMENTS, *VARIABLES}
 
