@@ -96,7 +96,6 @@ KOHYA_UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
         "full_bf16": _same(
             "Trainable weights stay fp32; mixed_precision=bf16 is the type of the computation."
         ),
-        "torch_compile": _same("It changes the speed only."),
         "dynamo_backend": _same("It changes the speed only."),
         "ddp_timeout": _same("hang_timeout ends a job that makes no progress."),
         "ddp_gradient_as_bucket_view": _same("It changes the speed only."),
