@@ -127,6 +127,17 @@ def test_attention_that_does_not_run_here_is_69(name):
     assert name in str(error.value) and "attention=auto" in str(error.value)
 
 
+def test_attention_that_computes_something_else_does_not_count(monkeypatch):
+    plain = attention.scaled_dot_product_attention
+
+    def wrong(query, key, value):
+        return plain(query, key, value) * (1.1 if query.dtype == torch.bfloat16 else 1)
+
+    assert attention.failure("math", 40, CPU, torch.bfloat16) == ""
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", wrong)
+    assert "differ from those in fp32" in attention.failure("math", 40, CPU, torch.bfloat16)
+
+
 def test_attention_without_a_backward_pass_does_not_count(monkeypatch):
     class ForwardOnly(torch.autograd.Function):
         @staticmethod
