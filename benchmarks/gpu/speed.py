@@ -25,7 +25,7 @@ from sdtrain.reporting import report
 from sdtrain.tools import synthetic
 
 PARTS = ("ladder", "peer", "batches", "sd2", "lora")
-_PER_ROW = 100  # seconds after which a row is ended
+_PER_ROW = {"cuda": 100, "cpu": 900}  # seconds after which a row is ended
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [all]")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--seconds", type=float, default=480, help="after which no row is started [%(default)s]"
+        "--seconds", type=float, default=420, help="after which no row is started [%(default)s]"
     )
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
@@ -119,7 +119,9 @@ def main() -> int:
         for row in rows(part, on_gpu=bool(name)):
             if row.batch == 64 and row.name in table.out_of_memory:
                 row = replace(row, batch=32)
-            table.measure(row.name, row.batch, end, lambda row=row: _measured(row), row)
+            table.measure(
+                row.name, row.batch, end, lambda row=row: _measured(row, "cuda" if name else "cpu"), row
+            )
     return int(any(row["outcome"] == "failed" for row in table.rows))
 
 
@@ -196,7 +198,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _measured(row: Row) -> dict[str, Any]:
+def _measured(row: Row, device: str) -> dict[str, Any]:
     """Run one row in its own process."""
     settings: dict[str, Any] = {
         "pretrained_model_name_or_path": row.model,
@@ -207,11 +209,8 @@ def _measured(row: Row) -> dict[str, Any]:
         "train_batch_size": row.batch,
         "max_train_steps": 16 if row.batch >= 32 else 40,
         "skip_steps": 6,
-        **(
-            {"cache_latents": "memory", "cache_text_embeddings": "memory", "center_crop": "true"}
-            if row.cached
-            else {}
-        ),
+        "center_crop": "true",  # without which latents cannot be cached
+        **dict.fromkeys(("cache_latents", "cache_text_embeddings"), "memory" if row.cached else "no"),
         **{
             name: value
             for name, value in row.settings.items()
@@ -223,9 +222,11 @@ def _measured(row: Row) -> dict[str, Any]:
         file = Path(folder) / "row.json"
         command = [sys.executable, "-m", "sdtrain.tools.benchmark_case", row.model, str(file), *flags]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PER_ROW)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_PER_ROW[device]
+            )
         except subprocess.TimeoutExpired:
-            return {"outcome": "failed", "why": f"no result after {_PER_ROW} s"}
+            return {"outcome": "failed", "why": f"no result after {_PER_ROW[device]} s"}
         found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if "images_per_second" in found:
         return {"outcome": "ok", **found}
