@@ -63,9 +63,11 @@ def measure(row: Row) -> dict[str, Any]:
             *row.flags,
         ]
         command = [sys.executable, str(_PROBE), f"{folder}/times", str(script()), *flags]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=120 if row.flags else 900
-        )
+        limit = 900 if tiny else 120
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return {"outcome": "failed", "why": f"no result after {limit} s"}
         file = Path(folder) / "times-0.json"
         notes = json.loads(file.read_text()) if file.exists() else {"ends": []}
     ends = [wall for wall, _ in notes["ends"]]
