@@ -29,6 +29,8 @@ from sdtrain.strategies.exchange import Gradients
 from sdtrain.strategies.flat import Flat, named, norm_of
 from sdtrain.strategies.shards import Shards
 
+CHANNELS_LAST = ("cpu",)  # devices whose convolutions are faster in this layout; on CUDA GroupNorm undoes it
+
 
 class Native:
     """Strategy of plugin none, torch_ddp and torch_ddp_fp16. Its shards are flat tensors, one for each learning rate.
@@ -49,9 +51,7 @@ class Native:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
-        if (
-            self._device.type == "cpu"
-        ):  # where convolutions are faster in this layout; CUDA's GroupNorm undoes it
+        if self._device.type in CHANNELS_LAST:
             for parameter in model.parameters():
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -18,8 +18,6 @@ _ALIGNED = 64  # values: a view starts at a multiple of 128 bytes or more, where
 ROW = 4096  # values: the length of a bucket is a multiple of it
 _BUCKET = 2**25  # values of a bucket at least, except for the last one
 
-_BUCKET_ON_CPU = 2**22
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -74,8 +72,7 @@ class Flat:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype) -> None:
         self.parameters = tuple(parameters.values())
-        on_cpu = self.parameters[0].device.type == "cpu"
-        self.buckets = layout(parameters, min(_BUCKET, _BUCKET_ON_CPU) if on_cpu else _BUCKET)
+        self.buckets = layout(parameters, _BUCKET)
         self.slots = tuple(slot for bucket in self.buckets for slot in bucket.slots)
         device = self.parameters[0].device
         self.master = torch.zeros(self.buckets[-1].stop, device=device)
