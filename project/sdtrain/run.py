@@ -174,7 +174,7 @@ def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None
     values = report.report(training, model, outcome, validated)
     if world.is_main:
         _write_report(training, values)
-    world.say(f"finished: {outcome.state.step} steps, result in {layout.checkpoint}")
+    world.say(f"finished: {outcome.state.step} steps, result in {layout.checkpoint}; open {layout.page}")
 
 
 def _write_report(training: Training, values: dict[str, object]) -> None:

@@ -234,7 +234,9 @@ def test_scalars_come_every_so_many_steps_and_at_both_ends(train):
 
 def test_a_resumed_run_shows_a_loss_from_its_first_step(train, capsys):
     output = train(max_train_steps=3, logging_steps=10)
-    assert "nan" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert f"result in {output}/checkpoint; open {output}/report.html\n" in said
     mean = json.loads((output / "report.json").read_text())["mean_loss"]
     train(max_train_steps=5, logging_steps=10)
     assert f"step    4/5  mean loss {mean:.4f}  lr" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from sdjob import reading
 
 POINTS = 1500  # at most in a curve, and up to twice as many between two thinnings
 _BLOCK = 8 << 20  # bytes read at a time
+_HEAD = 64  # bytes
 _LONGEST = 1 << 16  # bytes of a line
 
 
@@ -47,9 +48,7 @@ class Curves:
         self._clear()
 
     def _clear(self) -> None:
-        self._file: tuple[int, int] | None = (
-            None  # its device and number: another one is read from its beginning
-        )
+        self._head = b""  # the first bytes, which hold a time: where they differ, the file is another one
         self._offset, self._group = 0, 1
         self.points: list[Point] = []
         self.starts: list[tuple[int, float]] = []  # the first step of each start, and its time
@@ -62,10 +61,11 @@ class Curves:
             self._clear()
             return
         with file, contextlib.suppress(OSError):
-            status = os.fstat(file.fileno())
-            if self._file != (status.st_dev, status.st_ino) or status.st_size < self._offset:
+            shrunk = os.fstat(file.fileno()).st_size < self._offset
+            if shrunk or file.read(len(self._head)) != self._head:
                 self._clear()
-                self._file = (status.st_dev, status.st_ino)
+            file.seek(0)
+            self._head = self._head or file.read(_HEAD)
             file.seek(self._offset)
             while self._take(file.read(_BLOCK)):
                 file.seek(self._offset)

@@ -90,3 +90,12 @@ def test_a_long_run_has_a_bounded_number_of_points_which_are_means(metrics, monk
     assert read.group == 4
     assert read.columns()["step"] == [4, 8, 12, 16, 17]
     assert read.columns()["loss"] == [2.5, 6.5, 10.5, 14.5, 17.0]
+
+
+def test_another_file_is_read_from_its_beginning_even_with_the_number_of_the_old_one(metrics):
+    lines(metrics, at(1, loss=0.5))
+    read = Curves(metrics)
+    read.update()
+    lines(metrics, {"step": 7, "time": 9.0, "loss": 0.1}, {"step": 8, "time": 10.0, "loss": 0.2}, mode="w")
+    read.update()
+    assert read.columns() == {"step": [7, 8], "time": [9.0, 10.0], "loss": [0.1, 0.2]}
