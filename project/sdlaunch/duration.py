@@ -56,15 +56,17 @@ def findings(job: Job) -> list[Note]:
     if job.has_script:
         return []
     folders = [each for each in step_folders(OutputLayout(job.mounts.output)) if each.defect is None]
+    done = folders[0].step if folders and job.spec.resume != "never" else 0
+    left = job.spec.max_train_steps - done
+    if left <= 0:
+        return []
     known = _of_earlier_run(job, folders) or _of_results(job)
     if known is None:
         why = "no speed was measured on this device with this model and these settings"
         return [
             Note(f"time: no estimate, since {why}; once a run has a checkpoint here, `plan` uses its speed")
         ]
-    done = folders[0].step if folders and job.spec.resume != "never" else 0
-    left = job.spec.max_train_steps - done
-    return [Note(_line(job, known, left))] if left > 0 else []
+    return [Note(_line(job, known, left))]
 
 
 def _line(job: Job, speed: Speed, left: int) -> str:
@@ -100,7 +102,7 @@ def _of_earlier_run(job: Job, folders: list[StepFolder]) -> Speed | None:
 
 def _same_speed(before: RunSpec, now: RunSpec) -> bool:
     pairs = ((getattr(before, name), getattr(now, name)) for name in _SPEED)
-    return all(one == other or other == "auto" for one, other in pairs)
+    return all(one == other or "auto" in (one, other) for one, other in pairs)
 
 
 def _of_results(job: Job) -> Speed | None:

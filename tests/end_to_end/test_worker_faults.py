@@ -34,13 +34,11 @@ def copied(captioned, tmp_path):
 
 def spoiled_loss(monkeypatch, step, spoil):
     """Has the loss of one step spoilt."""
-    count = iter(range(1, 1000))
+    count, original = iter(range(1, 1000)), diffusion.loss_of
     monkeypatch.setattr(
-        loop,
+        diffusion,
         "loss_of",
-        lambda *arguments: (
-            spoil(diffusion.loss_of(*arguments)) if next(count) == step else diffusion.loss_of(*arguments)
-        ),
+        lambda *given: spoil(original(*given)) if next(count) == step else original(*given),
     )
 
 
@@ -62,7 +60,7 @@ def test_the_images_of_a_loss_that_is_not_finite_are_named(train, monkeypatch, t
     count = iter(range(1, 1000))
     original = diffusion.loss_of
     monkeypatch.setattr(
-        loop, "loss_of", lambda *given: original(*given) * (float("nan") if next(count) >= 3 else 1)
+        diffusion, "loss_of", lambda *given: original(*given) * (float("nan") if next(count) >= 3 else 1)
     )
     sources = []
     observe = loop.Anomalies.observe
@@ -73,7 +71,7 @@ def test_the_images_of_a_loss_that_is_not_finite_are_named(train, monkeypatch, t
 
     monkeypatch.setattr(loop.Anomalies, "observe", recorded)
     train(code=70, max_train_steps=8, logging_steps=8, train_batch_size=2)
-    names = [name for batch in sources[2] for name in batch.names]
+    names = sources[2].names
     wanted = f"; it was nan at step 3, with {names[0]}, {names[1]}"
     assert len(names) == 2
     (problem,) = json.loads((tmp_path / "notes/rank-0.json").read_text())["problems"]
@@ -114,7 +112,7 @@ def test_a_step_is_skipped_on_every_rank(train, monkeypatch, plugin):
         bad = next(count) == 2 and os.environ["RANK"] == "1"
         return original(*given) * (float("nan") if bad else 1)
 
-    monkeypatch.setattr(loop, "loss_of", spoiled)
+    monkeypatch.setattr(diffusion, "loss_of", spoiled)
     output = train(ranks=2, max_train_steps=3, on_nan="skip", plugin=plugin)
     assert finite(output)
     assert sorted(scalars(output)["train/loss"]) == [1, 3]
@@ -130,7 +128,7 @@ def test_skipped_steps_are_counted_over_a_resume(train, monkeypatch):
 
 def test_too_many_skipped_steps_are_70(train, monkeypatch, capsys):
     original = diffusion.loss_of
-    monkeypatch.setattr(loop, "loss_of", lambda *given: original(*given) * float("nan"))
+    monkeypatch.setattr(diffusion, "loss_of", lambda *given: original(*given) * float("nan"))
     output = train(code=70, max_train_steps=9, on_nan="skip", max_nan_steps=3)
     error = capsys.readouterr().err
     assert (
@@ -378,7 +376,7 @@ def test_out_of_memory_is_71_with_a_remedy(train, monkeypatch, capsys):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(loop, "loss_of", exhausted)
+    monkeypatch.setattr(diffusion, "loss_of", exhausted)
     train(code=71)
     error = capsys.readouterr().err
     assert "batch_size" in error and "Traceback" not in error
@@ -389,7 +387,7 @@ def test_an_unexpected_error_is_70_with_its_traceback_in_the_note(train, monkeyp
         raise RuntimeError("something unforeseen")
 
     monkeypatch.setenv("SDJOB_NOTES_DIR", str(tmp_path / "notes"))
-    monkeypatch.setattr(loop, "loss_of", wrong)
+    monkeypatch.setattr(diffusion, "loss_of", wrong)
     train(code=70)
     note = json.loads((tmp_path / "notes/rank-0.json").read_text())
     assert (note["code"], note["problems"]) == (70, [])

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdjob.output.layout import LORA_FILE, is_exported, write_manifest
+from sdjob.page import page
 from sdtrain import run
 from sdtrain.checkpoint import checkpoint
 from sdtrain.export import export
@@ -200,7 +201,7 @@ DEATHS = {
     "after the rename": (checkpoint, "_delete_oldest"),
     "before the export": (export, "export"),
     "in the export": (export, "_put_in_place"),
-    "before the page": (run.html, "render"),
+    "before the page": (page, "render"),
     "before the report": (run.report, "write"),
 }
 

@@ -82,8 +82,14 @@ def test_the_tables_of_results(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(duration, "_MODELS", {7: "own"})
     find = plan.devices.find
     monkeypatch.setattr(plan.devices, "find", lambda *given: dataclasses.replace(find(*given), name="X 1"))
-    found = line(workspace)
+    found = line(workspace, cache_latents="no")
     assert "400 steps × 1 image / 10 images/s = 0:00:40" in found
     assert found.endswith("from benchmarks/results/2026-01-01.json, measured with random weights")
-    for other in ({"batch_size": 2}, {"plugin": "fsdp"}, {"resolution": 64}, {"use_ema": 1}):
-        assert "no estimate" in line(workspace, **other)
+    for other in (
+        {"batch_size": 2},
+        {"plugin": "fsdp"},
+        {"resolution": 64},
+        {"use_ema": 1},
+        {"cache_latents": "memory"},
+    ):
+        assert "no estimate" in line(workspace, **{"cache_latents": "no", **other})

@@ -146,7 +146,7 @@ def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(workspac
     assert "lr: found '-1' (environment: lr)" in done.stderr
     assert "Traceback" not in done.stderr
     left = {path.name for path in (tmp_path / "output").rglob("*") if path.is_file()}
-    assert left == {"failure.json", "failure-0.json"}
+    assert left == {"failure.json", "failure-0.json", "report.html", "report_data.js"}
 
 
 @pytest.mark.parametrize("mount", ["MODEL_DIR", "DATASET_DIR", "PROJECT_DIR"])

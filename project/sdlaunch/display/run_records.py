@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from sdjob.automatic import caching
 from sdjob.formatting import as_json
 from sdjob.output.layout import OutputLayout
 from sdjob.redact import is_secret, redact, without_secrets_in
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
 from sdjob.writing import write_text
+from sdlaunch.display.tables import Value
 from sdlaunch.plan import JobPlan
 from sdlaunch.settings import names
 from sdlaunch.settings.other_variables import is_recorded
@@ -45,9 +47,14 @@ def replayable(plan: JobPlan) -> str:
     values = {
         name: _redacted(each.value, plan.secrets)
         for name, each in plan.settings.items()
-        if each.value not in (None, [], "") and name not in not_replayed
+        if each.value not in (None, [], "") and name not in not_replayed and not _is_of_worker(name, each)
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def _is_of_worker(name: str, shown: Value) -> bool:
+    """Whether the value is a forecast: the worker decides."""
+    return name in caching.SETTINGS and shown.source.startswith("auto")
 
 
 def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:

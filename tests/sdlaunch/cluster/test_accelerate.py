@@ -45,11 +45,14 @@ def test_two_processes_on_a_cpu():
         "--main_process_port=0",
         "--mixed_precision=no",
         "--dynamo_backend=no",
+        "--rdzv_backend=c10d",
+        "--rdzv_conf=store_type=file,keep_alive_interval=86400",
         "--log_dir=/dev/null",
         "-m",
         "sdtrain",
         *WORKER_FLAGS,
     )
+    assert launched.env["PET_LOCAL_ADDR"] == "127.0.0.1"
     assert launched.env["ACCELERATE_USE_CPU"] == "true"
 
 
