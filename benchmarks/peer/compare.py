@@ -42,8 +42,14 @@ from turns import Turns, start
 
 HOME = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
-WAYS = PEER, OURS, CACHED = "diffusers", "this project", "this project, caches"
-IMAGES = 48  # a multiple of every global batch here
+PEER, OURS = "diffusers", "this project"
+WAYS: dict[str, tuple[str, ...]] = {  # name of a trainer -> its flags
+    PEER: (),
+    f"{OURS}, no caches": ("--cache_latents=no", "--cache_text_embeddings=no"),
+    OURS: (),  # with its defaults: images and prompts are encoded once, before the first step
+    f"{OURS}, compiled": ("--compile=blocks",),
+}
+IMAGES = 16  # a multiple of every global batch here; each is used more than once
 LIMIT = 900  # seconds of a run
 
 
@@ -107,7 +113,7 @@ def _measure_starts(asked: argparse.Namespace, world: Path, about: dict[str, Any
     runs: dict[tuple[Case, str], list[Run]] = {}
     about |= {"runs": asked.runs}
     for _ in range(asked.runs):
-        for case, way in itertools.product(_starts(asked), WAYS[:2]):
+        for case, way in itertools.product(_starts(asked), (PEER, OURS)):
             runs.setdefault((case, way), []).append(_alone(case, way, asked, world))
             _save(asked.output, "starts", about, runs, starts(about | _load("at the end"), runs))
 
@@ -144,13 +150,17 @@ def _together(case: Case, asked: argparse.Namespace, world: Path) -> dict[str, R
     """Run all trainers at once, in turns; one that fails ends the others."""
     with tempfile.TemporaryDirectory(dir=world) as folder, contextlib.ExitStack() as stack:
         trainers: dict[str, _Trainer] = {}
-        for position, way in enumerate(WAYS):
-            turns = Turns(Path(folder), position, len(WAYS), asked.steps)
+        for position, way in enumerate(asked.trainers):
+            turns = Turns(Path(folder), position, len(asked.trainers), asked.steps)
             trainer = _Trainer(case, way, asked, world, Path(folder) / f"trainer-{position}")
             trainers[way] = trainer.started(asked.steps, turns.environment())
             stack.callback(trainer.killed)
         with contextlib.suppress(RuntimeError):  # the run's exit code reports the failure
-            start(Path(folder), len(WAYS), lambda: all(trainer.lives() for trainer in trainers.values()))
+            start(
+                Path(folder),
+                len(asked.trainers),
+                lambda: all(trainer.lives() for trainer in trainers.values()),
+            )
             return {way: trainer.run(asked.skip) for way, trainer in trainers.items()}
         return {way: trainer.killed() for way, trainer in trainers.items()}
 
@@ -258,10 +268,8 @@ def _flags(
         return [str(asked.examples.resolve() / recipe.script), *common, *recipe.theirs]
     plugin = "none" if case.processes == 1 else "torch_ddp"
     name = "dreambooth" if recipe.subject else "text_to_image"
-    where = "memory" if way == CACHED else "no"
-    caches = [f"--cache_latents={where}", f"--cache_text_embeddings={where}"]
     ours = [f"--recipe={name}", f"--plugin={plugin}", "--device=cpu"]
-    return ["-m", "sdtrain", *ours, *common, *recipe.ours, *caches]
+    return ["-m", "sdtrain", *ours, *common, *recipe.ours, *WAYS[way]]
 
 
 def _save(folder: Path, what: str, about: dict[str, Any], runs: Runs, text: str) -> None:
@@ -306,6 +314,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--examples", type=Path, required=True, help="the folder examples/ of diffusers")
     parser.add_argument("--what", nargs="+", choices=_KINDS, default=list(_KINDS), metavar="steps|starts")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
+    parser.add_argument(
+        "--trainers",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS)[:3],
+        metavar="TRAINER",
+        help=f"of {', '.join(WAYS)}; compiling takes minutes a case",
+    )
     parser.add_argument("--resolutions", type=numbers, default=[64, 128], help="pixels, such as 64,128")
     parser.add_argument("--batches", type=numbers, default=[1, 4], help="images per process, such as 1,4")
     parser.add_argument("--processes", type=numbers, default=[1, 2], help="such as 1,2")

@@ -183,6 +183,7 @@ def _codes(runs: Sequence[Run]) -> str:
 def _means(turns: Runs, peer: str) -> str:
     """For each recipe and trainer the geometric means of the ratios, over resolutions, batches and processes."""
     rows = []
+    whole: dict[str, tuple[list[float], list[float], list[float]]] = {}  # of all recipes
     for recipe, way in dict.fromkeys((case.recipe, way) for case, way in turns if way != peer):
         pairs = [
             (of, turns[case, peer])
@@ -195,6 +196,9 @@ def _means(turns: Runs, peer: str) -> str:
             [_middle("peak_bytes", mine) / _middle("peak_bytes", theirs) for mine, theirs in pairs],
         ]
         rows.append([recipe, way, *(f"{_geometric(of):.2f}" for of in ratios)])
+        for known, of in zip(whole.setdefault(way, ([], [], [])), ratios, strict=True):
+            known += of
+    rows += [["all", way, *(f"{_geometric(of):.2f}" for of in ratios)] for way, ratios in whole.items()]
     return _table(("recipe", "trainer", "steps/s", "CPU of a step", "peak RSS"), rows)
 
 

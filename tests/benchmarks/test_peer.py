@@ -81,6 +81,7 @@ def test_the_table_compares_turn_by_turn(table):
     lines = table.steps({"date": "today"}, turns, "peer").splitlines()
     assert "- date: today" in lines
     assert "| text_to_image | ours | 2.00 | 0.75 | 1.00 |" in lines
+    assert "| all | ours | 2.00 | 0.75 | 1.00 |" in lines
     assert "| text_to_image | 64 | 4 | 2 | ours | 250 | 4.0 | 32.0 | 300 | 1 | 0 | 2.00 | 0.75 |" in lines
 
 
