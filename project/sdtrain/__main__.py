@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from sdjob import rank_output
 from sdjob.exit_codes import ExitCode
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings import flags
+from sdjob.settings.choices import TRACKERS
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.runtime import compile_caches, errors, exit_note, heartbeat, stop, store_port
@@ -77,5 +80,14 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
         run(spec, world, request)
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process. Exit handlers of a tracker whose thread is not done would wait for its server without end."""
+    if any(thread.name in TRACKERS for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))

@@ -83,7 +83,7 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     encoders = parts.text_encoders if spec.train_text_encoder else ()
     strategy.prepare(trainable_model, optim_spec(spec, parts.architecture.facts.denoiser, encoders))
     ema = Ema(strategy.masters(), spec.ema_decay) if spec.use_ema else None
-    with tracker(context.layout, context.first_step, writing=world.is_main) as tracking:
+    with tracker(spec, context.layout, context.first_step, world.say, writing=world.is_main) as tracking:
         training = Training(context, parts, examples, strategy, ema, tracking, held_out, loss_of)
         outcome = _train(training, start, facts)
         _finish(training, model, outcome)

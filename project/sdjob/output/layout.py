@@ -24,6 +24,7 @@ class OutputLayout:
         self.root = root
         self.checkpoint = root / "checkpoint"  # step folders, and at the end the trained pipeline or LoRA
         self.tensorboard = root / "tensorboard"
+        self.trackers = root / "trackers"  # what wandb, mlflow and swanlab keep on disk, also offline
         self.samples = root / "samples"
         self.before_after = self.samples / "before_after.png"
         self.inputs = self.samples / "inputs.png"  # the first training images as the trainer sees them
@@ -60,6 +61,7 @@ class OutputLayout:
         own = (
             self.checkpoint,
             self.tensorboard,
+            self.trackers,
             self.samples,
             self.class_images,
             self.exports,

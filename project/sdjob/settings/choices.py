@@ -51,6 +51,9 @@ WeightsDtype = Literal["auto", "fp32", "bf16"]
 WEIGHTS_DTYPES = any_case(*get_args(WeightsDtype), fp32=("float32",), bf16=("bfloat16",))
 ReduceDtype = Literal["fp32", "bf16"]
 REDUCE_DTYPES = any_case(*get_args(ReduceDtype), fp32=("float32",), bf16=("bfloat16",))
+# Trackers that are packages, imported and installed under these names; TensorBoard comes with every run.
+TRACKERS = ("wandb", "mlflow", "swanlab")
+Destination = Literal["tensorboard", "wandb", "mlflow", "swanlab", "all", "none"]
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]

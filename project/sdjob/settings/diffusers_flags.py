@@ -41,10 +41,6 @@ _TIMESTEPS = "Remove it: timesteps are sampled uniformly; snr_gamma=5 weights th
 _PRODIGY = "Remove it: optimizer=prodigy always corrects the bias and safeguards the warm-up."
 _DREAM = "Remove it: DREAM is not implemented; snr_gamma=5 weights the loss by timestep."
 _OTHER_MODELS = "Remove it: only DeepFloyd IF, which is not supported, uses it."
-_ONE_TRACKER = (
-    "Remove it: scalars are written to tensorboard/ and run/metrics.jsonl of the output folder, "
-    "from which other trackers can import them."
-)
 
 UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
     {
@@ -56,8 +52,6 @@ UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
             "Remove it, and set the variable HF_TOKEN where a download needs it.", keeps_result=True
         ),
         "hub_model_id": Unsupported(_UPLOAD, keeps_result=True),
-        "report_to": Unsupported(_ONE_TRACKER, ("tensorboard", "all", "none"), keeps_result=True),
-        "tracker_project_name": Unsupported(_ONE_TRACKER, keeps_result=True),
         "logging_dir": Unsupported(
             "Remove it: event files are written to tensorboard/ of the output folder.",
             ("logs",),

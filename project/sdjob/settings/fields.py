@@ -106,6 +106,11 @@ def comma_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def lower_list(value: Any) -> Any:
+    """The items of a list, separated by commas, in any case."""
+    return comma_list(value.lower() if isinstance(value, str) else value)
+
+
 def whole(value: Any) -> Any:
     """Accept `1e3` as a whole number too; pydantic reads the other spellings."""
     if not isinstance(value, str) or "e" not in value.lower():

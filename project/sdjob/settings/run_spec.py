@@ -10,7 +10,7 @@ import math
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sdjob.settings import choices, optimizers
 from sdjob.settings.fields import (
@@ -29,6 +29,7 @@ from sdjob.settings.fields import (
     TextList,
     Whole,
     any_case,
+    lower_list,
     setting,
     switch,
 )
@@ -362,6 +363,15 @@ class RunSpec(BaseModel):
 
     logging_steps: Positive = _logging(
         10, "scalars every so many steps; 1: every step", unit="optimizer steps"
+    )
+    report_to: Annotated[tuple[choices.Destination, ...], BeforeValidator(lower_list)] = _logging(
+        ("tensorboard",),
+        "trackers that get metrics and images besides metrics.jsonl: tensorboard, wandb, mlflow, swanlab; "
+        "all: those that are installed; none",
+        unit="names, separated by commas",
+    )
+    tracker_project_name: Text = _logging(
+        "stable-diffusion", "project, or experiment, of wandb, mlflow, swanlab"
     )
     skip_steps: Count = _logging(10, "first steps excluded from the measured speed", unit="optimizer steps")
     timed_step: Count = _logging(

@@ -54,9 +54,7 @@ def gather(read: Settings, mounts: Mounts, home: Path, environ: Mapping[str, str
     fetched = Fetched(options)
     if options.install_requirements:
         project = mounts.project if options.script else None
-        fetched = pip_install.provide(
-            fetched, home, project, read.spec.optimizer, cache, environ, fetch=fetch
-        )
+        fetched = pip_install.provide(fetched, home, project, read.spec, cache, environ, fetch=fetch)
     if not options.offline:
         fetched = hub.provide(fetched, mounts, cache, environ, fetch=fetch and not fetched.problems)
     return fetched

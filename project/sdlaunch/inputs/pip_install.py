@@ -14,7 +14,9 @@ from pathlib import Path
 
 from sdjob.dataset.detect import FORMATS
 from sdjob.problems import Problem, no_hardware
+from sdjob.settings.choices import TRACKERS
 from sdjob.settings.optimizers import OPTIMIZERS
+from sdjob.settings.run_spec import RunSpec
 from sdlaunch.inputs.fetch import PACKAGES as AWAITED
 from sdlaunch.inputs.fetch import Fetched, run
 from sdlaunch.packages import PACKAGES, missing, pinned_versions
@@ -24,16 +26,16 @@ def provide(
     fetched: Fetched,
     home: Path,
     project: Path | None,
-    optimizer: str,
+    spec: RunSpec,
     cache: Path,
     environ: Mapping[str, str],
     *,
     fetch: bool,
 ) -> Fetched:
-    """Find in the cache, or with `fetch` install there, what this Python lacks: of the packages of every run and of the
-    optimizer, and of the requirements.txt of the project of a user's script (None: no script)."""
-    package = OPTIMIZERS[optimizer].package
-    optional = [package] if package and not project else []
+    """Find in the cache, or with `fetch` install there, what this Python lacks: of the packages of every run, of its
+    optimizer and its trackers, and of the requirements.txt of the project of a user's script (None: no script)."""
+    ours = (OPTIMIZERS[spec.optimizer].package, *(name for name in TRACKERS if name in spec.report_to))
+    optional = [] if project else [package for package in ours if package]
     optional += [name for each in FORMATS for name in each.packages]
     lacking = missing(PACKAGES | {name: name for name in optional})
     own = project / "requirements.txt" if project and (project / "requirements.txt").is_file() else None

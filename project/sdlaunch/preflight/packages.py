@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdjob.problems import Problem, no_hardware
+from sdjob.settings.choices import TRACKERS
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import PLUGINS
 from sdlaunch.packages import PACKAGES, install_command, missing, not_installed
@@ -18,11 +19,20 @@ def findings(job: Job) -> list[Problem]:
         install = f"Install: {install_command([package])}"
         remedy = f"{install}; or set install_requirements=1, or use optimizer=adamw."
         found.append(no_hardware("optimizer", f"{package} is not installed", remedy))
+    if not (job.has_script or job.packages_come):
+        found += _of_trackers(missing({name: name for name in TRACKERS if name in job.spec.report_to}))
     plugin = PLUGINS[job.spec.plugin]
     if plugin.package and job.topology.device in plugin.devices and missing({plugin.package: plugin.package}):
         remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."
         found.append(no_hardware("plugin", f"{plugin.package} is not installed", remedy))
     return found
+
+
+def _of_trackers(lacking: list[str]) -> list[Problem]:
+    remedy = (
+        f"Install: {install_command(lacking)}; or set install_requirements=1, or use report_to=tensorboard."
+    )
+    return [no_hardware("report_to", f"{', '.join(lacking)} not installed", remedy)] if lacking else []
 
 
 def _of_every_run(lacking: list[str], job: Job) -> list[Problem]:

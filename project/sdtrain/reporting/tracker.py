@@ -1,25 +1,39 @@
-"""The tracker: the first rank writes metrics, images and texts to metrics.jsonl and TensorBoard."""
+"""The tracker: the first rank writes metrics, images and texts to metrics.jsonl, TensorBoard and other trackers."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
+from sdjob.settings.run_spec import RunSpec
 from sdjob.writing import make_folder
 from sdtrain.reporting.events import EventsFile, Kind
 from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
+from sdtrain.reporting.trackers import connected, hyperparameters
 
 _EVENTS = "events.out.tfevents."
+# Charts of TensorBoard's page "Custom scalars": what is compared is in one chart.
+_LAYOUT = {
+    "learning": {
+        "loss": ["Multiline", [TAGS["loss"], TAGS["validation_loss"]]],
+        "learning rate": ["Multiline", [TAGS["learning_rate"]]],
+        "gradient norm": ["Multiline", [TAGS["grad_norm"]]],
+    },
+    "device": {
+        "images per second": ["Multiline", [TAGS["images_per_second"]]],
+        "peak memory, GiB": ["Multiline", [TAGS["peak_memory_gib"]]],
+    },
+}
 
 
 class Writer(Protocol):
@@ -67,24 +81,29 @@ class Tracker:
 
 
 @contextmanager
-def tracker(layout: OutputLayout, first_step: int, *, writing: bool) -> Iterator[Tracker]:
-    """The tracker of this rank; its files are complete when the block ends. Another writer is a line here."""
+def tracker(
+    spec: RunSpec, layout: OutputLayout, first_step: int, say: Callable[[str], None], *, writing: bool
+) -> Iterator[Tracker]:
+    """The tracker of this rank; its files are complete when the block ends. Another writer of files is a line here."""
     if not writing:
         yield Tracker()
         return
-    with (
-        closing(MetricsFile(layout.metrics, first_step)) as file,
-        closing(TensorBoard(layout.tensorboard, first_step)) as board,
-        closing(EventsFile(layout)) as events,
-    ):
-        yield Tracker((file, board), events)
+    with ExitStack() as stack:
+        writers: list[Writer] = [stack.enter_context(closing(MetricsFile(layout.metrics, first_step)))]
+        if {"tensorboard", "all"} & {*spec.report_to}:
+            board = TensorBoard(layout.tensorboard, first_step, hyperparameters(spec))
+            writers.append(stack.enter_context(closing(board)))
+        writers += [stack.enter_context(closing(each)) for each in connected(spec, layout, say)]
+        yield Tracker(tuple(writers), stack.enter_context(closing(EventsFile(layout))))
 
 
 class TensorBoard:
     """Writes event files; their tags are those of the table in metrics.py."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, settings: Mapping[str, str | float]) -> None:
+        """`settings`: columns of the page "HParams", on which runs are compared."""
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         make_folder(folder, folder.parent)
         while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
@@ -94,6 +113,12 @@ class TensorBoard:
         purge = first_step + 1 if first_step else 0
         # It opens what has the name of its file: so that no link can, the name has a random end.
         self._events = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{os.urandom(4).hex()}")
+        self._events.add_custom_scalars(_LAYOUT)
+        # add_hparams would write a run of its own, in a folder below this one.
+        columns: Any = hparams  # not annotated in PyTorch, as is file_writer
+        file: Any = self._events.file_writer
+        for summary in columns({**settings}, dict.fromkeys((TAGS["loss"], TAGS["validation_loss"]), 0)):
+            file.add_summary(summary)
 
     def log(self, metrics: StepMetrics) -> None:
         for name, tag in TAGS.items():

@@ -6,11 +6,18 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sdjob.output.layout import OutputLayout
+from sdjob.settings.run_spec import RunSpec
 from sdtrain.reporting import metrics
 from sdtrain.reporting import tracker as tracker_module
 from sdtrain.reporting.metrics import StepMetrics
-from sdtrain.reporting.tracker import tracker
 from tests.support.worker import scalars
+
+SPEC = RunSpec(pretrained_model_name_or_path="m", output_dir="o", learning_rate=1e-4)
+
+
+def tracker(layout, first_step, *, writing):
+    return tracker_module.tracker(SPEC, layout, first_step, print, writing=writing)
+
 
 TAGS = {
     "train/loss": 1,
@@ -40,7 +47,10 @@ def test_images_and_texts(tmp_path):
         tracking.image("validation", Image.new("RGB", (4, 4)), 2)
         tracking.text("settings", "--seed=7")
     tags = EventAccumulator(str(layout.tensorboard)).Reload().Tags()
-    assert (tags["images"], tags["tensors"]) == (["validation"], ["settings/text_summary"])
+    assert (tags["images"], tags["tensors"]) == (
+        ["validation"],
+        ["custom_scalars__config__", "settings/text_summary"],
+    )
 
 
 def test_a_resumed_run_repeats_the_steps_after_its_checkpoint_in_both(tmp_path):
