@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 RUN := PYTHONPATH=project PYTHONDONTWRITEBYTECODE=1 $(VENV)/bin/python
 DEMO := demo_run
+DIR ?= $(DEMO)/output/tensorboard
 SURVIVAL := survival_run
 
 # What pytest says of containers; in the order of their cost: a wrong mount before a whole job.
 CONTAINER_TESTS := $(addprefix tests/container/test_,image.py mounts.py jobs.py emitted_compose.py)
 
-.PHONY: help setup demo demo-intro test test-long test-emit test-s3 test-container test-browser test-cluster survival fuzz \
+.PHONY: help setup demo demo-intro tensorboard test test-long test-emit test-s3 test-container test-browser test-cluster survival fuzz \
   mutation lock lint format docs clean
 
 help:
 	@echo "make demo   fine-tune the embedded tiny pipeline on a new subject, on the CPU, in minutes"
+	@echo "make tensorboard   TensorBoard of the demo, or of DIR=FOLDER: an output folder, or one that holds several"
 	@echo "make test   all tests but the long forms"
 	@echo "make test-long   the long forms: dozens of kills, thousands of mutated files"
 	@echo "make test-emit   emitted jobs, read by SkyPilot, Kubeflow's models, kubectl and podman-compose"
@@ -44,6 +46,9 @@ demo-intro:
 	@echo "  2. writes the model and the images to $(DEMO), and removes what an earlier demo left there"
 	@echo "  3. generates 48 class images, trains 250 steps, and generates samples before and after: about 2 minutes on 2 cores"
 	@echo "Nothing is downloaded after step 1, and nothing is opened."
+
+tensorboard: setup
+	@$(VENV)/bin/tensorboard --logdir=$(DIR)
 
 test: setup
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not cluster" --ignore=tests/container --ignore=tests/targets --ignore=tests/browser

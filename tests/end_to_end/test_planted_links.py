@@ -9,7 +9,17 @@ from sdtrain.checkpoint import start_point
 from sdtrain.export import model_card
 from tests.support.worker import snapshot
 
-FOLDERS = ("checkpoint", "tensorboard", "samples", "class_images", "exports", "logs", "run", "cache")
+FOLDERS = (
+    "checkpoint",
+    "tensorboard",
+    "trackers",
+    "samples",
+    "class_images",
+    "exports",
+    "logs",
+    "run",
+    "cache",
+)
 PROMPT = {"validation_prompts": ["a red cross"], "num_validation_images": 1}
 
 

@@ -34,6 +34,7 @@ SHORT = {
     "logging_steps": "1",
     "dataloader_num_workers": "0",
     "offline": "1",
+    "report_to": "tensorboard",  # one command reports to a package that is not installed here
 }
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -113,6 +114,7 @@ LEFT_OPEN = {
     "offline",
     "mixed_precision",
     "NPROC_PER_NODE",
+    "report_to",
 }
 
 RECOMMENDED = {

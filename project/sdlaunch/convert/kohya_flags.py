@@ -19,7 +19,7 @@ def _other(remedy: str, *accepted: str) -> Unsupported:
 
 
 _PLACES = "The result, its name and its layouts are fixed: see the folder checkpoint of the output folder."
-_LOGS = "TensorBoard files and run/metrics.jsonl are written in any case."
+_LOGS = "Trackers are those of report_to; run/metrics.jsonl is written in any case."
 _UPLOAD = "Set publish=hub:USER/NAME; new repositories are private."
 _MEMORY = "It saves memory only: gradient_checkpointing, cpu_offload and plugin=fsdp do so here."
 _READING = "Nothing to set: images and caches are read in batches of a size that fits."
@@ -36,11 +36,11 @@ KOHYA_UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
         **dict.fromkeys(("output_name", "save_model_as", "use_safetensors", "no_metadata"), _same(_PLACES)),
         "training_comment": _same(_PLACES),
         **dict.fromkeys(
-            ("logging_dir", "log_with", "log_prefix", "log_tracker_name", "log_tracker_config", "log_config"),
+            ("logging_dir", "log_prefix", "log_tracker_config", "log_config"),
             _same(_LOGS),
         ),
         "wandb_run_name": _same(_LOGS),
-        "wandb_api_key": _same(_LOGS),
+        "wandb_api_key": _same("Remove it, and set the variable WANDB_API_KEY."),
         **dict.fromkeys(
             (
                 "huggingface_repo_type",

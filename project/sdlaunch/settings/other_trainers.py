@@ -21,6 +21,8 @@ KOHYA: dict[str, tuple[str, ...]] = {
     "cache_text_embeddings": ("cache_text_encoder_outputs_to_disk",),
     "dataloader_num_workers": ("max_data_loader_n_workers",),
     "attention": ("xformers", "sdpa"),
+    "report_to": ("log_with",),
+    "tracker_project_name": ("log_tracker_name",),
 }
 
 # Our name → shorter names that users try.

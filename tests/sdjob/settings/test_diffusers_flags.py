@@ -72,6 +72,7 @@ def test_each_flag_without_a_counterpart_is_answered_and_accepted_values_are_not
                 "mixed_precision": "no",
                 "lr_scheduler": "constant_with_warmup",
                 "lr_warmup_steps": 5,
+                "report_to": ("all",),
             },
         ),
         (
@@ -115,7 +116,7 @@ def test_a_command_line_of_these_scripts(line, values):
 def test_every_mistake_is_reported_at_once():
     with pytest.raises(JobError) as caught:
         parse(
-            "--lr=1e-4 --learning_rate=1e-5 --push_to_hub --report_to wandb --seed=-1 --use_8bit_adam --optimizer adamw"
+            "--lr=1e-4 --learning_rate=1e-5 --push_to_hub --report_to comet --seed=-1 --use_8bit_adam --optimizer adamw"
         )
     assert [problem.subject for problem in caught.value.problems] == [
         "lr",

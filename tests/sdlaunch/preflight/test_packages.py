@@ -24,6 +24,20 @@ def test_the_package_of_an_optimizer_is_required_before_the_job_starts(
     assert f"pip install {package}" in problem.remedy
 
 
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "swanlab"])
+def test_the_package_of_a_tracker_is_required_before_the_job_starts(workspace, monkeypatch, name):
+    there = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda wanted: None if wanted == name else there(wanted))
+    assert prepare(workspace, report_to="all").problems == ()
+    (problem,) = prepare(workspace, report_to=f"tensorboard,{name}").problems
+    assert (problem.subject, problem.code, problem.found) == ("report_to", 69, f"{name} not installed")
+    assert f"pip install {name};" in problem.remedy
+    assert prepare(workspace, report_to=name, install_requirements="1").problems == ()
+    monkeypatch.setattr(packages, "find_spec", lambda wanted: there("json" if wanted == name else wanted))
+    job = prepare(workspace, report_to=name)
+    assert job.problems == () and f"--report_to={name}" in job.launch.argv
+
+
 def test_missing_packages_are_a_problem_with_the_command_that_installs_them(workspace, monkeypatch):
     monkeypatch.setitem(packages.PACKAGES, "no_such_module", "no-such-package")
     (problem,) = prepare(workspace).problems

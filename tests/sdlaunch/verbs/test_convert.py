@@ -181,6 +181,7 @@ def test_simpletuner_s_file(tmp_path, capsys):
         "proportion_empty_prompts": "0.1",
         "gradient_checkpointing": "true",
         "lora_rank": "16",
+        "report_to": "wandb",
     }
 
 

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
+from sdtrain import __main__ as main
 from sdtrain.reporting import metrics, trackers
 from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.tracker import tracker
@@ -187,3 +190,36 @@ def test_where_a_run_reports_to(report_to, board, others, tmp_path, monkeypatch)
     assert (tmp_path / "dog-3/tensorboard").exists() == board
     assert [name for name, module in modules.items() if module.calls] == others
     assert (tmp_path / "dog-3/trackers").exists() == bool(others)
+
+
+def test_a_process_does_not_wait_for_a_tracker_that_does_not_answer(monkeypatch, capfd):
+    """What a tracker registers for the end of the process would wait for its server."""
+    codes, answers = [], threading.Event()
+    monkeypatch.setattr(main.os, "_exit", codes.append)
+    with pytest.raises(SystemExit):
+        main._leave(3)
+    assert codes == []
+    thread = threading.Thread(target=answers.wait, name="wandb", daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(SystemExit):  # only since _exit is a stand-in
+            main._leave(3)
+    finally:
+        answers.set()
+        thread.join()
+    assert codes == [3]
+
+
+def test_columns_and_charts_of_tensorboard(tmp_path):
+    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", lora_rank=4)
+    layout = OutputLayout(tmp_path)
+    with tracker(spec, layout, 0, print, writing=True) as tracking:
+        tracking.log(StepMetrics(1, loss=1.0))
+    assert len(list(layout.tensorboard.iterdir())) == 1  # one run, without one of its own for the settings
+    read = EventAccumulator(str(layout.tensorboard)).Reload()
+    start = HParamsPluginData.FromString(read.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    values = start.session_start_info.hparams
+    assert (values["lora_rank"].number_value, values["plugin"].string_value) == (4, "torch_ddp")
+    assert "output_dir" not in values
+    (chart,) = read.Tensors("custom_scalars__config__")
+    assert b"validation/loss" in chart.tensor_proto.string_val[0]
