@@ -198,8 +198,8 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _measured(row: Row, device: str) -> dict[str, Any]:
-    """Run one row in its own process."""
+def flags(row: Row) -> list[str]:
+    """The settings of a row as the worker gets them."""
     settings: dict[str, Any] = {
         "pretrained_model_name_or_path": row.model,
         "output_dir": "-",
@@ -217,10 +217,14 @@ def _measured(row: Row, device: str) -> dict[str, Any]:
             if name in RunSpec.model_fields or value != "off"
         },
     }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def _measured(row: Row, device: str) -> dict[str, Any]:
+    """Run one row in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "sdtrain.tools.benchmark_case", row.model, str(file), *flags]
+        command = [sys.executable, "-m", "sdtrain.tools.benchmark_case", row.model, str(file), *flags(row)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=_PER_ROW[device]

@@ -109,9 +109,12 @@ def _load_parts(context: RunContext, model: PipelineFolder) -> Parts:
         train_text_encoder=spec.train_text_encoder,
         zero_snr=spec.rescale_betas_zero_snr,
     )
-    attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
+    side = spec.resolution // parts.latent_factor
+    attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype, side)
     kernel = attention.running(spec.attention, parts.denoiser, world.device, parts.dtype)
     world.say(f"attention: {kernel}" + (f" ({spec.attention})" if spec.attention != kernel else ""))
+    for name, reason in attention.left_out(spec.attention).items():
+        world.say(f"attention: not {name}: {reason}")
     # Without a fused kernel a device is slow, and nothing else tells the user.
     if spec.attention in ("auto", "sdpa") and "math" in kernel and world.device_type.name != "cpu":
         found = f"PyTorch has no fused attention for {parts.dtype} on this device"

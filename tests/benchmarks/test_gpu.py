@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import prediction, speed
+from sdjob.settings.compatibility import Topology, problems
+from sdjob.settings.flags import parse
 from tests.sdlaunch.workspace import HOME
 
 GPU = HOME / "benchmarks" / "gpu"
@@ -71,6 +73,15 @@ def test_every_row_of_the_ladder_has_a_prediction():
     for part in ("ladder", "batches", "sd2", "lora"):
         for row in speed.rows(part, on_gpu=True):
             assert row.predicted, row.name
+
+
+def test_every_row_has_settings_that_a_job_accepts():
+    hopper = Topology("cuda", 1, bf16=True, fp16=True)
+    for part in (each for each in speed.PARTS if each != "peer"):
+        for row in (*speed.rows(part, on_gpu=True), *speed.rows(part, on_gpu=False)):
+            spec = parse(speed.flags(row))
+            assert problems(spec, hopper) == [], row.name
+            assert spec.attention == row.settings.get("attention", "auto")
 
 
 def test_what_is_carried_is_pinned_as_in_the_image():

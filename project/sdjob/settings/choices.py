@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from sdjob.settings.fields import OFF, ON, any_case
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from sdjob.settings.fields import OFF, ON, any_case, comma_list
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES
@@ -23,13 +27,35 @@ else:
     Device = Literal[DEVICES]
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
-Attention = Literal["auto", "sdpa", "flash", "cudnn", "efficient", "xformers", "math"]
+ATTENTION_ALONE = ("auto", "sdpa", "xformers")  # not within a list of priorities
+ATTENTION_LISTED = ("cudnn", "flash", "efficient", "math", "fa4")  # of PyTorch, one or several
 PRECISIONS = any_case(
     *get_args(Precision),
     fp16=("16", "float16", "half", "16-mixed"),
     bf16=("bfloat16", "bf16-mixed"),
     no=("32", "fp32", "float32", "32-true", "none"),
 )
+
+
+def attention(value: Any) -> Any:
+    """One backend, or several in the order of their priority: their names with commas, without spaces."""
+    if not isinstance(value, str):
+        return value
+    names = [name.lower() for name in comma_list(value)]
+    if len(names) == 1 and names[0] in ATTENTION_ALONE:
+        return names[0]
+    if names and len(set(names)) == len(names) and set(names) <= set(ATTENTION_LISTED):
+        return ",".join(names)
+    alone, listed = ", ".join(ATTENTION_ALONE), ", ".join(ATTENTION_LISTED)
+    remedy = f"Write one of {alone}, or one or more of {listed}, each once, with commas"
+    known = (*ATTENTION_ALONE, *ATTENTION_LISTED)
+    unknown = [name for name in names if name not in known]
+    if meant := [each for name in unknown for each in get_close_matches(name, known, n=1)]:
+        remedy = f"Did you mean {', '.join(meant)}? {remedy}"
+    raise PydanticCustomError("attention", remedy)
+
+
+Attention = Annotated[str, BeforeValidator(attention)]
 Compile = Literal["auto", "off", "whole", "blocks"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Prediction = Literal["auto", "epsilon", "v_prediction"]

@@ -101,13 +101,14 @@ def _typed(value: object) -> str:
 
 
 def _attention(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
-    if topology.device == "cpu" and spec.attention in ("xformers", "cudnn"):
+    backends = set(spec.attention.split(","))
+    if topology.device == "cpu" and backends <= {"xformers", "cudnn", "fa4"}:
         yield bad_setting(
             "attention",
             f"{spec.attention} on a CPU",
             "Use attention=auto; that backend needs an NVIDIA device.",
         )
-    half_only = topology.device == "cuda" and spec.attention in ("flash", "cudnn")
+    half_only = topology.device == "cuda" and backends <= {"flash", "cudnn", "fa4"}
     if half_only and resolve_precision(spec, topology) == "no":
         yield bad_setting(
             "attention",

@@ -262,7 +262,8 @@ class RunSpec(BaseModel):
     )
     attention: choices.Attention = _strategy(
         "auto",
-        "attention backend; auto: PyTorch chooses",
+        "attention backend; auto: PyTorch chooses; several, such as cudnn,flash,math: the first that takes the "
+        "sizes of a layer",
         aliases=(
             switch("flash_attention", on="flash", off="math"),
             switch("flash_attn", on="flash", off="math"),

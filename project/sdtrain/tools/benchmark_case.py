@@ -56,7 +56,8 @@ def measure(spec: RunSpec, world: World, model: str) -> dict[str, Any]:
     if problems:
         raise JobError(problems)
     parts = synthetic.parts(model, spec.mixed_precision, world.device, lora=spec.lora_rank > 0)
-    attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype)
+    side = spec.resolution // parts.latent_factor
+    attention.prove(spec.attention, parts.denoiser, world.device, parts.dtype, side)
     strategy = strategies.create(spec, world.device)
     trainable = load.make_trainable(parts, spec)
     loss_of = compilation.compiled(diffusion.loss_of, trainable, spec, sizes=1)

@@ -15,14 +15,14 @@ import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from sdjob.problems import JobError
 from sdjob.settings import compatibility
-from sdjob.settings.choices import Attention
+from sdjob.settings.choices import ATTENTION_ALONE, ATTENTION_LISTED
 from sdjob.settings.plugins import PLUGINS, PluginFacts
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.model import attention
@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
         "compiling and optional packages": {
             "C compiler": compiler(),
             "bitsandbytes": _bitsandbytes(device_type),
-            "flash-attn-4": _flash_attention_4(device_type),
+            "flash-attn-4": attention.why_not_fa4(),
         },
         "plugins": {name: _plugin(name, facts, device_type) for name, facts in PLUGINS.items()},
     }
@@ -91,8 +91,8 @@ def _attention(device_type: devices.DeviceType) -> dict[str, str]:
     absent = ("cudnn", "efficient") if device_type.name == "cpu" else ()
     return {
         name: "not on this device" if name in absent else attention.failure(name, _HEAD, device, dtype)
-        for name in get_args(Attention)
-        if name != "auto"
+        for name in (*ATTENTION_ALONE, *ATTENTION_LISTED)
+        if name not in ("auto", "fa4")  # fa4: below, with the packages
     }
 
 
@@ -127,19 +127,6 @@ def _bitsandbytes(device_type: devices.DeviceType) -> str:
             optimizers.AdamW8bit([weight]).step()
             torch.cuda.synchronize()
     except Exception as error:  # whatever a library that does not fit does
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return ""
-
-
-def _flash_attention_4(device_type: devices.DeviceType) -> str:
-    """Why attention=fa4 cannot be used, apart from the proof before training."""
-    try:
-        if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
-            return "not installed"
-        if device_type.name != "cuda" or torch.cuda.get_device_capability() < (9, 0):
-            return "needs a Hopper or Blackwell GPU"
-        import_module("flash_attn.cute")
-    except Exception as error:  # whatever a beta does
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return ""
 

@@ -79,6 +79,7 @@ def test_the_defaults_work_everywhere(recipe, topology):
         ({"lr_warmup_steps": 10}, GPU, "lr_warmup_steps", 64),
         ({"lr_scheduler": "polynomial", "learning_rate": 1e-7}, GPU, "lr_scheduler", 64),
         ({"attention": "cudnn"}, CPU, "attention", 64),
+        ({"attention": "fa4,cudnn"}, CPU, "attention", 64),
         ({"cache_latents": "disk"}, GPU, "cache_latents", 64),
         ({"recipe": "text_to_image", "concepts_list": "x"}, GPU, "concepts_list", 64),
         ({"aspect_ratio_buckets": True, "resolution": 520}, GPU, "resolution", 64),
@@ -209,12 +210,17 @@ def test_one_process_needs_no_strategy():
     assert problems(spec(plugin="none"), CPU) == []
 
 
-@pytest.mark.parametrize("attention", ["flash", "cudnn"])
+@pytest.mark.parametrize("attention", ["flash", "cudnn", "fa4", "cudnn,flash"])
 def test_fast_attention_needs_half_precision_on_a_gpu(attention):
     (problem,) = problems(spec(attention=attention, mixed_precision="no"), GPU)
     assert (problem.code, problem.subject) == (64, "attention")
     assert "mixed_precision=bf16 or fp16" in problem.remedy
     assert problems(spec(attention=attention, mixed_precision="bf16"), GPU) == []
+
+
+def test_a_list_may_end_with_a_backend_for_what_the_first_cannot():
+    assert problems(spec(attention="cudnn,flash,math", mixed_precision="no"), GPU) == []
+    assert problems(spec(attention="cudnn,flash,math"), CPU) == []
 
 
 def test_two_processes_need_a_strategy():

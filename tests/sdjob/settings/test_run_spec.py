@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
+from sdjob.problems import JobError
 from sdjob.settings.fields import Alias, Setting, settings_of
+from sdjob.settings.flags import parse, render, validate
 from sdjob.settings.run_spec import RunSpec
 
 PATHS = {"pretrained_model_name_or_path": "/m", "output_dir": "/o"}
@@ -99,3 +101,42 @@ def test_a_path_of_data_may_hold_bytes_that_are_not_utf8():
         RunSpec(**PATHS, concepts_list="")
     with pytest.raises(ValidationError):
         RunSpec(**PATHS, instance_prompt=folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "attention"),
+    [
+        ("auto", "auto"),
+        ("XFormers", "xformers"),
+        ("flash", "flash"),
+        (" cudnn, flash ,math", "cudnn,flash,math"),
+        ("fa4,cudnn,flash,efficient,math", "fa4,cudnn,flash,efficient,math"),
+    ],
+)
+def test_attention_is_one_backend_or_several_by_priority(given, attention):
+    spec = RunSpec(**PATHS, attention=given)
+    assert spec.attention == attention
+    assert parse(render(spec)) == parse([*render(RunSpec(**PATHS)), f"--attention={given}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (
+            "flash,xformers",
+            "Write one of auto, sdpa, xformers, or one or more of cudnn, flash, efficient, math",
+        ),
+        ("auto,math", "Write one of auto"),
+        ("flash,math,flash", "each once"),
+        ("flash,mat", "Did you mean math? Write one of auto"),
+        ("xformer", "Did you mean xformers? Write one of auto"),
+        ("{turbo}", "Write one of auto"),
+        (",", "Write one of auto"),
+    ],
+)
+def test_other_lists_of_attention_are_refused(given, remedy):
+    with pytest.raises(JobError) as error:
+        validate({**PATHS, "attention": given})
+    (problem,) = error.value.problems
+    assert (problem.code, problem.subject, problem.found) == (64, "attention", f"found {given!r}")
+    assert remedy in problem.remedy

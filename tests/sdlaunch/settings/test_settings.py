@@ -130,6 +130,7 @@ def test_an_empty_value_counts_as_unset(tmp_path):
         ("flash_attention", "1", "attention", "flash"),
         ("flash_attention", "0", "attention", "math"),
         ("flash_attention", "xformers", "attention", "xformers"),
+        ("flash_attention", "cudnn, flash,math", "attention", "cudnn,flash,math"),
         ("use_sdp", "true", "attention", "sdpa"),
         ("enable_xformers_memory_efficient_attention", "1", "attention", "xformers"),
         ("use_flash_attention", "1", "attention", "flash"),
