@@ -38,7 +38,7 @@ def chosen(name: str) -> Iterator[None]:
     auto and sdpa leave the choice to PyTorch.
     """
     names = _usable(name)
-    if "fa4" in names:
+    if next((each for each in names if each in ("flash", "fa4")), "") == "fa4":
         _activate_fa4()
     backends = [_BACKENDS[each] for each in names]
     with sdpa_kernel(backends, set_priority=True) if backends else nullcontext():
@@ -72,7 +72,9 @@ def why_not_fa4() -> str:
     """Why FlashAttention 4 cannot be used, apart from the proof before training; empty: it can."""
     try:
         if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
-            return "flash-attn-4 is not installed"
+            return "flash-attn-4 is not installed (pip install -r docker/requirements-fa4.txt)"
+        if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):
+            return "FlashAttention 4 needs PyTorch 2.10"
         if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] not in (9, 10):
             return "FlashAttention 4 needs a Hopper or Blackwell data centre GPU"
         import_module("flash_attn.cute")
@@ -84,7 +86,7 @@ def why_not_fa4() -> str:
 @cache
 def _activate_fa4() -> None:
     """For the rest of the process: PyTorch has one flash backend."""
-    torch.nn.attention.activate_flash_attention_impl("FA4")  # since PyTorch 2.10
+    torch.nn.attention.activate_flash_attention_impl("FA4")
 
 
 def prove(
@@ -136,8 +138,8 @@ def failure(name: str, size: int, device: torch.device, dtype: torch.dtype, side
                     return f"its results and gradients differ from those in fp32 by {error:.1%}"
     except ImportError as error:
         return f"{name} cannot be imported: {error}"
-    except (NotImplementedError, RuntimeError) as error:
-        return str(error).splitlines()[0].rstrip(" :")
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0].rstrip(" :")
     return ""
 
 
@@ -159,7 +161,8 @@ def _attended(name: str, inputs: list[torch.Tensor]) -> torch.Tensor:
 def running(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that computes: the one that was asked for, or PyTorch's choice of those for the denoiser's heads.
 
-    Such as "flash", or "flash (40, 80), math (160)" where the choice depends on the size of the heads.
+    Such as "flash", or "flash (40, 80), math (160)" where the choice depends on the size of the heads. It is that of
+    self-attention at many positions, where the time goes.
     """
     usable = _usable(name)
     if name == _XFORMERS or len(usable) == 1:
@@ -168,7 +171,7 @@ def running(name: str, denoiser: nn.Module, device: torch.device, dtype: torch.d
     names = {int(_BACKENDS[each]): each for each in reversed(listed)}  # type: ignore[call-overload]
     sizes: dict[str, list[int]] = {}
     for size in head_sizes(denoiser):
-        query = torch.zeros(1, 2, _SIDE, size, device=device, dtype=dtype, requires_grad=True)
+        query = torch.zeros(1, 2, _MOST_POSITIONS, size, device=device, dtype=dtype, requires_grad=True)
         with chosen(name):
             choice = names.get(torch._fused_sdp_choice(query, query, query), "math")
         sizes.setdefault(choice, []).append(size)

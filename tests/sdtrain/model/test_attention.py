@@ -102,6 +102,10 @@ def test_flash_attention_4_is_activated_where_it_can_run(monkeypatch, module, ca
             with attention.chosen("fa4,flash,math"):
                 pass
         assert activated == ([] if reason else ["FA4"])
+        attention._activate_fa4.cache_clear()
+        with attention.chosen("flash,fa4"):  # the flash of PyTorch comes first
+            pass
+        assert len(activated) <= 1
         assert list(attention.left_out("fa4,flash,math")) == (["fa4"] if reason else [])
     finally:
         attention.why_not_fa4.cache_clear()
