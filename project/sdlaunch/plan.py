@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class JobPlan:
     temporary: TemporaryFolder
     given: Mapping[str, str] = field(default_factory=dict)  # the settings that the user made, as typed
     secrets: tuple[str, ...] = field(default=(), repr=False)  # never to be shown
-    network: tuple[str, ...] = ()  # lines about processes and the route to node 0
+    network: tuple[str, ...] = ()  # lines about the route to node 0
     launch_on: Callable[[Cluster], LaunchPlan | None] = field(default=lambda _: None, repr=False)
     lighter: Callable[[], list[str]] = field(default=list, repr=False)  # settings that need less memory
     passed_on: Mapping[str, str] = field(default_factory=dict, repr=False)  # variables of the env file
@@ -257,8 +257,13 @@ def _build(
     return JobPlan(
         settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(*inspected.fetched.notes, *estimates.lines(job), *checked.notes),
-        network=_network(read, inspected),
+        arithmetic=(
+            *inspected.fetched.notes,
+            *estimates.lines(job),
+            *_sharing(read, inspected),
+            *checked.notes,
+        ),
+        network=_network(read, job.cluster),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),
         problems=tuple(sorted(problems)),
@@ -302,13 +307,17 @@ def _typed(name: str, given: Given, secrets: tuple[str, ...]) -> str:
     return redact(without_secrets_in(text) if name == "script_args" else text, secrets)
 
 
-def _network(read: _Read, inspected: _Inspected) -> tuple[str, ...]:
-    """How the processes share this node, and the route to node 0, where there are several nodes and it is known."""
-    cluster, environ = inspected.cluster.cluster, {**read.environ, **read.settings.passed_on}
-    lines = tuple(sharing.lines(inspected.devices, cluster, inspected.options, environ))
+def _network(read: _Read, cluster: Cluster) -> tuple[str, ...]:
+    """The route to node 0, where there are several nodes and it is known."""
     if cluster.route is None or cluster.endpoint is None:
-        return lines
-    return (*lines, route.line(cluster.route, cluster.endpoint, environ))
+        return ()
+    return (route.line(cluster.route, cluster.endpoint, {**read.environ, **read.settings.passed_on}),)
+
+
+def _sharing(read: _Read, inspected: _Inspected) -> Iterable[str]:
+    """How the processes share this node."""
+    environ = {**read.environ, **read.settings.passed_on}
+    return sharing.lines(inspected.devices, inspected.cluster.cluster, inspected.options, environ)
 
 
 def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cluster) -> LaunchPlan:
