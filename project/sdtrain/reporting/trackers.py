@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.choices import TRACKERS
 from sdjob.settings.fields import setting_of
@@ -203,7 +204,10 @@ def hyperparameters(spec: RunSpec) -> Settings:
         is_choice = about.core or value != info.default
         if value is None or not is_choice or about.flag_only or about.group == "logging":
             continue
-        found[name] = value if isinstance(value, (str, int, float)) else ",".join(map(str, value))
+        if not isinstance(value, (int, float)):
+            text = value if isinstance(value, str) else ",".join(map(str, value))
+            value = visible(text).encode(errors="backslashreplace").decode()  # a path may not be UTF-8
+        found[name] = value
     return found
 
 
