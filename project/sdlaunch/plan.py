@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -257,12 +257,7 @@ def _build(
     return JobPlan(
         settings=_shown(resolved.table),
         mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(
-            *inspected.fetched.notes,
-            *estimates.lines(job),
-            *_sharing(read, inspected),
-            *checked.notes,
-        ),
+        arithmetic=(*inspected.fetched.notes, *_arithmetic(read, inspected, job), *checked.notes),
         network=_network(read, job.cluster),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),
@@ -314,10 +309,11 @@ def _network(read: _Read, cluster: Cluster) -> tuple[str, ...]:
     return (route.line(cluster.route, cluster.endpoint, {**read.environ, **read.settings.passed_on}),)
 
 
-def _sharing(read: _Read, inspected: _Inspected) -> Iterable[str]:
-    """How the processes share this node."""
+def _arithmetic(read: _Read, inspected: _Inspected, job: Job) -> Iterator[str]:
+    """Batches, steps, sizes and memory, and how the processes share this node."""
+    yield from estimates.lines(job)
     environ = {**read.environ, **read.settings.passed_on}
-    return sharing.lines(inspected.devices, inspected.cluster.cluster, inspected.options, environ)
+    yield from sharing.lines(inspected.devices, job.cluster, inspected.options, environ)
 
 
 def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cluster) -> LaunchPlan:
