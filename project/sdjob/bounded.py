@@ -27,7 +27,9 @@ MEMORY = 512 << 20  # bytes that a function may take in a child process
 _PATIENCE = 60.0  # seconds without a result or a sign of progress
 _IDLE = 1.0  # seconds until a child process without work ends; starting another one takes a third of a second
 _PR_SET_PDEATHSIG = 1
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from sdjob import bounded; bounded.serve()"
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[2:]; from sdjob import bounded; bounded.serve(int(sys.argv[1]))"
+)
 _REMEDY = "copy or download this file again, or save it again with fewer rows in a group"
 # One arena and the system's allocator: what is reserved and not used would count as memory.
 _ALLOCATION = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
@@ -43,12 +45,16 @@ def ends_with_parent(number: int = signal.SIGTERM, memory: int | None = None) ->
     def prepare() -> None:
         if memory is not None:
             limit_memory(memory)
-        if sys.platform == "linux":
-            libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != parent:  # it has died before the call
-            os._exit(128 + number)
+        _end_with(parent, number, libc)
 
     return prepare
+
+
+def _end_with(parent: int, number: int, libc: ctypes.PyDLL) -> None:
+    if sys.platform == "linux":
+        libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:  # it has died before the call
+        os._exit(128 + number)
 
 
 def limit_memory(count: int) -> None:
@@ -119,14 +125,15 @@ class _Child:
 
     def _live(self) -> None:
         try:
-            with subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM, *sys.path],
-                env={**os.environ, **_ALLOCATION},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                preexec_fn=ends_with_parent(signal.SIGKILL),
-            ) as process:
+            with (
+                subprocess.Popen(
+                    [sys.executable, "-I", "-c", _PROGRAM, str(os.getpid()), *sys.path],
+                    env={**os.environ, **_ALLOCATION},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                ) as process
+            ):  # without a preexec_fn: this process may have threads of libraries that no fork survives
                 self._process = process
                 with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
                     self._serve(process)
@@ -176,8 +183,9 @@ def _write(stream: IO[bytes], message: bytes) -> None:
     stream.flush()
 
 
-def serve() -> None:
-    """The child process: call what is asked for, until standard input ends."""
+def serve(parent: int) -> None:
+    """The child process: call what is asked for, until standard input ends or the parent does."""
+    _end_with(parent, signal.SIGKILL, ctypes.PyDLL(None))
     _answers.append(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what libraries print
     while True:
