@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,13 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         spec = flags.parse(settings)
         write_result(options.checkpoint, options.to, spec, ema=options.weights == "ema")
-    except JobError as error:
-        print(error, file=sys.stderr)
-        return error.code
     except Exception as error:
-        problem = errors.problem_of(error)
-        print(problem or "".join(traceback.format_exception(error)), file=sys.stderr)
-        return int(problem.code if problem else ExitCode.TRAINING_FAILED)
+        return errors.reported(error)
     print(f"exported {options.checkpoint} to {options.to}")
     return int(ExitCode.FINISHED)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Sequence
 
 from sdjob.exit_codes import ExitCode
@@ -30,13 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         return int(ExitCode.FINISHED)
     except KeyboardInterrupt:
         return 130
-    except JobError as error:
-        print(error, file=sys.stderr)
-        return error.code
     except Exception as error:
-        problem = errors.problem_of(error)
-        print(problem or "".join(traceback.format_exception(error)), file=sys.stderr)
-        return int(problem.code if problem else ExitCode.TRAINING_FAILED)
+        return errors.reported(error)
     return int(ExitCode.FINISHED)
 
 

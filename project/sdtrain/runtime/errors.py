@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode
-from sdjob.problems import Problem, bad_output, no_hardware
+from sdjob.problems import JobError, Problem, bad_output, no_hardware
 from sdjob.writing import LinkError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -44,6 +44,16 @@ def problem_of(error: Exception) -> Problem | None:
         remedy = f"Install it again: {sys.executable} -m pip install --force-reinstall {broken}"
         return no_hardware("Python packages", found, remedy)
     return None
+
+
+def reported(error: Exception) -> int:
+    """Say on standard error why a command failed, and return its exit code; only a bug has a traceback."""
+    if isinstance(error, JobError):
+        print(error, file=sys.stderr)
+        return error.code
+    problem = problem_of(error)
+    print(problem or "".join(traceback.format_exception(error)), file=sys.stderr)
+    return int(problem.code if problem else ExitCode.TRAINING_FAILED)
 
 
 def _root(error: BaseException) -> BaseException:
