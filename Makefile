@@ -96,7 +96,7 @@ lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy -p sdjob -p sdlaunch -p sdtrain -p sddemo
 	@$(VENV)/bin/mypy entrypoint.py docker/*.py
-	@$(VENV)/bin/shellcheck train.sh docker/*.sh benchmarks/gpu/*.sh tests/*/set_up.sh .ci/run
+	@$(VENV)/bin/shellcheck train.sh docker/*.sh benchmarks/gpu/*.sh tests/*/set_up.sh tests/support/*.sh .ci/run
 	@$(VENV)/bin/hadolint docker/Dockerfile
 
 format: setup
