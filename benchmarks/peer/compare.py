@@ -37,7 +37,7 @@ from sddemo.scenes import caption, render, scenes
 from sddemo.write_demo import PIPELINE
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table import Case, Run, Runs, faster, known, measured, starts, steps
+from table import Case, Run, Runs, faster, known, measured, read, starts, steps
 from turns import Turns, start
 
 HOME = Path(__file__).resolve().parents[2]
@@ -99,10 +99,16 @@ def main() -> int:
 
 
 def _measure_steps(asked: argparse.Namespace, world: Path, about: dict[str, Any]) -> None:
-    runs: dict[tuple[Case, str], list[Run]] = {}
-    about |= {"runs": asked.runs, "steps": f"{asked.steps}, the first {asked.skip} and the last left out"}
-    for _ in range(asked.runs):
+    about |= {
+        "trainers": ", ".join(asked.trainers),
+        "steps": f"{asked.steps}, the first {asked.skip} and the last left out",
+    }
+    runs = _earlier(asked.output, "steps", about)
+    about |= {"runs": asked.runs}
+    for number in range(asked.runs):
         for case in _cases(asked):
+            if len(runs.get((case, PEER), ())) > number:  # measured before an interruption
+                continue
             for way, run in _together(case, asked, world).items():
                 runs.setdefault((case, way), []).append(run)
             _save(asked.output, "steps", about, runs, steps(about | _load("at the end"), runs, PEER))
@@ -278,9 +284,21 @@ def _save(folder: Path, what: str, about: dict[str, Any], runs: Runs, text: str)
         {**asdict(case), "trainer": way, "runs": list(map(known, of))} for (case, way), of in runs.items()
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{about['date']}-peer-{what}-cpu"
+    stem = _stem(folder, what, about)
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}) + "\n")
     stem.with_suffix(".md").write_text(text)
+
+
+def _earlier(folder: Path, what: str, about: Mapping[str, Any]) -> dict[tuple[Case, str], list[Run]]:
+    """The runs of a file of today, with which this command goes on if they measured the same thing."""
+    path = _stem(folder, what, about).with_suffix(".json")
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(found.get(name) == about[name] for name in about if not name.startswith("load"))
+    return read(found["rows"]) if same else {}
+
+
+def _stem(folder: Path, what: str, about: Mapping[str, Any]) -> Path:
+    return folder / f"{about['date']}-peer-{what}-cpu"
 
 
 def _about(script: Path) -> dict[str, Any]:
@@ -326,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=numbers, default=[1, 4], help="images per process, such as 1,4")
     parser.add_argument("--processes", type=numbers, default=[1, 2], help="such as 1,2")
     parser.add_argument("--threads", type=int, default=1, help="of each process [%(default)s]")
-    parser.add_argument("--runs", type=int, default=3, help="rounds [%(default)s]")
+    parser.add_argument("--runs", type=int, default=3, help="rounds, earlier ones included [%(default)s]")
     parser.add_argument("--steps", type=int, default=35, help="of each run [%(default)s]")
     parser.add_argument("--skip", type=int, default=5, help="of these, not counted [%(default)s]")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MIB = 2**20
@@ -57,6 +57,17 @@ def measured(ranks: Sequence[Mapping[str, Any]], began: float, ended: float, ski
 def known(run: Run) -> dict[str, Any]:
     """The run for a JSON file, without the values that were not measured."""
     return {name: value for name, value in asdict(run).items() if value == value}
+
+
+def read(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Case, str], list[Run]]:
+    """The runs of the rows of a JSON file, each of which has the case, the trainer and what `known` returned."""
+    return {
+        (Case(**{each.name: row[each.name] for each in fields(Case)}), row["trainer"]): [
+            Run(**{name: tuple(value) if isinstance(value, list) else value for name, value in run.items()})
+            for run in row["runs"]
+        ]
+        for row in rows
+    }
 
 
 def _lasted(notes: Mapping[str, Any]) -> list[tuple[float, float]]:

@@ -1,9 +1,11 @@
 """Tests of benchmarks/peer: taking turns, and the table of measurements."""
 
 import importlib.util
+import json
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,19 @@ def test_a_run_of_two_processes(table):
     assert run.steps == (1.0, 1.0), "the third step and the fourth, without what lies between them"
     assert run.cpus == (1.5, 0.75), "of both processes"
     assert run.first_cpu == 15.0
+
+
+def test_an_interrupted_command_finds_its_runs_again(table):
+    case = table.Case("dreambooth, prior", resolution=64, batch=1, processes=2, images=4)
+    runs = [table.Run(0, began=1.5, seconds=9.0, peak_bytes=7.0, steps=(0.5, 0.25), cpus=(0.4, 0.2))]
+    failed = table.Run(70, began=2.5)
+    row = {**asdict(case), "trainer": "diffusers", "runs": [table.known(run) for run in (*runs, failed)]}
+    found = table.read(json.loads(json.dumps([row])))
+    assert list(found) == [(case, "diffusers")]
+    assert found[case, "diffusers"][0].steps == (0.5, 0.25)
+    assert [table.known(run) for run in found[case, "diffusers"]] == [
+        table.known(run) for run in (*runs, failed)
+    ]
 
 
 def test_the_table_compares_turn_by_turn(table):
