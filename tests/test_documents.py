@@ -15,6 +15,7 @@ import pytest
 from sdjob.settings import flags as worker_flags
 from sdlaunch import cli, plan
 from sdlaunch.documents.translations import chinese
+from sdlaunch.emit import TARGETS
 from sdlaunch.settings import names
 from sdlaunch.verbs import convert
 from tests.sdlaunch.workspace import clean_environment, make_workspace
@@ -210,3 +211,52 @@ def test_nearly_every_generated_text_is_translated():
     english = [row for row in rows if not re.search(r"[\u4e00-\u9fff]", row[1])]
     assert len(english) <= 0.1 * len(rows), [row[0] for row in english]
     assert all(re.search(r"[\u4e00-\u9fff]", text) for text in chinese().values())
+
+
+def test_the_targets_of_emit_are_listed():
+    """In the table's order; test_headings_commands_and_tables_are_in_step compares the languages."""
+    listed = [line.split()[3] for line in commands(ROOT / "docs/platform.md") if " emit " in line]
+    assert listed == list(TARGETS)
+
+
+MAP = (
+    (ROOT / "CONTRIBUTING.md")
+    .read_text(encoding="utf-8")
+    .partition("## To change X")[2]
+    .partition("\n## ")[0]
+)
+
+
+def located(word: str, folder: Path) -> Path | None:
+    """The file or folder that a word of the map names, below project/, the root, or the folder of the one before it."""
+    found = (base / word for base in (ROOT / "project", ROOT, folder))
+    return next((path for path in found if path.exists()), None)
+
+
+PATH = re.compile(r"/$|\.(?:py|js|css|md|txt|toml|yaml)$")
+
+
+def test_the_map_names_files_that_exist_and_what_is_in_them():
+    wrong = []
+    for what, where in re.findall(r"^\| (.+?) \| (.+) \|$", MAP, re.MULTILINE):
+        words = re.findall(r"`([^`]+)`", where)
+        files, folder = [], ROOT
+        for word in filter(PATH.search, words):
+            path = located(word, folder)
+            wrong += [] if path else [f"{what}: {word}"]
+            if path:
+                folder = path if path.is_dir() else path.parent
+                files += sorted(path.glob("*.py")) if path.is_dir() else [path]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        joined = [word for word in words if re.fullmatch(r"[\w.]+", word) and not PATH.search(word)]
+        names = [name for word in joined for name in word.split(".")]
+        wrong += [f"{what}: {name}" for name in names if not re.search(rf"\b{name}\b", text)]
+    assert wrong == []
+
+
+def test_the_map_marks_the_rows_that_have_an_example():
+    marked = re.findall(r"^\| (.+?) ◆ \|", MAP, re.MULTILINE)
+    examples = re.findall(
+        r"^## (.+)$", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(marked) == sorted(name.lower() for name in examples)

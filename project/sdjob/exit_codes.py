@@ -1,4 +1,4 @@
-"""Exit codes of the launcher and of a worker, and what each means."""
+"""Exit codes of the launcher and of a worker, each with its meaning: a row of MEANINGS."""
 
 from __future__ import annotations
 
@@ -26,32 +26,40 @@ class Meaning:
     name: str
     text: str
     retry: str = "no"
+    refused: bool = False  # the job does not start; of several such codes, the first in MEANINGS is the job's
+    final: bool = False  # the next start would end in the same way, so that other nodes need not wait for it
 
 
 MEANINGS = {
     ExitCode.FINISHED: Meaning("finished", "finished", ""),
-    ExitCode.BAD_SETTING: Meaning("bad setting", "a setting is wrong"),
-    ExitCode.BAD_INPUT: Meaning("bad input", "a mount, the model or the data is wrong"),
+    ExitCode.BAD_SETTING: Meaning("bad setting", "a setting is wrong", refused=True, final=True),
+    ExitCode.BAD_INPUT: Meaning(
+        "bad input", "a mount, the model or the data is wrong", refused=True, final=True
+    ),
     ExitCode.NO_HARDWARE: Meaning(
-        "hardware does not fit", "the hardware or software does not fit", "elsewhere"
+        "hardware does not fit",
+        "the hardware or software does not fit",
+        "elsewhere",
+        refused=True,
+        final=True,
     ),
     ExitCode.TRAINING_FAILED: Meaning("training failed", "training failed: see `failure.json`", "maybe"),
     ExitCode.OUT_OF_MEMORY: Meaning(
-        "out of memory", "out of memory, on the device or the host", "with the printed remedy"
+        "out of memory", "out of memory, on the device or the host", "with the printed remedy", final=True
     ),
     ExitCode.OUTPUT_FULL: Meaning(
         "output cannot hold the result",
         "`/output` cannot hold the result, or another job is using it",
+        refused=True,
+        final=True,
     ),
     ExitCode.STOPPED: Meaning("stopped", "stopped by an external signal and resumable", "yes, it resumes"),
 }
+
+REFUSED = tuple(code for code, meaning in MEANINGS.items() if meaning.refused)
 
 
 def meaning_of(code: int) -> Meaning:
     """The meaning of any code: an unknown one is a failed training."""
     known = code in ExitCode.__members__.values()
     return MEANINGS[ExitCode(code) if known else ExitCode.TRAINING_FAILED]
-
-
-# Codes of jobs that are refused: the same start would be refused again. In the order of their precedence.
-REFUSED = (ExitCode.BAD_SETTING, ExitCode.BAD_INPUT, ExitCode.NO_HARDWARE, ExitCode.OUTPUT_FULL)

@@ -81,7 +81,7 @@ def open_listing(path: Path) -> Listing:
             return list_folder(path)
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
-    raise JobError(bad_input(shown(path), "is empty", "mount or copy the files into this folder"))
+    raise JobError(bad_input(shown(path), "is empty", "copy the files into this folder, or name another one"))
 
 
 def below(

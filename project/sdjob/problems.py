@@ -62,7 +62,7 @@ class JobError(Exception):
 
 
 def exit_code(problems: Iterable[Problem]) -> int:
-    """The exit code of a job with these problems: the first of 64, 66, 69, 73 that occurs, then any other."""
+    """The exit code of a job with these problems: the first of REFUSED that occurs, then any other."""
     codes = {problem.code for problem in problems}
     ordered = [int(code) for code in REFUSED if code in codes] + sorted(codes)
     return ordered[0] if ordered else int(ExitCode.FINISHED)

@@ -1,62 +1,33 @@
-"""The launcher's command line: an optional verb, then settings as flags. A verb is a function and a line of VERBS.
-
-Not argparse: a setting is `name=value`, `--name=value` or `--name value` with any text as its value (`--lr -1`,
-`--instance_prompt "--x"`), its name in any case, with dashes or underscores, and all mistakes are reported at once.
-"""
+"""The launcher's verbs: a function and a row of VERBS each. verbs/request.py reads the command line."""
 
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sdjob.problems import JobError, Problem, bad_setting, exit_code
-from sdjob.redact import is_secret, redact, secrets_of
-from sdjob.settings.diffusers_flags import UNSUPPORTED
-from sdjob.settings.fields import OFF, ON
+from sdjob.problems import JobError, Problem, bad_setting
+from sdjob.redact import redact, secrets_of
 from sdlaunch import plan
 from sdlaunch.display import console
 from sdlaunch.display import text as display
-from sdlaunch.settings import names
-
-_SWITCHES = {"--dry-run": "plan", "-h": "help", "--help": "help"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
-
-    verb: str
-    json: bool = False
-    flags: tuple[tuple[str, str], ...] = ()
-    operand: str = ""  # the word after a verb that takes one
-    arguments: Mapping[str, str] = field(default_factory=dict)  # of the verb, not settings
-    words: tuple[str, ...] = ()  # after `--`, as they are
-    problems: tuple[Problem, ...] = ()  # words that could not be understood
-
-
-@dataclass(frozen=True)
-class Verb:
-    """What the launcher can do. `run` returns the exit code; its Path is the folder of train.sh."""
-
-    run: Callable[[Request, Mapping[str, str], Path], int]
-    help: str | Callable[[], str]
-    json: bool = False  # also prints JSON
-    operand: str = ""  # what --help calls the word after the verb; "": none
-    arguments: tuple[str, ...] = ()  # names of NAME=VALUE that belong to the verb and are not settings
-    takes_words: bool = False  # after `--`, another program's command line
+from sdlaunch.verbs import request as command_line
+from sdlaunch.verbs.request import Request, Verb
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
     """Do what the command line asks for; returns the exit code."""
     request = parse(argv)
-    return VERBS[request.verb].run(request, environ, home)
+    try:
+        return VERBS[request.verb].run(request, environ, home)
+    except JobError as error:
+        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
+        return error.code
 
 
-# --- verbs -------------------------------------------------------------------------------------------
+def parse(argv: Sequence[str]) -> Request:
+    """What the words of a command line ask for."""
+    return command_line.parse(argv, VERBS)
 
 
 def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
@@ -124,55 +95,33 @@ def _export(request: Request, environ: Mapping[str, str], home: Path) -> int:
 
     try:
         job = export.prepare(request.arguments, request.flags, environ, home)
-        refused = request.problems
     except JobError as error:
-        refused = (*request.problems, *error.problems)
-    if refused:
-        console.show(redact(display.problems(refused), secrets_of(environ)), sys.stderr)
-        return exit_code(refused)
+        raise JobError([*request.problems, *error.problems]) from None
+    _refuse(request.problems)
     return export.run(job, environ, home)
 
 
 def _convert(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import convert
 
-    refused = list(request.problems)
-    if request.flags:
-        found = f"convert with {', '.join(name for name, _ in request.flags)}"
-        remedy = "Write a command after --, as in: convert -- accelerate launch train_dreambooth.py …"
-        refused.append(bad_setting("command line", found, remedy))
-    try:
-        if refused:
-            raise JobError(refused)
-        return convert.run(request.operand, request.words)
-    except JobError as error:
-        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
-        return error.code
+    remedy = "Write a command after --, as in: convert -- accelerate launch train_dreambooth.py …"
+    _refuse(_problems_without_settings(request, remedy))
+    return convert.run(request.operand, request.words)
 
 
 def _publish(request: Request, environ: Mapping[str, str], home: Path) -> int:
-    from sdlaunch.verbs import publish
+    from sdlaunch.publish import publish
 
-    try:
-        if request.problems:
-            raise JobError(request.problems)
-        return publish.run(request.arguments, request.flags, environ, home)
-    except JobError as error:
-        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
-        return error.code
+    _refuse(request.problems)
+    return publish.on_request(request.arguments, request.flags, environ, home)
 
 
 def _init(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import init
 
+    _refuse(request.problems)
     ask = init.in_terminal if sys.stdin.isatty() and sys.stderr.isatty() else None
-    try:
-        if request.problems:
-            raise JobError(request.problems)
-        text = init.run(init.prepare(request.arguments, request.flags, environ, home, ask))
-    except JobError as error:
-        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
-        return error.code
+    text = init.run(init.prepare(request.arguments, request.flags, environ, home, ask))
     console.show(redact(text, secrets_of(environ)), sys.stdout)
     return 0
 
@@ -180,11 +129,8 @@ def _init(request: Request, environ: Mapping[str, str], home: Path) -> int:
 def _doctor(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import doctor
 
-    refused = list(request.problems)
-    if request.flags:
-        found = f"doctor with {', '.join(name for name, _ in request.flags)}"
-        refused.append(bad_setting("command line", found, "doctor takes no settings: leave them out."))
-    diagnosis = doctor.Diagnosis({}, tuple(refused)) if refused else doctor.examine(home, environ)
+    refused = _problems_without_settings(request, "doctor takes no settings: leave them out.")
+    diagnosis = doctor.Diagnosis({}, refused) if refused else doctor.examine(home, environ)
     console.show(diagnosis.to_json() if request.json else doctor.render(diagnosis), sys.stdout)
     return diagnosis.code
 
@@ -201,6 +147,20 @@ def _help(request: Request, environ: Mapping[str, str], home: Path) -> int:
     ]
     console.show(help_verb.text(verbs), sys.stdout)
     return 0
+
+
+def _problems_without_settings(request: Request, remedy: str) -> tuple[Problem, ...]:
+    """What is wrong with the words after a verb that takes no settings."""
+    if not request.flags:
+        return request.problems
+    found = f"{request.verb} with {', '.join(name for name, _ in request.flags)}"
+    return (*request.problems, bad_setting("command line", found, remedy))
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Raises JobError if there are any."""
+    if problems:
+        raise JobError(problems)
 
 
 VERBS: Mapping[str, Verb] = {
@@ -242,84 +202,3 @@ VERBS: Mapping[str, Verb] = {
     ),
     "help": Verb(_help, "this text (also --help)"),
 }
-
-
-# --- parsing -----------------------------------------------------------------------------------------
-
-
-def parse(argv: Sequence[str]) -> Request:
-    """Parse every word of the command line; a word that means nothing is a problem."""
-    verbs: list[str] = []
-    flags: list[tuple[str, str]] = []
-    problems: list[Problem] = []
-    operand, as_json, rest = "", False, tuple[str, ...]()
-    words = deque(argv)
-    while words:
-        word = words.popleft()
-        name, equals, value = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
-        if (verb := _SWITCHES.get(word, word)) in VERBS:
-            verbs.append(verb)
-            takes_operand = VERBS[verb].operand and words and words[0] != "--"
-            operand = words.popleft() if takes_operand else operand
-        elif word == "--" and verbs and VERBS[verbs[-1]].takes_words:
-            rest = tuple(words)
-            words.clear()
-        elif word == "--json":
-            as_json = True
-        elif equals and name:
-            flags.append((name, value))
-        elif word.startswith("--") and name:
-            given, wrong = _flag_without_equals(name, words)
-            flags += given
-            problems += wrong
-        else:
-            problems.append(_not_understood(word))
-    verb = "help" if "help" in verbs else (verbs or ["run"])[0]
-    if len(set(verbs)) > 1 and verb != "help":
-        problems.append(bad_setting("command line", " and ".join(verbs), "Ask for one thing at a time."))
-    if as_json and not VERBS[verb].json:
-        with_json = " or ".join(f"{name} --json" for name, each in VERBS.items() if each.json)
-        problems.append(bad_setting("--json", f"{verb} prints no JSON", f"Write {with_json}."))
-    own = VERBS[verb].arguments
-    arguments = {name: value for name, value in flags if name in own}
-    settings = tuple((name, value) for name, value in flags if name not in own)
-    return Request(verb, as_json, settings, operand, arguments, rest, tuple(problems))
-
-
-def _flag_without_equals(name: str, words: deque[str]) -> tuple[list[tuple[str, str]], list[Problem]]:
-    """--use_ema is a switch; every other flag takes the next word as its value, a list the words after it too."""
-    target, unsupported = names.lookup(name, any_case=True), UNSUPPORTED.get(name.lower())
-    known = target or unsupported
-    if known is None and not any(name in verb.arguments for verb in VERBS.values()):
-        if is_secret(name) and words and not words[0].startswith("-"):
-            words.popleft()  # its value, which no message may show
-        return [], [_not_understood(f"--{name}")]
-    if known and known.is_switch:
-        has_value = bool(words) and words[0].lower() in (*ON, *OFF)
-        return [(name, words.popleft() if has_value else "true")], []
-    is_list = target.is_list if target else unsupported is not None
-    values = [words.popleft()] if words and (target or not unsupported) else []
-    if is_list:
-        while words and not _starts_something(words[0]):
-            values.append(words.popleft())
-    if not values:
-        return [], [bad_setting(name, "no value", f"Write --{name}=VALUE.")]
-    return [(name, value) for value in values], []
-
-
-def _starts_something(word: str) -> bool:
-    """Whether a word after the values of a list is not one of them."""
-    name, equals, _ = word.partition("=")
-    return word.startswith("--") or word in VERBS or bool(equals and names.lookup(name, any_case=True))
-
-
-def _not_understood(word: str) -> Problem:
-    name = word.strip("-").partition("=")[0]
-    if verb := get_close_matches(name, VERBS, n=1, cutoff=0.75):
-        remedy = f"Did you mean {verb[0]}?"
-    elif setting := names.near_miss(name):
-        remedy = f"Write {setting}=VALUE."
-    else:
-        remedy = f"Verbs are {', '.join(VERBS)}; settings are name=value."
-    return bad_setting("command line", f"{word!r} is neither a verb nor a setting", remedy)

@@ -13,3 +13,7 @@ def test_every_exit_code_has_a_meaning_and_an_unknown_one_is_a_failed_training()
 def test_the_codes_of_refused_jobs_in_the_order_of_their_precedence():
     assert list(map(int, REFUSED)) == [64, 66, 69, 73]
     assert all(not MEANINGS[code].retry.startswith("yes") for code in REFUSED)
+
+
+def test_codes_after_which_other_nodes_end_too():
+    assert [int(code) for code, meaning in MEANINGS.items() if meaning.final] == [64, 66, 69, 71, 73]

@@ -1,4 +1,4 @@
-"""The command line: verbs, flags in every form, and words that mean nothing."""
+"""The command line: verbs, flags in every form, and words that mean nothing. Tests of cli.py and request.py."""
 
 import difflib
 import json

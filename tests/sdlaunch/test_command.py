@@ -145,6 +145,7 @@ def test_several_nodes_whose_route_is_not_known_get_no_interface():
         ({}, {}, "sdjob"),
         ({"SLURM_JOB_ID": "123"}, {}, "123"),
         ({"SKYPILOT_TASK_ID": "a b/c,d"}, {}, "a-b-c-d"),
+        ({"TRAINING_JOB_NAME": "dog-1"}, {}, "dog-1"),
         ({"SLURM_JOB_ID": "123"}, {"rendezvous_id": "mine"}, "mine"),
     ],
 )

@@ -116,4 +116,5 @@ def _conditioning(spec: RunSpec, model: Model) -> int:
     """Numbers of the conditioning of a prompt."""
     tokens = spec.prompt_chunks * int(model.parts["text_encoder"].config.get("max_position_embeddings", 77))
     pooled = sum(int(model.parts[name].config.get("projection_dim", 0)) for name in model.architecture.pooled)
-    return tokens * int(model.denoiser.config.get("cross_attention_dim", 768)) + pooled
+    width, default = model.architecture.conditioning_width
+    return tokens * int(model.denoiser.config.get(width, default)) + pooled

@@ -45,6 +45,8 @@ class ArchitectureFacts:
     )
     kohya_original: tuple[str, ...] = ()  # parts whose layers kohya's LoRA names as the original does
     vae_in_fp32: bool = False  # whatever the precision of the run
+    # The key of the width of a token in the denoiser's config, and its default in diffusers.
+    conditioning_width: tuple[str, int] = ("cross_attention_dim", 1280)
     pooled: tuple[str, ...] = ()  # text encoders whose projected output is part of the conditioning
     # Text encoders that end in a layer and a norm that feed nothing, and so get no gradient.
     unused_last_layer: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from sdjob.settings.run_spec import RunSpec
 _BOUNDARIES = ("<|startoftext|>", "<|endoftext|>")  # without which CLIP's tokenizer encodes no prompt
 _EMBEDDING = "embeddings.token_embedding.weight"
 _REMEDY = "take all parts of the pipeline from one model"
-_DENOISER_DEFAULTS = {"UNet2DConditionModel": {"in_channels": 4, "cross_attention_dim": 1280}}  # of diffusers
+_IN_CHANNELS = {"UNet2DConditionModel": {"in_channels": 4}}  # the default of diffusers
 _CLIP_DEFAULTS = {"hidden_size": 512, "vocab_size": 49408}  # of transformers' CLIPTextConfig
 
 
@@ -24,11 +24,12 @@ def problems(model: PipelineFolder) -> list[Problem]:
     denoiser, encoders = model.architecture.denoiser, list(model.architecture.text_encoders)
     widths = [_of_clip(model.parts[name].config, "hidden_size") for name in encoders]
     latent_channels = model.parts["vae"].config.get("latent_channels", 4)
+    width, default = model.architecture.conditioning_width
     pairs = (
         ("in_channels", "vae", "latent_channels", latent_channels),
-        ("cross_attention_dim", " and ".join(encoders), "hidden_size", sum(widths)),
+        (width, " and ".join(encoders), "hidden_size", sum(widths)),
     )
-    config = {**_DENOISER_DEFAULTS.get(model.denoiser.class_name, {}), **model.denoiser.config}
+    config = {width: default, **_IN_CHANNELS.get(model.denoiser.class_name, {}), **model.denoiser.config}
     found = []
     for key, other, other_key, size in pairs:
         own = config.get(key)

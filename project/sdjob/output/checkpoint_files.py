@@ -1,8 +1,7 @@
 """The files of a checkpoint, checkpoint-NNNNNN/, by name; the format counts up when any of them changes its meaning.
 
-sdtrain/checkpoint/checkpoint.py writes the state and the manifest, which makes the checkpoint complete. The strategies
-write the rest: sdtrain/strategies/ddp.py whole files, those that shard a folder and a file of numbers, by
-sdtrain/checkpoint/state_io.py.
+sdtrain/checkpoint/checkpoint.py writes the state, the settings and the manifest, which makes the checkpoint complete;
+sdtrain/checkpoint/state_io.py writes and reads the rest in one of two forms, which every strategy reads.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ MANIFEST = "manifest.json"  # size and SHA-256 of every other file (layout.write
 STATE = "state.json"  # progress and fingerprint: checkpoint.TrainState
 SETTINGS = "settings.json"  # the worker's flags: what the weights are (run_settings.py); older ones lack it
 
-# Of strategies that hold whole tensors:
+# The whole form (state_io.save_whole), by rank 0 of strategies that hold whole tensors:
 MODEL = "model.safetensors"  # fp32 masters of the trainable weights
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.pt"  # its state, names of the weights, scale of the loss
 
-# Of strategies that shard:
+# The sharded form (state_io.save), by all ranks of those that shard:
 SHARDS = "shards"  # folder of torch.distributed.checkpoint: masters, EMA, AdamW's state
 NUMBERS = "numbers.json"  # state_io.Numbers: updates, scale of the loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class OutputLayout:
         self.root = root
         self.checkpoint = root / "checkpoint"  # step folders, and at the end the trained pipeline or LoRA
         self.tensorboard = root / "tensorboard"
-        self.trackers = root / "trackers"  # what wandb, mlflow and swanlab keep on disk, also offline
+        self.trackers = root / "trackers"  # what trackers that are packages keep on disk, also offline
         self.samples = root / "samples"
         self.before_after = self.samples / "before_after.png"
         self.inputs = self.samples / "inputs.png"  # the first training images as the trainer sees them
@@ -150,14 +151,22 @@ def defect_of(folder: Path, *, hashes: bool) -> str | None:
     missing += [] if any(_is_weights(name) for name in recorded) else ["weights"]
     if missing:
         return f"{MANIFEST} names no {' and no '.join(missing)}"
-    for name in (STATE, SETTINGS, MODEL, EMA, OPTIMIZER, SHARDS, NUMBERS):
-        if (folder / name).exists() and not any(each.split("/")[0] == name for each in recorded):
-            return f"{name} is not in {MANIFEST}"
+    if unlisted := next((name for name in _read_files(folder, recorded) if name not in recorded), None):
+        return f"{unlisted} is not in {MANIFEST}"
     found = (
         _file_defect(folder / name, name, *values, hashes=hashes or name in (STATE, SETTINGS))
         for name, values in recorded.items()
     )
     return next(filter(None, found), None)
+
+
+def _read_files(folder: Path, recorded: Iterable[str]) -> Iterator[str]:
+    """What is read of a checkpoint, if it is there; and its folder of shards, if none of these is recorded."""
+    shards = (f"{SHARDS}/{path.name}" for path in sorted((folder / SHARDS).glob("*.distcp")))
+    every = (STATE, SETTINGS, MODEL, EMA, OPTIMIZER, NUMBERS, f"{SHARDS}/.metadata", *shards)
+    yield from (name for name in every if (folder / name).exists())
+    if (folder / SHARDS).exists() and not any(name.startswith(f"{SHARDS}/") for name in recorded):
+        yield SHARDS
 
 
 def _is_weights(name: str) -> bool:

@@ -58,6 +58,7 @@ def collect(
     state = "running" if alive else "failed" if failure else "finished" if report else ended or "stopped"
     settings = _settings(plan, report)
     values = {name: value for name, value, _ in settings}
+    metrics = curves.columns()
     return {
         "written": round(time.time(), 1),
         "state": state,
@@ -67,8 +68,8 @@ def collect(
         "mounts": _mounts(plan),
         "warnings": [str(line)[:_TEXT] for line in _list(plan.get("warnings"))],
         "total": report.get("max_train_steps") or (alive and alive.total) or values.get("num_train_step"),
-        "spent": _spent(layout, report),
-        "metrics": curves.columns(),
+        "tiles": tiles(report, metrics, _spent(layout, report)),
+        "metrics": metrics,
         "mean_of": curves.group,
         "events": events(layout, curves),
         "samples": samples(layout),
@@ -79,6 +80,36 @@ def collect(
         "result": str(layout.checkpoint),
         "usage": _usage(layout, report),
     }
+
+
+def tiles(
+    report: Mapping[str, Any], metrics: Mapping[str, Sequence[Any]], spent: Mapping[str, Any]
+) -> list[tuple[str, float, str]]:
+    """Title, value, and how page.js writes it (number, bytes, duration) of each tile that has a value.
+
+    page.js puts those before them that follow its controls and clock: the smoothed loss and the time per step.
+    """
+
+    def logged(name: str) -> Any:
+        return next((value for value in reversed(metrics.get(name, ())) if value is not None), None)
+
+    def final(name: str) -> Any:
+        return logged(name) if report.get(name) is None else report[name]
+
+    peak = logged("peak_memory_gib")
+    every = (
+        *(
+            (name.replace("_", " "), final(name), "number")
+            for name in metrics
+            if name.startswith("validation_")
+        ),
+        ("images/s", final("images_per_second"), "number"),
+        ("learning rate", logged("learning_rate"), "number"),
+        ("peak memory", report.get("peak_memory_bytes") or (peak and peak * 2**30), "bytes"),
+        ("time of all starts", spent["seconds"], "duration"),
+        ("device hours", spent["device_hours"], "number"),
+    )
+    return [(title, value, form) for title, value, form in every if isinstance(value, int | float)]
 
 
 def events(layout: OutputLayout, curves: Curves) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ _HIGH = 1e-3  # AdamW's learning rates beyond this one destroy what the weights 
 _HIGH_FOR_LORA = 1e-2
 
 _OF_LORA = ("lora_alpha", "lora_target_modules", "lora_dropout", "use_dora", "use_rslora")
-_WITH_BETAS = ", ".join(name for name, facts in OPTIMIZERS.items() if facts.uses_betas)
 
 
 def without_effect(spec: RunSpec) -> list[str]:
@@ -21,8 +20,7 @@ def without_effect(spec: RunSpec) -> list[str]:
     of_one_subject = ("instance_prompt", "class_prompt", "class_data_dir")
     generates = spec.validation_prompts or (spec.with_prior_preservation and not spec.class_data_dir)
     of_samples = ("num_inference_steps", "guidance_scale", "sample_batch_size")
-    betas = ("adam_beta1", "adam_beta2", "adam_epsilon")
-    schedule = spec.lr_scheduler
+    schedule, facts = spec.lr_scheduler, OPTIMIZERS[spec.optimizer]
     needs = (
         (spec.with_prior_preservation, "with_prior_preservation=1", prior),
         (spec.lora_rank, "lora_rank above 0", _OF_LORA),
@@ -37,7 +35,8 @@ def without_effect(spec: RunSpec) -> list[str]:
         (validates, "validation_prompts, validation_data_dir or validation_split", ("validation_steps",)),
         (schedule == "cosine_with_restarts", "lr_scheduler=cosine_with_restarts", ("lr_num_cycles",)),
         (schedule == "polynomial", "lr_scheduler=polynomial", ("lr_power",)),
-        (OPTIMIZERS[spec.optimizer].uses_betas, f"one of the optimizers {_WITH_BETAS}", betas),
+        (facts.uses_betas, _with("uses_betas"), ("adam_beta1", "adam_beta2")),
+        (facts.uses_epsilon, _with("uses_epsilon"), ("adam_epsilon",)),
         (spec.train_text_encoder, "train_text_encoder=1", ("text_encoder_lr",)),
         (not spec.concepts_list, "leaving concepts_list empty", of_one_subject),
         (spec.recipe_facts.has_subjects, with_subjects(), ("instance_prompt",)),
@@ -56,8 +55,7 @@ def without_effect(spec: RunSpec) -> list[str]:
 
 def high_rates(spec: RunSpec) -> list[str]:
     """A sentence for each learning rate that is far above what such runs use."""
-    facts = OPTIMIZERS[spec.optimizer]
-    if facts.rate_is_scale or not facts.uses_betas:  # its rates do not compare with AdamW's
+    if not OPTIMIZERS[spec.optimizer].adamw_rates:
         return []
     limit, usual = (_HIGH_FOR_LORA, "1e-4") if spec.lora_rank else (_HIGH, "5e-6 to 1e-5")
     rates = {"lr": spec.learning_rate, "text_encoder_lr": spec.text_encoder_lr or 0.0}
@@ -67,3 +65,8 @@ def high_rates(spec: RunSpec) -> list[str]:
         for name, rate in rates.items()
         if rate > limit
     ]
+
+
+def _with(fact: str) -> str:
+    """The optimizers of which a fact is true, in words."""
+    return f"one of the optimizers {', '.join(name for name, facts in OPTIMIZERS.items() if getattr(facts, fact))}"

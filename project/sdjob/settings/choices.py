@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -13,6 +14,22 @@ from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.plugins import DEVICE_FACTS, PLUGINS
 from sdjob.settings.recipes import RECIPES
 
+
+@dataclass(frozen=True)
+class TrackerFacts:
+    """A tracker that is a package; TensorBoard, which is none of them, comes with every run."""
+
+    module: str  # imported under this name
+    package: str  # installed under this one
+    prefix: str  # of its variables
+
+
+TRACKERS: dict[str, TrackerFacts] = {
+    "wandb": TrackerFacts("wandb", "wandb", "WANDB_"),
+    "mlflow": TrackerFacts("mlflow", "mlflow", "MLFLOW_"),
+    "swanlab": TrackerFacts("swanlab", "swanlab", "SWANLAB_"),
+}
+
 DEVICES = ("auto", *DEVICE_FACTS)
 
 if TYPE_CHECKING:  # a type checker cannot read the tables
@@ -20,11 +37,13 @@ if TYPE_CHECKING:  # a type checker cannot read the tables
     Plugin = str
     Optimizer = str
     Device = str
+    Destination = str
 else:
     Recipe = Literal[tuple(RECIPES)]
     Plugin = Literal[tuple(PLUGINS)]
     Optimizer = Literal[tuple(OPTIMIZERS)]
     Device = Literal[DEVICES]
+    Destination = Literal[("tensorboard", *TRACKERS, "all", "none")]
 
 Precision = Literal["auto", "no", "fp16", "bf16"]
 ATTENTION_ALONE = ("auto", "sdpa", "xformers")  # not within a list of priorities
@@ -77,9 +96,6 @@ WeightsDtype = Literal["auto", "fp32", "bf16"]
 WEIGHTS_DTYPES = any_case(*get_args(WeightsDtype), fp32=("float32",), bf16=("bfloat16",))
 ReduceDtype = Literal["fp32", "bf16"]
 REDUCE_DTYPES = any_case(*get_args(ReduceDtype), fp32=("float32",), bf16=("bfloat16",))
-# Trackers that are packages, imported and installed under these names; TensorBoard comes with every run.
-TRACKERS = ("wandb", "mlflow", "swanlab")
-Destination = Literal["tensorboard", "wandb", "mlflow", "swanlab", "all", "none"]
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]

@@ -367,12 +367,13 @@ class RunSpec(BaseModel):
     )
     report_to: Annotated[tuple[choices.Destination, ...], BeforeValidator(lower_list)] = _logging(
         ("tensorboard",),
-        "trackers that get metrics and images besides metrics.jsonl: tensorboard, wandb, mlflow, swanlab; "
+        "trackers that get metrics and images besides metrics.jsonl: "
+        f"tensorboard, {', '.join(choices.TRACKERS)}; "
         "all: those that are installed; none",
         unit="names, separated by commas",
     )
     tracker_project_name: Text = _logging(
-        "stable-diffusion", "project, or experiment, of wandb, mlflow, swanlab"
+        "stable-diffusion", "project, or experiment, of the trackers besides TensorBoard"
     )
     skip_steps: Count = _logging(10, "first steps excluded from the measured speed", unit="optimizer steps")
     timed_step: Count = _logging(

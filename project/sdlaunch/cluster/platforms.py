@@ -11,8 +11,6 @@ from sdjob.problems import Problem, bad_setting
 
 Environ = Mapping[str, str]
 
-_JOB_IDS = ("PET_RDZV_ID", "SLURM_JOB_ID", "SKYPILOT_TASK_ID", "DSTACK_RUN_NAME", "TRAINING_JOB_NAME")
-
 
 @dataclass(frozen=True)
 class Stated:
@@ -44,7 +42,7 @@ def stated(environ: Environ, *variables: str) -> Stated | None:
 
 def job_id(environ: Environ) -> str | None:
     """What a platform calls this job, on all of its nodes alike; None: it does not say."""
-    found = stated(environ, *_JOB_IDS)
+    found = stated(environ, *(each.job_id for each in PLATFORMS.values() if each.job_id))
     return re.sub(r"[^\w.:-]", "-", found.value) if found else None
 
 
@@ -289,23 +287,24 @@ def _first_slurm_host(nodelist: str) -> str:
 
 @dataclass(frozen=True)
 class Platform:
-    """How to read a platform's variables, and prefixes of their names: these are not misspelled settings."""
+    """How to read a platform's variables."""
 
     claim: Callable[[Environ], Claim]
-    prefixes: tuple[str, ...]
+    prefixes: tuple[str, ...]  # of their names: these are not misspelled settings
+    job_id: str = ""  # the variable with its name for the job, the same on all nodes; "": none
 
 
 # The first of them that states a value wins; two that state different values are reported.
 PLATFORMS: Mapping[str, Platform] = {
-    "torchrun": Platform(_torchrun, ("PET_",)),
-    "sagemaker": Platform(_sagemaker, ("SM_",)),
+    "torchrun": Platform(_torchrun, ("PET_",), "PET_RDZV_ID"),
+    "sagemaker": Platform(_sagemaker, ("SM_",), "TRAINING_JOB_NAME"),
     "volcengine": Platform(_volcengine, ("MLP_",)),
-    "skypilot": Platform(_skypilot, ("SKYPILOT_",)),
-    "dstack": Platform(_dstack, ("DSTACK_",)),
+    "skypilot": Platform(_skypilot, ("SKYPILOT_",), "SKYPILOT_TASK_ID"),
+    "dstack": Platform(_dstack, ("DSTACK_",), "DSTACK_RUN_NAME"),
     "runpod": Platform(_runpod, ("RUNPOD_", "NUM_NODES", "NUM_TRAINERS", "PRIMARY_ADDR", "PRIMARY_PORT")),
     "azureml": Platform(_azureml, ("AZUREML_", "AZ_BATCH")),
     "ascend": Platform(_ascend, ("ASCEND_",)),
     "volcano": Platform(_volcano, ("VC_", "VK_", "MA_")),
     "mpi": Platform(_mpi, ("OMPI_", "PMIX_", "PMI_", "MPI_", "I_MPI_", "HYDRA_")),
-    "slurm": Platform(_slurm, ("SLURM_",)),
+    "slurm": Platform(_slurm, ("SLURM_",), "SLURM_JOB_ID"),
 }

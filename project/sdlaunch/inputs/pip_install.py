@@ -34,10 +34,12 @@ def provide(
 ) -> Fetched:
     """Find in the cache, or with `fetch` install there, what this Python lacks: of the packages of every run, of its
     optimizer and its trackers, and of the requirements.txt of the project of a user's script (None: no script)."""
-    ours = (OPTIMIZERS[spec.optimizer].package, *(name for name in TRACKERS if name in spec.report_to))
-    optional = [] if project else [package for package in ours if package]
-    optional += [name for each in FORMATS for name in each.packages]
-    lacking = missing(PACKAGES | {name: name for name in optional})
+    package = OPTIMIZERS[spec.optimizer].package
+    optional = {package: package} if package else {}
+    used = [facts for name, facts in TRACKERS.items() if name in spec.report_to]
+    optional |= {facts.module: facts.package for facts in used}
+    of_formats = {name: name for each in FORMATS for name in each.packages}
+    lacking = missing(PACKAGES | ({} if project else optional) | of_formats)
     own = project / "requirements.txt" if project and (project / "requirements.txt").is_file() else None
     if "torch" in lacking or not (lacking or own):
         return fetched

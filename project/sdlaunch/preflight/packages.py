@@ -20,7 +20,8 @@ def findings(job: Job) -> list[Problem]:
         remedy = f"{install}; or set install_requirements=1, or use optimizer=adamw."
         found.append(no_hardware("optimizer", f"{package} is not installed", remedy))
     if not (job.has_script or job.packages_come):
-        found += _of_trackers(missing({name: name for name in TRACKERS if name in job.spec.report_to}))
+        used = [facts for name, facts in TRACKERS.items() if name in job.spec.report_to]
+        found += _of_trackers(missing({facts.module: facts.package for facts in used}))
     plugin = PLUGINS[job.spec.plugin]
     if plugin.package and job.topology.device in plugin.devices and missing({plugin.package: plugin.package}):
         remedy = "pip install --no-deps --requirement docker/requirements-colossal.txt, or use plugin=fsdp."

@@ -21,12 +21,15 @@ from types import FrameType
 from sdjob import protocol
 from sdjob.exit_codes import ExitCode
 from sdjob.files import shown
-from sdjob.output.layout import is_exported
+from sdjob.output.layout import OutputLayout, is_exported
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.redact import redact, secrets_of
 from sdlaunch import child_process, packages
+from sdlaunch.display import console
+from sdlaunch.inputs import mounts
 from sdlaunch.preflight.job import Finding
 from sdlaunch.publish.address import Address, parse
+from sdlaunch.settings import settings
 from sdlaunch.timeouts import NoAnswer, ask
 
 _MODULE = "sdlaunch.publish.upload"
@@ -127,6 +130,27 @@ def run(upload: Upload, environ: Mapping[str, str], say: Callable[[str], None]) 
     say(f"not published ({why}); the result is complete in {upload.folder}")
     say(f"    → Repeat it: {upload.again}")
     return int(ExitCode.OUTPUT_FULL if status == ExitCode.OUTPUT_FULL else ExitCode.STOPPED)
+
+
+def on_request(
+    arguments: Mapping[str, str], flags: Sequence[tuple[str, str]], environ: Mapping[str, str], home: Path
+) -> int:
+    """The verb: upload the result of a run, or what `export` made. Returns as `run`; raises JobError (64, 66, 69)."""
+    read = settings.read(flags, environ)
+    problems: list[Problem] = list(read.problems)
+    layout = OutputLayout(mounts.resolve(read.options, home).output)
+    folder = Path(arguments.get("from") or layout.checkpoint).expanduser().absolute()
+    to = arguments.get("to") or read.options.publish
+    if not to:
+        remedy = "Write to=hub:USER/NAME, or the address of a folder, such as to=s3://BUCKET/FOLDER."
+        raise JobError([*problems, bad_setting("to", "not given", remedy)])
+    try:
+        upload = upload_of(folder, to, "to")
+    except JobError as error:
+        raise JobError([*problems, *error.problems]) from None
+    if problems:
+        raise JobError(problems)
+    return run(upload, {**environ, **read.passed_on}, lambda text: console.show(text, sys.stdout))
 
 
 @contextlib.contextmanager

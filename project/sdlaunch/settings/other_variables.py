@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 from sdjob.redact import is_secret
+from sdjob.settings.choices import TRACKERS
 from sdlaunch.cluster.platforms import PLATFORMS
 from sdlaunch.cluster.shared_variables import FOREIGN
 
-# Prefixes of names, and whole names. Those of the platforms that state nodes are in cluster/platforms.py.
+# Prefixes of names, and whole names. Those of the platforms that state nodes are in cluster/platforms.py, those of
+# trackers in sdjob/settings/choices.py.
 _RECORDED_PREFIXES = """
 NCCL_ GLOO_ CUDA CUDNN_ NVIDIA_ TORCH PYTORCH_ OMP_ MKL_ KMP_ OPENBLAS_ TRITON_ UCX_ ROCM_ HIP_ MIOPEN_ MUSA_ TOPS_
 ECCL_ XLA_ PYTHON LC_ TRANSFORMERS_ DIFFUSERS_ TOKENIZERS_ ACCELERATE_ HF_HUB_ SDJOB_
@@ -18,7 +20,7 @@ PATH LD_LIBRARY_PATH LD_PRELOAD LANG TZ TMPDIR HOSTNAME HF_HOME RANK LOCAL_RANK 
 """
 # Only their names are recorded.
 _OTHER_PREFIXES = """
-DLC_ PAI_ KUBERNETES_ TF_ HF_ HUGGINGFACE_ WANDB_ AWS_ AZURE_ GOOGLE_ GCP_ ALIBABA_ PIP_ UV_ CONDA_ VIRTUAL_ENV LD_
+DLC_ PAI_ KUBERNETES_ TF_ HF_ HUGGINGFACE_ AWS_ AZURE_ GOOGLE_ GCP_ ALIBABA_ PIP_ UV_ CONDA_ VIRTUAL_ENV LD_
 XDG_ SSH_ GIT_ DBUS_
 """
 _OTHER_NAMES = """
@@ -31,7 +33,7 @@ MASTER_HOST MASTER_IP NODE_NAME POD_NAME JOB_NAME MODEL_ID DATASET_ID PROJECT_ID
 
 def is_foreign(name: str) -> bool:
     """Whether a variable belongs to a platform or a library, so that it is not a misspelled setting."""
-    others = (*_OTHER_PREFIXES.split(), *FOREIGN)
+    others = (*_OTHER_PREFIXES.split(), *(each.prefix for each in TRACKERS.values()), *FOREIGN)
     return _is_known(name) or name in _OTHER_NAMES.split() or name.startswith(others)
 
 

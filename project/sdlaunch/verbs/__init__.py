@@ -1,5 +1,5 @@
-"""What check, doctor and help do beyond a plan; VERBS in cli.py lists all verbs, and has run, plan and emit.
+"""What the verbs of VERBS in cli.py do besides a plan; emit and publish have folders of their own.
 
-Start reading: doctor.py for an example.
+Start reading: request.py, which reads the command line; then doctor.py, a verb.
 May import: sdjob, and every other part of sdlaunch.
 """

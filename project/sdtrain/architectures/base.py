@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -34,6 +34,7 @@ class GenerationSettings:
     negative_prompt: str = ""
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """One family of models: its conditioning, its training objective, and how it generates."""
 

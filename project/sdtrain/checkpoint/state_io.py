@@ -198,6 +198,12 @@ def save_whole(
     torch.save({"optimizer": optimizer, "names": list(master), "scaler": scaler}, folder / OPTIMIZER)
 
 
+def read_optimizer(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """The `optimizer` of a checkpoint in the whole form, with `names` and `scaler`, as save_whole wrote them."""
+    saved: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap)
+    return saved
+
+
 def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
     """Fill whole tensors with the weights of a checkpoint in either form, or with their EMA. By one process."""
     ranges = {name: whole(weight.shape) for name, weight in weights.items()}
@@ -239,7 +245,7 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     _fill_from_file(folder / MODEL, tables["master"], ranges)
     if "ema" in tables:
         _fill_from_file(folder / EMA, tables["ema"], ranges)
-    saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
+    saved = read_optimizer(folder, mmap=True)
     states = dict(zip(saved["names"], saved["optimizer"]["state"].values(), strict=True))
     for key in ADAM_STATE:
         for name, part in ranges.items():

@@ -51,7 +51,8 @@ def _is_on(part: nn.Module, device: torch.device) -> bool:
 def generate(
     parts: Parts, prompts: Sequence[str], seeds: Sequence[int], how: GenerationSettings
 ) -> Iterator[Image.Image]:
-    """One image per prompt and seed, in their order; an image does not depend on its batch."""
+    """One image per prompt and seed, in their order, `how.batch_size` at once: the batch decides no more than the last
+    bits of an image."""
     for start in range(0, len(prompts), how.batch_size):
         batch = slice(start, start + how.batch_size)
         with evaluating(parts), torch.inference_mode():  # left before a yield, or the caller would be in them

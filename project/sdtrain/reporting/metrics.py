@@ -20,9 +20,12 @@ from sdjob import reading, writing
 from sdjob.writing import sync
 
 
-def _metric(tag: str, tile: str = "") -> Any:
-    """A metric that is not always measured: its tag in TensorBoard, and the name of its tile in report.html."""
-    return field(default=None, metadata={"tag": tag, "tile": tile})
+def _metric(tag: str, chart: str = "") -> Any:
+    """A metric that is not always measured: its tag in TensorBoard, and its chart on the page "Custom scalars".
+
+    report.html shows every metric as a curve, and those named validation_… as tiles too.
+    """
+    return field(default=None, metadata={"tag": tag, "chart": chart})
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,29 @@ class StepMetrics:
     """What was measured after a step; None: not measured, or not finite in metrics.jsonl."""
 
     step: int
-    loss: float | None = _metric("train/loss")  # mean over ranks and batches
-    learning_rate: float | None = _metric("train/learning_rate")
-    grad_norm: float | None = _metric("train/grad_norm")
+    loss: float | None = _metric("train/loss", "loss")  # mean over ranks and batches
+    learning_rate: float | None = _metric("train/learning_rate", "learning rate")
+    grad_norm: float | None = _metric("train/grad_norm", "gradient norm")
     epoch: float | None = _metric("train/epoch")
     skipped_steps: int | None = _metric("train/skipped_steps")  # so far, for a non-finite loss
-    images_per_second: float | None = _metric("speed/images_per_second")
-    peak_memory_gib: float | None = _metric("speed/peak_memory_gib")
-    validation_loss: float | None = _metric("validation/loss", tile="held-out loss")
+    images_per_second: float | None = _metric("speed/images_per_second", "images per second")
+    peak_memory_gib: float | None = _metric("speed/peak_memory_gib", "peak memory, GiB")
+    validation_loss: float | None = _metric("validation/loss", "loss")  # of held-out images
     time: float = field(default_factory=time.time)  # seconds since 1970
 
 
 _METRICS = {each.name: each.metadata for each in fields(StepMetrics) if each.metadata}
 TAGS: dict[str, str] = {name: row["tag"] for name, row in _METRICS.items()}
-# Validation metrics: keys of report.json, with the names of their tiles in report.html.
-VALIDATION: dict[str, str] = {
-    name: row["tile"] for name, row in _METRICS.items() if row["tag"].startswith("validation/")
-}
+VALIDATION = tuple(name for name in _METRICS if name.startswith("validation_"))  # keys of report.json too
+
+
+def charts() -> dict[str, list[str]]:
+    """The tags in each chart of TensorBoard's page "Custom scalars", by its title: what is compared is in one chart."""
+    found: dict[str, list[str]] = {}
+    for row in _METRICS.values():
+        if row["chart"]:
+            found.setdefault(row["chart"], []).append(row["tag"])
+    return found
 
 
 class MetricsFile:

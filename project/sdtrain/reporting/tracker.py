@@ -18,22 +18,10 @@ from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
 from sdjob.writing import make_folder
 from sdtrain.reporting.events import EventsFile, Kind
-from sdtrain.reporting.metrics import TAGS, MetricsFile, StepMetrics
+from sdtrain.reporting.metrics import TAGS, VALIDATION, MetricsFile, StepMetrics, charts
 from sdtrain.reporting.trackers import connected, hyperparameters
 
 _EVENTS = "events.out.tfevents."
-# Charts of TensorBoard's page "Custom scalars": what is compared is in one chart.
-_LAYOUT = {
-    "learning": {
-        "loss": ["Multiline", [TAGS["loss"], TAGS["validation_loss"]]],
-        "learning rate": ["Multiline", [TAGS["learning_rate"]]],
-        "gradient norm": ["Multiline", [TAGS["grad_norm"]]],
-    },
-    "device": {
-        "images per second": ["Multiline", [TAGS["images_per_second"]]],
-        "peak memory, GiB": ["Multiline", [TAGS["peak_memory_gib"]]],
-    },
-}
 
 
 class Writer(Protocol):
@@ -113,11 +101,13 @@ class TensorBoard:
         purge = first_step + 1 if first_step else 0
         # It opens what has the name of its file: so that no link can, the name has a random end.
         self._events = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{os.urandom(4).hex()}")
-        self._events.add_custom_scalars(_LAYOUT)
+        layout = {title: ["Multiline", tags] for title, tags in charts().items()}
+        self._events.add_custom_scalars({"metrics": layout})
         # add_hparams would write a run of its own, in a folder below this one.
         columns: Any = hparams  # not annotated in PyTorch, as is file_writer
         file: Any = self._events.file_writer
-        for summary in columns({**settings}, dict.fromkeys((TAGS["loss"], TAGS["validation_loss"]), 0)):
+        compared = dict.fromkeys((TAGS["loss"], *(TAGS[name] for name in VALIDATION)), 0)
+        for summary in columns({**settings}, compared):
             file.add_summary(summary)
 
     def log(self, metrics: StepMetrics) -> None:

@@ -1,4 +1,4 @@
-"""Trackers of other makers: wandb, mlflow, swanlab. None of them can end, delay or change a run.
+"""Trackers of other makers, an adapter for each of choices.TRACKERS. None can end, delay or change a run.
 
 Credentials and servers are those of their own environment variables; without any, they write below the output folder.
 """
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,17 +54,15 @@ class Adapter(Protocol):
 class Wandb:
     """Reads WANDB_API_KEY, WANDB_MODE, WANDB_BASE_URL, …; without key and mode it is offline, and never asks."""
 
-    def __init__(self, start: Start) -> None:
-        import wandb
-
-        self._package = wandb
-        self._run = wandb.init(
+    def __init__(self, package: Any, start: Start) -> None:
+        self._package = package
+        self._run = package.init(
             project=start.project,
             name=start.name,
             config=start.settings,
             dir=str(start.folder),
             mode=_mode("WANDB"),
-            settings=wandb.Settings(console="off"),
+            settings=package.Settings(console="off"),
         )
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -79,17 +78,15 @@ class Wandb:
 class Mlflow:
     """Reads MLFLOW_TRACKING_URI and its credentials; without an address it writes files."""
 
-    def __init__(self, start: Start) -> None:
-        import mlflow
-
-        self._package = mlflow
+    def __init__(self, package: Any, start: Start) -> None:
+        self._package = package
         if "MLFLOW_TRACKING_URI" not in os.environ:
             # A database file is no alternative: output folders may be on network file systems.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            mlflow.set_tracking_uri(start.folder.absolute().as_uri())
-        mlflow.set_experiment(start.project)
-        mlflow.start_run(run_name=start.name)
-        mlflow.log_params(start.settings)
+            package.set_tracking_uri(start.folder.absolute().as_uri())
+        package.set_experiment(start.project)
+        package.start_run(run_name=start.name)
+        package.log_params(start.settings)
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._package.log_metrics(values, step=step)
@@ -104,11 +101,9 @@ class Mlflow:
 class Swanlab:
     """Reads SWANLAB_API_KEY, SWANLAB_MODE, SWANLAB_API_HOST, …; without key and mode it is offline, and never asks."""
 
-    def __init__(self, start: Start) -> None:
-        import swanlab
-
-        self._package = swanlab
-        swanlab.init(
+    def __init__(self, package: Any, start: Start) -> None:
+        self._package = package
+        package.init(
             project=start.project,
             experiment_name=start.name,
             config=start.settings,
@@ -126,7 +121,7 @@ class Swanlab:
         self._package.finish()
 
 
-ADAPTERS: dict[str, Callable[[Start], Adapter]] = {"wandb": Wandb, "mlflow": Mlflow, "swanlab": Swanlab}
+ADAPTERS: dict[str, Callable[[Any, Start], Adapter]] = {"wandb": Wandb, "mlflow": Mlflow, "swanlab": Swanlab}
 
 
 class Detached:
@@ -188,12 +183,16 @@ def connected(spec: RunSpec, layout: OutputLayout, say: Callable[[str], None]) -
     """The trackers of `report_to`, each starting in its own thread; of `all`, those that are installed."""
     chosen: list[str] = [name for name in TRACKERS if name in spec.report_to]
     if "all" in spec.report_to:
-        chosen = [name for name in TRACKERS if name in chosen or find_spec(name)]
+        chosen = [name for name in TRACKERS if name in chosen or find_spec(TRACKERS[name].module)]
     if chosen:
         layout.make(layout.trackers)
     root = layout.root.absolute()
     start = Start(spec.tracker_project_name, root.name or "output", hyperparameters(spec), layout.trackers)
-    return [Detached(name, partial(ADAPTERS[name], start), say) for name in chosen]
+    return [Detached(name, partial(_started, name, start), say) for name in chosen]
+
+
+def _started(name: str, start: Start) -> Adapter:
+    return ADAPTERS[name](import_module(TRACKERS[name].module), start)
 
 
 def hyperparameters(spec: RunSpec) -> Settings:

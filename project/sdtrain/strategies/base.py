@@ -39,7 +39,7 @@ class OptimSpec:
 
     @property
     def adam(self) -> dict[str, Any]:
-        """The arguments of AdamW and of optimizers like it."""
+        """The arguments of AdamW; an optimizer that takes fewer or others is built of the fields."""
         return {"betas": self.betas, "weight_decay": self.weight_decay, "eps": self.epsilon}
 
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from sdjob.output.checkpoint_files import OPTIMIZER
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdtrain.checkpoint import state_io
 from sdtrain.optim import optimizers
@@ -125,7 +124,7 @@ class ByParameter:
     def load(self, folder: Path, tables: state_io.Tables) -> Mapping[str, Any]:
         for key, tensors in tables.items():
             state_io.read_weights(folder, named(self._flats, tensors), ema=key == "ema")
-        saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        saved = state_io.read_optimizer(folder)
         state = saved["optimizer"]
         now = self.optimizer.state_dict()["param_groups"]
         groups = optimizers.groups_to_resume(now, state["param_groups"])

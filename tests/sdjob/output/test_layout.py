@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sdjob.output.checkpoint_files import MANIFEST, MODEL, NUMBERS, SETTINGS, SHARDS, STATE
+from sdjob.output.checkpoint_files import MANIFEST, MODEL, NUMBERS, OPTIMIZER, SETTINGS, SHARDS, STATE
 from sdjob.output.layout import OutputLayout, defect_of, step_folders, write_manifest
 
 
@@ -68,6 +68,34 @@ def test_a_manifest_names_state_and_weights_and_all_that_is_read(layout):
         (folder / name).touch()
         assert defect_of(folder, hashes=True) == f"{name} is not in manifest.json"
         (folder / name).unlink()
+
+
+def test_a_path_in_the_manifest_vouches_for_that_file_alone(layout):
+    folder = make(layout, 5, manifest=False)
+    (folder / SHARDS).mkdir()
+    (folder / SHARDS / "__0_0.distcp").touch()
+    (folder / OPTIMIZER).mkdir()
+    (folder / OPTIMIZER / "inner").touch()
+    write_manifest(folder)
+    (folder / OPTIMIZER / "inner").unlink()
+    (folder / OPTIMIZER).rmdir()
+    (folder / OPTIMIZER).touch()
+    assert defect_of(folder, hashes=False) == f"{OPTIMIZER} is not in manifest.json"
+    (folder / OPTIMIZER).unlink()
+    write_manifest(folder)
+    (folder / SHARDS / ".nfs0001").touch()  # of a file system, which nothing reads
+    assert defect_of(folder, hashes=True) is None
+    for name in ("__1_0.distcp", ".metadata"):
+        (folder / SHARDS / name).touch()
+        assert defect_of(folder, hashes=True) == f"{SHARDS}/{name} is not in manifest.json"
+        (folder / SHARDS / name).unlink()
+
+
+def test_a_folder_of_shards_next_to_whole_weights_is_a_defect(layout):
+    """Readers would take it for the checkpoint."""
+    folder = make(layout, 5)
+    (folder / SHARDS).mkdir()
+    assert defect_of(folder, hashes=False) == f"{SHARDS} is not in manifest.json"
 
 
 def test_a_file_replaced_by_a_folder_is_a_defect(layout):

@@ -138,3 +138,38 @@ def test_how_to_load_the_result(layout):
     found = {each["title"]: each["text"] for each in collected(layout, report=report)["usage"]}
     assert found["Generate images"].startswith(f"python -m sdtrain.generate {layout.checkpoint} --prompts ")
     assert f'DiffusionPipeline.from_pretrained("{layout.checkpoint}")' in found["Python"]
+
+
+def test_tiles_show_what_was_logged_last_until_there_is_a_report(layout):
+    """Each validation metric has one, without its name in any other place."""
+    logged = {
+        "learning_rate": 1e-4,
+        "images_per_second": 12.5,
+        "peak_memory_gib": 0.5,
+        "validation_clip_score": 0.25,
+    }
+    rows = ({"step": 1, "time": 5.0, "loss": 1.0, **logged}, {"step": 2, "time": 6.0, "loss": 0.5})
+    layout.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    running = [
+        ("validation clip score", 0.25, "number"),
+        ("images/s", 12.5, "number"),
+        ("learning rate", 1e-4, "number"),
+        ("peak memory", 2.0**29, "bytes"),
+        ("time of all starts", 0.0, "duration"),
+        ("device hours", 0.0, "number"),
+    ]
+    assert collected(layout, alive=Alive("step", 1.0))["tiles"] == running
+    report = {
+        "validation_clip_score": 0.0,
+        "images_per_second": 13.0,
+        "peak_memory_bytes": 3,
+        "learning_rate": 1.0,
+    }
+    report |= {"seconds": 9.5, "device_hours": "damaged"}
+    assert collected(layout, report=report)["tiles"] == [
+        ("validation clip score", 0.0, "number"),
+        ("images/s", 13.0, "number"),
+        ("learning rate", 1e-4, "number"),
+        ("peak memory", 3, "bytes"),
+        ("time of all starts", 9.5, "duration"),
+    ]

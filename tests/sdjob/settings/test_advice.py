@@ -1,8 +1,11 @@
 """Tests of advice: settings that are allowed but probably not intended."""
 
+from dataclasses import replace
+
 import pytest
 
 from sdjob.settings.advice import high_rates, without_effect
+from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.run_spec import RunSpec
 
 
@@ -29,6 +32,10 @@ def spec(**values) -> RunSpec:
         (
             {"optimizer": "adafactor", "adam_beta1": 0.5},
             "adam_beta1: no effect without one of the optimizers adamw, adamw8bit, prodigy",
+        ),
+        (
+            {"optimizer": "adafactor", "adam_epsilon": 1e-7},
+            "adam_epsilon: no effect without one of the optimizers adamw, adamw8bit, prodigy",
         ),
         ({"text_encoder_lr": 1e-6}, "text_encoder_lr: no effect without train_text_encoder=1"),
         (
@@ -107,3 +114,12 @@ def test_rates_that_destroy_are_named(values, named):
     found = high_rates(spec(**values))
     assert len(found) == len(named)
     assert all(sentence.startswith(start) for sentence, start in zip(found, named, strict=True))
+
+
+def test_an_optimizer_may_take_betas_without_epsilon_at_rates_of_its_own(monkeypatch):
+    lion = replace(OPTIMIZERS["adamw"], uses_epsilon=False, adamw_rates=False)
+    monkeypatch.setitem(OPTIMIZERS, "adamw", lion)
+    assert without_effect(spec(adam_beta1=0.5, adam_epsilon=1e-7)) == [
+        "adam_epsilon: no effect without one of the optimizers adamw8bit, prodigy"
+    ]
+    assert high_rates(spec(learning_rate=1e-2)) == []

@@ -1,6 +1,6 @@
 """Publishing by the launcher: the check before a run, an upload on request, and the end of a run.
 
-Tests of sdlaunch.publish.publish, sdlaunch.verbs.publish, and of the hub in sdlaunch.publish.upload.
+Tests of sdlaunch.publish.publish, and of the hub in sdlaunch.publish.upload.
 """
 
 import os

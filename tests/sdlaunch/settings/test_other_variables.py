@@ -15,6 +15,7 @@ from sdlaunch.settings.other_variables import is_foreign, is_recorded
         ("HF_TOKEN", True, False),
         ("SLURM_JWT", True, False),  # a secret of a platform
         ("AWS_REGION", True, False),
+        ("MLFLOW_TRACKING_URI", True, False),
         ("TF_CONFIG", True, False),
         ("bacth_size", False, False),
     ],

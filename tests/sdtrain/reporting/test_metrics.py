@@ -5,7 +5,16 @@ import json
 import pytest
 import torch
 
-from sdtrain.reporting.metrics import Losses, MetricsFile, RunningMean, StepMetrics, read
+from sdtrain.reporting.metrics import (
+    TAGS,
+    VALIDATION,
+    Losses,
+    MetricsFile,
+    RunningMean,
+    StepMetrics,
+    charts,
+    read,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,3 +106,11 @@ def test_a_resumed_run_shows_the_mean_so_far_until_it_logs_losses():
     assert losses.shown == pytest.approx(5.0)
     losses.log(3.0)
     assert 3.0 < losses.shown < 5.0
+
+
+def test_what_follows_from_the_table():
+    assert VALIDATION == ("validation_loss",)
+    # report.html knows validation metrics by their names, TensorBoard by their tags.
+    assert {TAGS[name].split("/")[0] for name in VALIDATION} == {"validation"}
+    assert charts()["loss"] == ["train/loss", "validation/loss"]
+    assert {tag for tags in charts().values() for tag in tags} < set(TAGS.values())

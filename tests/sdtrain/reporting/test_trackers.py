@@ -118,6 +118,10 @@ def swanlab_calls(folder, mode):
 CALLS = {"wandb": wandb_calls, "mlflow": mlflow_calls, "swanlab": swanlab_calls}
 
 
+def test_every_tracker_has_an_adapter():
+    assert set(trackers.ADAPTERS) == set(trackers.TRACKERS) == set(CALLS)
+
+
 @pytest.mark.parametrize("name", trackers.TRACKERS)
 def test_a_tracker_without_credentials_is_offline_below_the_output_folder(name, tmp_path, monkeypatch):
     module = Recorder()

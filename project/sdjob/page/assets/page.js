@@ -96,20 +96,14 @@
     ]);
   };
 
+  const FORMS = { number, bytes, duration };
   const tiles = () => {
-    const losses = column("loss"), speed = data.report.images_per_second || latest(column("images_per_second"));
-    const memory = data.report.peak_memory_bytes || (latest(column("peak_memory_gib")) || 0) * 2 ** 30;
-    const held = data.report.validation_loss ?? latest(column("validation_loss"));
+    const losses = column("loss"), seconds = pace();
     const all = [
-      ["loss, smoothed", losses.length ? number(latest(smooth(losses, smoothing))) : null],
-      ["validation loss", held === null ? null : number(held)],
-      ["images/s", speed ? number(speed, 3) : null],
-      ["time per step", Number.isFinite(pace()) ? (pace() < 1 ? `${number(pace() * 1000, 3)} ms` : `${number(pace(), 3)} s`) : null],
-      ["learning rate", number(latest(column("learning_rate")), 3)],
-      ["peak memory", memory ? bytes(memory) : null],
-      ["time of all starts", duration(data.spent.seconds)],
-      ["device hours", number(data.spent.device_hours, 3)],
-    ].filter(([, value]) => value && value !== "–");
+      ["loss, smoothed", losses.length ? number(latest(smooth(losses, smoothing))) : "–"],
+      ["time per step", Number.isFinite(seconds) ? (seconds < 1 ? `${number(seconds * 1000, 3)} ms` : `${number(seconds, 3)} s`) : "–"],
+      ...data.tiles.map(([title, value, form]) => [title, FORMS[form](value)]),
+    ].filter(([, value]) => value !== "–");
     section(place.tiles, "tiles", all, () =>
       h("div", { className: "tiles" }, all.map(([name, value]) => h("div", { className: "card tile" }, h("span", { className: "dim small" }, name), h("b", {}, value)))));
   };

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdjob.exit_codes import REFUSED, ExitCode
+from sdjob.exit_codes import ExitCode, meaning_of
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import ExitNote
 from sdlaunch.cluster.cluster import Cluster
@@ -26,7 +26,6 @@ _SILENCE_IF_CRASHED = (
     60.0  # in a crash: torchrun may start the ranks again, or they may notice it by their connections
 )
 _REPORTED = 3.0  # seconds until the report of a node that ended a moment earlier can be read
-_FINAL_CODES = (*REFUSED, ExitCode.OUT_OF_MEMORY)
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Peers:
         until = time.monotonic() + _REPORTED
         while self.cluster.nodes > 1 and not self._final_report:
             report = self.failure()
-            if report and report["code"] in _FINAL_CODES:
+            if report and meaning_of(report["code"]).final:
                 return report
             if time.monotonic() > until:
                 break
@@ -86,7 +85,7 @@ class Peers:
             return False
         self._signs = self._signs or Signs(self.notes, now)
         silent = self._signs.silence(now)
-        if report["code"] in _FINAL_CODES:
+        if meaning_of(report["code"]).final:
             is_over = silent > _SILENCE_IF_FINAL
         else:
             is_over = silent > _SILENCE_IF_CRASHED and torchrun is not None and not self.is_waiting
