@@ -32,6 +32,7 @@ class ArchitectureFacts:
     tags: tuple[str, ...]  # tags of the model card
     denoiser: str  # the component that predicts
     denoiser_title: str  # the denoiser's name in messages
+    conditioning_width: tuple[str, int]  # of a token: the key of the denoiser's config, and its default in diffusers
     components: Mapping[str, Component]  # all that must be there
     text_encoders: Mapping[str, str]  # text encoder → its tokenizer, in the order of the pipeline
     prediction_types: tuple[str, ...]  # those that the scheduler may name; the first is the default
@@ -45,8 +46,6 @@ class ArchitectureFacts:
     )
     kohya_original: tuple[str, ...] = ()  # parts whose layers kohya's LoRA names as the original does
     vae_in_fp32: bool = False  # whatever the precision of the run
-    # The key of the width of a token in the denoiser's config, and its default in diffusers.
-    conditioning_width: tuple[str, int] = ("cross_attention_dim", 1280)
     pooled: tuple[str, ...] = ()  # text encoders whose projected output is part of the conditioning
     # Text encoders that end in a layer and a norm that feed nothing, and so get no gradient.
     unused_last_layer: tuple[str, ...] = ()
@@ -79,6 +78,7 @@ STABLE_DIFFUSION = ArchitectureFacts(
     tags=("stable-diffusion",),
     denoiser="unet",
     denoiser_title="U-Net",
+    conditioning_width=("cross_attention_dim", 1280),
     components={
         "unet": _UNET,
         "vae": _VAE,

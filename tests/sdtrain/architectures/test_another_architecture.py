@@ -34,6 +34,7 @@ FACTS = ArchitectureFacts(
     tags=("toy",),
     denoiser="transformer",
     denoiser_title="transformer",
+    conditioning_width=("joint_attention_dim", 4096),
     components={
         "transformer": Component(
             "diffusers", ("SD3Transformer2DModel",), "config.json", ("diffusion_pytorch_model",) * 2
