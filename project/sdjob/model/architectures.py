@@ -32,7 +32,8 @@ class ArchitectureFacts:
     tags: tuple[str, ...]  # tags of the model card
     denoiser: str  # the component that predicts
     denoiser_title: str  # the denoiser's name in messages
-    conditioning_width: tuple[str, int]  # of a token: the key of the denoiser's config, and its default in diffusers
+    # Of a token: the key of the denoiser's config, and its default in diffusers.
+    conditioning_width: tuple[str, int]
     components: Mapping[str, Component]  # all that must be there
     text_encoders: Mapping[str, str]  # text encoder → its tokenizer, in the order of the pipeline
     prediction_types: tuple[str, ...]  # those that the scheduler may name; the first is the default

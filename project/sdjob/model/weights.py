@@ -11,13 +11,14 @@ from typing import Any
 
 from sdjob import reading
 from sdjob.files import few, list_folder, read_file, read_json, shown, unreadable
+from sdjob.model.architectures import ARCHITECTURE_FACTS
 from sdjob.problems import JobError, Problem, bad_input
 
 COPY_AGAIN = "copy the whole pipeline folder again (save_pretrained writes all of it)"
 _NUMBERS = (
     "in_channels",
     "latent_channels",
-    "cross_attention_dim",
+    *{row.conditioning_width[0] for row in ARCHITECTURE_FACTS.values()},
     "hidden_size",
     "vocab_size",
     "max_position_embeddings",
