@@ -3,60 +3,43 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from sdjob.automatic import caching, compilation, compile_tools, example_sizes, weights_dtype
 from sdjob.automatic.choice import Choice
-from sdjob.dataset import validation_split
 from sdjob.output.layout import OutputLayout
-from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster import devices
-from sdlaunch.cluster.cluster import Cluster
-from sdlaunch.cluster.devices import Devices
-from sdlaunch.inputs.contents import Contents
 from sdlaunch.preflight import estimates
+from sdlaunch.preflight.job import Job
 from sdlaunch.timeouts import NoAnswer, Task
 
 _PATIENCE = 2.0  # seconds for the free space of a disk; the checks say so where it does not answer
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the choices depend on, besides the settings."""
-
-    contents: Contents
-    cluster: Cluster
-    devices: Devices
-    output: Path
-    has_script: bool
-
-
-def chosen(spec: RunSpec, known: Known) -> tuple[RunSpec, dict[str, str]]:
+def chosen(job: Job) -> tuple[RunSpec, dict[str, str]]:
     """The settings with what `auto` becomes, as far as the launcher can say, and the sources of those values."""
-    topology = Topology(known.devices.type, known.cluster.world_size, known.devices.bf16)
+    spec, topology = job.spec, job.topology
     choices = {
         "weights_dtype": weights_dtype.choose(spec, topology),
         "compile": compilation.choose(spec, topology, compile_tools.lacking(topology.device)),
-        **_caches(spec, known, topology),
+        **_caches(job),
     }
     automatic = {name: choice for name, choice in choices.items() if getattr(spec, name) == "auto"}
     spec = spec.model_copy(update={name: choice.value for name, choice in automatic.items()})
     return spec, {name: f"auto: {choice.reason}" for name, choice in automatic.items()}
 
 
-def _caches(spec: RunSpec, known: Known, topology: Topology) -> dict[str, Choice]:
+def _caches(job: Job) -> dict[str, Choice]:
     """None for a job whose model or images are not known."""
-    model, data, where = known.contents.model, known.contents.data, known.cluster
-    if model is None or not data or known.has_script:
+    spec, model, where = job.spec, job.contents.model, job.cluster
+    if model is None or not job.contents.data or job.has_script:
         return {}
-    images = sum(validation_split.trained_on(spec, each.num_examples) for each in data)
     shared = where.nodes == 1 or not spec.cache_dir
-    free = _free(OutputLayout(known.output).cache(spec.cache_dir)) if shared else None
+    free = _free(OutputLayout(job.mounts.output).cache(spec.cache_dir)) if shared else None
     facts = caching.Facts(where.world_size, where.nproc_per_node, devices.host_memory(), free)
-    latents = example_sizes.latents(spec, model, images, topology)
-    prompts = example_sizes.prompts(spec, model, images, topology)
+    latents = example_sizes.latents(spec, model, job.examples, job.topology)
+    prompts = example_sizes.prompts(spec, model, job.examples, job.topology)
     return {
         "cache_latents": caching.latents(spec, latents, facts),
         "cache_text_embeddings": caching.prompts(spec, prompts, facts),

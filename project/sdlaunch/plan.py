@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdjob.automatic import caching
-from sdjob.dataset import validation_split
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import as_typed
 from sdjob.problems import Problem, exit_code
@@ -102,6 +101,11 @@ class _Read:
     misunderstood: tuple[Problem, ...]
     assigns_ranks: bool
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """Those of the job: the environment, and what the env file passes on."""
+        return {**self.environ, **self.settings.passed_on}
+
 
 @dataclass(frozen=True)
 class _Inspected:
@@ -122,7 +126,7 @@ class _Inspected:
 class _Resolved:
     """Stage 3: what follows from both."""
 
-    spec: RunSpec  # complete
+    job: Job  # with the complete settings
     table: Mapping[str, Value]
     script: Script | None
     script_problems: tuple[Problem, ...]
@@ -149,22 +153,9 @@ def prepare(
 
 def _planned(read: _Read, *, fetch: bool) -> JobPlan:
     inspected = _inspect(read, fetch=fetch)
-    resolved = _resolve(read.settings, inspected)
-    options = read.settings.options
-    job = Job(
-        resolved.spec,
-        inspected.cluster.cluster,
-        inspected.devices,
-        inspected.mounts,
-        inspected.contents,
-        time.monotonic() + options.check_timeout,
-        options.check_timeout,
-        has_script=options.script is not None,
-        publish=options.publish,
-        environ={**read.environ, **read.settings.passed_on},
-        packages_come=fetching.PACKAGES in inspected.fetched.awaited,
-    )
-    return _build(read, inspected, resolved, job, checks.run(job))
+    resolved = _resolve(read, inspected)
+    job = replace(resolved.job, until=time.monotonic() + resolved.job.patience)
+    return _build(read, inspected, resolved, checks.run(job))
 
 
 def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
@@ -186,7 +177,7 @@ def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
 def _temporary(read: _Read) -> TemporaryFolder:
     """The folder of temporary files, whose file system may not answer."""
     seconds = read.settings.options.check_timeout
-    environ = {**read.environ, **read.settings.passed_on}
+    environ = read.variables
     search = Task(lambda: temporary_folder.find(environ))
     named = environ.get("TMPDIR", "/tmp")
     code = ExitCode.NO_HARDWARE
@@ -194,50 +185,58 @@ def _temporary(read: _Read) -> TemporaryFolder:
     return found or TemporaryFolder(Path(named), problems=problems)
 
 
-def _resolve(read: Settings, inspected: _Inspected) -> _Resolved:
+def _resolve(read: _Read, inspected: _Inspected) -> _Resolved:
     """Stage 3: the complete settings, and a user's script with its arguments."""
-    spec, sources = _completed(read, inspected)
-    table = tables.settings_table(read, spec, inspected.mounts, inspected.cluster, sources)
+    given, options = read.settings, read.settings.options
+    job = Job(
+        given.spec,
+        inspected.cluster.cluster,
+        inspected.devices,
+        inspected.mounts,
+        inspected.contents,
+        until=0.0,  # the checks have not begun
+        patience=options.check_timeout,
+        has_script=options.script is not None,
+        publish=options.publish,
+        environ=read.variables,
+        packages_come=fetching.PACKAGES in inspected.fetched.awaited,
+    )
+    job, sources = _completed(job)
+    table = tables.settings_table(given, job.spec, job.mounts, inspected.cluster, sources)
     values = {name: each.value for name, each in table.items()}
-    script, problems = user_script.resolve(read.options, inspected.mounts, inspected.contents, values)
-    return _Resolved(spec, table, script, tuple(problems))
+    script, problems = user_script.resolve(options, job.mounts, job.contents, values)
+    return _Resolved(job, table, script, tuple(problems))
 
 
-def _completed(read: Settings, inspected: _Inspected) -> tuple[RunSpec, dict[str, str]]:
-    """The spec with everything that the launcher knows better, and the sources of those values."""
-    spec, contents, found = read.spec, inspected.contents, inspected.devices
-    world_size = inspected.cluster.cluster.world_size
+def _completed(job: Job) -> tuple[Job, dict[str, str]]:
+    """The job with the settings that the launcher knows better, and the sources of those values."""
+    spec, contents, examples = job.spec, job.contents, job.examples
     data = spec.recipe_facts.data_setting
     values: dict[str, Any] = {
         "pretrained_model_name_or_path": str(contents.model_path),
-        "output_dir": str(inspected.mounts.output),
+        "output_dir": str(job.mounts.output),
         data: str(contents.dataset_path),
-        **mount_paths.below_model(spec, inspected.mounts),
+        **mount_paths.below_model(spec, job.mounts),
     }
     sources = {"pretrained_model_name_or_path": "MODEL_DIR", "output_dir": "OUTPUT_DIR", data: "DATASET_DIR"}
     if spec.device == "auto":
-        values["device"], sources["device"] = found.type, found.why
-    topology = compatibility.Topology(found.type, world_size, found.bf16)
-    precision = compatibility.resolve_precision(spec, topology)
+        values["device"], sources["device"] = job.devices.type, job.devices.why
+    precision = compatibility.resolve_precision(spec, job.topology)
     if precision != spec.mixed_precision:
         values["mixed_precision"] = precision
-        sources["mixed_precision"] = f"auto: {found.type} with plugin={spec.plugin}"
+        sources["mixed_precision"] = f"auto: {job.devices.type} with plugin={spec.plugin}"
     epochs = spec.num_train_epochs
-    if epochs and contents.data and steps.by_epochs(spec):
-        examples = sum(validation_split.trained_on(spec, each.num_examples) for each in contents.data)
-        values["max_train_steps"] = steps.steps_of(epochs, spec, examples, world_size)
+    if epochs and examples and steps.by_epochs(spec):
+        values["max_train_steps"] = steps.steps_of(epochs, spec, examples, job.cluster.world_size)
         sources["num_train_step"] = f"computed: epoch={epochs} over {examples} images"
-    where, output = inspected.cluster.cluster, inspected.mounts.output
-    known = automatic.Known(contents, where, found, output, inspected.options.script is not None)
-    spec, chosen = automatic.chosen(spec.model_copy(update=values), known)
-    return spec, sources | chosen
+    job = replace(job, spec=spec.model_copy(update=values))
+    spec, chosen = automatic.chosen(job)
+    return replace(job, spec=spec), sources | chosen
 
 
-def _build(
-    read: _Read, inspected: _Inspected, resolved: _Resolved, job: Job, checked: checks.Findings
-) -> JobPlan:
+def _build(read: _Read, inspected: _Inspected, resolved: _Resolved, checked: checks.Findings) -> JobPlan:
     """Stage 5: everything in one value."""
-    given, contents, spec = read.settings, inspected.contents, resolved.spec
+    given, job, contents = read.settings, resolved.job, inspected.contents
     left = contents.left_to_script() if job.has_script else ()
     problems = {
         *read.misunderstood,
@@ -248,17 +247,24 @@ def _build(
         *inspected.temporary.problems,
         *(problem for problem in contents.problems if problem not in left),
         *resolved.script_problems,
-        *accelerate.contradictions(inspected.accelerate, spec, job.cluster),
+        *accelerate.contradictions(inspected.accelerate, job.spec, job.cluster),
         *checked.problems,
     }
     refused = (read.misunderstood, given.problems, inspected.cluster.problems, resolved.script_problems)
-    script = resolved.script
-    secrets = _secrets(read, script)
+    script, where = resolved.script, job.cluster
+    # Of a script also the values of its secret arguments, which only the command has.
+    words = script.arguments if script else (given.options.script_args or "").split()
+    secrets = secrets_of(job.environ, words)
     return JobPlan(
         settings=_shown(resolved.table),
-        mounts=tables.mounts_table(spec, job.mounts, contents, script.path if script else None, problems),
-        arithmetic=(*inspected.fetched.notes, *_arithmetic(read, inspected, job), *checked.notes),
-        network=_network(read, job.cluster),
+        mounts=tables.mounts_table(job.spec, job.mounts, contents, script.path if script else None, problems),
+        arithmetic=(
+            *inspected.fetched.notes,
+            *estimates.lines(job),
+            *sharing.lines(job.devices, job.cluster, inspected.options, job.environ),
+            *checked.notes,
+        ),
+        network=(route.line(where.route, where.endpoint, job.environ),) if where.route and where.endpoint else (),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),
         problems=tuple(sorted(problems)),
@@ -285,12 +291,6 @@ def _build(
     )
 
 
-def _secrets(read: _Read, script: Script | None) -> tuple[str, ...]:
-    """What must never be shown; of a script, the values of its secret arguments, which only the command has."""
-    words = script.arguments if script else (read.settings.options.script_args or "").split()
-    return secrets_of({**read.environ, **read.settings.passed_on}, words)
-
-
 def _shown(table: Mapping[str, Value]) -> dict[str, Value]:
     arguments = table["script_args"]
     hidden = without_secrets_in(arguments.value) if arguments.value else arguments.value
@@ -302,27 +302,14 @@ def _typed(name: str, given: Given, secrets: tuple[str, ...]) -> str:
     return redact(without_secrets_in(text) if name == "script_args" else text, secrets)
 
 
-def _network(read: _Read, cluster: Cluster) -> tuple[str, ...]:
-    """The route to node 0, where there are several nodes and it is known."""
-    if cluster.route is None or cluster.endpoint is None:
-        return ()
-    return (route.line(cluster.route, cluster.endpoint, {**read.environ, **read.settings.passed_on}),)
-
-
-def _arithmetic(read: _Read, inspected: _Inspected, job: Job) -> Iterator[str]:
-    """Batches, steps, sizes and memory, and how the processes share this node."""
-    yield from estimates.lines(job)
-    environ = {**read.environ, **read.settings.passed_on}
-    yield from sharing.lines(inspected.devices, job.cluster, inspected.options, environ)
-
-
+    environ = read.variables
 def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cluster) -> LaunchPlan:
     """The command, in an environment with the folders of installed packages and with the network if allowed."""
     options, environ = inspected.options, dict(read.environ)
     if inspected.fetched.import_path:
         environ["PYTHONPATH"] = python_path(environ.get("PYTHONPATH"), *inspected.fetched.import_path)
     online = {} if options.offline or "HF_HUB_OFFLINE" in environ else {"HF_HUB_OFFLINE": "0"}
-    spec = resolved.spec
+    spec = resolved.job.spec
     if steps.by_epochs(read.settings.spec):  # the worker computes them: another batch has others
         names = spec.model_fields_set - {"max_train_steps"}
         spec = RunSpec.model_validate({name: getattr(spec, name) for name in names})

@@ -41,7 +41,7 @@ def lines(job: Job) -> Iterator[str]:
     )
     if job.contents.data:
         images = sum(each.num_examples for each in job.contents.data)
-        examples = sum(validation_split.trained_on(spec, each.num_examples) for each in job.contents.data)
+        examples = job.examples
         if held_out := images - examples:
             used = min(held_out, spec.max_validation_samples)
             yield f"validation: {held_out} of {images} images held out, {used} of them used"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sdjob.dataset import validation_split
 from sdjob.problems import Problem
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
@@ -44,3 +45,8 @@ class Job:
     @property
     def topology(self) -> Topology:
         return Topology(self.devices.type, self.cluster.world_size, self.devices.bf16)
+
+    @property
+    def examples(self) -> int:
+        """Images to train on, of all subjects; 0: not known."""
+        return sum(validation_split.trained_on(self.spec, each.num_examples) for each in self.contents.data)
