@@ -28,9 +28,9 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\u{code:04x}" if 0x80 <= code < 0x100 else match[0].encode("unicode_escape").decode()
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A count with its noun, such as "1 process" and "2 processes"; `many`: an irregular plural."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+def counted(number: int, noun: str) -> str:
+    """A count with its noun, such as "1 process" and "2 processes"."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def in_units(size: int) -> str:

@@ -93,10 +93,9 @@ def _of_earlier_run(job: Job, folders: list[StepFolder]) -> Speed | None:
         rates = [float(value) for value in values if value][-_LAST:]
         processes = next((each.processes for each in reversed(starts.read(layout)) if each.processes), 0)
         if rates and processes:
-            many = f"{len(rates)} logged steps of the run in {layout.root}"
-            return Speed(
-                statistics.median(rates) / processes, f"the median of {many}, with {processes} processes"
-            )
+            many = f"{counted(len(rates), 'logged step')} of the run in {layout.root}"
+            basis = f"the median of {many}, with {counted(processes, 'process')}"
+            return Speed(statistics.median(rates) / processes, basis)
     return None
 
 

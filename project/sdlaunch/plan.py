@@ -16,7 +16,7 @@ from typing import Any
 
 from sdjob.automatic import caching
 from sdjob.exit_codes import ExitCode
-from sdjob.formatting import as_typed
+from sdjob.formatting import as_typed, counted
 from sdjob.problems import Problem, exit_code
 from sdjob.redact import redact, secrets_of, without_secrets, without_secrets_in
 from sdjob.settings import advice, compatibility, steps
@@ -228,7 +228,7 @@ def _completed(job: Job) -> tuple[Job, dict[str, str]]:
     epochs = spec.num_train_epochs
     if epochs and examples and steps.by_epochs(spec):
         values["max_train_steps"] = steps.steps_of(epochs, spec, examples, job.cluster.world_size)
-        sources["num_train_step"] = f"computed: epoch={epochs} over {examples} images"
+        sources["num_train_step"] = f"computed: epoch={epochs} over {counted(examples, 'image')}"
     job = replace(job, spec=spec.model_copy(update=values))
     spec, chosen = automatic.chosen(job)
     return replace(job, spec=spec), sources | chosen

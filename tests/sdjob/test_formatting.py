@@ -8,17 +8,17 @@ from sdjob.formatting import as_json, as_typed, counted, in_units, visible
 
 
 @pytest.mark.parametrize(
-    ("number", "words", "text"),
+    ("number", "noun", "text"),
     [
-        (1, ("image",), "1 image"),
-        (0, ("image",), "0 images"),
-        (12_000, ("image",), "12,000 images"),
-        (1, ("process", "processes"), "1 process"),
-        (2, ("process", "processes"), "2 processes"),
+        (1, "image", "1 image"),
+        (0, "image", "0 images"),
+        (12_000, "image", "12,000 images"),
+        (1, "process", "1 process"),
+        (2, "process", "2 processes"),
     ],
 )
-def test_one_and_many(number, words, text):
-    assert counted(number, *words) == text
+def test_one_and_many(number, noun, text):
+    assert counted(number, noun) == text
 
 
 @pytest.mark.parametrize(

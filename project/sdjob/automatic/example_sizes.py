@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sdjob.formatting import in_units
+from sdjob.formatting import counted, in_units
 from sdjob.settings import compatibility
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
@@ -55,8 +55,8 @@ class CacheEntries:
 
     def __str__(self) -> str:
         """200 latents × 131 kB = 26.2 MB on disk"""
-        upper = f"up to {self.most:,}" if self.most > self.least else f"{self.most:,}"
-        return f"{upper} {self.name} × {in_units(self.size)} = {in_units(self.total)} {_WHERE[self.where]}"
+        entries = ("up to " if self.most > self.least else "") + counted(self.most, self.name.removesuffix("s"))
+        return f"{entries} × {in_units(self.size)} = {in_units(self.total)} {_WHERE[self.where]}"
 
 
 def cache_entries(spec: RunSpec, model: Model, images: int, topology: Topology) -> Iterator[CacheEntries]:

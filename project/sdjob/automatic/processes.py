@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdjob.automatic.choice import Choice
+from sdjob.formatting import counted
 
 _MOST_THREADS = 8  # more do not make the work of a step on the host faster, and get in the way of each other
 _AFTER_HANG = 300  # seconds: so that the launcher, which names the rank at fault, is first
@@ -12,7 +13,7 @@ _NEVER = 7200  # seconds, where hang_timeout is 0
 def threads(cores: int, processes: int) -> Choice:
     """Threads of a process for operations on the CPU (OMP_NUM_THREADS); all cores where it trains on them."""
     fraction = max(1, cores // processes)
-    reason = f"{cores} cores / {processes} processes" if processes > 1 else f"{cores} cores"
+    reason = counted(cores, "core") + (f" / {processes} processes" if processes > 1 else "")
     if fraction <= _MOST_THREADS:
         return Choice(str(fraction), reason)
     return Choice(str(_MOST_THREADS), f"{reason}, at most {_MOST_THREADS}")

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from sdjob import reading
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.files import read_file, shown
+from sdjob.formatting import counted
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.settings.fields import DataPath, Text
 from sdjob.settings.run_spec import RunSpec
@@ -102,6 +103,6 @@ def too_few_class_images(spec: RunSpec, info: DatasetInfo) -> list[Problem]:
     """The problem of a given folder with fewer images of the class than asked for."""
     if info.num_examples >= spec.num_class_images:
         return []
-    found = f"{info.num_examples} images in {shown(info.path)}, num_class_images={spec.num_class_images}"
+    found = f"{counted(info.num_examples, 'image')} in {shown(info.path)}, num_class_images={spec.num_class_images}"
     remedy = "Add images, lower num_class_images, or leave class_data_dir empty to have them generated."
     return [bad_input("class_data_dir", found, remedy)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from sdjob.file_identity import content_id
 from sdjob.files import few, read_file, shown, unreadable
+from sdjob.formatting import counted
 from sdjob.model import key_names, torch_zip
 from sdjob.model.weights import Header, Tensor, read_header
 from sdjob.problems import JobError, Problem, bad_input, bad_setting
@@ -201,7 +202,7 @@ def _refusal(path: Path, tensors: Mapping[str, Tensor]) -> Problem | None:
                 remedy = "mount its base model" if "LoRA" in found else WHOLE_MODEL
                 return bad_input(shown(path), found, remedy)
         such_as = f", such as {few(sorted(tensors), 2)}" if tensors else ""
-        found = f"is not a model of Stable Diffusion: it holds {len(tensors)} tensors{such_as}"
+        found = f"is not a model of Stable Diffusion: it holds {counted(len(tensors), 'tensor')}{such_as}"
         return bad_input(shown(path), found, WHOLE_MODEL)
     channels = first.shape[1] if len(first.shape) > 1 else 0
     if channels != 4:

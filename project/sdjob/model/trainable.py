@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from sdjob.files import few, shown
+from sdjob.formatting import counted
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Tensor, read_header
@@ -160,7 +161,7 @@ def lora_summary(spec: RunSpec, model: PipelineFolder) -> str:
             for entry in lora_targets(spec, model.architecture, name)
         }
         by_entry = ", ".join(f"{count} {entry}" for entry, count in counts.items())
-        texts.append(f"{len(shapes)} layers of {name} ({by_entry})")
+        texts.append(f"{counted(len(shapes), 'layer')} of {name} ({by_entry})")
     kind = "DoRA" if spec.use_dora else "LoRA"
     count = parameters(spec, model) or 0
     return f"{kind}: rank {spec.lora_rank} on {', and '.join(texts)}; {count:,} parameters"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.files import few, list_folder, shown, unreadable
+from sdjob.formatting import counted
 from sdjob.model import key_names, single_file
 from sdjob.model.architectures import Component
 from sdjob.model.weights import Part, read_config, with_weights
@@ -53,7 +54,7 @@ def _from_file(path: Path, own: Part, *, allow_pickle: bool) -> Part:
     named = {name if prefixed else key_names.VAE + name: tensor for name, tensor in header.tensors.items()}
     tensors = key_names.diffusers_tensors("", "vae", own.config, named)
     if not any(name.startswith("decoder.") for name in tensors):
-        found = f"is not a VAE in the layout of the original: it holds {len(header.tensors)} tensors"
+        found = f"is not a VAE in the layout of the original: it holds {counted(len(header.tensors), 'tensor')}"
         such_as = f", such as {few(sorted(header.tensors), 2)}" if header.tensors else ""
         raise JobError(bad_input(shown(path), found + such_as, "name the file or the folder of a VAE"))
     return replace(own, folder=path, pickled=False).with_tensors([path], tensors)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sdjob import reading
+from sdjob.formatting import counted
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.cluster import Cluster
@@ -103,7 +104,7 @@ def _differences(config: Config, spec: RunSpec, cluster: Cluster) -> Iterator[tu
     """(name, what the plan says)"""
     values, number = config.values, config.number
     if number("num_processes") not in (None, cluster.world_size):
-        processes = f"{cluster.nodes} nodes × {cluster.nproc_per_node} processes"
+        processes = f"{counted(cluster.nodes, 'node')} × {counted(cluster.nproc_per_node, 'process')}"
         yield "num_processes", f"{processes} (NNODES, NPROC_PER_NODE)"
     if number("num_machines") not in (None, cluster.nodes):
         yield "num_machines", f"NNODES={cluster.nodes}"

@@ -12,9 +12,10 @@ from itertools import takewhile
 from pathlib import Path
 
 from sdjob import failure_patterns
+from sdjob.formatting import counted
 from sdjob.problems import Problem, no_hardware
 from sdlaunch.cluster import nvml
-from sdlaunch.cluster.nvidia import ON_CPU, VISIBLE, Seen, counted, torch_build, unfit, usable
+from sdlaunch.cluster.nvidia import ON_CPU, VISIBLE, Seen, torch_build, unfit, usable
 from sdlaunch.timeouts import NoAnswer, Task, ask
 
 _DRIVER_TIMEOUT = 20.0  # seconds; a GPU that fell off the bus may block its driver
@@ -131,7 +132,7 @@ def _nvidia(environ: Mapping[str, str], root: Path, query: Callable[[], nvml.Dri
             "Reset the GPU or reboot the host.",
         )
     if nodes := _matching(root / "dev", _NVIDIA_NODE):
-        visible, seen = _visible(nodes, environ), Seen(counted(nodes))
+        visible, seen = _visible(nodes, environ), Seen(counted(nodes, "NVIDIA device"))
         if not visible:
             found = f"{environ[VISIBLE]!r} hides {seen.what}"
             problem = no_hardware(VISIBLE, found, f"Unset {VISIBLE}, {ON_CPU}.")
@@ -148,7 +149,7 @@ def _amd(environ: Mapping[str, str], root: Path) -> Seen | None:
     nodes = _matching(root / "dev" / "dri", _AMD_NODE)
     if not nodes or not (root / "dev" / "kfd").exists():
         return None
-    return _confirmed(Seen(counted(nodes, "AMD"), nodes, vendor="AMD"), environ, "ROCm lists none")
+    return _confirmed(Seen(counted(nodes, "AMD device"), nodes, vendor="AMD"), environ, "ROCm lists none")
 
 
 def _sign(root: Path) -> Seen | None:
@@ -199,7 +200,7 @@ def _confirmed(seen: Seen, environ: Mapping[str, str], reason: str, remedy: str 
         vendor = "AMD" if "AMD" in seen.what else "NVIDIA"
         return replace(
             seen,
-            what=counted(count, vendor),
+            what=counted(count, f"{vendor} device"),
             count=count,
             bf16=answer["bf16"],
             memory=answer["memory"] or None,

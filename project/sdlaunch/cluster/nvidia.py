@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob.formatting import in_units
+from sdjob.formatting import counted, in_units
 from sdjob.problems import Problem, no_hardware
 from sdlaunch.cluster.nvml import FABRIC_IN_PROGRESS, Driver, Unit
 
@@ -58,7 +58,7 @@ def torch_build() -> TorchBuild | None:
 
 def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None) -> Seen:
     """The devices that the driver lists and this build of PyTorch can use."""
-    what = counted(len(driver.gpus))
+    what = counted(len(driver.gpus), "NVIDIA device")
     chosen, problem, warnings = _chosen(driver.gpus, environ)
     if problem:
         return Seen(what, problem=problem, optional=environ[VISIBLE].strip() in ("", "-1"))
@@ -76,7 +76,7 @@ def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None)
         units = units[:1]
     capabilities = [unit.capability for unit in units]
     return Seen(
-        counted(len(units)) + _names(units),
+        counted(len(units), "NVIDIA device") + _names(units),
         len(units),
         all(each >= (8, 0) for each in capabilities if each) if all(capabilities) else None,
         min((unit.total for unit in units if unit.total), default=None),
@@ -84,10 +84,6 @@ def usable(driver: Driver, environ: Mapping[str, str], build: TorchBuild | None)
         warnings=(*warnings, *_in_use(units), *driver.failed),
         name=units[0].name if len({unit.name for unit in units}) == 1 else None,
     )
-
-
-def counted(count: int, vendor: str = "NVIDIA") -> str:
-    return f"{count} {vendor} device{'' if count == 1 else 's'}"
 
 
 def unfit(what: str, vendor: str, build: TorchBuild | None) -> Problem | None:
@@ -153,7 +149,7 @@ def _chosen(gpus: Sequence[Unit], environ: Mapping[str, str]) -> tuple[list[Unit
             [f"{VISIBLE}={listed!r}: {wrong!r} is not a device here; CUDA ignores it and what follows"],
         )
     if listed.strip() in ("", "-1"):
-        found = f"{listed!r} hides {'all ' if len(gpus) > 1 else ''}{counted(len(gpus))}"
+        found = f"{listed!r} hides {'all ' if len(gpus) > 1 else ''}{counted(len(gpus), 'NVIDIA device')}"
     else:
         found = f"{listed!r} names {wrong!r}, which is not a device here"
     return [], _hidden(found, gpus), []

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sdjob.files import shown
-from sdjob.formatting import in_units
+from sdjob.formatting import counted, in_units
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.problems import Problem
 from sdjob.settings.fields import settings_of
@@ -97,7 +97,7 @@ def _model(model: PipelineFolder | None) -> str:
 
 def _dataset(contents: Contents, spec: RunSpec) -> str:
     if contents.dataset:
-        return f"{contents.dataset.num_examples} images, {contents.dataset.format.name}"
+        return f"{counted(contents.dataset.num_examples, 'image')}, {contents.dataset.format.name}"
     return f"not looked for: {spec.concepts_list} names folders" if spec.concepts_list else "nothing usable"
 
 

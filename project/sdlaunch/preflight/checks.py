@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdjob.automatic import compilation, compile_tools
 from sdjob.exit_codes import ExitCode
+from sdjob.formatting import counted
 from sdjob.model import part_compatibility, trainable
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings import compatibility
@@ -84,8 +85,8 @@ def _devices(job: Job) -> list[Problem]:
     return [
         no_hardware(
             "NPROC_PER_NODE",
-            f"{processes} processes, and {count} {job.devices.type} devices on this node",
-            f"Use NPROC_PER_NODE={count}, or a machine with {processes} devices.",
+            f"{counted(processes, 'process')}, and {counted(count, f'{job.devices.type} device')} on this node",
+            f"Use NPROC_PER_NODE={count}, or a machine with {counted(processes, 'device')}.",
         )
     ]
 

@@ -37,7 +37,7 @@ def lines(job: Job) -> Iterator[str]:
     spec, total = job.spec, steps.global_batch(job.spec, job.cluster.world_size)
     yield (
         f"batch: {spec.train_batch_size} per device × {spec.gradient_accumulation_steps} accumulated × "
-        f"{counted(job.cluster.world_size, 'process', 'processes')} = {counted(total, 'image')} per step"
+        f"{counted(job.cluster.world_size, 'process')} = {counted(total, 'image')} per step"
     )
     if job.contents.data:
         images = sum(each.num_examples for each in job.contents.data)
@@ -46,8 +46,8 @@ def lines(job: Job) -> Iterator[str]:
             used = min(held_out, spec.max_validation_samples)
             yield f"validation: {held_out} of {images} images held out, {used} of them used"
         yield (
-            f"length: {examples} images / {total} = {examples / total:.4g} steps per epoch; "
-            f"{spec.max_train_steps} steps = {spec.max_train_steps * total / examples:.4g} epochs"
+            f"length: {counted(examples, 'image')} / {total} = {examples / total:.4g} steps per epoch; "
+            f"{counted(spec.max_train_steps, 'step')} = {spec.max_train_steps * total / examples:.4g} epochs"
         )
     if size := memory_estimate.output_sizes(spec, job.contents.model) if job.contents.model else None:
         kept = memory_estimate.checkpoints_kept(spec)
@@ -88,7 +88,7 @@ def host_memory(job: Job) -> list[Finding]:
         return []
     largest = max(caches, key=lambda entries: entries.total)
     found = (
-        f"{in_units(most)} of the host's memory for {processes} processes: {', '.join(map(str, caches))}; "
+        f"{in_units(most)} of the host's memory for {counted(processes, 'process')}: {', '.join(map(str, caches))}; "
         f"{in_units(available)} there"
     )
     remedy = f"Use {largest.setting}=disk, or no."

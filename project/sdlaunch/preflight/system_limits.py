@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from sdjob.automatic import example_sizes
-from sdjob.formatting import in_units
+from sdjob.formatting import counted, in_units
 from sdjob.problems import Problem, no_hardware
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.cluster import Cluster
@@ -68,8 +68,8 @@ def open_files(spec: RunSpec, cluster: Cluster, allowed: int | None = None) -> l
     return [
         no_hardware(
             "open files",
-            f"a limit of {limit}, and about {needed} needed by {spec.dataloader_num_workers} loaders "
-            f"and {cluster.world_size} processes",
+            f"a limit of {limit}, and about {needed} needed by {counted(spec.dataloader_num_workers, 'loader')} "
+            f"and {counted(cluster.world_size, 'process')}",
             f"Raise it: ulimit -n {max(4096, needed)}, or docker run --ulimit nofile={max(4096, needed)}.",
         )
     ]

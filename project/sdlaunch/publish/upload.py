@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob.exit_codes import ExitCode
-from sdjob.formatting import in_units
+from sdjob.formatting import counted, in_units
 from sdjob.output.layout import INDEX_FILE, is_step_folder
 from sdjob.problems import JobError
 from sdlaunch.publish.address import HUB, Address, parse
@@ -71,7 +71,7 @@ def upload(address: Address, folder: Path, sleep: Callable[[float], None] = time
     """Upload every file, with retries; raises the error of the last attempt."""
     files = files_of(folder)
     size = in_units(sum(path.stat().st_size for path in files))
-    print(f"publishing {len(files)} files ({size}) to {address.text}", flush=True)
+    print(f"publishing {counted(len(files), 'file')} ({size}) to {address.text}", flush=True)
     send = _to_hub if address.scheme == HUB else _to_file_system
     for attempt in range(1, ATTEMPTS + 1):
         try:

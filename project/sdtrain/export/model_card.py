@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sdjob.formatting import json_text, visible
+from sdjob.formatting import counted, json_text, visible
 from sdjob.model.architectures import ArchitectureFacts
 from sdjob.output import usage
 from sdjob.settings.fields import settings_of
@@ -70,9 +70,10 @@ def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any],
     ema = ", with an average of the weights (EMA)" if spec.use_ema else ""
     mean = report["mean_loss"]
     loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"
+    seen = f"{counted(report['steps'], 'step')} of {counted(report['global_batch_size'], 'image')}"
     return (
         f"{what} {_words(base)}{parts}, trained {how} (dataset {_code(Path(spec.data_dir or '').name)}): "
-        f"{report['steps']} steps of {report['global_batch_size']} images at {spec.resolution} pixels{ema}. "
+        f"{seen} at {spec.resolution} pixels{ema}. "
         f"{loss}; weights stored as {spec.export_dtype}."
     )
 

@@ -18,7 +18,7 @@ __all__ = ["sd14"]
         ({"cache_latents": "memory", "random_flip": True, "mixed_precision": "no"}, ["20 latents × 131 kB"]),
         ({"cache_latents": "memory", "with_prior_preservation": True}, ["110 latents × 65.5 kB"]),
         ({"cache_latents": "memory", "aspect_ratio_buckets": True}, ["10 latents × 49.2 kB"]),
-        ({"cache_text_embeddings": "memory"}, ["1 prompts × 118 kB"]),  # 77 × 768 in half precision
+        ({"cache_text_embeddings": "memory"}, ["1 prompt × 118 kB"]),  # 77 × 768 in half precision
         (
             {"cache_text_embeddings": "memory", "max_token_length": 225, "with_prior_preservation": True},
             ["2 prompts × 355 kB"],

@@ -72,7 +72,7 @@ def test_paths_that_are_not_a_vae(model, tmp_path):
     assert "it holds no config.json, and 1.png" in problem_of(model, tmp_path / "images").found
     lora = tmp_path / "lora.safetensors"
     lora.write_bytes(zeros({"unet.a.lora_A.weight": [2, 2]}))
-    assert "is not a VAE in the layout of the original: it holds 1 tensors" in problem_of(model, lora).found
+    assert "is not a VAE in the layout of the original: it holds 1 tensor" in problem_of(model, lora).found
 
 
 def test_one_file_has_the_config_of_the_own_vae(model, tmp_path):

@@ -105,7 +105,7 @@ def test_the_file_sets_the_number_of_processes(workspace, tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("num_processes: 8", ("num_processes: 8", "1 nodes × 3 processes (NNODES, NPROC_PER_NODE)")),
+        ("num_processes: 8", ("num_processes: 8", "1 node × 3 processes (NNODES, NPROC_PER_NODE)")),
         ("num_machines: 2", ("num_machines: 2", "NNODES=1")),
         ("mixed_precision: fp16", ("mixed_precision: fp16", "mixed_precision=no")),
         ("distributed_type: FSDP", ("distributed_type: FSDP", "plugin=torch_ddp")),

@@ -35,7 +35,7 @@ def test_the_plan_counts_images_mirrored_ones_those_of_the_class_and_prompts(wor
     job = prepare(workspace, **ON_DISK, **PRIOR, random_flip="1")
     assert caches_of(job) == "16 latents × 2.1 MB = 33.6 MB on disk; 2 prompts × 1.42 kB = 2.85 kB on disk"
     job = prepare(workspace, **ON_DISK, validation_split="0.4")
-    assert caches_of(job) == "3 latents × 2.1 MB = 6.29 MB on disk; 1 prompts × 1.42 kB = 1.42 kB on disk"
+    assert caches_of(job) == "3 latents × 2.1 MB = 6.29 MB on disk; 1 prompt × 1.42 kB = 1.42 kB on disk"
     given = {"cache_latents": "memory", "cache_text_embeddings": "no", "center_crop": "1", "resolution": "64"}
     job = prepare(workspace, **given, mixed_precision="bf16")
     assert caches_of(job) == "5 latents × 16.4 kB = 81.9 kB in the memory of each process"

@@ -58,7 +58,7 @@ def test_the_last_checkpoint_gives_the_result_of_the_run(train, tmp_path, settin
     found, wanted = weights_of(tmp_path / "out"), weights_of(output / "checkpoint")
     assert found == wanted
     card = (tmp_path / "out/README.md").read_text()
-    assert "2 steps of 1 images" in card and str(tmp_path) not in card
+    assert "2 steps of 1 image" in card and str(tmp_path) not in card
     assert write_result(output, 1, tmp_path / "earlier", weights=weights) == 0
     changed = {name for name, file in weights_of(tmp_path / "earlier").items() if file != wanted[name]}
     trained = (
