@@ -1,13 +1,20 @@
-"""A cache folder of the Hugging Face hub as a mount: models--ORG--NAME/snapshots/REVISION, with links into blobs/."""
+"""Names of the Hugging Face hub, and its cache as a mount: models--ORG--NAME/snapshots/REVISION, links into blobs/."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sdjob.files import Listing, few, list_folder, open_listing, shown
 from sdjob.problems import JobError, bad_input
 
 _PREFIX = "models--"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Whether this can be a name of the hub: owner/name."""
+    return name is not None and _NAME.fullmatch(name) is not None
 
 
 def is_repository(listing: Listing) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
-from sdjob.formatting import as_typed
 from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting
 
 _NO_EPOCHS = "Set {} in steps; the plan shows the steps per epoch."
@@ -32,9 +30,9 @@ def flags_of_toml(content: Mapping[str, Any]) -> tuple[list[Flag], list[Line]]:
             flags += found
             remarks += said
         elif isinstance(value, Mapping):  # sections have no meaning of their own
-            flags += [_flag(key, inner) for key, inner in value.items()]
+            flags += [Flag.of_key(key, inner) for key, inner in value.items()]
         else:
-            flags.append(_flag(name, value))
+            flags.append(Flag.of_key(name, value))
     return flags, remarks
 
 
@@ -44,7 +42,7 @@ def _flags_of_datasets(datasets: Sequence[Any]) -> tuple[list[Flag], list[Line]]
     remarks: list[Line] = []
     trained = classes = 0
     for dataset in (each for each in datasets if isinstance(each, Mapping)):
-        flags += [_flag(key, value) for key, value in dataset.items() if key != "subsets"]
+        flags += [Flag.of_key(key, value) for key, value in dataset.items() if key != "subsets"]
         for subset in dataset.get("subsets", ()):
             of_class = bool(subset.get("is_reg"))
             trained, classes = trained + (not of_class), classes + of_class
@@ -53,13 +51,8 @@ def _flags_of_datasets(datasets: Sequence[Any]) -> tuple[list[Flag], list[Line]]
                 remarks.append(Line(origin, remark=_OTHER_SUBSET, lost=True))
                 continue
             prefix = "class_" if of_class else ""
-            flags += [_flag(prefix + key, value) for key, value in subset.items() if key != "is_reg"]
+            flags += [Flag.of_key(prefix + key, value) for key, value in subset.items() if key != "is_reg"]
     return flags, remarks
-
-
-def _flag(name: str, value: Any) -> Flag:
-    values = value if isinstance(value, list) else [value]
-    return Flag(name, tuple(as_typed(each) for each in values), key=True)
 
 
 def prepared(flags: Sequence[Flag]) -> tuple[list[Flag], list[Line]]:
@@ -187,48 +180,46 @@ def _caption_extension(flag: Flag) -> Iterable[Line]:
         yield Line(str(flag), remark="Rename the captions to .txt or .caption.", lost=True)
 
 
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        "resolution": _resolution,
-        "network_module": _network_module,
-        "network_args": _network_args,
-        "optimizer_args": _optimizer_args,
-        "num_repeats": _repeats,
-        "dataset_repeats": _repeats,
-        "text_encoder_lr": _text_encoder_lr,
-        "learning_rate_te": setting("text_encoder_lr"),
-        "learning_rate_te1": setting("text_encoder_lr"),
-        "network_dropout": setting("lora_dropout"),
-        "network_weights": setting("lora_weights"),
-        "network_train_unet_only": fixed("train_text_encoder", "0"),
-        "stop_text_encoder_training": _stop_text_encoder,
-        "ip_noise_gamma": setting("input_perturbation"),
-        "random_crop": fixed("center_crop", "0"),
-        "cache_latents_to_disk": fixed("cache_latents", "disk"),
-        "cache_text_encoder_outputs_to_disk": fixed("cache_text_embeddings", "disk"),
-        "xformers": fixed("attention", "xformers"),
-        "diffusers_xformers": fixed("attention", "xformers"),
-        "sdpa": fixed("attention", "sdpa"),
-        "caption_extension": _caption_extension,
-        "caption_extention": _caption_extension,
-        "class_tokens": setting("instance_prompt"),
-        "class_image_dir": _class_images,
-        "class_class_tokens": setting("class_prompt"),
-        "class_num_repeats": note(
-            "As many class images are used as num_class_images says, each once per epoch."
-        ),
-        "image_dir": setting("DATASET_DIR"),
-        "reg_data_dir": lost(
-            "Set class_data_dir to the folder with the images themselves, with_prior_preservation=1 and class_prompt."
-        ),
-        "save_every_n_epochs": note(_NO_EPOCHS.format("checkpointing_steps")),
-        "sample_every_n_epochs": note(_NO_EPOCHS.format("validation_steps")),
-        "validate_every_n_epochs": note(_NO_EPOCHS.format("validation_steps")),
-        "validate_every_n_steps": setting("validation_steps"),
-        "max_validation_steps": note("max_validation_samples limits the held-out images."),
-        "save_last_n_epochs": note("checkpoints_total_limit is a number of checkpoints."),
-        "save_last_n_steps": note("checkpoints_total_limit is a number of checkpoints."),
-        "sample_prompts": note("Set validation_prompts to the prompts in that file, one or a JSON list."),
-        "resume": lost("A state of another trainer cannot be continued; lora_weights starts from its LoRA."),
-    }
-)
+RULES: Mapping[str, Rule] = {
+    "resolution": _resolution,
+    "network_module": _network_module,
+    "network_args": _network_args,
+    "optimizer_args": _optimizer_args,
+    "num_repeats": _repeats,
+    "dataset_repeats": _repeats,
+    "text_encoder_lr": _text_encoder_lr,
+    "learning_rate_te": setting("text_encoder_lr"),
+    "learning_rate_te1": setting("text_encoder_lr"),
+    "network_dropout": setting("lora_dropout"),
+    "network_weights": setting("lora_weights"),
+    "network_train_unet_only": fixed("train_text_encoder", "0"),
+    "stop_text_encoder_training": _stop_text_encoder,
+    "ip_noise_gamma": setting("input_perturbation"),
+    "random_crop": fixed("center_crop", "0"),
+    "cache_latents_to_disk": fixed("cache_latents", "disk"),
+    "cache_text_encoder_outputs_to_disk": fixed("cache_text_embeddings", "disk"),
+    "xformers": fixed("attention", "xformers"),
+    "diffusers_xformers": fixed("attention", "xformers"),
+    "sdpa": fixed("attention", "sdpa"),
+    "caption_extension": _caption_extension,
+    "caption_extention": _caption_extension,
+    "class_tokens": setting("instance_prompt"),
+    "class_image_dir": _class_images,
+    "class_class_tokens": setting("class_prompt"),
+    "class_num_repeats": note(
+        "As many class images are used as num_class_images says, each once per epoch."
+    ),
+    "image_dir": setting("DATASET_DIR"),
+    "reg_data_dir": lost(
+        "Set class_data_dir to the folder with the images themselves, with_prior_preservation=1 and class_prompt."
+    ),
+    "save_every_n_epochs": note(_NO_EPOCHS.format("checkpointing_steps")),
+    "sample_every_n_epochs": note(_NO_EPOCHS.format("validation_steps")),
+    "validate_every_n_epochs": note(_NO_EPOCHS.format("validation_steps")),
+    "validate_every_n_steps": setting("validation_steps"),
+    "max_validation_steps": note("max_validation_samples limits the held-out images."),
+    "save_last_n_epochs": note("checkpoints_total_limit is a number of checkpoints."),
+    "save_last_n_steps": note("checkpoints_total_limit is a number of checkpoints."),
+    "sample_prompts": note("Set validation_prompts to the prompts in that file, one or a JSON list."),
+    "resume": lost("A state of another trainer cannot be continued; lora_weights starts from its LoRA."),
+}

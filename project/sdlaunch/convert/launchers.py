@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
 
-from sdjob.formatting import as_typed
 from sdjob.settings.plugins import DEVICE_FACTS
 from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting
 
@@ -14,6 +11,7 @@ _WITH_ACCELERATE = "accelerate of this vendor knows its devices; launcher=torchr
 _RENDEZVOUS = "The launcher names the meeting of the nodes itself: rendezvous_id, rendezvous_timeout."
 _NODES = "Start the same command on each node, with NNODES, NODE_RANK and MASTER_ADDR, unless the platform sets them."
 _FSDP = "Set plugin=fsdp; reshard_after_forward and cpu_offload are its options."
+_DEEPSPEED = f"There is no DeepSpeed here. {_FSDP}"
 _FIXED = "Processes are started in this way in any case."
 
 
@@ -56,84 +54,55 @@ def _device_ids(flag: Flag) -> Iterable[Line]:
 
 
 # Keys that `accelerate config` writes for any machine.
-_OF_FILES = (
-    "compute_environment",
-    "downcast_bf16",
-    "enable_cpu_affinity",
-    "main_training_function",
-    "tpu_env",
-    "tpu_use_cluster",
-    "tpu_use_sudo",
-)
-_TORCHRUN: Mapping[str, Rule] = MappingProxyType(
-    {
-        "nproc_per_node": setting("NPROC_PER_NODE"),
-        "nnodes": setting("NNODES"),
-        "node_rank": setting("NODE_RANK"),
-        "master_addr": setting("MASTER_ADDR"),
-        "master_port": setting("MASTER_PORT"),
+_OF_FILES = """
+compute_environment downcast_bf16 enable_cpu_affinity main_training_function tpu_env tpu_use_cluster tpu_use_sudo
+"""
+_TORCHRUN: Mapping[str, Rule] = {
+    "nproc_per_node": setting("NPROC_PER_NODE"),
+    "nnodes": setting("NNODES"),
+    "node_rank": setting("NODE_RANK"),
+    "master_addr": setting("MASTER_ADDR"),
+    "master_port": setting("MASTER_PORT"),
+    "max_restarts": setting("max_restarts"),
+    "standalone": note(_FIXED),
+    "rdzv_endpoint": note(f"{_RENDEZVOUS} The address of node 0 is MASTER_ADDR, its port MASTER_PORT."),
+    "rdzv_id": setting("rendezvous_id"),
+    **dict.fromkeys(("rdzv_backend", "rdzv_conf"), note(_RENDEZVOUS)),
+    **dict.fromkeys(
+        ("log_dir", "redirects", "tee"), note("Each rank has its log in logs/ of the output folder.")
+    ),
+}
+_RULES: Mapping[str, Mapping[str, Rule]] = {
+    "python": {},
+    "torchrun": _TORCHRUN,
+    "colossalai": {
+        **_TORCHRUN,
+        "num_nodes": setting("NNODES"),
+        **dict.fromkeys(("host", "hostfile", "include", "exclude", "ssh_port"), note(_NODES)),
+        "extra_launch_args": lost("Write these arguments of torchrun as settings."),
+    },
+    "accelerate": {
+        "num_machines": setting("NNODES"),
+        "main_process_ip": setting("MASTER_ADDR"),
+        "main_process_port": setting("MASTER_PORT"),
+        "mixed_precision": setting("mixed_precision"),
+        "gpu_ids": _device_ids,
+        "config_file": _config_file,
         "max_restarts": setting("max_restarts"),
-        "standalone": note(_FIXED),
+        "num_cpu_threads_per_process": note("OMP_NUM_THREADS, in the environment, is passed on."),
+        "use_fsdp": fixed("plugin", "fsdp"),
+        **dict.fromkeys(("use_deepspeed", "deepspeed_config_file", "deepspeed_config"), lost(_DEEPSPEED)),
+        "use_megatron_lm": lost(f"There is no Megatron here. {_FSDP}"),
         "rdzv_backend": note(_RENDEZVOUS),
-        "rdzv_endpoint": note(f"{_RENDEZVOUS} The address of node 0 is MASTER_ADDR, its port MASTER_PORT."),
-        "rdzv_id": setting("rendezvous_id"),
-        "rdzv_conf": note(_RENDEZVOUS),
-        "log_dir": note("Each rank has its log in logs/ of the output folder."),
-        "redirects": note("Each rank has its log in logs/ of the output folder."),
-        "tee": note("Each rank has its log in logs/ of the output folder."),
-    }
-)
-_RULES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
-    {
-        "python": {},
-        "torchrun": _TORCHRUN,
-        "colossalai": {
-            **_TORCHRUN,
-            "num_nodes": setting("NNODES"),
-            "host": note(_NODES),
-            "hostfile": note(_NODES),
-            "include": note(_NODES),
-            "exclude": note(_NODES),
-            "ssh_port": note(_NODES),
-            "extra_launch_args": lost("Write these arguments of torchrun as settings."),
-        },
-        "accelerate": {
-            "num_machines": setting("NNODES"),
-            "main_process_ip": setting("MASTER_ADDR"),
-            "main_process_port": setting("MASTER_PORT"),
-            "mixed_precision": setting("mixed_precision"),
-            "multi_gpu": note(_FIXED),
-            "cpu": fixed("device", "cpu"),
-            "gpu_ids": _device_ids,
-            "config_file": _config_file,
-            "max_restarts": setting("max_restarts"),
-            "num_cpu_threads_per_process": note("OMP_NUM_THREADS, in the environment, is passed on."),
-            "use_fsdp": fixed("plugin", "fsdp"),
-            "use_deepspeed": lost(f"There is no DeepSpeed here. {_FSDP}"),
-            "deepspeed_config_file": lost(f"There is no DeepSpeed here. {_FSDP}"),
-            "use_megatron_lm": lost(f"There is no Megatron here. {_FSDP}"),
-            "dynamo_backend": note("Compilation changes the speed only."),
-            "same_network": note(_FIXED),
-            "rdzv_backend": note(_RENDEZVOUS),
-            "distributed_type": _distributed_type,
-            "use_cpu": fixed("device", "cpu"),
-            "deepspeed_config": lost(f"There is no DeepSpeed here. {_FSDP}"),
-            "dynamo_config": note("Compilation changes the speed only."),
-            **dict.fromkeys(_OF_FILES, note(_FIXED)),
-            "quiet": note("There is nothing to silence."),
-            "debug": note("Hangs and mismatches are reported in any case."),
-            **{f"multi_{name}": _vendor(name) for name in DEVICE_FACTS if name not in ("cpu", "cuda")},
-        },
-    }
-)
-
-
-def flags_of_yaml(content: Mapping[str, Any]) -> list[Flag]:
-    """The keys of a file of `accelerate config`, which are named like the flags."""
-    return [
-        Flag(name, () if value in (None, {}, []) else (as_typed(value),), key=True)
-        for name, value in content.items()
-    ]
+        "distributed_type": _distributed_type,
+        **dict.fromkeys(("cpu", "use_cpu"), fixed("device", "cpu")),
+        **dict.fromkeys(("dynamo_backend", "dynamo_config"), note("Compilation changes the speed only.")),
+        **dict.fromkeys(("multi_gpu", "same_network", *_OF_FILES.split()), note(_FIXED)),
+        "quiet": note("There is nothing to silence."),
+        "debug": note("Hangs and mismatches are reported in any case."),
+        **{f"multi_{name}": _vendor(name) for name in DEVICE_FACTS if name not in ("cpu", "cuda")},
+    },
+}
 
 
 def lines_of(launcher: str, flags: Sequence[Flag]) -> list[Line]:

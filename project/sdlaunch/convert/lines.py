@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from sdjob.formatting import visible
+from sdjob.formatting import as_typed, visible
 from sdjob.redact import HIDDEN, is_secret, redact
 from sdjob.settings.fields import OFF, ON
 
@@ -35,6 +36,11 @@ class Flag:
     def as_switch(self) -> str:
         """The value of a yes-or-no flag, which may have none."""
         return self.text if self.values else ON[0]
+
+    @classmethod
+    def of_key(cls, name: str, value: Any) -> Flag:
+        """A key of a file with its value, or its list of values."""
+        return cls(name, tuple(map(as_typed, value if isinstance(value, list) else [value])), key=True)
 
     def __str__(self) -> str:
         """As it was written, fit for a comment: on one line, not too long, without secrets."""

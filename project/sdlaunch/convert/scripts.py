@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -30,26 +29,24 @@ _KOHYA = {"lr": "2e-6", "num_train_step": "1600", "center_crop": "1", "mixed_pre
 _BOTH = {"train_text_encoder": "1"}  # the text encoders are trained unless a flag says otherwise
 KOHYA_LORA = {**_KOHYA, **_BOTH, "lora_rank": "4", "lora_alpha": "1", "lora_target_modules": _KOHYA_LAYERS}
 
-SCRIPTS: Mapping[str, Script] = MappingProxyType(
-    {
-        "train_dreambooth": Script("diffusers", "dreambooth", {**_DREAMBOOTH, **_BILINEAR}),
-        "train_dreambooth_lora": Script("diffusers", "dreambooth", {**_DREAMBOOTH, **_LORA, "lr": "5e-4"}),
-        "train_dreambooth_lora_sdxl": Script(
-            "diffusers",
-            "dreambooth",
-            {**_DREAMBOOTH, **_LORA, **_XL, "lr": "1e-4", "adam_weight_decay": "1e-4"},
-        ),
-        "train_text_to_image": Script("diffusers", "text_to_image", _CAPTIONED),
-        "train_text_to_image_lora": Script("diffusers", "text_to_image", {**_CAPTIONED, **_LORA}),
-        "train_text_to_image_sdxl": Script("diffusers", "text_to_image", {**_CAPTIONED, **_XL}),
-        "train_text_to_image_lora_sdxl": Script("diffusers", "text_to_image", {**_CAPTIONED, **_LORA, **_XL}),
-        "train_dreambooth_colossalai": Script(
-            "Colossal-AI", "dreambooth", {**_DREAMBOOTH, **_BILINEAR, **_NO_DECAY}
-        ),
-        "train_network": Script("kohya", "text_to_image", KOHYA_LORA),
-        "sdxl_train_network": Script("kohya", "text_to_image", KOHYA_LORA),
-        "train_db": Script("kohya", "text_to_image", {**_KOHYA, **_BOTH}),
-        "fine_tune": Script("kohya", "text_to_image", _KOHYA),
-        "sdxl_train": Script("kohya", "text_to_image", _KOHYA),
-    }
-)
+SCRIPTS: Mapping[str, Script] = {
+    "train_dreambooth": Script("diffusers", "dreambooth", {**_DREAMBOOTH, **_BILINEAR}),
+    "train_dreambooth_lora": Script("diffusers", "dreambooth", {**_DREAMBOOTH, **_LORA, "lr": "5e-4"}),
+    "train_dreambooth_lora_sdxl": Script(
+        "diffusers",
+        "dreambooth",
+        {**_DREAMBOOTH, **_LORA, **_XL, "lr": "1e-4", "adam_weight_decay": "1e-4"},
+    ),
+    "train_text_to_image": Script("diffusers", "text_to_image", _CAPTIONED),
+    "train_text_to_image_lora": Script("diffusers", "text_to_image", {**_CAPTIONED, **_LORA}),
+    "train_text_to_image_sdxl": Script("diffusers", "text_to_image", {**_CAPTIONED, **_XL}),
+    "train_text_to_image_lora_sdxl": Script("diffusers", "text_to_image", {**_CAPTIONED, **_LORA, **_XL}),
+    "train_dreambooth_colossalai": Script(
+        "Colossal-AI", "dreambooth", {**_DREAMBOOTH, **_BILINEAR, **_NO_DECAY}
+    ),
+    "train_network": Script("kohya", "text_to_image", KOHYA_LORA),
+    "sdxl_train_network": Script("kohya", "text_to_image", KOHYA_LORA),
+    "train_db": Script("kohya", "text_to_image", {**_KOHYA, **_BOTH}),
+    "fine_tune": Script("kohya", "text_to_image", _KOHYA),
+    "sdxl_train": Script("kohya", "text_to_image", _KOHYA),
+}

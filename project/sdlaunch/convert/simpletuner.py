@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
-from sdjob.formatting import as_typed
 from sdjob.settings.diffusers_flags import UNSUPPORTED, Unsupported
 from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, lost, note, setting
 
 # Our name → its names there.
-SIMPLETUNER: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "checkpointing_steps": ("checkpoint_step_interval",),
-        "proportion_empty_prompts": ("caption_dropout_probability",),
-        "validation_steps": ("validation_step_interval",),
-        "num_inference_steps": ("validation_num_inference_steps",),
-        "guidance_scale": ("validation_guidance",),
-        "lora_weights": ("init_lora",),
-    }
-)
+SIMPLETUNER: Mapping[str, tuple[str, ...]] = {
+    "checkpointing_steps": ("checkpoint_step_interval",),
+    "proportion_empty_prompts": ("caption_dropout_probability",),
+    "validation_steps": ("validation_step_interval",),
+    "num_inference_steps": ("validation_num_inference_steps",),
+    "guidance_scale": ("validation_guidance",),
+    "lora_weights": ("init_lora",),
+}
 _FAMILIES = ("sd1x", "sd2x", "sdxl")
 _OPTIMIZERS = {
     "adamw_bf16": "adamw",
@@ -38,12 +34,7 @@ _FIXED = "There is no choice to make here."
 
 def flags_of_json(content: Mapping[str, Any]) -> list[Flag]:
     """The keys, which may have the dashes of a command line."""
-    flags = []
-    for name, value in content.items():
-        values = value if isinstance(value, list) else [value]
-        key = name.lstrip("-").replace("-", "_")
-        flags.append(Flag(key, tuple(as_typed(each) for each in values), key=True))
-    return flags
+    return [Flag.of_key(name.lstrip("-").replace("-", "_"), value) for name, value in content.items()]
 
 
 def is_lora(flags: Iterable[Flag]) -> bool:
@@ -83,33 +74,29 @@ def _precision(flag: Flag) -> Iterable[Line]:
     yield Line(str(flag), remark=DEFAULT if flag.text == "no_change" else text)
 
 
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        "model_type": _model_type,
-        "model_family": _family,
-        "lora_type": _lora_kind,
-        "num_train_epochs": _unless_zero("epoch"),
-        "max_train_steps": _unless_zero("num_train_step"),
-        "optimizer": setting("optimizer", lambda value: _OPTIMIZERS.get(value, value)),
-        "attention_mechanism": setting("attention", lambda value: _ATTENTION.get(value, value)),
-        "base_model_precision": _precision,
-        "data_backend_config": _BACKEND,
-        "instance_data_dir": setting("DATASET_DIR"),
-        "aspect_bucket_rounding": note("The sides of buckets follow from resolution and bucket_reso_steps."),
-        "resolution_type": note("resolution is the side of a square in pixels; buckets have about its area."),
-        "minimum_image_size": note("Small images are enlarged: leave out those that are too small."),
-        "validation_resolution": note("Samples have the size of resolution."),
-        "validation_seed": note("Samples have seeds of their own, which follow from seed."),
-        "tracker_run_name": note("TensorBoard files and run/metrics.jsonl are written in any case."),
-        "push_checkpoints_to_hub": note("Checkpoints stay in the output folder."),
-    }
-)
-SIMPLETUNER_UNSUPPORTED: Mapping[str, Unsupported] = MappingProxyType(
-    {
-        **UNSUPPORTED,
-        "lycoris_config": Unsupported("Only LoRA: lora_rank, lora_alpha, lora_target_modules."),
-        "validation_guidance_rescale": Unsupported(_FIXED, ("0.0", "0"), keeps_result=True),
-        "validation_torch_compile": Unsupported(_FIXED, ("false",), keeps_result=True),
-        "disable_benchmark": Unsupported(_FIXED, ("true", "false"), keeps_result=True),
-    }
-)
+RULES: Mapping[str, Rule] = {
+    "model_type": _model_type,
+    "model_family": _family,
+    "lora_type": _lora_kind,
+    "num_train_epochs": _unless_zero("epoch"),
+    "max_train_steps": _unless_zero("num_train_step"),
+    "optimizer": setting("optimizer", lambda value: _OPTIMIZERS.get(value, value)),
+    "attention_mechanism": setting("attention", lambda value: _ATTENTION.get(value, value)),
+    "base_model_precision": _precision,
+    "data_backend_config": _BACKEND,
+    "instance_data_dir": setting("DATASET_DIR"),
+    "aspect_bucket_rounding": note("The sides of buckets follow from resolution and bucket_reso_steps."),
+    "resolution_type": note("resolution is the side of a square in pixels; buckets have about its area."),
+    "minimum_image_size": note("Small images are enlarged: leave out those that are too small."),
+    "validation_resolution": note("Samples have the size of resolution."),
+    "validation_seed": note("Samples have seeds of their own, which follow from seed."),
+    "tracker_run_name": note("TensorBoard files and run/metrics.jsonl are written in any case."),
+    "push_checkpoints_to_hub": note("Checkpoints stay in the output folder."),
+}
+SIMPLETUNER_UNSUPPORTED: Mapping[str, Unsupported] = {
+    **UNSUPPORTED,
+    "lycoris_config": Unsupported("Only LoRA: lora_rank, lora_alpha, lora_target_modules."),
+    "validation_guidance_rescale": Unsupported(_FIXED, ("0.0", "0"), keeps_result=True),
+    "validation_torch_compile": Unsupported(_FIXED, ("false",), keeps_result=True),
+    "disable_benchmark": Unsupported(_FIXED, ("true", "false"), keeps_result=True),
+}

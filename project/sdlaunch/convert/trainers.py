@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
+from sdjob.model.hub_cache import is_hub_name
 from sdjob.settings.diffusers_flags import UNSUPPORTED, Unsupported
 from sdlaunch.convert import kohya, simpletuner
 from sdlaunch.convert.kohya_flags import KOHYA_UNSUPPORTED
@@ -22,19 +22,18 @@ class Trainer:
     unsupported: Mapping[str, Unsupported]
 
 
-def _model(flag: Flag) -> Iterable[Line]:
-    yield Line(str(flag), "model_name", _below_mount(flag.text))
-    if _is_hub_name(flag.text):
-        yield Line(str(flag), "offline", "0", _HUB)
+def _input(name: str, mount: str = "") -> Rule:
+    """A model or dataset by its name or path; `mount`: the variable of the mount that an absolute path is."""
 
+    def rule(flag: Flag) -> Iterable[Line]:
+        if mount and flag.text.startswith("/"):
+            yield Line(str(flag), mount, flag.text)
+            return
+        yield Line(str(flag), name, _below_mount(flag.text))
+        if is_hub_name(flag.text):  # a relative path looks alike
+            yield Line(str(flag), "offline", "0", _HUB)
 
-def _dataset(flag: Flag) -> Iterable[Line]:
-    if flag.text.startswith("/"):
-        yield Line(str(flag), "DATASET_DIR", flag.text)
-        return
-    yield Line(str(flag), "dataset_name", _below_mount(flag.text))
-    if _is_hub_name(flag.text):
-        yield Line(str(flag), "offline", "0", _HUB)
+    return rule
 
 
 def _output(flag: Flag) -> Iterable[Line]:
@@ -66,7 +65,7 @@ def _resume(flag: Flag) -> Iterable[Line]:
 
 def _repository(flag: Flag) -> Iterable[Line]:
     """A repository of the hub that the result is uploaded to."""
-    if _is_hub_name(flag.text):
+    if is_hub_name(flag.text):
         yield Line(str(flag), "publish", f"hub:{flag.text}", "Uploaded at the end; needs HF_TOKEN.")
     else:
         yield Line(str(flag), remark="Set publish=hub:USER/NAME, with the user's name.")
@@ -80,10 +79,10 @@ def _scaled(flag: Flag) -> Iterable[Line]:
 _HUB = "Downloaded if nothing below the mount has this name; offline=1 needs it there."
 _NEVER = 10**9  # steps
 _COMMON: Mapping[str, Rule] = {
-    "pretrained_model_name_or_path": _model,
-    "instance_data_dir": _dataset,
-    "train_data_dir": _dataset,
-    "dataset_name": _dataset,
+    "pretrained_model_name_or_path": _input("model_name"),
+    "instance_data_dir": _input("dataset_name", "DATASET_DIR"),
+    "train_data_dir": _input("dataset_name", "DATASET_DIR"),
+    "dataset_name": _input("dataset_name", "DATASET_DIR"),
     "output_dir": _output,
     "checkpointing_steps": _interval,
     "save_steps": _interval,
@@ -104,28 +103,21 @@ _COLOSSAL: Mapping[str, Rule] = {
     ),
 }
 
-TRAINERS: Mapping[str, Trainer] = MappingProxyType(
-    {
-        "diffusers": Trainer({}, _DIFFUSERS, UNSUPPORTED),
-        "Colossal-AI": Trainer({}, _COLOSSAL, UNSUPPORTED),
-        "kohya": Trainer(
-            {theirs: ours for ours, names in KOHYA.items() for theirs in names},
-            {**_COMMON, **kohya.RULES},
-            KOHYA_UNSUPPORTED,
-        ),
-        "SimpleTuner": Trainer(
-            {theirs: ours for ours, names in simpletuner.SIMPLETUNER.items() for theirs in names},
-            {**_DIFFUSERS, **simpletuner.RULES},
-            simpletuner.SIMPLETUNER_UNSUPPORTED,
-        ),
-    }
-)
+TRAINERS: Mapping[str, Trainer] = {
+    "diffusers": Trainer({}, _DIFFUSERS, UNSUPPORTED),
+    "Colossal-AI": Trainer({}, _COLOSSAL, UNSUPPORTED),
+    "kohya": Trainer(
+        {theirs: ours for ours, names in KOHYA.items() for theirs in names},
+        {**_COMMON, **kohya.RULES},
+        KOHYA_UNSUPPORTED,
+    ),
+    "SimpleTuner": Trainer(
+        {theirs: ours for ours, names in simpletuner.SIMPLETUNER.items() for theirs in names},
+        {**_DIFFUSERS, **simpletuner.RULES},
+        simpletuner.SIMPLETUNER_UNSUPPORTED,
+    ),
+}
 
 
 def _below_mount(path: str) -> str:
     return path if path.startswith("/") else path.removeprefix("./").rstrip("/")
-
-
-def _is_hub_name(name: str) -> bool:
-    """Whether a name may be one of the hub: owner/name. A relative path looks alike."""
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~")) and all(name.split("/"))

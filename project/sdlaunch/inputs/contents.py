@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from sdjob.dataset import splits
 from sdjob.dataset.concepts import concepts_of
 from sdjob.dataset.detect import dataset_in, find_dataset
 from sdjob.dataset.formats import DatasetInfo
+from sdjob.model.hub_cache import is_hub_name
 from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
@@ -22,7 +22,6 @@ from sdlaunch.settings.options import LaunchOptions
 from sdlaunch.timeouts import Task, outcome
 
 _MOUNT_VARIABLES = ("MODEL_DIR", "DATASET_DIR", "PROJECT_DIR")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,6 @@ def _subjects(spec: RunSpec) -> tuple[DatasetInfo, ...]:
 def _project(mounts: Mounts, options: LaunchOptions) -> None:
     if options.project_dir:
         mount_paths.require("PROJECT_DIR", mounts.project, "the project")
-
-
-def is_hub_name(name: str | None) -> bool:
-    """Whether this can be a name of the Hugging Face hub: owner/name."""
-    return name is not None and _HUB_NAME.fullmatch(name) is not None
 
 
 def _or_online(problems: Iterable[Problem], name: str | None, options: LaunchOptions) -> tuple[Problem, ...]:

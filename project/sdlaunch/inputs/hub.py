@@ -21,7 +21,6 @@ from sdjob.model.architectures import component_names
 from sdjob.problems import Problem, bad_input
 from sdjob.writing import write_text
 from sdlaunch.child_process import python_path
-from sdlaunch.inputs.contents import is_hub_name
 from sdlaunch.inputs.fetch import Fetched, run
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.timeouts import NoAnswer, Task
@@ -45,7 +44,7 @@ def provide(
         ("dataset_name", "dataset", mounts.dataset),
     ):
         name = getattr(options, setting)
-        if not is_hub_name(name) or _is_local(mount, name, options.check_timeout):
+        if not hub_cache.is_hub_name(name) or _is_local(mount, name, options.check_timeout):
             continue
         folder = cache / "hub" / repo_type / name.replace("/", "--")
         fetched = replace(fetched, options=fetched.options.model_copy(update={setting: str(folder)}))

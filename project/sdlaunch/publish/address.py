@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from sdjob.model.hub_cache import is_hub_name
 from sdjob.problems import JobError, bad_setting
 
 HUB = "hub"
 _REMEDY = (
     "Write hub:USER/NAME, or the address of a folder, such as s3://BUCKET/FOLDER or oss://BUCKET/FOLDER."
 )
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _PACKAGES = {
     "s3": "s3fs",
@@ -51,7 +51,7 @@ def parse(text: str, subject: str = "publish") -> Address:
     """Raises JobError (64)."""
     hub, colon, name = text.partition(":")
     if hub == HUB and colon:
-        if _HUB_NAME.fullmatch(name):
+        if is_hub_name(name):
             return Address(text, HUB, name)
         raise JobError(bad_setting(subject, f"found {text!r}, which names no repository", _REMEDY))
     scheme, separator, path = text.partition("://")

@@ -82,7 +82,8 @@ def _with_accelerate_file(flags: Sequence[Flag], folder: Path) -> tuple[list[Fla
         content = None
     if file is None or not isinstance(content, dict):
         return [*flags], []
-    read = [flag for flag in launchers.flags_of_yaml(content) if flag.name not in given]
+    keys = (Flag.of_key(name, [] if value == {} else value) for name, value in content.items())
+    read = [flag for flag in keys if flag.name not in given]
     said = Line(str(file), remark="Its keys are settings here; flags of the command line take precedence.")
     return [*(flag for flag in flags if flag is not file), *read], [said]
 

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from sdjob import reading
+from sdjob.model.hub_cache import is_hub_name
 from sdjob.output.layout import INDEX_FILE
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _IN_CACHE = re.compile(r"(?:models--)?([^/]+?)--([^/]+)")  # of the hub's library, or of our own downloads
 _FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 _LICENCE = re.compile(r"[\w.+-]{1,64}")
@@ -33,7 +33,7 @@ def describe(path: Path) -> BaseModel:
     in_cache = [found for part in path.parts if (found := _IN_CACHE.fullmatch(part))]
     recorded = str(_index_of(path).get("_name_or_path", ""))
     name = f"{in_cache[-1][1]}/{in_cache[-1][2]}" if in_cache else recorded
-    return BaseModel(name if _HUB_NAME.fullmatch(name) else path.name, _license_of(path))
+    return BaseModel(name if is_hub_name(name) else path.name, _license_of(path))
 
 
 def _index_of(path: Path) -> Mapping[str, Any]:
