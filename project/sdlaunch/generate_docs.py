@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sdjob.settings import compatibility, presets
@@ -48,13 +48,6 @@ def _filled(table: Callable[..., str], match: re.Match[str]) -> str:
     return f"{mark}{table(*(argument or '' for argument in arguments))}<!-- end -->"
 
 
-def _lines(heads: Iterable[str], rows: Iterable[str]) -> str:
-    """A table in Markdown; rows are cells with ` | ` between them."""
-    heads = list(heads)
-    lines = (f"| {row} |" for row in rows)
-    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]) + "\n"
-
-
 def _settings(language: str, group: str) -> str:
     translate = into(language)
     rows = []
@@ -62,15 +55,15 @@ def _settings(language: str, group: str) -> str:
         if row.group == group:
             default = "–" if row.default == "-" else f"`{row.default}`"
             also = ", ".join(f"`{other}`" for other in row.other_names) or "–"
-            rows.append(f"`{row.name}` | {translate(row.meaning)} | {default} | {also}")
-    return _lines(map(translate, ("name", "meaning", "default", "also accepted")), rows)
+            rows.append([f"`{row.name}`", translate(row.meaning), default, also])
+    return tables.table(map(translate, ("name", "meaning", "default", "also accepted")), rows)
 
 
 def _presets(language: str) -> str:
     translate = into(language)
     shown = settings.shown_names(RunSpec)
-    rows = (f"`{shown[each.field]}` | `{each.value:g}` | {translate(each.when)}" for each in presets.PRESETS)
-    return _lines(map(translate, ("name", "preset", "of runs with")), rows)
+    rows = ([f"`{shown[each.field]}`", f"`{each.value:g}`", translate(each.when)] for each in presets.PRESETS)
+    return tables.table(map(translate, ("name", "preset", "of runs with")), rows)
 
 
 def _compatibility() -> str:
@@ -80,8 +73,8 @@ def _compatibility() -> str:
         cells = [_works(plugin, precision, device) for device in DEVICE_FACTS]
         if set(cells) != {"–"}:
             proof = f"`{_PROOF}`" if {"tested", "stand-in"} & set(cells) else "–"
-            rows.append(f"`{plugin}` | {precision} | {' | '.join(cells)} | {proof}")
-    return _lines(("plugin", "precision", *DEVICE_FACTS, "tests"), rows)
+            rows.append([f"`{plugin}`", precision, *cells, proof])
+    return tables.table(("plugin", "precision", *DEVICE_FACTS, "tests"), rows)
 
 
 def _works(plugin: str, precision: str, device: str) -> str:

@@ -29,10 +29,8 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table in Markdown; cells may hold bars."""
     heads = list(heads)
     lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
-    return (
-        "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {line} |" for line in lines)])
-        + "\n"
-    )
+    rule = "|---" * len(heads) + "|"
+    return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {line} |" for line in lines), ""])
 
 
 def exit_codes(language: str = "") -> str:
