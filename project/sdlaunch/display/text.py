@@ -27,12 +27,16 @@ def check_json(job: JobPlan) -> str:
 
 def start(job: JobPlan) -> str:
     """The lines printed before training: inputs, arithmetic, warnings."""
-    uses = [
+    warnings = (f"warning: {warning}" for warning in job.warnings)
+    return visible(redact("\n".join([*inputs(job), *job.arithmetic, *job.network, *warnings]), job.secrets))
+
+
+def inputs(job: JobPlan) -> list[str]:
+    """Each mount with what the job uses of it."""
+    return [
         f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
         for name, about in job.mounts.items()
     ]
-    warnings = (f"warning: {warning}" for warning in job.warnings)
-    return visible(redact("\n".join([*uses, *job.arithmetic, *job.network, *warnings]), job.secrets))
 
 
 def plan(job: JobPlan, *, dim: bool = False) -> str:

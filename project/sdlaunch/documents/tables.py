@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 from sdjob import failure_patterns
 from sdjob.exit_codes import MEANINGS
@@ -139,7 +138,3 @@ def _origin(origin: str, language: str) -> str:
     if origin.startswith("--") or origin.endswith(".py") or " = " in origin:
         return f"`{origin}`"
     return into(language)(origin)
-
-
-def tutorials() -> Iterator[Path]:
-    return iter(sorted(COMMANDS.glob("*.sh")))

@@ -84,12 +84,8 @@ def _decoded(job: Job, info: DatasetInfo, setting: str) -> list[Finding]:
 
 def _tolerated(job: Job, bad: Sequence[Problem], checked: int, setting: str) -> list[Finding]:
     """Problems, or with bad_samples=skip a warning for up to max_bad_samples of them."""
-    if (
-        not bad
-        or job.spec.bad_samples == "stop"
-        or len(bad) > job.spec.max_bad_samples
-        or len(bad) == checked
-    ):
+    tolerable = job.spec.bad_samples == "skip" and len(bad) <= job.spec.max_bad_samples and len(bad) < checked
+    if not (bad and tolerable):
         return list(bad)
     names = ", ".join(problem.subject for problem in bad[:3])
     return [f"{setting}: {len(bad)} of {checked} checked images cannot be used and are skipped: {names}"]
@@ -107,7 +103,7 @@ def class_images(job: Job) -> list[Finding]:
 
 
 def held_out(job: Job) -> list[Finding]:
-    """The fraction of the dataset, or the images of the folder, that are held out for validation."""
+    """The fraction of the dataset, or the images of the folder, that are held out for validation. Raises JobError."""
     spec, setting = job.spec, "validation_data_dir"
     if job.contents.dataset and spec.validation_split:
         return list(validation_split.problems(spec, job.contents.dataset))
@@ -117,11 +113,8 @@ def held_out(job: Job) -> list[Finding]:
     if absent := _absent(setting, spec.validation_data_dir, remedy):
         return absent
     captions = spec.recipe_facts.reads_captions
-    try:
-        info = dataset_in(spec.validation_data_dir, spec, captions=captions, wanted_splits=HELD_OUT)
-        return _decoded(job, info, setting)
-    except JobError as error:
-        return list(error.problems)
+    info = dataset_in(spec.validation_data_dir, spec, captions=captions, wanted_splits=HELD_OUT)
+    return _decoded(job, info, setting)
 
 
 def _absent(setting: str, folder: str, remedy: str) -> list[Finding]:

@@ -19,9 +19,10 @@ from sdjob.exit_codes import ExitCode
 from sdjob.failure_patterns import DEVICE_MEMORY, HOST_MEMORY
 from sdjob.files import few, list_folder
 from sdjob.formatting import as_typed, visible
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
-from sdjob.problems import JobError, Problem, bad_output, bad_setting
+from sdjob.model.pipeline import find_pipeline
+from sdjob.problems import JobError, bad_output, bad_setting
 from sdlaunch import plan
+from sdlaunch.display import text as display
 from sdlaunch.inputs import mounts as mount_paths
 from sdlaunch.inputs.mounts import Mounts
 from sdlaunch.plan import JobPlan
@@ -126,11 +127,7 @@ def run(proposal: Proposal) -> str:
         raise JobError(
             bad_output("to", f"{proposal.path} cannot be written ({error.strerror})", remedy)
         ) from None
-    uses = [
-        f"{name.removesuffix('_DIR').lower()}: {about['uses']} ({about['found']})"
-        for name, about in proposal.job.mounts.items()
-    ]
-    lines = [*uses, *proposal.because, *proposal.job.arithmetic]
+    lines = [*display.inputs(proposal.job), *proposal.because, *proposal.job.arithmetic]
     lines += [f"wrote {proposal.path}", f"  see what it does: bash train.sh plan ENV_FILE={proposal.path}"]
     return visible("\n".join([*lines, f"  start it:         bash train.sh ENV_FILE={proposal.path}"]))
 
@@ -193,11 +190,9 @@ def _of_length(length: str, learn: str) -> Chosen:
 def _side(mounts: Mounts, chosen: Chosen) -> int | None:
     """The side of the images that the model was made for; None: not known, and then the checks say why."""
     try:
-        model: PipelineFolder = find_pipeline(mounts.model, chosen.get("model_name"), allow_pickle=False)
+        return find_pipeline(mounts.model, chosen.get("model_name"), allow_pickle=False).native_resolution
     except JobError:
         return None
-    side = model.denoiser.config.get("sample_size")
-    return side * model.latent_factor if isinstance(side, int) else None
 
 
 def _is_captioned(chosen: Chosen, environ: Mapping[str, str], home: Path) -> bool:
@@ -209,17 +204,12 @@ def _is_captioned(chosen: Chosen, environ: Mapping[str, str], home: Path) -> boo
 def _fitting(chosen: Chosen, environ: Mapping[str, str], home: Path) -> tuple[JobPlan, Chosen]:
     """The job, with the mildest of the settings by which it fits the memory, if it does not without."""
     job = plan.prepare([*chosen.items()], environ, home)
-    if any(_is_of_memory(problem) for problem in job.problems) or any(
-        w.startswith("memory: ") for w in job.warnings
-    ):
+    is_short = any(problem.subject in (DEVICE_MEMORY, HOST_MEMORY) for problem in job.problems)
+    if is_short or any(warning.startswith("memory: ") for warning in job.warnings):
         for words in job.lighter():
             more = dict(word.partition("=")[::2] for word in words.split())
             return plan.prepare([*{**chosen, **more}.items()], environ, home), more
     return job, {}
-
-
-def _is_of_memory(problem: Problem) -> bool:
-    return problem.subject in (DEVICE_MEMORY, HOST_MEMORY)
 
 
 def _text(chosen: Chosen, path: Path) -> str:
