@@ -1,4 +1,4 @@
-"""Files and folders: listing and reading what users provide, and writing whole files or none."""
+"""Files and folders that users provide: listed, read, and what is wrong with them in words."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdjob import reading
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.writing import LinkError
-
-if TYPE_CHECKING:
-    pass
 
 LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "copy or download it again, with all its files"
@@ -146,6 +143,11 @@ def dead_link(path: Path) -> Problem:
     )
 
 
+def missing(path: Path, remedy: str) -> Problem:
+    """The problem of a file or folder that must be there."""
+    return dead_link(path) if path.is_symlink() else bad_input(shown(path), "is missing", remedy)
+
+
 def reason_of(error: OSError | ValueError) -> str:
     """The reason, as part of a sentence."""
     if isinstance(error, FileNotFoundError):
@@ -200,8 +202,7 @@ def read_file(path: Path, count: int = -1) -> bytes:
         content = _first(path, max(count, len(LFS_POINTER))) if count >= 0 else reading.content(path)
         _check_pointer(path, content)
     except FileNotFoundError as error:
-        missing = dead_link(path) if path.is_symlink() else bad_input(shown(path), "is missing", _AGAIN)
-        raise JobError(missing) from error
+        raise JobError(missing(path, _AGAIN)) from error
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     if not content:

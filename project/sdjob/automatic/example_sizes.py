@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sdjob.formatting import counted, in_units
-from sdjob.settings import compatibility
+from sdjob.settings import compatibility, steps
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 
-_FP32, _HALF = 4, 2
+_FP32 = 4
 _HEADER = 192  # bytes of an entry in the header of its file, about
 _WHERE = {"disk": "on disk", "memory": "in the memory of each process"}
 
@@ -69,7 +69,7 @@ def latents(spec: RunSpec, model: Model, images: int, topology: Topology) -> Cac
     """The posteriors of all images, and of their mirrored ones."""
     of_class = spec.num_class_images if spec.with_prior_preservation else 0
     count = (images + of_class) * (2 if spec.random_flip else 1)
-    number = _FP32 if model.architecture.vae_in_fp32 else _width(spec, topology)
+    number = _FP32 if model.architecture.vae_in_fp32 else compatibility.width(spec, topology)
     each = number * _posterior(spec, model)
     return CacheEntries("cache_latents", "latents", spec.cache_latents, count, count, each)
 
@@ -79,14 +79,14 @@ def prompts(spec: RunSpec, model: Model, images: int, topology: Topology) -> Cac
     least = 1 + spec.with_prior_preservation
     most = images if spec.recipe_facts.reads_captions else least
     empty = bool(spec.proportion_empty_prompts)
-    each = _width(spec, topology) * _conditioning(spec, model)
+    each = compatibility.width(spec, topology) * _conditioning(spec, model)
     where = spec.cache_text_embeddings
     return CacheEntries("cache_text_embeddings", "prompts", where, least + empty, most + empty, each)
 
 
 def batch(spec: RunSpec, model: Model | None, topology: Topology) -> int:
     """Bytes of a batch as a loader process gives it: images, or what is cached of them, prompts and noise."""
-    images = spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
+    images = steps.images_of_batch(spec)
     pixels = 3 * spec.resolution**2  # of one byte
     if model is None:
         return images * pixels
@@ -96,11 +96,6 @@ def batch(spec: RunSpec, model: Model | None, topology: Topology) -> int:
         pixels = latents(spec, model, 1, topology).each
     text = prompts(spec, model, 1, topology).each if spec.cache_text_embeddings in _WHERE else 0
     return images * (pixels + noise + text)
-
-
-def _width(spec: RunSpec, topology: Topology) -> int:
-    """Bytes of a number in the type of the computation."""
-    return _FP32 if compatibility.resolve_precision(spec, topology) == "no" else _HALF
 
 
 def _posterior(spec: RunSpec, model: Model) -> int:

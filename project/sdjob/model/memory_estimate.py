@@ -23,7 +23,7 @@ from sdjob.model import trainable
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.vae import encoded_at_once
 from sdjob.model.weights import Tensor
-from sdjob.settings import compatibility
+from sdjob.settings import compatibility, steps
 from sdjob.settings.choices import CACHED
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.optimizers import OPTIMIZERS
@@ -84,7 +84,7 @@ def estimate(spec: RunSpec, model: PipelineFolder, topology: Topology) -> Estima
     if count is None or model.denoiser.pickled:
         return None
     world = topology.world_size
-    width = _width(spec, topology)
+    width = compatibility.width(spec, topology)
     sizes = {name: part.num_parameters for name, part in model.parts.items()}
     base = sum(sizes.pop(name) for name in trainable.parts(spec, model))  # trainable, or with a LoRA
     untrained = base if spec.lora_rank else base - count
@@ -136,11 +136,6 @@ def _leaving(spec: RunSpec, model: PipelineFolder, width: int) -> int:
     names = [name for where, parts in cached if where in CACHED for name in parts]
     fp32 = {"vae"} if model.architecture.vae_in_fp32 else set()
     return sum((_FP32 if name in fp32 else width) * model.parts[name].num_parameters for name in names)
-
-
-def _width(spec: RunSpec, topology: Topology) -> int:
-    """Bytes of a number in the type of the computation."""
-    return _FP32 if compatibility.resolve_precision(spec, topology) == "no" else _HALF
 
 
 # --- activations -------------------------------------------------------------------------------------
@@ -198,7 +193,7 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     With gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): the inputs of all blocks, and what the largest
     of them needs when it is computed again.
     """
-    number = _width(spec, topology)
+    number = compatibility.width(spec, topology)
     # Autocast computes norms in fp32, except on a CPU; without it they have the type of the weights.
     as_weights = PLUGINS[spec.plugin].shards or weights_dtype.choose(spec, topology).value == "bf16"
     norm = number if as_weights or topology.device == "cpu" else _FP32
@@ -207,8 +202,8 @@ def activations(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int
     saved = [layer.saved(number, norm, lora=lora) for layer in layers]
     if spec.gradient_checkpointing:
         kept = sum(layer.kept(number, norm, lora=lora) for layer in layers)
-        return _images(spec) * (kept + max(saved, default=0))
-    return _images(spec) * sum(saved)
+        return steps.images_of_batch(spec) * (kept + max(saved, default=0))
+    return steps.images_of_batch(spec) * sum(saved)
 
 
 def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
@@ -223,10 +218,6 @@ def _layers(tensors: Mapping[str, Tensor], side: int) -> Iterator[_Layer]:
         yield _Layer(kind, shape[1], shape[0], math.ceil(side / 2**level) ** 2, len(shape) == 2)
 
 
-def _images(spec: RunSpec) -> int:
-    return spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
-
-
 _OF_VAE = 5  # tensors of the first level of the VAE that are there at once
 
 
@@ -234,9 +225,9 @@ def encoding(spec: RunSpec, model: PipelineFolder, topology: Topology) -> int:
     """Bytes that the VAE takes for a moment to encode a batch, in parts; for a cache, the largest part."""
     vae = model.parts["vae"].config
     channels = int((vae.get("block_out_channels") or (128,))[0])
-    number = _FP32 if model.architecture.vae_in_fp32 else _width(spec, topology)
+    number = _FP32 if model.architecture.vae_in_fp32 else compatibility.width(spec, topology)
     at_once = encoded_at_once(spec.resolution, spec.resolution)
-    images = at_once if spec.cache_latents in CACHED else min(at_once, _images(spec))
+    images = at_once if spec.cache_latents in CACHED else min(at_once, steps.images_of_batch(spec))
     return images * _OF_VAE * number * channels * spec.resolution**2
 
 
@@ -283,9 +274,9 @@ def checkpoints_to_come(spec: RunSpec, existing: Sequence[int]) -> int:
 
     A new one is complete before the oldest beyond the limit is deleted. What is not continued is kept alongside.
     """
-    steps = [] if spec.resume == "never" else existing
+    continued = [] if spec.resume == "never" else existing
     every = spec.checkpointing_steps
-    to_come = max(0, math.ceil(spec.max_train_steps / every) - max(steps, default=0) // every)
+    to_come = max(0, math.ceil(spec.max_train_steps / every) - max(continued, default=0) // every)
     if spec.checkpoints_total_limit is None:
         return to_come
-    return min(to_come, max(1, spec.checkpoints_total_limit + 1 - len(steps)))
+    return min(to_come, max(1, spec.checkpoints_total_limit + 1 - len(continued)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import dead_link, few, list_folder, read_file, read_json, shown, unreadable
+from sdjob.files import few, list_folder, missing, read_file, read_json, shown, unreadable
 from sdjob.model import key_names, locate, single_file, torch_zip
 from sdjob.model import vae as other_vae
 from sdjob.model.architectures import ARCHITECTURE_FACTS, ArchitectureFacts, Component, titles
@@ -189,10 +189,7 @@ def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Pa
     try:
         files = list_folder(folder).files
     except FileNotFoundError as error:
-        missing = (
-            dead_link(folder) if folder.is_symlink() else bad_input(shown(folder), "is missing", COPY_AGAIN)
-        )
-        raise JobError(missing) from error
+        raise JobError(missing(folder, COPY_AGAIN)) from error
     except OSError as error:
         raise JobError(unreadable(folder, error)) from error
     if not class_name:
@@ -283,9 +280,9 @@ def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:
                 bad_input(shown(folder / "tokenizer.json"), "is not a tokenizer of CLIP (BPE)", COPY_AGAIN)
             )
         return
-    missing = [name for name in ("vocab.json", "merges.txt") if name not in names]
-    if missing:
-        found = f"{few(missing)} is missing (and no tokenizer.json)"
+    absent = [name for name in ("vocab.json", "merges.txt") if name not in names]
+    if absent:
+        found = f"{few(absent)} is missing (and no tokenizer.json)"
         raise JobError(bad_input(shown(folder), found, COPY_AGAIN))
     read_json(folder / "vocab.json")
     read_file(folder / "merges.txt")

@@ -42,6 +42,11 @@ def resolve_precision(spec: RunSpec, topology: Topology) -> str:
     return "fp16" if facts.package and topology.fp16 is not False else "no"
 
 
+def width(spec: RunSpec, topology: Topology) -> int:
+    """Bytes of a number in the type of the computation."""
+    return 4 if resolve_precision(spec, topology) == "no" else 2
+
+
 _Rule = tuple[object, str, str, str]  # whether it is broken, subject, found, remedy
 
 

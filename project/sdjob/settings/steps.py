@@ -12,6 +12,11 @@ def global_batch(spec: RunSpec, world_size: int) -> int:
     return spec.train_batch_size * spec.gradient_accumulation_steps * world_size
 
 
+def images_of_batch(spec: RunSpec) -> int:
+    """Images of one batch on one device; with prior preservation each has one of the class."""
+    return spec.train_batch_size * (2 if spec.with_prior_preservation else 1)
+
+
 def by_epochs(spec: RunSpec) -> bool:
     """Whether num_train_epochs decides how long a run is: a number of steps that is set comes first."""
     return spec.num_train_epochs is not None and "max_train_steps" not in spec.model_fields_set

@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -55,24 +56,14 @@ def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
     footers = _footers(paths)
     schemas = _schemas(paths, footers)
     counts = tuple(int(footer.num_rows) for footer in footers)
-    info = DatasetInfo(
-        listing.path,
-        PARQUET,
-        paths,
-        sum(counts),
-        tuple(schemas[0].names),
-        wanted.image,
-        wanted.caption,
-        counts,
-        choice.split,
-    )
+    names, columns = tuple(schemas[0].names), (wanted.image, wanted.caption)
+    info = DatasetInfo(listing.path, PARQUET, paths, sum(counts), names, *columns, counts, choice.split)
     filled = next((path for path, count in zip(paths, counts, strict=True) if count), None)
 
     def first(column: str) -> list[Any]:
         return list(islice(_column(filled, column, 1), 1)) if filled else []
 
-    caption = wanted.caption if all(schema.names.count(wanted.caption) == 1 for schema in schemas) else None
-    return checked(info, schemas, first, _nulls(info, footers, caption) if caption else ())
+    return checked(info, schemas, first, partial(_nulls, info, footers))
 
 
 def missing_shards(names: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +39,15 @@ def _inspect(listing: Listing, wanted: Wanted) -> DatasetInfo:
         raise JobError(bad_input(shown(folder), "holds no rows", _AGAIN))
     counts = tuple(table.num_rows for table in tables)
     schemas = [table.schema for table in tables]
-    info = DatasetInfo(
-        folder,
-        SAVED,
-        files,
-        sum(counts),
-        tuple(schemas[0].names),
-        wanted.image,
-        wanted.caption,
-        counts,
-        split,
-    )
+    columns = (wanted.image, wanted.caption)
+    info = DatasetInfo(folder, SAVED, files, sum(counts), tuple(schemas[0].names), *columns, counts, split)
     filled = next((table for table in tables if table.num_rows), tables[0])
 
     def first(column: str) -> list[Any]:
         return [value.as_py() for value in filled[column][:1]]
 
-    _validate(files, tables, (wanted.image, wanted.caption))
-    caption = wanted.caption if all(schema.names.count(wanted.caption) == 1 for schema in schemas) else None
-    return checked(info, schemas, first, _nulls(tables, caption) if caption else ())
+    _validate(files, tables, columns)
+    return checked(info, schemas, first, partial(_nulls, tables))
 
 
 def _validate(files: Sequence[Path], tables: Sequence[Any], columns: Sequence[str | None]) -> None:

@@ -59,20 +59,20 @@ def checked(
     info: DatasetInfo,
     schemas: Sequence[pa.Schema],
     first: Callable[[str], Sequence[Any]],
-    nulls: Sequence[int],
+    nulls: Callable[[str], Sequence[int]],
 ) -> DatasetInfo:
     """The dataset itself, if its columns hold what they must. Raises JobError.
 
-    `schemas`: of each file; `first`: a few values of a column; `nulls`: the first rows without a caption, and at the
+    `schemas`: of each file; `first`: a few values of a column; `nulls`: the first rows with nothing in it, and at the
     end their number.
     """
-    wanted = Wanted(info.image_column, info.caption_column)
-    problems = list(_column_problems(info, schemas, wanted, first))
-    if nulls:
-        *rows, count = nulls
+    caption = info.caption_column
+    problems = list(_column_problems(info, schemas, first))
+    if caption and all(schema.names.count(caption) == 1 for schema in schemas) and (found := nulls(caption)):
+        *rows, count = found
         named = few(f"row {row} of {shown(info.files[number].name)}" for number, row in _located(info, rows))
-        found = f"{count:,} of {info.num_examples:,} rows have nothing in column {wanted.caption!r}: {named}"
-        problems.append(bad_input(shown(info.path), found, "remove these rows, or give them captions"))
+        what = f"{count:,} of {info.num_examples:,} rows have nothing in column {caption!r}: {named}"
+        problems.append(bad_input(shown(info.path), what, "remove these rows, or give them captions"))
     if not info.num_examples:
         problems.append(bad_input(shown(info.path), "has no rows", "save or download the dataset again"))
     if problems:
@@ -90,10 +90,10 @@ _IMAGES = {
 
 
 def _column_problems(
-    info: DatasetInfo, schemas: Sequence[pa.Schema], wanted: Wanted, first: Callable[[str], Sequence[Any]]
+    info: DatasetInfo, schemas: Sequence[pa.Schema], first: Callable[[str], Sequence[Any]]
 ) -> Iterator[Problem]:
     schema, subject = schemas[0], shown(info.path)
-    for setting, column in (("image_column", wanted.image), ("caption_column", wanted.caption)):
+    for setting, column in (("image_column", info.image_column), ("caption_column", info.caption_column)):
         if column is None:
             continue
         remedy = f"set {setting} to the column that holds {_CONTENT[setting]}"
