@@ -33,12 +33,7 @@ DEVICE_MEMORY = "device memory"
 
 def find(text: str) -> FailurePattern | None:
     """The failure that this text of an exception or a log tells of."""
-    return next((each for each in _TABLE if each.pattern.search(text)), None)
-
-
-def patterns() -> tuple[FailurePattern, ...]:
-    """The whole table."""
-    return _TABLE
+    return next((each for each in PATTERNS if each.pattern.search(text)), None)
 
 
 def _row(code: ExitCode, subject: str, cause: str, remedy: str, *texts: str) -> FailurePattern:
@@ -48,7 +43,7 @@ def _row(code: ExitCode, subject: str, cause: str, remedy: str, *texts: str) -> 
 _ERROR = r"(?:CUDA|HIP)(?: driver)? error: "  # as PyTorch begins
 _CUDA = rf"(?:{_ERROR}|[Cc]uda failure (?:\d+ )?'|Error \d+: )"  # NCCL, and torch.cuda while it starts
 
-_TABLE = (
+PATTERNS = (
     _row(
         ExitCode.NO_HARDWARE,
         "/dev/shm",

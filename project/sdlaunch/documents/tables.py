@@ -52,7 +52,7 @@ def failures(language: str = "") -> str:
             f"{_subject(each.subject, language)}: {translate(each.cause)}",
             translate(each.remedy),
         ]
-        for each in failure_patterns.patterns()
+        for each in failure_patterns.PATTERNS
     ]
     return table(map(translate, ("code", "cause", "remedy")), rows)
 
