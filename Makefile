@@ -60,7 +60,7 @@ test-emit: setup
 
 # In an environment of its own, for the same reason.
 test-s3: setup
-	@PYTHON=$(PYTHON) bash tests/s3/set_up.sh
+	@PYTHON=$(PYTHON) bash tests/support/environment.sh s3
 	@$(VENV)/bin/python -m pytest --durations=3 tests/s3
 
 test-container: setup
