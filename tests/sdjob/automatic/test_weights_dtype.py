@@ -6,14 +6,10 @@ from sdjob.automatic import weights_dtype
 from sdjob.exit_codes import ExitCode
 from sdjob.settings import compatibility
 from sdjob.settings.compatibility import Topology
-from sdjob.settings.run_spec import RunSpec
+from tests.support.specs import spec
 
 GPU, OLD_GPU, UNKNOWN = Topology("cuda", 2, True, True), Topology("cuda", 2, False, True), Topology("cuda", 2)
 CPU = Topology("cpu", 2)
-
-
-def spec(**settings) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **settings)
 
 
 @pytest.mark.parametrize(

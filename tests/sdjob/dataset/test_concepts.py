@@ -4,7 +4,7 @@ import pytest
 
 from sdjob.dataset.concepts import concepts_of, read_concepts
 from sdjob.problems import JobError
-from sdjob.settings.run_spec import RunSpec
+from tests.support.specs import spec
 
 GOOD = """
 - instance_data_dir: dog
@@ -16,10 +16,6 @@ GOOD = """
   class_data_dir: cats
   weight: 0.5
 """
-
-
-def spec(**values) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
 
 
 def test_a_list(tmp_path):

@@ -7,11 +7,7 @@ from hypothesis import strategies as st
 from sdjob.dataset import validation_split
 from sdjob.dataset.formats import DatasetInfo
 from sdjob.dataset.formats.folder import FOLDER
-from sdjob.settings.run_spec import RunSpec
-
-
-def spec(**values) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
+from tests.support.specs import spec
 
 
 @pytest.mark.parametrize(

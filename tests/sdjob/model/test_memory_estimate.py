@@ -13,8 +13,8 @@ from sdjob.model.memory_estimate import OutputSizes, output_sizes
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.model.weights import Part, Tensor
 from sdjob.settings.compatibility import Topology
-from sdjob.settings.run_spec import RunSpec
 from tests.support import single
+from tests.support.specs import spec
 
 UNET, TEXT, VAE = 859_520_964, 123_060_480, 83_653_863
 FROZEN = TEXT + VAE
@@ -39,10 +39,6 @@ def sd14():
         "tokenizer": Part(Path("tokenizer"), ""),
     }
     return PipelineFolder(Path("sd14"), "StableDiffusionPipeline", "epsilon", parts)
-
-
-def spec(**values):
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
 
 
 def needed(model, topology=GPU, **values):

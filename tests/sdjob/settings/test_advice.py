@@ -6,11 +6,7 @@ import pytest
 
 from sdjob.settings.advice import high_rates, without_effect
 from sdjob.settings.optimizers import OPTIMIZERS
-from sdjob.settings.run_spec import RunSpec
-
-
-def spec(**values) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
+from tests.support.specs import spec
 
 
 @pytest.mark.parametrize(

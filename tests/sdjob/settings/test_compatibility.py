@@ -3,13 +3,9 @@
 import pytest
 
 from sdjob.settings.compatibility import Topology, problems, resolve_precision
-from sdjob.settings.run_spec import RunSpec
+from tests.support.specs import spec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
-
-
-def spec(**values):
-    return RunSpec(pretrained_model_name_or_path="/m", output_dir="/o", **values)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,7 @@
 import pytest
 
 from sdjob.settings import steps
-from sdjob.settings.run_spec import RunSpec
-
-
-def spec(**values) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
+from tests.support.specs import spec
 
 
 def test_a_step_sees_batch_times_accumulation_times_processes():

@@ -6,16 +6,12 @@ from typing import Any
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.settings.compatibility import Topology
-from sdjob.settings.run_spec import RunSpec
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.preflight import system_limits
 from tests.sdlaunch.test_plan import found, prepare
+from tests.support.specs import spec
 
 ONE_NODE = Cluster(1, 0, None, 2)
-
-
-def spec(**values) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **values)
 
 
 def job(model=None, **values) -> Any:

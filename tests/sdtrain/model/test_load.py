@@ -8,17 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
-from sdjob.settings.run_spec import RunSpec
 from sdtrain.model import load
+from tests.support.specs import spec
 
 
 def loaded(folder, precision="no"):
     source = find_pipeline(folder, None, allow_pickle=False)
     return load.load(source, precision, torch.device("cpu"), allow_pickle=False)
-
-
-def spec(**settings) -> RunSpec:
-    return RunSpec(pretrained_model_name_or_path="m", output_dir="o", **settings)
 
 
 def dtypes(module) -> set[torch.dtype]:
