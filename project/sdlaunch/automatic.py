@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sdjob.automatic import caching, compilation, compile_tools, example_sizes, weights_dtype
+from sdjob.automatic import caching, compilation, example_sizes, machine, weights_dtype
 from sdjob.automatic.choice import Choice
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.cluster import devices
 from sdlaunch.preflight import estimates
 from sdlaunch.preflight.job import Job
 from sdlaunch.timeouts import NoAnswer, Task
@@ -22,7 +21,7 @@ def chosen(job: Job) -> tuple[RunSpec, dict[str, str]]:
     spec, topology = job.spec, job.topology
     choices = {
         "weights_dtype": weights_dtype.choose(spec, topology),
-        "compile": compilation.choose(spec, topology, compile_tools.lacking(topology.device)),
+        "compile": compilation.choose(spec, topology, machine.lacking(topology.device)),
         **_caches(job),
     }
     automatic = {name: choice for name, choice in choices.items() if getattr(spec, name) == "auto"}
@@ -37,7 +36,7 @@ def _caches(job: Job) -> dict[str, Choice]:
         return {}
     shared = where.nodes == 1 or not spec.cache_dir
     free = _free(OutputLayout(job.mounts.output).cache(spec.cache_dir)) if shared else None
-    facts = caching.Facts(where.world_size, where.nproc_per_node, devices.host_memory(), free)
+    facts = caching.Facts(where.world_size, where.nproc_per_node, machine.host_memory(), free)
     latents = example_sizes.latents(spec, model, job.examples, job.topology)
     prompts = example_sizes.prompts(spec, model, job.examples, job.topology)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdjob.automatic import compilation, compile_tools, weights_dtype
+from sdjob.automatic import compilation, machine, weights_dtype
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
 from sdjob.dataset.detect import dataset_in
@@ -70,7 +70,7 @@ def resolve(spec: RunSpec, world: World, inputs: Inputs) -> RunSpec:
 def for_devices(spec: RunSpec, world: World) -> tuple[RunSpec, list[Problem]]:
     """The settings with what only these devices decide, and why they cannot run here."""
     topology = devices.topology(world.device_type, world.size)
-    lacking = compile_tools.lacking(topology.device)
+    lacking = machine.lacking(topology.device)
     problems = [*compatibility.problems(spec, topology), *compilation.problems(spec, topology, lacking)]
     found = {
         "device": world.device_type.name,

@@ -44,6 +44,6 @@ def test_a_disk_that_does_not_answer_is_not_waited_for(workspace, monkeypatch):
 
 
 def test_small_memory_sends_caches_to_the_disk(workspace, monkeypatch):
-    monkeypatch.setattr(automatic.devices, "host_memory", lambda: 1000)
+    monkeypatch.setattr(automatic.machine, "host_memory", lambda: 1000)
     found = prepare(workspace, center_crop="1").settings["cache_latents"]
     assert (found.value, found.source) == ("disk", "auto: each image is used 80 times")

@@ -16,7 +16,7 @@ _PASSES = 1000
 
 
 def choose(spec: RunSpec, topology: Topology, lacking: str) -> Choice:
-    """`lacking`: what this machine lacks to compile for the device, as `compile_tools.lacking` says."""
+    """`lacking`: what this machine lacks to compile for the device, as `machine.lacking` says."""
     if spec.compile != "auto":
         return Choice(spec.compile, "as set")
     device, passes = topology.device, spec.max_train_steps * spec.gradient_accumulation_steps

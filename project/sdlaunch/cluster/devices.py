@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from sdjob import failure_patterns
+from sdjob.automatic import machine
 from sdjob.formatting import counted
 from sdjob.problems import Problem, no_hardware
 from sdlaunch.cluster import nvml
@@ -92,7 +93,7 @@ def find(
 
 
 def _cpu(cores: int, why: str, problems: tuple[Problem, ...] = (), warnings: tuple[str, ...] = ()) -> Devices:
-    return Devices("cpu", cores, cores, why, None, host_memory(), problems, warnings)
+    return Devices("cpu", cores, cores, why, None, machine.host_memory(), problems, warnings)
 
 
 def _without_gpu(is_auto: bool, seen: Seen | None, cores: int, root: Path) -> Devices:
@@ -244,14 +245,3 @@ def usable_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):
         return cores
-
-
-def host_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that this machine has, or that the container may have where that is less; None: not known."""
-    known = []
-    with contextlib.suppress(OSError, ValueError):  # ValueError: not a name on this system
-        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in (cgroups / "memory.max", cgroups / "memory" / "memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
-            known.append(int(limit.read_text()))
-    return min(known, default=None)

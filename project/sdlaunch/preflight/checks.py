@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.automatic import compilation, compile_tools
+from sdjob.automatic import compilation, machine
 from sdjob.exit_codes import ExitCode
 from sdjob.formatting import counted
 from sdjob.model import part_compatibility, trainable
@@ -70,7 +70,7 @@ def _outcome(check: Check, task: Task[Sequence[Finding]], job: Job) -> Sequence[
 def _settings(job: Job) -> list[Problem]:
     model = job.contents.model
     of_model = part_compatibility.setting_problems(job.spec, model) if model else ()
-    lacking = "" if job.has_script else compile_tools.lacking(job.topology.device)
+    lacking = "" if job.has_script else machine.lacking(job.topology.device)
     return [
         *compatibility.problems(job.spec, job.topology),
         *compilation.problems(job.spec, job.topology, lacking),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.automatic import example_sizes
+from sdjob.automatic import example_sizes, machine
 from sdjob.automatic.example_sizes import CacheEntries
 from sdjob.dataset import validation_split
 from sdjob.failure_patterns import DEVICE_MEMORY, HOST_MEMORY
@@ -20,7 +20,6 @@ from sdjob.model.single_file import converted_folder
 from sdjob.output.layout import OutputLayout, step_folders
 from sdjob.problems import bad_output, no_hardware
 from sdjob.settings import steps
-from sdlaunch.cluster import devices
 from sdlaunch.preflight import lighter_settings
 from sdlaunch.preflight.job import Finding, Job
 from sdlaunch.preflight.leftovers import not_writable
@@ -81,7 +80,7 @@ def device_memory(job: Job) -> list[Finding]:
 def host_memory(job: Job) -> list[Finding]:
     """Caches in memory, of which each process of this node has its own."""
     caches = [entries for entries in _caches(job) if entries.where == "memory"]
-    available, processes = devices.host_memory(), job.cluster.nproc_per_node
+    available, processes = machine.host_memory(), job.cluster.nproc_per_node
     least = processes * sum(entries.least * entries.size for entries in caches)
     most = processes * sum(entries.total for entries in caches)
     if available is None or most <= _CLOSE * available:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
-from sdjob.automatic import caching, example_sizes
+from sdjob.automatic import caching, example_sizes, machine
 from sdjob.automatic.caching import Facts
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.settings import steps
@@ -19,7 +19,7 @@ from sdtrain.data.cached_encodings import cached_latents, cached_prompts, every_
 from sdtrain.data.scan import filled, scan
 from sdtrain.data.streams import Stream, StreamSet, prompts_of
 from sdtrain.data.training_images import TrainingImages, crop_of
-from sdtrain.runtime import devices, host_memory
+from sdtrain.runtime import devices
 
 
 def prepare_examples(
@@ -89,7 +89,7 @@ def _facts(context: RunContext) -> Facts:
     shared = processes == world.size or not spec.cache_dir
     existing = next((each for each in (folder, *folder.parents) if each.exists()), None)
     free = shutil.disk_usage(existing).free if shared and existing else None
-    return Facts(world.size, processes, host_memory.total(), free)
+    return Facts(world.size, processes, machine.host_memory(), free)
 
 
 def _crops_are_fixed(

@@ -1,4 +1,4 @@
-"""Memory of the host, all of it and what is available, within the limit of this container."""
+"""Memory of the host that is available, within the limit of this container."""
 
 from __future__ import annotations
 
@@ -18,15 +18,6 @@ _VERSIONS = (
 def available(cgroups: Path = _CGROUPS) -> int:
     """Bytes available: of the machine, or of the container if that is less."""
     return min([int(psutil.virtual_memory().available), *_available_in_container(cgroups)])
-
-
-def total(cgroups: Path = _CGROUPS) -> int:
-    """Bytes that the machine has, or that the container may have if that is less."""
-    limits = [int(psutil.virtual_memory().total)]
-    for folder, limit, *_ in _VERSIONS:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
-            limits.append(int((cgroups / folder / limit).read_text()))
-    return min(limits)
 
 
 def _available_in_container(cgroups: Path) -> list[int]:

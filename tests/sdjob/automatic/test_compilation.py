@@ -1,10 +1,8 @@
-"""Tests of compilation, compile_tools and choice: what `compile=auto` becomes, and what is refused."""
-
-import sysconfig
+"""Tests of compilation and choice: what `compile=auto` becomes, and what is refused."""
 
 import pytest
 
-from sdjob.automatic import compilation, compile_tools
+from sdjob.automatic import compilation
 from sdjob.automatic.choice import Choice
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
@@ -82,34 +80,3 @@ def test_what_is_refused_by_name(values, topology, lacking, code, found, remedy)
     assert (problem.code, problem.subject) == (code, "compile")
     assert found in problem.found
     assert remedy in problem.remedy
-
-
-def test_a_machine_with_a_compiler_and_headers(tmp_path, monkeypatch):
-    (tmp_path / "g++").touch(0o755)
-    (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert compile_tools.lacking("cpu", {"PATH": str(tmp_path)}) == ""
-    assert compile_tools.lacking("npu", {"PATH": ""}) == ""
-
-
-@pytest.mark.parametrize(
-    ("device", "environ", "lacking"),
-    [
-        ("cpu", {}, "compiler (g++ or clang++)"),
-        ("cuda", {}, "compiler (gcc or clang)"),
-        ("cpu", {"CXX": "no-such-compiler -O1"}, "compiler (no-such-compiler)"),
-        ("cpu", {"CXX": "cc1 -O1"}, "Python.h"),
-    ],
-)
-def test_what_a_machine_lacks(tmp_path, monkeypatch, device, environ, lacking):
-    (tmp_path / "cc1").touch(0o755)
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert compile_tools.lacking(device, {"PATH": str(tmp_path), **environ}) == lacking
-
-
-def test_compiling_for_cuda_needs_triton(tmp_path, monkeypatch):
-    (tmp_path / "gcc").touch(0o755)
-    (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    monkeypatch.setattr(compile_tools, "find_spec", lambda name: None)
-    assert compile_tools.lacking("cuda", {"PATH": str(tmp_path)}) == "triton"

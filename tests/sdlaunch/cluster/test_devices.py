@@ -4,7 +4,6 @@ import json
 import subprocess
 from functools import partial
 
-import psutil
 import pytest
 
 from sdlaunch.cluster import devices, nvidia, nvml
@@ -373,12 +372,3 @@ def test_the_build_of_torch_is_read_without_importing_it(tmp_path, monkeypatch, 
     assert nvidia.torch_build() == TorchBuild("2.13.0+cpu", *expected)
     (tmp_path / "version.py").unlink()
     assert nvidia.torch_build() is None
-
-
-def test_host_memory_is_limited_by_the_container(tmp_path):
-    installed = devices.host_memory(tmp_path)
-    assert installed == psutil.virtual_memory().total
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices.host_memory(tmp_path) == installed
-    (tmp_path / "memory.max").write_text("1048576\n")
-    assert devices.host_memory(tmp_path) == 1_048_576

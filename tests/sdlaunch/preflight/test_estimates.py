@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sdjob.automatic import machine
 from sdlaunch.cluster import devices
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.preflight import estimates
@@ -88,7 +89,7 @@ def test_captions_that_may_all_differ_are_a_warning(workspace, free, tmp_path):
 
 def test_caches_in_memory_are_in_every_process(workspace, monkeypatch):
     settings = {"cache_latents": "memory", "center_crop": "1"}
-    monkeypatch.setattr(devices, "host_memory", lambda: 19 * LATENT)
+    monkeypatch.setattr(machine, "host_memory", lambda: 19 * LATENT)
     problems = prepare(workspace, **settings, NPROC_PER_NODE="4").problems
     (problem,) = [problem for problem in problems if problem.subject == "cache_latents"]
     assert problem.code == 69

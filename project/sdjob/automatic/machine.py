@@ -1,7 +1,8 @@
-"""What torch.compile needs of a machine, found without compiling anything."""
+"""What a machine has: memory, and what torch.compile needs, found without compiling anything."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sysconfig
@@ -26,3 +27,14 @@ def lacking(device: str, environ: Mapping[str, str] = os.environ) -> str:
     if device == "cuda" and find_spec("triton") is None:
         return "triton"
     return ""
+
+
+def host_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this machine has, or that the container may have where that is less; None: not known."""
+    known = []
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not a name on this system
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in (cgroups / "memory.max", cgroups / "memory" / "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
+            known.append(int(limit.read_text()))
+    return min(known, default=None)
