@@ -81,7 +81,7 @@ def build(
     if options.launcher == "accelerate":
         start = _accelerate(spec, cluster, options, host.environ)
     else:
-        start = _torchrun(spec, cluster, options, host.environ, host.numa_binding)
+        start = _torchrun(cluster, options, host.environ, host.numa_binding)
     program = (*_SCRIPT, *script.words) if script else ("-m", "sdtrain", *worker_argv.render(spec))
     words = (word.replace("$", "$$") for word in program)  # torchrun replaces ${local_rank} and $$
     argv = (host.python, *start, *words)
@@ -91,9 +91,7 @@ def build(
     env = {**passed_on, **_environment(layout, cluster, host, passed_on, options)}
     if options.launcher == "accelerate":
         env |= {"ACCELERATE_USE_CPU": "true"} if spec.device == "cpu" else {}
-        env |= (
-            {} if cluster.endpoint else {"PET_LOCAL_ADDR": _HERE}
-        )  # torchrun's flag, which accelerate lacks
+        env |= {} if cluster.endpoint else {"PET_LOCAL_ADDR": _HERE}  # a flag of torchrun that accelerate lacks
     if spec.device == "cuda" and not any({**host.environ, **passed_on}.get(name) for name in _ALLOCATOR):
         # Segments that grow leave no unusable gaps between blocks of different sizes.
         env[_ALLOCATOR[0]] = "expandable_segments:True"
@@ -101,11 +99,7 @@ def build(
 
 
 def _torchrun(
-    spec: RunSpec,
-    cluster: Cluster,
-    options: LaunchOptions,
-    environ: Mapping[str, str],
-    numa_binding: str = "",
+    cluster: Cluster, options: LaunchOptions, environ: Mapping[str, str], numa_binding: str = ""
 ) -> tuple[str, ...]:
     return (
         *("-m", "torch.distributed.run"),
@@ -123,7 +117,7 @@ def _accelerate(
     """accelerate runs torchrun for several processes; a single one gets it here, for restarts."""
     start = ("-m", accelerate.MODULE, *accelerate.flags(spec, cluster, options.accelerate_config))
     if cluster.world_size == 1:
-        return (*start, *_torchrun(spec, cluster, options, environ))
+        return (*start, *_torchrun(cluster, options, environ))
     restarts = [f"--max_restarts={options.max_restarts}"] if options.max_restarts else []
     meeting = () if cluster.endpoint else ("--rdzv_backend=c10d", f"--rdzv_conf={_BY_FILE}")
     return (*start, *restarts, *meeting, f"--log_dir={os.devnull}")

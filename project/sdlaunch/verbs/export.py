@@ -59,14 +59,10 @@ class Export:
 
 
 def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
-    """Start the worker's part, and return its exit code."""
+    """Start the worker's part, and return its exit code; it ends with the launcher."""
     libraries = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     path = {"PYTHONPATH": child_process.python_path(home / "project", environ.get("PYTHONPATH"))}
-    with subprocess.Popen(job.argv, **child_process.options({**libraries, **environ, **path})) as process:
-        try:
-            return process.wait()
-        finally:
-            process.kill()  # if the launcher is stopped meanwhile
+    return subprocess.call(job.argv, **child_process.options({**libraries, **environ, **path}))
 
 
 def prepare(
