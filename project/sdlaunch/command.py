@@ -91,7 +91,9 @@ def build(
     env = {**passed_on, **_environment(layout, cluster, host, passed_on, options)}
     if options.launcher == "accelerate":
         env |= {"ACCELERATE_USE_CPU": "true"} if spec.device == "cpu" else {}
-        env |= {} if cluster.endpoint else {"PET_LOCAL_ADDR": _HERE}  # a flag of torchrun that accelerate lacks
+        env |= (
+            {} if cluster.endpoint else {"PET_LOCAL_ADDR": _HERE}
+        )  # a flag of torchrun that accelerate lacks
     if spec.device == "cuda" and not any({**host.environ, **passed_on}.get(name) for name in _ALLOCATOR):
         # Segments that grow leave no unusable gaps between blocks of different sizes.
         env[_ALLOCATOR[0]] = "expandable_segments:True"

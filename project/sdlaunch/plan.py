@@ -238,18 +238,7 @@ def _build(read: _Read, inspected: _Inspected, resolved: _Resolved, checked: che
     """Stage 5: everything in one value."""
     given, job, contents = read.settings, resolved.job, inspected.contents
     left = contents.left_to_script() if job.has_script else ()
-    problems = {
-        *read.misunderstood,
-        *given.problems,
-        *inspected.fetched.problems,
-        *inspected.accelerate.problems,
-        *inspected.cluster.problems,
-        *inspected.temporary.problems,
-        *(problem for problem in contents.problems if problem not in left),
-        *resolved.script_problems,
-        *accelerate.contradictions(inspected.accelerate, job.spec, job.cluster),
-        *checked.problems,
-    }
+    problems = _problems(read, inspected, resolved, checked, left)
     refused = (read.misunderstood, given.problems, inspected.cluster.problems, resolved.script_problems)
     script, where = resolved.script, job.cluster
     # Of a script also the values of its secret arguments, which only the command has.
@@ -264,7 +253,7 @@ def _build(read: _Read, inspected: _Inspected, resolved: _Resolved, checked: che
             *sharing.lines(job.devices, job.cluster, inspected.options, job.environ),
             *checked.notes,
         ),
-        network=(route.line(where.route, where.endpoint, job.environ),) if where.route and where.endpoint else (),
+        network=(route.line(where.route, where.endpoint or "", job.environ),) if where.route else (),
         launch=None if any(refused) else _launch(read, inspected, resolved, job.cluster),
         launch_on=functools.partial(_launch, read, inspected, resolved),
         problems=tuple(sorted(problems)),
@@ -291,6 +280,28 @@ def _build(read: _Read, inspected: _Inspected, resolved: _Resolved, checked: che
     )
 
 
+def _problems(
+    read: _Read,
+    inspected: _Inspected,
+    resolved: _Resolved,
+    checked: checks.Findings,
+    left: Sequence[Problem],
+) -> set[Problem]:
+    """Everything that is wrong, except what is left to a user's script."""
+    return {
+        *read.misunderstood,
+        *read.settings.problems,
+        *inspected.fetched.problems,
+        *inspected.accelerate.problems,
+        *inspected.cluster.problems,
+        *inspected.temporary.problems,
+        *(problem for problem in inspected.contents.problems if problem not in left),
+        *resolved.script_problems,
+        *accelerate.contradictions(inspected.accelerate, resolved.job.spec, resolved.job.cluster),
+        *checked.problems,
+    }
+
+
 def _shown(table: Mapping[str, Value]) -> dict[str, Value]:
     arguments = table["script_args"]
     hidden = without_secrets_in(arguments.value) if arguments.value else arguments.value
@@ -302,7 +313,6 @@ def _typed(name: str, given: Given, secrets: tuple[str, ...]) -> str:
     return redact(without_secrets_in(text) if name == "script_args" else text, secrets)
 
 
-    environ = read.variables
 def _launch(read: _Read, inspected: _Inspected, resolved: _Resolved, cluster: Cluster) -> LaunchPlan:
     """The command, in an environment with the folders of installed packages and with the network if allowed."""
     options, environ = inspected.options, dict(read.environ)

@@ -55,7 +55,9 @@ class CacheEntries:
 
     def __str__(self) -> str:
         """200 latents × 131 kB = 26.2 MB on disk"""
-        entries = ("up to " if self.most > self.least else "") + counted(self.most, self.name.removesuffix("s"))
+        entries = ("up to " if self.most > self.least else "") + counted(
+            self.most, self.name.removesuffix("s")
+        )
         return f"{entries} × {in_units(self.size)} = {in_units(self.total)} {_WHERE[self.where]}"
 
 

@@ -54,7 +54,9 @@ def _from_file(path: Path, own: Part, *, allow_pickle: bool) -> Part:
     named = {name if prefixed else key_names.VAE + name: tensor for name, tensor in header.tensors.items()}
     tensors = key_names.diffusers_tensors("", "vae", own.config, named)
     if not any(name.startswith("decoder.") for name in tensors):
-        found = f"is not a VAE in the layout of the original: it holds {counted(len(header.tensors), 'tensor')}"
+        found = (
+            f"is not a VAE in the layout of the original: it holds {counted(len(header.tensors), 'tensor')}"
+        )
         such_as = f", such as {few(sorted(header.tensors), 2)}" if header.tensors else ""
         raise JobError(bad_input(shown(path), found + such_as, "name the file or the folder of a VAE"))
     return replace(own, folder=path, pickled=False).with_tensors([path], tensors)

@@ -123,8 +123,7 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "dream_detail_preservation": Unsupported(_DREAM, ("1", "1.0")),
     "timestep_bias_strategy": Unsupported(_TIMESTEPS, ("none",)),
     **{
-        f"timestep_bias_{name}": Unsupported(_TIMESTEPS)
-        for name in ("begin", "end", "multiplier", "portion")
+        f"timestep_bias_{name}": Unsupported(_TIMESTEPS) for name in ("begin", "end", "multiplier", "portion")
     },
 }
 

@@ -206,9 +206,7 @@ RULES: Mapping[str, Rule] = {
     "class_tokens": setting("instance_prompt"),
     "class_image_dir": _class_images,
     "class_class_tokens": setting("class_prompt"),
-    "class_num_repeats": note(
-        "As many class images are used as num_class_images says, each once per epoch."
-    ),
+    "class_num_repeats": note("As many class images are used as num_class_images says, each once per epoch."),
     "image_dir": setting("DATASET_DIR"),
     "reg_data_dir": lost(
         "Set class_data_dir to the folder with the images themselves, with_prior_preservation=1 and class_prompt."

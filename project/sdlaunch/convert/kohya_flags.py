@@ -43,7 +43,9 @@ KOHYA_UNSUPPORTED: Mapping[str, Unsupported] = {
     **_same("persistent_data_loader_workers vae_batch_size text_encoder_batch_size", _READING),
     **_same("cache_info skip_cache_check disable_mmap_load_safetensors tokenizer_cache_dir", _READING),
     **_same("v2", "The architecture is read from the model."),
-    **_same("no_half_vae", "NaN or infinite values are found where they occur; the VAE of XL computes in fp32."),
+    **_same(
+        "no_half_vae", "NaN or infinite values are found where they occur; the VAE of XL computes in fp32."
+    ),
     **_same("save_state save_state_on_train_end save_last_n_epochs_state", _WHOLE_STATE),
     **_same("save_last_n_steps_state", _WHOLE_STATE),
     **_same("save_n_epoch_ratio", "Use checkpointing_steps."),

@@ -68,9 +68,9 @@ class Line:
 Rule = Callable[[Flag], Iterable[Line]]
 
 
-def setting(name: str, change: Callable[[str], str] = str, remark: str = "") -> Rule:
+def setting(name: str, change: Callable[[str], str] = str) -> Rule:
     """A flag with one value that is a setting under another name, or with another value."""
-    return lambda flag: [Line(str(flag), name, change(flag.text), remark)]
+    return lambda flag: [Line(str(flag), name, change(flag.text))]
 
 
 def fixed(name: str, value: str) -> Rule:

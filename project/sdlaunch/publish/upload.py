@@ -31,10 +31,6 @@ _TEMPORARY = (408, 425, 429)  # of the 4xx of HTTP
 _LAST = INDEX_FILE  # without it, half a result does not load
 
 
-class Refused(Exception):
-    """What another attempt would not change."""
-
-
 def main(arguments: Sequence[str]) -> int:
     action, text, *folder = arguments
     address = parse(text)
