@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sdjob.automatic import caching, compilation, example_sizes, machine, weights_dtype
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice, caching, compilation, example_sizes, machine, weights_dtype
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.preflight import estimates

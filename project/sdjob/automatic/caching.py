@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice
 from sdjob.automatic.example_sizes import CacheEntries
 from sdjob.formatting import counted, in_units
 from sdjob.settings import steps

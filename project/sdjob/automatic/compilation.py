@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice
 from sdjob.problems import Problem, bad_setting, no_hardware
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.plugins import PLUGINS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice
 from sdjob.formatting import counted
 
 _MOST_THREADS = 8  # more do not make the work of a step on the host faster, and get in the way of each other

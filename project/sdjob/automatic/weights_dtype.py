@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice
 from sdjob.settings import compatibility
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.plugins import PLUGINS

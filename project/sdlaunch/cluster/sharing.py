@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdjob.automatic import processes
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice, processes
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.devices import Devices
 from sdlaunch.settings.options import LaunchOptions

@@ -1,9 +1,8 @@
-"""Tests of compilation and choice: what `compile=auto` becomes, and what is refused."""
+"""Tests of compilation: what `compile=auto` becomes, and what is refused."""
 
 import pytest
 
-from sdjob.automatic import compilation
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice, compilation
 from sdjob.settings.compatibility import Topology
 from sdjob.settings.run_spec import RunSpec
 

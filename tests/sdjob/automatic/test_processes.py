@@ -1,7 +1,6 @@
 import pytest
 
-from sdjob.automatic import processes
-from sdjob.automatic.choice import Choice
+from sdjob.automatic import Choice, processes
 
 
 @pytest.mark.parametrize(
