@@ -130,28 +130,22 @@ def _chosen(gpus: Sequence[Unit], environ: Mapping[str, str]) -> tuple[list[Unit
     if listed is None:
         return list(gpus), None, []
     chosen: list[Unit] = []
-    entries = [entry.strip() for entry in listed.split(",")]
-    wrong = None
-    for entry in entries:
+    for entry in map(str.strip, listed.split(",")):
         unit = _unit(gpus, entry)
         if unit is None:
-            wrong = entry
             break
         if unit in chosen:  # CUDA takes none then
             return [], _hidden(f"{listed!r} names {entry} twice", gpus), []
         chosen.append(unit)
-    if wrong is None:
+    else:
         return chosen, None, []
     if chosen:
-        return (
-            chosen,
-            None,
-            [f"{VISIBLE}={listed!r}: {wrong!r} is not a device here; CUDA ignores it and what follows"],
-        )
+        ignored = f"{VISIBLE}={listed!r}: {entry!r} is not a device here; CUDA ignores it and what follows"
+        return chosen, None, [ignored]
     if listed.strip() in ("", "-1"):
         found = f"{listed!r} hides {'all ' if len(gpus) > 1 else ''}{counted(len(gpus), 'NVIDIA device')}"
     else:
-        found = f"{listed!r} names {wrong!r}, which is not a device here"
+        found = f"{listed!r} names {entry!r}, which is not a device here"
     return [], _hidden(found, gpus), []
 
 

@@ -58,45 +58,36 @@ def _flags_of_datasets(datasets: Sequence[Any]) -> tuple[list[Flag], list[Line]]
 def prepared(flags: Sequence[Flag]) -> tuple[list[Flag], list[Line]]:
     """Flags that depend on each other, as they mean alone; and those that others make ineffective."""
     by_name = {flag.name: flag for flag in flags}
-    kept = []
-    remarks = []
-    for flag in flags:
-        if flag.name == "max_train_steps" and "max_train_epochs" in by_name:
-            remarks.append(Line(str(flag), remark="max_train_epochs takes precedence there."))
-            continue
-        disk = by_name.get(f"{flag.name}_to_disk")
-        if flag.name in ("cache_latents", "cache_text_encoder_outputs") and disk and not disk.is_off:
-            remarks.append(Line(str(flag), remark=f"{disk.name} takes precedence."))
-            continue
-        if flag.name == "learning_rate" and {"unet_lr", "text_encoder_lr"} <= {*by_name}:
-            remarks.append(Line(str(flag), remark="unet_lr and text_encoder_lr take precedence."))
-            continue
-        if flag.name == "learning_rate" and "unet_lr" in by_name:
-            flag = replace(flag, name="text_encoder_lr", written=str(flag))
-        kept.append(flag)
-    repeats = by_name.get("num_repeats", by_name.get("dataset_repeats"))
-    if repeats and repeats.text.isdigit():
-        kept = [_repeated(flag, int(repeats.text)) for flag in kept]
-    steps = "" if "max_train_epochs" in by_name else by_name.get("max_train_steps", Flag("", ("1600",))).text
-    kept = [_in_steps(flag, steps) if flag.name == "lr_warmup_steps" else flag for flag in kept]
-    return kept, remarks
+    ineffective = [(flag, _why_ineffective(flag, by_name)) for flag in flags]
+    remarks = [Line(str(flag), remark=why) for flag, why in ineffective if why]
+    return [_alone(flag, by_name) for flag, why in ineffective if not why], remarks
 
 
-def _repeated(flag: Flag, repeats: int) -> Flag:
-    """Epochs of images that are repeated."""
-    if flag.name == "max_train_epochs" and flag.text.isdigit():
-        return replace(
-            flag, values=(str(int(flag.text) * repeats),), written=f"{flag} × num_repeats {repeats}"
-        )
-    return flag
+def _why_ineffective(flag: Flag, others: Mapping[str, Flag]) -> str:
+    """What takes the place of a flag; "": nothing."""
+    if flag.name == "max_train_steps" and "max_train_epochs" in others:
+        return "max_train_epochs takes precedence there."
+    disk = others.get(f"{flag.name}_to_disk")
+    if flag.name in ("cache_latents", "cache_text_encoder_outputs") and disk and not disk.is_off:
+        return f"{disk.name} takes precedence."
+    if flag.name == "learning_rate" and {"unet_lr", "text_encoder_lr"} <= {*others}:
+        return "unet_lr and text_encoder_lr take precedence."
+    return ""
 
 
-def _in_steps(flag: Flag, steps: str) -> Flag:
-    """A warm-up below 1 is a fraction of the steps."""
-    if re.fullmatch(r"0?\.\d+", flag.text) and steps.isdigit():
-        return replace(
-            flag, values=(str(round(float(flag.text) * int(steps))),), written=f"{flag} of {steps} steps"
-        )
+def _alone(flag: Flag, others: Mapping[str, Flag]) -> Flag:
+    """The flag that means the same without the others: epochs of images that are repeated, a fraction of the steps."""
+    if flag.name == "learning_rate" and "unet_lr" in others:
+        return replace(flag, name="text_encoder_lr", written=str(flag))
+    repeats = others.get("num_repeats", others.get("dataset_repeats", Flag(""))).text
+    if flag.name == "max_train_epochs" and flag.text.isdigit() and repeats.isdigit():
+        epochs = str(int(flag.text) * int(repeats))
+        return replace(flag, values=(epochs,), written=f"{flag} × num_repeats {int(repeats)}")
+    steps = others.get("max_train_steps", Flag("", ("1600",))).text
+    is_fraction = "max_train_epochs" not in others and re.fullmatch(r"0?\.\d+", flag.text)
+    if flag.name == "lr_warmup_steps" and is_fraction and steps.isdigit():
+        warm_up = str(round(float(flag.text) * int(steps)))
+        return replace(flag, values=(warm_up,), written=f"{flag} of {steps} steps")
     return flag
 
 

@@ -1,4 +1,4 @@
-"""Which weights `weights_dtype=auto` computes with. Tests of weights_dtype.py and choice.py."""
+"""Which weights `weights_dtype=auto` computes with. Tests of weights_dtype.py."""
 
 import pytest
 
