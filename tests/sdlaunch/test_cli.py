@@ -136,3 +136,12 @@ def test_doctor_takes_no_settings_and_looks_at_no_mounts(argv, found, capsys):
     assert cli.main([*argv, "--json"], {}, Path()) == 64
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert found in problem["found"]
+
+
+@pytest.mark.parametrize("verb", ["export", "publish", "convert", "init"])
+def test_a_verb_does_nothing_after_words_that_mean_nothing(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "output"
+    assert cli.main(["!?", verb], {"OUTPUT_DIR": str(output)}, tmp_path) == 64
+    assert "'!?' is neither a verb nor a setting" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
