@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu.budget import too_late
 
 _PROBE = Path(__file__).parents[1] / "peer" / "probe.py"
 _STEPS, _SKIPPED = 16, 6
@@ -41,11 +44,11 @@ def rows(*, on_gpu: bool) -> Iterator[Row]:
     yield Row("bf16, TF32, 8-bit Adam", 64, (*_BEST, "--use_8bit_adam"))
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """images/s of the steps after the first."""
+def measure(row: Row, seconds: float) -> dict[str, Any]:
+    """images/s of the steps after the first, measured within so many seconds."""
     if not script().is_file():
         return {"outcome": "refused", "why": f"no {_SCRIPT} (benchmarks/gpu/carry.sh fetches it)"}
-    tiny = not row.flags
+    end, tiny = time.monotonic() + seconds, not row.flags
     with tempfile.TemporaryDirectory() as folder:
         model, data = Path(folder) / "model", Path(folder) / "data"
         code = "from benchmarks.gpu import peer; import sys; peer.write(*sys.argv[1:])"
@@ -63,11 +66,13 @@ def measure(row: Row) -> dict[str, Any]:
             *row.flags,
         ]
         command = [sys.executable, str(_PROBE), f"{folder}/times", str(script()), *flags]
-        limit = 900 if tiny else 120
+        limit, left = 900 if tiny else 200, max(1.0, end - time.monotonic())
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=min(limit, left)
+            )
         except subprocess.TimeoutExpired:
-            return {"outcome": "failed", "why": f"no result after {limit} s"}
+            return too_late(limit, left)
         file = Path(folder) / "times-0.json"
         notes = json.loads(file.read_text()) if file.exists() else {"ends": []}
     ends = [wall for wall, _ in notes["ends"]]

@@ -13,19 +13,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import peer, prediction
+from benchmarks.gpu.budget import NO_TIME, Budget, too_late
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.reporting import report
 from sdtrain.tools import synthetic
 
+Measure = Callable[[float], dict[str, Any]]  # within so many seconds
 PARTS = ("ladder", "peer", "batches", "sd2", "lora")
-_PER_ROW = {"cuda": 100, "cpu": 900}  # seconds after which a row is ended
+_PER_ROW = {"cuda": 200, "cpu": 900}  # seconds after which a row is ended
+_GUESSES = {
+    "eager": 45.0,
+    "compiled": 90.0,
+    "peer": 90.0,
+}  # seconds of a row, before one of its kind is measured
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class Row:
     @property
     def compiled(self) -> bool:
         return self.settings.get("compile", "off") != "off"
+
+    @property
+    def kind(self) -> str:
+        return "compiled" if self.compiled else "eager"
 
     @property
     def attention(self) -> str:
@@ -100,53 +112,55 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [all]")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--seconds", type=float, default=420, help="after which no row is started [%(default)s]"
+        "--seconds", type=float, default=520, help="after which everything has ended [%(default)s]"
     )
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
     asked.output.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + asked.seconds
+    budget = Budget(asked.seconds, _GUESSES)
     name = _gpu()
-    table = _Table(asked.output, name)
+    device = "cuda" if name else "cpu"
+    table = _Table(asked.output, name, budget)
     for part in asked.parts or PARTS:
         if part == "peer":
             for row in peer.rows(on_gpu=bool(name)):
-                table.measure(
-                    f"diffusers script: {row.name}", row.batch, end, lambda row=row: peer.measure(row)
-                )
+                title = f"diffusers script: {row.name}"
+                table.measure(title, row.batch, "peer", partial(peer.measure, row))
             continue
         for row in rows(part, on_gpu=bool(name)):
             if row.batch == 64 and row.name in table.out_of_memory:
                 row = replace(row, batch=32)
-            table.measure(
-                row.name, row.batch, end, lambda row=row: _measured(row, "cuda" if name else "cpu"), row
-            )
+            table.measure(row.name, row.batch, row.kind, partial(_measured, row, device), row)
     return int(any(row["outcome"] == "failed" for row in table.rows))
 
 
 class _Table:
     """The rows so far, on disk."""
 
-    def __init__(self, output: Path, device: str) -> None:
+    def __init__(self, output: Path, device: str, budget: Budget) -> None:
         today = datetime.now(timezone.utc).date().isoformat()
         self._stem = output / f"{today}-speed-{'cuda' if device else 'cpu'}"
         self._device = device or f"{os.cpu_count()} CPU cores"
         file = self._stem.with_suffix(".json")
         self.rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
-        self.rows = [row for row in self.rows if row["outcome"] != "no time left"]
+        self.rows = [row for row in self.rows if row["outcome"] != NO_TIME]
+        self._budget = budget
+        for row in self.rows:
+            if row["outcome"] == "ok":
+                budget.learn(row["kind"], row["seconds"])
 
     @property
     def out_of_memory(self) -> set[str]:
         return {row["name"] for row in self.rows if row["outcome"] == "oom"}
 
-    def measure(self, name: str, batch: int, end: float, measure: Any, row: Row | None = None) -> None:
-        """Measure a row that is not there yet, and write it."""
+    def measure(self, name: str, batch: int, kind: str, measure: Measure, row: Row | None = None) -> None:
+        """Measure a row that is not there yet, unless it would not end in time, and write it."""
         if any((each["name"], each["batch"]) == (name, batch) for each in self.rows):
             return
         started = time.monotonic()
-        left = end - started
-        found = measure() if left > 0 else {"outcome": "no time left"}
+        why = self._budget.why_not(kind)
+        found = {"outcome": NO_TIME, "why": why} if why else measure(self._budget.left)
         predicted = row.predicted if row else None
         if predicted and "images_per_second" in found:
             cost, bound = predicted
@@ -157,7 +171,10 @@ class _Table:
                 "of_bound": rate / bound,
                 "predicted_peak_bytes": cost.peak,
             }
-        found = {"name": name, "batch": batch, "seconds": time.monotonic() - started, **found}
+        seconds = time.monotonic() - started
+        if found["outcome"] == "ok":
+            self._budget.learn(kind, seconds)
+        found = {"name": name, "batch": batch, "kind": kind, "seconds": seconds, **found}
         self.rows.append(found)
         print(_line(found), flush=True)
         self._write()
@@ -220,17 +237,18 @@ def flags(row: Row) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def _measured(row: Row, device: str) -> dict[str, Any]:
-    """Run one row in its own process."""
+def _measured(row: Row, device: str, seconds: float) -> dict[str, Any]:
+    """Run one row in its own process, for at most so many seconds."""
+    limit = _PER_ROW[device]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.json"
         command = [sys.executable, "-m", "sdtrain.tools.benchmark_case", row.model, str(file), *flags(row)]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=_PER_ROW[device]
+                command, capture_output=True, text=True, check=False, timeout=min(limit, seconds)
             )
         except subprocess.TimeoutExpired:
-            return {"outcome": "failed", "why": f"no result after {_PER_ROW[device]} s"}
+            return too_late(limit, seconds)
         found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if "images_per_second" in found:
         return {"outcome": "ok", **found}

@@ -2,7 +2,8 @@
 # Measure the speed of one GPU in one call under 9 minutes: one technique at a time, batch sizes, Stable Diffusion 2, LoRA,
 # and the example script of diffusers, each next to what was predicted.
 #   speed.sh [PART …]   ladder, peer, batches, sd2, lora; without PART: all
-# After 420 seconds (--seconds) no further row is started; a second call goes on where the first ended. Needs no network.
+# Everything ends within 520 seconds (--seconds): a row starts only if the longest of its kind would end in time. A second
+# call goes on where the first ended. Needs no network.
 # Without a GPU it is a dry run with a tiny model. Results: benchmarks/results/ (RESULTS moves them).
 set -euo pipefail
 cd "$(dirname "$0")/../.."

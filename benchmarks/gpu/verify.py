@@ -1,7 +1,8 @@
 """What `verify.sh` runs: every strategy × precision against fp32 on the CPU, attention kernels, the speed table.
 
-Each case trains a tiny pipeline for 3 steps, is started again to reach 6, and exports. Its losses, and the norms of its
-gradients in every step, are compared with those of one CPU process in fp32: TOLERANCE and OF_NORMS, relative.
+Each case trains a tiny pipeline for 3 steps, is started again to reach 6, and exports. Compared with one CPU process in
+fp32, relative: the losses (TOLERANCE), the norms of the gradients in every step (OF_NORMS), and the gradients of the
+first 3 steps element by element, of all tensors together (OF_NORMS again) and of the one that differs most (OF_WORST).
 `two_ranks` has both ranks on one GPU, over gloo. Cases whose result is there already are not repeated.
 """
 
@@ -13,57 +14,84 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 import sdtrain.loop
 import sdtrain.run  # noqa: F401  (before the forks)
+from benchmarks.gpu import attention_kernels, gradients
+from benchmarks.gpu.budget import Budget
 from sddemo.scenes import caption, render, scenes
 from sddemo.tiny_pipeline import make_tiny_pipeline
 from sdjob.output.layout import OutputLayout
 from sdjob.settings import compatibility
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.model import attention
 from sdtrain.reporting import report
 from tests.support.worker import flags, in_ranks
 
-Run = Callable[[int, dict[str, Any]], str]
+Run = Callable[[int, dict[str, Any]], str]  # of so many ranks; returns the reason of a failure
 _AT_ONCE = 4  # cases that are started, since each imports for seconds
+_GUESSES = {"case": 60.0, "attention": 40.0, "speed": 60.0}  # seconds, before one is measured
 
 TOLERANCE = {"no": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 OF_NORMS = {"no": 1e-3, "fp16": 5e-2, "bf16": 1e-1}
+OF_WORST = {"no": 1e-2, "fp16": 1e-1, "bf16": 3e-1}  # a tensor without a gradient is off by 1
 STEPS, BATCH = 6, 4
+FIRST = STEPS // 2  # steps before the second start
 EXTRAS: dict[str, tuple[dict[str, Any], ...]] = {
-    "torch_ddp": ({"weights_dtype": "bf16"},),
+    "torch_ddp": ({"weights_dtype": "bf16"}, {"mixed_precision": "bf16", "compile": "blocks"}),
     "fsdp": ({"reshard_after_forward": False}, {"cpu_offload": True}),
     "low_level_zero": ({"zero_stage": 2}, {"cpu_offload": True}),
     "gemini": ({"placement": "cpu"}, {"placement": "auto"}),
 }
-# Channels of a head: Stable Diffusion 1.x and 2.x.
-HEADS = (40, 64, 80, 160)
 
 
 PARTS = (*PLUGINS, "two_ranks", "attention", "speed")
 TOGETHER = {"strategies": (*PLUGINS, "two_ranks"), "everything": PARTS}
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What all parts of a call share."""
+
+    output: Path  # of the results
+    folder: Path  # of inputs and runs
+    device_type: str
+    budget: Budget
+    apart: bool
+    quick: bool
+
+    @property
+    def forks(self) -> bool:
+        return self.device_type == "cpu" and not self.apart
+
+
 def main() -> int:
+    asked = _asked()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    budget = Budget(asked.seconds, _GUESSES)
+    with tempfile.TemporaryDirectory() as folder:
+        call = _Call(asked.output, Path(folder), _device(), budget, apart=asked.apart, quick=asked.quick)
+        outcomes = [_part(call, part) for part in asked.parts]
+    return int(not all(outcomes))
+
+
+def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join((*PARTS, *TOGETHER))} [everything]"
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--seconds", type=float, default=500, help="after which no case is started [%(default)s]"
+        "--seconds", type=float, default=500, help="after which everything has ended [%(default)s]"
     )
     parser.add_argument("--apart", action="store_true", help="start processes on a CPU too, as on a GPU")
     parser.add_argument("--quick", action="store_true", help="fewer cases and a table of two strategies")
@@ -71,100 +99,107 @@ def main() -> int:
     parts = [each for name in asked.parts or ["everything"] for each in TOGETHER.get(name, (name,))]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}: use {', '.join((*PARTS, *TOGETHER))}")
-    asked.output.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + asked.seconds
-    device_type = _device()
-    outcomes = []
-    with tempfile.TemporaryDirectory() as folder:
-        for part in dict.fromkeys(parts):
-            if part == "attention":
-                _keep(asked.output, device_type, part, _attention(device_type))
-            elif part == "speed":
-                outcomes.append(_speed(asked.output, device_type, end - time.monotonic(), quick=asked.quick))
-            else:
-                outcomes.append(_strategy(asked, Path(folder), part, device_type, end))
-    return int(not all(outcomes))
+    asked.parts = list(dict.fromkeys(parts))
+    return asked
 
 
-def _strategy(asked: argparse.Namespace, folder: Path, plugin: str, device_type: str, end: float) -> bool:
+def _part(call: _Call, part: str) -> bool:
+    """Run a part and write its result; returns whether nothing is wrong."""
+    if part not in ("attention", "speed"):
+        return _strategy(call, part)
+    if why := call.budget.why_not(part):
+        print(f"{part}: not started: {why}", flush=True)
+        return True
+    if part == "speed":
+        return _speed(call)
+    _keep(call, part, attention_kernels.in_process(call.device_type, call.budget.left))
+    return True
+
+
+def _strategy(call: _Call, plugin: str) -> bool:
     """Run all cases of one plugin and write the result after each; returns whether none is wrong."""
-    inputs = _inputs(folder)
     two = plugin == "two_ranks"
-    processes = 2 if two else 1 if device_type == "cpu" else _count()
-    run = _forked if device_type == "cpu" and not asked.apart else _started
-    if two and run is _started and device_type == "cuda":
-        run = _on_one_gpu
-    found = _reference(folder / "reference", inputs, _forked if run is _forked else _started)
-    done = _done(asked.output, device_type, plugin)
+    processes = 2 if two else 1 if call.device_type == "cpu" else _count()
+    run: Run = _forked if call.forks else partial(_started, call.budget)
+    done = _done(call, plugin)
 
     def row(case: dict[str, Any]) -> dict[str, Any]:
-        if _name(case) in done:
-            return done[_name(case)]
-        if time.monotonic() > end:
-            return {"case": _name(case), "outcome": "not started", "why": f"{asked.seconds:.0f} s are over"}
-        return _case(folder, inputs, found, case, processes, device_type, run)
+        name = _name(case)
+        if name in done:
+            return done[name]
+        if why := _refused(case, processes):
+            return {"case": name, "outcome": "refused", "why": why}
+        if why := call.budget.why_not("case"):
+            return {"case": name, "outcome": "not started", "why": why}
+        wanted = _reference(call.folder / "reference", inputs, run)
+        on_one = two and call.device_type == "cuda"
+        case_run = partial(_started, call.budget, module="benchmarks.gpu.on_one_gpu") if on_one else run
+        with call.budget.row("case"):
+            return _case(call.folder / plugin, inputs, wanted, case, processes, case_run)
 
+    inputs = _inputs(call.folder)
+    cases = _cases("torch_ddp" if two else plugin, call.device_type, call.quick or two)
+    if not call.budget.why_not("case") and any(_name(case) not in done for case in cases):
+        _reference(call.folder / "reference", inputs, run)  # before the threads, which share it
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(
-        _AT_ONCE
-    ) as threads:  # started processes import for seconds; forks would inherit threads
-        cases = _cases("torch_ddp" if two else plugin, device_type, asked.quick or two)
-        one_by_one = run is _forked
-        for each in map(row, cases) if one_by_one else threads.map(row, cases):
+    # Started processes import for seconds; forks would inherit threads.
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for each in map(row, cases) if call.forks else threads.map(row, cases):
             rows.append(each)
-            _keep(asked.output, device_type, plugin, rows)
+            _keep(call, plugin, rows)
     return all(row["outcome"] != "wrong" for row in rows)
 
 
 def _reference(output: Path, inputs: dict[str, Any], run: Run) -> dict[str, Any]:
-    """The report of one process on the CPU in fp32; computed once."""
-    if (output / "report.json").exists():
-        return _report(output)
-    return _trained(output, inputs, 1, {"plugin": "none", "device": "cpu"}, run)
+    """The report of one process on the CPU in fp32, and its gradients; trained once."""
+    if not (output / "report.json").exists():
+        _trained(output, inputs, 1, {"plugin": "none", "device": "cpu"}, run)
+    checkpoint = OutputLayout(output).step_folder(FIRST)
+    return {**_report(output), "gradients": gradients.read(checkpoint, gradients.shapes(checkpoint))}
 
 
 def _forked(size: int, settings: dict[str, Any]) -> str:
-    """Run forked ranks, which need no imports but must not follow any use of a GPU; returns the reason of a failure."""
+    """In forked ranks, which need no imports but must not follow any use of a GPU."""
     codes = in_ranks(size, **settings)
     return "" if codes == [0] * size else f"exit codes {codes}"
 
 
-def _on_one_gpu(size: int, settings: dict[str, Any]) -> str:
-    return _started(size, settings, "benchmarks.gpu.on_one_gpu")
-
-
-def _started(size: int, settings: dict[str, Any], module: str = "sdtrain") -> str:
-    """The same under torchrun, as in a job."""
+def _started(budget: Budget, size: int, settings: dict[str, Any], module: str = "sdtrain") -> str:
+    """Under torchrun, as in a job. Raises subprocess.TimeoutExpired when the time of the call is over."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     done = subprocess.run(
-        [*command, "-m", module, *flags(**settings)], capture_output=True, text=True, check=False
+        [*command, "-m", module, *flags(**settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=budget.left,
     )
     return "" if done.returncode == 0 else f"{done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
 
 
-def _done(output: Path, device_type: str, part: str) -> dict[str, Any]:
+def _done(call: _Call, part: str) -> dict[str, Any]:
     """The cases of an earlier call that need not be repeated, of today on a GPU."""
-    if device_type == "cpu":
+    if call.device_type == "cpu":
         return {}
-    files = output.glob(f"{datetime.now(timezone.utc).date().isoformat()}-verify-{device_type}-{part}.json")
+    today = datetime.now(timezone.utc).date().isoformat()
+    files = call.output.glob(f"{today}-verify-{call.device_type}-{part}.json")
     rows = (row for file in files for row in json.loads(file.read_text())["rows"])
     return {row["case"]: row for row in rows if row["outcome"] in ("right", "refused")}
 
 
-def _keep(output: Path, device_type: str, part: str, rows: list[dict[str, Any]]) -> None:
+def _keep(call: _Call, part: str, rows: list[dict[str, Any]]) -> None:
     """Write the rows so far, so that an early end keeps them."""
+    on_gpu = call.device_type == "cuda"
     found = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "part": part,
-        "device": device_type,
-        "device_name": _ask("torch.cuda.get_device_name()")
-        if device_type == "cuda"
-        else f"{os.cpu_count()} CPU cores",
-        "processes": 1 if device_type == "cpu" else _count(),
+        "device": call.device_type,
+        "device_name": _ask("torch.cuda.get_device_name()") if on_gpu else f"{os.cpu_count()} CPU cores",
+        "processes": 1 if call.device_type == "cpu" else _count(),
         "versions": report.versions(),
         "rows": rows,
     }
-    stem = output / f"{found['date']}-verify-{device_type}-{part}"
+    stem = call.output / f"{found['date']}-verify-{call.device_type}-{part}"
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     stem.with_suffix(".md").write_text(_page(found))
 
@@ -200,11 +235,14 @@ def _inputs(folder: Path) -> dict[str, Any]:
 
 
 def _cases(plugin: str, device_type: str, quick: bool) -> list[dict[str, Any]]:
-    return [
+    """Each precision of the plugin with its extra settings, some of which name the precision."""
+    cases = [
         {"plugin": plugin, "mixed_precision": precision, "device": device_type, **extra}
         for precision in PLUGINS[plugin].precisions
         for extra in ({}, *(() if quick else EXTRAS.get(plugin, ())))
+        if not (device_type == "cpu" and "compile" in extra)  # minutes
     ]
+    return list({_name(case): case for case in cases}.values())
 
 
 def _name(case: dict[str, Any]) -> str:
@@ -215,46 +253,56 @@ def _name(case: dict[str, Any]) -> str:
     )
 
 
+def _ranks(case: dict[str, Any], processes: int) -> int:
+    return 1 if case["plugin"] == "none" else processes
+
+
+def _refused(case: dict[str, Any], processes: int) -> str:
+    """Why a job with these settings would be refused; empty: it would not."""
+    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **case)
+    bf16 = None if case["device"] == "cpu" else True
+    topology = compatibility.Topology(case["device"], _ranks(case, processes), bf16)
+    return "".join(str(problem) for problem in compatibility.problems(spec, topology)[:1])
+
+
 def _case(
     folder: Path,
     inputs: dict[str, Any],
-    reference: dict[str, Any],
+    wanted: dict[str, Any],
     case: dict[str, Any],
     processes: int,
-    device_type: str,
     run: Run,
 ) -> dict[str, Any]:
-    """Train, resume and export one case, and compare it."""
+    """Train, resume and export one case, and compare it with the reference."""
     name = _name(case)
     print(name, flush=True)
-    row: dict[str, Any] = {"case": name}
-    spec = RunSpec(pretrained_model_name_or_path="-", output_dir="-", **case)
-    size = 1 if case["plugin"] == "none" else processes
-    if problems := compatibility.problems(
-        spec, compatibility.Topology(device_type, size, None if device_type == "cpu" else True)
-    ):
-        return {**row, "outcome": "refused", "why": str(problems[0])}
-    output = folder / name.replace(" ", "-").replace("=", "-")
+    size, output = _ranks(case, processes), folder / name.replace(" ", "-").replace("=", "-")
+    shapes = {key: tensor.shape for key, tensor in wanted["gradients"].items()}
     try:
-        _trained(output, inputs, size, {**case, "max_train_steps": STEPS // 2}, run)
+        _trained(output, inputs, size, {**case, "max_train_steps": FIRST}, run)
+        moments = gradients.read(OutputLayout(output).step_folder(FIRST), shapes)
         found = _trained(output, inputs, size, case, run)
         _check_export(output, inputs)
+    except subprocess.TimeoutExpired:
+        return {"case": name, "outcome": "not started", "why": "the time was over before it ended"}
     except RuntimeError as error:
-        return {**row, "outcome": "wrong", "why": str(error)}
+        return {"case": name, "outcome": "wrong", "why": str(error)}
     precision = case["mixed_precision"]
-    off = max(abs(found[key] / reference[key] - 1) for key in ("mean_loss", "final_loss"))
-    norms = zip(found["gradient_norms"], reference["gradient_norms"], strict=True)
-    norm_off = max(abs(each / wanted - 1) for each, wanted in norms)
-    right = (
-        off <= TOLERANCE[precision]
-        and norm_off <= OF_NORMS[precision]
-        and found["resumed_from_step"] == STEPS // 2
-    )
+    difference = gradients.compared(moments, wanted["gradients"])
+    norms = zip(found["gradient_norms"], wanted["gradient_norms"], strict=True)
+    off = {
+        "loss_off": max(abs(found[key] / wanted[key] - 1) for key in ("mean_loss", "final_loss")),
+        "norm_off": max(abs(each / expected - 1) for each, expected in norms),
+        "gradients_off": difference.all,
+        "worst_off": difference.worst,
+    }
+    limits = (TOLERANCE[precision], OF_NORMS[precision], OF_NORMS[precision], OF_WORST[precision])
+    right = all(each <= limit for each, limit in zip(off.values(), limits, strict=True))
     return {
-        **row,
-        "outcome": "right" if right else "wrong",
-        "loss_off": off,
-        "norm_off": norm_off,
+        "case": name,
+        "outcome": "right" if right and found["resumed_from_step"] == FIRST else "wrong",
+        **off,
+        "worst": difference.name,
         "tolerance": TOLERANCE[precision],
         "peak_memory_bytes": found["peak_memory_bytes"],
     }
@@ -267,7 +315,9 @@ def _trained(
         "resolution": 32,
         "train_batch_size": BATCH // size,
         "use_ema": True,
+        "allow_tf32": False,  # which rounds fp32 to 10 bits
         "max_train_steps": STEPS,
+        "checkpointing_steps": FIRST,
         "logging_steps": 1,
     }
     if failure := run(size, {**inputs, "output_dir": output, **settings, **case}):
@@ -293,56 +343,20 @@ def _check_export(output: Path, inputs: dict[str, Any]) -> None:
             raise RuntimeError("the exported U-Net has other weights than its source")
 
 
-def _attention(device_type: str) -> list[dict[str, Any]]:
-    """Difference of each backend from math in fp32, in a process that may use the GPU; or why it cannot run."""
-    code = "import json; from benchmarks.gpu import verify; print(json.dumps(verify.attention_rows({!r})))"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(device_type)], capture_output=True, text=True, check=True
-    )
-    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return rows
-
-
-def attention_rows(device_type: str) -> list[dict[str, Any]]:
-    device = torch.device(device_type)
-    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
-    rows = []
-    for size in HEADS:
-        generator = torch.Generator().manual_seed(size)
-        q, k, v = (torch.randn(2, 8, 256, size, generator=generator).to(device, dtype) for _ in range(3))
-        with attention.chosen("math"):
-            wanted = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
-        for name in ("flash", "cudnn", "efficient", "xformers"):
-            row: dict[str, Any] = {
-                "backend": name,
-                "head": size,
-                "why_not": attention.failure(name, size, device, dtype),
-            }
-            if not row["why_not"]:
-                if name == "xformers":
-                    from xformers.ops import memory_efficient_attention
-
-                    found = memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(
-                        1, 2
-                    )
-                else:
-                    with attention.chosen(name):
-                        found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-                row["off"] = float((found.float() - wanted).norm() / wanted.norm())
-            rows.append(row)
-    return rows
-
-
-def _speed(output: Path, device_type: str, seconds: float, *, quick: bool) -> bool:
+def _speed(call: _Call) -> bool:
     """Write the table of speeds, with and without caches: at the size of SD 1.4 on a GPU, of the tiny model on a CPU.
 
-    `sdtrain.tools.benchmark` writes its result itself, after each row."""
+    `sdtrain.tools.benchmark` writes its result itself, after each row, and keeps the rows of an earlier call."""
     small = ["--model", "tiny", "--batch_sizes", "2", "--steps", "4", "--skip_steps", "1"]
-    large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "12", "--skip_steps", "4"]
-    command = [sys.executable, "-m", "sdtrain.tools.benchmark", *(large if device_type == "cuda" else small)]
-    command += ["--cached", "both", "--seconds", str(max(seconds, 0)), "--output", str(output)]
-    done = subprocess.run([*command, *(("--plugins", "torch_ddp,fsdp") if quick else ())], check=False)
-    return done.returncode == 0
+    large = ["--model", "sd14", "--batch_sizes", "8,32", "--steps", "12", "--skip_steps", "4", "--resume"]
+    on_gpu = call.device_type == "cuda"
+    command = [sys.executable, "-m", "sdtrain.tools.benchmark", *(large if on_gpu else small)]
+    command += ["--cached", "both", "--seconds", str(call.budget.left), "--output", str(call.output)]
+    command += ["--plugins", "torch_ddp,fsdp"] if call.quick else []
+    try:
+        return subprocess.run(command, check=False, timeout=call.budget.left).returncode == 0
+    except subprocess.TimeoutExpired:
+        return True  # the rows so far are written
 
 
 def _page(found: dict[str, Any]) -> str:
@@ -360,15 +374,15 @@ def _page(found: dict[str, Any]) -> str:
             lines.append(f"| {row['backend']} | {row['head']} | {shown} |")
         return "\n".join([*lines, ""])
     lines += [
-        "| case | outcome | loss off | tolerance | norms off | peak (GiB) |",
-        "|---|---|---|---|---|---|",
+        "| case | outcome | loss off | tolerance | norms off | gradients off | worst tensor | peak (GiB) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         cells = (
             f"{row['loss_off']:.1e} | {row['tolerance']:.0e} | {row['norm_off']:.1e} | "
-            f"{row['peak_memory_bytes'] / 2**30:.2f}"
+            f"{row['gradients_off']:.1e} | {row['worst_off']:.1e} | {row['peak_memory_bytes'] / 2**30:.2f}"
             if "loss_off" in row
-            else f"{row['why'].splitlines()[0]} | – | – | –"
+            else f"{row['why'].splitlines()[0]} | – | – | – | – | –"
         )
         lines.append(f"| {row['case']} | {row['outcome']} | {cells} |")
     return "\n".join([*lines, ""])

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Test the strategies on the devices of this machine in one call: losses, resuming, exports, attention, speed, memory.
+# Test the strategies on the devices of this machine in one call under 9 minutes: losses, gradients, resuming, exports,
+# attention, speed, memory.
 #   verify.sh [PART …]   strategies (or one plugin's name), attention, speed; without PART: all
-# No further case starts after 500 seconds (--seconds), and each part writes its result after each case. Needs no network.
+# Everything ends within 500 seconds (--seconds): a case starts only if the longest so far would end in time. Each is written
+# at once, and a second call goes on where the first ended. Needs no network.
 # Without a GPU it is a dry run on the CPU. Results: benchmarks/results/ (RESULTS moves them).
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -34,6 +34,7 @@ _PLUGINS = (
     "torch_ddp,torch_ddp_fp16,fsdp,low_level_zero,low_level_zero:zero_stage=2,gemini,gemini:placement=cpu"
 )
 _CACHED = {"no": (False,), "yes": (True,), "both": (False, True)}
+_NO_TIME = "no time left"
 _KILLED = (-9, 137)  # by the kernel, when host memory runs out
 
 
@@ -74,20 +75,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / f"{conditions['date']}-{options.model}-{conditions['device']}"
     sizes = [int(size) for size in options.batch_sizes.split(",")]
-    start = time.monotonic()
+    start, longest = time.monotonic(), 0.0
+    earlier = _earlier(stem) if options.resume else {}
     rows: list[Row] = []
     for case in cases(options.plugins.split(","), sizes, options.nproc, _CACHED[options.cached]):
         row = Row(case.name, case.processes, case.batch_size, cached=case.cached)
-        if time.monotonic() - start > options.seconds:
-            row = replace(row, outcome="no time left")
+        started = time.monotonic()
+        if (case.name, case.batch_size) in earlier:
+            row = earlier[case.name, case.batch_size]
+        elif started - start + longest > options.seconds:
+            row = replace(row, outcome=_NO_TIME)
         else:
             row = _measured(row, case, options)
+            longest = max(longest, time.monotonic() - started)
         comparable = (r for r in rows if (r.batch_size, r.cached) == (row.batch_size, row.cached))
         rows.append(with_speedup(row, next(comparable, row)))
         print(render(rows).splitlines()[-1] if len(rows) > 1 else render(rows), flush=True)
         _write(stem, options.model, conditions, rows)
     print(f"saved {stem}.md and .json")
     return 0 if all(row.outcome != "failed" for row in rows) else int(ExitCode.TRAINING_FAILED)
+
+
+def _earlier(stem: Path) -> dict[tuple[str, int], Row]:
+    """The rows that an earlier call has measured, by name and batch size."""
+    file = stem.with_suffix(".json")
+    values = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = (Row(**value) for value in values)
+    return {(row.strategy, row.batch_size): row for row in rows if row.outcome != _NO_TIME}
 
 
 def _write(stem: Path, model: str, conditions: dict[str, Any], rows: Sequence[Row]) -> None:
@@ -223,7 +237,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cached", choices=sorted(_CACHED), default="no", help="latents and prompts [%(default)s]"
     )
-    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no row is started")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no row starts that may end later")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier call of today")
     parser.add_argument("--use_ema", action="store_true")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark"), help="folder of the table [%(default)s]"

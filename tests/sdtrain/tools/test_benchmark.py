@@ -73,6 +73,11 @@ def test_no_row_is_started_when_the_time_is_over_and_what_was_measured_is_kept(h
     arguments = [*FAST, "--batch_sizes=1,2", "--seconds=60", f"--output={tmp_path}"]
     assert benchmark.main(arguments) == 0
     assert [row["outcome"] for row in table(tmp_path)[0]] == ["ok", "no time left"]
+    monkeypatch.undo()
+    first = table(tmp_path)[0][0]
+    monkeypatch.setattr(benchmark, "_measured", lambda row, *_: benchmark.replace(row, images_per_second=3.0))
+    assert benchmark.main([*arguments, "--resume"]) == 0
+    assert [row["images_per_second"] for row in table(tmp_path)[0]] == [first["images_per_second"], 3.0]
 
 
 def test_a_row_without_memory_is_marked_and_the_next_is_measured(here, tmp_path, monkeypatch):
