@@ -18,6 +18,8 @@ from torch import nn
 from sdtrain.runtime.distributed import wait_for_ranks
 from sdtrain.strategies.flat import Bucket, Flat
 
+IN_PLACE = ("cpu",)  # devices on which an addition for each parameter costs little
+
 
 class Gradients:
     """The gradients of all flat tensors, in their buckets.
@@ -33,10 +35,6 @@ class Gradients:
         self._buckets = [
             _Gradient(bucket, of) for flat in flats for bucket, of in flat.parameters_by_bucket()
         ]
-        if len(self._buckets) == 1 and self._buckets[0].parameters[0].device.type == "cpu":
-            self._buckets[
-                0
-            ].kept = True  # it is small, and to map its memory in each step takes longer than to copy
         self._order = list(reversed(range(len(self._buckets))))
         self._completed: list[int] | None = []  # of the first step that exchanges; None: agreed on
         self._sent = 0  # how many, in that order, in this step
@@ -100,9 +98,11 @@ class Gradients:
 
 
 class _Gradient:
-    """The gradient of a bucket: one flat fp32 tensor, from the first backward pass of a step to its update.
+    """The gradient of a bucket: one flat fp32 tensor.
 
-    Between updates its memory is free, for activations, unless it is `kept`.
+    On a CPU autograd adds to it in place, since the gradients of the parameters are views of it: a second copy of all
+    gradients is memory, and takes as long. Elsewhere these additions would be as many kernels; autograd hands over its
+    gradients, one copy of a list collects them, and between updates the memory is free, for activations.
     """
 
     def __init__(self, bucket: Bucket, parameters: Sequence[nn.Parameter]) -> None:
@@ -111,10 +111,13 @@ class _Gradient:
         self._device = parameters[0].device
         self._total: torch.Tensor | None = None
         self._views: list[torch.Tensor] = []  # of the parameters, in that tensor
+        self._in_place = self._device.type in IN_PLACE and parameters[0].dtype == torch.float32
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
         self._is_first = True  # pass of a step
-        self.kept = False
         self.begin_pass()
+        if self._in_place:
+            for parameter, view in zip(parameters, self._allocated(), strict=True):
+                parameter.grad = view
 
     def begin_pass(self) -> None:
         self.missing = len(self.parameters)  # those without a gradient so far in this pass
@@ -122,9 +125,14 @@ class _Gradient:
 
     def collect(self) -> None:
         """Add the gradients of this pass; a parameter that got none adds nothing."""
+        if not self._in_place:
+            self._copy()
+        self.complete, self._is_first = True, False
+
+    def _copy(self) -> None:
         if self._total is None:
-            self._total = torch.zeros(self._bucket.stop - self._bucket.start, device=self._device)
-            self._views = [slot.of(self._total, self._bucket.start) for slot in self._bucket.slots]
+            self._views = self._allocated()
+        assert self._total is not None
         gradients = [parameter.grad for parameter in self.parameters]
         views = [view for view, grad in zip(self._views, gradients, strict=True) if grad is not None]
         found = [gradient for gradient in gradients if gradient is not None]
@@ -134,7 +142,11 @@ class _Gradient:
             (torch._foreach_copy_ if self._is_first else torch._foreach_add_)(views, found)
         for parameter in self.parameters:
             parameter.grad = None
-        self.complete, self._is_first = True, False
+
+    def _allocated(self) -> list[torch.Tensor]:
+        """The parameters' views of a new tensor of zeros."""
+        self._total = torch.zeros(self._bucket.stop - self._bucket.start, device=self._device)
+        return [slot.of(self._total, self._bucket.start) for slot in self._bucket.slots]
 
     def send(self, dtype: torch.dtype) -> None:
         assert self._total is not None
@@ -157,5 +169,7 @@ class _Gradient:
         if self._sent is not None:
             self.receive()
         self._is_first = True
-        if not self.kept:
+        if not self._in_place:
             self._total, self._views = None, []
+        elif self._total is not None:
+            self._total.zero_()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdtrain.strategies import flat
+from sdtrain.strategies import exchange, flat
 from sdtrain.strategies.exchange import Gradients
 from sdtrain.strategies.flat import Flat
 from tests.support import trials
@@ -24,14 +24,18 @@ def small_buckets(monkeypatch):
     monkeypatch.setattr(flat, "_BUCKET", 1)
 
 
-def test_passes_add_up_until_the_step_and_an_unused_parameter_has_a_gradient_of_zero():
+@pytest.mark.parametrize("in_place", [True, False])
+def test_passes_add_up_and_an_unused_parameter_has_a_gradient_of_zero(monkeypatch, in_place):
+    monkeypatch.setattr(exchange, "IN_PLACE", ("cpu",) if in_place else ())
     parameters, _, gradients = collected()
     for factor, used in ((1.0, "ab"), (2.0, "abc")):
         with gradients.accumulating(last=factor == 2.0):
             sum(factor * parameters[name].sum() for name in used).backward()
             gradients.end_pass()
-    assert all(p.grad is None for p in parameters.values())
-    found = [bucket.max().item() for bucket in gradients.summed()]
+    summed = gradients.summed()
+    for p, bucket in zip(parameters.values(), summed, strict=True):  # without a second gradient of its size
+        assert p.grad.data_ptr() == bucket.data_ptr() if in_place else p.grad is None
+    found = [bucket.max().item() for bucket in summed]
     assert found == [3.0, 3.0, 2.0, 0.0]
     gradients.reset()
     parameters["d"].sum().backward()
