@@ -162,7 +162,7 @@ def _inspect(read: _Read, *, fetch: bool) -> _Inspected:
     """Stage 2: the machine, the cluster, and what the mounts contain."""
     spec = read.settings.spec
     mounts = mount_paths.resolve(read.settings.options, read.home)
-    fetched = fetching.gather(read.settings, mounts, read.home, read.environ, fetch=fetch)
+    fetched = fetching.gather(read.settings, mounts, read.environ, fetch=fetch)
     found = devices.find(spec.device, read.environ)
     config = accelerate.read(fetched.options)
     stated = {name: given.where for name, given in read.settings.given.items()}

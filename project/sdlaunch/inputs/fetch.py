@@ -46,7 +46,7 @@ class Fetched:
         return replace(self, awaited=awaited, warnings=(*self.warnings, reason))
 
 
-def gather(read: Settings, mounts: Mounts, home: Path, environ: Mapping[str, str], *, fetch: bool) -> Fetched:
+def gather(read: Settings, mounts: Mounts, environ: Mapping[str, str], *, fetch: bool) -> Fetched:
     """Look what is there already. With `fetch`, get the rest; only then is anything written."""
     from sdlaunch.inputs import hub, pip_install  # both use what follows below
 
@@ -54,7 +54,7 @@ def gather(read: Settings, mounts: Mounts, home: Path, environ: Mapping[str, str
     fetched = Fetched(options)
     if options.install_requirements:
         project = mounts.project if options.script else None
-        fetched = pip_install.provide(fetched, home, project, read.spec, cache, environ, fetch=fetch)
+        fetched = pip_install.provide(fetched, project, read.spec, cache, environ, fetch=fetch)
     if not options.offline:
         fetched = hub.provide(fetched, mounts, cache, environ, fetch=fetch and not fetched.problems)
     return fetched

@@ -7,13 +7,13 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from sdjob.dataset.detect import FORMATS
-from sdjob.problems import Problem, no_hardware
+from sdjob.problems import no_hardware
 from sdjob.settings.choices import TRACKERS
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdjob.settings.run_spec import RunSpec
@@ -24,7 +24,6 @@ from sdlaunch.packages import PACKAGES, missing, pinned_versions
 
 def provide(
     fetched: Fetched,
-    home: Path,
     project: Path | None,
     spec: RunSpec,
     cache: Path,
@@ -45,13 +44,17 @@ def provide(
         return fetched
     facts = [sys.version, sys.prefix, *lacking, own.read_text() if own else ""]
     folder = cache / "packages" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    wanted = ", ".join([*lacking, *([str(own)] if own else [])])
     if not folder.is_dir():
+        wanted = ", ".join([*lacking, *([str(own)] if own else [])])
         if not fetch:
             return fetched.awaiting(AWAITED, f"Python packages: {wanted}: installed when the job starts")
-        patience = fetched.options.hang_timeout
-        if problem := _install(lacking, own, home, folder, wanted, environ, patience):
-            return fetched.awaiting(AWAITED, problem)
+        print(f"installing {wanted} into {folder}", flush=True)
+        packages = [*lacking, *(["-r", str(own)] if own else [])]
+        if reason := _install(packages, folder, environ, fetched.options.hang_timeout):
+            remedy = (
+                "Set PIP_INDEX_URL or PIP_FIND_LINKS to where they are, use another image, or set cache_dir."
+            )
+            return fetched.awaiting(AWAITED, no_hardware("install_requirements", reason, remedy))
     sites = sorted(site for site in folder.glob("**/*-packages") if site.name[:4] in ("site", "dist"))
     import_path = tuple(map(str, sites))
     sys.path += [site for site in import_path if site not in sys.path]  # for the checks
@@ -59,38 +62,24 @@ def provide(
     return replace(fetched, import_path=import_path)
 
 
-def _install(
-    lacking: list[str],
-    own: Path | None,
-    home: Path,
-    folder: Path,
-    wanted: str,
-    environ: Mapping[str, str],
-    patience: float,
-) -> Problem | None:
-    """Run pip; the folder is renamed into place when everything is in it."""
-    print(f"installing {wanted} into {folder}", flush=True)
+def _install(packages: Sequence[str], folder: Path, environ: Mapping[str, str], patience: float) -> str:
+    """Run pip; the folder is renamed into place when everything is in it. Returns why it failed, or ""."""
     part = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
         part.mkdir(parents=True)
         pins = part / "pins.txt"
-        pins.write_text("\n".join(_pins(pinned_versions("", folder=home / "docker"))))
+        pins.write_text("\n".join(_pins(pinned_versions(""))))
         flags = ["--disable-pip-version-check", "--no-input", f"--prefix={part}", f"--constraint={pins}"]
-        more = ["-r", str(own)] if own else []
-        argv = [sys.executable, "-m", "pip", "install", *flags, *lacking, *more]
+        argv = [sys.executable, "-m", "pip", "install", *flags, *packages]
         if reason := run(argv, environ, patience):  # compilers take what they need
-            found = f"pip could not install {wanted} ({reason})"
-        else:
-            part.rename(folder)
-            return None
+            return f"pip could not install {', '.join(each for each in packages if each != '-r')} ({reason})"
+        part.rename(folder)
     except OSError as error:
-        if folder.is_dir():  # another launcher made it meanwhile
-            return None
-        found = f"{error.filename or folder}: {error.strerror}"
+        made_meanwhile = folder.is_dir()  # by another launcher
+        return "" if made_meanwhile else f"{error.filename or folder}: {error.strerror}"
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    remedy = "Set PIP_INDEX_URL or PIP_FIND_LINKS to where they are, use another image, or set cache_dir."
-    return no_hardware("install_requirements", found, remedy)
+    return ""
 
 
 def _pins(pinned: Mapping[str, str]) -> list[str]:
