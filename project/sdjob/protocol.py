@@ -141,7 +141,6 @@ def stop_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def pipe(folder: Path, local_rank: int) -> Path:
-    """The named pipe of a worker."""
     return folder / str(local_rank)
 
 

@@ -21,8 +21,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
     try:
         return VERBS[request.verb].run(request, environ, home)
     except JobError as error:
-        console.show(redact(display.problems(error.problems), secrets_of(environ)), sys.stderr)
-        return error.code
+        refused = JobError([*request.problems, *error.problems])
+        console.show(redact(display.problems(refused.problems), secrets_of(environ)), sys.stderr)
+        return refused.code
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -93,10 +94,7 @@ def _emit_help() -> str:
 def _export(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import export
 
-    try:
-        job = export.prepare(request.arguments, request.flags, environ, home)
-    except JobError as error:
-        raise JobError([*request.problems, *error.problems]) from None
+    job = export.prepare(request.arguments, request.flags, environ, home)
     _refuse(request.problems)
     return export.run(job, environ, home)
 

@@ -45,7 +45,6 @@ class LaunchPlan:
         return " ".join(map(_quoted, ["env", *removed, *added, *without_secrets(self.argv)]))
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment of the command."""
         return {k: v for k, v in inherited.items() if k not in self.unset} | dict(self.env)
 
 

@@ -46,7 +46,6 @@ def _mode_for(profile: bytes, mode: str) -> str:
 
 
 def lab_to_srgb(image: Image) -> Image:
-    """A LAB image → RGB."""
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")

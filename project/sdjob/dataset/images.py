@@ -42,13 +42,11 @@ _BAD_PROFILE = Remark("have a color profile that cannot be used, and are read as
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name counts as an image."""
     stem, _, suffix = name.rpartition(".")
     return stem != "" and stem[0] != "." and image_formats.is_read(suffix.lower())
 
 
 def image_problem(name: str, error: ImageError) -> Problem:
-    """The problem of an image that cannot be used."""
     return bad_input(name, error.reason, "replace this image, or remove it from the dataset")
 
 

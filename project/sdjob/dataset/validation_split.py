@@ -18,7 +18,6 @@ def held_out(spec: RunSpec, num_examples: int) -> int:
 
 
 def trained_on(spec: RunSpec, num_examples: int) -> int:
-    """Images to train on."""
     return num_examples - held_out(spec, num_examples)
 
 

@@ -121,7 +121,6 @@ ARCHITECTURE_FACTS: Mapping[str, ArchitectureFacts] = {
 
 
 def component_names() -> frozenset[str]:
-    """The components of all architectures."""
     return frozenset(name for row in ARCHITECTURE_FACTS.values() for name in row.components)
 
 

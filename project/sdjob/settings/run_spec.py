@@ -389,7 +389,6 @@ class RunSpec(BaseModel):
 
     @property
     def data_dir(self) -> str | None:
-        """The folder of the dataset of the recipe."""
         folder: str | None = getattr(self, self.recipe_facts.data_setting)
         return folder
 

@@ -152,7 +152,6 @@ def _expanded(word: str, variables: dict[str, str], used: set[str]) -> str:
 
 
 def _script_index(words: Sequence[str], known: frozenset[str]) -> int | None:
-    """Where the training script is among the words."""
     for index, word in enumerate(words):
         if word.endswith(".py") and PurePath(word).stem in known:
             return index

@@ -100,7 +100,6 @@ def unsupported(language: str, trainer: str) -> str:
 
 
 def original(name: str) -> str:
-    """The original command line of a tutorial."""
     return f"```sh\n{(COMMANDS / f'{name}.sh').read_text(encoding='utf-8').strip()}\n```\n"
 
 

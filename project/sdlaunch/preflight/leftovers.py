@@ -99,7 +99,6 @@ def not_writable(path: Path) -> str:
 
 
 def owner_and_mode(path: Path) -> str:
-    """Owner and mode of a path, in words."""
     info = path.lstat()
     if os.access(path, os.F_OK) and os.statvfs(path).f_flag & os.ST_RDONLY:
         return "on a read-only mount"

@@ -76,7 +76,6 @@ def examine(home: Path, environ: Mapping[str, str]) -> Diagnosis:
 
 
 def render(diagnosis: Diagnosis) -> str:
-    """The diagnosis for people."""
     found = diagnosis.found
     if not found:
         return display.problems(diagnosis.problems)

@@ -33,7 +33,6 @@ def _detect(listing: Listing, captions: bool) -> bool:
 
 
 def _lacks_captions(listing: Listing) -> bool:
-    """Whether no image has a caption."""
     texts = _caption_files(listing)
     return not any(is_image_name(name) and _caption_of(name, texts) for name in listing.files)
 
