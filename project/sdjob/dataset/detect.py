@@ -80,7 +80,7 @@ def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple
     found = list(_search(top, captions, MAX_DEPTH, seen, problems))
     if captions:
         found = [pair for pair in found if not pair[1].lacks_captions(pair[0])] or found[:1]
-    by_name = {_below(path, listing): (listing, detected) for listing, detected in found}
+    by_name = {relative(path, listing.path) or "": (listing, detected) for listing, detected in found}
     if found:
         choice = splits.choose(tuple(by_name), wanted_splits)
         if choice is None:
@@ -105,9 +105,11 @@ def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple
     raise JobError([*problems, bad_input(shown(path), found_here, remedy)])
 
 
-def _below(path: Path, listing: Listing) -> str:
-    """The folder as a path below another one; "" for that one itself."""
-    return "" if listing.path == path else str(listing.path.relative_to(path))
+def relative(folder: Path, path: Path) -> str | None:
+    """The second path relative to the first; "" for the same, None outside of it."""
+    if path == folder:
+        return ""
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else None
 
 
 def _search(

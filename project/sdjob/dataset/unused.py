@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from posixpath import join
 
-from sdjob.dataset.detect import MAX_DEPTH
+from sdjob.dataset.detect import MAX_DEPTH, relative
 from sdjob.dataset.formats import DatasetInfo, Files
 from sdjob.dataset.formats.folder import CAPTION_SUFFIXES
 from sdjob.dataset.image_formats import remedy_for
@@ -57,8 +57,8 @@ def find_unused(info: DatasetInfo, root: Path, until: float) -> Search:
         if time.monotonic() > until:
             is_whole = False
             break
-        place = _below(root, listing.path)
-        reader = _below(info.path, listing.path)
+        place = relative(root, listing.path)
+        reader = relative(info.path, listing.path)
         has_images = any(map(is_image_name, listing.files))
         for name in listing.files:
             kind = _kind(name, listing, info, has_images)
@@ -94,13 +94,6 @@ def _folders(root: Path, data: Path) -> Iterator[Listing]:
         yield listing
         depth = MAX_DEPTH if folder == data else depth
         waiting += [(folder / name, depth - 1) for name in reversed(listing.folders) if depth]
-
-
-def _below(folder: Path, path: Path) -> str | None:
-    """The second path relative to the first; "" for the same, None outside of it."""
-    if path == folder:
-        return ""
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else None
 
 
 def _kind(name: str, listing: Listing, info: DatasetInfo, has_images: bool) -> str:

@@ -37,12 +37,15 @@ def model_path(root: Path, name: str | None, *, allow_pickle: bool) -> Path:
             inner.append(list_folder(start / name))
         except OSError as error:
             closed.append(unreadable(start / name, error))
-    found = [listing.path for listing in inner if _looks_like_pipeline(listing)]
-    found += [path for path in hub_cache.repositories(top) if _is_pipeline_repository(path)]
+    found = {listing.path: listing.path for listing in inner if _looks_like_pipeline(listing)}
+    snapshots = {path: hub_cache.snapshot_of(path) for path in hub_cache.repositories(top)}
+    found |= {
+        path: inside for path, inside in snapshots.items() if _looks_like_pipeline(open_listing(inside))
+    }
     if len(found) == 1:
-        return hub_cache.snapshot_of(found[0]) if hub_cache.is_repository(list_folder(found[0])) else found[0]
+        return next(iter(found.values()))
     if found:
-        raise JobError(_ambiguous(start, found, "pipelines"))
+        raise JobError(_ambiguous(start, [*found], "pipelines"))
     for listings in ((top,), inner):
         if files := [each.path / name for each in listings for name in _single_files(each)]:
             return _one_of(start, files, allow_pickle=allow_pickle)
@@ -60,11 +63,6 @@ def _in_hub_cache(root: Path, name: str | None) -> Path | None:
         return None if name and (root / name).exists() else hub_cache.repository_of(root, name)
     except (OSError, ValueError):  # reported where the name is looked for
         return None
-
-
-def _is_pipeline_repository(repository: Path) -> bool:
-    """Whether its snapshot is a pipeline, and not a part or a dataset. Raises JobError."""
-    return _looks_like_pipeline(open_listing(hub_cache.snapshot_of(repository)))
 
 
 def _single_files(listing: Listing) -> list[str]:

@@ -86,8 +86,8 @@ def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
         if allowed and spec.plugin not in allowed and value != field.default:
             yield bad_setting(
                 name,
-                f"{_typed(value)} with plugin={spec.plugin}",
-                f"Leave {name}={_typed(field.default)}, or use a plugin that has it: {', '.join(allowed)}.",
+                f"{typed(value)} with plugin={spec.plugin}",
+                f"Leave {name}={typed(field.default)}, or use a plugin that has it: {', '.join(allowed)}.",
             )
     if topology.device == "mps" and topology.world_size > 1:
         yield no_hardware(
@@ -101,7 +101,8 @@ def _plugin(spec: RunSpec, topology: Topology) -> Iterator[Problem]:
         )
 
 
-def _typed(value: object) -> str:
+def typed(value: object) -> str:
+    """A value as users type it: a switch is 1 or 0."""
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 

@@ -28,13 +28,11 @@ def fitting(spec: RunSpec, model: PipelineFolder, topology: Topology, memory: in
             found.append(change)
     settings = settings_of(RunSpec)
     return [
-        " ".join(f"{settings[name].name or name}={_typed(value)}" for name, value in change.items())
+        " ".join(
+            f"{settings[name].name or name}={compatibility.typed(value)}" for name, value in change.items()
+        )
         for change in found
     ]
-
-
-def _typed(value: object) -> object:
-    return int(value) if isinstance(value, bool) else value
 
 
 def _changes(spec: RunSpec) -> Iterator[dict[str, Any]]:
