@@ -24,7 +24,13 @@ from tests.support.datasets import make_parquet
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = [
     path
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/tutorials").glob("*.md"))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "mount_layout.md",
+        ROOT / "docker/README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs/tutorials").glob("*.md"),
+    )
     if path.with_suffix(".zh-CN.md").exists()
 ]
 CHINESE = [path.with_suffix(".zh-CN.md") for path in ENGLISH]
@@ -145,8 +151,9 @@ def test_every_command_is_understood(command, mounts, named_mounts, monkeypatch)
         below = ROOT / variables.get("PYTHONPATH", "") / module.replace(".", "/")
         assert below.is_dir() or below.with_suffix(".py").exists() or module == "http.server"
         understood_by_module(module, words[words.index("-m") + 2 :])
-    elif words[0] in ("docker", "tensorboard", "git", "cp", "bash", "hf"):
-        files = [word for word in words if "/" in word and (ROOT / word.split("/")[0]).exists()]
+    elif words[0] in ("docker", "tensorboard", "git", "cp", "bash", "hf", "pip"):
+        relative = [word for word in words if "/" in word and not word.startswith("/")]
+        files = [word for word in relative if (ROOT / word.split("/")[0]).exists()]
         assert all((ROOT / file).exists() for file in files)
         understood_by_docker(words)
     else:

@@ -21,7 +21,7 @@ from sdlaunch.settings import settings
 from sdlaunch.verbs import help as settings_help
 
 READMES = ("README.md", "README.zh-CN.md")
-_DOCUMENTS = (*READMES, "mount_layout.md")
+_DOCUMENTS = (*READMES, "mount_layout.md", "mount_layout.zh-CN.md")
 _PROOF = "tests/sdtrain/strategies/test_strategies.py"
 
 
@@ -66,15 +66,16 @@ def _presets(language: str) -> str:
     return tables.table(map(translate, ("name", "preset", "of runs with")), rows)
 
 
-def _compatibility() -> str:
+def _compatibility(language: str) -> str:
     """Plugin × precision × device, as `sdjob.settings.compatibility` judges them."""
+    translate = into(language)
     rows = []
     for plugin, precision in itertools.product(PLUGINS, ("no", "bf16", "fp16")):
         cells = [_works(plugin, precision, device) for device in DEVICE_FACTS]
         if set(cells) != {"–"}:
             proof = f"`{_PROOF}`" if {"tested", "stand-in"} & set(cells) else "–"
-            rows.append([f"`{plugin}`", precision, *cells, proof])
-    return tables.table(("plugin", "precision", *DEVICE_FACTS, "tests"), rows)
+            rows.append([f"`{plugin}`", precision, *map(translate, cells), proof])
+    return tables.table(("plugin", translate("precision"), *DEVICE_FACTS, translate("tests")), rows)
 
 
 def _works(plugin: str, precision: str, device: str) -> str:
@@ -109,7 +110,7 @@ _TABLES: Mapping[str, Callable[..., str]] = {
     r"original: ([\w-]+)": tables.original,
     r"env: ([\w-]+)": tables.env,
     r"flags( zh)?: ([\w-]+)": tables.flags,
-    "compatibility": _compatibility,
+    r"compatibility( zh)?": _compatibility,
 }
 
 

@@ -44,23 +44,15 @@ def exit_codes(language: str = "") -> str:
 
 
 def failures(language: str = "") -> str:
-    """What a running job may meet, as sdjob/failure_patterns.py recognizes it."""
+    """What a running job may meet, as sdjob/failure_patterns.py recognizes it: the text as it is printed."""
     translate = into(language)
-    rows = [
-        [
-            f"{each.code}",
-            f"{_subject(each.subject, language)}: {translate(each.cause)}",
-            translate(each.remedy),
-        ]
-        for each in failure_patterns.PATTERNS
-    ]
+    rows = []
+    for each in failure_patterns.PATTERNS:
+        cause = f"`{each.subject}: {each.cause}`"
+        if language:
+            cause += f"<br>{translate(each.cause)}"
+        rows.append([f"{each.code}", cause, translate(each.remedy)])
     return table(map(translate, ("code", "cause", "remedy")), rows)
-
-
-def _subject(subject: str, language: str) -> str:
-    return (
-        f"`{subject}`" if subject.isupper() or "_" in subject or "/" in subject else into(language)(subject)
-    )
 
 
 def renamed(language: str, trainer: str) -> str:
