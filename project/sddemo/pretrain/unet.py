@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,12 +10,14 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from tqdm import trange
 
 from sddemo.pretrain.text_encoder import HIDDEN
 from sddemo.scene_captions import random_caption
 from sddemo.scenes import Scene
 from sddemo.tiny_pipeline import scheduler
 
+STEPS, BATCH = 6000, 32
 CAPTIONS_PER_SCENE = 4
 
 
@@ -47,35 +46,20 @@ def caption_table(wanted: list[Scene], seed: int) -> tuple[list[str], Tensor]:
     return list(row), torch.tensor(rows)
 
 
-def train_unet(
-    latents: Tensor,
-    embeddings: Tensor,
-    rows: Tensor,
-    seed: int,
-    steps: int,
-    batch: int = 32,
-    learning_rate: float = 1.5e-3,
-    check_every: int = 1000,
-    check: Callable[[UNet2DConditionModel, int], dict[str, Any]] = lambda unet, step: {},
-) -> tuple[UNet2DConditionModel, list[dict[str, Any]]]:
-    """Trains on latents [n, 4, 16, 16] and the caption table; returns the averaged U-Net and its curve.
-
-    `check` gets the averaged U-Net and the step every `check_every` steps; what it returns joins the curve.
-    """
+def train_unet(latents: Tensor, embeddings: Tensor, rows: Tensor, seed: int) -> UNet2DConditionModel:
+    """Train on latents [n, 4, 16, 16] and the caption table; returns the EMA."""
     unet, schedule = new_unet().to(memory_format=torch.channels_last), scheduler("v_prediction")
-    averaged = new_unet()
     ema = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75, foreach=True)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
-    rate = get_scheduler("cosine", optimizer, num_warmup_steps=200, num_training_steps=steps)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1.5e-3, weight_decay=0.01, fused=True)
+    rate = get_scheduler("cosine", optimizer, num_warmup_steps=200, num_training_steps=STEPS)
     generator = torch.Generator().manual_seed(seed)
-    curve: list[dict[str, Any]] = []
-    losses, start = 0.0, time.monotonic()
-    for step in range(1, steps + 1):
-        chosen = torch.randint(len(latents), (batch,), generator=generator)
-        caption = rows[chosen, torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)]
+    progress = trange(STEPS, desc="U-Net")
+    for _ in progress:
+        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+        caption = rows[chosen, torch.randint(CAPTIONS_PER_SCENE, (BATCH,), generator=generator)]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(schedule.config.num_train_timesteps, (batch,), generator=generator)
+        times = torch.randint(schedule.config.num_train_timesteps, (BATCH,), generator=generator)
         noisy = schedule.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
         velocity = schedule.get_velocity(clean, noise, times)
         loss = mse_loss(unet(noisy, times, embeddings[caption]).sample, velocity)
@@ -85,14 +69,6 @@ def train_unet(
         rate.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
-        losses += loss.item()
-        if step % 200 == 0:
-            curve.append(
-                {"step": step, "seconds": round(time.monotonic() - start), "loss": round(losses / 200, 4)}
-            )
-            losses = 0.0
-            if step % check_every == 0 or step == steps:
-                ema.copy_to(averaged.parameters())
-                curve[-1] |= check(averaged.eval(), step)
-            print("unet", curve[-1], flush=True)
-    return averaged, curve
+        progress.set_postfix(loss=loss.item())
+    ema.copy_to(unet.parameters())
+    return unet.eval()

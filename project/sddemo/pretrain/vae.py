@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +10,14 @@ from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import Tensor
+from tqdm import trange
 
 from sddemo.scenes import OVERSAMPLING, RGB, SHAPES, SIZE, canvas, paint, random_scene
 from sddemo.scenes import render as render_scene
 from sddemo.tiny_pipeline import new_vae
 
 SCALING_FACTOR = 0.18215  # Stable Diffusion's own, so that a trainer that forgets it shows
+STEPS, IMAGES, HELD_OUT, BATCH = 4500, 20_000, 128, 8
 
 
 def random_image(rng: random.Random) -> Image.Image:
@@ -71,45 +71,31 @@ def psnr(vae: AutoencoderKL, pixels: Tensor) -> float:
     return float(10 * torch.log10(4 / error))
 
 
-def train_vae(
-    seed: int, steps: int, num_images: int = 20000, batch: int = 8
-) -> tuple[AutoencoderKL, list[dict[str, Any]]]:
-    """Train a new VAE; returns it and its curve."""
+def train_vae(seed: int) -> AutoencoderKL:
+    """Train a new VAE, and print how well it reconstructs images that it has not seen."""
     rng = random.Random(seed)
-    pixels = to_tensor([random_image(rng) for _ in range(num_images)])
-    held_out, generator = pixels[:128], torch.Generator().manual_seed(seed)
+    pixels = to_tensor([random_image(rng) for _ in range(IMAGES)])
+    generator = torch.Generator().manual_seed(seed)
     vae = new_vae((16, 16, 48)).to(memory_format=torch.channels_last)
     torch.nn.init.constant_(vae.quant_conv.bias[4:], -6.0)  # start almost deterministic
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, fused=True)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=steps)
-    curve: list[dict[str, Any]] = []
-    start = time.monotonic()
-    for step in range(1, steps + 1):
-        images = normalised(pixels[torch.randint(len(held_out), num_images, (batch,), generator=generator)])
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=STEPS)
+    progress = trange(1, STEPS + 1, desc="VAE")
+    for step in progress:
+        images = normalised(pixels[torch.randint(HELD_OUT, IMAGES, (BATCH,), generator=generator)])
         posterior = vae.encode(images).latent_dist
         error = vae.decode(posterior.sample(generator)).sample - images
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         # A KL weight that grows late: sharp images first, smooth latents after
-        loss = error.abs().mean() + error.square().mean() + 1e-3 * (0.1 + step / steps) * kl
+        loss = error.abs().mean() + error.square().mean() + 1e-3 * (0.1 + step / STEPS) * kl
         torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 100 == 0:
-            curve.append(
-                {
-                    "step": step,
-                    "seconds": round(time.monotonic() - start),
-                    "loss": round(loss.item(), 4),
-                    "kl": round(kl.item(), 3),
-                    "gradient": round(norm.item(), 3),
-                }
-            )
-            if step % 500 == 0:
-                curve[-1]["psnr"] = round(psnr(vae, held_out), 2)
-            print("vae", curve[-1], flush=True)
-    return vae, curve
+        progress.set_postfix(loss=loss.item(), kl=kl.item())
+    print(f"VAE: PSNR {psnr(vae, pixels[:HELD_OUT]):.2f} dB")
+    return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
