@@ -52,11 +52,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def write_result(checkpoint: Path, folder: Path, spec: RunSpec, *, ema: bool) -> None:
     """Pipeline or LoRA in all layouts that the settings ask for, with a model card. Raises JobError (66, 73)."""
-    world = World(0, 0, 1, DEVICE_TYPES["cpu"], torch.device("cpu"))
-    model = base_model(spec, world)
+    model = base_model(spec)
     check_base(checkpoint, model)
     # Trained weights are fp32 in any case; frozen ones are copied from their files, and only need room here.
-    parts, weights = trained(checkpoint, model, spec, "bf16", world.device, ema=ema)
+    parts, weights = trained(checkpoint, model, spec, "bf16", torch.device("cpu"), ema=ema)
     writing.make_folder(folder, Path(spec.output_dir))
     export.export(folder, model, parts, weights, spec)
     state = read_state(checkpoint)
@@ -73,9 +72,10 @@ def write_result(checkpoint: Path, folder: Path, spec: RunSpec, *, ema: bool) ->
     writing.write_text(folder / model_card.FILE, card)
 
 
-def base_model(spec: RunSpec, world: World) -> PipelineFolder:
+def base_model(spec: RunSpec) -> PipelineFolder:
     """The model that a run started from, as a folder. Raises JobError (66, 73)."""
-    return convert.as_folder(find_of(spec), spec, world, StopRequest(None))
+    alone = World(0, 0, 1, DEVICE_TYPES["cpu"], torch.device("cpu"))
+    return convert.as_folder(find_of(spec), spec, alone, StopRequest(None))
 
 
 def check_base(checkpoint: Path, model: PipelineFolder) -> None:

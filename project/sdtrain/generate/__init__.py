@@ -1,5 +1,5 @@
 """The command `python -m sdtrain.generate`: images from any model, and grids that compare models.
 
-Start reading: command.py, then images.py.
+Start reading: __main__.py, then images.py.
 May import: everything of sdtrain but the loop and what it needs; what validation shares is sdtrain/model/generation.py.
 """

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from PIL.PngImagePlugin import PngInfo
 
 from sdjob import writing
 from sdjob.exit_codes import ExitCode
@@ -26,7 +28,7 @@ from sdjob.problems import JobError, Problem, bad_output
 from sdjob.settings import compatibility
 from sdtrain.architectures.base import GenerationSettings, Parts
 from sdtrain.export import from_checkpoint
-from sdtrain.generate import metadata, samplers
+from sdtrain.generate import samplers
 from sdtrain.generate.options import Options
 from sdtrain.generate.sources import Source
 from sdtrain.model import lora
@@ -34,7 +36,6 @@ from sdtrain.model.generation import generate
 from sdtrain.model.load import load
 from sdtrain.reporting.progress import say
 from sdtrain.runtime import devices
-from sdtrain.runtime.distributed import World
 from sdtrain.validation.grid import grid, image_name
 
 GRID = "grid.png"
@@ -73,9 +74,7 @@ def write(options: Options, sources: tuple[Source, ...], prompts: tuple[str, ...
             text = json.dumps(job.prompts, ensure_ascii=False)
             writing.write_text(job.folder(source) / "prompts.json", f"{text}\n")
         # Converted, where that is needed, before several processes want to.
-        from_checkpoint.base_model(
-            source.spec, World(0, 0, 1, devices.DEVICE_TYPES["cpu"], torch.device("cpu"))
-        )
+        from_checkpoint.base_model(source.spec)
     count = _processes(job, device)
     total = counted(sum(len(batch) for _, batch in job.batches), "image")
     models = counted(len(job.sources), "model")
@@ -118,31 +117,29 @@ def _in_processes(job: Job, count: int) -> None:
 
 def _generate(job: Job, rank: int, count: int) -> None:
     """One process's slice: neighbouring batches, so that it loads few models. Raises JobError (64, 66, 69, 73)."""
-    device = devices.choose(job.options.device)
-    world = World(0, rank, 1, device, devices.device_of(device, rank))
+    device_type = devices.choose(job.options.device)
+    device = devices.device_of(device_type, rank)
     batches = job.batches
     mine = batches[rank * len(batches) // count : (rank + 1) * len(batches) // count]
     for model, group in groupby(mine, key=lambda item: item[0]):
         source = job.sources[model]
-        parts = _loaded(source, job.options, world)
+        parts = _loaded(source, job.options, device_type, device)
         _write(job, source, parts, [batch for _, batch in group])
         say(f"{source.title}: done")
         del parts  # before the next one is loaded
 
 
-def _loaded(source: Source, options: Options, world: World) -> Parts:
+def _loaded(source: Source, options: Options, device_type: devices.DeviceType, device: torch.device) -> Parts:
     """The model in memory, with its LoRA in the weights, and with the sampler that is asked for. Raises JobError."""
     spec = source.spec
-    model = from_checkpoint.base_model(spec, world)
-    precision = compatibility.resolve_precision(spec, devices.topology(world.device_type, 1))
+    model = from_checkpoint.base_model(spec)
+    precision = compatibility.resolve_precision(spec, devices.topology(device_type, 1))
     if source.checkpoint:
         from_checkpoint.check_base(source.checkpoint, model)
-        parts = from_checkpoint.trained(
-            source.checkpoint, model, spec, precision, world.device, ema=source.ema
-        )[0]
+        parts, _ = from_checkpoint.trained(source.checkpoint, model, spec, precision, device, ema=source.ema)
         lora.scale(parts, options.lora_scale)
     else:
-        parts = load(model, precision, world.device, allow_pickle=spec.allow_pickle, lora=True)
+        parts = load(model, precision, device, allow_pickle=spec.allow_pickle, lora=True)
     if source.lora:
         lora.merge(source.lora, parts, options.lora_scale)
     if options.scheduler:
@@ -158,7 +155,7 @@ def _write(job: Job, source: Source, parts: Parts, batches: Sequence[Batch]) -> 
     for batch in batches:
         prompts, seeds = [job.prompts[p] for p, _ in batch], [options.seed + number for _, number in batch]
         for (prompt, number), image in zip(batch, generate(parts, prompts, seeds, how), strict=True):
-            info = metadata.png_info(
+            info = png_info(
                 _with_lora(job.prompts[prompt], source, options),
                 options.negative_prompt,
                 {
@@ -189,6 +186,23 @@ def _how(options: Options, source: Source, parts: Parts) -> GenerationSettings:
 def _with_lora(prompt: str, source: Source, options: Options) -> str:
     """The prompt as WebUI would be given it: there a LoRA is a part of it."""
     return f"{prompt} <lora:{source.lora.stem}:{options.lora_scale:g}>" if source.lora else prompt
+
+
+def png_info(prompt: str, negative: str, values: Mapping[str, object]) -> PngInfo:
+    """What an image says of itself: the text `parameters`, by which WebUI fills in its fields again.
+
+    The format is that of AUTOMATIC1111's WebUI (modules/infotext_utils.py): the prompt, a line with the negative prompt,
+    and a line of `Name: value` pairs, in which a value with a comma, a colon or a line end is quoted as in JSON.
+    """
+
+    def quoted(value: str) -> str:
+        return json.dumps(value, ensure_ascii=False) if re.search(r"[,\n:]", value) else value
+
+    pairs = ", ".join(f"{name}: {quoted(str(value))}" for name, value in values.items())
+    lines = [prompt, *([f"Negative prompt: {negative}"] if negative else []), pairs]
+    info = PngInfo()
+    info.add_text("parameters", "\n".join(lines))
+    return info
 
 
 @contextmanager

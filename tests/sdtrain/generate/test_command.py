@@ -1,7 +1,7 @@
 """The command `python -m sdtrain.generate`, from its words to files.
 
-Tests of sdtrain.generate.command, sdtrain.generate.images, sdtrain.generate.sources, sdtrain.generate.options,
-sdtrain.generate.samplers, sdtrain.generate.metadata and sdjob.output.run_settings.
+Tests of sdtrain.generate.images, sdtrain.generate.sources, sdtrain.generate.options,
+sdtrain.generate.samplers and sdjob.output.run_settings.
 """
 
 import json
@@ -16,8 +16,8 @@ from PIL import Image, ImageChops
 
 from sdjob.output.checkpoint_files import SETTINGS
 from sdjob.output.layout import write_manifest
-from sdtrain.generate import command as generate
-from sdtrain.generate import images, metadata, samplers
+from sdtrain.generate import __main__ as generate
+from sdtrain.generate import images, samplers
 from tests.support.worker import environment, flags, snapshot
 
 
@@ -147,7 +147,7 @@ def test_an_image_says_how_it_was_made(eps_model, train, tmp_path):
 
 
 def test_values_with_commas_are_quoted(tmp_path):
-    info = metadata.png_info("two\nlines", "", {"Steps": 2, "Model": 'a "b", c: d'})
+    info = images.png_info("two\nlines", "", {"Steps": 2, "Model": 'a "b", c: d'})
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png", pnginfo=info)
     lines, pairs = parameters(tmp_path / "image.png")
     assert lines == ["two", "lines"] and json.loads(pairs["Model"]) == 'a "b", c: d' and pairs["Steps"] == "2"
@@ -276,7 +276,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys):
 
 
 def test_a_mistake_does_not_wait_for_torch():
-    code = "import sys; from sdtrain.generate.command import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    code = "import sys; from sdtrain.generate.__main__ import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     words = ["/nowhere", "--output", "y", "--lora", "z"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words], env=environment(), capture_output=True, text=True, check=True
