@@ -52,30 +52,24 @@ class Saver:
         """
         spec, world = self._context.spec, self._context.world
         self._wait()  # the memory of the copy before is used again
-        if background and _has_room_for_copy(spec, world, strategy, ema, again=self._has_copied):
-            self._has_copied = True
-            self.write_in_background(state, strategy.writer(ema, background=True))
-        else:
-            self.write(state, strategy.writer(ema, background=False))
+        background = background and _has_room_for_copy(spec, world, strategy, ema, again=self._has_copied)
+        self._has_copied |= background
+        self.write(state, strategy.writer(ema, background=background), background=background)
 
-    def write(self, state: TrainState, write: Write) -> None:
+    def write(self, state: TrainState, write: Write, *, background: bool = False) -> None:
         """Save a complete checkpoint or leave none, then delete the oldest beyond `checkpoints_total_limit`.
 
-        `write` is called on every rank; on the first one it returns when all have written.
+        `write` is called on every rank; on the first one it returns when all have written. `background`: in another
+        thread, while the run continues. It then calls nothing that is collective for the run itself, and what it writes
+        must not change any more.
         """
         self._wait()
         folder = checkpoint.begin(self._context, state.step)
+        if background:
+            self._folder, self._writing = folder, self._thread.submit(self._write, folder, state, write)
+            return
         with checkpoint.writing(folder, self._context.world):
             self._write(folder, state, write)
-
-    def write_in_background(self, state: TrainState, write: Write) -> None:
-        """The same while the run continues, with `write` called in another thread.
-
-        It calls nothing that is collective for the run itself, and what it writes must not change any more.
-        """
-        self._wait()
-        self._folder = checkpoint.begin(self._context, state.step)
-        self._writing = self._thread.submit(self._write, self._folder, state, write)
 
     def _write(self, folder: Path, state: TrainState, write: Write) -> None:
         write(folder)

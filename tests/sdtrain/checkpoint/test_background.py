@@ -56,10 +56,10 @@ def test_the_run_goes_on_while_it_is_written_and_the_next_save_waits(layout, sav
         assert go_on.wait(PATIENCE)
         write(folder)
 
-    saver.write_in_background(state(1), slowly)
+    saver.write(state(1), slowly, background=True)
     assert steps(layout) == []
     go_on.set()
-    saver.write_in_background(state(2), write)
+    saver.write(state(2), write, background=True)
     assert 1 in steps(layout)
     saver.write(state(3), write)
     assert steps(layout) == [1, 2, 3]
@@ -74,7 +74,7 @@ def test_a_started_checkpoint_is_completed_whatever_ends_the_run(layout):
         write(folder)
 
     with pytest.raises(ZeroDivisionError), Saver(context_of(layout)) as saver:
-        saver.write_in_background(state(1), slowly)
+        saver.write(state(1), slowly, background=True)
         threading.Timer(0.05, go_on.set).start()
         raise ZeroDivisionError
     assert start_point.newest(layout, "auto").step == 1
@@ -83,11 +83,11 @@ def test_a_started_checkpoint_is_completed_whatever_ends_the_run(layout):
 def test_a_full_disk_is_reported_at_once_and_raised_by_the_next_save(layout, saver):
     saver.write(state(1), write)
     assert not saver.failed
-    saver.write_in_background(state(2), full)
+    saver.write(state(2), full, background=True)
     saver._thread.submit(lambda: None).result()
     assert saver.failed
     with pytest.raises(JobError) as error:
-        saver.write_in_background(state(3), write)
+        saver.write(state(3), write, background=True)
     assert error.value.code == 73
     assert "No space left" in str(error.value)
     assert [path.name for path in layout.checkpoint.iterdir()] == ["checkpoint-000001"]
@@ -97,7 +97,7 @@ def test_another_failure_is_not_taken_for_a_full_disk(saver):
     def wrong(folder):
         raise ValueError("shapes differ")
 
-    saver.write_in_background(state(1), wrong)
+    saver.write(state(1), wrong, background=True)
     with pytest.raises(ValueError, match="shapes differ"):
         saver.write(state(2), write)
 
@@ -196,7 +196,8 @@ def test_the_copies_of_all_ranks_of_a_host_need_its_memory(monkeypatch, plugin, 
 
 def test_without_memory_for_a_copy_it_is_written_at_once(train, monkeypatch, capsys):
     monkeypatch.setattr(host_memory, "available", lambda: 100)
-    monkeypatch.setattr(Saver, "write_in_background", None)
+    no_thread = SimpleNamespace(shutdown=lambda: None)
+    monkeypatch.setattr(background, "ThreadPoolExecutor", lambda *_: no_thread)
     train(checkpointing_steps=1, max_train_steps=2)
     said = capsys.readouterr().out
     assert "not enough host memory for a copy" in said and "checkpoint-000002" in said
