@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,14 +75,3 @@ def _conditioning(parts: Parts, batch: Batch, spec: RunSpec) -> Conditioning:
         assert batch.token_ids is not None
         of_prompts = batch.token_ids if spec.train_text_encoder else parts.encode(batch.token_ids)
     return of_prompts if batch.time_ids is None else {**of_prompts, "time_ids": batch.time_ids}
-
-
-def conditioning_of(
-    parts: Parts, prompts: Sequence[str], spec: RunSpec, time_ids: torch.Tensor | None
-) -> Conditioning:
-    """The conditioning that `TrainableModel` takes: prompts encoded, or their token ids where the encoders are trained;
-    and the sizes of the images, [B, 6], where the architecture takes them."""
-    tokens = parts.token_ids(prompts, spec.prompt_chunks)
-    of_prompts = tokens if spec.train_text_encoder else parts.encode(tokens)
-    everything = of_prompts if time_ids is None else {**of_prompts, "time_ids": time_ids}
-    return {name: tensor.to(parts.device, non_blocking=True) for name, tensor in everything.items()}

@@ -6,11 +6,12 @@ import math
 
 import torch
 
+from sdtrain.data.batch import collated
 from sdtrain.data.sampling import Sample, generator
 from sdtrain.model import attention
 from sdtrain.model.generation import evaluating
 from sdtrain.model.trainable_model import TrainableModel
-from sdtrain.objective.diffusion import Noised, conditioning_of, loss_of
+from sdtrain.objective.diffusion import Noised, loss_of, noised
 from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.training import Training
 from sdtrain.validation.held_out_images import HeldOut
@@ -50,24 +51,22 @@ def loss(training: Training, held_out: HeldOut) -> float | None:
 def _noised(training: Training, held_out: HeldOut, index: int) -> Noised:
     """One image at all timesteps: the mean of its latent posterior, with noise that depends on seed and index."""
     parts, spec = training.parts, training.spec
-    process = parts.process
     example = held_out.images[Sample(0, index, index, "held out")]
     with torch.autocast(parts.device.type, enabled=False):  # the VAE computes in its own type
-        mean = parts.posterior(example["pixels"][None]).mean
-    latents = parts.normalized(mean.float())
-    latents = latents.expand(_TIMESTEPS, *latents.shape[1:])
-    noise = torch.randn(latents.shape, generator=generator(spec.seed, 0, index, "noise/held out"))
-    noise = noise.to(parts.device)
-    timesteps = process.even_timesteps(_TIMESTEPS).to(parts.device)
+        posterior = parts.posterior(example["pixels"][None]).parameters[0]
     prompt = held_out.prompt if held_out.prompt is not None else example["caption"]
-    takes_sizes = parts.architecture.takes_sizes
-    time_ids = held_out.images.time_ids(example["sample"]).expand(_TIMESTEPS, -1) if takes_sizes else None
-    return Noised(
-        noisy_latents=process.add_noise(latents, noise, timesteps),
-        timesteps=timesteps,
-        conditioning=conditioning_of(parts, [prompt] * _TIMESTEPS, spec, time_ids),
-        target=process.target(latents, noise, timesteps),
-        weights=torch.ones(_TIMESTEPS, device=parts.device),
-        sizes=(_TIMESTEPS,),
-        stream_weights=(1.0,),
-    )
+    tokens = parts.token_ids([prompt], spec.prompt_chunks)
+    example |= {"posterior": posterior, "token_ids": {name: ids[0] for name, ids in tokens.items()}, "weight": 1.0}
+    del example["pixels"]
+    if parts.architecture.takes_sizes:
+        example["time_ids"] = held_out.images.time_ids(example["sample"])
+    shape = (_TIMESTEPS, len(posterior) // 2, *posterior.shape[1:])
+    noises = torch.randn(shape, generator=generator(spec.seed, 0, index, "noise/held out"))
+    timesteps = parts.process.even_timesteps(_TIMESTEPS)
+    at_mean = torch.zeros(shape[1:])
+    examples = [
+        {**example, "random": {"latent": at_mean, "noise": noise, "timestep": timestep}}
+        for noise, timestep in zip(noises, timesteps, strict=True)
+    ]
+    plain = spec.model_copy(update={"noise_offset": 0.0, "input_perturbation": 0.0, "snr_gamma": None})
+    return noised(parts, collated([examples], [1.0]).to(parts.device), plain)
