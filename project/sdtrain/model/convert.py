@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from sdjob.model.weights import Part, with_weights
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.settings.run_spec import RunSpec
-from sdjob.writing import discard, replacing, sync_tree
+from sdjob.writing import discard, replacing
 from sdtrain.reporting.progress import Progress, say
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.stop import Stopped, StopRequest
@@ -88,23 +88,32 @@ def _converted_model(
 
 def _converted_vae(part: Part, folder: Path, base: Path) -> Part:
     """A VAE in one file as a folder, made with the config of the base model's. Raises JobError (73)."""
-    try:
-        if not folder.is_dir():
-            say(f"converting {part.folder.name} (VAE) once, to {folder}")
-            folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        say(f"converting {part.folder.name} (VAE) once, to {folder}")
+        with _made_once(folder, "VAE") as temporary:
             state = _converted("vae", part, read_weights(part.folder), base).state_dict()
-            with replacing(folder, durable=True) as temporary:
-                temporary.mkdir()
-                weights = {key: weight.contiguous() for key, weight in state.items()}
-                save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
-                (temporary / "config.json").write_text(json.dumps(dict(part.config), indent=2) + "\n")
-    except OSError as error:
-        if not folder.is_dir():  # else another job with the same cache was faster
-            remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
-            problem = bad_output(str(folder), f"the converted VAE cannot be written ({error})", remedy)
-            raise JobError(problem) from error
+            _save(state, temporary / _WEIGHTS)
+            (temporary / "config.json").write_text(json.dumps(dict(part.config), indent=2) + "\n")
     stem = _WEIGHTS.removesuffix(".safetensors")
     return with_weights(Part(folder, part.class_name, part.config), stem, stem, allow_pickle=False)
+
+
+@contextmanager
+def _made_once(folder: Path, what: str) -> Iterator[Path]:
+    """An empty folder that gets this path, unless the body fails or another job with the same cache was faster.
+
+    Raises JobError (73).
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder, durable=True) as temporary:
+            temporary.mkdir()
+            yield temporary
+    except OSError as error:
+        if not folder.is_dir():
+            remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
+            problem = bad_output(str(folder), f"the converted {what} cannot be written ({error})", remedy)
+            raise JobError(problem) from error
 
 
 def _complete(folder: Path) -> PipelineFolder | None:
@@ -119,27 +128,15 @@ def _made(
     model: PipelineFolder, single: SingleFile, folder: Path, world: World, stop: StopRequest
 ) -> PipelineFolder | None:
     """Write the whole folder or nothing; None: stopped meanwhile. Raises JobError (66, 73)."""
-    temporary = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.tmp")
+    discard(folder)  # a damaged one
     say(f"converting {single.path.name} ({single.title}) once, to {folder}")
     try:
-        _remove_abandoned(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        write_configs(single, model.parts, temporary)
-        if not _write_weights(model, single, temporary, shown=world.is_main, stopped=lambda: bool(stop)):
-            return None
-        sync_tree(temporary)
-        if not _complete(folder):  # else another job with the same cache was faster
-            discard(folder)
-            temporary.rename(folder)
-    except OSError as error:
-        if found := _complete(folder):
-            return found
-        remedy = "Free some space there, or set cache_dir to a folder on a larger volume."
-        problem = bad_output(str(folder), f"the converted model cannot be written ({error})", remedy)
-        raise JobError(problem) from error
-    finally:
-        discard(temporary)
+        with _made_once(folder, "model") as temporary:
+            _remove_abandoned(folder)
+            write_configs(single, model.parts, temporary)
+            _write_weights(model, single, temporary, stop, shown=world.is_main)
+    except Stopped:
+        return None
     return find_pipeline(folder, None, allow_pickle=False)
 
 
@@ -193,29 +190,29 @@ def _write_clip_vocabulary(folder: Path) -> None:
 
 
 def _write_weights(
-    model: PipelineFolder, single: SingleFile, folder: Path, *, shown: bool, stopped: Callable[[], bool]
-) -> bool:
-    """The weights of all parts; false: stopped before the end. Raises JobError (66)."""
+    model: PipelineFolder, single: SingleFile, folder: Path, stop: StopRequest, *, shown: bool
+) -> None:
+    """The weights of all parts. Raises JobError (66), Stopped."""
     weights = read_weights(single.path)
     networks = {name: part for name, part in model.parts.items() if part.tensors}
     done, total = 0, sum(part.num_bytes for part in networks.values())
     with Progress("converting (MB)", _megabytes(total), shown=shown) as progress:
         for name, part in networks.items():
-            if stopped():
-                return False
             state = _converted(name, part, weights, folder).state_dict()
             file = _WEIGHTS
             if name.startswith("text_encoder"):
                 state = {key_names.stored_name(key): weight for key, weight in state.items()}
                 file = "model.safetensors"
-            save_file(
-                {key: weight.contiguous() for key, weight in state.items()},
-                folder / name / file,
-                metadata={"format": "pt"},
-            )
+            _save(state, folder / name / file)
             done += part.num_bytes
             progress.show(_megabytes(done))
-    return not stopped()
+            if stop:
+                raise Stopped(0)
+
+
+def _save(weights: Weights, file: Path) -> None:
+    contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(contiguous, file, metadata={"format": "pt"})
 
 
 def _converted(name: str, part: Part, weights: Weights, configs: Path) -> torch.nn.Module:
