@@ -24,10 +24,8 @@ def with_tensors(job: JobPlan, environ: Mapping[str, str]) -> JobPlan:
     values = {name: each.value for name, each in job.settings.items()}
     if job.problems or job.awaited or job.launch is None or values["script"]:
         return job
-    names = ("prediction_type", "single_file_config", "vae")
-    settings = [f"--{name}={values[name]}" for name in names if values[name]]
-    settings += ["--allow_pickle"] if values["allow_pickle"] else []
-    arguments = ["-m", MODULE, job.mounts["MODEL_DIR"]["uses"], *settings]
+    argv = [word.replace("$$", "$") for word in job.launch.argv]  # as torchrun hands them on
+    arguments = ["-m", MODULE, *argv[argv.index("sdtrain") + 1 :]]
     problems, warnings = _answer(arguments, job.launch.environment(environ), values["check_timeout"])
     return replace(job, problems=problems, warnings=(*job.warnings, *warnings))
 

@@ -1,17 +1,16 @@
 """Compare the tensors of a model's files with those that its configs ask for, on torch's meta device.
 
-`python -m sdtrain.model.check_tensors MODEL` prints the outcome as JSON, for the launcher's `check`.
+`python -m sdtrain.model.check_tensors FLAGS…` prints the outcome as JSON, for the launcher's `check`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 import diffusers
 import torch
@@ -20,10 +19,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sdjob.files import few, shown
 from sdjob.model.key_names import current_name
-from sdjob.model.pipeline import PipelineFolder, find_pipeline
-from sdjob.model.single_file import AUTO
+from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.model.weights import COPY_AGAIN, Part
 from sdjob.problems import JobError, Problem, bad_input
+from sdjob.settings import flags
 from sdtrain.architectures import ARCHITECTURES
 from sdtrain.reporting.progress import say
 from sdtrain.runtime.distributed import World
@@ -137,25 +136,15 @@ def _compared(model: PipelineFolder, name: str, part: Part) -> Comparison:
     return Comparison(tuple(problems), tuple(warnings))
 
 
-def main() -> None:
-    """Print {"problems": […], "warnings": […]}."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--prediction_type", default=AUTO)
-    parser.add_argument("--single_file_config")
-    parser.add_argument("--vae")
-    parser.add_argument("--allow_pickle", action="store_true")
-    settings = vars(parser.parse_args())
+def main(arguments: list[str]) -> None:
+    """Print {"problems": […], "warnings": […]} of the model that the worker's flags name."""
     try:
-        found = compare(find_pipeline(settings.pop("model"), None, **settings))
+        found = compare(find_of(flags.parse(arguments)))
     except JobError as error:
         found = Comparison(error.problems)
-    print(
-        json.dumps(
-            {"problems": [problem.to_dict() for problem in found.problems], "warnings": list(found.warnings)}
-        )
-    )
+    problems = [problem.to_dict() for problem in found.problems]
+    print(json.dumps({"problems": problems, "warnings": found.warnings}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -199,10 +198,9 @@ def test_every_rank_learns_of_it_before_anything_is_written(folder):
     assert caught.value.code == 66
 
 
-def test_the_command_prints_json(folder, monkeypatch, capsys):
+def test_the_command_prints_json(folder, capsys):
     reconfigure(folder, "unet", out_channels=8)
-    monkeypatch.setattr(sys, "argv", ["check_tensors", str(folder)])
-    check_tensors.main()
+    check_tensors.main([f"--pretrained_model_name_or_path={folder}", "--output_dir=out"])
     found = json.loads(capsys.readouterr().out)
     assert [problem["code"] for problem in found["problems"]] == [66]
     assert found["warnings"] == []
