@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from sdjob import reading
 from sdjob.formatting import counted, json_text, visible
 from sdjob.model.architectures import ArchitectureFacts
+from sdjob.model.hub_cache import is_hub_name
 from sdjob.output import usage
+from sdjob.output.layout import INDEX_FILE
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.export import base_model
-from sdtrain.export.base_model import BaseModel
 from sdtrain.export.export import WEBUI_LORA, WEBUI_MODEL
 
 FILE = "README.md"
@@ -25,13 +27,16 @@ SAMPLES = "samples.png"
 _PRIVATE = ("pretrained_model_name_or_path", "single_file_config", "vae", "lora_weights")
 _WITHOUT_TRACE = ("checkpoints", "logging")  # groups of settings that make no difference to the result
 
+_IN_CACHE = re.compile(r"(?:models--)?([^/]+?)--([^/]+)")  # of the hub's library, or of our own downloads
+_HEAD_OF_CARD = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
+_LICENCE = re.compile(r"[\w.+-]{1,64}")
+
 
 def render(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], *, samples: bool) -> str:
     """The card as Markdown with the front matter that model hubs read; without any path of this machine."""
-    model = base_model.describe(Path(spec.pretrained_model_name_or_path))
-    base = model.name
+    base = _base_name(Path(spec.pretrained_model_name_or_path))
     sections = [
-        _front_matter(spec, facts, model),
+        _front_matter(spec, facts, base),
         f"# {'LoRA for' if spec.lora_rank else 'Fine-tuned'} {_words(base)}",
         _summary(spec, facts, report, base),
         f"![samples]({SAMPLES})" if samples else "",
@@ -44,10 +49,10 @@ def render(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any], *
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(spec: RunSpec, facts: ArchitectureFacts, base: BaseModel) -> str:
+def _front_matter(spec: RunSpec, facts: ArchitectureFacts, base: str) -> str:
     lora = ("lora",) if spec.lora_rank else ()
-    values: dict[str, Any] = {"library_name": "diffusers", "base_model": base.name}
-    if license := spec.model_license or base.license:
+    values: dict[str, Any] = {"library_name": "diffusers", "base_model": base}
+    if license := spec.model_license or _license_of(Path(spec.pretrained_model_name_or_path)):
         values["license"] = license
     if spec.recipe_facts.has_subjects:
         values["instance_prompt"] = spec.instance_prompt
@@ -139,3 +144,30 @@ def _block(language: str, text: str) -> str:
     """A block of code, whose fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+# --- the base model: what its path, model_index.json and README.md say; what cannot be read is not known --------
+
+
+def _base_name(path: Path) -> str:
+    """ORG/NAME of the hub where that is known, else the name of the folder or file."""
+    in_cache = [found for part in path.parts if (found := _IN_CACHE.fullmatch(part))]
+    name = f"{in_cache[-1][1]}/{in_cache[-1][2]}" if in_cache else _recorded_name(path)
+    return name if is_hub_name(name) else path.name
+
+
+def _recorded_name(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        values = reading.json_of(reading.content(path / INDEX_FILE, reading.MESSAGE))
+        return str(values.get("_name_or_path", ""))
+    return ""
+
+
+def _license_of(path: Path) -> str | None:
+    """The field in the front matter of a model card."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        text = reading.content(path / "README.md", reading.MESSAGE).decode("utf-8-sig").replace("\r\n", "\n")
+        if front := _HEAD_OF_CARD.match(text):
+            found = reading.yaml_of(front[1], yaml.SafeLoader).get("license")
+            return found if isinstance(found, str) and _LICENCE.fullmatch(found) else None
+    return None

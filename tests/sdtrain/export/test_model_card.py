@@ -1,7 +1,4 @@
-"""The model card: true, loadable, and without anything of the machine that trained.
-
-Tests of model_card and base_model.
-"""
+"""The model card: true, loadable, and without anything of the machine that trained."""
 
 import ast
 import re
