@@ -71,7 +71,7 @@ def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any],
     )  # not recorded in a step checkpoint
     how = f"on {count}captioned images"
     if spec.recipe_facts.has_subjects:
-        how = f"to show the subject of {count}images under the prompt {_words(_text(spec.instance_prompt))}"
+        how = f"to show the subject of {count}images under the prompt {_words(json_text(spec.instance_prompt))}"
     ema = ", with an average of the weights (EMA)" if spec.use_ema else ""
     mean = report["mean_loss"]
     loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"
@@ -112,11 +112,6 @@ def _settings(spec: RunSpec) -> str:
             continue
         values[setting.name or name] = list(value) if isinstance(value, tuple) else value
     return _yaml(values) if values else ""
-
-
-def _text(value: str) -> str:
-    """As Python spells a string, which JSON does too."""
-    return json_text(value)
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

@@ -95,10 +95,7 @@ def write(options: Options, sources: tuple[Source, ...], prompts: tuple[str, ...
 def _processes(job: Job, device: devices.DeviceType) -> int:
     """Never more than there are batches."""
     wanted = job.options.nproc_per_node
-    if wanted != "auto":
-        return min(int(wanted), len(job.batches))
-    several = device.name not in ("cpu", "mps")
-    return min(device.runtime.device_count(), len(job.batches)) if several else 1
+    return min(devices.count(device) if wanted == "auto" else int(wanted), len(job.batches))
 
 
 def _in_processes(job: Job, count: int) -> None:

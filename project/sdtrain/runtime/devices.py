@@ -72,6 +72,11 @@ def device_of(device_type: DeviceType, local_rank: int) -> torch.device:
     return torch.device(device_type.torch_type, local_rank)
 
 
+def count(device_type: DeviceType) -> int:
+    """How many processes can have a device of their own; a CPU is one device."""
+    return 1 if device_type.name in ("cpu", "mps") else int(device_type.runtime.device_count())
+
+
 def topology(device_type: DeviceType, world_size: int) -> Topology:
     """The devices of a run, and the precisions that they support."""
     if device_type.name == "cpu":  # bf16 is possible, but slow on most

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from sdjob.settings.optimizers import OPTIMIZERS
 from sdtrain.checkpoint import state_io
@@ -119,7 +120,7 @@ class ByParameter:
 
     def state(self, tables: state_io.Tables, *, copied: bool) -> dict[str, Any]:
         state = self.optimizer.state_dict()
-        return _copy(state) if copied else state
+        return tree_map_only(torch.Tensor, _on_host, state) if copied else state
 
     def load(self, folder: Path, tables: state_io.Tables) -> Mapping[str, Any]:
         for key, tensors in tables.items():
@@ -142,10 +143,5 @@ def _groups(optim: OptimSpec, flats: Flats, views: Callable[[Flat], Iterable[tor
     ]
 
 
-def _copy(value: Any) -> Any:
-    """The same nested values, with every tensor copied to the host."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)

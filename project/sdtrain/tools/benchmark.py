@@ -246,15 +246,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.skip_steps >= options.steps:
         parser.error(f"--skip_steps={options.skip_steps} leaves no step of {options.steps} to measure")
-    options.nproc = options.nproc or _device_count(options.device)
+    options.nproc = options.nproc or devices.count(devices.choose(options.device))
     options.resolution = options.resolution or synthetic.RESOLUTIONS[options.model]
     return options
-
-
-def _device_count(name: str) -> int:
-    """The number of devices that a row uses; a CPU is one."""
-    device_type = devices.choose(name)
-    return 1 if device_type.name in ("cpu", "mps") else int(device_type.runtime.device_count())
 
 
 if __name__ == "__main__":
