@@ -110,7 +110,7 @@ PHASES = (
     Phase("conversion of a table", Place("sdjob.dataset.formats.parquet:_convert")),
     Phase("loading", Place("sdtrain.model.load:_class_of", 2)),
     Phase("class images", Place("sdtrain.recipes.class_images:generate", 2)),
-    Phase("caching of encoded prompts", Place("sdtrain.data.cache:_add_next")),
+    Phase("caching of encoded prompts", Place("sdtrain.data.cache:_store_next")),
     Phase("caching of latents", Place("sdtrain.data.cached_encodings:_posteriors")),
     Phase("validation before training", Place("sdtrain.model.generation:generate", 2)),
     Phase("first step", Place("sdtrain.loop:loss_of")),

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 
-from sdjob.settings.run_spec import RunSpec
 from sdtrain.reporting.metrics import read
 from sdtrain.reporting.stopwatch import Spent
 from tests.support.worker import losses, scalars
@@ -276,10 +275,3 @@ def test_samples_are_of_the_ema_weights(train):
 
 def first_sample(step: int) -> str:
     return f"samples/step-{step:06d}/prompt00-00.png"
-
-
-def test_every_setting_of_the_worker_is_a_flag():
-    from sdjob.settings import flags
-
-    spec = RunSpec(pretrained_model_name_or_path="m", output_dir="o", validation_prompts=("- a b", "c"))
-    assert flags.parse(flags.render(spec)) == spec
