@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sdjob import writing
-from sdjob.problems import JobError, Problem, bad_input
+from sdjob.problems import Problem, bad_input
 from sdjob.reading import in_threads
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import Progress
-from sdtrain.runtime.errors import problem_of
+from sdtrain.runtime.errors import problems_of
 
 _FIRST, _LARGEST = 32, 512  # entries of each rank between two agreements, which are the entries of a file
 
@@ -213,16 +213,9 @@ def _store_next(
                 break
         return cache.store(entries), failed, []
     except Exception as error:
-        return {}, failed, _problems_of(error)
-
-
-def _problems_of(error: Exception) -> list[Problem]:
-    """The problems behind an exception; raises it again if it is a fault of the program."""
-    if isinstance(error, JobError):
-        return list(error.problems)
-    if problem := problem_of(error):
-        return [problem]
-    raise error
+        if problems := problems_of(error):
+            return {}, failed, list(problems)
+        raise
 
 
 _NOT_SHARED = bad_input(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdjob import failure_patterns
 from sdjob.exit_codes import ExitCode
-from sdjob.problems import JobError, Problem, bad_output, no_hardware
+from sdjob.problems import JobError, Problem, bad_output, exit_code, no_hardware
 from sdjob.writing import LinkError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -46,14 +46,19 @@ def problem_of(error: Exception) -> Problem | None:
     return None
 
 
+def problems_of(error: Exception) -> tuple[Problem, ...]:
+    """The problems behind an exception; none: it is a bug."""
+    if isinstance(error, JobError):
+        return error.problems
+    problem = problem_of(error)
+    return (problem,) if problem else ()
+
+
 def reported(error: Exception) -> int:
     """Say on standard error why a command failed, and return its exit code; only a bug has a traceback."""
-    if isinstance(error, JobError):
-        print(error, file=sys.stderr)
-        return error.code
-    problem = problem_of(error)
-    print(problem or "".join(traceback.format_exception(error)), file=sys.stderr)
-    return int(problem.code if problem else ExitCode.TRAINING_FAILED)
+    problems = problems_of(error)
+    print("\n".join(map(str, problems)) or "".join(traceback.format_exception(error)), file=sys.stderr)
+    return exit_code(problems) or int(ExitCode.TRAINING_FAILED)
 
 
 def _root(error: BaseException) -> BaseException:

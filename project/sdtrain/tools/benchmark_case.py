@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sdjob.exit_codes import ExitCode
-from sdjob.problems import JobError
+from sdjob.problems import JobError, exit_code
 from sdjob.settings import flags
 from sdjob.settings.choices import CACHED
 from sdjob.settings.plugins import PLUGINS
@@ -40,11 +40,10 @@ def main(arguments: list[str]) -> int:
         spec = flags.parse(argv)
         with join(spec.device, group_of_one=PLUGINS[spec.plugin].shards) as world:
             row = measure(spec, world, model)
-    except JobError as error:
-        row = {"problem": str(error.problems[0]), "code": error.code}
     except Exception as error:
-        problem = errors.problem_of(error)
-        row = {"problem": str(problem or repr(error)), "code": problem.code if problem else 70}
+        problems = errors.problems_of(error)
+        first = problems[0] if problems else repr(error)
+        row = {"problem": str(first), "code": exit_code(problems) or int(ExitCode.TRAINING_FAILED)}
     if int(os.environ.get("RANK", 0)) == 0 or "problem" in row:
         Path(result).write_text(json.dumps(row) + "\n")
     return int(row.get("code", ExitCode.FINISHED))
