@@ -13,17 +13,18 @@ from sdtrain.model.generation import evaluating
 from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.objective.diffusion import Noised, loss_of, noised
 from sdtrain.runtime.heartbeat import Pulse
+from sdtrain.runtime.stop import Stopped
 from sdtrain.training import Training
 from sdtrain.validation.held_out_images import HeldOut
 
 _TIMESTEPS = 4  # of each image, evenly spaced, since the loss depends strongly on the timestep
 
 
-def loss(training: Training, held_out: HeldOut) -> float | None:
+def loss(training: Training, held_out: HeldOut, step: int) -> float:
     """The mean squared error over all held-out images and timesteps, of the weights to export. Collective.
 
     Independent of the number of processes: a forward pass holds the timesteps of one image, and the sum is exact.
-    All ranks make the same number of passes. None: asked to stop before the last one.
+    All ranks make the same number of passes. Raises Stopped when asked to stop before the last one.
     """
     world, parts = training.world, training.parts
     trained_encoders = parts.text_encoders if training.spec.train_text_encoder else {}
@@ -39,7 +40,7 @@ def loss(training: Training, held_out: HeldOut) -> float | None:
     ):
         for index in range(world.rank, rounds * world.size, world.size):
             if world.any(bool(training.context.stop)):
-                return None
+                raise Stopped(step)
             value = float(loss_of(model, _noised(training, held_out, index % held_out.count)))
             if index < held_out.count:  # the rest complete the last round
                 losses[index] = value

@@ -36,10 +36,7 @@ def validate(training: Training, step: int) -> dict[str, float]:
         training.tracker.event("validation", step)
     values: dict[str, Any] = {}
     if training.held_out is not None:
-        loss = held_out_loss.loss(training, training.held_out)
-        if loss is None:
-            raise Stopped(step)
-        values["validation_loss"] = loss
+        values["validation_loss"] = held_out_loss.loss(training, training.held_out, step)
     devices.release_cache(training.world.device)  # of shapes that the next steps do not have
     if values:
         training.tracker.log(StepMetrics(step, **values))
