@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from diffusers.utils import scale_lora_layers
 from PIL.PngImagePlugin import PngInfo
 
 from sdjob import writing
@@ -134,7 +135,8 @@ def _loaded(source: Source, options: Options, device_type: devices.DeviceType, d
     if source.checkpoint:
         from_checkpoint.check_base(source.checkpoint, model)
         parts, _ = from_checkpoint.trained(source.checkpoint, model, spec, precision, device, ema=source.ema)
-        lora.scale(parts, options.lora_scale)
+        for part in parts.trainable.values():
+            scale_lora_layers(part, options.lora_scale)  # that of the run is not merged
     else:
         parts = load(model, precision, device, allow_pickle=spec.allow_pickle, lora=True)
     if source.lora:

@@ -222,11 +222,3 @@ def _merge_layer(existing: _Existing, layer: _Layer, weight: torch.Tensor, stren
     if layer.magnitude:
         new *= existing.tensors[layer.magnitude].to(new).view(-1, 1) / new.norm(dim=1, keepdim=True)
     weight.data.copy_(new.view_as(weight))
-
-
-def scale(parts: Parts, strength: float) -> None:
-    """Multiply the change that the LoRA of a run makes, which is not merged."""
-    for part in parts.trainable.values():
-        for module in part.modules():
-            if hasattr(module, "lora_A"):
-                module.scale_layer(strength)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.strategies.shards import Shards
@@ -116,23 +115,6 @@ def grouped(trained: Mapping[str, nn.Parameter], optim: OptimSpec) -> list[dict[
         members = [p for name, p in trained.items() if name.startswith(group.prefix)]
         groups.append({"params": members, "lr": group.learning_rate, "base_lr": group.learning_rate})
     return groups
-
-
-def clipped_step(
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    trained: Mapping[str, nn.Parameter],
-    max_norm: float,
-    factor: float,
-) -> torch.Tensor:
-    """`Strategy.step` with an optimizer and a loss scale of PyTorch."""
-    scale_learning_rates(optimizer.param_groups, factor)
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(trained.values(), max_norm or float("inf"))
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 def scale_learning_rates(groups: Iterable[dict[str, Any]], factor: float) -> None:

@@ -28,7 +28,13 @@ from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.model.compilation import blocks
 from sdtrain.optim import optimizers
-from sdtrain.strategies.base import COMPUTE_DTYPES, OptimSpec, clipped_step, grouped, trainable_parameters
+from sdtrain.strategies.base import (
+    COMPUTE_DTYPES,
+    OptimSpec,
+    grouped,
+    scale_learning_rates,
+    trainable_parameters,
+)
 from sdtrain.strategies.shards import Range, Shards, gather_whole, replaced
 
 
@@ -90,7 +96,13 @@ class Fsdp:
         torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, factor: float) -> torch.Tensor:
-        norm = clipped_step(self._optimizer, self._scaler, self._trained, self._max_grad_norm, factor)
+        optimizer, scaler = self._optimizer, self._scaler
+        scale_learning_rates(optimizer.param_groups, factor)
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self._trained.values(), self._max_grad_norm or float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return whole.to(self._device)  # that of offloaded gradients is in host memory
 
