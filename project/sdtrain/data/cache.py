@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,40 +28,6 @@ Made = tuple[str, Entry | Problem]  # a key with its entry, or why there is none
 Make = Callable[[list[str]], Iterator[Made]]  # of these keys, in any order
 
 
-class Cache(Protocol):
-    """Entries by key. Picklable and cheap to fork; reading is thread-safe."""
-
-    def __getitem__(self, key: str) -> Entry: ...
-
-    def __contains__(self, key: str) -> bool: ...
-
-    def found(self, keys: Collection[str]) -> Mapping[str, Any]:
-        """What earlier runs left of these entries, for `learn`."""
-
-    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Any]:
-        """Store entries that this rank has made; returns what every rank has to learn of them."""
-
-    def learn(self, known: Mapping[str, Any]) -> None:
-        """Add what `found` or `store` returned on any rank."""
-
-    def is_readable(self) -> bool:
-        """Whether this rank can read what it has learned."""
-
-
-Item = TypeVar("Item", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Cached(Generic[Item]):
-    """Entries by what they are made of, such as a prompt or a view of an image."""
-
-    keys: Mapping[Item, str]
-    cache: Cache
-
-    def __getitem__(self, item: Item) -> Entry:
-        return self.cache[self.keys[item]]
-
-
 @dataclass(frozen=True)
 class MemoryCache:
     """Every rank holds every entry; loader processes share the memory of their rank."""
@@ -74,16 +40,20 @@ class MemoryCache:
     def __contains__(self, key: str) -> bool:
         return key in self.entries
 
-    def found(self, _keys: Collection[str]) -> Mapping[str, Entry]:
+    def found(self, _keys: Collection[str]) -> Mapping[str, Any]:
+        """What earlier runs left of these entries, for `learn`."""
         return {}
 
-    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Any]:
+        """Store entries that this rank has made; returns what every rank has to learn of them."""
         return entries
 
-    def learn(self, known: Mapping[str, Entry]) -> None:
+    def learn(self, known: Mapping[str, Any]) -> None:
+        """Add what `found` or `store` returned on any rank."""
         self.entries.update(known)
 
     def is_readable(self) -> bool:
+        """Whether this rank can read what it has learned."""
         return True
 
 
@@ -99,24 +69,23 @@ class DiskCache:
     files: dict[str, str] = field(default_factory=dict)  # of each entry
 
     def __getitem__(self, key: str) -> Entry:
-        file, start = _opened(self.folder / self.files[key]), f"{key}/"
-        return {name: file.get_tensor(start + name) for name in file.names[key]}
+        file, names = _opened(self.folder / self.files[key])
+        return {name: file.get_tensor(f"{key}/{name}") for name in names[key]}
 
     def __contains__(self, key: str) -> bool:
         return key in self.files
 
-    def found(self, keys: Collection[str]) -> Mapping[str, str]:
+    def found(self, keys: Collection[str]) -> Mapping[str, Any]:
         """A file that is cut short or is not one of these has no entries."""
         wanted, names = set(keys), sorted(path.name for path in self.folder.glob("*.safetensors"))
         in_files = in_threads(self._keys_of, names)
         return {key: name for name, of in zip(names, in_files, strict=True) for key in of & wanted}
 
-    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, str]:
+    def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Any]:
         if not entries:
             return {}
-        name = (
-            f"{hashlib.blake2b('/'.join(sorted(entries)).encode(), digest_size=20).hexdigest()}.safetensors"
-        )
+        digest = hashlib.blake2b("/".join(sorted(entries)).encode(), digest_size=20)
+        name = f"{digest.hexdigest()}.safetensors"
         tensors = {
             f"{key}/{part}": tensor.contiguous()
             for key, entry in entries.items()
@@ -127,7 +96,7 @@ class DiskCache:
             save_file(tensors, temporary)
         return dict.fromkeys(entries, name)
 
-    def learn(self, known: Mapping[str, str]) -> None:
+    def learn(self, known: Mapping[str, Any]) -> None:
         self.files.update(known)
 
     def is_readable(self) -> bool:
@@ -142,21 +111,29 @@ class DiskCache:
             return set()
 
 
-@dataclass(frozen=True)
-class _File:
-    """An open file of a cache, mapped into memory, and the names of the tensors of each entry."""
+Cache = MemoryCache | DiskCache  # picklable and cheap to fork; reading is thread-safe
+Item = TypeVar("Item", bound=Hashable)
 
-    get_tensor: Callable[[str], torch.Tensor]
-    names: Mapping[str, list[str]]
+
+@dataclass(frozen=True)
+class Cached(Generic[Item]):
+    """Entries by what they are made of, such as a prompt or a view of an image."""
+
+    keys: Mapping[Item, str]
+    cache: Cache
+
+    def __getitem__(self, item: Item) -> Entry:
+        return self.cache[self.keys[item]]
 
 
 @lru_cache(maxsize=256)
-def _opened(path: Path) -> _File:
+def _opened(path: Path) -> tuple[Any, Mapping[str, list[str]]]:
+    """An open file of a cache, mapped into memory, and the names of the tensors of each entry."""
     file: Any = safe_open(path, "pt")
     names: dict[str, list[str]] = {}
     for key, _, name in (each.partition("/") for each in file.keys()):  # noqa: SIM118  (not a mapping)
         names.setdefault(key, []).append(name)
-    return _File(file.get_tensor, names)
+    return file, names
 
 
 def fill(
