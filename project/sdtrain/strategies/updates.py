@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,31 +25,11 @@ Flats = Mapping[str, Flat]  # by the prefix of their group
 Groups = list[dict[str, Any]]
 
 
-class Update(Protocol):
-    """An optimizer of flat masters. `tables`: flat tensors by table and group, as in state_io.tables."""
-
-    optimizer: torch.optim.Optimizer
-
-    def give(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Hand the gradients of all buckets to the optimizer."""
-
-    def tables(self) -> state_io.Tables:
-        """The state that consists of flat tensors."""
-
-    def state(self, tables: state_io.Tables, *, copied: bool) -> dict[str, Any]:
-        """The state dictionary, by the index of each parameter, with these tables in it; of the rest copies."""
-
-    def load(self, folder: Path, tables: state_io.Tables) -> Mapping[str, Any]:
-        """Restore the tables and the state; returns that of the fp16 loss scaler."""
-
-
-def create(optim: OptimSpec, flats: Flats) -> Update:
-    """AdamW on flat tensors where each value is updated by itself, otherwise parameter by parameter."""
-    return FlatAdam(optim, flats) if OPTIMIZERS[optim.name].adam_state else ByParameter(optim, flats)
-
-
 class FlatAdam:
-    """The parameters of the optimizer are the buckets of the masters."""
+    """The parameters of the optimizer are the buckets of the masters.
+
+    `tables`: flat tensors by table and group, as in state_io.tables.
+    """
 
     def __init__(self, optim: OptimSpec, flats: Flats) -> None:
         self._flats = flats
@@ -71,13 +51,16 @@ class FlatAdam:
             self.optimizer.state[bucket] = {"step": step, **state}
 
     def give(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Hand the gradients of all buckets to the optimizer."""
         for bucket, gradient in zip(self._buckets, gradients, strict=True):
             bucket.grad = gradient
 
     def tables(self) -> state_io.Tables:
+        """The state that consists of flat tensors."""
         return self._moments
 
     def state(self, tables: state_io.Tables, *, copied: bool) -> dict[str, Any]:
+        """The state dictionary, by the index of each parameter, with these tables in it; of the rest copies."""
         step = self.optimizer.state[self._buckets[0]]["step"].to("cpu", copy=True)
         views = {key: named(self._flats, tables[key]) for key in self._moments}
         names = [slot.name for flat in self._flats.values() for slot in flat.slots]
@@ -93,6 +76,7 @@ class FlatAdam:
         return {"state": states, "param_groups": groups}
 
     def load(self, folder: Path, tables: state_io.Tables) -> Mapping[str, Any]:
+        """Restore the tables and the state; returns that of the fp16 loss scaler."""
         views = {key: named(self._flats, of) for key, of in tables.items()}
         ranges = {name: whole(view.shape) for name, view in views["master"].items()}
         numbers = state_io.load(folder, views, ranges)
@@ -132,6 +116,11 @@ class ByParameter:
         self.optimizer.load_state_dict({**state, "param_groups": groups})
         scaler: Mapping[str, Any] = saved["scaler"]
         return scaler
+
+
+def create(optim: OptimSpec, flats: Flats) -> FlatAdam | ByParameter:
+    """AdamW on flat tensors where each value is updated by itself, otherwise parameter by parameter."""
+    return FlatAdam(optim, flats) if OPTIMIZERS[optim.name].adam_state else ByParameter(optim, flats)
 
 
 def _groups(optim: OptimSpec, flats: Flats, views: Callable[[Flat], Iterable[torch.Tensor]]) -> Groups:
