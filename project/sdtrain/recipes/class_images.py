@@ -9,6 +9,7 @@ from pathlib import Path
 from sdjob import writing
 from sdjob.dataset.concepts import too_few_class_images
 from sdjob.dataset.detect import dataset_in
+from sdjob.dataset.formats import DatasetInfo
 from sdjob.dataset.splits import TO_TRAIN
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
@@ -33,15 +34,18 @@ def folder_of(spec: RunSpec, layout: OutputLayout, model_content: str, how: Gene
     return layout.class_images / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-def provide(context: RunContext, parts: Parts, model_content: str) -> Path:
-    """The folder with at least `num_class_images` images of the class. Collective; raises Stopped.
+def provide(context: RunContext, parts: Parts, model_content: str) -> DatasetInfo:
+    """At least `num_class_images` images of the class. Collective; raises JobError (66), Stopped.
 
     A given `class_data_dir` is only read. Otherwise the missing images are generated, the n-th with the seed
     (seed + n). The batches, which decide the last bits of their images, are the same on any number of processes.
     """
     spec, world = context.spec, context.world
     if spec.class_data_dir:
-        return _given(spec)
+        given = dataset_in(spec.class_data_dir, spec, captions=False, wanted_splits=TO_TRAIN)
+        if too_few := too_few_class_images(spec, given):
+            raise JobError(too_few)
+        return given
     how = generation_settings(spec)
     folder = folder_of(spec, context.layout, model_content, how)
     context.layout.make(folder)
@@ -63,16 +67,8 @@ def provide(context: RunContext, parts: Parts, model_content: str) -> Path:
             if context.stop:
                 break  # the next start uses what is there
     context.end_if_stopped()
-    return folder
+    return dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN)
 
 
 def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.png"
-
-
-def _given(spec: RunSpec) -> Path:
-    folder = Path(spec.class_data_dir or "")
-    info = dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN)
-    if too_few := too_few_class_images(spec, info):
-        raise JobError(too_few)
-    return folder

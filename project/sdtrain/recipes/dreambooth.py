@@ -9,9 +9,7 @@ from dataclasses import replace
 
 from sdjob.dataset import validation_split
 from sdjob.dataset.concepts import Concept, concepts_of
-from sdjob.dataset.detect import dataset_in
 from sdjob.dataset.formats import DatasetInfo
-from sdjob.dataset.splits import TO_TRAIN
 from sdtrain.data.streams import Stream
 from sdtrain.recipes import class_images
 from sdtrain.recipes.base import RecipeInput, open_images
@@ -48,6 +46,5 @@ def _class_images(given: RecipeInput, concept: Concept) -> DatasetInfo:
         update={"class_prompt": concept.class_prompt, "class_data_dir": concept.class_data_dir}
     )
     context = replace(given.context, spec=spec)
-    folder = class_images.provide(context, given.parts, given.model_content)
-    # The folder may hold more images, generated for a run with a larger num_class_images.
-    return dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN).first(spec.num_class_images)
+    found = class_images.provide(context, given.parts, given.model_content)
+    return found.first(spec.num_class_images)  # it may hold more, as generated for a run with a larger number

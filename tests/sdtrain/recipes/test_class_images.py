@@ -42,7 +42,7 @@ def provide(parts, tmp_path):
             }
         )
         context = RunContext(spec, world or alone(), layout, stop or StopRequest(None), first_step=4)
-        return class_images.provide(context, parts, identity)
+        return class_images.provide(context, parts, identity).path
 
     return run
 
