@@ -111,14 +111,10 @@ def main() -> None:
     parser.add_argument("--lora", type=Path, help="a folder with LoRA weights for it")
     parser.add_argument("--samples", type=int, default=64, help="images for each set of prompts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to write the metrics")
     parser.add_argument("--grid", type=Path, help="where to write the images, as one PNG")
     arguments = parser.parse_args()
     metrics, images = evaluate(arguments.pipeline, arguments.samples, arguments.seed, arguments.lora)
-    text = json.dumps(metrics, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(metrics, indent=1))
     if arguments.grid:
         grid(images).save(arguments.grid)
 
