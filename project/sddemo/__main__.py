@@ -10,7 +10,6 @@ from sddemo.write_demo import write_demo
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sddemo", description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write model/ and dataset/")
     parser.add_argument(

@@ -105,7 +105,6 @@ def evaluate(
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sddemo.evaluate", description=__doc__)
     parser.add_argument("pipeline", type=Path, help="a pipeline folder")
     parser.add_argument("--lora", type=Path, help="a folder with LoRA weights for it")

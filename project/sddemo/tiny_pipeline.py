@@ -88,7 +88,6 @@ def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
 
 
 def text_config(tokenizer: CLIPTokenizer, hidden: int, layers: int, heads: int) -> CLIPTextConfig:
-    """The text encoder's configuration for a tokenizer."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,

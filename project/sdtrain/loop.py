@@ -185,7 +185,6 @@ class _Loop:
         )
 
     def _save(self, step: int, *, background: bool) -> None:
-        """Save a checkpoint of this step."""
         training = self.training
         self._update_state(step)
         # Before the checkpoint, so that a kill after it loses no metrics of steps that are not repeated.

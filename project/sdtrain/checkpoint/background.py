@@ -78,7 +78,6 @@ class Saver:
             self._tracker.event("checkpoint", state.step)
 
     def _wait(self) -> None:
-        """Wait for the save in the background, if there is one."""
         folder, writing, self._folder, self._writing = self._folder, self._writing, None, None
         if folder and writing:
             with checkpoint.writing(folder, self._context.world):

@@ -71,7 +71,6 @@ class StreamSet(Dataset[tuple[Example, ...]]):
         return tuple(problem.subject for stream in self.streams for problem in stream.images.bad.values())
 
     def samples(self, position: int) -> tuple[Sample, ...]:
-        """The sample of each stream at a position."""
         plain = tuple(sample_at(self.seed, len(s.images), position, s.name) for s in self.streams)
         if self.buckets is None:
             return plain

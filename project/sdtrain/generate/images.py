@@ -60,7 +60,6 @@ class Job:
         return [(model, batch) for model in range(len(self.sources)) for batch in batches]
 
     def folder(self, source: Source) -> Path:
-        """The folder of the images of a model."""
         root = Path(self.options.output).expanduser()
         return root / source.title if len(self.sources) > 1 else root
 

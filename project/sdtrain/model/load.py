@@ -127,7 +127,6 @@ def _check_finite(part: Part, module: nn.Module) -> None:
 
 
 def _class_of(folder: PipelineFolder, name: str) -> Any:
-    """The class that loads a component."""
     component = folder.architecture.components[name]
     return getattr(import_module(component.library), component.classes[0])
 
@@ -180,5 +179,4 @@ def _idle(parts: Parts, name: str) -> list[str]:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -89,7 +89,6 @@ def no_space(found: str) -> Problem:
 
 
 def of_link(error: LinkError) -> Problem:
-    """The problem of a link in the output folder."""
     remedy = "Remove the link: results are written to OUTPUT_DIR itself; or set OUTPUT_DIR to another folder."
     return bad_output("OUTPUT_DIR", f"{error.filename} is {error.strerror}", remedy)
 
