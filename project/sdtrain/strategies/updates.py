@@ -103,8 +103,10 @@ class ByParameter:
         return {}
 
     def state(self, tables: state_io.Tables, *, copied: bool) -> dict[str, Any]:
-        state = self.optimizer.state_dict()
-        return tree_map_only(torch.Tensor, _on_host, state) if copied else state
+        state: dict[str, Any] = self.optimizer.state_dict()
+        if copied:
+            state = tree_map_only(torch.Tensor, _on_host, state)
+        return state
 
     def load(self, folder: Path, tables: state_io.Tables) -> Mapping[str, Any]:
         for key, tensors in tables.items():

@@ -56,9 +56,8 @@ def _noised(training: Training, held_out: HeldOut, index: int) -> Noised:
     with torch.autocast(parts.device.type, enabled=False):  # the VAE computes in its own type
         posterior = parts.posterior(example["pixels"][None]).parameters[0]
     prompt = held_out.prompt if held_out.prompt is not None else example["caption"]
-    tokens = parts.token_ids([prompt], spec.prompt_chunks)
-    example |= {"posterior": posterior, "token_ids": {name: ids[0] for name, ids in tokens.items()}, "weight": 1.0}
-    del example["pixels"]
+    token_ids = {name: ids[0] for name, ids in parts.token_ids([prompt], spec.prompt_chunks).items()}
+    example |= {"pixels": None, "posterior": posterior, "token_ids": token_ids, "weight": 1.0}
     if parts.architecture.takes_sizes:
         example["time_ids"] = held_out.images.time_ids(example["sample"])
     shape = (_TIMESTEPS, len(posterior) // 2, *posterior.shape[1:])
