@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
+
 from sdjob import protocol
 
 _PR_SET_PDEATHSIG = 1
@@ -37,15 +39,5 @@ class Parents:
 
     def gone(self) -> bool:
         """Whether torchrun or the launcher has ended."""
-        return os.getppid() != self.torchrun or not _is_alive(self.launcher)
-
-
-def _is_alive(pid: int | None) -> bool:
-    try:
-        if pid is not None:
-            os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, and of another user
-        return True
-    return True
+        lost_launcher = self.launcher is not None and not psutil.pid_exists(self.launcher)
+        return os.getppid() != self.torchrun or lost_launcher
