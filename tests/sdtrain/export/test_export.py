@@ -28,13 +28,18 @@ def spec_of(model, **settings) -> RunSpec:
     return RunSpec(pretrained_model_name_or_path=str(model), output_dir="o", **settings)
 
 
+def prepared(model, **settings):
+    """The files and the parts of a run with these settings, the settings, and the trainable weights."""
+    source, spec = find_pipeline(model, None, allow_pickle=False), spec_of(model, **settings)
+    how = {"train_text_encoder": spec.train_text_encoder, "zero_snr": spec.rescale_betas_zero_snr}
+    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, **how)
+    return source, parts, spec, load.trainable(load.make_trainable(parts, spec))
+
+
 def exported(model, folder, *, shift=0.0, **settings) -> Path:
     """Exports the model with every trained weight moved by `shift`; returns the folder."""
-    source = find_pipeline(model, None, allow_pickle=False)
-    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False)
-    spec = spec_of(model, **settings)
-    denoiser = load.make_trainable(parts, spec)
-    state = {name: p.detach() + shift for name, p in load.trainable(denoiser).items()}
+    source, parts, spec, trained = prepared(model, **settings)
+    state = {name: p.detach() + shift for name, p in trained.items()}
     export.export(folder, source, parts, state, spec)
     return folder
 
@@ -69,10 +74,8 @@ def test_a_result_samples_with_the_zero_terminal_snr_that_it_was_trained_with(v_
     model = shutil.copytree(v_model, tmp_path / "model")
     for file in (model / "scheduler/scheduler_config.json", model / "model_index.json"):
         file.write_text(file.read_text().replace("DDIMScheduler", sampler))
-    source = find_pipeline(model, None, allow_pickle=False)
-    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, zero_snr=True)
-    weights = load.trainable(load.make_trainable(parts, spec_of(model)))
-    export.export(tmp_path / "out", source, parts, weights, spec_of(model))
+    source, parts, spec, weights = prepared(model, rescale_betas_zero_snr=True)
+    export.export(tmp_path / "out", source, parts, weights, spec)
     scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
     assert type(scheduler).__name__ == {"PNDMScheduler": "DDIMScheduler"}.get(sampler, sampler)
     assert scheduler.config.rescale_betas_zero_snr and scheduler.config.timestep_spacing == "trailing"
@@ -132,11 +135,7 @@ def test_lora_loads_with_its_alpha(model, tmp_path):
 
 def test_a_lora_of_other_layers_than_attention_loads_whole(model, tmp_path):
     layers = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "conv1", "time_emb_proj")
-    source = find_pipeline(model, None, allow_pickle=False)
-    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False)
-    spec = spec_of(model, lora_rank=2, lora_target_modules=layers)
-    denoiser = load.make_trainable(parts, spec)
-    trained = load.trainable(denoiser)
+    source, parts, spec, trained = prepared(model, lora_rank=2, lora_target_modules=layers)
     with torch.no_grad():
         for weight in trained.values():
             weight.copy_(torch.linspace(-0.3, 0.2, weight.numel()).view_as(weight))
@@ -155,10 +154,8 @@ def test_a_lora_of_other_layers_than_attention_loads_whole(model, tmp_path):
 def test_trained_text_encoders_are_in_the_result(eps_model, xl_model, tmp_path, kind, layout):
     """layout: the file of a LoRA; None: all weights."""
     model = {"sd": eps_model, "xl": xl_model}[kind]
-    source = find_pipeline(model, None, allow_pickle=False)
-    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
-    spec = spec_of(model, train_text_encoder=True, lora_rank=2 if layout else 0, lora_alpha=3)
-    trained = load.trainable(load.make_trainable(parts, spec))
+    settings = {"train_text_encoder": True, "lora_rank": 2 if layout else 0, "lora_alpha": 3}
+    source, parts, spec, trained = prepared(model, **settings)
     with torch.no_grad():
         for number, weight in enumerate(trained.values()):
             weight.add_(torch.linspace(-0.3, 0.2, weight.numel()).view_as(weight) * (1 + number % 3))
@@ -192,11 +189,7 @@ def test_frozen_weights_of_a_trained_text_encoder_stay(xl_model, tmp_path):
     file = model / "text_encoder/model.safetensors"
     stored = {f"text_model.{n.removeprefix('text_model.')}": w.half() for n, w in load_file(file).items()}
     save_file(stored, file, metadata={"format": "pt"})
-    source = find_pipeline(model, None, allow_pickle=False)
-    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
-    spec = spec_of(model, train_text_encoder=True)
-    trained = load.trainable(load.make_trainable(parts, spec))
-    export.export(tmp_path / "out", source, parts, {n: w.detach() + 1 for n, w in trained.items()}, spec)
+    exported(model, tmp_path / "out", shift=1, train_text_encoder=True)
     found = load_file(tmp_path / "out/text_encoder/model.safetensors")
     as_it_was = {name for name, weight in found.items() if torch.equal(weight, stored[name].float())}
     assert found.keys() == stored.keys() and {weight.dtype for weight in found.values()} == {torch.float32}
@@ -265,10 +258,7 @@ def image(pipeline):
 
 def trained_lora(model, folder, **settings) -> Path:
     """A LoRA of U-Net and text encoder, all of whose weights have an effect."""
-    source = find_pipeline(model, None, allow_pickle=False)
-    parts = load.load(source, "no", torch.device("cpu"), allow_pickle=False, train_text_encoder=True)
-    spec = spec_of(model, train_text_encoder=True, lora_rank=2, **settings)
-    state = load.trainable(load.make_trainable(parts, spec))
+    source, parts, spec, state = prepared(model, train_text_encoder=True, lora_rank=2, **settings)
     generator = torch.Generator().manual_seed(1)
     state = {name: torch.randn(weight.shape, generator=generator) * 0.2 for name, weight in state.items()}
     export.export(folder, source, parts, state, spec)
