@@ -155,13 +155,13 @@ def validate(values: dict[str, Any]) -> RunSpec:
         raise JobError(problems_of(error)) from None
 
 
-def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec) -> list[Problem]:
-    """One Problem per wrong field: the name that users type, what was found, the allowed range."""
+def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec, prefix: str = "") -> list[Problem]:
+    """One Problem per wrong field: the name that users type, after `prefix`; what was found; the allowed range."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         field = str(detail["loc"][0]) if detail["loc"] else "settings"
         info = model.model_fields.get(field)
-        shown = (setting_of(info).name or field) if info else field
+        shown = (setting_of(info).name or f"{prefix}{field}") if info else field
         value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
         remedy = f"{_remedy(detail)}."
         if detail["type"] == "literal_error" and (meant := _meant(info, detail["input"])):

@@ -17,9 +17,7 @@ from sdjob.settings.fields import Amount, Positive, Text, TextList, Whole, setti
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.generate.samplers import SAMPLERS
 
-_image = partial(setting, "images")
-_model = partial(setting, "model")
-_work = partial(setting, "work")
+_flag = partial(setting, "generate")
 
 Side = Annotated[Whole, Field(ge=32, le=4096, multiple_of=8)]
 _HOW = RunSpec.model_fields  # of samples in training: the same defaults
@@ -30,65 +28,43 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    models: TextList = _model(
+    models: TextList = _flag(
         (),
         "pipeline folder, single file, folder of a hub cache, LoRA, step checkpoint, or output folder of a run, "
         "which means all its step checkpoints; several are compared in a grid",
         name="MODEL",
     )
-    prompts: TextList = _image((), "one or more prompts", name="--prompts")
-    prompts_file: Text | None = _image(
-        None, "file with a prompt in each line, or a JSON list", name="--prompts_file"
+    prompts: TextList = _flag((), "one or more prompts")
+    prompts_file: Text | None = _flag(None, "file with a prompt in each line, or a JSON list")
+    output: Text = _flag(..., "folder for the images")
+    num_images: Positive = _flag(1, "images per prompt; image n has the seed SEED + n")
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = _flag(0, "seed of the first image; default: 0")
+    num_inference_steps: Positive = _flag(_HOW["num_inference_steps"].default, "denoising steps")
+    guidance_scale: Amount = _flag(_HOW["guidance_scale"].default, "guidance by the prompt; 1: none")
+    negative_prompt: str = _flag("", "what the images should not show")
+    scheduler: Literal[tuple(SAMPLERS)] | None = _flag(  # type: ignore[valid-type]
+        None, f"one of {', '.join(SAMPLERS)}; default: that of the model"
     )
-    output: Text = _image(..., "folder for the images", name="--output")
-    num_images: Positive = _image(1, "images per prompt; image n has the seed SEED + n", name="--num_images")
-    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = _image(
-        0, "seed of the first image; default: 0", name="--seed"
+    resolution: Side | None = _flag(None, "side of square images; default: that of the model")
+    height: Side | None = _flag(None, "height instead")
+    width: Side | None = _flag(None, "width instead")
+    grid: bool = _flag(False, "also write grid.png: a row for each prompt; always with several models")
+    lora: Text | None = _flag(
+        None, "LoRA to add: a .safetensors file in either layout, or the folder of a result"
     )
-    num_inference_steps: Positive = _image(
-        _HOW["num_inference_steps"].default, "denoising steps", name="--num_inference_steps"
+    lora_scale: Annotated[float, Field(allow_inf_nan=False)] = _flag(1.0, "weight of the LoRA")
+    base_model: Text | None = _flag(None, "of a LoRA; of a step checkpoint if the model has moved since")
+    weights: Literal["ema", "raw"] | None = _flag(
+        None, "of a step checkpoint: ema or raw; default: the EMA where the run has one"
     )
-    guidance_scale: Amount = _image(
-        _HOW["guidance_scale"].default, "guidance by the prompt; 1: none", name="--guidance_scale"
+    allow_pickle: bool = _flag(False, "load weights that exist only as pickles (they can run code)")
+    device: choices.Device = _flag("auto", f"device type: {', '.join(choices.DEVICES)}")
+    mixed_precision: choices.Precision = _flag("auto", "type of the computation: auto, no, fp16, bf16")
+    sample_batch_size: Positive = _flag(
+        _HOW["sample_batch_size"].default, "images generated at once, on each device"
     )
-    negative_prompt: str = _image("", "what the images should not show", name="--negative_prompt")
-    scheduler: Literal[tuple(SAMPLERS)] | None = _image(  # type: ignore[valid-type]
-        None, f"one of {', '.join(SAMPLERS)}; default: that of the model", name="--scheduler"
-    )
-    resolution: Side | None = _image(
-        None, "side of square images; default: that of the model", name="--resolution"
-    )
-    height: Side | None = _image(None, "height instead", name="--height")
-    width: Side | None = _image(None, "width instead", name="--width")
-    grid: bool = _image(
-        False, "also write grid.png: a row for each prompt; always with several models", name="--grid"
-    )
-    lora: Text | None = _model(
-        None, "LoRA to add: a .safetensors file in either layout, or the folder of a result", name="--lora"
-    )
-    lora_scale: Annotated[float, Field(allow_inf_nan=False)] = _model(
-        1.0, "weight of the LoRA", name="--lora_scale"
-    )
-    base_model: Text | None = _model(
-        None, "of a LoRA; of a step checkpoint if the model has moved since", name="--base_model"
-    )
-    weights: Literal["ema", "raw"] | None = _model(
-        None, "of a step checkpoint: ema or raw; default: the EMA where the run has one", name="--weights"
-    )
-    allow_pickle: bool = _model(
-        False, "load weights that exist only as pickles (they can run code)", name="--allow_pickle"
-    )
-    device: choices.Device = _work("auto", f"device type: {', '.join(choices.DEVICES)}", name="--device")
-    mixed_precision: choices.Precision = _work(
-        "auto", "type of the computation: auto, no, fp16, bf16", name="--mixed_precision"
-    )
-    sample_batch_size: Positive = _work(
-        _HOW["sample_batch_size"].default,
-        "images generated at once, on each device",
-        name="--sample_batch_size",
-    )
-    nproc_per_node: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,2})$")] = _work(
-        "auto", "processes, each with its own device; auto: one per accelerator", name="--nproc_per_node"
+    nproc_per_node: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,2})$")] = _flag(
+        "auto", "processes, each with its own device; auto: one per accelerator"
     )
 
     def every_prompt(self) -> tuple[str, ...]:
@@ -128,7 +104,7 @@ def parse(argv: Sequence[str]) -> Options:
     try:
         options = Options.model_validate(values)
     except ValidationError as error:
-        raise JobError([*problems, *flags.problems_of(error, Options)]) from None
+        raise JobError([*problems, *flags.problems_of(error, Options, prefix="--")]) from None
     if problems:
         raise JobError(problems)
     return options
@@ -156,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
         if field == "models":
             parser.add_argument(field, nargs="*", metavar="MODEL", help=shown)
         elif isinstance(default, bool):
-            parser.add_argument(each.name, action="store_true", default=None, help=shown)
+            parser.add_argument(f"--{field}", action="store_true", default=None, help=shown)
         else:
             words = "+" if field == "prompts" else None
-            parser.add_argument(each.name, nargs=words, metavar=field.upper(), help=shown)
+            parser.add_argument(f"--{field}", nargs=words, metavar=field.upper(), help=shown)
     return parser
