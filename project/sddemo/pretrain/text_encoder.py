@@ -77,9 +77,7 @@ def train_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
         hidden = encoder(tokens).last_hidden_state[:, LONGEST:]
         losses = [
             # [n, classes, tokens] and [n, tokens]
-            cross_entropy(
-                heads[question](hidden).transpose(1, 2), right[:, None].expand(-1, hidden.shape[1])
-            )
+            cross_entropy(heads[question](hidden).transpose(1, 2), right[:, None].expand(-1, hidden.shape[1]))
             for question, right in answers(captions).items()
         ]
         loss = torch.stack(losses).sum()

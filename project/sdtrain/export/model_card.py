@@ -71,7 +71,8 @@ def _summary(spec: RunSpec, facts: ArchitectureFacts, report: Mapping[str, Any],
     )  # not recorded in a step checkpoint
     how = f"on {count}captioned images"
     if spec.recipe_facts.has_subjects:
-        how = f"to show the subject of {count}images under the prompt {_words(json_text(spec.instance_prompt))}"
+        prompt = _words(json_text(spec.instance_prompt))
+        how = f"to show the subject of {count}images under the prompt {prompt}"
     ema = ", with an average of the weights (EMA)" if spec.use_ema else ""
     mean = report["mean_loss"]
     loss = "No step was applied" if mean is None else f"Mean loss {mean:.4f}"

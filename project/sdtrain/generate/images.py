@@ -189,8 +189,8 @@ def _with_lora(prompt: str, source: Source, options: Options) -> str:
 def png_info(prompt: str, negative: str, values: Mapping[str, object]) -> PngInfo:
     """What an image says of itself: the text `parameters`, by which WebUI fills in its fields again.
 
-    The format is that of AUTOMATIC1111's WebUI (modules/infotext_utils.py): the prompt, a line with the negative prompt,
-    and a line of `Name: value` pairs, in which a value with a comma, a colon or a line end is quoted as in JSON.
+    As AUTOMATIC1111's WebUI writes it (modules/infotext_utils.py): the prompt, a line with the negative prompt, and a
+    line of `Name: value` pairs, in which a value with a comma, a colon or a line end is quoted as in JSON.
     """
 
     def quoted(value: str) -> str:
