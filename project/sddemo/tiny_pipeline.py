@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +17,11 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sddemo.pretrain.tokenizer import MODEL_MAX_LENGTH, new_tokenizer, save_tokenizer
 from sddemo.scenes import SIZE
+from sddemo.write_demo import PIPELINE
 
 PredictionType = Literal["epsilon", "v_prediction"]
+_TOKENIZER = PIPELINE / "tokenizer"
 
 
 def make_tiny_pipeline(
@@ -45,8 +47,8 @@ def make_tiny_pipeline(
             cross_attention_dim=32,
             norm_num_groups=4,
         )
-        text_encoder = CLIPTextModel(text_config(new_tokenizer(), hidden=32, layers=1, heads=2))
-    parts = vae.to(dtype), text_encoder.to(dtype), new_tokenizer(), unet.to(dtype)
+        text_encoder = CLIPTextModel(text_config(tokenizer(), hidden=32, layers=1, heads=2))
+    parts = vae.to(dtype), text_encoder.to(dtype), tokenizer(), unet.to(dtype)
     return save(assemble(*parts, prediction_type), folder)
 
 
@@ -55,7 +57,7 @@ def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = new_vae((4, 4, 8), scaling_factor=0.7)
-        tokenizer = new_tokenizer()
+        words = tokenizer()
         pooled, time_embedding = 24, 8
         unet = UNet2DConditionModel(
             sample_size=16,
@@ -72,19 +74,25 @@ def make_tiny_xl_pipeline(folder: str | Path, seed: int = 0) -> Path:
             addition_time_embed_dim=time_embedding,
             projection_class_embeddings_input_dim=pooled + 6 * time_embedding,
         )
-        second = text_config(tokenizer, hidden=16, layers=3, heads=2)
+        second = text_config(words, hidden=16, layers=3, heads=2)
         second.projection_dim = pooled
         pipeline = StableDiffusionXLPipeline(
             vae=vae,
-            text_encoder=CLIPTextModel(text_config(tokenizer, hidden=32, layers=2, heads=2)),
+            text_encoder=CLIPTextModel(text_config(words, hidden=32, layers=2, heads=2)),
             text_encoder_2=CLIPTextModelWithProjection(second),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
+            tokenizer=words,
+            tokenizer_2=words,
             unet=unet,
             scheduler=scheduler("epsilon"),
             add_watermarker=False,
         )
     return save(pipeline, folder)
+
+
+def tokenizer() -> CLIPTokenizer:
+    """That of the embedded pipeline: a word of the world is one token, any other text falls back to bytes."""
+    words: CLIPTokenizer = CLIPTokenizer.from_pretrained(_TOKENIZER)
+    return words
 
 
 def text_config(tokenizer: CLIPTokenizer, hidden: int, layers: int, heads: int) -> CLIPTextConfig:
@@ -94,7 +102,7 @@ def text_config(tokenizer: CLIPTokenizer, hidden: int, layers: int, heads: int) 
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        max_position_embeddings=MODEL_MAX_LENGTH,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -156,5 +164,5 @@ def save(pipeline: DiffusionPipeline, folder: str | Path) -> Path:
     pipeline.save_pretrained(folder)
     for name, component in pipeline.components.items():
         if isinstance(component, CLIPTokenizer):
-            save_tokenizer(component, Path(folder) / name)
+            shutil.copytree(_TOKENIZER, Path(folder) / name, dirs_exist_ok=True)
     return Path(folder)

@@ -1,6 +1,7 @@
 """Train the embedded pipeline from scratch: python -m sddemo.pretrain --output DIR --seed 0.
 
 First the VAE on a broad world, then the text encoder on captions, then the U-Net on cached latents.
+The tokenizer stays: its merges spell the words of the world.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ import torch
 
 from sddemo.evaluate import evaluate, grid
 from sddemo.pretrain.text_encoder import embed, train_text_encoder
-from sddemo.pretrain.tokenizer import new_tokenizer
 from sddemo.pretrain.unet import caption_table, train_unet
 from sddemo.pretrain.vae import normalised, to_tensor, train_vae, whiten
 from sddemo.scenes import render, scenes
-from sddemo.tiny_pipeline import assemble, save
+from sddemo.tiny_pipeline import assemble, save, tokenizer
 
 
 def pretrain(output: Path, seed: int) -> None:
     """Write pipeline/, and grid.png with images of it, to `output`; print its metrics."""
     torch.manual_seed(seed)
-    tokenizer = new_tokenizer()
+    words = tokenizer()
     vae = train_vae(seed)
-    encoder = train_text_encoder(tokenizer, seed)
+    encoder = train_text_encoder(words, seed)
     world = scenes(20_000, seed + 1)
     pixels = to_tensor([render(scene) for scene in world])
     whiten(vae, normalised(pixels[:2048]))
@@ -33,8 +33,8 @@ def pretrain(output: Path, seed: int) -> None:
         means = [vae.encode(normalised(part)).latent_dist.mean for part in torch.split(pixels, 64)]
     texts, rows = caption_table(world, seed + 2)
     latents = torch.cat(means) * vae.config.scaling_factor
-    unet = train_unet(latents, embed(encoder, tokenizer, texts), rows, seed + 3)
-    pipeline = assemble(vae.half(), encoder, tokenizer, unet.half(), "v_prediction")
+    unet = train_unet(latents, embed(encoder, words, texts), rows, seed + 3)
+    pipeline = assemble(vae.half(), encoder, words, unet.half(), "v_prediction")
     metrics, images = evaluate(save(pipeline, output / "pipeline"), samples=64, seed=0)
     grid(images).save(output / "grid.png")
     print(json.dumps(metrics))
