@@ -12,76 +12,24 @@ from sdjob.redact import is_secret, redact, secrets_of, without_secrets, without
 QUOTED = 'it\'s-"the"-\\so-secret'
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "HF_TOKEN",
-        "hf_token",
-        "WANDB_API_KEY",
-        "AWS_SECRET_ACCESS_KEY",
-        "DB_PASSWORD",
-        "GOOGLE_CREDENTIALS",
-        "APIKEY",
-        "KEY",
-        "PGPASS",
-        "MYSQL_PWD",
-        "GITHUB_PAT",
-        "SENTRY_DSN",
-        "AZURE_STORAGE_CONNECTION_STRING",
-    ],
-)
+SECRET = """
+HF_TOKEN hf_token WANDB_API_KEY AWS_SECRET_ACCESS_KEY DB_PASSWORD GOOGLE_CREDENTIALS APIKEY KEY
+PGPASS MYSQL_PWD GITHUB_PAT SENTRY_DSN AZURE_STORAGE_CONNECTION_STRING PROXY_AUTH AUTHORIZATION
+BEARER SLURM_JWT SESSION_COOKIE SLACK_WEBHOOK_URL X-Amz-Signature
+"""
+OTHER = """
+TOKENIZERS_PARALLELISM KEYBOARD MONKEY HOME lr KEYNES_DIR PATH PWD OLDPWD BYPASS AUTHOR XAUTHORITY
+max_new_tokens --placeholder_token initializer_token pad_token_id num_tokens
+"""
+
+
+@pytest.mark.parametrize("name", SECRET.split())
 def test_secret_names(name):
     assert is_secret(name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "TOKENIZERS_PARALLELISM",
-        "KEYBOARD",
-        "MONKEY",
-        "HOME",
-        "lr",
-        "KEYNES_DIR",
-        "PATH",
-        "PWD",
-        "OLDPWD",
-        "BYPASS",
-    ],
-)
-def test_other_names(name):
-    assert not is_secret(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "PROXY_AUTH",
-        "AUTHORIZATION",
-        "BEARER",
-        "SLURM_JWT",
-        "SESSION_COOKIE",
-        "SLACK_WEBHOOK_URL",
-        "X-Amz-Signature",
-    ],
-)
-def test_names_of_credentials_and_signatures(name):
-    assert is_secret(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "AUTHOR",
-        "XAUTHORITY",
-        "max_new_tokens",
-        "--placeholder_token",
-        "initializer_token",
-        "pad_token_id",
-        "num_tokens",
-    ],
-)
-def test_names_of_words_and_of_people(name):
+@pytest.mark.parametrize("name", OTHER.split())
+def test_names_of_words_people_and_other_things(name):
     assert not is_secret(name)
 
 

@@ -65,19 +65,12 @@ def test_a_preset_is_understood_and_means_the_same_to_docker_and_dotenv(preset):
 
 
 def test_there_are_presets():
-    assert {path.stem for path in PRESETS} >= {
-        "demo",
-        "dreambooth_teyvat",
-        "dreambooth_prior",
-        "text_to_image_pokemon",
-        "text_to_image_pokemon_gemini",
-        "text_to_image_benchmark",
-        "text_to_image_lora",
-        "text_to_image_lora_768",
-        "text_to_image_lora_768_gcu",
-        "text_to_image_xl_lora",
-        "dreambooth_lora",
-    }
+    expected = (
+        "demo dreambooth_teyvat dreambooth_prior text_to_image_pokemon text_to_image_pokemon_gemini "
+        "text_to_image_benchmark text_to_image_lora text_to_image_lora_768 text_to_image_lora_768_gcu "
+        "text_to_image_xl_lora dreambooth_lora"
+    )
+    assert {path.stem for path in PRESETS} >= {*expected.split()}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
