@@ -13,6 +13,11 @@ from sdlaunch.settings.other_variables import is_foreign
 GPUS = Devices("cuda", 8, 64, "")
 
 
+def env(words: str) -> dict[str, str]:
+    """NAME=value …"""
+    return {name: value for name, _, value in (word.partition("=") for word in words.split())}
+
+
 def resolve(environ, devices=GPUS, flags=()):
     read = settings.read(flags, environ)
     sources = {name: given.where for name, given in read.given.items()}
@@ -20,164 +25,69 @@ def resolve(environ, devices=GPUS, flags=()):
 
 
 TWO_BY_EIGHT = {
-    "plain": {
-        "NNODES": "2",
-        "NODE_RANK": "1",
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "NPROC_PER_NODE": "8",
-    },
-    "torchrun": {
-        "PET_NNODES": "2",
-        "PET_NODE_RANK": "1",
-        "PET_MASTER_ADDR": "node-0",
-        "PET_MASTER_PORT": "1234",
-        "PET_NPROC_PER_NODE": "8",
-    },
-    "kubeflow trainer v2": {
-        "PET_NNODES": "2",
-        "PET_NODE_RANK": "1",
-        "PET_MASTER_ADDR": "node-0",
-        "PET_MASTER_PORT": "1234",
-        "PET_NPROC_PER_NODE": "auto",
-    },
-    "kubeflow pytorchjob v1": {
-        "PET_NNODES": "2",
-        "PET_NODE_RANK": "1",
-        "PET_MASTER_ADDR": "node-0",
-        "PET_MASTER_PORT": "1234",
-        "PET_NPROC_PER_NODE": "8",
-        "PET_STANDALONE": "",
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "WORLD_SIZE": "16",
-        "RANK": "1",
-    },
-    "pai-dlc": {
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "WORLD_SIZE": "2",
-        "RANK": "1",
-        "NPROC_PER_NODE": "8",
-    },
-    "volcano": {
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "WORLD_SIZE": "2",
-        "VC_TASK_INDEX": "1",
-        "VC_WORKER_HOSTS": "node-0,node-1",
-    },
-    "sagemaker": {
-        "SM_HOSTS": '["node-0", "node-1"]',
-        "SM_CURRENT_HOST": "node-1",
-        "SM_NUM_GPUS": "8",
-        "SM_MASTER_PORT": "1234",
-    },
-    "volcengine": {
-        "MLP_WORKER_NUM": "2",
-        "MLP_ROLE_INDEX": "1",
-        "MLP_WORKER_0_HOST": "node-0",
-        "MLP_WORKER_0_PORT": "1234",
-        "MLP_WORKER_GPU": "8",
-    },
-    "skypilot": {
-        "SKYPILOT_NUM_NODES": "2",
-        "SKYPILOT_NODE_RANK": "1",
-        "SKYPILOT_NODE_IPS": "node-0\nnode-1",
-        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
-        "MASTER_PORT": "1234",
-    },
-    "dstack": {
-        "DSTACK_NODES_NUM": "2",
-        "DSTACK_NODE_RANK": "1",
-        "DSTACK_MASTER_NODE_IP": "node-0",
-        "DSTACK_GPUS_PER_NODE": "8",
-        "MASTER_PORT": "1234",
-    },
-    "runpod": {
-        "PRIMARY_ADDR": "node-0",
-        "MASTER_ADDR": "node-0",
-        "PRIMARY_PORT": "1234",
-        "MASTER_PORT": "1234",
-        "NODE_ADDR": "node-1",
-        "NODE_RANK": "1",
-        "NUM_NODES": "2",
-        "NUM_TRAINERS": "8",
-        "HOST_NODE_ADDR": "node-0:1234",
-        "WORLD_SIZE": "16",
-    },
-    "azureml": {
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "WORLD_SIZE": "2",
-        "NODE_RANK": "1",
-        "RANK": "1",
-        "LOCAL_RANK": "0",
-        "AZUREML_RUN_ID": "x",
-    },
-    "azureml with mpi": {
-        "AZ_BATCH_MASTER_NODE": "node-0:1234",
-        "AZUREML_RUN_ID": "x",
-        "OMPI_COMM_WORLD_SIZE": "2",
-        "OMPI_COMM_WORLD_RANK": "1",
-        "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
-        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
-    },
-    "ascend": {
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "WORLD_SIZE": "16",
-        "RANK": "1",
-        "LOCAL_WORLD_SIZE": "8",
-        "LOCAL_RANK": "0,1,2,3,4,5,6,7",
-    },
-    "volcano without its pytorch plugin": {
-        "VC_TASK_INDEX": "1",
-        "VC_WORKER_HOSTS": "node-0,node-1",
-        "VC_WORKER_NUM": "2",
-        "MASTER_PORT": "1234",
-    },
-    "volcano with a master": {
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-        "WORLD_SIZE": "2",
-        "RANK": "1",
-        "VC_TASK_INDEX": "0",
-        "VC_MASTER_HOSTS": "node-0",
-        "VC_WORKER_HOSTS": "node-1",
-    },
-    "modelarts": {
-        "MA_NUM_HOSTS": "2",
-        "MA_NUM_GPUS": "8",
-        "VC_TASK_INDEX": "1",
-        "VC_WORKER_HOSTS": "node-0,node-1",
-        "MASTER_PORT": "1234",
-    },
-    "mpi": {
-        "OMPI_COMM_WORLD_SIZE": "2",
-        "OMPI_COMM_WORLD_RANK": "1",
-        "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
-        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-    },
-    "intel mpi": {
-        "PMI_SIZE": "2",
-        "PMI_RANK": "1",
-        "MPI_LOCALNRANKS": "1",
-        "MPI_LOCALRANKID": "0",
-        "MASTER_ADDR": "node-0",
-        "MASTER_PORT": "1234",
-    },
-    "slurm": {
-        "SLURM_STEP_ID": "0",
-        "SLURM_NNODES": "2",
-        "SLURM_NODEID": "1",
-        "SLURM_PROCID": "1",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_JOB_NODELIST": "node-[0-1]",
-        "MASTER_PORT": "1234",
-    },
+    "plain": env("NNODES=2 NODE_RANK=1 MASTER_ADDR=node-0 MASTER_PORT=1234 NPROC_PER_NODE=8"),
+    "torchrun": env(
+        "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=node-0 PET_MASTER_PORT=1234 PET_NPROC_PER_NODE=8"
+    ),
+    "kubeflow trainer v2": env(
+        "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=node-0 PET_MASTER_PORT=1234 PET_NPROC_PER_NODE=auto"
+    ),
+    "kubeflow pytorchjob v1": env(
+        "PET_NNODES=2 PET_NODE_RANK=1 PET_MASTER_ADDR=node-0 PET_MASTER_PORT=1234 "
+        "PET_NPROC_PER_NODE=8 PET_STANDALONE= MASTER_ADDR=node-0 MASTER_PORT=1234 WORLD_SIZE=16 "
+        "RANK=1"
+    ),
+    "pai-dlc": env("MASTER_ADDR=node-0 MASTER_PORT=1234 WORLD_SIZE=2 RANK=1 NPROC_PER_NODE=8"),
+    "volcano": env(
+        "MASTER_ADDR=node-0 MASTER_PORT=1234 WORLD_SIZE=2 VC_TASK_INDEX=1 VC_WORKER_HOSTS=node-0,node-1"
+    ),
+    "sagemaker": env("SM_CURRENT_HOST=node-1 SM_NUM_GPUS=8 SM_MASTER_PORT=1234")
+    | {"SM_HOSTS": '["node-0", "node-1"]'},
+    "volcengine": env(
+        "MLP_WORKER_NUM=2 MLP_ROLE_INDEX=1 MLP_WORKER_0_HOST=node-0 MLP_WORKER_0_PORT=1234 MLP_WORKER_GPU=8"
+    ),
+    "skypilot": env("SKYPILOT_NUM_NODES=2 SKYPILOT_NODE_RANK=1 SKYPILOT_NUM_GPUS_PER_NODE=8 MASTER_PORT=1234")
+    | {"SKYPILOT_NODE_IPS": "node-0\nnode-1"},
+    "dstack": env(
+        "DSTACK_NODES_NUM=2 DSTACK_NODE_RANK=1 DSTACK_MASTER_NODE_IP=node-0 DSTACK_GPUS_PER_NODE=8 "
+        "MASTER_PORT=1234"
+    ),
+    "runpod": env(
+        "PRIMARY_ADDR=node-0 MASTER_ADDR=node-0 PRIMARY_PORT=1234 MASTER_PORT=1234 NODE_ADDR=node-1 "
+        "NODE_RANK=1 NUM_NODES=2 NUM_TRAINERS=8 HOST_NODE_ADDR=node-0:1234 WORLD_SIZE=16"
+    ),
+    "azureml": env(
+        "MASTER_ADDR=node-0 MASTER_PORT=1234 WORLD_SIZE=2 NODE_RANK=1 RANK=1 LOCAL_RANK=0 AZUREML_RUN_ID=x"
+    ),
+    "azureml with mpi": env(
+        "AZ_BATCH_MASTER_NODE=node-0:1234 AZUREML_RUN_ID=x OMPI_COMM_WORLD_SIZE=2 "
+        "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=1 OMPI_COMM_WORLD_LOCAL_RANK=0"
+    ),
+    "ascend": env(
+        "MASTER_ADDR=node-0 MASTER_PORT=1234 WORLD_SIZE=16 RANK=1 LOCAL_WORLD_SIZE=8 "
+        "LOCAL_RANK=0,1,2,3,4,5,6,7"
+    ),
+    "volcano without its pytorch plugin": env(
+        "VC_TASK_INDEX=1 VC_WORKER_HOSTS=node-0,node-1 VC_WORKER_NUM=2 MASTER_PORT=1234"
+    ),
+    "volcano with a master": env(
+        "MASTER_ADDR=node-0 MASTER_PORT=1234 WORLD_SIZE=2 RANK=1 VC_TASK_INDEX=0 "
+        "VC_MASTER_HOSTS=node-0 VC_WORKER_HOSTS=node-1"
+    ),
+    "modelarts": env(
+        "MA_NUM_HOSTS=2 MA_NUM_GPUS=8 VC_TASK_INDEX=1 VC_WORKER_HOSTS=node-0,node-1 MASTER_PORT=1234"
+    ),
+    "mpi": env(
+        "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=1 "
+        "OMPI_COMM_WORLD_LOCAL_RANK=0 MASTER_ADDR=node-0 MASTER_PORT=1234"
+    ),
+    "intel mpi": env(
+        "PMI_SIZE=2 PMI_RANK=1 MPI_LOCALNRANKS=1 MPI_LOCALRANKID=0 MASTER_ADDR=node-0 MASTER_PORT=1234"
+    ),
+    "slurm": env(
+        "SLURM_STEP_ID=0 SLURM_NNODES=2 SLURM_NODEID=1 SLURM_PROCID=1 SLURM_NTASKS_PER_NODE=1 "
+        "SLURM_JOB_NODELIST=node-[0-1] MASTER_PORT=1234"
+    ),
 }
 
 
@@ -239,12 +149,7 @@ def stated(environ, *variables, **derived):
         ),
         (
             "sagemaker",
-            {
-                "SM_HOSTS": '{"node-0": 0}',
-                "SM_HOST_COUNT": "2",
-                "SM_CURRENT_HOST_RANK": "1",
-                "SM_MASTER_ADDR": "a",
-            },
+            env("SM_HOST_COUNT=2 SM_CURRENT_HOST_RANK=1 SM_MASTER_ADDR=a") | {"SM_HOSTS": '{"node-0": 0}'},
             ("SM_HOST_COUNT", "SM_CURRENT_HOST_RANK", "SM_MASTER_ADDR", "SM_MASTER_PORT", "SM_NUM_GPUS"),
             {},
         ),
@@ -342,41 +247,24 @@ def test_a_new_platform_is_a_function_and_a_row_of_the_table(monkeypatch):
 # What three platforms set on one of two nodes, and the plan that follows.
 COMPLETE = {
     "runpod": (
-        {
-            "PRIMARY_ADDR": "10.65.0.2",
-            "MASTER_ADDR": "10.65.0.2",
-            "PRIMARY_PORT": "29400",
-            "MASTER_PORT": "29400",
-            "NODE_ADDR": "10.65.0.3",
-            "NODE_RANK": "1",
-            "NUM_NODES": "2",
-            "NUM_TRAINERS": "8",
-            "HOST_NODE_ADDR": "10.65.0.2:29400",
-            "WORLD_SIZE": "16",
-        },
+        env(
+            "PRIMARY_ADDR=10.65.0.2 MASTER_ADDR=10.65.0.2 PRIMARY_PORT=29400 MASTER_PORT=29400 "
+            "NODE_ADDR=10.65.0.3 NODE_RANK=1 NUM_NODES=2 NUM_TRAINERS=8 "
+            "HOST_NODE_ADDR=10.65.0.2:29400 WORLD_SIZE=16"
+        ),
         Cluster(2, 1, "10.65.0.2:29400", 8),
     ),
     "azureml": (
-        {
-            "MASTER_ADDR": "10.0.0.4",
-            "MASTER_PORT": "6105",
-            "WORLD_SIZE": "2",
-            "NODE_RANK": "0",
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "AZUREML_RUN_ID": "x",
-        },
+        env(
+            "MASTER_ADDR=10.0.0.4 MASTER_PORT=6105 WORLD_SIZE=2 NODE_RANK=0 RANK=0 LOCAL_RANK=0 "
+            "AZUREML_RUN_ID=x"
+        ),
         Cluster(2, 0, "10.0.0.4:6105", 8),
     ),
     "ascend": (
-        {
-            "MASTER_ADDR": "10.0.0.4",
-            "MASTER_PORT": "2222",
-            "WORLD_SIZE": "8",
-            "RANK": "1",
-            "LOCAL_WORLD_SIZE": "4",
-            "LOCAL_RANK": "0,1,2,3",
-        },
+        env(
+            "MASTER_ADDR=10.0.0.4 MASTER_PORT=2222 WORLD_SIZE=8 RANK=1 LOCAL_WORLD_SIZE=4 LOCAL_RANK=0,1,2,3"
+        ),
         Cluster(2, 1, "10.0.0.4:2222", 4),
     ),
 }
@@ -495,12 +383,7 @@ def test_variables_of_other_frameworks_on_one_node(environ):
 
 
 def test_a_step_on_fewer_nodes_than_the_allocation():
-    changes = {
-        "SLURM_NNODES": "1",
-        "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_STEP_NODELIST": "node-1",
-        "SLURM_NODEID": "0",
-    }
+    changes = env("SLURM_NNODES=1 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NODELIST=node-1 SLURM_NODEID=0")
     found = resolve(TWO_BY_EIGHT["slurm"] | changes)
     assert (found.problems, found.cluster) == ((), Cluster(1, 0, None, 8))
 
