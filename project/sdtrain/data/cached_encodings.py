@@ -120,8 +120,7 @@ def cached_prompts(context: RunContext, parts: Parts, prompts: Collection[str]) 
     prompt_of = {key: prompt for prompt, key in keys.items()}
 
     def make(wanted: list[str]) -> Iterator[Made]:
-        for start in range(0, len(wanted), _PROMPTS):
-            batch = wanted[start : start + _PROMPTS]
+        for batch in _cut(wanted, _PROMPTS):
             tokens = parts.token_ids([prompt_of[key] for key in batch], spec.prompt_chunks)
             with torch.no_grad():
                 encoded = parts.encode({name: _padded(ids, _PROMPTS) for name, ids in tokens.items()})
@@ -155,14 +154,14 @@ def _posteriors(
     )
     bad: dict[int, Problem] = {}
     for batch, results in zip(batches, loader, strict=True):
+        good: dict[str, torch.Tensor] = {}
         for key, result in zip(batch, results, strict=True):
             if isinstance(result, Problem):
                 bad[views[key].index] = result
                 images.without(bad)  # raises at once if there are too many
                 yield key, result
-        good = {
-            key: result for key, result in zip(batch, results, strict=True) if not isinstance(result, Problem)
-        }
+            else:
+                good[key] = result
         if good:
             pixels = torch.stack(list(good.values()))
             with torch.no_grad():

@@ -51,40 +51,38 @@ def check(model: PipelineFolder, world: World) -> None:
 
 def compare(model: PipelineFolder) -> Comparison:
     """All parts with known tensors (not those of pickles in folders), and the scheduler."""
-    parts = [_compared(model, name, part) for name, part in model.parts.items() if part.tensors]
+    found = [
+        each for name, part in model.parts.items() if part.tensors for each in _of_part(model, name, part)
+    ]
+    found += _of_scheduler(model)
     return Comparison(
-        (*(problem for part in parts for problem in part.problems), *_scheduler_problems(model)),
-        tuple(warning for part in parts for warning in part.warnings),
+        tuple(each for each in found if isinstance(each, Problem)),
+        tuple(each for each in found if isinstance(each, str)),
     )
 
 
-def _scheduler_problems(model: PipelineFolder) -> tuple[Problem, ...]:
+def _of_scheduler(model: PipelineFolder) -> Iterator[Problem]:
     """Whether diffusers makes a noise schedule of the config; those of single files are this project's."""
     scheduler = model.parts["scheduler"]
     if model.single:
-        return ()
+        return
     try:
         ARCHITECTURES[model.class_name].schedulers(scheduler.folder, zero_snr=False)
     except Exception as error:  # values of any type, in any combination
         found = f"does not describe a {scheduler.class_name} ({error})"
-        return (bad_input(shown(scheduler.folder / "scheduler_config.json"), found, COPY_AGAIN),)
-    return ()
+        yield bad_input(shown(scheduler.folder / "scheduler_config.json"), found, COPY_AGAIN)
 
 
 def expected_shapes(part: Part) -> dict[str, Shape]:
     """Name → shape of every tensor that the config of a part asks for. Raises ValueError if these are far too many."""
-    with torch.device("meta"), _at_most(_limit(part)):
+    limit = 2 * len(part.tensors) + 1000 if part.tensors else 100_000
+    with torch.device("meta"), _at_most(limit):
         if hasattr(diffusers, part.class_name):
             module = getattr(diffusers, part.class_name).from_config(dict(part.config))
         else:
             model_class = getattr(transformers, part.class_name)
             module = model_class(model_class.config_class.from_dict(dict(part.config)))
     return {current_name(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _limit(part: Part) -> int:
-    """How many tensors a config may ask for before it is given up."""
-    return 2 * len(part.tensors) + 1000 if part.tensors else 100_000
 
 
 @contextmanager
@@ -103,37 +101,36 @@ def _at_most(limit: int) -> Iterator[None]:
         hook.remove()
 
 
-def _compared(model: PipelineFolder, name: str, part: Part) -> Comparison:
+def _of_part(model: PipelineFolder, name: str, part: Part) -> Iterator[Problem | str]:
+    """Problems, or if there are none a warning."""
     asks = f"{name}/config.json"
     try:
         expected = expected_shapes(part)
     except Exception as error:  # values of any type, in any combination
         found = f"does not describe a {part.class_name} ({error})"
-        return Comparison((bad_input(shown(part.folder / "config.json"), found, _ONE_MODEL),))
+        yield bad_input(shown(part.folder / "config.json"), found, _ONE_MODEL)
+        return
     tensors = {current_name(key): tensor for key, tensor in part.tensors.items()}
     tensors.pop(_BUFFER, None)
     remedy = _WHOLE_FILE if model.single else _ONE_MODEL
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    problems = []
     if missing or (unknown and model.single and name == model.architecture.denoiser):
         lacks = f"lacks {len(missing)} of the {len(expected)} tensors that {asks} asks for, such as {few(missing, 3)}"
         holds = f"holds {len(unknown)} that {asks} does not ask for, such as {few(unknown, 2)}"
         found = ", and ".join([lacks] * bool(missing) + [holds] * bool(unknown))
         subject = part.weights[0] if len(part.weights) == 1 else part.folder
-        problems.append(bad_input(shown(subject), found, remedy))
+        yield bad_input(shown(subject), found, remedy)
     wrong = [key for key in expected if key in tensors and tensors[key].shape != expected[key]]
     if wrong:
         first = wrong[0]
         more = f" ({len(wrong) - 1} more tensors differ)" if len(wrong) > 1 else ""
         found = f"{first} is {list(tensors[first].shape)}; {asks} asks for {list(expected[first])}{more}"
-        problems.append(bad_input(shown(tensors[first].file), found, remedy))
-    warnings = []
-    if unknown and not problems and not model.single:
-        warnings.append(
-            f"{shown(part.folder)}: {len(unknown)} tensors that config.json does not ask for are ignored, "
-            f"such as {few(unknown, 2)}"
+        yield bad_input(shown(tensors[first].file), found, remedy)
+    if unknown and not (missing or wrong or model.single):
+        ignored = (
+            f"{len(unknown)} tensors that config.json does not ask for are ignored, such as {few(unknown, 2)}"
         )
-    return Comparison(tuple(problems), tuple(warnings))
+        yield f"{shown(part.folder)}: {ignored}"
 
 
 def main(arguments: list[str]) -> None:
