@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-_CGROUPS = Path("/sys/fs/cgroup")
 # cgroup versions 2 and 1: files of the limit and the usage, and the statistic of the file cache in that usage.
 _VERSIONS = (
     (Path(), "memory.max", "memory.current", "inactive_file"),
@@ -14,19 +14,13 @@ _VERSIONS = (
 )
 
 
-def available(cgroups: Path = _CGROUPS) -> int:
+def available(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes available: of the machine, or of the container if that is less."""
-    return min([int(psutil.virtual_memory().available), *_available_in_container(cgroups)])
-
-
-def _available_in_container(cgroups: Path) -> list[int]:
+    known = [int(psutil.virtual_memory().available)]
     for folder, limit, current, cache in _VERSIONS:
-        try:
-            allowed = (cgroups / folder / limit).read_text().strip()
-            used = int((cgroups / folder / current).read_text())
+        with suppress(OSError, ValueError):  # ValueError: "max", no limit
+            allowed, used = (int((cgroups / folder / name).read_text()) for name in (limit, current))
             statistics = (cgroups / folder / "memory.stat").read_text().splitlines()
-            freeable = int(dict(line.split(maxsplit=1) for line in statistics).get(cache, 0))
-        except (OSError, ValueError):
-            continue
-        return [] if allowed == "max" else [int(allowed) - used + freeable]
-    return []
+            freeable = dict(line.split(maxsplit=1) for line in statistics).get(cache, "0")
+            known.append(allowed - used + int(freeable))
+    return min(known)
