@@ -168,6 +168,8 @@ def unwritable_reason(error: OSError) -> str:
             return "does not exist"
         case errno.ENOTDIR | errno.EEXIST:
             return "is a file, not a folder, or is below one"
+        case errno.EISDIR | errno.ENOTEMPTY:
+            return "is a folder, where a file is to be written"
         case errno.EACCES | errno.EPERM:
             return f"cannot be written by user {os.getuid()}"
         case errno.EROFS:

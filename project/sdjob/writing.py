@@ -129,7 +129,7 @@ def sync_tree(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """fsync a file or folder; some file systems cannot sync folders. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -28,9 +28,12 @@ def main(arguments: list[str]) -> int:
     if (code := exit_note.reason_not_to_retry()) is not None:
         return code
     parents = Parents.of_this()
+    output = None
     try:
         with heartbeat.announced():
-            _train(flags.parse(arguments), parents)
+            spec = flags.parse(arguments)
+            output = Path(spec.output_dir)
+            _train(spec, parents)
     except Stopped as stopped:
         # With a note 0 suffices: torchrun would take another code for a failure and signal the other ranks.
         noted = exit_note.leave(ExitCode.STOPPED, step=stopped.step)
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> int:
             print(error, file=sys.stderr, flush=True)
         return error.code
     except Exception as error:
-        problem = errors.problem_of(error)
+        problem = errors.problem_of(error, output)
         code = problem.code if problem else ExitCode.TRAINING_FAILED
         text = "".join(traceback.format_exception(error))
         exit_note.leave(code, problems=[problem] if problem else [], error=repr(error), traceback=text)

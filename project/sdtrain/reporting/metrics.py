@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from sdjob import reading, writing
-from sdjob.writing import sync
 
 
 def _metric(tag: str, chart: str = "") -> Any:
@@ -66,7 +65,6 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int) -> None:
         """`first_step`: 0, or the step of the checkpoint that the run resumes from."""
-        self._path = path
         writing.make_folder(path.parent, path.parent.parent)
         descriptor = writing.opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         size = os.fstat(descriptor).st_size
@@ -88,7 +86,8 @@ class MetricsFile:
 
     def flush(self) -> None:
         """Each line is written at once; from here on also a power cut leaves it."""
-        sync(self._path)
+        self._file.flush()
+        os.fsync(self._file.fileno())  # not by its name, which may be another file's by now
 
     def close(self) -> None:
         self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -16,7 +17,7 @@ from PIL import Image
 from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
-from sdjob.writing import make_folder
+from sdjob.writing import make_folder, opened
 from sdtrain.reporting.events import EventsFile, Kind
 from sdtrain.reporting.metrics import TAGS, VALIDATION, MetricsFile, StepMetrics, charts
 from sdtrain.reporting.trackers import connected, hyperparameters
@@ -86,47 +87,61 @@ def tracker(
 
 
 class TensorBoard:
-    """Writes event files; their tags are those of the table in metrics.py."""
+    """Writes an event file, with the tags of the table in metrics.py.
+
+    The file is opened once: PyTorch's SummaryWriter opens its own by name for each flush, and so fails when the folder
+    was removed, and follows a link that has taken the place of the folder.
+    """
 
     def __init__(self, folder: Path, first_step: int, settings: Mapping[str, str | float]) -> None:
         """`settings`: columns of the page "HParams", on which runs are compared."""
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
+        self._event: Any = Event
+        self._summary: Any = summary  # not annotated in PyTorch
         make_folder(folder, folder.parent)
         while list(folder.glob(f"*.tfevents.{int(time.time())}.*")):
             time.sleep(0.05)
-        _name_before(folder, int(time.time()))
+        second = int(time.time())
+        _name_before(folder, second)
+        path = folder / f"{_EVENTS}{second:010d}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+        file = os.fdopen(opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+        self._records: Any = RecordWriter(file)
         # Hides what an earlier process wrote of the steps to come: those after the checkpoint, or all.
         purge = first_step + 1 if first_step else 0
-        # It opens what has the name of its file: so that no link can, the name has a random end.
-        self._events = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{os.urandom(4).hex()}")
+        self._write(purge, file_version="brain.Event:2")
+        self._write(purge, session_log=SessionLog(status=SessionLog.START))
         layout = {title: ["Multiline", tags] for title, tags in charts().items()}
-        self._events.add_custom_scalars({"metrics": layout})
+        self._write(0, summary=summary.custom_scalars({"metrics": layout}))
         # add_hparams would write a run of its own, in a folder below this one.
-        columns: Any = hparams  # not annotated in PyTorch, as is file_writer
-        file: Any = self._events.file_writer
         compared = dict.fromkeys((TAGS["loss"], *(TAGS[name] for name in VALIDATION)), 0)
-        for summary in columns({**settings}, compared):
-            file.add_summary(summary)
+        for each in self._summary.hparams({**settings}, compared):
+            self._write(0, summary=each)
+
+    def _write(self, step: int, at: float | None = None, **content: Any) -> None:
+        event = self._event(wall_time=time.time() if at is None else at, step=step, **content)
+        self._records.write(event.SerializeToString())
 
     def log(self, metrics: StepMetrics) -> None:
         for name, tag in TAGS.items():
             if (value := getattr(metrics, name)) is not None:
-                self._events.add_scalar(tag, value, metrics.step, metrics.time)
+                self._write(metrics.step, metrics.time, summary=self._summary.scalar(tag, value))
+        self.flush()
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        self._events.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        self._write(step, summary=self._summary.image(tag, np.asarray(image), dataformats="HWC"))
 
     def text(self, tag: str, text: str) -> None:
         # A path may hold bytes that are not UTF-8.
-        self._events.add_text(tag, text.encode(errors="backslashreplace").decode())
+        self._write(0, summary=self._summary.text(tag, text.encode(errors="backslashreplace").decode()))
 
     def flush(self) -> None:
-        self._events.flush()
+        self._records.flush()
 
     def close(self) -> None:
-        self._events.close()
+        self._records.close()
 
 
 def _name_before(folder: Path, second: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
 
-from sdjob import failure_patterns
+from sdjob import failure_patterns, files
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError, Problem, bad_output, exit_code, no_hardware
 from sdjob.writing import LinkError
@@ -21,8 +22,8 @@ _WRAPPED_NUMBER = re.compile(r"\(os error (\d+)\)")
 _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpected pos")
 
 
-def problem_of(error: Exception) -> Problem | None:
-    """The problem behind an exception; None: it is a bug."""
+def problem_of(error: Exception, output: Path | None = None) -> Problem | None:
+    """The problem behind an exception; None: it is a bug. `output`: the folder whose failures are problems too."""
     if isinstance(error, LinkError):
         return of_link(error)
     text = "".join(traceback.format_exception_only(error))  # its type is a part of what it says
@@ -34,6 +35,8 @@ def problem_of(error: Exception) -> Problem | None:
     from_files = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
     if from_files and (_errno(error) in _FULL or _has_wrapped_words(error)):
         return no_space(f"cannot be written ({error})")
+    if output and (changed := _changed_path(error, output)):
+        return changed
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("sd"):
         package = error.name.split(".")[0]
         return no_hardware(
@@ -52,6 +55,21 @@ def problems_of(error: Exception) -> tuple[Problem, ...]:
         return error.problems
     problem = problem_of(error)
     return (problem,) if problem else ()
+
+
+def _changed_path(error: Exception, output: Path) -> Problem | None:
+    """The problem of a path below the output folder that is not as the job left it; None: the error is another one."""
+    if not isinstance(error, OSError):
+        return None
+    for name in (error.filename2, error.filename):  # of a rename, the target first
+        path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) else None
+        if path and path.absolute().is_relative_to(output.absolute()):
+            remedy = (
+                "It was changed while the job ran: keep others from writing there, and start again; "
+                "the run resumes from its last checkpoint."
+            )
+            return bad_output("OUTPUT_DIR", f"{files.shown(path)} {files.unwritable_reason(error)}", remedy)
+    return None
 
 
 def reported(error: Exception) -> int:

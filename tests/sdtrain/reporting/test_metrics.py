@@ -1,6 +1,7 @@
 """metrics.jsonl, and the losses of the steps: their sum, and a running mean for the log."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -32,6 +33,15 @@ def test_a_line_holds_what_was_measured_after_a_step(tmp_path):
     file.log(StepMetrics(5, loss=0.25, grad_norm=float("inf"), time=7.0))
     lines = path.read_text().splitlines()  # before it is closed, for those who follow a run
     assert json.loads(lines[1], parse_constant=pytest.fail) == {"step": 5, "loss": 0.25, "time": 7.0}
+    file.close()
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    path.unlink()
+    os.mkfifo(path)
+    file.flush()
     file.close()
 
 

@@ -42,6 +42,27 @@ def test_wherever_it_comes_from_a_full_disk_is_73_and_a_mount_that_has_gone_is_n
     assert problem_of(made(errno.ENOTCONN)) is None
 
 
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda out: (out / "file" / "x").mkdir(), "file/x is a file, not a folder, or is below one"),
+        (lambda out: (out / "file").rename(out / "full"), "full is a folder, where a file is to be written"),
+        (lambda out: (out / "gone" / "x").write_text(""), "gone/x does not exist"),
+        (lambda out: os.scandir(bytes(out / "gone")), "gone does not exist"),
+    ],
+)
+def test_a_path_of_the_output_folder_that_others_changed_is_named(tmp_path, act, words):
+    output = tmp_path / "output"
+    (output / "full" / "x").mkdir(parents=True)
+    (output / "file").touch()
+    with pytest.raises(OSError, match="Errno") as raised:
+        act(output)
+    problem = problem_of(raised.value, output)
+    assert problem and (problem.code, problem.subject) == (73, "OUTPUT_DIR")
+    assert words in problem.found
+    assert problem_of(raised.value, tmp_path / "other") is None
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch names its own."""
 
