@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,15 +86,17 @@ def ask(
     """
     command = [sys.executable, *arguments]
     try:
-        done = subprocess.run(
-            command,
-            **child_process.options(environ, memory),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=True,
-        )
+        # PyTorch leaves an empty folder in that of temporary files.
+        with tempfile.TemporaryDirectory(prefix="sdjob-", ignore_cleanup_errors=True) as folder:
+            done = subprocess.run(
+                command,
+                **child_process.options({**environ, "TMPDIR": folder}, memory),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=True,
+            )
         return reading.json_of(done.stdout.rstrip().rpartition("\n")[2])  # after what libraries print
     except subprocess.TimeoutExpired:
         limit = f"{setting}={seconds:g} s" if setting else f"{seconds:g} s"

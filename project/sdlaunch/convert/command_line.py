@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from sdjob.formatting import visible
 from sdjob.problems import JobError, bad_setting
 from sdlaunch.convert.lines import Flag, Line
 
@@ -19,6 +20,7 @@ _CONTINUED = re.compile(r"[\\^`]\r?\n")  # of sh, cmd.exe and PowerShell
 _BROKEN = re.compile(r"\\[ \t]+\r?\n")  # to a shell, a blank as an argument and the end of the command
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_LONGEST_WORD = 131_071  # bytes that Linux takes as an argument
 _PUNCTUATION = "();<>|&\n"
 _IGNORED_WORDS = ("nohup", "exec", "time", "env", "sudo", "export", "declare", "set", "local")
 _LAUNCHERS = (("accelerate", "launch"), ("colossalai", "run"), ("accelerate-launch",), ("torchrun",))
@@ -141,14 +143,18 @@ def _simple_commands(text: str) -> list[list[str]]:
 
 
 def _expanded(word: str, variables: dict[str, str], used: set[str]) -> str:
-    """The word with the variables that the text has set so far."""
+    """The word with the variables that the text has set so far. Raises JobError (64)."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         used.add(name)
         return variables.get(name, match[0])
 
-    return _VARIABLE.sub(value, word)
+    text = _VARIABLE.sub(value, word)
+    if len(text) > _LONGEST_WORD:  # variables made of variables grow without bound
+        found = f"{visible(word[:40])}… has {len(text):,} characters with its variables"
+        raise JobError(bad_setting("command line", found, f"Write at most {_LONGEST_WORD:,} characters."))
+    return text
 
 
 def _script_index(words: Sequence[str], known: frozenset[str]) -> int | None:

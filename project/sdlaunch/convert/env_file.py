@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sdjob.formatting import counted, visible
+from sdjob.redact import redact
 from sdlaunch.convert.lines import Line
 
 _FIRST = ("recipe", "model_name", "dataset_name", "DATASET_DIR", "OUTPUT_DIR", "offline")
@@ -17,11 +19,11 @@ _EMPTY = "it has no value."
 
 
 def settle(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Lines whose value an env file cannot hold become remarks."""
+    """Lines whose value an env file cannot hold become remarks; secrets are hidden as in an emitted job."""
     return tuple(
         Line(line.origin, remark=f"{line.name}: {_UNWRITABLE if line.value else _EMPTY}", lost=True)
         if line.name and not _can_hold(line.name, line.value)
-        else line
+        else replace(line, value=redact(line.value, ()))
         for line in lines
     )
 

@@ -43,7 +43,12 @@ def _flags_of_datasets(datasets: Sequence[Any]) -> tuple[list[Flag], list[Line]]
     trained = classes = 0
     for dataset in (each for each in datasets if isinstance(each, Mapping)):
         flags += [Flag.of_key(key, value) for key, value in dataset.items() if key != "subsets"]
-        for subset in dataset.get("subsets", ()):
+        subsets = dataset.get("subsets", [])
+        if not isinstance(subsets, list) or not all(isinstance(each, Mapping) for each in subsets):
+            origin = str(Flag.of_key("subsets", subsets))
+            remarks.append(Line(origin, remark="It is no list of tables.", lost=True))
+            continue
+        for subset in subsets:
             of_class = bool(subset.get("is_reg"))
             trained, classes = trained + (not of_class), classes + of_class
             if (classes if of_class else trained) > 1:

@@ -35,8 +35,12 @@ class TemporaryFolder:
     problems: tuple[Problem, ...] = ()
 
     def environment(self, folder: Path | None = None) -> dict[str, str]:
-        """The variable that leads the processes to this folder, or to one in it."""
-        return {"TMPDIR": str(folder or self.path)} if self.replaces else {}
+        """The variable that leads the processes to this folder, or to one in it that is removed at the end.
+
+        torchrun and PyTorch leave files; only where a socket's path would be too long, they are left where TMPDIR says.
+        """
+        fits = folder is not None and len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_PATH
+        return {"TMPDIR": str(folder or self.path)} if self.replaces or fits else {}
 
 
 def find(environ: Mapping[str, str], defaults: Sequence[str] = _DEFAULTS) -> TemporaryFolder:

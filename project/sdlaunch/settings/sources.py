@@ -17,6 +17,8 @@ from sdjob.problems import Problem, bad_setting
 from sdjob.redact import is_secret
 from sdjob.settings.flags import Given
 
+_MOST_LINES = 5000  # each is compared with every name of a setting, and shown
+_LONGEST_LINE = 131_071  # MAX_ARG_STRLEN of Linux without the zero byte
 _INVISIBLE = r"[\s\u200b-\u200f\u2060\ufeff]+"
 _INVISIBLE_ENDS = re.compile(f"^{_INVISIBLE}|{_INVISIBLE}$")
 
@@ -52,8 +54,19 @@ def from_env_file(path: str) -> tuple[list[Given], list[Problem], list[Problem]]
     """
     text, problems = _read(path, "ENV_FILE")
     given = []
-    for number, line in enumerate(text.split("\n"), 1):
+    lines = text.split("\n")
+    if len(lines) > _MOST_LINES:
+        found = f"{path} has {len(lines):,} lines"
+        return [], [bad_setting("ENV_FILE", found, f"Give a file of at most {_MOST_LINES:,} lines.")], []
+    for number, line in enumerate(lines, 1):
         line = line.lstrip()
+        if (size := len(line.encode())) > _LONGEST_LINE:
+            found = f"line {number} of {path} has {size:,} bytes"
+            remedy = (
+                f"Linux passes variables of at most {_LONGEST_LINE:,} bytes, with their names, to a process."
+            )
+            problems.append(bad_setting("ENV_FILE", found, remedy))
+            continue
         if not line or line.startswith("#"):
             continue
         name, equals, value = line.partition("=")

@@ -37,6 +37,7 @@ LENGTHS = {  # of a run of steps, of a run of epochs
     "normal": ("400", "20"),
     "long": ("1000", "100"),
 }
+_STEPS = re.compile(r"0*[1-9]\d*", re.ASCII)
 _EPOCHS = re.compile(r"([1-9]\d{0,5}) epochs?")
 
 _LEARN = (
@@ -179,7 +180,7 @@ def _of_length(length: str, learn: str) -> Chosen:
         return {"epoch": epochs} if learn == CAPTIONS else {"num_train_step": steps}
     if match := _EPOCHS.fullmatch(length.strip()):
         return {"epoch": match[1]}
-    if length.isdecimal() and int(length):
+    if _STEPS.fullmatch(length):
         return {"num_train_step": length}
     remedy = (
         f"Write {', '.join(LENGTHS)}, a number of steps such as 800, or epochs such as length='10 epochs'."

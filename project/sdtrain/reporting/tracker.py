@@ -114,7 +114,7 @@ class TensorBoard:
         self._write(purge, file_version="brain.Event:2")
         self._write(purge, session_log=SessionLog(status=SessionLog.START))
         layout = {title: ["Multiline", tags] for title, tags in charts().items()}
-        self._write(0, summary=summary.custom_scalars({"metrics": layout}))
+        self._write(0, summary=self._summary.custom_scalars({"metrics": layout}))
         # add_hparams would write a run of its own, in a folder below this one.
         compared = dict.fromkeys((TAGS["loss"], *(TAGS[name] for name in VALIDATION)), 0)
         for each in self._summary.hparams({**settings}, compared):

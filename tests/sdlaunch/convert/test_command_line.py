@@ -102,6 +102,10 @@ def test_nothing_is_executed_or_taken_from_the_environment(monkeypatch, tmp_path
         ("python other.py --a", "other.py is not a script that is known"),
         ("deepspeed train_network.py", "a command of deepspeed"),
         ('python train_network.py --a="x', "No closing quotation"),
+        (
+            "A=" + "x" * 9 + "\n" + "A=$A$A$A$A$A$A$A$A$A\n" * 9 + "python train_network.py --a=$A",
+            "$A$A$A$A$A$A$A$A$A… has 531,441 characters with its variables",
+        ),
         ("python train_network.py\npython train_dreambooth.py", "2 training commands"),
     ],
 )

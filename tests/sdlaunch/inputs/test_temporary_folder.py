@@ -52,6 +52,8 @@ def test_a_folder_that_fails_is_replaced_by_a_short_one(tmp_path, spare, kind, w
     assert warning.endswith(f"; the processes use {spare}")
     assert found.environment() == {"TMPDIR": str(spare)}
     assert found.environment(spare / "in it") == {"TMPDIR": f"{spare}/in it"}
+    assert TemporaryFolder(spare).environment(Path("/tmp/in it")) == {"TMPDIR": "/tmp/in it"}
+    assert TemporaryFolder(spare).environment(Path("/" + 67 * "x")) == {}  # a path of a socket ends somewhere
     assert not list(spare.iterdir())  # only looked at
 
 
@@ -62,7 +64,7 @@ def test_a_folder_that_serves_is_left_alone(spare):
         ({"TMPDIR": ""}, [str(spare)]),
     ):
         assert find(environ, defaults) == TemporaryFolder(spare)
-    assert TemporaryFolder(spare).environment(spare) == {}
+    assert TemporaryFolder(spare).environment() == {}
     assert not list(spare.iterdir())
 
 
@@ -149,15 +151,18 @@ def test_a_folder_that_does_not_answer_is_69(workspace, monkeypatch):
     assert found(prepare(workspace, check_timeout="0.5")) == [("TMPDIR", 69)]
 
 
+@pytest.mark.parametrize("variables", [{}, {"TMPDIR": "/nonexistent"}], ids=["usable", "replaced"])
 @pytest.mark.parametrize("signum", [None, 15], ids=["finished", "stopped"])
-def test_it_is_there_while_the_processes_run_and_gone_after_each_ending(workspace, tmp_path, signum):
+def test_it_is_there_while_the_processes_run_and_gone_after_each_ending(
+    workspace, tmp_path, signum, variables
+):
     script = """
 import tempfile
 say("[rank 0] " + tempfile.gettempdir())
 """
     if signum:
         script += "asked() and note(0, 75)"
-    job = supervised(tmp_path, workspace, script, TMPDIR="/nonexistent")
+    job = supervised(tmp_path, workspace, script, **variables)
     line = job.until("/sdjob-").strip()
     if signum:
         assert Path(line).is_dir()

@@ -1,6 +1,7 @@
 """Tests of settings, sources and options: which source wins, what the sources say, what is refused."""
 
 import json
+import re
 
 import pytest
 
@@ -327,6 +328,15 @@ def test_a_line_that_docker_and_dotenv_read_differently_is_refused(tmp_path, lin
     found = read({"ENV_FILE": write(tmp_path / "a.env", line + "\n"), "HOME": "/root"})
     assert line.partition("=")[0] in subjects(found)
     assert any("docker" in problem.found for problem in found.problems)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [("A=1\n" * 5000, "has 5,001 lines"), ("lr=1\nA=" + "x" * 131_070, "line 2 of .* has 131,072 bytes")],
+)
+def test_a_file_that_no_process_could_be_given_is_refused(tmp_path, lines, found):
+    (problem,) = read({"ENV_FILE": write(tmp_path / "a.env", lines)}).problems
+    assert problem.subject == "ENV_FILE" and re.search(found, problem.found)
 
 
 def test_such_a_line_is_taken_as_docker_reads_it_with_strict_env_0(tmp_path):

@@ -207,6 +207,22 @@ def test_what_cannot_be_converted_prints_nothing(tmp_path, capsys, monkeypatch, 
     assert (code, found) == (64, {}) and said in errors and "Traceback" not in errors
 
 
+def test_a_login_in_a_value_is_hidden(capsys):
+    url = "--tracker_project_name=https://me:geheim@host/x"
+    code, found, said = convert(capsys, "--", "python", "train_dreambooth.py", url)
+    assert (code, found["tracker_project_name"]) == (0, "https://[redacted]@host/x")
+    assert "geheim" not in said
+
+
+@pytest.mark.parametrize(("subsets", "said_as"), [("3", "3"), ("[1, 2]", "1 2")])
+def test_subsets_that_are_no_tables_are_said(tmp_path, capsys, subsets, said_as):
+    (tmp_path / "a.toml").write_text(
+        f"network_train_unet_only = false\n[[datasets]]\nresolution = 512\nsubsets = {subsets}\n"
+    )
+    code, found, said = convert(capsys, str(tmp_path / "a.toml"))
+    assert (code, found["resolution"]) == (64, "512") and f"subsets = {said_as}" in said
+
+
 def test_what_has_no_equivalent_is_64_with_the_rest_printed(capsys):
     code, found, said = convert(capsys, "--", "python", "train_dreambooth.py", "--dream_training", "--seed=3")
     assert (code, found["seed"]) == (64, "3")

@@ -158,6 +158,11 @@ def test_settings_fit_the_memory(workspace, tmp_path, monkeypatch):
     assert found.because[-1] == "gradient_checkpointing=1: to fit the memory"
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "٣"])
+def test_a_number_that_is_none_is_refused(workspace, tmp_path, length):
+    assert {each.code for each in refused(workspace, tmp_path, length=length)} == {64}
+
+
 def test_what_is_refused(workspace, tmp_path):
     (problem,) = refused(workspace, tmp_path, length="forever")
     assert (problem.code, problem.subject, problem.found) == (64, "length", "found 'forever'")
