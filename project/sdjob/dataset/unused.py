@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from posixpath import join
 
+from sdjob.bounded import in_child
 from sdjob.dataset.detect import MAX_DEPTH, relative
 from sdjob.dataset.formats import DatasetInfo, Files
 from sdjob.dataset.formats.folder import CAPTION_SUFFIXES
+from sdjob.dataset.formats.tables import reading
 from sdjob.dataset.image_formats import remedy_for
 from sdjob.dataset.images import is_image_name
 from sdjob.dataset.splits import UNNAMED, split_of
-from sdjob.files import Listing, few, list_folder, suffix_of
+from sdjob.files import Listing, few, list_folder, shown, suffix_of
 from sdjob.formatting import counted
+from sdjob.problems import JobError
 
 _COUNTED = 100  # files
 _TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx"})
@@ -138,11 +141,19 @@ def rows_in(root: Path, unused: Unused) -> str:
     files = [root / name for name in unused.names if suffix_of(name) == ".parquet"][:_COUNTED]
     if not files:
         return ""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        rows = sum(pq.read_metadata(path).num_rows for path in files)
-    except (pa.ArrowException, OSError, UnicodeEncodeError):  # what is not used may be damaged
+        rows = in_child(_rows, files, subject=shown(root))
+    except JobError:  # what is not used may be damaged
         return ""
     return f" ({'at least ' if len(files) == _COUNTED else ''}{rows:,} rows)"
+
+
+def _rows(files: Sequence[Path]) -> int:
+    """Raises JobError."""
+    import pyarrow.parquet as pq
+
+    count = 0
+    for path in files:
+        with reading(path):
+            count += pq.read_metadata(path).num_rows
+    return count

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
+from sdjob.dataset import unused as unused_module
 from sdjob.dataset.unused import find_unused, rows_in
+from sdjob.problems import JobError, bad_input
 from tests.support.datasets import find, jsonl, parquet, table, write_image
 
 NEVER = float("inf")
@@ -100,7 +102,22 @@ def test_other_splits_with_their_rows(tmp_path):
         str(of_test) == f"2 tables of the split test: {shown}" and rows_in(tmp_path, of_test) == " (9 rows)"
     )
     assert str(other) == "1 table of no split: data/more.parquet"
-    (tmp_path / "data" / "test-00000-of-00002.parquet").write_bytes(b"damaged")
+    path = tmp_path / "data" / "test-00000-of-00002.parquet"
+    for damaged in (b"damaged", path.read_bytes().replace(b"image", b"\x80mage")):
+        path.write_bytes(damaged)
+        assert rows_in(tmp_path, of_test) == ""
+
+
+def test_tables_that_are_left_out_are_read_in_another_process_too(tmp_path, monkeypatch):
+    """A footer may end the process that reads it."""
+    for name in ("train", "test"):
+        parquet(tmp_path / f"{name}.parquet", table(3))
+    (of_test,) = find_unused(find(tmp_path), tmp_path, NEVER).unused
+
+    def dies(*_: object, subject: str) -> int:
+        raise JobError(bad_input(subject, "ends the process that reads it", "copy it again"))
+
+    monkeypatch.setattr(unused_module, "in_child", dies)
     assert rows_in(tmp_path, of_test) == ""
 
 
