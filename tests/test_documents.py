@@ -220,6 +220,13 @@ def test_nearly_every_generated_text_is_translated():
     assert all(re.search(r"[\u4e00-\u9fff]", text) for text in chinese().values())
 
 
+def test_every_translation_is_shown():
+    """A text that has changed in the code needs its new English in docs/zh-CN.yaml."""
+    shown = "".join(path.read_text(encoding="utf-8") for path in (*CHINESE, ROOT / "mount_layout.md"))
+    shown = shown.replace("\\|", "|")
+    assert [english for english, text in chinese().items() if text not in shown] == []
+
+
 def test_the_targets_of_emit_are_listed():
     """In the table's order; test_headings_commands_and_tables_are_in_step compares the languages."""
     listed = [line.split()[3] for line in commands(ROOT / "docs/platform.md") if " emit " in line]
