@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 
-from sdtrain.reporting.metrics import read
+from sdtrain.reporting.metrics import VALIDATION, read
 from sdtrain.reporting.stopwatch import Spent
 from tests.support.worker import losses, scalars
 
@@ -133,8 +133,9 @@ def test_settings_are_a_text_in_tensorboard(events):
 
 
 def test_report(run, report):
-    assert report.keys() == {*EXPECTED, *OTHER_KEYS}
+    assert report.keys() == {*EXPECTED, *OTHER_KEYS, *VALIDATION}
     assert {key: report[key] for key in EXPECTED} == EXPECTED
+    assert all(report[name] is None for name in VALIDATION)  # nothing is held out
     assert report["pretrained_model_name_or_path"].endswith("/model")
     found = losses(run)
     assert report["final_loss"] == pytest.approx(found[-1])
@@ -173,7 +174,6 @@ EXPECTED = {
     "train_text_encoder": False,
     "lr_scheduler": "linear",
     "validation_prompts": PROMPTS,
-    "validation_loss": None,
     "held_out_examples": 0,
     "skipped_steps": 0,
     "bad_samples": [],

@@ -19,26 +19,23 @@ def tracker(layout, first_step, *, writing):
     return tracker_module.tracker(SPEC, layout, first_step, print, writing=writing)
 
 
-TAGS = {
-    "train/loss": 1,
-    "train/learning_rate": 2,
-    "train/grad_norm": 3,
-    "train/epoch": 4,
-    "train/skipped_steps": 5,
-    "speed/images_per_second": 6,
-    "speed/peak_memory_gib": 7,
-    "validation/loss": 8,
-}
-
-
 def test_every_metric_is_in_both(tmp_path):
     layout = OutputLayout(tmp_path)
-    measured = StepMetrics(3, *range(1, 9), time=10.0)
+    values = {name: number for number, name in enumerate(metrics.TAGS, start=1)}
+    measured = StepMetrics(3, **values, time=10.0)
     with tracker(layout, 0, writing=True) as tracking:
         tracking.log(measured)
-    assert scalars(tmp_path) == {tag: {3: value} for tag, value in TAGS.items()}
+    assert scalars(tmp_path) == {tag: {3: values[name]} for name, tag in metrics.TAGS.items()}
     assert metrics.read(layout.metrics)[1:] == [measured]
-    assert len(TAGS) == len(fields(StepMetrics)) - 2  # step and time
+
+
+def test_the_tags_that_others_read():
+    names = ("loss", "learning_rate", "grad_norm", "epoch", "skipped_steps")
+    assert {name: metrics.TAGS[name] for name in names} == {name: f"train/{name}" for name in names}
+    assert metrics.TAGS["images_per_second"] == "speed/images_per_second"
+    assert metrics.TAGS["peak_memory_gib"] == "speed/peak_memory_gib"
+    assert metrics.TAGS["validation_loss"] == "validation/loss"
+    assert len(metrics.TAGS) == len(fields(StepMetrics)) - 2  # step and time
 
 
 def test_images_and_texts(tmp_path):
