@@ -168,6 +168,8 @@ def understood_by_launcher(words: list[str], variables: dict[str, str], mounts: 
     if request.verb == "convert":
         if request.words:
             convert.source_of("", request.words)
+    elif request.verb == "generate":
+        understood_by_module("sdtrain.generate", list(request.words))
     elif request.verb in ("run", "plan", "check", "emit"):
         of_folders = {"MODEL_DIR", "DATASET_DIR", "OUTPUT_DIR", "CONFIG_FILE"}
         given = {name: value for name, value in variables.items() if name not in of_folders}

@@ -107,6 +107,13 @@ def _convert(request: Request, environ: Mapping[str, str], home: Path) -> int:
     return convert.run(request.operand, request.words)
 
 
+def _generate(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    from sdlaunch.verbs import generate
+
+    _refuse(request.problems)
+    return generate.run(request.words, environ, home)
+
+
 def _publish(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.publish import publish
 
@@ -174,6 +181,12 @@ VERBS: Mapping[str, Verb] = {
         _export,
         "write the result of a step checkpoint: checkpoint=NAME [to=FOLDER] [weights=ema|raw]",
         arguments=("checkpoint", "to", "weights"),
+    ),
+    "generate": Verb(
+        _generate,
+        "generate images from a result, step checkpoints or any model: MODEL --prompts TEXT --output FOLDER; "
+        "generate --help lists its flags",
+        passes_on=True,
     ),
     "publish": Verb(
         _publish,

@@ -179,7 +179,7 @@ def test_an_open_page_sees_the_end_and_how_to_load_the_result(browser, run):
     run.train(41, 100)
     page.write(run.layout, collect(run.layout, run.curves, report=report))
     wait_until(browser, "#head", "finished")
-    assert "python -m sdtrain.generate" in text_of(browser, "#result")
+    assert "bash train.sh generate" in text_of(browser, "#result")
     assert "from_pretrained" in text_of(browser, "#result")
     browser.get_log("performance")
     time.sleep(6)  # longer than between two refreshes

@@ -33,4 +33,4 @@ def python(base: str, class_name: str, prompt: str, folder: str, *, lora: bool) 
 
 def command(folder: str, prompt: str) -> str:
     """The command line that generates images from the result."""
-    return f"python -m sdtrain.generate {shlex.quote(folder)} --prompts {shlex.quote(prompt)} --output images"
+    return f"bash train.sh generate {shlex.quote(folder)} --prompts {shlex.quote(prompt)} --output images"

@@ -30,7 +30,7 @@ class Request:
     flags: tuple[tuple[str, str], ...] = ()
     operand: str = ""  # the word after a verb that takes one
     arguments: Mapping[str, str] = field(default_factory=dict)  # of the verb, not settings
-    words: tuple[str, ...] = ()  # after `--`, as they are
+    words: tuple[str, ...] = ()  # of another program, as they are
     problems: tuple[Problem, ...] = ()  # words that could not be understood
 
 
@@ -44,6 +44,7 @@ class Verb:
     operand: str = ""  # what --help calls the word after the verb; "": none
     arguments: tuple[str, ...] = ()  # names of NAME=VALUE that belong to the verb and are not settings
     takes_words: bool = False  # after `--`, another program's command line
+    passes_on: bool = False  # every word after the verb, as it is
 
 
 Verbs = Mapping[str, Verb]
@@ -62,6 +63,9 @@ def parse(argv: Sequence[str], verbs: Verbs) -> Request:
         name = name.replace("-", "_")
         if (verb := _SWITCHES.get(word, word)) in verbs:
             asked.append(verb)
+            if verbs[verb].passes_on:
+                rest = tuple(words)
+                words.clear()
             takes_operand = verbs[verb].operand and words and words[0] != "--"
             operand = words.popleft() if takes_operand else operand
         elif word == "--" and asked and verbs[asked[-1]].takes_words:

@@ -114,13 +114,13 @@ class _Parser(argparse.ArgumentParser):
     """Reports through a JobError, with the documented exit code."""
 
     def error(self, message: str) -> NoReturn:
-        remedy = "See `python -m sdtrain.generate --help` for the flags."
+        remedy = "See `bash train.sh generate --help` for the flags."
         raise JobError(bad_setting("command line", message, remedy))
 
 
 def _parser() -> argparse.ArgumentParser:
     about = "Generate images from a model, or compare models in a grid of prompts."
-    parser = _Parser("python -m sdtrain.generate", allow_abbrev=False, description=about)
+    parser = _Parser("bash train.sh generate", allow_abbrev=False, description=about)
     for field, each in settings_of(Options).items():
         default = None if Options.model_fields[field].is_required() else Options.model_fields[field].default
         text = (

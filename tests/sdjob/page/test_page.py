@@ -136,7 +136,7 @@ def test_how_to_load_the_result(layout):
         "validation_prompts": ["a 'cat'"],
     }
     found = {each["title"]: each["text"] for each in collected(layout, report=report)["usage"]}
-    assert found["Generate images"].startswith(f"python -m sdtrain.generate {layout.checkpoint} --prompts ")
+    assert found["Generate images"].startswith(f"bash train.sh generate {layout.checkpoint} --prompts ")
     assert f'DiffusionPipeline.from_pretrained("{layout.checkpoint}")' in found["Python"]
 
 
