@@ -142,8 +142,7 @@ class _Loop:
                 self._save(step, background=spec.background_save and not stopping and not is_last)
         if stopping:
             raise Stopped(step)
-        # The first validation is before training, the last one after the export.
-        if training.validates and spec.validation_steps and step % spec.validation_steps == 0 and not is_last:
+        if validation.is_due(training, step):
             with self._paused():
                 self._validate(step)
 

@@ -132,6 +132,8 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
         contact_sheet.write(training, state.samples_seen)
+        if validation.is_due(training, state.step) and not validation.is_complete(training, state.step):
+            validation.validate(training, state.step)
     else:
         spent = Spent() if spec.resume == "never" else Spent().and_unsaved(training.context.layout)
         state = TrainState(0, samples_seen=0, loss=math.nan, loss_sum=0.0, fingerprint=facts, spent=spent)

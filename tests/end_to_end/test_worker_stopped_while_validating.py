@@ -46,9 +46,8 @@ def test_a_stop_while_samples_are_drawn_saves_the_steps_before(train, in_call, m
     monkeypatch.undo()
     train(**IMAGES)
     assert losses(output) == losses(undisturbed)
-    assert (output / "samples/before_after.png").read_bytes() == (
-        undisturbed / "samples/before_after.png"
-    ).read_bytes()
+    for name in ("before_after.png", *(f"step-000002/prompt{p:02}-00.png" for p in range(4))):
+        assert (output / "samples" / name).read_bytes() == (undisturbed / "samples" / name).read_bytes()
 
 
 @pytest.mark.parametrize("at", ["drawing", "measuring"])

@@ -11,6 +11,7 @@ from PIL import Image
 from sdjob import writing
 from sdjob.output.layout import OutputLayout
 from sdtrain.model import generation
+from sdtrain.reporting import metrics
 from sdtrain.reporting.metrics import StepMetrics
 from sdtrain.reporting.progress import say
 from sdtrain.runtime import devices
@@ -23,6 +24,27 @@ from sdtrain.validation.grid import grid, image_name
 
 def samples_folder(layout: OutputLayout, step: int) -> Path:
     return layout.samples / f"step-{step:06d}"
+
+
+def is_due(training: Training, step: int) -> bool:
+    """Whether training pauses for it after this step. The first one is before training, the last after the export."""
+    spec = training.spec
+    between = 0 < step < spec.max_train_steps
+    return training.validates and between and spec.validation_steps > 0 and step % spec.validation_steps == 0
+
+
+def is_complete(training: Training, step: int) -> bool:
+    """Whether an earlier start has finished the validation of this step. Collective."""
+    layout = training.context.layout
+    without_samples = training.spec.validation_prompts and not _prompts_file(layout, step).exists()
+    measured = [each.step for each in metrics.read(layout.metrics) if each.validation_loss is not None]
+    without_loss = training.held_out is not None and step not in measured
+    return not training.world.any(bool(without_samples) or without_loss)
+
+
+def _prompts_file(layout: OutputLayout, step: int) -> Path:
+    """Written when all samples of the step are there."""
+    return samples_folder(layout, step) / "prompts.json"
 
 
 def validate(training: Training, step: int) -> dict[str, float]:
@@ -58,7 +80,7 @@ def write_samples(training: Training, step: int) -> None:
         raise Stopped(step)
     if world.is_main:
         text = json.dumps(list(spec.validation_prompts), indent=1, ensure_ascii=False)
-        writing.write_text(folder / "prompts.json", f"{text}\n")
+        writing.write_text(_prompts_file(training.context.layout, step), f"{text}\n")
         sheet = grid({f"step {step}": folder}, spec.validation_prompts, spec.num_validation_images)
         training.tracker.image("validation", sheet, step)
 
