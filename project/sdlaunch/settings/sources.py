@@ -22,6 +22,8 @@ _LONGEST_LINE = 131_071  # MAX_ARG_STRLEN of Linux without the zero byte
 _INVISIBLE = r"[\s\u200b-\u200f\u2060\ufeff]+"
 _INVISIBLE_ENDS = re.compile(f"^{_INVISIBLE}|{_INVISIBLE}$")
 
+_QUOTES = ("''", '""', "‘’", "“”")  # an input method types the curly ones
+
 
 def trimmed(text: str) -> str:
     """Without blanks and zero-width characters at its ends, which come with a text that is pasted."""
@@ -31,8 +33,8 @@ def trimmed(text: str) -> str:
 def _unquoted(name: str, text: str, where: str) -> Given:
     """A value without a pair of quotes around the whole of it."""
     text = trimmed(text)
-    quote, inside = text[:1], text[1:-1]
-    if len(text) > 1 and quote in ("'", '"') and text[-1] == quote and quote not in inside:
+    ends, inside = text[:1] + text[-1:], text[1:-1]
+    if len(text) > 1 and ends in _QUOTES and not set(ends) & set(inside):
         return Given(name, trimmed(inside), where, quoted=True)
     return Given(name, text, where)
 
@@ -97,8 +99,13 @@ def _misread(text: str, given: Sequence[Given]) -> list[Problem]:
             "Write the bare value: no comment after it, no ${…}, no quotes.",
         )
         for item in given
-        if trimmed(other.get(item.name) or "") != item.text
+        if item.text not in _readings(other.get(item.name) or "")
     ]
+
+
+def _readings(text: str) -> tuple[object, object]:
+    """The value that python-dotenv returned, which leaves curly quotes, with and without these."""
+    return trimmed(text), _unquoted("", text, "").text
 
 
 def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:

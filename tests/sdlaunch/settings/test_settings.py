@@ -383,9 +383,10 @@ def test_what_cannot_be_seen_at_the_ends_of_a_value_is_removed_everywhere(tmp_pa
     assert read({"lr": blank}).source("lr") == "default"
 
 
-@pytest.mark.parametrize("quote", ["'", '"'])
-def test_quotes_around_a_value_are_removed_where_docker_leaves_them(tmp_path, quote):
-    quoted = f"{quote}a sks dog{quote}"
+@pytest.mark.parametrize("quotes", ["''", '""', "‘’", "“”"])
+def test_quotes_around_a_value_are_removed_where_docker_leaves_them(tmp_path, quotes):
+    before, after = quotes
+    quoted = f"{before}a sks dog{after}"
     read_as = from_everywhere(tmp_path, quoted)
     assert read_as == {
         "command line": quoted,  # a shell has removed its own
@@ -393,7 +394,7 @@ def test_quotes_around_a_value_are_removed_where_docker_leaves_them(tmp_path, qu
         "environment": "a sks dog",
         "env file": "a sks dog",
     }
-    found = read({"MODEL_DIR": f" {quote}/m {quote} ", "lr": f"{quote}1e-3{quote}", "seed": quote * 2})
+    found = read({"MODEL_DIR": f" {before}/m {after} ", "lr": f"{before}1e-3{after}", "seed": quotes})
     assert found.options.model_dir == "/m"
     assert found.spec.learning_rate == 1e-3
     assert found.source("seed") == "default"
