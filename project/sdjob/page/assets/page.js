@@ -160,8 +160,9 @@
     const lines = chart.columns.map(column).map((values) => (values.length ? values : steps().map(() => null)));
     return chart.columns[0] === "loss" ? [xs(), lines[0], smooth(lines[0], smoothing), lines[1]] : [xs(), ...lines];
   };
+  const alone = (plot, at) => plot.data[at].filter((each) => each != null).length === 1; // a line needs two points
   const seriesOf = (chart) => {
-    const line = { stroke: css("--accent"), width: 2, spanGaps: true, points: { show: false } };
+    const line = { stroke: css("--accent"), width: 2, spanGaps: true, points: { show: alone, size: 6, fill: css("--accent") } };
     if (chart.columns[0] !== "loss") return chart.columns.map((name) => ({ ...line, label: name }));
     return [
       { ...line, label: "loss", stroke: css("--pale"), width: 1 },
@@ -197,7 +198,7 @@
       series: [{}, ...seriesOf(chart)],
       axes: [
         { ...look, label: axis === "step" ? "step" : "hours since the first logged step", labelSize: 18, size: 34, space: 70, values: (_, ticks) => ticks.map((each) => number(each)) },
-        { ...look, label: chart.unit || chart.title.toLowerCase(), labelSize: 18, size: 58, values: (_, ticks) => ticks.map((each) => number(each, 3)) },
+        { ...look, label: chart.unit || chart.title.toLowerCase(), labelSize: 18, size: 66, values: (_, ticks) => ticks.map((each) => number(each, 3)) },
       ],
       cursor: { sync: { key: "run" }, drag: { x: true, y: false }, points: { size: 7 } },
       hooks: { draw: [marks], setCursor: [(self) => { value.textContent = valueAt(chart, self); }] },
@@ -281,7 +282,7 @@
     if (row.key === key) return;
     row.key = key;
     row.after.replaceChildren(imagesOf(sample, row.prompt));
-    row.afterTitle.textContent = `after step ${sample.step.toLocaleString("en")}`;
+    row.afterTitle.textContent = sample.step ? `after step ${sample.step.toLocaleString("en")}` : "before training";
   };
   const samples = () => {
     const all = data.samples;
