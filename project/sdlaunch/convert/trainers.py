@@ -71,6 +71,12 @@ def _repository(flag: Flag) -> Iterable[Line]:
         yield Line(str(flag), remark="Set publish=hub:USER/NAME, with the user's name.")
 
 
+def _class_images(flag: Flag) -> Iterable[Line]:
+    """Those scripts generate what the folder lacks; here it is only read."""
+    text = "It must hold the images; without this line they are generated once, below the output folder."
+    yield Line(str(flag), "class_data_dir", flag.text, text)
+
+
 def _scaled(flag: Flag) -> Iterable[Line]:
     """`--scale_lr` needs other flags: translate.py multiplies."""
     return [Line(str(flag), remark=DEFAULT)] if flag.is_off else []
@@ -90,7 +96,12 @@ _COMMON: Mapping[str, Rule] = {
     "hub_model_id": _repository,
     "huggingface_repo_id": _repository,
 }
-_DIFFUSERS = {**_COMMON, "resume_from_checkpoint": _resume, "scale_lr": _scaled}
+_DIFFUSERS = {
+    **_COMMON,
+    "resume_from_checkpoint": _resume,
+    "scale_lr": _scaled,
+    "class_data_dir": _class_images,
+}
 _COLOSSAL: Mapping[str, Rule] = {
     **_DIFFUSERS,
     "offload_optim_frac": lost(
