@@ -1,4 +1,4 @@
-"""Samples of the validation prompts, divided among the ranks."""
+"""Samples of the validation prompts, divided among the ranks; which validations are due, and which are complete."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ from sdjob.model.pipeline import find_pipeline
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.model import load
+from sdtrain.reporting.metrics import MetricsFile, StepMetrics
 from sdtrain.runtime.stop import StopRequest
 from sdtrain.validation import validation
 
@@ -33,3 +34,28 @@ def test_slices_of_the_ranks_together_are_the_whole(eps_model, tmp_path):
     for number in range(3):
         one, two = (Image.open(tmp_path / name / f"prompt{number:02d}-00.png") for name in ("one", "two"))
         assert max(high for _, high in ImageChops.difference(one, two).getextrema()) <= 1
+
+
+def test_a_validation_is_complete_with_all_its_samples_and_its_loss(tmp_path):
+    """A stop may fall between the two."""
+    spec = RunSpec(
+        pretrained_model_name_or_path="m", output_dir="o", validation_prompts=("a",), validation_steps=20
+    )
+    context = SimpleNamespace(layout=OutputLayout(tmp_path))
+    training = SimpleNamespace(
+        spec=spec, world=SimpleNamespace(any=bool), context=context, held_out=[1], validates=True
+    )
+    assert [step for step in (0, 10, 20, 380, 400) if validation.is_due(training, step)] == [20, 380]
+    found = []
+    folder = validation.samples_folder(context.layout, 20)
+    folder.mkdir(parents=True)
+    found.append(validation.is_complete(training, 20))
+    (folder / "prompts.json").write_text('["a"]')
+    found.append(validation.is_complete(training, 20))
+    metrics = MetricsFile(context.layout.metrics, 0)
+    metrics.log(StepMetrics(20, loss=1.0))
+    found.append(validation.is_complete(training, 20))
+    metrics.log(StepMetrics(20, validation_loss=1.0))
+    found.append(validation.is_complete(training, 20))
+    metrics.close()
+    assert found == [False, False, False, True]
