@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map, tree_map_only
 
 from sdjob.problems import Problem
 from sdjob.settings.run_spec import RunSpec
@@ -82,21 +83,10 @@ class Batch:
 
     def record_stream(self, stream: Any) -> None:
         """Keep the memory of the tensors until the work of a stream with them is done."""
-
-        def record(tensor: torch.Tensor) -> torch.Tensor:
-            tensor.record_stream(stream)
-            return tensor
-
-        self._each(record)
+        tree_map_only(torch.Tensor, lambda tensor: tensor.record_stream(stream), vars(self))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        changed: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                changed[name] = change(value)
-            elif isinstance(value, Mapping):
-                changed[name] = {of: change(tensor) for of, tensor in value.items()}
-        return replace(self, **changed)
+        return replace(self, **tree_map_only(torch.Tensor, change, vars(self)))
 
 
 def collated(streams: Sequence[Sequence[Example]], stream_weights: Sequence[float]) -> Batch:
@@ -105,11 +95,7 @@ def collated(streams: Sequence[Sequence[Example]], stream_weights: Sequence[floa
 
     def stacked(name: str) -> Any:
         values: list[Any] = [example.get(name) for example in every]
-        if values[0] is None:
-            return None
-        if isinstance(values[0], Mapping):
-            return {of: torch.stack([value[of] for value in values]) for of in values[0]}
-        return torch.stack(values)
+        return None if values[0] is None else tree_map(lambda *tensors: torch.stack(tensors), *values)
 
     return Batch(
         **{name: stacked(name) for name in ("pixels", "posterior", "token_ids", "encodings")},
