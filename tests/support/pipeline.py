@@ -67,3 +67,9 @@ def make_fitting(folder: Path, **scheduler) -> Path:
         write(folder / part / "config.json", config)
         write(folder / part / FILES[part], zeros(tiny_tensors(part)))
     return folder
+
+
+def reconfigure(folder: Path, part: str, **values) -> None:
+    """Other values in the config of a part."""
+    path = folder / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

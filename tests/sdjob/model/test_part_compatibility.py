@@ -9,7 +9,7 @@ from sdjob.model import part_compatibility
 from sdjob.model.architectures import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 from sdjob.model.pipeline import PipelineFolder, find_pipeline
 from sdjob.settings.run_spec import RunSpec
-from tests.support.pipeline import VOCAB, make_fitting
+from tests.support.pipeline import VOCAB, make_fitting, reconfigure
 
 
 @pytest.fixture
@@ -19,11 +19,6 @@ def folder(tmp_path):
 
 def found(folder):
     return find_pipeline(folder, None, allow_pickle=True)
-
-
-def reconfigure(folder, part, **values):
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_parts_of_one_model(folder):

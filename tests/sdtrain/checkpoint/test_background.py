@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import background, start_point, state_io
@@ -19,12 +18,6 @@ from sdtrain.runtime import host_memory
 from tests.support.worker import context_of, snapshot
 
 PATIENCE = 30
-
-
-@pytest.fixture
-def layout(tmp_path):
-    (tmp_path / "out").mkdir()
-    return OutputLayout(tmp_path / "out")
 
 
 @pytest.fixture

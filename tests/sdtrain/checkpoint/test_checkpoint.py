@@ -22,12 +22,6 @@ from tests.support.checkpoints import FACTS, names, save, spoil, state
 from tests.support.worker import Killed
 
 
-@pytest.fixture
-def layout(tmp_path):
-    (tmp_path / "out").mkdir()
-    return OutputLayout(tmp_path / "out")
-
-
 def test_a_checkpoint_of_an_unknown_format_is_refused(layout):
     folder = save(layout, 3)
     values = json.loads((folder / "state.json").read_text())

@@ -11,18 +11,12 @@ import pytest
 
 from sdjob.output import newest_checkpoint
 from sdjob.output.checkpoint_files import MODEL
-from sdjob.output.layout import OutputLayout, write_manifest
+from sdjob.output.layout import write_manifest
 from sdjob.problems import JobError
 from sdtrain.checkpoint import start_point
 from sdtrain.checkpoint.background import Saver
 from tests.support.checkpoints import FACTS, REASONS, names, save, spoil, state
 from tests.support.worker import context_of, snapshot
-
-
-@pytest.fixture
-def layout(tmp_path):
-    (tmp_path / "out").mkdir()
-    return OutputLayout(tmp_path / "out")
 
 
 @pytest.mark.parametrize("how", REASONS)

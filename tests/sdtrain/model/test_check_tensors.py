@@ -13,7 +13,7 @@ from sdjob.model.weights import Part
 from sdjob.problems import JobError
 from sdtrain.model import check_tensors
 from tests.support import single
-from tests.support.pipeline import FILES, UNET, make_fitting, tiny_tensors, zeros
+from tests.support.pipeline import FILES, UNET, make_fitting, reconfigure, tiny_tensors, zeros
 from tests.support.worker import alone
 
 CLASSES = {
@@ -44,11 +44,6 @@ def only(path, **settings):
 
 def rewrite(folder, part, tensors):
     (folder / part / FILES[part]).write_bytes(zeros(tensors))
-
-
-def reconfigure(folder, part, **values):
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_parts_that_match_their_configs(folder):
