@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdjob.automatic import processes
 from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import DEVICE_TIMEOUT, SAFE_PATH, Channel
@@ -17,7 +16,7 @@ from sdjob.redact import without_secrets
 from sdjob.settings import flags as worker_argv
 from sdjob.settings.run_spec import RunSpec
 from sdlaunch.child_process import python_path
-from sdlaunch.cluster import accelerate, platforms
+from sdlaunch.cluster import accelerate, platforms, sharing
 from sdlaunch.cluster.cluster import Cluster
 from sdlaunch.cluster.route import LOOPBACK
 from sdlaunch.python_variables import harmful
@@ -146,7 +145,7 @@ def _environment(
     layout: OutputLayout, cluster: Cluster, host: Host, passed_on: Mapping[str, str], options: LaunchOptions
 ) -> dict[str, str]:
     defaults = {
-        "OMP_NUM_THREADS": processes.threads(host.cores, cluster.nproc_per_node).value,
+        "OMP_NUM_THREADS": sharing.threads(host.cores, cluster.nproc_per_node).value,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # Where a platform signals every process, torchrun is signaled too, and ends its workers after this time.
@@ -163,6 +162,6 @@ def _environment(
         # counts its own restarts, so that ranks do not agree on the number of an attempt: each needs a new store.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         **{name: v for name, v in defaults.items() if not (host.environ.get(name) or passed_on.get(name))},
-        DEVICE_TIMEOUT: processes.device_timeout(options.hang_timeout).value,
+        DEVICE_TIMEOUT: sharing.device_timeout(options.hang_timeout).value,
         **Channel.of_node(layout.run, cluster.node_rank).environment(),
     }
