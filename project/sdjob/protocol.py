@@ -56,8 +56,10 @@ _STARTED = "started"
 
 _INTRODUCTION = re.compile(rb"\0rank (\d+), attempt (\d+)")
 _PROGRESS_END = "\t"  # of a progress line: invisible
-_HEARTBEAT_BYTES = 200
+_HEARTBEAT_BYTES = 400
+_NOTE_CHARACTERS = 100
 
+TRAINING = "train"  # the stage that counts optimizer steps
 WAIT_FOR_RANKS = "wait_for_ranks"  # the function, in the stacks of a worker, that waits for other ranks
 STACKS_SIGNAL = signal.SIGURG  # by default ignored; no scheduler or terminal sends it
 # Requests to stop, to the launcher and to a worker: what people, terminals, platforms and schedulers send.
@@ -213,17 +215,20 @@ class ExitNote:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """How far a worker is: its process id, its stage, how much of that is done, and the last optimizer step."""
+    """How far a worker is: its process id, its stage, the last optimizer step, and how much of the stage is done."""
 
     pid: int
     stage: str
     step: int | None = None
     done: int | None = None  # of what the stage counts
     total: int | None = None
+    seconds_left: float | None = None  # of the stage, when this was written
+    note: str = ""  # what else is measured, such as losses
 
     def write(self, notes: Path, rank: int) -> None:
         """Overwrite the file in place, which renews its time, costs little and needs no space. Raises OSError."""
-        text = json.dumps(asdict(self)).encode().ljust(_HEARTBEAT_BYTES)
+        values = {**asdict(self), "note": self.note[:_NOTE_CHARACTERS]}
+        text = json.dumps(values).encode().ljust(_HEARTBEAT_BYTES)
         writing.refuse_links(notes, notes.parent.parent)
         descriptor = writing.opened(_heartbeat(notes, rank), os.O_WRONLY | os.O_CREAT, 0o644)
         try:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.redact import redact, secrets_of
 from sdlaunch import plan
@@ -32,12 +33,19 @@ def parse(argv: Sequence[str]) -> Request:
 
 
 def _run(request: Request, environ: Mapping[str, str], home: Path) -> int:
+    if not request.json:
+        console.show("check  settings, model, dataset, output folder", sys.stderr)
     job = plan.prepare(request.flags, environ, home, request.problems, fetch=True)
     if job.problems:
         from sdlaunch.supervise import failure_report
+        from sdlaunch.supervise.terminal import last_line
 
         job = failure_report.refuse(job, request.verb)
-        console.show(display.check_json(job) if request.json else display.check(job), sys.stderr)
+        if request.json:
+            console.show(display.check_json(job), sys.stderr)
+        else:
+            last = last_line.of_refused(OutputLayout(job.output), job.problems)
+            console.show(f"{display.check(job)}\n{redact(last, job.secrets)}", sys.stderr)
         return job.code
     from sdlaunch.supervise import supervisor
 

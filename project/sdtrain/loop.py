@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sdjob.output import starts
+from sdjob.protocol import TRAINING
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import Parts
 from sdtrain.checkpoint.background import Saver
@@ -90,10 +91,8 @@ def train_steps(training: Training, state: TrainState) -> Outcome:
     """
     spec, world = training.spec, training.world
     first, last = state.step, spec.max_train_steps
-    with (
-        Progress("step", last, done=first, shown=world.is_main, steps=True) as progress,
-        Saver(training.context, training.tracker) as saver,
-    ):
+    progress = Progress(TRAINING, last, done=first, shown=world.is_main, steps=True)
+    with Saver(training.context, training.tracker) as saver:
         loop = _Loop(training, state, progress, saver)
         with loop.compile_time.measured(spec, loop.watch.paused):
             for step in range(first + 1, last + 1):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 
-from sdjob import writing
+from sdjob import protocol, writing
 from sdjob.formatting import counted
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output import fingerprint, newest_checkpoint
@@ -179,7 +180,9 @@ def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None
     values = report.report(training, model, outcome, validated)
     if world.is_main:
         _write_report(training, values)
-    world.say(f"finished: {outcome.state.step} steps, result in {layout.checkpoint}; open {layout.page}")
+    where = f", result in {layout.checkpoint}; open {layout.page}"
+    has_launcher = protocol.launcher_pid(os.environ) is not None  # which says that last, after the upload
+    world.say(f"finished: {outcome.state.step} steps{'' if has_launcher else where}")
 
 
 def _write_report(training: Training, values: dict[str, object]) -> None:

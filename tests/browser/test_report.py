@@ -98,7 +98,7 @@ class Run:
             Image.new("RGB", (64, 64), (step % 256, 90, 200)).save(folder / f"prompt{prompt:02d}-00.png")
 
     def data(self, step):
-        return collect(self.layout, self.curves, alive=Alive("step", 1000.0, step, step, 100))
+        return collect(self.layout, self.curves, alive=Alive("train", 1000.0, step, step, 100))
 
 
 @pytest.fixture

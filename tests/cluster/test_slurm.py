@@ -49,14 +49,14 @@ def test_two_nodes_train_with_the_losses_of_one(job, script, undisturbed):
 
 
 def test_a_preempted_job_resumes(job, slurm, script, undisturbed):
-    job.until("step    1/")
+    job.until("train    1/")
     slurm.call("scontrol", "requeue", job.number)
     assert_resumed(job, script, undisturbed)
 
 
 def test_a_job_that_saves_slowly_after_a_signal_resumes(job, slurm, script, undisturbed):
     """The first node that ends makes SLURM send SIGTERM to the other: it is part of the same request to stop."""
-    job.until("step    1/")
+    job.until("train    1/")
     with frozen(script):
         slurm.call("scancel", "--signal=USR1", job.number)
         time.sleep(protocol.ONE_REQUEST + 0.5)
@@ -65,7 +65,7 @@ def test_a_job_that_saves_slowly_after_a_signal_resumes(job, slurm, script, undi
 
 
 def test_at_its_time_limit_a_job_saves_and_continues_in_another_allocation(job, slurm, script, undisturbed):
-    job.until("step    1/")
+    job.until("train    1/")
     with frozen(script):  # SLURM looks every 30 s
         slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
         job.until("SIGTERM: saving and stopping")
@@ -75,7 +75,7 @@ def test_at_its_time_limit_a_job_saves_and_continues_in_another_allocation(job, 
 
 
 def test_a_cancelled_job_saves_and_is_not_requeued(job, slurm, script):
-    job.until("step    1/")
+    job.until("train    1/")
     slurm.call("scancel", job.number)
     assert job.end()[0] == "CANCELLED"
     job.until("stopped (exit code 75")

@@ -54,7 +54,7 @@ def test_a_stopped_job_resumes(box, mounts, output):
     job = {**SHORT, "NPROC_PER_NODE": "2", "num_train_step": "60", "checkpointing_steps": "1000"}
     job["instance_prompt"] = "a sks circle"
     name = box.start(mounts=mounts, **job)
-    box.until(name, "step    1/60")
+    box.until(name, "train    1/60")
     box.engine.call("stop", "-t", "60", name)
     assert box.wait(name) == 75, box.logs(name)
     first = box.logs(name)

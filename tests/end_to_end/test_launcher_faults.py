@@ -59,8 +59,11 @@ def test_stops_and_a_killed_rank_lose_nothing(job):
     for number in (signal.SIGUSR1, signal.SIGTERM):  # to all processes, as SLURM does
         for process in [*launcher.children(recursive=True), launcher]:
             process.send_signal(number)
-    assert "the workers saved and ended" in first.end(75)
+    text = first.end(75)
+    assert "the workers saved and ended" in text
     (stopped_at,) = first.checkpoints()
+    kept = f"stopped: {first.output}/checkpoint/{stopped_at} is kept; the same command goes on"
+    assert text.splitlines()[-1] == f"{kept}; open {first.output}/report.html"
 
     second = job(checkpointing_steps="1")
     assert stopped_at in second.until("resuming from")
@@ -126,9 +129,10 @@ def test_launcher_and_torchrun_killed_at_once(job, undisturbed):
 
 def test_a_rank_that_is_killed(job):
     run = job()
-    run.until("step    1/")
+    run.until("train    1/")
     run.signal_rank(1, signal.SIGKILL)
-    run.end(70)
+    last = run.end(70).splitlines()[-1]
+    assert last.startswith("failed: ") and last.endswith(f"; open {run.output}/report.html")
     assert run.failure["class"] == "killed from outside"
     assert run.failure["root_rank"] == 1
     assert run.failure["step"] >= 1
@@ -136,7 +140,7 @@ def test_a_rank_that_is_killed(job):
 
 def test_a_hang_is_explained(job):
     run = job(hang_timeout="5")
-    run.until("step    1/")
+    run.until("train    1/")
     run.signal_rank(1, signal.SIGSTOP)
     run.end(70)
     failure = run.failure
@@ -152,7 +156,7 @@ def test_a_hang_is_explained(job):
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_one_node_listens_on_the_loopback_interface_only(job, launcher):
     run = job(torchrun=True, launcher=launcher)
-    run.until("step    1/")
+    run.until("train    1/")
     launcher = psutil.Process(run.process.pid)
     processes = [launcher, *launcher.children(recursive=True)]
     open_ports = [each for one in processes for each in one.net_connections() if each.status == "LISTEN"]
@@ -202,7 +206,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 def test_a_disk_that_fills_up(job, small_disk):
     run = job(small_disk / "output", checkpointing_steps="60")
-    run.until("step    1/")
+    run.until("train    1/")
     with (small_disk / "somebody else's").open("wb", buffering=0) as file:
         file.write(bytes(shutil.disk_usage(small_disk).free - 200_000))
     run.end(73)

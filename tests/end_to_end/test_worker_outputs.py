@@ -237,7 +237,7 @@ def test_a_resumed_run_shows_a_loss_from_its_first_step(train, capsys):
     assert f"result in {output}/checkpoint; open {output}/report.html\n" in said
     mean = json.loads((output / "report.json").read_text())["mean_loss"]
     train(max_train_steps=5, logging_steps=10)
-    assert f"step    4/5  mean loss {mean:.4f}  lr" in capsys.readouterr().out
+    assert f"train    4/5  mean loss {mean:.4f}  lr" in capsys.readouterr().out
 
 
 def test_the_curve_of_a_resumed_run_starts_where_its_metrics_start(train):

@@ -145,6 +145,10 @@ def test_a_run_with_problems_says_the_same_on_stderr_and_starts_nothing(workspac
     assert done.stdout == ""
     assert "lr: found '-1' (environment: lr)" in done.stderr
     assert "Traceback" not in done.stderr
+    first, *_, last = done.stderr.splitlines()
+    assert first == "check  settings, model, dataset, output folder"
+    kept = f"no checkpoint is in {tmp_path}/output/checkpoint"
+    assert last == f"not started: {kept}; open {tmp_path}/output/report.html"
     left = {path.name for path in (tmp_path / "output").rglob("*") if path.is_file()}
     assert left == {"failure.json", "failure-0.json", "report.html", "report_data.js"}
 

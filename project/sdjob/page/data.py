@@ -15,6 +15,7 @@ from sdjob.model.architectures import ARCHITECTURE_FACTS
 from sdjob.output import starts, usage
 from sdjob.output.layout import OutputLayout
 from sdjob.page.curves import Curves
+from sdjob.protocol import TRAINING
 from sdjob.settings.recipes import RECIPES
 
 EVENTS = 400  # at most on the page; of more, the oldest and the newest
@@ -56,6 +57,7 @@ def collect(
     plan = plan or _object(layout.run / "plan.json")
     failure = failure or ({} if alive else _object(layout.failure))
     state = "running" if alive else "failed" if failure else "finished" if report else ended or "stopped"
+    steps = alive.total if alive and alive.stage == TRAINING else None
     settings = _settings(plan, report)
     values = {name: value for name, value, _ in settings}
     metrics = curves.columns()
@@ -67,7 +69,7 @@ def collect(
         "about": [str(line)[:_TEXT] for line in _list(plan.get("arithmetic"))],
         "mounts": _mounts(plan),
         "warnings": [str(line)[:_TEXT] for line in _list(plan.get("warnings"))],
-        "total": report.get("max_train_steps") or (alive and alive.total) or values.get("num_train_step"),
+        "total": report.get("max_train_steps") or steps or values.get("num_train_step"),
         "tiles": tiles(report, metrics, _spent(layout, report)),
         "metrics": metrics,
         "mean_of": curves.group,

@@ -51,7 +51,10 @@ def guarded(main: Callable[[], int]) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        text, code = "stopped before training started; start again at any time", ExitCode.STOPPED
+        text, code = (
+            "stopped before training started: what is in the output folder is kept; the same command starts again",
+            ExitCode.STOPPED,
+        )
     except ModuleNotFoundError as error:
         name = str(error.name)
         lacking = sorted({*packages.missing(packages.PACKAGES), packages.PACKAGES.get(name, name)})

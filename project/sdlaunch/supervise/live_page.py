@@ -14,7 +14,7 @@ from sdjob.output.layout import OutputLayout
 from sdjob.page import page
 from sdjob.page.curves import Curves
 from sdjob.page.data import Alive, collect
-from sdjob.protocol import Channel, Heartbeat
+from sdjob.protocol import TRAINING, Channel, Heartbeat
 from sdlaunch.timeouts import NoAnswer, Task
 
 _LOOK = 2.0  # seconds between two looks at the heartbeat: a new stage is shown at once
@@ -80,7 +80,7 @@ class LivePage:
         changed = beat.stage != before.stage
         since = time.time() if changed else before.since
         self._alive = Alive(beat.stage, since, beat.step, beat.done, beat.total)
-        if beat.step is not None and beat.total and beat.done == beat.step:
+        if beat.stage == TRAINING and beat.total:
             self._total = beat.total
         return changed or self._page_at == 0.0
 

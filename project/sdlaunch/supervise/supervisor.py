@@ -37,7 +37,8 @@ from sdlaunch.supervise.lock import Lock
 from sdlaunch.supervise.nodes.meeting import Interrupted, Meeting
 from sdlaunch.supervise.nodes.peers import Peers
 from sdlaunch.supervise.rank_pipes import RankPipes
-from sdlaunch.supervise.terminal import Terminal
+from sdlaunch.supervise.terminal import bar, last_line
+from sdlaunch.supervise.terminal.terminal import Terminal
 from sdlaunch.supervise.verdict import Ending, Verdict
 from sdlaunch.supervise.worker_output import Stream
 
@@ -72,6 +73,7 @@ class _Job:
     layout: OutputLayout
     channel: Channel
     stream: Stream
+    terminal: Terminal
     pipes: RankPipes
     lock: Lock
     page: LivePage | None  # on the first node
@@ -92,13 +94,16 @@ def run(plan: JobPlan, environ: Mapping[str, str]) -> int:
         except (JobError, OSError) as error:
             if isinstance(error, OSError):
                 error = JobError(unwritable(Path(error.filename or layout.root), error))
-            _hint(str(error))
+            _hint(f"{error}\n{last_line.of_refused(layout, error.problems)}")
             return error.code
         page = stack.enter_context(LivePage(layout, channel)) if node == 0 else None
         stream.note(f"==== start of node {node} of {plan.cluster.nodes} ====\n{display.start(plan)}")
-        job = _Job(plan, layout, channel, stream, pipes, held, page)
+        job = _Job(plan, layout, channel, stream, terminal, pipes, held, page)
         code = _run_to_verdict(job, environ)
-        return _publish(job, environ) if code == ExitCode.FINISHED and node == 0 else code
+        published = _publish(job, environ) if code == ExitCode.FINISHED and node == 0 else code
+        result = layout.root if plan.settings["script"].value else layout.checkpoint
+        stream.say(last_line.of_ended(layout, code, result))
+        return published
 
 
 def _prepare(plan: JobPlan, layout: OutputLayout, channel: Channel, environ: Mapping[str, str]) -> None:
@@ -222,7 +227,7 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
     launch = _meet(job, stop, peers)
     if launch is None:
         return -(stop.signal or signal.SIGTERM)
-    with _started(job, launch, environ) as process:
+    with _bar(job), _started(job, launch, environ) as process:
         assert process.stdout is not None
         ended = threading.Event()
         lines = job.pipes.lines(process.stdout.fileno(), ended.is_set)
@@ -249,7 +254,15 @@ def _supervised(job: _Job, environ: Mapping[str, str], stop: Stop, watch: Watch,
         process.wait()
         ended.set()
         pump.join(timeout=10)
+    job.terminal.keep()  # the bar that a script may have shown
     return process.returncode
+
+
+def _bar(job: _Job) -> contextlib.AbstractContextManager[None]:
+    """The bar of the current stage; instead of lines of progress, and not for a script, which may have its own."""
+    is_ours = job.plan.cluster.node_rank == 0 and not job.plan.settings["script"].value
+    job.stream.has_bar = is_ours and bar.is_possible(job.terminal)
+    return bar.shown(job.channel.notes, job.terminal) if job.stream.has_bar else contextlib.nullcontext()
 
 
 def _started(job: _Job, launch: LaunchPlan, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:

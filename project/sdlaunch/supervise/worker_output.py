@@ -13,7 +13,7 @@ from sdjob.output.layout import OutputLayout
 from sdjob.protocol import OutputLine
 from sdjob.redact import redact
 from sdlaunch.supervise.log_file import LogFile
-from sdlaunch.supervise.terminal import Terminal
+from sdlaunch.supervise.terminal.terminal import Terminal
 
 _TAIL = 200
 
@@ -26,6 +26,7 @@ class Stream:
 
     def __init__(self, layout: OutputLayout, node: int, terminal: Terminal, secrets: tuple[str, ...]) -> None:
         self.quiet = False  # workers' lines go to the logs only
+        self.has_bar = False  # on the terminal, instead of lines of progress
         self.tail: deque[OutputLine] = deque(maxlen=_TAIL)
         self._log = _log_file(layout, layout.log(node))
         self._layout, self._node = layout, node
@@ -59,7 +60,8 @@ class Stream:
             self._ranks[rank] = self._opened(rank)
         if log := self._ranks[rank]:
             log.write(line.text)
-        if not self.quiet and not self._is_traceback(rank, line.text):
+        is_shown = not self.quiet and not (self.has_bar and line.is_progress)
+        if is_shown and not self._is_traceback(rank, line.text):
             self._terminal.show(str(line) if rank else line.text, progress=line.is_progress)
 
     def _opened(self, rank: int) -> LogFile | None:

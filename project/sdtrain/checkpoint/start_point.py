@@ -26,7 +26,7 @@ class ResumePoint:
     is_branch: bool  # `resume` names it, and the run goes back to it for the first time
 
 
-@heartbeat.working("verify the checkpoint")
+@heartbeat.working("check the checkpoint")
 def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     """The checkpoint that this run continues, if any; raises JobError (64) if another run wrote it.
 

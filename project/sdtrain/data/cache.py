@@ -151,18 +151,18 @@ def fill(
         f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made"
     )
     failed: dict[str, Problem] = {}
-    with Progress(title, len(missing), shown=world.is_main) as progress:
-        made = make(missing[world.rank :: world.size])
-        done, count = 0, _FIRST
-        while done < len(missing):
-            shown = _shown(islice(made, count), progress, done, world.size, len(missing))
-            known, without, problems = _store_next(cache, context, shown)
-            world.agree(problems)
-            for of_rank, failed_there in world.gather((known, without)):
-                cache.learn(of_rank)
-                failed |= failed_there
-            context.end_if_stopped()
-            done, count = done + count * world.size, min(2 * count, _LARGEST)
+    progress = Progress(f"cache {title}", len(missing), shown=world.is_main)
+    made = make(missing[world.rank :: world.size])
+    done, count = 0, _FIRST
+    while done < len(missing):
+        shown = _shown(islice(made, count), progress, done, world.size, len(missing))
+        known, without, problems = _store_next(cache, context, shown)
+        world.agree(problems)
+        for of_rank, failed_there in world.gather((known, without)):
+            cache.learn(of_rank)
+            failed |= failed_there
+        context.end_if_stopped()
+        done, count = done + count * world.size, min(2 * count, _LARGEST)
     world.agree([] if cache.is_readable() else [_NOT_SHARED])
     return failed
 

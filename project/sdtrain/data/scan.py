@@ -12,12 +12,11 @@ from sdjob.reading import in_threads
 from sdtrain.context import RunContext
 from sdtrain.data.streams import Stream
 from sdtrain.data.training_images import TrainingImages
-from sdtrain.reporting.progress import Progress
+from sdtrain.reporting.progress import MANY, Progress
 from sdtrain.runtime.distributed import World
 
 Value = TypeVar("Value")
 _BLOCK = 1024  # images between two checks for a stop
-_SHOWN = 5000  # fewer are scanned before anyone could read a line of progress
 
 
 def scan(
@@ -31,14 +30,14 @@ def scan(
     world, images = context.world, stream.images
     mine = range(world.rank, len(images), world.size)
     results: dict[int, Value | Problem] = {}
-    shown = world.is_main and len(images) >= _SHOWN
-    with Progress(f"{title} of the {stream.name} images", len(images), shown=shown) as progress:
-        for start in range(0, len(mine), _BLOCK):
-            if context.stop:
-                break
-            block = mine[start : start + _BLOCK]
-            results |= zip(block, in_threads(partial(_read, read, images), block), strict=True)
-            progress.show(min((start + len(block)) * world.size, len(images)))
+    shown = world.is_main and len(images) >= MANY
+    progress = Progress(f"check {title} of the {stream.name} images", len(images), shown=shown)
+    for start in range(0, len(mine), _BLOCK):
+        if context.stop:
+            break
+        block = mine[start : start + _BLOCK]
+        results |= zip(block, in_threads(partial(_read, read, images), block), strict=True)
+        progress.show(min((start + len(block)) * world.size, len(images)))
     context.end_if_stopped()
     merged = {index: result for of_rank in world.gather(results) for index, result in of_rank.items()}
     values = [merged[index] for index in range(len(images))]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from sdjob.problems import JobError, Problem, bad_input
 from sdtrain.data.cache import Cached
 from sdtrain.data.sampling import Sample, Size, sample_generator
 from sdtrain.data.sources import ImageSource
-from sdtrain.runtime.heartbeat import Pulse
+from sdtrain.reporting.progress import MANY, Progress
 
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 _SAMPLED = 64
@@ -243,12 +244,12 @@ def verify(
     source: ImageSource, mode: Literal["sample", "all", "none"], rank: int, world_size: int
 ) -> Examined:
     """What decoding this rank's slice of the images shows; "sample": 64 of all ranks, evenly spread."""
-    count = {"none": 0, "sample": _SAMPLED, "all": len(source)}[mode]
-    indices = spread(len(source), count)
-    pulse = Pulse("check images")
+    indices = spread(len(source), {"none": 0, "sample": _SAMPLED, "all": len(source)}[mode])
+    progress = Progress("check images", len(indices), shown=rank == 0 and len(indices) >= MANY)
+    started = count(1)
 
     def encoded(index: int) -> Path | bytes:
-        pulse()
+        progress.show(min(next(started) * world_size, len(indices)))
         return source[index].encoded()
 
     return examine(indices[rank::world_size], lambda index: source[index].name(), encoded)

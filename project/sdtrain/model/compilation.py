@@ -126,7 +126,7 @@ class CompileTime:
 
         def start(*_: object) -> None:
             stack.enter_context(paused())
-            stack.enter_context(heartbeat.working("compile", children=True))
+            stack.enter_context(heartbeat.working("compile", children=True, shown=not self.seconds))
             stack.callback(self._add, time.perf_counter())
 
         def end(*_: object) -> None:

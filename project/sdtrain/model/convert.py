@@ -196,18 +196,18 @@ def _write_weights(
     weights = read_weights(single.path)
     networks = {name: part for name, part in model.parts.items() if part.tensors}
     done, total = 0, sum(part.num_bytes for part in networks.values())
-    with Progress("converting (MB)", _megabytes(total), shown=shown) as progress:
-        for name, part in networks.items():
-            state = _converted(name, part, weights, folder).state_dict()
-            file = _WEIGHTS
-            if name.startswith("text_encoder"):
-                state = {key_names.stored_name(key): weight for key, weight in state.items()}
-                file = "model.safetensors"
-            _save(state, folder / name / file)
-            done += part.num_bytes
-            progress.show(_megabytes(done))
-            if stop:
-                raise Stopped(0)
+    progress = Progress("convert (MB)", _megabytes(total), shown=shown)
+    for name, part in networks.items():
+        state = _converted(name, part, weights, folder).state_dict()
+        file = _WEIGHTS
+        if name.startswith("text_encoder"):
+            state = {key_names.stored_name(key): weight for key, weight in state.items()}
+            file = "model.safetensors"
+        _save(state, folder / name / file)
+        done += part.num_bytes
+        progress.show(_megabytes(done))
+        if stop:
+            raise Stopped(0)
 
 
 def _save(weights: Weights, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pickle
 from collections.abc import Iterator
@@ -33,7 +34,6 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LONGEST_REASON = 300  # characters of a library's words
 
 
-@heartbeat.working("load the model")
 def load(
     folder: PipelineFolder,
     precision: str,
@@ -54,31 +54,35 @@ def load(
     architecture = ARCHITECTURES[folder.class_name]
     facts = architecture.facts
 
+    num_loaded = itertools.count(1)
+
     def part(name: str, dtype: torch.dtype) -> Any:
         loaded = _loaded(folder, name, dtype, allow_pickle=allow_pickle).to(device)
         _check_finite(folder.parts[name], loaded)
+        count(next(num_loaded), len(facts.text_encoders) + 2)
         return loaded.requires_grad_(False).eval()
 
     trained = dtype if lora else torch.float32
     of_text = trained if train_text_encoder else dtype
-    text_encoders = {name: part(name, of_text) for name in facts.text_encoders}
-    with _reading(folder.path / "scheduler"):
-        process, sampler = architecture.schedulers(folder.path / "scheduler", zero_snr=zero_snr)
-    return Parts(
-        architecture=architecture,
-        denoiser=part(facts.denoiser, trained),
-        vae=part("vae", torch.float32 if facts.vae_in_fp32 else dtype),
-        text_encoders=text_encoders,
-        tokenizers={
-            name: _tokenizer(folder, tokenizer, text_encoders[name])
-            for name, tokenizer in facts.text_encoders.items()
-        },
-        process=process,
-        sampler=sampler,
-        dtype=dtype,
-        device=device,
-        index=json.loads((Path(folder.path) / INDEX_FILE).read_text()),
-    )
+    with heartbeat.working("load") as count:
+        text_encoders = {name: part(name, of_text) for name in facts.text_encoders}
+        with _reading(folder.path / "scheduler"):
+            process, sampler = architecture.schedulers(folder.path / "scheduler", zero_snr=zero_snr)
+        return Parts(
+            architecture=architecture,
+            denoiser=part(facts.denoiser, trained),
+            vae=part("vae", torch.float32 if facts.vae_in_fp32 else dtype),
+            text_encoders=text_encoders,
+            tokenizers={
+                name: _tokenizer(folder, tokenizer, text_encoders[name])
+                for name, tokenizer in facts.text_encoders.items()
+            },
+            process=process,
+            sampler=sampler,
+            dtype=dtype,
+            device=device,
+            index=json.loads((Path(folder.path) / INDEX_FILE).read_text()),
+        )
 
 
 def _loaded(folder: PipelineFolder, name: str, dtype: torch.dtype, *, allow_pickle: bool) -> Any:

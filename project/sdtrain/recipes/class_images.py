@@ -59,13 +59,13 @@ def provide(context: RunContext, parts: Parts, model_content: str) -> DatasetInf
     incomplete = [batch for batch in batches if not missing.isdisjoint(batch)]
     mine = [n for batch in incomplete[world.rank :: world.size] for n in batch]
     images = generate(parts, [spec.class_prompt or ""] * len(mine), [spec.seed + n for n in mine], how)
-    with Progress("class images", len(missing), shown=world.is_main and bool(missing)) as progress:
-        for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
-            if number in missing:
-                writing.write_png(_path(folder, number), image)
-                progress.show(min(done * world.size, len(missing)))
-            if context.stop:
-                break  # the next start uses what is there
+    progress = Progress("class images", len(missing), shown=world.is_main)
+    for done, (number, image) in enumerate(zip(mine, images, strict=True), start=1):
+        if number in missing:
+            writing.write_png(_path(folder, number), image)
+            progress.show(min(done * world.size, len(missing)))
+        if context.stop:
+            break  # the next start uses what is there
     context.end_if_stopped()
     return dataset_in(folder, spec, captions=False, wanted_splits=TO_TRAIN)
 

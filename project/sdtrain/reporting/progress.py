@@ -1,44 +1,33 @@
-"""Progress of long work: a bar on a terminal, otherwise lines in the log."""
+"""Progress of work that is counted: heartbeats, and lines in the log. The launcher shows a bar."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-
-from tqdm import tqdm
 
 from sdjob import protocol
 from sdjob.formatting import visible
 from sdtrain.reporting.metrics import RunningMean
 from sdtrain.runtime.heartbeat import Pulse
 
+MANY = 5000  # images; fewer are looked at before anyone could read a line
 _SECONDS_BETWEEN_LINES = (5.0, 30.0)  # in the first two minutes, after twelve hours
 _GROWTH = 1 / 24  # in between, this fraction of the time since the start
 _DECAY = 0.7  # of the old rate's weight, per printed line
 
 
 class Progress:
-    """Shows how far some work is; silent on ranks where `shown` is false."""
+    """Reports how far some work is; in the log only where `shown`: the first line at once, then one every few seconds,
+    later fewer, and the last."""
 
     def __init__(
-        self, title: str, total: int, *, done: int = 0, shown: bool = True, steps: bool = False
+        self, stage: str, total: int, *, done: int = 0, shown: bool = True, steps: bool = False
     ) -> None:
         """`steps`: what is counted are optimizer steps, for the heartbeat."""
-        on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total, initial=done, desc=title, dynamic_ncols=True, disable=not (shown and on_terminal)
-        )
-        self._lines = _Lines(title, total, done) if shown and not on_terminal else None
-        self._pulse, self._steps, self._total = Pulse(title), steps, total
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+        self._stage, self._total, self._steps = stage, total, steps
+        self._pulse, self._pace = Pulse(stage), _Pace(total, done) if shown else None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -47,50 +36,64 @@ class Progress:
         try:
             yield
         finally:
-            if self._lines:
-                self._lines.paused += time.monotonic() - start
+            if self._pace:
+                self._pace.paused += time.monotonic() - start
 
     def show(self, done: int, note: str = "") -> None:
-        """Show that `done` of the total is done, and a note."""
-        self._pulse(done if self._steps else None, done, self._total)
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(done - self._bar.n)
-        if self._lines:
-            self._lines.show(done, note)
+        """Report that `done` of the total is done, and a note."""
+        step = done if self._steps else None
+        if self._pace is None:
+            self._pulse(step, done, self._total)
+            return
+        is_due = self._pace.advance(done)
+        left = self._pace.seconds_left(done)
+        measured = "  ".join(part for part in (note, self._pace.rate) if part)
+        self._pulse(step, done, self._total, left, measured)
+        if is_due:
+            eta = "?" if left is None else timedelta(seconds=round(left))
+            print(
+                protocol.progress_line(f"{self._stage} {done:4d}/{self._total}  {measured}  eta {eta}"),
+                flush=True,
+            )
 
 
-class _Lines:
-    """The first line at once, then one every few seconds, later fewer, and the last.
+class _Pace:
+    """When a line is due, and the speed of what it counts.
 
-    The rate is a running mean without pauses and without the first line, since the first step warms up. The time that
-    is left includes as many pauses as so far.
+    The rate is a running mean over lines, without pauses and without the first one, since the first step warms up. The
+    time that is left includes as many pauses as so far.
     """
 
-    def __init__(self, title: str, total: int, done: int) -> None:
+    def __init__(self, total: int, done: int) -> None:
         self.paused = 0.0  # seconds so far
-        self._title, self._total, self._first = title, total, done
-        self._start = self._printed_at = time.monotonic()  # without pauses
-        self._printed, self._is_first = done, True
+        self.rate = "? it/s"
+        self._total, self._first = total, done
+        self._start = self._line_at = time.monotonic()  # without pauses
+        self._line, self._is_first = done, True
         self._steps, self._seconds = RunningMean(_DECAY), RunningMean(_DECAY)  # of each line
+        self._seconds_each: float | None = None
 
-    def show(self, done: int, note: str) -> None:
+    def advance(self, done: int) -> bool:
+        """Whether a line is due, which then counts for the rate."""
         now = time.monotonic() - self.paused
         least, most = _SECONDS_BETWEEN_LINES
-        steps, seconds = float(done - self._printed), now - self._printed_at
+        steps, seconds = float(done - self._line), now - self._line_at
         is_due = done >= self._total or seconds >= min(most, max(least, (now - self._start) * _GROWTH))
         if not self._is_first:
             if not steps or not is_due:
-                return
+                return False
             steps, seconds = self._steps.add(steps), self._seconds.add(seconds)
-        self._printed, self._printed_at, self._is_first = done, now, False
-        rate, left = "? it/s", "?"
+        self._line, self._line_at, self._is_first = done, now, False
         if steps:
-            step = max(seconds, 1e-9) / steps
-            rate = f"{1 / step:.1f} it/s" if step <= 1 else f"{step:.1f} s/it"
-            step += self.paused / (done - self._first)
-            left = str(timedelta(seconds=round((self._total - done) * step)))
-        parts = (f"{self._title} {done:4d}/{self._total}", note, rate, f"eta {left}")
-        print(protocol.progress_line("  ".join(part for part in parts if part)), flush=True)
+            self._seconds_each = each = max(seconds, 1e-9) / steps
+            self.rate = f"{1 / each:.1f} it/s" if each <= 1 else f"{each:.1f} s/it"
+        return True
+
+    def seconds_left(self, done: int) -> float | None:
+        """None: nothing has been done."""
+        if self._seconds_each is None:
+            return None
+        return (self._total - done) * (self._seconds_each + self.paused / (done - self._first))
 
 
 def say(text: str) -> None:

@@ -7,8 +7,7 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 
@@ -47,51 +46,69 @@ def announced(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
 
 
 class Pulse:
-    """Sends heartbeats of a stage, at most one per second; to be called on any progress."""
+    """Sends heartbeats of a stage, at most one per second and the last one; to be called on any progress."""
 
     def __init__(self, stage: str, environ: Mapping[str, str] = os.environ) -> None:
         self._stage, self._rank = stage, rank(environ)
         self._notes = protocol.notes_folder(environ)
         self._last = -_SECONDS_BETWEEN_BEATS
 
-    def __call__(self, step: int | None = None, done: int | None = None, total: int | None = None) -> None:
-        """`step`: the last optimizer step; None: unchanged. `done`, `total`: of what the stage counts."""
+    def __call__(
+        self,
+        step: int | None = None,
+        done: int | None = None,
+        total: int | None = None,
+        seconds_left: float | None = None,
+        note: str = "",
+    ) -> None:
+        """`step`: the last optimizer step; None: unchanged. For the others see `Heartbeat`."""
         now = time.monotonic()
-        if self._notes is None or now - self._last < _SECONDS_BETWEEN_BEATS:
+        is_last = done is not None and done == total
+        if self._notes is None or (now - self._last < _SECONDS_BETWEEN_BEATS and not is_last):
             return
         self._last = now
         with contextlib.suppress(OSError):
             before = Heartbeat.read(self._notes, self._rank) or Heartbeat(os.getpid(), self._stage)
             last = before.step if step is None else step
-            beat = replace(before, stage=self._stage, step=last, done=done, total=total)
+            beat = Heartbeat(before.pid, self._stage, last, done, total, seconds_left, note)
             beat.write(self._notes, self._rank)
 
 
 @contextlib.contextmanager
-def working(stage: str, *, children: bool = False) -> Iterator[None]:
-    """While the body runs, which cannot report progress, send heartbeats as long as this process computes or reads,
-    or with `children` one of those that it has started.
+def working(
+    stage: str, *, children: bool = False, shown: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """While the body runs, which seldom reports progress, send heartbeats as long as this process computes or reads,
+    or with `children` one of those that it has started. Yields a function that takes how much is done, of how much.
 
     For imports, files and loading only: a process that waits for a device or for other ranks may compute, too.
+    `shown`: the log of rank 0 names the stage.
     """
+    if shown and rank(os.environ) == 0:
+        print(protocol.progress_line(stage), flush=True)
     if protocol.notes_folder(os.environ) is None:
-        yield
+        yield lambda done, total: None
         return
     pulse, ended = Pulse(stage), threading.Event()
+    counted: tuple[int | None, int | None] = None, None
+
+    def count(done: int, total: int) -> None:
+        nonlocal counted
+        counted = done, total
 
     def look() -> None:
         before = _work(children)
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
             now = _work(children)
             if now[0] - before[0] > _CPU_SECONDS or now[1] - before[1] > _BYTES:
-                pulse()
+                pulse(None, *counted)
             before = now
 
     pulse()
     thread = threading.Thread(target=look, name="signs of life", daemon=True)
     thread.start()
     try:
-        yield
+        yield count
     finally:
         ended.set()
         thread.join()

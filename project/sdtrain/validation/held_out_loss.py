@@ -12,7 +12,7 @@ from sdtrain.model import attention
 from sdtrain.model.generation import evaluating
 from sdtrain.model.trainable_model import TrainableModel
 from sdtrain.objective.diffusion import Noised, loss_of, noised
-from sdtrain.runtime.heartbeat import Pulse
+from sdtrain.reporting.progress import Progress
 from sdtrain.runtime.stop import Stopped
 from sdtrain.training import Training
 from sdtrain.validation.held_out_images import HeldOut
@@ -31,7 +31,7 @@ def loss(training: Training, held_out: HeldOut, step: int) -> float:
     model = TrainableModel(parts.architecture, parts.denoiser, trained_encoders)
     rounds = math.ceil(held_out.count / world.size)
     losses: dict[int, float] = {}
-    pulse = Pulse("validation loss")
+    progress = Progress("validate (loss)", held_out.count, shown=world.is_main)
     with (
         training.with_final_weights(),
         evaluating(parts),
@@ -44,7 +44,7 @@ def loss(training: Training, held_out: HeldOut, step: int) -> float:
             value = float(loss_of(model, _noised(training, held_out, index % held_out.count)))
             if index < held_out.count:  # the rest complete the last round
                 losses[index] = value
-            pulse()
+            progress.show(min(index + world.size - world.rank, held_out.count))
     every = {index: value for of_rank in world.gather(losses) for index, value in of_rank.items()}
     return math.fsum(every.values()) / len(every)
 

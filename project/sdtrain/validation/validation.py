@@ -13,9 +13,8 @@ from sdjob.output.layout import OutputLayout
 from sdtrain.model import generation
 from sdtrain.reporting import metrics
 from sdtrain.reporting.metrics import StepMetrics
-from sdtrain.reporting.progress import say
+from sdtrain.reporting.progress import Progress, say
 from sdtrain.runtime import devices
-from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.runtime.stop import Stopped
 from sdtrain.training import Training
 from sdtrain.validation import held_out_loss
@@ -96,10 +95,10 @@ def _write_slice(training: Training, folder: Path) -> bool:
     todo = every[world.rank :: world.size]
     prompts, seeds = [spec.validation_prompts[p] for p, _ in todo], [spec.seed + i for _, i in todo]
     images = generation.generate(training.parts, prompts, seeds, generation.generation_settings(spec))
-    pulse = Pulse("generate images")
+    progress = Progress("validate", len(every), shown=world.is_main)
     for done, ((p, i), image) in enumerate(zip(todo, images, strict=True), start=1):
         writing.write_png(folder / image_name(p, i), image)
-        pulse()
+        progress.show(min(done * world.size, len(every)))
         if training.context.stop and done < len(todo):
             return False
     return True

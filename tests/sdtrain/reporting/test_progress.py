@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal; in a log the first line at once, then one every few seconds, and the last."""
+"""Progress in a log: the first line at once, then one every few seconds, and the last; and in heartbeats."""
 
 import os
 from itertools import pairwise
@@ -29,105 +29,97 @@ def printed(capsys) -> str:
 
 
 def test_lines(clock, capsys):
-    with Progress("step", 100) as shown:
-        for done in range(1, 101):
-            clock[0] += 0.5
-            shown.show(done, f"loss {done}")
+    shown = Progress("train", 100)
+    for done in range(1, 101):
+        clock[0] += 0.5
+        shown.show(done, f"loss {done}")
     lines = printed(capsys).splitlines()
-    assert lines[0] == "step    1/100  loss 1  2.0 it/s  eta 0:00:50"
-    assert lines[1] == "step   11/100  loss 11  2.0 it/s  eta 0:00:44"
-    assert lines[-1] == "step  100/100  loss 100  2.0 it/s  eta 0:00:00"
+    assert lines[0] == "train    1/100  loss 1  2.0 it/s  eta 0:00:50"
+    assert lines[1] == "train   11/100  loss 11  2.0 it/s  eta 0:00:44"
+    assert lines[-1] == "train  100/100  loss 100  2.0 it/s  eta 0:00:00"
     assert len(lines) == 11
 
 
 def test_a_resumed_run_measures_its_own_steps(clock, capsys):
-    with Progress("step", 100, done=90) as shown:
-        clock[0] += 5
-        shown.show(95)
-    assert printed(capsys) == "step   95/100  1.0 it/s  eta 0:00:05\n"
+    shown = Progress("train", 100, done=90)
+    clock[0] += 5
+    shown.show(95)
+    assert printed(capsys) == "train   95/100  1.0 it/s  eta 0:00:05\n"
 
 
 def test_slow_steps_are_shown_in_seconds_each(clock, capsys):
-    with Progress("step", 4) as shown:
-        for done in (1, 2):
-            clock[0] += 40
-            shown.show(done)
-    assert printed(capsys).splitlines()[1] == "step    2/4  40.0 s/it  eta 0:01:20"
+    shown = Progress("train", 4)
+    for done in (1, 2):
+        clock[0] += 40
+        shown.show(done)
+    assert printed(capsys).splitlines()[1] == "train    2/4  40.0 s/it  eta 0:01:20"
 
 
 def test_the_rate_forgets_the_first_step_and_slow_steps_long_ago(clock, capsys):
-    with Progress("step", 1000) as shown:
-        for done in range(1, 601):
-            clock[0] += 90 if done == 1 else 1 if done <= 200 else 0.5
-            shown.show(done)
+    shown = Progress("train", 1000)
+    for done in range(1, 601):
+        clock[0] += 90 if done == 1 else 1 if done <= 200 else 0.5
+        shown.show(done)
     lines = printed(capsys).splitlines()
-    assert lines[0] == "step    1/1000  90.0 s/it  eta 1 day, 0:58:30"
-    assert lines[1] == "step    6/1000  1.0 it/s  eta 0:16:34"
-    assert lines[-1] == "step  569/1000  2.0 it/s  eta 0:03:37"
+    assert lines[0] == "train    1/1000  90.0 s/it  eta 1 day, 0:58:30"
+    assert lines[1] == "train    6/1000  1.0 it/s  eta 0:16:34"
+    assert lines[-1] == "train  569/1000  2.0 it/s  eta 0:03:37"
 
 
 def test_the_rate_is_a_running_mean_over_lines(clock, capsys):
     """After 5 steps in 5 s, 10 in 5 s: (0.3 * 10 + 0.7 * 0.3 * 5) / (0.3 + 0.7 * 0.3) / 5 = 1.59."""
-    with Progress("step", 100) as shown:
-        for done in (1, 6, 16):
-            clock[0] += 5
-            shown.show(done)
+    shown = Progress("train", 100)
+    for done in (1, 6, 16):
+        clock[0] += 5
+        shown.show(done)
     assert "1.6 it/s" in printed(capsys).splitlines()[-1]
 
 
 def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
-    with Progress("step", 20) as shown:
-        for done in range(1, 11):
-            clock[0] += 1
-            shown.show(done)
-            if done == 5:
-                with shown.paused():
-                    clock[0] += 30
-    assert printed(capsys).splitlines()[-1] == "step    6/20  1.0 it/s  eta 0:01:24"
+    shown = Progress("train", 20)
+    for done in range(1, 11):
+        clock[0] += 1
+        shown.show(done)
+        if done == 5:
+            with shown.paused():
+                clock[0] += 30
+    assert printed(capsys).splitlines()[-1] == "train    6/20  1.0 it/s  eta 0:01:24"
 
 
 def test_lines_become_fewer_with_the_hours(clock, capsys):
-    with Progress("step", 8 * 3600) as shown:
-        for done in range(1, 8 * 3600 + 1):
-            clock[0] += 1
-            shown.show(done)
+    shown = Progress("train", 8 * 3600)
+    for done in range(1, 8 * 3600 + 1):
+        clock[0] += 1
+        shown.show(done)
     steps = [int(line.split()[1].partition("/")[0]) for line in printed(capsys).splitlines()]
     spaces = [after - before for before, after in pairwise(steps[:-1])]
     assert (spaces[0], spaces[-1], len(steps)) == (5, 30, LINES_OF_EIGHT_HOURS)
     assert spaces == sorted(spaces)
 
 
-def test_a_terminal_has_a_bar_instead_of_lines(monkeypatch, capsys):
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
-    with Progress("step", 2) as shown:
-        shown.show(1, "lr 1")
-        shown.show(2, "lr 1")
-    printed = capsys.readouterr()
-    assert printed.out == "" and "step: 100%" in printed.err
-
-
 def test_work_that_has_not_advanced_has_no_rate(clock, capsys):
-    with Progress("images", 4) as shown:
-        clock[0] += 1
-        shown.show(0)
+    shown = Progress("images", 4)
+    clock[0] += 1
+    shown.show(0)
     assert printed(capsys) == "images    0/4  ? it/s  eta ?\n"
 
 
 def test_other_ranks_are_silent(clock, capsys):
-    with Progress("step", 2, shown=False) as shown:
-        shown.show(1)
-        shown.show(2)
+    shown = Progress("train", 2, shown=False)
+    shown.show(1)
+    shown.show(2)
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
 
 
-def test_heartbeats_tell_the_stage_and_keep_the_last_step(tmp_path, monkeypatch):
+def test_heartbeats_tell_the_stage_and_keep_the_last_step(tmp_path, monkeypatch, clock):
     for name, value in Channel(tmp_path, tmp_path / "stop").environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "1")
-    with Progress("step", 100, shown=False, steps=True) as shown:
-        shown.show(41)
-    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "step", 41, 41, 100)
-    with Progress("class images", 9, shown=False) as shown:
-        shown.show(3)
-    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "class images", 41, 3, 9)
+    Progress("train", 100, shown=False, steps=True).show(41)
+    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "train", 41, 41, 100)
+    shown = Progress("class images", 9)
+    clock[0] += 6
+    shown.show(3, "half size")
+    measured = Heartbeat(os.getpid(), "class images", 41, 3, 9, 12.0, "half size  2.0 s/it")
+    assert Heartbeat.read(tmp_path, 1) == measured

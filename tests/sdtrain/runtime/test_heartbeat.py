@@ -110,6 +110,30 @@ def test_heartbeats_come_at_most_once_a_second(monkeypatch, tmp_path):
     assert sorted(set(steps)) == [*range(1, 31, 4)]
 
 
+def test_the_last_heartbeat_of_a_stage_is_not_held_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: 100.0)
+    pulse = heartbeat.Pulse("load", Channel(tmp_path, tmp_path).environment())
+    for done in (1, 2, 3):
+        pulse(None, done, 3)
+    assert Heartbeat.read(tmp_path, 0) == Heartbeat(os.getpid(), "load", None, 3, 3)
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", protocol.progress_line("load") + "\n"), ("1", "")])
+def test_a_stage_is_named_in_the_log_of_rank_0_and_may_count(
+    beats, monkeypatch, capsys, tmp_path, rank, said
+):
+    monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(heartbeat, "_CPU_SECONDS", -1)
+    monkeypatch.setenv("RANK", rank)
+    with heartbeat.working("load") as count:
+        count(2, 3)
+        until = time.monotonic() + 20
+        while (beat := Heartbeat.read(tmp_path, int(rank))) is None or beat.done is None:
+            assert time.monotonic() < until
+    assert (beat.stage, beat.done, beat.total) == ("load", 2, 3)
+    assert capsys.readouterr().out == said
+
+
 def test_without_a_launcher_or_a_folder_nothing_is_announced_and_the_work_is_done(tmp_path):
     for environ in ({}, Channel(tmp_path / "missing", tmp_path).environment()):
         with heartbeat.announced(environ):

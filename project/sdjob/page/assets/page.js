@@ -60,7 +60,7 @@
     while (first < last && times[first] < begun) first++;
     return last > first ? (times[last] - times[first]) / (steps()[last] - steps()[first]) : NaN;
   };
-  const STAGES = { start: "starting", import: "starting", step: "training" };
+  const STAGES = { start: "starting", import: "starting", train: "training" };
   const stage = () => {
     if (!isRunning()) return data.state;
     const { stage: name } = data.stage;
@@ -79,7 +79,7 @@
     const pill = isSilent() ? `no news for ${duration(age())}` : stage();
     const inputs = data.mounts.filter(([name]) => name === "MODEL_DIR" || name === "DATASET_DIR").map(([, uses]) => uses);
     const about = inputs.length ? inputs.join("  ·  ") : text(data.report.pretrained_model_name_or_path);
-    const counted = isRunning() && data.stage.total && data.stage.done !== null && data.stage.stage !== "step";
+    const counted = isRunning() && data.stage.total && data.stage.done !== null && data.stage.stage !== "train";
     const part = counted ? data.stage.done / data.stage.total : total ? at / total : 0;
     const of = counted ? `${stage()}: ${data.stage.done.toLocaleString("en")} of ${data.stage.total.toLocaleString("en")}`
       : total ? `step ${at.toLocaleString("en")} of ${Number(total).toLocaleString("en")}` : stage();

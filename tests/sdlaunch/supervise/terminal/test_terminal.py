@@ -8,8 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from sdlaunch.supervise.terminal import Terminal
+from sdlaunch.supervise.terminal.terminal import Terminal
 from tests.sdlaunch.workspace import clean_environment, launch
+from tests.support import screen
 from tests.support.launcher import DRIVER, PRELUDE, Launched
 
 
@@ -54,6 +55,37 @@ def test_without_a_terminal_nothing_is_shown(capfd):
     terminal.show("nothing")
     terminal.close()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_progress_line_stays_below_all_others_until_it_is_kept_or_removed():
+    def use(terminal):
+        for done in (1, 1, 2):
+            terminal.show(f"step {done}/2", progress=True)
+        terminal.show("saved")
+        terminal.keep()
+        terminal.show("load", progress=True)
+        terminal.show("", progress=True)
+        terminal.show("result")
+
+    clear = "\r\x1b[K"
+    written = screen.of_terminal(use)
+    assert written == (f"step 1/2{clear}step 2/2{clear}saved\r\nstep 2/2\r\nload{clear}result\r\n")
+    assert screen.lines(written) == ["saved", "step 2/2", "result", ""]
+
+
+def test_the_width_is_that_of_the_terminal_and_a_dumb_one_rewrites_nothing(tmp_path):
+    widths = []
+    screen.of_terminal(lambda terminal: widths.append(terminal.width), columns=33)
+    screen.of_terminal(lambda terminal: widths.append(terminal.width), columns=0)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as out, (tmp_path / "log").open("w") as file:
+        in_place = [Terminal(out, environ).in_place for environ in ({"TERM": "xterm"}, {"TERM": "dumb"}, {})]
+        terminal = Terminal(file, {"TERM": "xterm"})
+        terminal.show("1/2", progress=True)
+        terminal.close()
+    os.close(ours)
+    assert (widths, in_place) == ([33, 80], [True, False, False])
+    assert (tmp_path / "log").read_text() == "1/2\n"
 
 
 def started(tmp_path: Path, workspace: dict[str, str], script: str, **options) -> Launched:
@@ -101,7 +133,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, workspace):
 
 def test_closed_standard_streams(workspace, tmp_path):
     closed = subprocess.run(
-        ["bash", "-c", f"exec {DRIVER[0]} {Path(__file__).parents[3] / 'entrypoint.py'} check >&- 2>&- <&-"],
+        ["bash", "-c", f"exec {DRIVER[0]} {Path(__file__).parents[4] / 'entrypoint.py'} check >&- 2>&- <&-"],
         env=clean_environment(**workspace),
     )
     assert closed.returncode == launch("check", **workspace).returncode == 0
