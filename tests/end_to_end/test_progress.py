@@ -4,7 +4,7 @@ from tests.sdlaunch.workspace import clean_environment
 from tests.support import forked, screen
 from tests.support.launcher import ENTRYPOINT
 
-STAGES = ["start", "import", "check", "load", "class", "cache", "validate", "train", "save", "export"]
+STAGES = ["start", "import", "load", "class", "cache", "validate", "train", "save", "export"]
 
 
 def test_the_bar_goes_through_the_stages_in_order(eps_model, instance, tmp_path):
@@ -29,8 +29,9 @@ def test_the_bar_goes_through_the_stages_in_order(eps_model, instance, tmp_path)
     code, written = screen.of_program(ENTRYPOINT, 100, env=environ, preexec_fn=forked.launcher(environ))
     assert code == 0, written
     bars = [each for each in screen.frames(written) if "━" in each]
-    stages = list(dict.fromkeys(each.split()[0] for each in bars))
-    assert "train" in stages and stages == sorted(stages, key=STAGES.index)
+    stages = dict.fromkeys(each.split()[0] for each in bars)
+    in_order = [each for each in stages if each != "check"]  # of images and of a checkpoint, at several points
+    assert "train" in in_order and in_order == sorted(in_order, key=STAGES.index)
     assert max(map(len, bars)) < 100
     lines = screen.lines(written)
     assert not [line for line in lines if "━" in line or "eta" in line]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.distributed.run import main as torchrun
 
 import entrypoint
 import sdtrain.run  # noqa: F401  (what the worker imports once its settings are valid)
+from sdjob import protocol
 from sdlaunch.supervise import supervisor
 from sdtrain.__main__ import main as worker
 
@@ -30,6 +32,8 @@ def launcher(environ: dict[str, str], before: Callable[[], None] = lambda: None)
 
     It calls `before` first, which may replace what it and all below it call.
     """
+    # pydantic makes its reader now: a fork while a thread of the launcher does so would wait for that thread forever.
+    protocol.Heartbeat.read(Path("/nonexistent"), 0)
 
     def become() -> None:
         before()

@@ -13,9 +13,8 @@ from sdtrain.checkpoint.checkpoint import TrainState, Write
 from sdtrain.context import RunContext
 from sdtrain.reporting.progress import say
 from sdtrain.reporting.tracker import Tracker
-from sdtrain.runtime import host_memory
+from sdtrain.runtime import heartbeat, host_memory
 from sdtrain.runtime.distributed import World
-from sdtrain.runtime.heartbeat import Pulse
 from sdtrain.strategies.base import Strategy
 from sdtrain.strategies.shards import Shards
 
@@ -65,7 +64,8 @@ class Saver:
         must not change any more.
         """
         self._wait()
-        Pulse("save")()
+        heartbeat.name("save")
+        heartbeat.Pulse("save")()
         folder = checkpoint.begin(self._context, state.step)
         if background:
             self._folder, self._writing = folder, self._thread.submit(self._write, folder, state, write)

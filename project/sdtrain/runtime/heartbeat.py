@@ -74,6 +74,12 @@ class Pulse:
             beat.write(self._notes, self._rank)
 
 
+def name(stage: str) -> None:
+    """Name a stage in the log, on rank 0."""
+    if rank(os.environ) == 0:
+        print(protocol.progress_line(stage), flush=True)
+
+
 @contextlib.contextmanager
 def working(
     stage: str, *, children: bool = False, shown: bool = True
@@ -84,8 +90,8 @@ def working(
     For imports, files and loading only: a process that waits for a device or for other ranks may compute, too.
     `shown`: the log of rank 0 names the stage.
     """
-    if shown and rank(os.environ) == 0:
-        print(protocol.progress_line(stage), flush=True)
+    if shown:
+        name(stage)
     if protocol.notes_folder(os.environ) is None:
         yield lambda done, total: None
         return

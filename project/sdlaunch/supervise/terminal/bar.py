@@ -96,7 +96,7 @@ class Stages:
 
 
 def _rendered(beat: Heartbeat, count: str, clock: str, now: float, width: int) -> str:
-    from rich.console import Console  # slow, and only for terminals
+    from rich.console import Console, RenderableType  # slow, and only for terminals
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -115,7 +115,7 @@ def _rendered(beat: Heartbeat, count: str, clock: str, now: float, width: int) -
         pulse_style="green",
         animation_time=now,
     )
-    cells = (Text(count), Text(clock, "cyan"), bar, Text(note, "dim"))
+    cells: tuple[RenderableType, ...] = (Text(count), Text(clock, "cyan"), bar, Text(note, "dim"))
     shown = [cell for cell, is_shown in zip(cells, fits, strict=True) if is_shown]
     row = Table.grid(padding=(0, _GAP, 0, 0))
     row.add_row(Text(stage, "bold"), *shown)
