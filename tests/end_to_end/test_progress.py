@@ -30,7 +30,9 @@ def test_the_bar_goes_through_the_stages_in_order(eps_model, instance, tmp_path)
     assert code == 0, written
     bars = [each for each in screen.frames(written) if "━" in each]
     stages = dict.fromkeys(each.split()[0] for each in bars)
-    in_order = [each for each in stages if each != "check"]  # of images and of a checkpoint, at several points
+    in_order = [
+        each for each in stages if each != "check"
+    ]  # of images and of a checkpoint, at several points
     assert "train" in in_order and in_order == sorted(in_order, key=STAGES.index)
     assert max(map(len, bars)) < 100
     lines = screen.lines(written)
