@@ -27,7 +27,7 @@ def test_slices_of_the_ranks_together_are_the_whole(eps_model, tmp_path):
         sample_batch_size=2,
     )
     for rank, size, name in ((0, 2, "two"), (1, 2, "two"), (0, 1, "one")):
-        world = SimpleNamespace(rank=rank, size=size)
+        world = SimpleNamespace(rank=rank, size=size, is_main=rank == 0)
         context = SimpleNamespace(stop=StopRequest(None), layout=OutputLayout(tmp_path))
         training = SimpleNamespace(spec=spec, world=world, parts=parts, context=context)
         assert validation._write_slice(training, tmp_path / name)
