@@ -147,7 +147,7 @@ def test_a_hang_is_explained(job):
     assert (failure["class"], failure["root_rank"]) == ("hang", 1)
     assert failure["step"] >= 1
     # Heartbeats are throttled: the stopped rank may have left its stage before the first step.
-    assert re.search(r"\(hang_timeout\); last: (.*, )?step$", failure["evidence"][0])
+    assert re.search(r"\(hang_timeout\); last: (.*, )?train$", failure["evidence"][0])
     assert "rank 1: gave no stacks; it is stopped" in failure["evidence"]
     assert "in train_steps" in failure["traceback"]  # where rank 0 waits for rank 1
     assert not _processes_with(str(run.output))

@@ -78,7 +78,7 @@ def test_the_page_of_an_earlier_run_stays_until_training_goes_on(layout, channel
         Heartbeat(1, "load").write(channel.notes, 0)
         time.sleep(0.2)
         assert layout.page.read_text() == "of an earlier run"
-        Heartbeat(1, "step", 401, 401, 500).write(channel.notes, 0)
+        Heartbeat(1, "train", 401, 401, 500).write(channel.notes, 0)
         wait_for(lambda: layout.page.read_text() != "of an earlier run")
     assert shown(layout)["state"] == "running"
 
