@@ -30,9 +30,12 @@ def newest(
     origin = origin_of(layout, setting)
     for folder in step_folders(layout):
         defect = folder.defect or (defect_of(folder.path, hashes=True) if hashes else None)
+        values = {} if defect else read_values(folder.path)
+        if not defect and values["step"] != folder.step:
+            defect = f"its {STATE} is of step {values['step']}: the folder was copied or renamed"
         if defect:
             skipped(folder, defect)
-        elif not origin or read_values(folder.path).get("origin", "") == origin:
+        elif not origin or values.get("origin", "") == origin:
             return folder
     if origin:
         return _named(Path(origin), hashes=hashes)
@@ -58,9 +61,11 @@ def read_values(folder: Path) -> dict[str, Any]:
     """The state in a whole checkpoint; raises JobError (64) if an incompatible version wrote it."""
     try:
         values = reading.json_of(reading.content(folder / STATE, reading.MESSAGE))
-        version = values.pop("format", None)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise JobError(foreign_state(folder, str(error))) from error
+    if not isinstance(values, dict):
+        raise JobError(foreign_state(folder, "not an object"))
+    version = values.pop("format", None)
     if version not in READABLE_FORMATS:
         readable = " and ".join(map(str, READABLE_FORMATS))
         raise JobError(foreign_state(folder, f"format {version}, this version reads {readable}"))
@@ -74,6 +79,12 @@ def foreign_state(folder: Path, found: str) -> Problem:
     """The problem of a whole checkpoint whose state does not say what this version needs."""
     remedy = "Continue with the version that wrote it, or start another run with a new OUTPUT_DIR."
     return bad_setting("resume", f"{folder / STATE}: {found}", remedy)
+
+
+def unloadable(folder: Path, found: str) -> Problem:
+    """The problem of a whole checkpoint whose weights or optimizer state are not what a run saves."""
+    remedy = "Move this folder away, so that the run continues from an earlier checkpoint."
+    return bad_setting("resume", f"{folder} cannot be loaded ({found})", remedy)
 
 
 def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:

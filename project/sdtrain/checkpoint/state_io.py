@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,8 +36,10 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from sdjob import reading
+from sdjob import failure_patterns, reading
 from sdjob.output.checkpoint_files import EMA, MODEL, NUMBERS, OPTIMIZER, SHARDS
+from sdjob.output.newest_checkpoint import unloadable
+from sdjob.problems import JobError
 from sdtrain.strategies.shards import Range, Shards, whole
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
@@ -165,6 +168,20 @@ def _failures() -> Iterator[None]:
         raise (error if isinstance(error, Exception) else RuntimeError(str(wrapped))) from None
 
 
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Failures to read files that are what their manifest says as JobError (64): they are not what a run saves."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        text = "".join(traceback.format_exception_only(error)).strip()
+        if failure_patterns.find(text) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # of the device, the memory, another rank, or the storage
+        raise JobError(unloadable(folder, text.splitlines()[0])) from error
+
+
 def group_of_savers() -> dist.ProcessGroup:
     """A group for saving in the background, whose collectives must not mix with those of the steps. Collective."""
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_TIMEOUT)
@@ -200,17 +217,21 @@ def save_whole(
 
 def read_optimizer(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     """The `optimizer` of a checkpoint in the whole form, with `names` and `scaler`, as save_whole wrote them."""
-    saved: dict[str, Any] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap)
+    with _reading(folder):
+        saved: dict[str, Any] = torch.load(
+            folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap
+        )
     return saved
 
 
 def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
     """Fill whole tensors with the weights of a checkpoint in either form, or with their EMA. By one process."""
     ranges = {name: whole(weight.shape) for name, weight in weights.items()}
-    if is_sharded(folder):
-        _load_shards(folder, {"ema" if ema else "master": weights}, ranges)
-    else:
-        _fill_from_file(folder / (EMA if ema else MODEL), weights, ranges)
+    with _reading(folder):
+        if is_sharded(folder):
+            _load_shards(folder, {"ema" if ema else "master": weights}, ranges)
+        else:
+            _fill_from_file(folder / (EMA if ema else MODEL), weights, ranges)
 
 
 def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> None:
@@ -238,7 +259,12 @@ def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> N
 
 
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
-    """Fill the tables with this rank's ranges, from either form; a missing table is an error."""
+    """Fill the tables with this rank's ranges, from either form; a missing table is an error. Raises JobError (64)."""
+    with _reading(folder):
+        return _load(folder, tables, ranges)
+
+
+def _load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     if is_sharded(folder):
         _load_shards(folder, tables, ranges)
         return Numbers(**reading.json_of((folder / NUMBERS).read_text()))

@@ -5,6 +5,7 @@ Tests of sdtrain/checkpoint/start_point.py and sdjob/output/newest_checkpoint.py
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,16 @@ def test_a_broken_newest_one_is_skipped_and_named(layout, capsys, how):
     out = capsys.readouterr().out
     assert f"checkpoint-000004 is incomplete or damaged and is skipped: {REASONS[how]}" in out
     assert names(layout) == ["checkpoint-000002", "checkpoint-000004"]  # neither is deleted
+
+
+def test_a_copy_under_the_name_of_another_step_is_skipped(layout, capsys):
+    """It would be taken for that step: steps would be left out, and weights other than those of an undisturbed run."""
+    shutil.copytree(save(layout, 2), layout.step_folder(9))
+    shutil.copytree(layout.step_folder(2), layout.checkpoint / "checkpoint-٤٢٣٤٥٦")
+    assert start_point.find(context_of(layout), FACTS).state == state(2)
+    assert "checkpoint-000009 is incomplete or damaged and is skipped: its state.json is of step 2" in (
+        capsys.readouterr().out
+    )
 
 
 DAMAGES = {

@@ -6,8 +6,13 @@ import pickle
 from pathlib import PosixPath
 
 import pytest
+import torch
 
+from sdjob.output.checkpoint_files import MODEL, OPTIMIZER
+from sdjob.problems import JobError
+from sdtrain.checkpoint import state_io
 from sdtrain.checkpoint.state_io import _MetadataUnpickler
+from sdtrain.strategies.shards import whole
 
 
 class Wicked:
@@ -31,3 +36,32 @@ def test_what_it_is_made_of_is_read():
     assert _MetadataUnpickler(io.BytesIO(pickle.dumps({"a": (1, PosixPath("/x"))}))).load() == {
         "a": (1, PosixPath("/x"))
     }
+
+
+WEIGHT = torch.zeros(2)
+RANGES = {"w": whole(WEIGHT.shape)}
+TABLES = {"master": {"w": WEIGHT}, "exp_avg": {"w": WEIGHT}, "exp_avg_sq": {"w": WEIGHT}}
+STATE = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(MODEL, b""), (OPTIMIZER, b""), (OPTIMIZER, pickle.dumps(Wicked("made"))), (MODEL, None)],
+)
+def test_files_that_no_run_saves_are_named_and_not_taken_for_a_bug(tmp_path, name, content, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state_io.save_whole(tmp_path, {"w": torch.ones(2)}, {}, {"state": {0: STATE}}, {})
+    assert state_io.load(tmp_path, TABLES, RANGES).updates == 3
+    (tmp_path / name).write_bytes(content) if content is not None else (tmp_path / name).unlink()
+    with pytest.raises(JobError) as caught:
+        state_io.load(tmp_path, TABLES, RANGES)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.subject) == (64, "resume") and str(tmp_path) in problem.found
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_failure_of_the_storage_stays_one(tmp_path):
+    state_io.save_whole(tmp_path, {"w": torch.ones(2)}, {}, {"state": {0: STATE}}, {})
+    (tmp_path / OPTIMIZER).unlink()
+    with pytest.raises(FileNotFoundError):
+        state_io.load(tmp_path, TABLES, RANGES)
