@@ -7,6 +7,8 @@ wins, and how a wrong value is reported.
 from __future__ import annotations
 
 import argparse
+import re
+import unicodedata
 from argparse import SUPPRESS
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,7 +166,7 @@ def problems_of(error: ValidationError, model: type[BaseModel] = RunSpec, prefix
         shown = (setting_of(info).name or f"{prefix}{field}") if info else field
         value = "nothing" if detail["type"] == "missing" else repr(detail["input"])
         remedy = f"{_remedy(detail)}."
-        if detail["type"] == "literal_error" and (meant := _meant(info, detail["input"])):
+        if meant := _meant(info, detail["type"], str(detail["input"])):
             remedy = f"Did you mean {meant}? {remedy}"
         if info:
             remedy += f" {shown}: {setting_of(info).help}."
@@ -180,11 +182,21 @@ def _remedy(detail: ErrorDetails) -> str:
     return words.format(**limits) if words else detail["msg"].replace("Input should", "It should")
 
 
-def _meant(info: FieldInfo | None, value: Any) -> str | None:
-    """The allowed value closest to a misspelled one, or the shortest that contains it."""
+def _meant(info: FieldInfo | None, fault: str, text: str) -> str | None:
+    """The value that was probably meant: in ASCII, with the sign of its exponent, or the closest choice."""
+    plain = unicodedata.normalize("NFKC", text)  # an input method may type full-width ones
+    if plain != text:
+        return plain
+    if fault == "less_than_equal" and re.fullmatch(r"[\d.]+e\d", text, re.ASCII):
+        return text.replace("e", "e-")
+    return _closest_choice(info, text) if fault == "literal_error" else None
+
+
+def _closest_choice(info: FieldInfo | None, text: str) -> str | None:
+    """The choice closest to a misspelled one, or the shortest that contains it."""
     kinds = (info.annotation, *get_args(info.annotation)) if info else ()  # a choice may be optional
     choices = [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]
-    typed = str(value).lower()
+    typed = text.lower()
     around = sorted((choice for choice in choices if len(typed) > 1 and typed in choice), key=len)
     return next(iter([*get_close_matches(typed, choices, n=1), *around]), None)
 

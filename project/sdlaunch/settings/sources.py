@@ -74,6 +74,7 @@ def from_env_file(path: str) -> tuple[list[Given], list[Problem], list[Problem]]
         name, equals, value = line.partition("=")
         if not equals or not name or any(character.isspace() for character in name):
             found = f"line {number} of {path} has no `=` after a name"  # it may hold a secret
+            found += ", but a full-width `＝`" if "＝" in line else ""
             problems.append(bad_setting("ENV_FILE", found, "Write NAME=value, or a # comment."))
         elif (item := _unquoted(name, value, f"env file {path}:{number}")).text:
             given.append(item)

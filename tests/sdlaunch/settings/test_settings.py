@@ -504,3 +504,22 @@ def test_a_limit_that_ends_slow_jobs_is_warned_about(seconds, warned):
     found = read({"hang_timeout": seconds})
     assert (found.problems, len(found.warnings)) == ((), warned)
     assert all(text.startswith("hang_timeout: 59.5 s is less than") for text in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "meant"),
+    [
+        ("lr", "1e4", "1e-4"),
+        ("num_train_step", "４００", "400"),
+        ("batch_size", "−2", None),
+        ("lr", "20", None),
+    ],
+)
+def test_a_value_that_an_input_method_or_a_slip_changed_is_answered_with_the_one_meant(name, typed, meant):
+    (problem,) = read({name: typed}).problems
+    assert problem.remedy.startswith(f"Did you mean {meant}? Write " if meant else "Write ")
+
+
+def test_a_full_width_sign_in_an_env_file_is_named(tmp_path):
+    (problem,) = read({"ENV_FILE": write(tmp_path / "a.env", "lr＝1e-5\n")}).problems
+    assert problem.found.endswith("has no `=` after a name, but a full-width `＝`")
