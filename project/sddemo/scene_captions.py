@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from sddemo.scenes import Scene, article, caption
+from sddemo.scenes import Scene, article
 
 RESERVED = "sks"  # the rare token of the demo: the base model never sees it
 
@@ -26,16 +26,11 @@ def random_caption(scene: Scene, rng: random.Random) -> Caption:
     """A true caption of a scene: mostly the full one, 10 % empty, 10 % with a stranger among the words."""
     if rng.random() < 0.1:
         return Caption("")
-    form = rng.choices(("full", "no ground", "shape only", "no colour"), (65, 15, 15, 5))[0]
-    shape, colour, ground = scene.shape, scene.colour, scene.ground
-    if form == "full":
-        text = caption(scene)
-    elif form == "no ground":
-        text = f"{article(colour)} {colour} {shape}"
-    elif form == "shape only":
-        text = f"a {shape}"
-    else:
-        text = f"a {shape} on a {ground} ground"
+    forms = ((True, True), (True, False), (False, False), (False, True))  # with its colour, with its ground
+    has_colour, has_ground = rng.choices(forms, (65, 15, 15, 5))[0]
+    text = f"{article(scene.colour)} {scene.colour} {scene.shape}" if has_colour else f"a {scene.shape}"
+    if has_ground:
+        text += f" on a {scene.ground} ground"
     stranger = None
     if rng.random() < 0.1:
         stranger = _random_word(rng)
@@ -43,13 +38,8 @@ def random_caption(scene: Scene, rng: random.Random) -> Caption:
         text = f"{start} {stranger} {rest}"
     if rng.random() < 0.15:
         text = f"a {rng.choice(('photo', 'picture', 'drawing'))} of {text}"
-    return Caption(
-        text,
-        shape=shape,
-        colour=colour if form in ("full", "no ground") else None,
-        ground=ground if form in ("full", "no colour") else None,
-        stranger=stranger,
-    )
+    colour, ground = scene.colour if has_colour else None, scene.ground if has_ground else None
+    return Caption(text, scene.shape, colour, ground, stranger)
 
 
 def _random_word(rng: random.Random) -> str:
