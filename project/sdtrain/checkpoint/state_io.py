@@ -11,7 +11,7 @@ import json
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -109,25 +109,19 @@ class _LoadPlanner(DefaultLoadPlanner):
 class _MetadataUnpickler(pickle.Unpickler):
     """Allows only the classes in the metadata of shards, so that a pickle cannot run code."""
 
-    _NAMES = frozenset(
-        {
-            ("pathlib", "PosixPath"),
-            ("torch", "Size"),
-            ("torch", "float32"),
-            ("torch.serialization", "_get_layout"),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            *(
-                ("torch.distributed.checkpoint.metadata", name)
-                for name in (
-                    *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-                    *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-                )
-            ),
-        }
-    )
+    _NAMES: Mapping[str, Collection[str]] = {
+        "pathlib": ("PosixPath",),
+        "torch": ("Size", "float32"),
+        "torch.serialization": ("_get_layout",),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.distributed.checkpoint.metadata": (
+            *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        ),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._NAMES:
+        if name not in self._NAMES.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
         return super().find_class(module, name)
 
