@@ -150,11 +150,13 @@ def _loaded(source: Source, options: Options, device_type: devices.DeviceType, d
 def _write(job: Job, source: Source, parts: Parts, batches: Sequence[Batch]) -> None:
     options = job.options
     how = _how(options, source, parts)
+    # For WebUI a LoRA is a part of the prompt.
+    lora_word = f" <lora:{source.lora.stem}:{options.lora_scale:g}>" if source.lora else ""
     for batch in batches:
         prompts, seeds = [job.prompts[p] for p, _ in batch], [options.seed + number for _, number in batch]
         for (prompt, number), image in zip(batch, generate(parts, prompts, seeds, how), strict=True):
             info = png_info(
-                _with_lora(job.prompts[prompt], source, options),
+                job.prompts[prompt] + lora_word,
                 options.negative_prompt,
                 {
                     "Steps": how.inference_steps,
@@ -179,11 +181,6 @@ def _how(options: Options, source: Source, parts: Parts) -> GenerationSettings:
         source.spec.prompt_chunks,
         options.negative_prompt,
     )
-
-
-def _with_lora(prompt: str, source: Source, options: Options) -> str:
-    """The prompt as WebUI would be given it: there a LoRA is a part of it."""
-    return f"{prompt} <lora:{source.lora.stem}:{options.lora_scale:g}>" if source.lora else prompt
 
 
 def png_info(prompt: str, negative: str, values: Mapping[str, object]) -> PngInfo:

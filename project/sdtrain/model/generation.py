@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from PIL import Image
-from torch import nn
 
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.architectures.base import GenerationSettings, Parts
@@ -27,7 +26,8 @@ def generation_settings(spec: RunSpec) -> GenerationSettings:
 @contextmanager
 def evaluating(parts: Parts) -> Iterator[None]:
     """Trainable parts in evaluation mode, their forward pass in the type of the run, and all parts on the device."""
-    away = [part for part in (parts.vae, *parts.text_encoders.values()) if not _is_on(part, parts.device)]
+    movable = (parts.vae, *parts.text_encoders.values())
+    away = [part for part in movable if next(part.parameters()).device.type != parts.device.type]
     for part in away:
         part.to(parts.device)
     modes = [(part, part.training) for part in parts.trainable.values()]
@@ -42,10 +42,6 @@ def evaluating(parts: Parts) -> Iterator[None]:
             part.train(training)
         for part in away:
             part.to("cpu")
-
-
-def _is_on(part: nn.Module, device: torch.device) -> bool:
-    return next(part.parameters()).device.type == device.type
 
 
 def generate(
