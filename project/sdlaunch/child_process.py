@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjob.bounded import ends_with_parent
+from sdjob.children.start import ending_with_this
 from sdjob.protocol import SAFE_PATH
 from sdlaunch.python_variables import without_harmful
 
 
-def options(environ: Mapping[str, str], memory: int | None = None) -> dict[str, Any]:
-    """Arguments of subprocess.Popen for a child that reads nothing; the thread that starts it must wait for it.
+def options(argv: Sequence[str], environ: Mapping[str, str], memory: int | None = None) -> dict[str, Any]:
+    """Arguments of subprocess.Popen for a program that reads nothing; the thread that starts it must wait for it.
 
     `memory`: bytes that it may take, and that each of its children may.
     """
     return {
+        "args": ending_with_this(argv, memory=memory),
         "env": {**SAFE_PATH, **without_harmful(environ)},
         "stdin": subprocess.DEVNULL,
-        "preexec_fn": ends_with_parent(memory=memory),
     }
 
 

@@ -89,8 +89,7 @@ def ask(
         # PyTorch leaves an empty folder in that of temporary files.
         with tempfile.TemporaryDirectory(prefix="sdjob-", ignore_cleanup_errors=True) as folder:
             done = subprocess.run(
-                command,
-                **child_process.options({**environ, "TMPDIR": folder}, memory),
+                **child_process.options(command, {**environ, "TMPDIR": folder}, memory),
                 capture_output=True,
                 text=True,
                 errors="replace",

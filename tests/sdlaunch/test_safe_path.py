@@ -48,15 +48,12 @@ def test_the_folder_of_the_project(trap, tmp_path, workspace):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the variable is of Python 3.11")
 def test_the_current_folder_of_a_child_process(trap, tmp_path):
-    options = child_process.options(
-        {**os.environ, "PYTHONPATH": child_process.python_path(None, ":", "/a:", "/b")}
-    )
-    assert options["env"]["PYTHONPATH"] == "/a:/b"
+    environ = {**os.environ, "PYTHONPATH": child_process.python_path(None, ":", "/a:", "/b")}
+    assert environ["PYTHONPATH"] == "/a:/b"
     code = "import sys, random, json, dataclasses; print(sys.path[0])"
     for argv in (["-c", code], ["-m", "json.tool", "--help"]):
-        subprocess.run(
-            [sys.executable, *argv], **options, cwd=trap, check=True, stdout=subprocess.DEVNULL, timeout=60
-        )
+        options = child_process.options([sys.executable, *argv], environ)
+        subprocess.run(**options, cwd=trap, check=True, stdout=subprocess.DEVNULL, timeout=60)
     assert not (tmp_path / "harmed").exists()
 
 

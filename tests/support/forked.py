@@ -23,7 +23,8 @@ from torch.distributed.run import main as torchrun
 import entrypoint
 import sdtrain.run  # noqa: F401  (what the worker imports once its settings are valid)
 from sdjob import protocol
-from sdlaunch.supervise import supervisor
+from sdjob.children import start
+from sdlaunch.supervise import processes
 from sdtrain.__main__ import main as worker
 
 
@@ -37,17 +38,18 @@ def launcher(environ: dict[str, str], before: Callable[[], None] = lambda: None)
 
     def become() -> None:
         before()
-        supervisor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
+        processes.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _popen})  # type: ignore[assignment]
         sys.argv = ["entrypoint.py"]
         _become(entrypoint.start, environ, keep=())
 
     return become
 
 
-def _popen(argv: list[str], *, env: dict[str, str], pass_fds: Any, preexec_fn: Any, **options: Any) -> Any:
+def _popen(argv: list[str], *, env: dict[str, str], pass_fds: Any, **options: Any) -> Any:
     def become() -> None:
-        preexec_fn()
-        _become(lambda: _torchrun(argv), env, keep=pass_fds)
+        os.execvp = lambda _, words: _become(lambda: _torchrun(words), env, keep=pass_fds)
+        sys.argv = argv[argv.index(start.__file__) :]
+        start.main()
 
     return subprocess.Popen(argv, pass_fds=pass_fds, preexec_fn=become, **options)
 

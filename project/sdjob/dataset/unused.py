@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from posixpath import join
 
-from sdjob.bounded import in_child
+from sdjob.children.bounded import in_child
 from sdjob.dataset.detect import MAX_DEPTH, relative
 from sdjob.dataset.formats import DatasetInfo, Files
 from sdjob.dataset.formats.folder import CAPTION_SUFFIXES

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdjob.bounded import in_child, working_on
+from sdjob.children.bounded import in_child, working_on
 from sdjob.dataset import decoded_size
 from sdjob.dataset.formats import DatasetInfo, tables
 from sdjob.dataset.images import ImageError, Remark, image_problem, remarks_on, source_of

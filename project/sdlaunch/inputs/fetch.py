@@ -73,8 +73,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str], patience: float, memory
     secrets = secrets_of(environ)
     tail: deque[str] = deque(maxlen=30)
     with subprocess.Popen(
-        argv,
-        **child_process.options(environ, memory),
+        **child_process.options(argv, environ, memory),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

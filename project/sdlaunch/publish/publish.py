@@ -107,8 +107,7 @@ def run(upload: Upload, environ: Mapping[str, str], say: Callable[[str], None]) 
     last = ""
     with (
         subprocess.Popen(
-            argv,
-            **child_process.options(_environment(environ)),
+            **child_process.options(argv, _environment(environ)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -10,17 +10,20 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from sdjob.bounded import ends_with_parent
+from sdjob.children.start import ending_with_this
 from sdjob.protocol import Channel
 
 _PR_SET_CHILD_SUBREAPER = 36
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)  # by torchrun
 _STATES = {
     psutil.STATUS_STOPPED: "it is stopped",
     psutil.STATUS_DISK_SLEEP: "it waits for a device or a mount",
@@ -34,21 +37,18 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def before_torchrun() -> Callable[[], None]:
-    """A function for a new child to call before it executes torchrun.
+def start_torchrun(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start torchrun; the calling thread must wait for it. Raises OSError.
 
-    It gets SIGTERM when the calling thread of this process dies: a launcher that is killed cannot stop anything;
-    torchrun then ends the workers, which save first. It ignores what torchrun would die of without ending the workers:
-    a scheduler may signal all processes of a job, and the launcher takes that for all of them.
+    It gets SIGTERM when that thread dies: a launcher that is killed cannot stop anything; torchrun then ends the
+    workers, which save first. It ignores what torchrun would die of without ending the workers: a scheduler may signal
+    all processes of a job, and the launcher takes that for all of them.
     """
-    end_with_launcher = ends_with_parent()
-
-    def prepare() -> None:
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        end_with_launcher()
-
-    return prepare
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # for the child, until it ignores them
+    try:
+        return subprocess.Popen(ending_with_this(argv, ignored=_IGNORED), **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def working_for(channel: Channel) -> list[psutil.Process]:

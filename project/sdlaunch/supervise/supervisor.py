@@ -268,7 +268,7 @@ def _bar(job: _Job) -> contextlib.AbstractContextManager[None]:
 def _started(job: _Job, launch: LaunchPlan, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Torchrun, in a session of its own. Raises OSError."""
     processes.adopt_orphans()
-    return subprocess.Popen(
+    return processes.start_torchrun(
         launch.argv,
         env=launch.environment(environ)
         | protocol.launcher_variables(job.pipes.folder)
@@ -278,7 +278,6 @@ def _started(job: _Job, launch: LaunchPlan, environ: Mapping[str, str]) -> subpr
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which stops the job in order
         pass_fds=(job.lock.descriptor,),  # the folder is in use as long as either lives
-        preexec_fn=processes.before_torchrun(),
     )
 
 

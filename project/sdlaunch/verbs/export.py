@@ -62,7 +62,7 @@ def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
     """Start the worker's part, and return its exit code; it ends with the launcher."""
     libraries = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     path = {"PYTHONPATH": child_process.python_path(home / "project", environ.get("PYTHONPATH"))}
-    return subprocess.call(job.argv, **child_process.options({**libraries, **environ, **path}))
+    return subprocess.call(**child_process.options(job.argv, {**libraries, **environ, **path}))
 
 
 def prepare(

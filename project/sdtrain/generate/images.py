@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +24,7 @@ from diffusers.utils import scale_lora_layers
 from PIL.PngImagePlugin import PngInfo
 
 from sdjob import writing
+from sdjob.children.start import end_with
 from sdjob.exit_codes import ExitCode
 from sdjob.files import shown
 from sdjob.formatting import counted
@@ -101,7 +104,7 @@ def _processes(job: Job, device: devices.DeviceType) -> int:
 def _in_processes(job: Job, count: int) -> None:
     """Raises JobError, and what fails in a process."""
     spawn = multiprocessing.get_context("spawn")  # an accelerator's library does not survive a fork
-    with ProcessPoolExecutor(count, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(count, spawn, end_with, (os.getpid(), signal.SIGTERM)) as pool:
         slices = [pool.submit(_generate, job, rank, count) for rank in range(count)]
         try:
             for each in slices:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
 
 from sdjob import protocol
-
-_PR_SET_PDEATHSIG = 1
+from sdjob.children.start import end_with
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,9 @@ class Parents:
         launcher = protocol.launcher_pid(environ)
         if launcher is None and "TORCHELASTIC_RUN_ID" not in environ:
             return None
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        return cls(os.getppid(), launcher, float(environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or 30))
+        torchrun = os.getppid()
+        end_with(torchrun, signal.SIGTERM)
+        return cls(torchrun, launcher, float(environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or 30))
 
     def gone(self) -> bool:
         """Whether torchrun or the launcher has ended."""

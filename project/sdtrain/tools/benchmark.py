@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from sdjob.bounded import ends_with_parent
+from sdjob.children.start import ending_with_this
 from sdjob.exit_codes import ExitCode
 from sdjob.settings.plugins import PLUGINS
 from sdtrain.reporting import report
@@ -154,9 +154,8 @@ def _measured(row: Row, case: Case, options: argparse.Namespace) -> Row:
         file = Path(folder) / "row.json"
         module = ("-m", "sdtrain.tools.benchmark_case", options.model, str(file))
         done = subprocess.run(
-            [*_launcher(case), *module, *_flags(case, options)],
+            ending_with_this([*_launcher(case), *module, *_flags(case, options)]),
             env=dict(os.environ),
-            preexec_fn=ends_with_parent(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -15,7 +15,7 @@ from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from sdjob.bounded import MEMORY, in_child, working_on
+from sdjob.children.bounded import MEMORY, in_child, working_on
 from sdjob.dataset import splits
 from sdjob.dataset.formats import DatasetInfo, Wanted
 from sdjob.dataset.formats.column_types import as_type, plain

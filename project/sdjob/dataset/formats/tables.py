@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdjob.bounded import MEMORY, in_child, working_on
+from sdjob.children.bounded import MEMORY, in_child, working_on
 from sdjob.dataset.formats import DatasetInfo, Format, Wanted, column_types
 from sdjob.files import Listing, check_pointer, few, shown, unreadable
 from sdjob.problems import JobError, Problem, bad_input

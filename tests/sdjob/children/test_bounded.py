@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdjob import bounded
-from sdjob.bounded import in_child, working_on
+from sdjob.children import bounded
+from sdjob.children.bounded import in_child, working_on
 from sdjob.problems import JobError
 from tests.support.worker import PROJECT
 
 PARENT = (
-    "import sys, threading; from sdjob.bounded import in_child; from tests.sdjob import test_bounded; "
+    "import sys, threading; from sdjob.children.bounded import in_child; "
+    "from tests.sdjob.children import test_bounded; "
     "thread = threading.Thread(target=in_child, args=(test_bounded.stay, sys.argv[1]), kwargs={'subject': 'a'}); "
     "thread.start(); thread.join()"
 )

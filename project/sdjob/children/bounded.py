@@ -1,4 +1,4 @@
-"""Child processes that end with this one, and functions that run in such a process, bounded in memory and time.
+"""Functions that run in a child process, bounded in memory and time.
 
 What pyarrow's C++ does with a damaged or hostile file ends the process, or takes all of its memory. In a child process
 that is an error with the name of the file.
@@ -7,11 +7,9 @@ that is an error with the name of the file.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import queue
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
+from sdjob.children.start import ending_with_this, limit_memory
 from sdjob.problems import JobError, Problem, bad_input
 
 Result = TypeVar("Result")
@@ -26,42 +25,10 @@ Result = TypeVar("Result")
 MEMORY = 512 << 20  # bytes that a function may take in a child process
 _PATIENCE = 60.0  # seconds without a result or a sign of progress
 _IDLE = 1.0  # seconds until a child process without work ends; starting another one takes a third of a second
-_PR_SET_PDEATHSIG = 1
-_PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[2:]; from sdjob import bounded; bounded.serve(int(sys.argv[1]))"
-)
+_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from sdjob.children import bounded; bounded.serve()"
 _REMEDY = "copy or download this file again, or save it again with fewer rows in a group"
 # One arena and the system's allocator: what is reserved and not used would count as memory.
 _ALLOCATION = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
-
-
-def ends_with_parent(number: int = signal.SIGTERM, memory: int | None = None) -> Callable[[], None]:
-    """For `preexec_fn`: the child gets this signal when the thread that starts it dies, however that happens.
-
-    That thread must wait for the child. `memory`: bytes that the child and its children may take, each.
-    """
-    libc, parent = ctypes.PyDLL(None), os.getpid()
-
-    def prepare() -> None:
-        if memory is not None:
-            limit_memory(memory)
-        _end_with(parent, number, libc)
-
-    return prepare
-
-
-def _end_with(parent: int, number: int, libc: ctypes.PyDLL) -> None:
-    if sys.platform == "linux":
-        libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    if os.getppid() != parent:  # it has died before the call
-        os._exit(128 + number)
-
-
-def limit_memory(count: int) -> None:
-    """From here on this process gets no more memory than these bytes, files that are mapped not counted."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
 
 
 def in_child(
@@ -93,14 +60,14 @@ class _Child:
     """A process that calls functions one after the other, and the thread that it lives and dies with."""
 
     def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
         self._abandoned = False
         threading.Thread(target=self._live, daemon=True).start()
 
     def call(self, request: Any, subject: str, progress: Callable[[], None]) -> Any:
-        self._requests.put(request)
+        self._requests.put(pickle.dumps(request))
         try:
             while True:
                 kind, value = self._answers.get(timeout=_PATIENCE)
@@ -125,15 +92,14 @@ class _Child:
 
     def _live(self) -> None:
         try:
-            with (
-                subprocess.Popen(
-                    [sys.executable, "-I", "-c", _PROGRAM, str(os.getpid()), *sys.path],
-                    env={**os.environ, **_ALLOCATION},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                ) as process
-            ):  # without a preexec_fn: this process may have threads of libraries that no fork survives
+            program = [sys.executable, "-I", "-c", _PROGRAM, *sys.path]
+            with subprocess.Popen(
+                ending_with_this(program, signal.SIGKILL),
+                env={**os.environ, **_ALLOCATION},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            ) as process:
                 self._process = process
                 with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
                     self._serve(process)
@@ -153,7 +119,7 @@ class _Child:
                     _idle.remove(self)
                     return
                 continue
-            _write(process.stdin, pickle.dumps(request))
+            _write(process.stdin, request)
             kind = "at"
             while kind == "at":
                 kind, value = pickle.load(process.stdout)
@@ -183,9 +149,8 @@ def _write(stream: IO[bytes], message: bytes) -> None:
     stream.flush()
 
 
-def serve(parent: int) -> None:
-    """The child process: call what is asked for, until standard input ends or the parent does."""
-    _end_with(parent, signal.SIGKILL, ctypes.PyDLL(None))
+def serve() -> None:
+    """The child process: call what is asked for, until standard input ends."""
     _answers.append(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what libraries print
     while True:
