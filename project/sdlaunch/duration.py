@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import statistics
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ zero_stage reshard_after_forward cpu_offload mixed_precision gradient_checkpoint
 use_ema lora_rank use_dora
 """
 _LAST = 100  # logged steps whose median counts
+_TAIL = 1 << 20  # bytes at the end of the metrics
 _MODELS = {859_520_964: "sd14", 865_910_724: "sd21"}  # parameters of the U-Net → the name in the results
 _TITLES = {"none": "Traditional"}  # of plugins in the results, where they differ
 
@@ -80,7 +82,9 @@ def _of_earlier_run(job: Job, folders: list[StepFolder]) -> Speed | None:
         before = run_settings.settings_of(folders[0].path) if folders else None
         if before is None or not _same_speed(before, job.spec):
             return None
-        lines = reading.content(layout.metrics, reading.TEXT).splitlines()[-10 * _LAST :]
+        with reading.opened(layout.metrics) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read(_TAIL).splitlines()[-10 * _LAST :]
         values = [reading.json_of(line).get("images_per_second") for line in lines if line.strip()]
         rates = [float(value) for value in values if value][-_LAST:]
         processes = next((each.processes for each in reversed(starts.read(layout)) if each.processes), 0)

@@ -107,7 +107,7 @@ PHASES = (
     Phase("start of the ranks", Place("sdtrain.__main__:_train")),
     Phase("conversion of model.safetensors", Place("sdtrain.model.convert:_converted", 2)),
     Phase("conversion of model.ckpt", Place("sdtrain.model.convert:_converted", 2), model=PICKLE),
-    Phase("conversion of a table", Place("sdjob.dataset.formats.parquet:_convert")),
+    Phase("conversion of a table", Place("sdjob.dataset.formats.parquet:in_child")),
     Phase("loading", Place("sdtrain.model.load:_class_of", 2)),
     Phase("class images", Place("sdtrain.recipes.class_images:generate", 2)),
     Phase("caching of encoded prompts", Place("sdtrain.data.cache:_store_next")),

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 MEMORY = 768 << 20  # bytes that all images together take that are being decoded in a process
+ENCODED = 256 << 20  # bytes of all their files, which some decoders read as a whole
 _PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # bytes in Pillow's memory; of all other modes four
 _RGB = 4
+_WIDE = 5  # of wide grey values, to find their white
+# Bytes a pixel of buffers that libwebp, libavif, openjpeg and others hold besides, which decode an image as a whole.
+_READER = {"WEBP": 12, "AVIF": 6, "JPEG2000": 16, "SGI": 2, "HEIF": 8, "JXL": 12}
 
 
 class TooLarge(Exception):
@@ -42,6 +46,16 @@ class _Free:
 
 
 _FREE = _Free(MEMORY)
+_UNREAD = _Free(ENCODED)
+
+
+@contextmanager
+def read_whole(size: int) -> Iterator[None]:
+    """Wait until there is memory for a file of so many bytes; `reserved` comes after it. Raises TooLarge."""
+    if size > ENCODED:
+        raise TooLarge(f"has {in_units(size)}; at most {in_units(ENCODED)} are read: make it smaller")
+    with _UNREAD.less(size):
+        yield
 
 
 @contextmanager
@@ -63,4 +77,6 @@ def _needed(image: ImageFile, turned: bool) -> int:
     """Bytes of the pixels, of a copy that is turned, of one in RGB, and with transparency of one on white."""
     pixels = image.width * image.height
     copies = 0 if image.mode == "RGB" else 3 if image.has_transparency_data else 1
-    return pixels * (_PIXEL.get(image.mode, _RGB) * (2 if turned else 1) + _RGB * copies)
+    wide = _WIDE if image.mode in ("I", "F") or image.mode.startswith("I;16") else 0
+    stored = _PIXEL.get(image.mode, _RGB) * (2 if turned else 1) + wide
+    return pixels * (stored + _RGB * copies + _READER.get(image.format or "", 0))

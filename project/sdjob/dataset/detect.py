@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,7 @@ def _locate(path: Path, captions: bool, wanted_splits: tuple[str, ...]) -> tuple
     top = open_listing(path)
     seen: list[Listing] = []
     problems: list[Problem] = []
-    found = list(_search(top, captions, MAX_DEPTH, seen, problems))
+    found = list(_search(top, captions, MAX_DEPTH, seen, problems, {os.path.realpath(path)}))
     if captions:
         found = [pair for pair in found if not pair[1].lacks_captions(pair[0])] or found[:1]
     by_name = {relative(path, listing.path) or "": (listing, detected) for listing, detected in found}
@@ -113,19 +114,27 @@ def relative(folder: Path, path: Path) -> str | None:
 
 
 def _search(
-    listing: Listing, captions: bool, depth: int, seen: list[Listing], problems: list[Problem]
+    listing: Listing,
+    captions: bool,
+    depth: int,
+    seen: list[Listing],
+    problems: list[Problem],
+    visited: set[str],
 ) -> Iterator[tuple[Listing, Format]]:
-    """The datasets at and below a folder. The search ends at a dataset, except where captions are needed and it
-    lacks them: its images may be a preview of the data below."""
+    """The datasets at and below a folder, each folder once, however many links lead to it. The search ends at a
+    dataset, except where captions are needed and it lacks them: its images may be a preview of the data below."""
     seen.append(listing)
     detected = _format_of(listing, captions)
     if detected:
         yield listing, detected
     if depth and (detected is None or (captions and detected.lacks_captions(listing))):
         for name in listing.folders:
+            if (real := os.path.realpath(listing.path / name)) in visited:
+                continue
+            visited.add(real)
             try:
                 inner = list_folder(listing.path / name)
             except OSError as error:
                 problems.append(unreadable(listing.path / name, error))
                 continue
-            yield from _search(inner, captions, depth - 1, seen, problems)
+            yield from _search(inner, captions, depth - 1, seen, problems, visited)

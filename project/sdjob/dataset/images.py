@@ -78,12 +78,18 @@ def _opened(source: Path | bytes) -> Iterator[ImageFile]:
 
     image_formats.load_plugins()
     try:
-        with stored(source) as file, Image.open(file) as opened:
+        with stored(source) as file, decoded_size.read_whole(_size(file)), Image.open(file) as opened:
             yield opened
     except MemoryError:  # says nothing about the image
         raise
     except Exception as error:  # Pillow's plugins raise some ten types for broken files
         raise ImageError(_reason(source, error)) from error
+
+
+def _size(file: IO[bytes]) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def decode(source: Path | bytes) -> Image:

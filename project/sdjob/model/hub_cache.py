@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sdjob import reading
 from sdjob.files import Listing, few, list_folder, open_listing, shown
 from sdjob.problems import JobError, bad_input
 
 _PREFIX = "models--"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_LONGEST_NAME = 1 << 12  # bytes of a file that names a revision
 
 
 def is_hub_name(name: str | None) -> bool:
@@ -41,7 +43,7 @@ def snapshot_of(repository: Path) -> Path:
     try:
         revisions = list_folder(snapshots).folders
         main = repository / "refs/main"
-        chosen = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+        chosen = reading.content(main, _LONGEST_NAME).decode().strip() if main.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         found = f"is a repository of a hub cache that cannot be read ({error})"
         raise JobError(bad_input(shown(repository), found, "mount the whole cache folder")) from error

@@ -15,7 +15,10 @@ from sdjob.files import shown, unreadable
 from sdjob.model.weights import Tensor
 from sdjob.problems import JobError, bad_input
 
-_MAX_PICKLE = 100 << 20  # bytes; the tensors are outside of it, and the largest have some thousands
+# Bytes of an archive's pickle and of its list of files. The tensors are outside of both, and the largest models have
+# some thousands. As objects of Python they take up to ninety times as much.
+_MAX_PICKLE = 8 << 20
+_MAX_LIST = 16 << 20
 MAGIC = b"PK\x03\x04"
 _DTYPES = {  # of torch's storages, as safetensors names them
     "HalfStorage": "F16",
@@ -76,7 +79,7 @@ def foreign_names(path: Path) -> list[str]:
 def _read(path: Path) -> tuple[dict[str, Tensor], set[str]]:
     """The tensors, and the foreign names. Raises JobError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             if archive.getinfo(pickled).file_size > _MAX_PICKLE:
                 raise ValueError(f"{pickled} has more than {_MAX_PICKLE:,} bytes")
@@ -96,6 +99,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], set[str]]:
         found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
         raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
     return tensors, reader.foreign
+
+
+class _Bounded:
+    """A file of which only so much is read at once: an archive may claim a list of files of any size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._file = file
+
+    def read(self, count: int = -1) -> bytes:
+        content = self._file.read(count if 0 <= count <= _MAX_LIST else _MAX_LIST + 1)
+        if len(content) > _MAX_LIST:
+            raise ValueError(f"its list of files has more than {_MAX_LIST:,} bytes")
+        return content
 
 
 class _HeaderReader(pickle.Unpickler):

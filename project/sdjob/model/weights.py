@@ -26,6 +26,7 @@ _NUMBERS = (
 )
 _LISTS = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
 _MOST = {"layers": 1000, "": 1 << 24}  # in names of values → more than any known model has
+_MAX_AXES = 16  # of a tensor
 _MAX_HEADER = (
     16 << 20
 )  # bytes, many times those of any known model; as values of Python they take thirty times as much
@@ -236,7 +237,7 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         for name, tensor in tensors.items():
             begin, end = tensor["data_offsets"]
             tensor |= {"shape": [int(length) for length in tensor["shape"]], "dtype": str(tensor["dtype"])}
-            if min(tensor["shape"], default=0) < 0:
+            if len(tensor["shape"]) > _MAX_AXES or not all(0 <= axis < 1 << 63 for axis in tensor["shape"]):
                 raise _BrokenError(
                     f"has a damaged header: {name} has the shape {few(map(str, tensor['shape']))}"
                 )

@@ -261,7 +261,7 @@ def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
 def _load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     if is_sharded(folder):
         _load_shards(folder, tables, ranges)
-        return Numbers(**reading.json_of((folder / NUMBERS).read_text()))
+        return Numbers(**reading.json_of(reading.content(folder / NUMBERS)))
     _fill_from_file(folder / MODEL, tables["master"], ranges)
     if "ema" in tables:
         _fill_from_file(folder / EMA, tables["ema"], ranges)

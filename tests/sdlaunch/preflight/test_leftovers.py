@@ -117,6 +117,18 @@ def test_what_an_earlier_job_of_this_user_left_is_fine(output):
     assert list(leftovers._problems(layout, 0)) == []
 
 
+def test_parts_that_a_killed_job_left_are_no_error(workspace, output):
+    layout = OutputLayout(output)
+    for folder in (output, *layout.folders()):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".report.json.0a1b2c3d.tmp").write_text("half")
+        (folder / ".model-1.0a1b2c3d.tmp").mkdir()
+    for name in (".export.tmp", ".checkpoint-000002.tmp", ".checkpoint-000001.old", "checkpoint-000003"):
+        (layout.checkpoint / name).mkdir()
+        (layout.checkpoint / name / "model.safetensors").write_text("half")
+    assert found(prepare(workspace)) == []
+
+
 def test_a_folder_that_may_not_be_entered_is_left_to_the_check_of_writing(workspace, output):
     job = SimpleNamespace(mounts=SimpleNamespace(output=output), cluster=prepare(workspace).cluster)
     output.chmod(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from sdjob.dataset.formats.file_names import FileNames
 from sdjob.dataset.formats.metadata_rows import FILE_NAME, Mistake, Row, read_rows
 from sdjob.dataset.image_formats import remedy_for
 from sdjob.dataset.images import is_image_name
+from sdjob.dataset.text_files import LONGEST_CAPTION
 from sdjob.files import Listing, few, shown
 from sdjob.problems import JobError, Problem, bad_input
 
 _NAMES = ("metadata.jsonl", "metadata.csv")  # in any case; the first that exists is read
+_COLUMNS = 1000  # whose names are kept, for messages
+_MOST_MISTAKES = 10_000  # lines; then the rest is not read
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 Mistakes = dict[Mistake, list[tuple[int, str]]]  # lines, and the values that are wrong
@@ -113,25 +116,37 @@ class _Metadata:
 
 def _read(path: Path, caption_column: str | None) -> _Metadata:
     """All rows, checked. Raises JobError with every kind of mistake and its lines."""
-    rows = list(read_rows(path))
-    columns = tuple(dict.fromkeys(key for row in rows for key in row.values))
+    columns: dict[str, None] = {}
+    mistakes: Mistakes = defaultdict(list)
+    rows = _noted(read_rows(path), columns, (FILE_NAME, caption_column))
+    images = _images(path.parent, rows, caption_column, mistakes)
     others = [column for column in columns if column != FILE_NAME]
     other = f"set caption_column to one of {few(others, 20)}" if others else "add the captions to this file"
     for column, remedy in ((FILE_NAME, Mistake.NO_NAME.remedy), (caption_column, other)):
         if column and column not in columns and columns:
             found = f"has no column {column!r}; its columns are {few(columns, 20)}"
             raise JobError(bad_input(shown(path), found, remedy))
-    mistakes: Mistakes = defaultdict(list)
-    images = _images(path.parent, rows, caption_column, mistakes)
-    problems = [_problem(path, mistake, lines) for mistake, lines in mistakes.items()]
+    rest = "; later lines are not read" if _count(mistakes) == _MOST_MISTAKES else ""
+    problems = [_problem(path, mistake, lines, rest) for mistake, lines in mistakes.items()]
     if not images and not problems:
         problems.append(bad_input(shown(path), "has no rows", Mistake.UNREADABLE.remedy))
     if problems:
         raise JobError(problems)
-    return _Metadata(columns, images)
+    return _Metadata(tuple(columns), images)
 
 
-def _problem(path: Path, mistake: Mistake, lines: Sequence[tuple[int, str]]) -> Problem:
+def _noted(rows: Iterable[Row], columns: dict[str, None], wanted: Container[str | None]) -> Iterator[Row]:
+    """The rows; the names of their columns go into `columns`: those that are wanted, and the first of the others."""
+    for row in rows:
+        columns.update((key, None) for key in row.values if len(columns) < _COLUMNS or key in wanted)
+        yield row
+
+
+def _count(mistakes: Mistakes) -> int:
+    return sum(map(len, mistakes.values()))
+
+
+def _problem(path: Path, mistake: Mistake, lines: Sequence[tuple[int, str]], rest: str) -> Problem:
     places = [f"{line} ({value})" if value else str(line) for line, value in sorted(lines)]
     word = "line" if len(lines) == 1 else "lines"
     remedy = mistake.remedy
@@ -139,11 +154,11 @@ def _problem(path: Path, mistake: Mistake, lines: Sequence[tuple[int, str]]) -> 
         names = FileNames(path.parent)
         alike = [like for _, value in sorted(lines)[:6] if (like := names.like(value))]
         remedy = f"{remedy} (there: {few(alike)})" if alike else remedy
-    return bad_input(shown(path), f"{mistake.found}: {word} {few(places)}", remedy)
+    return bad_input(shown(path), f"{mistake.found}: {word} {few(places)}{rest}", remedy)
 
 
 def _images(
-    folder: Path, rows: Sequence[Row], caption_column: str | None, mistakes: Mistakes
+    folder: Path, rows: Iterable[Row], caption_column: str | None, mistakes: Mistakes
 ) -> dict[str, str]:
     """Path below the folder → caption; the lines of each mistake go into `mistakes`."""
     images: dict[str, str] = {}
@@ -157,8 +172,10 @@ def _images(
             mistake = Mistake.ABSENT if actual is None else Mistake.TWICE if actual in images else None
         if mistake:
             mistakes[mistake].append((row.line, _named(row)))
+            if _count(mistakes) == _MOST_MISTAKES:
+                break
         elif actual is not None:
-            images[actual] = str(caption)
+            images[actual] = str(caption)[: LONGEST_CAPTION + 1]  # so that a check names it
     return images
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from sdjob.dataset.text_files import read_text
+from sdjob.dataset.text_files import lines
 from sdjob.files import few, shown, suffix_of
 from sdjob.problems import JobError, bad_input
 
@@ -28,6 +28,10 @@ class Mistake(Enum):
     UNREADABLE = (
         "not a JSON object",
         'write one JSON object per line: {"file_name": "a.jpg", "text": "a caption"}',
+    )
+    TOO_LONG = (
+        f"a line of more than {_LONGEST_LINE:,} characters",
+        "write one image with its caption in each line",
     )
     KEY_TWICE = "the same key twice", "keep one value for each key"
     MORE_FIELDS = "more fields than the header", _COMMAS
@@ -70,15 +74,17 @@ class Row:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file. Raises JobError where it cannot be read at all."""
-    text = read_text(path)
-    return _csv_rows(path, text) if suffix_of(path.name) == ".csv" else _json_rows(text)
+    read = _csv_rows if suffix_of(path.name) == ".csv" else _json_rows
+    return read(path)
 
 
-def _json_rows(text: str) -> Iterator[Row]:
-    for number, line in enumerate(StringIO(text, newline=""), 1):
-        if line.strip():
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines(path, _LONGEST_LINE), 1):
+        if len(line) > _LONGEST_LINE:
+            yield Row(number, mistake=Mistake.TOO_LONG)
+        elif line.strip():
             try:
-                pairs = json.loads(line, object_pairs_hook=_Pairs) if len(line) <= _LONGEST_LINE else None
+                pairs = json.loads(line, object_pairs_hook=_Pairs)
             except (ValueError, RecursionError):
                 pairs = None
             if not isinstance(pairs, _Pairs):
@@ -92,8 +98,8 @@ class _Pairs(list[tuple[str, Any]]):
     """The keys and values of a JSON object, with those that are there twice."""
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.reader(StringIO(text, newline=""), strict=True)
+def _csv_rows(path: Path) -> Iterator[Row]:
+    reader = csv.reader(_short(lines(path, _LONGEST_LINE)), strict=True)
     try:
         header = next(reader, [])
         _check_header(path, header)
@@ -110,13 +116,21 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
         raise JobError(bad_input(shown(path), found, f"close every quotation mark; {_COMMAS}")) from error
 
 
+def _short(rows: Iterator[str]) -> Iterator[str]:
+    """Raises csv.Error at a line that is too long."""
+    for row in rows:
+        if len(row) > _LONGEST_LINE:
+            raise csv.Error(Mistake.TOO_LONG.found)
+        yield row
+
+
 def _check_header(path: Path, header: list[str]) -> None:
     """Refuse names of columns that would be misread. Raises JobError."""
     separator = next((mark for mark in _SEPARATORS if len(header) == 1 and mark in header[0]), None)
     if separator:
         found = f"separates its fields by {_SEPARATORS[separator]} ({separator!r}): {shown(header[0])!r}"
         raise JobError(bad_input(shown(path), found, "save it with commas as separators"))
-    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(header).items() if name and count > 1):
         found = f"has columns of the same name: {few(twice)}"
         raise JobError(bad_input(shown(path), found, "keep one column of each name"))
     if spaced := [name for name in header if name != name.strip()]:
