@@ -19,7 +19,7 @@ LARGEST = (
     32 << 20
 )  # bytes of a file that is read as a whole: as values of Python, JSON takes up to 30 times as much
 TEXT = 256 << 20  # of one with a line for each image
-_LARGEST_YAML = 1 << 20  # characters, which take PyYAML seconds
+_LARGEST_YAML = 256 << 10  # characters, which take PyYAML seconds and a hundred times their memory
 MESSAGE = 16 << 20  # of one that this project has written, or that holds settings
 PATIENCE = 5.0  # seconds for a pipe with settings, as of a shell's <(…)
 _BLOCK = 1 << 20
@@ -110,7 +110,7 @@ def yaml_nodes(text: str) -> Any:
 
 def _check_yaml(text: str) -> None:
     if len(text) > _LARGEST_YAML:
-        raise ValueError(f"larger than {_LARGEST_YAML >> 20} MiB")
+        raise ValueError(f"larger than {_LARGEST_YAML >> 10} KiB")
 
 
 def reason_of(error: Exception) -> str:

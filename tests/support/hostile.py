@@ -83,7 +83,7 @@ def aliases_as_settings(folder: Path) -> dict[str, str]:
 
 
 def wide_settings(folder: Path) -> dict[str, str]:
-    (folder / "config.yaml").write_text("lr: [" + "[]," * (1 << 18) + "]")
+    (folder / "config.yaml").write_text("lr: [" + "[]," * (85 << 10) + "]")
     return {"CONFIG_FILE": str(folder / "config.yaml")}
 
 
@@ -105,7 +105,7 @@ def aliases(folder: Path) -> dict[str, str]:
 
 
 def long_yaml(folder: Path) -> dict[str, str]:
-    return _concepts(folder, "- []\n" * (1 << 17))
+    return _concepts(folder, "- []\n" * (51 << 10))
 
 
 def huge_concepts(folder: Path) -> dict[str, str]:

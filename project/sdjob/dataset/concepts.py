@@ -24,6 +24,7 @@ from sdjob.problems import JobError, Problem, bad_input, bad_setting
 from sdjob.settings.fields import DataPath, Text
 from sdjob.settings.run_spec import RunSpec
 
+_SHOWN = 50  # mistakes
 _FORM = (
     "write a list, each entry with instance_data_dir and instance_prompt, and optionally class_prompt, "
     "class_data_dir and weight"
@@ -53,7 +54,9 @@ class Concept(BaseModel):
         return f"{self.instance_prompt!r} × {self.weight:g}, class {self.class_prompt!r}"
 
 
-_LIST: TypeAdapter[tuple[Concept, ...]] = TypeAdapter(Annotated[tuple[Concept, ...], Field(min_length=1)])
+_LIST: TypeAdapter[tuple[Concept, ...]] = TypeAdapter(
+    Annotated[tuple[Concept, ...], Field(min_length=1, max_length=1000)]
+)
 
 
 def concepts_of(spec: RunSpec) -> tuple[Concept, ...]:
@@ -81,7 +84,8 @@ def read_concepts(path: Path, *, prior: bool) -> tuple[Concept, ...]:
         text = read_file(path).decode()
         found = _LIST.validate_python(reading.yaml_of(text, yaml.SafeLoader), context=path.parent.absolute())
     except ValidationError as error:
-        raise JobError(bad_input(shown(path), _found(detail), _FORM) for detail in error.errors()) from None
+        details = error.errors()[:_SHOWN]
+        raise JobError(bad_input(shown(path), _found(detail), _FORM) for detail in details) from None
     except ValueError as error:
         raise JobError(bad_input(shown(path), f"is not YAML ({error})", _FORM)) from None
     remedy = "name the class of each subject, or leave with_prior_preservation off"
