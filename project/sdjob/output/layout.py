@@ -179,6 +179,8 @@ def _file_defect(path: Path, name: str, size: int, digest: str, *, hashes: bool)
             return f"{name} is not a file" if path.exists() else f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if name in (STATE, SETTINGS) and size > reading.MESSAGE:
+            return f"{name} has {size} bytes, more than is read"
         if hashes and _sha256(path) != digest:
             return f"{name} has changed since it was saved"
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
