@@ -34,7 +34,7 @@ from sdtrain.architectures import ARCHITECTURES
 from sdtrain.export import export
 from sdtrain.reporting import metrics
 from tests.sdlaunch.workspace import clean_environment
-from tests.support import forked
+from tests.support import forked, loopback
 from tests.support.breakpoints import PATIENCE, POLL, Breakpoint, Place
 from tests.support.launcher import ENTRYPOINT, Launched
 from tests.support.volume import CALLS, FAULTS, Volume, fail_calls, pass_calls, preload
@@ -81,6 +81,8 @@ CAUSES = tuple(
     }.items()
     for number in signals
 )
+CUT = "network cut"
+HANG_TIMEOUT = 20.0  # seconds, for that cause alone: the others wait for it longer than a cell takes
 FINISHED = "already finished"
 
 
@@ -99,7 +101,7 @@ class Phase:
         faults = [
             fault for fault in (*FAULTS, *CALLS) if self.name != "preflight" or fault != "removed"
         ]  # nothing is there yet
-        return [*signals, *faults]
+        return [*signals, *faults, *([] if self.alone else [CUT])]
 
 
 PHASES = (
@@ -145,7 +147,7 @@ class Outcome:
             f"exit code {self.code}, {self.failure or 'no failure'}": self._is_expected(
                 cause, phase, finished
             ),
-            f"alive for {self.seconds:.0f} s": self.seconds < 20,
+            f"alive for {self.seconds:.0f} s": self.seconds < 20 + (HANG_TIMEOUT if cause == CUT else 0),
             f"{self.unseen} steps unseen": self.unseen <= 1,  # the one under way
             f"next start: {self.again}, {self.begins}": self.again == 0,
             "another result": self.same or self.again != 0,
@@ -156,6 +158,8 @@ class Outcome:
         if cause in FAULTS or cause in CALLS:
             no_output = self.code == 73 and self.failure == "output cannot hold the result"
             return no_output or (phase.name == "verdict" and self.code == 0)  # the result was complete
+        if cause == CUT:
+            return (self.code == 70 and self.failure == "hang") or (self.code == 0 and finished)
         if cause == f"SIGKILL to {LAUNCHER}":
             return self.code == -signal.SIGKILL
         if self.code == 70:
@@ -190,8 +194,16 @@ def make_inputs(folder: Path) -> Path:
 class Job:
     """A forked job, whose processes are recognised by their working directory."""
 
-    def __init__(self, inputs: Path, folder: Path, model: str, root: Path, at: Place | None = None) -> None:
-        """`root`: of its output and its caches; `at`: where it waits."""
+    def __init__(
+        self,
+        inputs: Path,
+        folder: Path,
+        model: str,
+        root: Path,
+        at: Place | None = None,
+        cause: str = "",
+    ) -> None:
+        """`root`: of its output and its caches; `at`: where it waits for its cause to end."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.output = folder, root / "output"
         self._breakpoint = Breakpoint(folder / "breakpoint") if at else None
@@ -202,8 +214,15 @@ class Job:
             OUTPUT_DIR=str(self.output),
             cache_dir=str(root / "cache"),
             **SETTINGS,
+            **({"hang_timeout": f"{HANG_TIMEOUT:g}"} if cause == CUT else {}),
         )
-        before = (lambda: self._breakpoint.set(at)) if self._breakpoint and at else (lambda: None)
+
+        def before() -> None:
+            if cause == CUT:
+                loopback.isolate()
+            if self._breakpoint and at:
+                self._breakpoint.set(at)
+
         become = forked.launcher(environ, before)
         self.launched = Launched(ENTRYPOINT, self.output, environ, preexec_fn=become, cwd=folder)
 
@@ -279,6 +298,8 @@ def die(inputs: Path, folder: Path, phase: Phase, cause: str, wanted: Mapping[st
         return _outcome(
             inputs, folder, phase, wanted, folder, lambda *_: fail_calls(CALLS[cause], output), pass_calls
         )
+    if cause == CUT:
+        return _outcome(inputs, folder, phase, wanted, folder, lambda _, pid: loopback.cut(pid), cause=cause)
     if cause not in FAULTS:
         return _outcome(inputs, folder, phase, wanted, folder, lambda job, pid: _signal(job, pid, cause))
     volume = Volume(folder / "volume")
@@ -298,8 +319,9 @@ def _outcome(
     root: Path,
     disturb: Callable[[Job, int], None],
     repair: Callable[[], None] = lambda: None,
+    cause: str = "",
 ) -> Outcome:
-    job = Job(inputs, folder, phase.model, root, phase.place)
+    job = Job(inputs, folder, phase.model, root, phase.place, cause)
     try:
         with job.waiting() as arrived:
             begun = time.monotonic()
@@ -377,6 +399,7 @@ its launcher had ended, no job made more than the step that was under way. **Bol
 Exit codes: {codes}. −9 is the launcher's own death, which nobody can report.
 torchrun ignores SIGUSR1: a scheduler sends it to all processes, and the launcher's is the one that counts.
 Quota and ESTALE: calls that change files of the folder fail so, since no file system of one machine does it to root.
+Network cut: no packet passes between the ranks from then on, and `hang_timeout` is {patience:g} s, which count.
 
 {count} cells, {green} as they should be; {machine}. `make survival` writes this page.
 """
@@ -386,11 +409,17 @@ def table(outcomes: Mapping[tuple[str, str], Outcome]) -> str:
     """The page with these outcomes, by phase and cause."""
     green = sum(not outcome.faults(cause, _phase(name)) for (name, cause), outcome in outcomes.items())
     machine = f"{date.today()}, Python {platform.python_version()}, torch {version('torch')}, {os.cpu_count()} cores"
-    codes = (
-        "75 stopped and resumable, 70 failed (killed from outside), 73 the output folder fails, 0 finished"
-    )
-    parts = [_INTRODUCTION.format(codes=codes, count=len(outcomes), green=green, machine=machine)]
-    for title, causes in {**_of_targets(), "a fault of the output folder": (*FAULTS, *CALLS)}.items():
+    codes = "75 stopped and resumable, 70 failed (killed from outside, or hung), 73 the output folder fails, 0 finished"
+    parts = [
+        _INTRODUCTION.format(
+            codes=codes, patience=HANG_TIMEOUT, count=len(outcomes), green=green, machine=machine
+        )
+    ]
+    for title, causes in {
+        **_of_targets(),
+        "a fault of the output folder": (*FAULTS, *CALLS),
+        "a network without packets": (CUT,),
+    }.items():
         parts.append(f"## {title[0].upper()}{title[1:]}\n\n{_rows(causes, outcomes)}\n")
     return "\n".join(parts)
 
