@@ -15,6 +15,5 @@ MODULE = "sdtrain.generate"
 def run(words: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
     """Pass the words on, and return the exit code; the child ends with the launcher."""
     path = {"PYTHONPATH": child_process.python_path(home / "project", environ.get("PYTHONPATH"))}
-    return subprocess.call(
-        (sys.executable, "-m", MODULE, *words), **child_process.options({**environ, **path})
-    )
+    argv = (sys.executable, "-m", MODULE, *words)
+    return subprocess.call(**child_process.options(argv, {**environ, **path}))
