@@ -27,10 +27,6 @@ from sdjob.children import start
 from sdlaunch.supervise import processes
 from sdtrain.__main__ import main as worker
 
-# Pydantic builds a reader under a lock, which would stay locked in a fork that another thread makes meanwhile.
-for _message in (protocol.Heartbeat, protocol.ExitNote):
-    protocol._reader(_message)
-
 
 def launcher(environ: dict[str, str], before: Callable[[], None] = lambda: None) -> Callable[[], None]:
     """For Popen(preexec_fn=…): the child becomes the launcher in this environment instead of starting a program.
