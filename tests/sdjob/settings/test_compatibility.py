@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjob.settings.compatibility import Topology, problems, resolve_precision
+from sdjob.settings.compatibility import Topology, problems, resolve_precision, width
 from tests.support.specs import spec
 
 CPU, OLD_GPU, GPU = Topology("cpu", 1), Topology("cuda", 8, bf16=False), Topology("cuda", 8, bf16=True)
@@ -227,3 +227,8 @@ def test_two_processes_need_a_strategy():
 def test_held_out_images_from_either_place_are_fine():
     assert problems(spec(validation_split=0.1), CPU) == []
     assert problems(spec(validation_data_dir="/held-out"), CPU) == []
+
+
+@pytest.mark.parametrize(("precision", "number"), [("no", 4), ("bf16", 2), ("fp16", 2)])
+def test_bytes_of_a_number(precision, number):
+    assert width(spec(mixed_precision=precision), Topology("cuda", 1)) == number

@@ -10,6 +10,11 @@ def test_a_step_sees_batch_times_accumulation_times_processes():
     assert steps.global_batch(spec(train_batch_size=2, gradient_accumulation_steps=3), 4) == 24
 
 
+def test_a_batch_with_prior_preservation_has_as_many_images_of_the_class():
+    assert steps.images_of_batch(spec(train_batch_size=3)) == 3
+    assert steps.images_of_batch(spec(train_batch_size=3, with_prior_preservation=True)) == 6
+
+
 @pytest.mark.parametrize(
     ("values", "by_epochs"),
     [
