@@ -5,6 +5,7 @@ It is a diffusers folder, or one file in the original layout (single_file.py), w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,6 +201,7 @@ def _with_config(folder: Path, class_name: str, required: Component) -> tuple[Pa
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
     config = read_config(folder / required.config) if required.config else {}
     _check_input_channels(folder, config, required.in_channels)
+    _check_scaling(folder, config)
     return Part(folder, class_name, config), files
 
 
@@ -215,6 +217,14 @@ def _check_input_channels(folder: Path, config: Mapping[str, Any], required: int
             f"has {channels} input channels instead of {required}{what}, which this version does not train"
         )
         raise JobError(bad_input(shown(folder), found, _USE_BASE))
+
+
+def _check_scaling(folder: Path, config: Mapping[str, Any]) -> None:
+    """Latents are multiplied by it, and divided. Raises JobError."""
+    factor = config.get("scaling_factor", 1)
+    if type(factor) not in (int, float) or not 0 < factor < math.inf:
+        found = f"scaling_factor is {shown(str(factor)[:40])}, not a number above 0"
+        raise JobError(bad_input(shown(folder), found, COPY_AGAIN))
 
 
 def _check_is_model_itself(part: Part, files: Sequence[str]) -> None:
@@ -259,11 +269,26 @@ def _schedule_problems(part: Part, architecture: ArchitectureFacts) -> list[Prob
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 < steps <= _MAX_TIMESTEPS:
         what = f"num_train_timesteps is {steps!r}, not a number from 2 to {_MAX_TIMESTEPS:,}"
         found.append(bad_input(subject, what, COPY_AGAIN))
+    elif what := _beta_fault(config, steps):
+        found.append(bad_input(subject, what, COPY_AGAIN))
     curve = config.get("beta_schedule", "linear")
     if curve not in _BETA_SCHEDULES and config.get("trained_betas") is None:
         what = f"beta_schedule is {curve!r}, which is not one of {few(_BETA_SCHEDULES)}"
         found.append(bad_input(subject, what, COPY_AGAIN))
     return found
+
+
+def _beta_fault(config: Mapping[str, Any], steps: int) -> str:
+    """What is wrong with the numbers of a noise schedule; "": nothing."""
+    values = {name: [config.get(name, 0.01)] for name in ("beta_start", "beta_end")}
+    if (betas := config.get("trained_betas")) is not None:
+        if not isinstance(betas, list) or len(betas) != steps:
+            return f"trained_betas is not a list of {steps} numbers (num_train_timesteps)"
+        values = {"trained_betas": betas}
+    for name, each in ((name, each) for name, found in values.items() for each in found):
+        if type(each) not in (int, float) or not 0 < each <= 1:
+            return f"{name} is {shown(str(each)[:40])}, not a number from 0 to 1"
+    return ""
 
 
 def _check_tokenizer(folder: Path, names: Sequence[str]) -> None:

@@ -149,8 +149,11 @@ def disk_space(job: Job) -> list[Finding]:
     closed: dict[Path, Finding] = {}
     for demand in _demands(job):
         existing, volume, free = free_at(demand.folder)
-        if demand.subject == "cache_dir" and existing != demand.folder and not os.access(existing, os.W_OK):
-            found = f"{existing}: {not_writable(existing)}"
+        is_open = existing.is_dir() and (existing == demand.folder or os.access(existing, os.W_OK))
+        if demand.subject == "cache_dir" and not is_open:
+            found = (
+                f"{existing}: {not_writable(existing)}" if existing.is_dir() else f"{existing} is no folder"
+            )
             remedy = (
                 "Set cache_dir to a writable folder, or leave it empty: the caches are then in OUTPUT_DIR."
             )

@@ -20,17 +20,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def separate_from_inputs(job: Job) -> list[Problem]:
-    """Refuse results among the inputs: the next run would take them for a second model, or for images."""
-    output = Path(os.path.realpath(job.mounts.output))  # of a loop it raises nothing
+    """Refuse results and caches among the inputs: the next run would take them for a second model, or for images."""
+    written = [("OUTPUT_DIR", job.mounts.output)]
+    written += [("cache_dir", Path(job.spec.cache_dir).expanduser())] if job.spec.cache_dir else []
     inputs = (("MODEL_DIR", job.mounts.model), ("DATASET_DIR", job.mounts.dataset))
     return [
         bad_setting(
-            "OUTPUT_DIR",
-            f"{job.mounts.output} is {variable} or is in it ({folder})",
-            "Set OUTPUT_DIR to a folder outside the model and the dataset, such as /output.",
+            setting,
+            f"{path} is {variable} or is in it ({folder})",
+            f"Set {setting} to a folder outside the model and the dataset, such as /output.",
         )
+        for setting, path in written
         for variable, folder in inputs
-        if output.is_relative_to(os.path.realpath(folder))
+        if Path(os.path.realpath(path)).is_relative_to(
+            os.path.realpath(folder)
+        )  # of a loop it raises nothing
     ]
 
 

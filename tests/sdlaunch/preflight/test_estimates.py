@@ -168,3 +168,9 @@ def test_a_cache_dir_that_cannot_be_written_is_named_with_its_owner(workspace, t
     (problem,) = prepare(workspace, **cached).problems
     assert (problem.code, problem.subject) == (73, "cache_dir")
     assert f"not writable by user {os.getuid()}" in problem.found
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/etc/passwd/below"])
+def test_a_cache_dir_that_is_no_folder_is_73(workspace, path):
+    (problem,) = prepare(workspace, cache_dir=path, cache_latents="disk", center_crop="1").problems
+    assert (problem.code, problem.subject) == (73, "cache_dir") and "is no folder" in problem.found

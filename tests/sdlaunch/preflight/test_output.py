@@ -94,3 +94,10 @@ def test_a_full_volume_is_73(workspace, tmpfs):
     volume = tmpfs("64k")
     (volume / "filler").write_bytes(bytes(65536))
     assert {code for _, code in found(prepare(workspace, OUTPUT_DIR=str(volume)))} == {73}
+
+
+@pytest.mark.parametrize("setting", ["OUTPUT_DIR", "cache_dir"])
+def test_nothing_is_written_into_the_inputs(workspace, setting):
+    job = prepare(workspace)
+    inside = f"{job.mounts['DATASET_DIR']['path']}/new"
+    assert found(prepare(workspace, **{setting: inside})) == [(setting, 64)]
