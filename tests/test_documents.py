@@ -97,6 +97,23 @@ def test_headings_commands_and_tables_are_in_step(path):
     assert commands(path) == commands(other)
 
 
+@pytest.mark.parametrize("path", ENGLISH, ids=name)
+def test_every_section_names_the_same_in_both_languages(path):
+    """A setting, value or file that one of them has gained or lost."""
+
+    def named(text: str) -> list[set[str]]:
+        without_blocks = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        sections = re.split(r"^#+ .*$", without_blocks, flags=re.MULTILINE)
+        return [set(re.findall(r"`([^`\n]+)`", section)) for section in sections]
+
+    english, translated = (
+        named(each.read_text(encoding="utf-8")) for each in (path, path.with_suffix(".zh-CN.md"))
+    )
+    assert [section ^ other for section, other in zip(english, translated, strict=True)] == [set()] * len(
+        english
+    )
+
+
 @pytest.mark.parametrize("path", BOTH, ids=name)
 def test_links_lead_to_files_and_headings(path):
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
