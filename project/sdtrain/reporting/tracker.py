@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,10 +81,46 @@ def tracker(
     with ExitStack() as stack:
         writers: list[Writer] = [stack.enter_context(closing(MetricsFile(layout.metrics, first_step)))]
         if {"tensorboard", "all"} & {*spec.report_to}:
-            board = TensorBoard(layout.tensorboard, first_step, hyperparameters(spec))
-            writers.append(stack.enter_context(closing(board)))
+            make_folder(layout.tensorboard, layout.root)
+            board = partial(TensorBoard, layout.tensorboard, first_step, hyperparameters(spec))
+            writers.append(stack.enter_context(closing(Later(board))))
         writers += [stack.enter_context(closing(each)) for each in connected(spec, layout, say)]
         yield Tracker(tuple(writers), stack.enter_context(closing(EventsFile(layout))))
+
+
+class Later:
+    """Opens a writer at the first metrics, since its import takes long; images and texts wait until then."""
+
+    def __init__(self, opening: Callable[[], Writer]) -> None:
+        self._opening = opening
+        self._writer: Writer | None = None
+        self._waiting: list[Callable[[Writer], None]] = []
+
+    def _opened(self) -> Writer:
+        if self._writer is None:
+            self._writer = self._opening()
+            for write in self._waiting:
+                write(self._writer)
+            self._waiting.clear()
+        return self._writer
+
+    def _add(self, write: Callable[[Writer], None]) -> None:
+        write(self._writer) if self._writer else self._waiting.append(write)
+
+    def log(self, metrics: StepMetrics) -> None:
+        self._opened().log(metrics)
+
+    def image(self, tag: str, image: Image.Image, step: int) -> None:
+        self._add(lambda writer: writer.image(tag, image, step))
+
+    def text(self, tag: str, text: str) -> None:
+        self._add(lambda writer: writer.text(tag, text))
+
+    def flush(self) -> None:
+        self._opened().flush()
+
+    def close(self) -> None:
+        self._opened().close()
 
 
 class TensorBoard:

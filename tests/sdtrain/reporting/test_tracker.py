@@ -42,8 +42,11 @@ def test_images_and_texts(tmp_path):
     layout = OutputLayout(tmp_path)
     with tracker(layout, 0, writing=True) as tracking:
         tracking.image("validation", Image.new("RGB", (4, 4)), 2)
+        assert not list(layout.tensorboard.iterdir())  # TensorBoard is imported for the first metrics
+        tracking.log(StepMetrics(1, loss=1.0))
         tracking.text("settings", "--seed=7")
-    tags = EventAccumulator(str(layout.tensorboard)).Reload().Tags()
+        (file,) = layout.tensorboard.iterdir()
+    tags = EventAccumulator(str(file)).Reload().Tags()
     assert (tags["images"], tags["tensors"]) == (
         ["validation"],
         ["custom_scalars__config__", "settings/text_summary"],
