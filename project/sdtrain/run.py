@@ -172,6 +172,7 @@ def _announcement(training: Training, first: int) -> str:
 def _finish(training: Training, model: PipelineFolder, outcome: Outcome) -> None:
     """Export first, then generate the last images and write the report. Collective."""
     spec, world, layout = training.spec, training.world, training.context.layout
+    training.strategy.finish()
     weights = training.strategy.full_state(training.final_weights)
     if world.is_main:
         layout.make(layout.checkpoint)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image
 
 from sdjob.formatting import visible
@@ -168,7 +168,14 @@ class TensorBoard:
         self.flush()
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        self._write(step, summary=self._summary.image(tag, np.asarray(image), dataformats="HWC"))
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        encoded = BytesIO()
+        image.save(encoded, "PNG")
+        size = {"height": image.height, "width": image.width, "colorspace": len(image.getbands())}
+        # PyTorch's function would compute in fp32.
+        shown = Summary.Image(encoded_image_string=encoded.getvalue(), **size)
+        self._write(step, summary=Summary(value=[Summary.Value(tag=tag, image=shown)]))
 
     def text(self, tag: str, text: str) -> None:
         # A path may hold bytes that are not UTF-8.

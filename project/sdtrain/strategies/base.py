@@ -82,6 +82,9 @@ class Strategy(Protocol):
     def discard(self) -> None:
         """Reset the gradients of a step that is skipped."""
 
+    def finish(self) -> None:
+        """Free gradients and optimizer state, where they are this project's: no step follows."""
+
     def masters(self) -> dict[str, torch.Tensor]:
         """This rank's shard of the trainable weights by name, fp32: the tensors that the optimizer updates."""
 

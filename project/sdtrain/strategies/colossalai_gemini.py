@@ -108,6 +108,9 @@ class Gemini:
         model: Any = self.model
         model.chunk_manager.accumulating_grads = False
 
+    def finish(self) -> None:
+        pass  # they are the Booster's
+
     def masters(self) -> dict[str, torch.Tensor]:
         """Looked up each time: Gemini moves chunks between devices."""
         empty = torch.empty(0, device=self._device)

@@ -80,6 +80,9 @@ class LowLevelZero:
     def discard(self) -> None:
         self._optimizer.zero_grad()
 
+    def finish(self) -> None:
+        pass  # they are the Booster's
+
     def masters(self) -> dict[str, torch.Tensor]:
         return self._unpadded(self._masters)
 

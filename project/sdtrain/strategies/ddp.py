@@ -105,6 +105,11 @@ class Native:
     def discard(self) -> None:
         self._gradients.reset()
 
+    def finish(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self._gradients.free()
+        del self._update
+
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: flat.master for name, flat in self._flats.items()}
 

@@ -96,6 +96,10 @@ class Gradients:
             bucket.reset()
         self._sent = 0
 
+    def free(self) -> None:
+        """Free the memory of the gradients; no pass follows."""
+        self._buckets.clear()
+
 
 class _Gradient:
     """The gradient of a bucket: one flat fp32 tensor.

@@ -109,6 +109,10 @@ class Fsdp:
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 
+    def finish(self) -> None:
+        self.discard()
+        self._optimizer.state.clear()
+
     def masters(self) -> dict[str, torch.Tensor]:
         return {name: _local(p) for name, p in self._trained.items()}
 

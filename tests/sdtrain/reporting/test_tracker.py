@@ -1,6 +1,7 @@
 """The trackers of a run: the same metrics in metrics.jsonl and in TensorBoard."""
 
 from dataclasses import fields
+from io import BytesIO
 
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -41,12 +42,16 @@ def test_the_tags_that_others_read():
 def test_images_and_texts(tmp_path):
     layout = OutputLayout(tmp_path)
     with tracker(layout, 0, writing=True) as tracking:
-        tracking.image("validation", Image.new("RGB", (4, 4)), 2)
+        tracking.image("validation", Image.new("RGB", (4, 3), (7, 8, 9)), 2)
         assert not list(layout.tensorboard.iterdir())  # TensorBoard is imported for the first metrics
         tracking.log(StepMetrics(1, loss=1.0))
         tracking.text("settings", "--seed=7")
         (file,) = layout.tensorboard.iterdir()
-    tags = EventAccumulator(str(file)).Reload().Tags()
+    events = EventAccumulator(str(file)).Reload()
+    tags = events.Tags()
+    (shown,) = events.Images("validation")
+    assert (shown.step, shown.width, shown.height) == (2, 4, 3)
+    assert Image.open(BytesIO(shown.encoded_image_string)).getpixel((1, 1)) == (7, 8, 9)
     assert (tags["images"], tags["tensors"]) == (
         ["validation"],
         ["custom_scalars__config__", "settings/text_summary"],

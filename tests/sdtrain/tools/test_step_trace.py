@@ -39,8 +39,7 @@ def test_a_step_of_stable_diffusion_1_stays_within_its_budgets(found):
     update = found.total("update")
     assert passes.flops == pytest.approx(images * 2.470e12, rel=1e-3)
     assert passes.count - collecting.count <= 1_850
-    # 7.65e9 in PyTorch's own layout; weights of convolutions in channels_last cost copies until they are compiled.
-    assert (passes.moved - collecting.moved) / images <= 7.75e9
+    assert (passes.moved - collecting.moved) / images <= 7.7e9
     assert found.saved / images <= 0.95e9
     assert update.count <= 100  # a CPU has more and smaller buckets than a GPU
     assert (update.moved + collecting.moved) / 859_520_964 <= 68  # bytes for each parameter
