@@ -191,6 +191,6 @@ def _file_defect(path: Path, name: str, size: int, digest: str, *, hashes: bool)
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

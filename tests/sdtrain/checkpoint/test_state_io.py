@@ -1,4 +1,4 @@
-"""Sharded checkpoints: their source is not trusted, so reading one runs no code."""
+"""Checkpoints in both forms. The source of sharded ones is not trusted, so reading one runs no code."""
 
 import io
 import os
@@ -7,6 +7,7 @@ from pathlib import PosixPath
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sdjob.output.checkpoint_files import MODEL, OPTIMIZER
 from sdjob.problems import JobError
@@ -65,3 +66,19 @@ def test_a_failure_of_the_storage_stays_one(tmp_path):
     (tmp_path / OPTIMIZER).unlink()
     with pytest.raises(FileNotFoundError):
         state_io.load(tmp_path, TABLES, RANGES)
+
+
+def test_weights_are_a_file_of_safetensors_whatever_their_layout(tmp_path):
+    image = torch.randn(2, 3, 4, 5)
+    master = {
+        "a bias": torch.randn(7),
+        "convolution": image.to(memory_format=torch.channels_last),
+        "slice": torch.randn(9, 9)[1:, ::2],
+        "number": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+    }
+    state_io.save_whole(tmp_path, master, {"number": torch.tensor(3.5)}, {}, {})
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == master.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in master.items())
+    assert load_file(tmp_path / "ema.safetensors") == {"number": torch.tensor(3.5)}
