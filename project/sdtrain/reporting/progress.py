@@ -10,6 +10,7 @@ from datetime import timedelta
 from sdjob import protocol
 from sdjob.formatting import visible
 from sdtrain.reporting.metrics import RunningMean
+from sdtrain.runtime import heartbeat
 from sdtrain.runtime.heartbeat import Pulse
 
 MANY = 5000  # images; fewer are looked at before anyone could read a line
@@ -25,9 +26,16 @@ class Progress:
     def __init__(
         self, stage: str, total: int, *, done: int = 0, shown: bool = True, steps: bool = False
     ) -> None:
-        """`steps`: what is counted are optimizer steps, for the heartbeat."""
+        """Name the stage, since the first of what it counts may take long, unless nothing is to be done. `steps`: what is
+        counted are optimizer steps, for the heartbeat; another line has named these."""
         self._stage, self._total, self._steps = stage, total, steps
         self._pulse, self._pace = Pulse(stage), _Pace(total, done) if shown else None
+        if done < total:
+            Pulse(stage)(
+                None, done, total
+            )  # one of its own, so that the first heartbeat of the work is not held back
+            if shown and not steps:
+                heartbeat.name(stage)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ def printed(capsys) -> str:
 
 
 def test_lines(clock, capsys):
-    shown = Progress("train", 100)
+    shown = Progress("train", 100, steps=True)
     for done in range(1, 101):
         clock[0] += 0.5
         shown.show(done, f"loss {done}")
@@ -41,14 +41,14 @@ def test_lines(clock, capsys):
 
 
 def test_a_resumed_run_measures_its_own_steps(clock, capsys):
-    shown = Progress("train", 100, done=90)
+    shown = Progress("train", 100, done=90, steps=True)
     clock[0] += 5
     shown.show(95)
     assert printed(capsys) == "train   95/100  1.0 it/s  eta 0:00:05\n"
 
 
 def test_slow_steps_are_shown_in_seconds_each(clock, capsys):
-    shown = Progress("train", 4)
+    shown = Progress("train", 4, steps=True)
     for done in (1, 2):
         clock[0] += 40
         shown.show(done)
@@ -56,7 +56,7 @@ def test_slow_steps_are_shown_in_seconds_each(clock, capsys):
 
 
 def test_the_rate_forgets_the_first_step_and_slow_steps_long_ago(clock, capsys):
-    shown = Progress("train", 1000)
+    shown = Progress("train", 1000, steps=True)
     for done in range(1, 601):
         clock[0] += 90 if done == 1 else 1 if done <= 200 else 0.5
         shown.show(done)
@@ -68,7 +68,7 @@ def test_the_rate_forgets_the_first_step_and_slow_steps_long_ago(clock, capsys):
 
 def test_the_rate_is_a_running_mean_over_lines(clock, capsys):
     """After 5 steps in 5 s, 10 in 5 s: (0.3 * 10 + 0.7 * 0.3 * 5) / (0.3 + 0.7 * 0.3) / 5 = 1.59."""
-    shown = Progress("train", 100)
+    shown = Progress("train", 100, steps=True)
     for done in (1, 6, 16):
         clock[0] += 5
         shown.show(done)
@@ -76,7 +76,7 @@ def test_the_rate_is_a_running_mean_over_lines(clock, capsys):
 
 
 def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
-    shown = Progress("train", 20)
+    shown = Progress("train", 20, steps=True)
     for done in range(1, 11):
         clock[0] += 1
         shown.show(done)
@@ -87,7 +87,7 @@ def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
 
 
 def test_lines_become_fewer_with_the_hours(clock, capsys):
-    shown = Progress("train", 8 * 3600)
+    shown = Progress("train", 8 * 3600, steps=True)
     for done in range(1, 8 * 3600 + 1):
         clock[0] += 1
         shown.show(done)
@@ -101,11 +101,11 @@ def test_work_that_has_not_advanced_has_no_rate(clock, capsys):
     shown = Progress("images", 4)
     clock[0] += 1
     shown.show(0)
-    assert printed(capsys) == "images    0/4  ? it/s  eta ?\n"
+    assert printed(capsys) == "images\nimages    0/4  ? it/s  eta ?\n"
 
 
 def test_other_ranks_are_silent(clock, capsys):
-    shown = Progress("train", 2, shown=False)
+    shown = Progress("train", 2, shown=False, steps=True)
     shown.show(1)
     shown.show(2)
     printed = capsys.readouterr()
@@ -116,7 +116,9 @@ def test_heartbeats_tell_the_stage_and_keep_the_last_step(tmp_path, monkeypatch,
     for name, value in Channel(tmp_path, tmp_path / "stop").environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "1")
-    Progress("train", 100, shown=False, steps=True).show(41)
+    shown = Progress("train", 100, done=40, shown=False, steps=True)
+    assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "train", None, 40, 100)
+    shown.show(41)
     assert Heartbeat.read(tmp_path, 1) == Heartbeat(os.getpid(), "train", 41, 41, 100)
     shown = Progress("class images", 9)
     clock[0] += 6
