@@ -26,14 +26,14 @@ class Progress:
     def __init__(
         self, stage: str, total: int, *, done: int = 0, shown: bool = True, steps: bool = False
     ) -> None:
-        """Name the stage, since the first of what it counts may take long, unless nothing is to be done. `steps`: what is
-        counted are optimizer steps, for the heartbeat; another line has named these."""
+        """Name the stage at once, since the first of what it counts may take long, unless nothing is to be done.
+
+        `steps`: what is counted are optimizer steps, for the heartbeat; another line has named these.
+        """
         self._stage, self._total, self._steps = stage, total, steps
         self._pulse, self._pace = Pulse(stage), _Pace(total, done) if shown else None
         if done < total:
-            Pulse(stage)(
-                None, done, total
-            )  # one of its own, so that the first heartbeat of the work is not held back
+            Pulse(stage)(None, done, total)  # of its own: the first one of the work is not held back
             if shown and not steps:
                 heartbeat.name(stage)
 
