@@ -128,10 +128,8 @@ def _nvidia(environ: Mapping[str, str], root: Path, query: Callable[[], nvml.Dri
     except nvml.Unavailable as error:
         reason, remedy = str(error), error.remedy
     except NoAnswer:
-        reason, remedy = (
-            f"the driver did not answer within {_DRIVER_TIMEOUT:g} s",
-            "Reset the GPU or reboot the host.",
-        )
+        reason = f"the driver did not answer within {_DRIVER_TIMEOUT:g} s"
+        remedy = "Reset the GPU or reboot the host."
     if nodes := _matching(root / "dev", _NVIDIA_NODE):
         visible, seen = _visible(nodes, environ), Seen(counted(nodes, "NVIDIA device"))
         if not visible:
@@ -155,19 +153,12 @@ def _amd(environ: Mapping[str, str], root: Path) -> Seen | None:
 
 def _sign(root: Path) -> Seen | None:
     """An accelerator that the machine has and this process cannot reach."""
-    give = "Give the container its devices (docker run --gpus all; a limit of nvidia.com/gpu in Kubernetes)"
+    what = "an NVIDIA GPU"
+    remedy = "Give the container its devices (docker run --gpus all; a limit of nvidia.com/gpu in Kubernetes)"
     if (root / "dev/nvidiactl").exists() or (root / "proc/driver/nvidia/version").exists():
-        what, found, remedy = (
-            "an NVIDIA GPU",
-            "the host has NVIDIA's driver, and there is no /dev/nvidia0",
-            give,
-        )
+        found = "the host has NVIDIA's driver, and there is no /dev/nvidia0"
     elif _has_pci_gpu(root):
-        what, found, remedy = (
-            "an NVIDIA GPU",
-            "it is on the PCI bus, without a driver",
-            f"Install the driver. {give}",
-        )
+        found, remedy = "it is on the PCI bus, without a driver", f"Install the driver. {remedy}"
     elif (root / "dev/kfd").exists():
         what, found = "an AMD GPU", "there is /dev/kfd, and no /dev/dri/renderD*"
         remedy = "Give the container both (docker run --device=/dev/kfd --device=/dev/dri)"

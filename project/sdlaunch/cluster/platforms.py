@@ -245,10 +245,8 @@ def _slurm(environ: Environ) -> Claim:
     tasks = environ.get("SLURM_NTASKS_PER_NODE") or environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
     count = re.match(r"\d+", tasks)
     if count and int(count[0]) > 1:
-        found, remedy = (
-            f"{tasks} launchers on this node",
-            "Start one launcher per node, with --ntasks-per-node=1",
-        )
+        found = f"{tasks} launchers on this node"
+        remedy = "Start one launcher per node, with --ntasks-per-node=1"
         return Claim(refused=_one_per_process(found, "SLURM_NTASKS_PER_NODE", remedy))
     first = _first_slurm_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
     return Claim(

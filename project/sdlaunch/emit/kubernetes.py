@@ -85,11 +85,7 @@ def _pod(task: Task) -> dict[str, Any]:
         index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
         job = {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}
         nodes = {"NNODES": str(task.nodes), "MASTER_ADDR": f"{NAME}-0.{NAME}", "MASTER_PORT": str(_PORT)}
-        named = (
-            {"NODE_RANK": index}
-            if "rendezvous_id" in task.env
-            else {"rendezvous_id": job, "NODE_RANK": index}
-        )
+        named = ({} if "rendezvous_id" in task.env else {"rendezvous_id": job}) | {"NODE_RANK": index}
         env += _env(nodes)
         env += [{"name": name, "valueFrom": {"fieldRef": field}} for name, field in named.items()]
     container = {
