@@ -30,10 +30,10 @@ def asked(monkeypatch):
     calls = []
 
     def install(**answer):
-        def run(command, **options):
-            calls.append(command)
+        def run(args, **options):
+            calls.append(args)
             answered = {"count": 0, "bf16": False, "memory": 0, "why": "", **answer}
-            return subprocess.CompletedProcess(command, 0, stdout=json.dumps(answered))
+            return subprocess.CompletedProcess(args, 0, stdout=json.dumps(answered))
 
         monkeypatch.setattr(subprocess, "run", run)
         return calls
