@@ -9,7 +9,7 @@ from tests.support.worker import environment
 LATER = """
 import json, sys
 import sdtrain.run
-names = ("diffusers.pipelines.stable_diffusion", "tensorboard", "torch.utils.tensorboard", "pandas")
+names = ("diffusers.pipelines.stable_diffusion", "tensorboard", "torch.utils.tensorboard", "pandas", "datasets")
 print(json.dumps([name for name in names if name in sys.modules]))
 """
 
