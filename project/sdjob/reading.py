@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import select
 import stat
@@ -21,6 +22,8 @@ LARGEST = (
 TEXT = 256 << 20  # of one with a line for each image
 _LARGEST_YAML = 256 << 10  # characters, which take PyYAML seconds and a hundred times their memory
 MESSAGE = 16 << 20  # of one that this project has written, or that holds settings
+# What a value of JSON raises where it is not what this project has written; the last for infinity and huge numbers.
+NOT_AS_WRITTEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 PATIENCE = 5.0  # seconds for a pipe with settings, as of a shell's <(…)
 _BLOCK = 1 << 20
 
@@ -62,12 +65,22 @@ def _read(descriptor: int, path: Path, limit: int, until: float) -> bytes:
             raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB", str(path))
 
 
-def json_of(text: str | bytes) -> Any:
-    """The value that JSON describes. Raises ValueError, also where it is nested deeper than its reader goes."""
+def json_of(text: str | bytes, *, finite: bool = False) -> Any:
+    """The value that JSON describes. Raises ValueError, also where it is nested deeper than its reader goes.
+
+    `finite`: numbers that are not, or are too large to be, are None.
+    """
     try:
+        if finite:
+            return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def toml_of(text: str) -> dict[str, Any]:

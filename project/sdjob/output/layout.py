@@ -145,7 +145,7 @@ def defect_of(folder: Path, *, hashes: bool) -> str | None:
         recorded = {name: (int(values["bytes"]), str(values["sha256"])) for name, values in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the save did not finish"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (OSError, *reading.NOT_AS_WRITTEN) as error:
         return f"{MANIFEST} cannot be read ({error})"
     missing = [] if STATE in recorded else [STATE]
     missing += [] if any(_is_weights(name) for name in recorded) else ["weights"]

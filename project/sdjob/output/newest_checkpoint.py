@@ -99,7 +99,7 @@ def is_finished(spec: RunSpec, layout: OutputLayout, step: int) -> bool:
 def _reported_steps(report: Path) -> int:
     try:
         return int(reading.json_of(reading.content(report, reading.MESSAGE))["steps"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # the last: of infinity
+    except (OSError, *reading.NOT_AS_WRITTEN):
         return 0
 
 

@@ -74,13 +74,15 @@ class Curves:
         """Add the complete lines of a block; whether there may be more."""
         end = block.rfind(b"\n") + 1
         for line in block[:end].splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(*reading.NOT_AS_WRITTEN):
                 self._add(reading.json_of(line[:_LONGEST]))
         self._offset += end or (len(block) if len(block) == _BLOCK else 0)
         return len(block) == _BLOCK
 
     def _add(self, values: dict[str, Any]) -> None:
         step, time = int(values["step"]), float(values.get("time", 0.0))
+        if not math.isfinite(time):
+            raise ValueError
         numbers = {
             name: (float(value), 1)
             for name, value in values.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -134,14 +135,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     with contextlib.suppress(OSError):
         for line in reading.content(path, reading.MESSAGE).splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(*reading.NOT_AS_WRITTEN):
                 values = reading.json_of(line)
                 step, at = values.get("step"), float(values["time"])
                 lines.append(
                     {
                         "kind": str(values["kind"])[:40],
                         "step": None if step is None else int(step),
-                        "time": at,
+                        "time": at if math.isfinite(at) else 0.0,
                         "text": str(values.get("text", ""))[:_TEXT],
                     }
                 )
@@ -260,7 +261,7 @@ def _list(value: Any) -> Sequence[Any]:
 
 def _value(path: Path) -> Any:
     with contextlib.suppress(OSError, ValueError):
-        return reading.json_of(reading.content(path, reading.MESSAGE))
+        return reading.json_of(reading.content(path, reading.MESSAGE), finite=True)
     return None
 
 

@@ -91,7 +91,7 @@ class DiskCache:
             for key, entry in entries.items()
             for part, tensor in entry.items()
         }
-        writing.make_folder(self.folder, self.folder)
+        writing.make_folder(self.folder, self.folder.parent)
         with writing.replacing(self.folder / name) as temporary:
             save_file(tensors, temporary)
         return dict.fromkeys(entries, name)

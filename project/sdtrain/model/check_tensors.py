@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from sdjob.files import few, shown
 from sdjob.model.key_names import current_name
 from sdjob.model.pipeline import PipelineFolder, find_of
-from sdjob.model.weights import COPY_AGAIN, Part
+from sdjob.model.weights import COPY_AGAIN, ITEM_SIZE, Part
 from sdjob.problems import JobError, Problem, bad_input
 from sdjob.settings import flags
 from sdtrain.architectures import ARCHITECTURES
@@ -126,6 +126,10 @@ def _of_part(model: PipelineFolder, name: str, part: Part) -> Iterator[Problem |
         more = f" ({len(wrong) - 1} more tensors differ)" if len(wrong) > 1 else ""
         found = f"{first} is {list(tensors[first].shape)}; {asks} asks for {list(expected[first])}{more}"
         yield bad_input(shown(tensors[first].file), found, remedy)
+    foreign = [key for key in expected if key in tensors and tensors[key].dtype not in ITEM_SIZE]
+    if foreign:
+        found = f"{foreign[0]} has values of the type {shown(tensors[foreign[0]].dtype)}, which is not read"
+        yield bad_input(shown(tensors[foreign[0]].file), found, remedy)
     if unknown and not (missing or wrong or model.single):
         ignored = (
             f"{len(unknown)} tensors that config.json does not ask for are ignored, such as {few(unknown, 2)}"

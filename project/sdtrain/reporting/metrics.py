@@ -44,6 +44,8 @@ class StepMetrics:
 
 
 _METRICS = {each.name: each.metadata for each in fields(StepMetrics) if each.metadata}
+_FIELDS = frozenset(each.name for each in fields(StepMetrics))
+_LONGEST_LINE = 1 << 16  # bytes
 TAGS: dict[str, str] = {name: row["tag"] for name, row in _METRICS.items()}
 VALIDATION = tuple(name for name in _METRICS if name.startswith("validation_"))  # keys of report.json too
 
@@ -96,22 +98,33 @@ class MetricsFile:
 def read(path: Path) -> list[StepMetrics]:
     """The metrics of each step, in order; none without a file.
 
-    A line supersedes those of later steps above it, which a resumed run repeats. Incomplete lines are skipped.
+    A line supersedes those of later steps above it, which a resumed run repeats. Lines that are incomplete, or that no
+    run writes, are skipped. Raises OSError.
     """
     if not path.exists():
         return []
     steps: dict[int, dict[str, Any]] = {}
-    names = {each.name for each in fields(StepMetrics)}
-    for line in reading.content(path).decode("ascii", "replace").splitlines():
-        try:
-            values = {name: value for name, value in reading.json_of(line).items() if name in names}
+    with reading.opened(path) as file:
+        while line := file.readline(_LONGEST_LINE):
+            values = _values_of(line)
+            if "step" not in values:
+                continue
             step = values["step"]
-        except (ValueError, KeyError, AttributeError):
-            continue
-        while steps and next(reversed(steps)) > step:
-            steps.popitem()
-        steps[step] = {**steps.get(step, {}), **values}
+            while steps and next(reversed(steps)) > step:
+                steps.popitem()
+            steps[step] = {**steps.get(step, {}), **values}
     return [StepMetrics(**values) for values in steps.values()]
+
+
+def _values_of(line: bytes) -> dict[str, Any]:
+    """The metrics in a line; nothing where it is none."""
+    try:
+        values = reading.json_of(line)
+    except ValueError:
+        return {}
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return {}
+    return {name: value for name, value in values.items() if name in _FIELDS and type(value) in (int, float)}
 
 
 def _is_known(value: float | None) -> bool:

@@ -82,6 +82,23 @@ def test_damaged_lines_are_left_out(metrics):
     assert read.columns()["loss"] == [0.5]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1e400, "loss": 1}',
+        '{"step": 2, "loss": 1%s}' % ("0" * 400),
+        '{"step": 2, "time": 1e400, "loss": 1}',
+    ],
+)
+def test_numbers_without_bound_are_left_out(metrics, line):
+    lines(metrics, at(1, loss=0.5))
+    with metrics.open("a") as file:
+        file.write(line + "\n")
+    read = Curves(metrics)
+    read.update()
+    assert read.columns() == {"step": [1], "time": [101.0], "loss": [0.5]}
+
+
 def test_a_long_run_has_a_bounded_number_of_points_which_are_means(metrics, monkeypatch):
     monkeypatch.setattr(curves, "POINTS", 4)
     lines(metrics, *(at(step, loss=float(step)) for step in range(1, 18)))

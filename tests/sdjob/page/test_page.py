@@ -53,6 +53,13 @@ def test_damaged_files_count_as_empty(layout, content):
     assert collected(layout, alive=Alive("load", 1.0))["state"] == "running"
 
 
+def test_numbers_that_are_none_are_not_shown(layout):
+    layout.report.write_text('{"steps": NaN, "images_per_second": 1e400, "final_loss": [-Infinity]}')
+    layout.events.write_text('{"kind": "skip", "step": 1e400, "time": 1}\n{"kind": "skip", "time": 1e400}\n')
+    page.write(layout, collected(layout))
+    assert not re.search("NaN|Infinity", layout.page_data.read_text())
+
+
 def test_states(layout):
     layout.report.write_text(json.dumps({"steps": 3}))
     assert collected(layout)["state"] == "finished"

@@ -43,6 +43,15 @@ def caches(folder: Path) -> list[Cache]:
     return [MemoryCache(), DiskCache(folder)]
 
 
+def test_a_link_in_the_place_of_its_folder_is_not_written_through(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "latents").symlink_to(tmp_path / "mine")
+    with pytest.raises(JobError) as caught:
+        filled(DiskCache(tmp_path / "latents"))
+    assert caught.value.code == 73 and "is a link" in str(caught.value)
+    assert not list((tmp_path / "mine").iterdir())
+
+
 def test_each_entry_is_made_once(tmp_path, capsys):
     for cache in caches(tmp_path):
         assert sorted(filled(cache)) == sorted(set(KEYS))

@@ -68,6 +68,13 @@ def test_a_shape_that_the_config_does_not_say(folder, part, key, value, tensor, 
     assert "config.json and weights of the same model" in problem.remedy
 
 
+def test_a_type_that_is_not_read(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"F16"', b'"X16"'))
+    assert "has values of the type X16, which is not read" in only(folder).found
+
+
 def test_missing_tensors(folder):
     tensors = tiny_tensors("unet")
     kept = {name: shape for name, shape in tensors.items() if not name.startswith("up_blocks.1.")}

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from sdjob import reading
 from sdtrain.reporting.metrics import (
     TAGS,
     VALIDATION,
@@ -49,6 +50,26 @@ def test_training_and_validation_metrics_of_a_step_are_read_as_one(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, 0, StepMetrics(5, loss=0.5), StepMetrics(5, validation_loss=0.75, time=9.0))
     assert read(path)[1:] == [StepMetrics(5, loss=0.5, validation_loss=0.75, time=9.0)]
+
+
+def test_lines_that_no_run_writes_are_skipped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, StepMetrics(5, loss=0.5, time=9.0))
+    with path.open("a") as file:
+        file.write(
+            '{"step": "6"}\n{"step": 1e400}\n[]\n'
+            + "[" * 100_000
+            + '\n{"step": 7, "loss": "x", "time": 9.0}\n'
+        )
+    assert read(path)[1:] == [StepMetrics(5, loss=0.5, time=9.0), StepMetrics(7, time=9.0)]
+
+
+def test_the_file_of_a_long_run_is_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    os.truncate(path, reading.LARGEST + 1)
+    write(path, 0, StepMetrics(5, loss=0.5, time=9.0))
+    assert read(path)[-1] == StepMetrics(5, loss=0.5, time=9.0)
 
 
 def test_a_resumed_run_supersedes_the_steps_after_its_checkpoint(tmp_path):
