@@ -208,7 +208,7 @@ def test_the_command_prints_json(folder, capsys):
     assert found["warnings"] == []
 
 
-@pytest.mark.parametrize("values", [{"beta_start": "x"}, {"trained_betas": "x"}])
+@pytest.mark.parametrize("values", [{"beta_schedule": "laplace"}, {"beta_schedule": "sigmoid"}])
 def test_a_scheduler_config_of_which_no_schedule_can_be_built(folder, values):
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "DDIMScheduler", **values}))
