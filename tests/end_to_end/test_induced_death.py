@@ -4,6 +4,7 @@ Tests of the table of outcomes too, and of what makes a cell wrong.
 """
 
 import dataclasses
+import importlib
 import os
 import shutil
 import subprocess
@@ -63,6 +64,12 @@ def test_a_job_that_is_ended_gives_the_undisturbed_result_in_the_end(inputs, tmp
 def test_everything_that_can_end_a_job(inputs, tmp_path, wanted, phase):
     for cause in set(phase.causes()) - set(CALLS):  # these need a program that begins with them
         assert_survived(inputs, tmp_path, wanted, phase, cause)
+
+
+def test_the_function_of_every_phase_is_there():
+    for phase in PHASES:
+        module, _, name = phase.place.function.partition(":")
+        assert callable(getattr(importlib.import_module(module), name)), phase.name
 
 
 GOOD = Outcome(75, "", 1.25, 0, 0, "resuming from /output/checkpoint/checkpoint-000002", True)
