@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from sdjob import reading
 from tests.sdlaunch.workspace import clean_environment, make_workspace
 from tests.support import hostile
 
-SECONDS = 60.0
+SECONDS = 60.0  # of a processor, since the machine may do other things too
 SETTINGS, INPUT, HARMLESS = {64}, {66}, {0}
 
 KINDS = {
@@ -61,7 +62,7 @@ KINDS = {
     hostile.huge_captions: INPUT,
     hostile.links_to_themselves: INPUT,
     hostile.many_folders: INPUT,
-    hostile.million_files: INPUT,
+    hostile.many_files: INPUT,
     hostile.image_bomb: INPUT,
     hostile.image_of_many_pixels: HARMLESS,
     hostile.huge_image_files: INPUT,
@@ -70,7 +71,7 @@ KINDS = {
     hostile.huge_checkpoint: HARMLESS,
     hostile.metrics_of_empty_lines: HARMLESS,
 }
-LONG = {hostile.million_files, hostile.metadata_of_empty_lines}  # that take some ten seconds
+LONG = {hostile.many_files, hostile.metadata_of_empty_lines}  # that take some ten seconds
 
 
 def memory_of(pid: int) -> int:
@@ -108,18 +109,21 @@ def test_a_plan_takes_bounded_memory_and_time(tmp_path, monkeypatch, make):
     monkeypatch.setattr(reading, "PATIENCE", 0.2)
     workspace = make_workspace(tmp_path)
     environ = clean_environment(**workspace, **make(tmp_path))
-    idle, begin, peak = psutil.Process().memory_info().rss, time.monotonic(), 0
+    idle, begin, before, peak = psutil.Process().memory_info().rss, time.monotonic(), os.times(), 0
     with (
         (tmp_path / "text").open("w+") as text,
         subprocess.Popen(["plan"], preexec_fn=launcher(environ), stdout=text, stderr=text) as process,
     ):
-        while process.poll() is None and time.monotonic() - begin < SECONDS:
+        while process.poll() is None and time.monotonic() - begin < 4 * SECONDS:
             peak = max(peak, memory_of(process.pid))
             time.sleep(0.02)
         process.kill()
-    assert (tmp_path / "text").stat().st_size < 1 << 16
-    said = (tmp_path / "text").read_text()
+    after, said = os.times(), (tmp_path / "text").read_text()
+    shutil.rmtree(tmp_path)
+    assert len(said) < 1 << 16
     assert process.returncode in KINDS[make], said
     assert "bug" not in said and "Traceback" not in said
     assert peak - idle < hostile.GIB, said
-    assert time.monotonic() - begin < SECONDS
+    assert (
+        after.children_user + after.children_system - before.children_user - before.children_system < SECONDS
+    )
