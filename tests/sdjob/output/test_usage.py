@@ -10,7 +10,7 @@ from sdjob.output import usage
 @pytest.mark.parametrize("prompt", ["a cat", 'it\'s "quoted"', "two\nlines $(x) `y`"])
 def test_the_command_has_the_prompt_as_one_word(prompt):
     words = shlex.split(usage.command("/output/a folder", prompt))
-    assert words[:6] == ["python", "-m", "sdtrain.generate", "/output/a folder", "--prompts", prompt]
+    assert words[:6] == ["bash", "train.sh", "generate", "/output/a folder", "--prompts", prompt]
 
 
 @pytest.mark.parametrize(
