@@ -3,6 +3,7 @@
 Tests of ddp.py and updates.py.
 """
 
+import weakref
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -66,6 +67,21 @@ def test_each_group_has_its_own_rate_times_the_factor_of_the_schedule():
     strategy.step(0.5)
     moved = {name: (before[name] - weight).item() for name, weight in weights(strategy).items()}
     assert moved == pytest.approx({"a.weight": 0.25, "a.bias": 0.25, "b.weight": 0.125, "b.bias": 0.125})
+
+
+def test_only_the_weights_are_left_for_the_export():
+    strategy = prepared("no")
+    strategy.backward(strategy.model(torch.ones(1, 2)).sum())
+    strategy.step(1.0)
+    trained = weights(strategy)
+    freed = [
+        weakref.ref(next(strategy.model.parameters()).grad.untyped_storage()),
+        *(weakref.ref(table[""].untyped_storage()) for table in strategy._update.tables().values()),
+    ]
+    assert all(each() is not None for each in freed)
+    strategy.finish()
+    assert [each() for each in freed] == [None, None, None]
+    torch.testing.assert_close(weights(strategy), trained, rtol=0, atol=0)
 
 
 def test_applied_restores_the_masters_even_after_an_error():
