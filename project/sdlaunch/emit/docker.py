@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
-from sdlaunch.emit.task import Task, Volume
+from sdlaunch.emit.task import Task, Volume, shell_words
 
 
 def render(task: Task) -> str:
@@ -19,7 +17,7 @@ def render(task: Task) -> str:
         *(["--env", f"{name}={value}"] for name, value in {**task.env, **task.cluster_env}.items()),
         [task.image, "bash", task.start],
     ]
-    return " \\\n  ".join(["docker run --rm", '--user="$(id -u):0"', *map(shlex.join, options)])
+    return " \\\n  ".join(["docker run --rm", '--user="$(id -u):0"', *map(shell_words, options)])
 
 
 def _mount(volume: Volume) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-
 from sdjob.exit_codes import ExitCode
-from sdlaunch.emit.task import NAME, Task
+from sdlaunch.emit.task import NAME, Task, shell_words
 
 
 def render(task: Task) -> str:
@@ -28,10 +26,10 @@ def render(task: Task) -> str:
             "#SBATCH --requeue",
             "#SBATCH --open-mode=append",  # a requeued job keeps the output of its earlier starts
             "",
-            *(f"export {name}={shlex.quote(value)}" for name, value in task.host_env.items()),
+            *(f"export {name}={shell_words([value])}" for name, value in task.host_env.items()),
             "",
             "status=0",
-            f"{shlex.join(srun)} || status=$?",
+            f"{shell_words(srun)} || status=$?",
             f"# {int(ExitCode.STOPPED)}: stopped by an external signal and resumable",
             f'if [ "$status" -eq {int(ExitCode.STOPPED)} ]; then',
             '    scontrol requeue "$SLURM_JOB_ID"',

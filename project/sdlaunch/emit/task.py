@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdjob.formatting import visible
 from sdlaunch.plan import JobPlan
 
 NAME = "sdjob"
@@ -120,9 +122,26 @@ def to_yaml(*documents: Mapping[str, Any]) -> str:
     dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
     dumper.add_representer(str, text)
     lines = yaml.dump_all(documents, Dumper=dumper, sort_keys=False, allow_unicode=True, width=10**6)
-    return str(lines).rstrip("\n")
+    return visible(str(lines).rstrip("\n"))  # in double quotes, where YAML reads the same escapes
 
 
 def escape_dollars(text: str) -> str:
     """Compose and Kubernetes replace $NAME or $(NAME) in values; $$ stands for the character."""
     return text.replace("$", "$$")
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """The words as bash reads them back; what a terminal would obey, or not show, is escaped."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if visible(word) == word:
+        return shlex.quote(word)
+    escaped = (
+        "".join(f"\\x{byte:02x}" for byte in each.encode(errors="surrogateescape"))
+        if visible(each) != each or each in "'\\"
+        else each
+        for each in word
+    )
+    return f"$'{''.join(escaped)}'"

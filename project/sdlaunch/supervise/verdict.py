@@ -26,7 +26,8 @@ _KILLED_LOADER = re.compile(r"DataLoader worker \(pid.*(?:signal: Killed|exited 
 _ROOT_CAUSE = "Root Cause (first observed failure):"
 _AFTER_SIGNAL: dict[int, str] = {
     signal.SIGKILL: "check the memory of the host, and what sends signals",
-    signal.SIGBUS: "give the container more shared memory (--shm-size), or set dataloader_num_workers=0",
+    signal.SIGBUS: "give the container more shared memory (--shm-size), or set dataloader_num_workers=0; "
+    "a file of a cache that is cut while it is used has the same effect",
 }
 _START_AGAIN = "Start the same command again: it resumes from the newest whole checkpoint, if there is one."
 _AFTER_CRASH = "look for the position in the log of that rank; try another plugin or attention backend"

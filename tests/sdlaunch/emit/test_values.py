@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
+from sdjob.formatting import visible
 from sdlaunch import cli
 from tests.sdlaunch.emit.emitted import AWKWARD, MOUNTS, NODES, NUMBERED, run_with_stub, undollared
 from tests.sdlaunch.workspace import HOME, clean_environment
@@ -26,6 +27,7 @@ BATCHES = (
     ("是一只狗", "🐕 \u00a0\u2028x", "*a", "&b", "!c", "- d"),
     ("y", "1_000", "12:30:45", "2024-01-01", ".inf", "+1"),
     ("$(HOME)", "$$(HOME)", "${PATH}", "{{x}}", "a: b # c", "'\"\\"),
+    ("\x1b[2Jx", "a\rb", "a'\x07\\b", "\u202eabc", "\x9bx", "x\u2066y"),
     ("%s %% \\n", "a\nb\n  c", "a\tb", "`id`", "[a, b]", "{a: b}"),
 )
 
@@ -33,6 +35,7 @@ BATCHES = (
 def emit(*arguments, **variables):
     with contextlib.redirect_stdout(io.StringIO()) as text:
         assert cli.main(["emit", *arguments], clean_environment(**variables), HOME) == 0
+    assert visible(text.getvalue()) == text.getvalue()  # a terminal shows it, and obeys none of it
     return text.getvalue()
 
 
