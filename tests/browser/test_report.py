@@ -146,6 +146,20 @@ def test_a_running_job_opened_as_a_file(browser, run):
     assert_images_are_shown(browser, 4)
 
 
+def test_one_logged_step_is_one_point(browser, tmp_path):
+    run = Run(tmp_path / "output")
+    run.log({"step": 1, "time": 1001.0, "loss": 1.3556587100028992})  # its mean differs in the last digit
+    page.write(run.layout, run.data(1))
+    browser.get(run.layout.page.as_uri())
+    rows = """const canvas = document.querySelector('[data-chart=Loss] canvas'), { width, height } = canvas;
+        const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+        const isBlue = (at) => pixels[at + 2] - pixels[at] > 150 && pixels[at + 3] > 200;
+        const row = (y) => [...Array(width).keys()].some((x) => isBlue(4 * (y * width + x)));
+        return [...Array(height).keys()].filter(row)"""
+    blue = browser.execute_script(rows)
+    assert blue and blue[-1] - blue[0] < 20
+
+
 def test_an_update_leaves_scroll_and_slider_where_they_are(browser, run):
     run.sample(20)
     page.write(run.layout, run.data(40))

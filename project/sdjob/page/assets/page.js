@@ -208,7 +208,9 @@
   const bounds = (low, high, zero) => {
     if (low === null || low === undefined || !Number.isFinite(low)) return [0, 1];
     if (zero) low = 0;
-    const gap = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1;
+    const span = high - low;
+    // Values that differ by rounding only, as those of one step and their mean do, are one value.
+    const gap = (span > 1e-9 * Math.abs(high) ? span * 0.07 : 0) || Math.abs(high) * 0.1 || 1;
     return [zero || (low >= 0 && low < gap) ? 0 : low - gap, high + gap];
   };
   const valueAt = (chart, plot) => {
