@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from sdtrain.reporting.labels import label
 
 _HEADER, _GAP, _LEAST_SIDE = 16, 8, 64  # pixels
+_LEAST_COLUMN = 128  # pixels: the name of a step checkpoint fits above it
 _MOST_PIXELS = 100_000_000  # of all images together: 380 of 512 x 512
 
 
@@ -25,7 +26,7 @@ def grid(columns: Mapping[str, Path], prompts: Sequence[str], per_prompt: int) -
     The report and prompts.json have every prompt in full.
     """
     with Image.open(next(iter(columns.values())) / image_name(0, 0)) as first:
-        wide, high = _cell(first.size, len(columns) * per_prompt * len(prompts))
+        wide, high = _cell(first.size, per_prompt, len(columns) * per_prompt * len(prompts))
     column_width = per_prompt * wide
     width = len(columns) * (column_width + _GAP) - _GAP
     sheet = Image.new("RGB", (width, _HEADER + len(prompts) * (high + _HEADER)), "white")
@@ -42,8 +43,9 @@ def grid(columns: Mapping[str, Path], prompts: Sequence[str], per_prompt: int) -
     return sheet
 
 
-def _cell(size: tuple[int, int], count: int) -> tuple[int, int]:
+def _cell(size: tuple[int, int], per_prompt: int, count: int) -> tuple[int, int]:
     """Width and height of each image in a sheet of `count`, which viewers must be able to open."""
     width, height = size
-    scale = min(max(1.0, _LEAST_SIDE / width), math.sqrt(_MOST_PIXELS / (count * width * height)))
+    least = max(_LEAST_SIDE, _LEAST_COLUMN / per_prompt)
+    scale = min(max(1.0, least / width), math.sqrt(_MOST_PIXELS / (count * width * height)))
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -26,11 +26,22 @@ def test_grid(tmp_path):
 
 
 def test_a_label_ends_with_its_column(tmp_path):
-    Image.new("RGB", (64, 64), "red").save(tmp_path / image_name(0, 0))
-    long = grid.grid({"before": tmp_path, "after": tmp_path}, ("a red cross on a white ground\nand more",), 1)
+    Image.new("RGB", (128, 128), "red").save(tmp_path / image_name(0, 0))
+    long = grid.grid(
+        {"before": tmp_path, "after": tmp_path}, ("a red cross on a white ground\nand much more",), 1
+    )
     pixels = np.asarray(long.convert("L"))[16:32]
-    assert (pixels[:, 64:72] == 255).all()  # between the columns
-    assert (pixels[:, :64] == pixels[:, 72:136]).all() and (pixels[:, :64] < 200).any()
+    assert (pixels[:, 128:136] == 255).all()  # between the columns
+    assert (pixels[:, :128] == pixels[:, 136:264]).all() and (pixels[:, :128] < 200).any()
+
+
+def test_columns_of_small_images_have_room_for_the_name_of_a_checkpoint(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / image_name(0, 0))
+    names = ("checkpoint-000010", "checkpoint-000020")
+    sheet = grid.grid(dict.fromkeys(names, tmp_path), ("a",), 1)
+    assert sheet.size == (128 + 8 + 128, 16 + 16 + 128)
+    titles = np.asarray(sheet.convert("L"))[:16]
+    assert (titles[:, :128] != titles[:, 136:]).any(), "cut before the step"
 
 
 def test_images_that_are_not_square_and_sheets_that_would_be_too_large(tmp_path, monkeypatch):
