@@ -163,9 +163,10 @@ def _announcement(training: Training, first: int) -> str:
         f"steps {first} to {last}" if first < last else f"step {last}" if first == last else "no more steps"
     )
     return (
-        f"training: {steps}, {training.shape.global_batch} per step of {counted(training.num_examples, 'image')}; "
-        f"{world.size} × {world.device_type.name}, precision {spec.mixed_precision}"
-        + (f", compile {spec.compile}" if spec.compile != "off" else "")
+        f"training: {steps}; {training.shape.global_batch} of {counted(training.num_examples, 'image')} in a step; "
+        f"{world.size} × {world.device_type.name}; "
+        + ("fp32" if spec.mixed_precision == "no" else spec.mixed_precision)
+        + (f"; compile={spec.compile}" if spec.compile != "off" else "")
     )
 
 

@@ -76,7 +76,7 @@ def test_the_printed_command_pasted_into_a_shell(variables, wanted, tmp_path):
 def test_accelerate_with_two_processes(variables, wanted, tmp_path):
     started = run(tmp_path, **variables, launcher="accelerate", NPROC_PER_NODE="2", batch_size="1")
     text = started.end(0)
-    assert "2 × cpu, precision no" in text
+    assert "2 × cpu; fp32" in text
     assert losses(tmp_path) == wanted
     assert "\r" not in text and "\x1b" not in text
     stages = ("check  ", "import\n", "load\n", "train    1/4  ", "save\n", "export\n", "result: ")

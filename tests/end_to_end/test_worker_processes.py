@@ -69,7 +69,7 @@ def test_torchrun(train, inputs, tmp_path):
     assert process.returncode == 0, out
     assert_same(alone, output)
     assert out.count("starting from the beginning") == 1  # only the first rank speaks
-    assert "training: steps 1 to 3, 2 per step of 6 images; 2 × cpu, precision no" in out
+    assert "training: steps 1 to 3; 2 of 6 images in a step; 2 × cpu; fp32" in out
     assert "warn" not in out.lower().replace("omp_num_threads", ""), out
 
 

@@ -109,7 +109,7 @@ def tiles(
         ("images/s", final("images_per_second"), "number"),
         ("learning rate", logged("learning_rate"), "number"),
         ("peak memory", report.get("peak_memory_bytes") or (peak and peak * 2**30), "bytes"),
-        ("time of all starts", spent["seconds"], "duration"),
+        ("total run time", spent["seconds"], "duration"),
         ("device hours", spent["device_hours"], "number"),
     )
     return [(title, value, form) for title, value, form in every if isinstance(value, int | float)]

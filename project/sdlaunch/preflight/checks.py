@@ -108,7 +108,7 @@ def _model(job: Job) -> list[Finding]:
         *misfits,
         *warnings,
         *([Note(lora)] if (lora := trainable.lora_summary(job.spec, model)) else []),
-        Note("model: `check`, and the job before it trains, compare tensors with configs"),
+        Note("model: tensors are compared with configs by `check`, and by the job before it trains"),
     ]
 
 

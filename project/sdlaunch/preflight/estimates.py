@@ -55,7 +55,7 @@ def lines(job: Job) -> Iterator[str]:
         yield f"caches: {'; '.join(map(str, caches))}"
     if need := _needed(job):
         available = _memory(job)
-        there = f"; {in_units(available)} there" if available else ""
+        there = f"; {in_units(available)} available" if available else ""
         yield f"memory: at least {in_units(need.total)} per process{there}: {need}"
 
 
@@ -69,7 +69,7 @@ def device_memory(job: Job) -> list[Finding]:
         return []
     on_cpu = job.devices.type == "cpu"
     where = "of the host for each process" if on_cpu else f"on each {job.devices.type} device"
-    found = f"at least {in_units(need.total)} needed {where} ({need}), and {in_units(available)} there"
+    found = f"at least {in_units(need.total)} needed {where} ({need}), and {in_units(available)} available"
     settings = lighter(job)
     remedy = f"Settings that would fit: {'; '.join(settings)}" if settings else "Use devices with more memory"
     if need.total > available:
@@ -88,7 +88,7 @@ def host_memory(job: Job) -> list[Finding]:
     largest = max(caches, key=lambda entries: entries.total)
     found = (
         f"{in_units(most)} of the host's memory for {counted(processes, 'process')}: {', '.join(map(str, caches))}; "
-        f"{in_units(available)} there"
+        f"{in_units(available)} available"
     )
     remedy = f"Use {largest.setting}=disk, or no."
     if least > available:

@@ -162,7 +162,7 @@ def test_tiles_show_what_was_logged_last_until_there_is_a_report(layout):
         ("images/s", 12.5, "number"),
         ("learning rate", 1e-4, "number"),
         ("peak memory", 2.0**29, "bytes"),
-        ("time of all starts", 0.0, "duration"),
+        ("total run time", 0.0, "duration"),
         ("device hours", 0.0, "number"),
     ]
     assert collected(layout, alive=Alive("step", 1.0))["tiles"] == running
@@ -178,5 +178,5 @@ def test_tiles_show_what_was_logged_last_until_there_is_a_report(layout):
         ("images/s", 13.0, "number"),
         ("learning rate", 1e-4, "number"),
         ("peak memory", 3, "bytes"),
-        ("time of all starts", 9.5, "duration"),
+        ("total run time", 9.5, "duration"),
     ]

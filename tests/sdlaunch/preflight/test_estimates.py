@@ -124,7 +124,7 @@ def test_a_device_that_is_too_small_is_69_with_settings_that_fit(workspace, monk
     (problem,) = prepare(workspace, device="", batch_size="8").problems
     assert (problem.code, problem.subject) == (69, "device memory")
     assert "at least 667 MB needed on each cuda device" in problem.found
-    assert "activations 667 MB" in problem.found and "600 MB there" in problem.found
+    assert "activations 667 MB" in problem.found and "600 MB available" in problem.found
     assert "gradient_checkpointing=1; batch_size=4 gradient_accumulation_steps=2" in problem.remedy
     assert prepare(workspace, device="", batch_size="4").problems == ()
 
@@ -144,7 +144,7 @@ def test_processes_on_a_cpu_share_the_memory_of_the_host(workspace, monkeypatch)
     assert prepare(workspace, batch_size="2").problems == ()
     (problem,) = prepare(workspace, batch_size="2", NPROC_PER_NODE="4").problems
     assert problem.code == 69
-    assert "of the host for each process" in problem.found and "150 MB there" in problem.found
+    assert "of the host for each process" in problem.found and "150 MB available" in problem.found
 
 
 def test_what_is_not_known_is_not_refused(workspace, monkeypatch):

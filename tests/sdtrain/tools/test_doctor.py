@@ -35,3 +35,7 @@ def test_a_compiler_needs_the_headers_of_python(tmp_path):
 def test_packages_that_are_not_installed_are_said_to_be_absent():
     cpu = devices.DEVICE_TYPES["cpu"]
     assert doctor._bitsandbytes(cpu) in ("", "not installed")
+
+
+def test_every_version_of_pytorch_has_a_value():
+    assert all(doctor._torch().values())
