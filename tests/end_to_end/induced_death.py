@@ -401,7 +401,7 @@ torchrun ignores SIGUSR1: a scheduler sends it to all processes, and the launche
 Quota and ESTALE: calls that change files of the folder fail so, since no file system of one machine does it to root.
 Network cut: no packet passes between the ranks from then on, and `hang_timeout` is {patience:g} s, which count.
 
-{count} cells, {green} as they should be; {machine}. `make survival` writes this page.
+{count} of {total} cells were measured, {green} are as they should be; {machine}. `make survival` writes this page.
 """
 
 
@@ -409,10 +409,11 @@ def table(outcomes: Mapping[tuple[str, str], Outcome]) -> str:
     """The page with these outcomes, by phase and cause."""
     green = sum(not outcome.faults(cause, _phase(name)) for (name, cause), outcome in outcomes.items())
     machine = f"{date.today()}, Python {platform.python_version()}, torch {version('torch')}, {os.cpu_count()} cores"
+    total = sum(len(phase.causes()) for phase in PHASES)
     codes = "75 stopped and resumable, 70 failed (killed from outside, or hung), 73 the output folder fails, 0 finished"
     parts = [
         _INTRODUCTION.format(
-            codes=codes, patience=HANG_TIMEOUT, count=len(outcomes), green=green, machine=machine
+            codes=codes, patience=HANG_TIMEOUT, count=len(outcomes), total=total, green=green, machine=machine
         )
     ]
     for title, causes in {

@@ -134,4 +134,4 @@ def test_the_table():
         in page
     )
     assert "| **75, 1.2 s, step 2: exit code 75, no failure; 2 steps unseen** |" in page
-    assert "2 cells, 1 as they should be" in page
+    assert "2 of 379 cells were measured, 1 are as they should be" in page

@@ -95,6 +95,7 @@ class _Child:
             program = [sys.executable, "-I", "-c", _PROGRAM, *sys.path]
             with subprocess.Popen(
                 ending_with_this(program, signal.SIGKILL),
+                start_new_session=True,  # a signal to all processes of a rank is not for its reader
                 env={**os.environ, **_ALLOCATION},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

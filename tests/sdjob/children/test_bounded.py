@@ -126,3 +126,8 @@ def _has_reader() -> bool:
             if "bounded" in " ".join(child.cmdline()):
                 return True
     return False
+
+
+def test_a_signal_to_the_group_of_a_process_does_not_reach_its_reader():
+    """As torchrun stops a rank: the file would be blamed for the end of its reader."""
+    assert in_child(os.getpgrp, subject="a") not in (os.getpgrp(), 0)
