@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ _UNWRITABLE = (
     "An env file cannot hold this value: give it in a YAML file (CONFIG_FILE) or on the command line."
 )
 
+# Line ends, commands of terminals, and directions of writing, by which a value shows as something else.
+_OBEYED = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _EMPTY = "it has no value."
 
 
@@ -83,6 +86,6 @@ def _can_hold(name: str, value: str) -> bool:
     """Whether docker and python-dotenv read the value back as it is, and no quotes are taken off it."""
     from dotenv import dotenv_values
 
-    if not value or value != value.strip() or "\n" in value or value[0] in "\"'":
+    if not value or value != value.strip() or _OBEYED.search(value) or value[0] in "\"'":
         return False
     return dotenv_values(stream=io.StringIO(f"{name}={value}\n")).get(name) == value

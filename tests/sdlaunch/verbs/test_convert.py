@@ -214,6 +214,14 @@ def test_a_login_in_a_value_is_hidden(capsys):
     assert "geheim" not in said
 
 
+@pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\u202eb"])
+def test_a_value_that_a_terminal_obeys_is_not_printed(capsys, text):
+    flags = ("--instance_prompt", text, "--seed=3")
+    code, found, said = convert(capsys, "--", "python", "train_dreambooth.py", *flags)
+    assert (code, found["seed"]) == (64, "3") and "instance_prompt" not in found
+    assert text not in said and "instance_prompt: An env file cannot hold this value" in said
+
+
 @pytest.mark.parametrize(("subsets", "said_as"), [("3", "3"), ("[1, 2]", "1 2")])
 def test_subsets_that_are_no_tables_are_said(tmp_path, capsys, subsets, said_as):
     (tmp_path / "a.toml").write_text(
