@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -54,6 +55,14 @@ MEANINGS = {
         final=True,
     ),
     ExitCode.STOPPED: Meaning("stopped", "stopped by an external signal and resumable", "yes, it resumes"),
+}
+
+# What help and documents list: also the launcher's code after a repeated Ctrl-C, which is that of a shell.
+LISTED = {
+    **{int(code): meaning for code, meaning in MEANINGS.items()},
+    128 + signal.SIGINT: Meaning(
+        "interrupted", "stopped at once by a repeated Ctrl-C (SIGINT)", "yes, from the last checkpoint"
+    ),
 }
 
 REFUSED = tuple(code for code, meaning in MEANINGS.items() if meaning.refused)

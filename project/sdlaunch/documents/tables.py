@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Mapping
 
 from sdjob import failure_patterns
-from sdjob.exit_codes import MEANINGS
+from sdjob.exit_codes import LISTED
 from sdjob.settings.diffusers_flags import UNSUPPORTED, Unsupported
 from sdjob.settings.fields import setting_of
 from sdjob.settings.run_spec import RunSpec
@@ -35,11 +34,8 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def exit_codes(language: str = "") -> str:
     translate = into(language)
     rows = [
-        [f"{code}", translate(meaning.text), translate(meaning.retry)] for code, meaning in MEANINGS.items()
+        [f"{code}", translate(meaning.text), translate(meaning.retry)] for code, meaning in LISTED.items()
     ]
-    insisted = 128 + signal.SIGINT
-    texts = ("stopped at once by a repeated Ctrl-C (SIGINT)", "yes, from the last checkpoint")
-    rows.append([f"{insisted}", *map(translate, texts)])
     return table(map(translate, ("code", "meaning", "start again?")), rows)
 
 

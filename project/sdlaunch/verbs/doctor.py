@@ -87,7 +87,7 @@ def render(diagnosis: Diagnosis) -> str:
         ]
         sections += [
             _rows("PyTorch", found["torch"].items()),
-            _rows("Devices", rows),
+            _rows("Devices (+ can be used, - cannot)", rows),
             _answers("Communication between processes", found["distributed"]),
             _answers(f"Attention, tried on {found['device']}", found["attention"]),
             _answers("Compiling and optional packages", found["compiling and optional packages"]),

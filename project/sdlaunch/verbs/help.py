@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdjob.exit_codes import MEANINGS
+from sdjob.exit_codes import LISTED
 from sdjob.settings import presets
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
@@ -44,7 +44,7 @@ def text(verbs: Iterable[tuple[str, str]]) -> str:
     """The whole help; `verbs`: (usage, what it does) of each."""
     usage = _USAGE.format(
         verbs="\n".join(f"  {name:<15}  {about}" for name, about in verbs),
-        codes="\n".join(f"  {int(code):>2}  {meaning.text}" for code, meaning in MEANINGS.items()),
+        codes="\n".join(f"  {code:>3}  {meaning.text}" for code, meaning in LISTED.items()),
     )
     sections: dict[str, list[str]] = {}
     for row in rows():

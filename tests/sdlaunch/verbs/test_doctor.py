@@ -50,6 +50,7 @@ def test_what_works_and_what_does_not_is_listed_with_the_reason(home):
     pin(home, f"pydantic=={pydantic.VERSION}\n")
     diagnosis = doctor.examine(home, os.environ)
     assert (diagnosis.code, diagnosis.problems) == (0, ())
+    assert "\nDevices (+ can be used, - cannot)\n" in doctor.render(diagnosis)
     lines = [line.split() for line in doctor.render(diagnosis).splitlines()]
     assert ["+", "npu", "Ascend,", "64", "GiB;", "computes", "in", "bf16"] in lines
     assert ["-", "cuda", "none"] in lines

@@ -11,6 +11,8 @@ def test_help_names_every_setting():
         f"  {name} " in done.stdout for name in ("lr", "batch_size", "MODEL_DIR", "use_ema", "stop_grace")
     )
     assert "output_dir" not in done.stdout
+    codes = done.stdout.partition("exit codes\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in codes] == ["0", "64", "66", "69", "70", "71", "73", "75", "130"]
 
 
 def test_help_names_every_verb():
