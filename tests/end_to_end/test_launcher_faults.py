@@ -62,7 +62,7 @@ def test_stops_and_a_killed_rank_lose_nothing(job):
     text = first.end(75)
     assert "the workers saved and ended" in text
     (stopped_at,) = first.checkpoints()
-    kept = f"stopped: {first.output}/checkpoint/{stopped_at} is kept; the same command goes on"
+    kept = f"stopped: {first.output}/checkpoint/{stopped_at} is kept; the same command continues the job"
     assert text.splitlines()[-1] == f"{kept}; open {first.output}/report.html"
 
     second = job(checkpointing_steps="1")

@@ -80,7 +80,7 @@ def test_two_processes_make_one_cache(train):
 
 def made(capsys) -> list[int]:
     """How many entries the last run had to make: latents, then prompts."""
-    found = dict(re.findall(r"(latents|prompts).*cached, (\d+) are to be made", capsys.readouterr().out))
+    found = dict(re.findall(r"(latents|prompts).*cached, (\d+) to encode", capsys.readouterr().out))
     return [int(found["latents"]), int(found["prompts"])]
 
 
@@ -134,7 +134,7 @@ def test_without_a_setting_everything_is_encoded_once_on_any_number_of_ranks(tra
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
     said = capfd.readouterr().out
     assert "cache_latents=memory (auto: each image is used 4 times)" in said
-    assert "latents of the captioned images: 0 of 6 are cached, 6 are to be made" in said
+    assert "latents of the captioned images: 0 of 6 cached, 6 to encode" in said
 
 
 def test_a_resume_without_a_setting_is_exact(train):

@@ -147,9 +147,7 @@ def fill(
     world, every = context.world, list(dict.fromkeys(keys))
     cache.learn(world.from_main(lambda: cache.found(every)))
     missing = [key for key in every if key not in cache]
-    world.say(
-        f"{title}: {len(every) - len(missing)} of {len(every)} are cached, {len(missing)} are to be made"
-    )
+    world.say(f"{title}: {len(every) - len(missing)} of {len(every)} cached, {len(missing)} to encode")
     failed: dict[str, Problem] = {}
     progress = Progress(f"cache {title}", len(missing), shown=world.is_main)
     made = make(missing[world.rank :: world.size])

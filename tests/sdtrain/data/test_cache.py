@@ -58,8 +58,8 @@ def test_each_entry_is_made_once(tmp_path, capsys):
         assert all(torch.equal(cache[key]["number"], value(key)) for key in KEYS)
         assert filled(cache) == []
     said = capsys.readouterr().out
-    assert "numbers: 0 of 3 are cached, 3 are to be made" in said
-    assert "numbers: 3 of 3 are cached, 0 are to be made" in said
+    assert "numbers: 0 of 3 cached, 3 to encode" in said
+    assert "numbers: 3 of 3 cached, 0 to encode" in said
 
 
 def test_entries_are_in_few_files(tmp_path):

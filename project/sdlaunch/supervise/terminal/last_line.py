@@ -20,7 +20,9 @@ def of_ended(layout: OutputLayout, code: int, result: Path) -> str:
     if code == ExitCode.FINISHED:
         return _line("result", layout, lambda: f"{result}{_page(layout)}")
     if code == ExitCode.STOPPED or code > 128:  # by a signal
-        return _line("stopped", layout, lambda: f"{_kept(layout)}; the same command goes on{_page(layout)}")
+        return _line(
+            "stopped", layout, lambda: f"{_kept(layout)}; the same command continues the job{_page(layout)}"
+        )
     return _line("failed", layout, lambda: f"{_kept(layout)}{_page(layout)}")
 
 

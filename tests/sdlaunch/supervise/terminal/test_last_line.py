@@ -29,7 +29,10 @@ def layout(tmp_path):
     ("codes", "text"),
     [
         ([0], "result: {checkpoint}; open {page}"),
-        ([75, 130], "stopped: {checkpoint}/checkpoint-000020 is kept; the same command goes on; open {page}"),
+        (
+            [75, 130],
+            "stopped: {checkpoint}/checkpoint-000020 is kept; the same command continues the job; open {page}",
+        ),
         ([66, 69, 70, 71, 73], "failed: {checkpoint}/checkpoint-000020 is kept; open {page}"),
     ],
 )
