@@ -243,7 +243,7 @@ def test_sigterm_to_torchrun_saves(inputs, tmp_path):
     settings = {**inputs, "output_dir": output, "max_train_steps": 100_000, "dataloader_num_workers": 1}
     with torchrun(2, **settings, checkpointing_steps=100_000, logging_steps=100_000) as process:
         lines = iter(process.stdout.readline, "")
-        assert any(line.startswith("step") for line in lines)
+        assert any(line.startswith("train ") for line in lines)
         process.terminate()
         out = "".join(lines)
         process.wait(120)
