@@ -23,7 +23,7 @@ def test_weights_of_another_architecture(workspace, tmp_path):
     file.write_bytes(zeros({"blocks.0.qkv": (4, 4)}))
     job = prepare(workspace)
     assert job.problems == ()
-    assert any("compare tensors with configs" in line for line in job.arithmetic)
+    assert any("tensors are compared with configs" in line for line in job.arithmetic)
     done = launch("check", **workspace)
     assert done.returncode == 66
     assert "holds 1 that unet/config.json does not ask for, such as blocks.0.qkv" in done.stdout
