@@ -86,7 +86,7 @@ def render(diagnosis: Diagnosis) -> str:
             for name, each in found["devices"].items()
         ]
         sections += [
-            _rows("PyTorch", found["torch"].items()),
+            _rows("PyTorch", [(name, version or "none") for name, version in found["torch"].items()]),
             _rows("Devices (+ can be used, - cannot)", rows),
             _answers("Communication between processes", found["distributed"]),
             _answers(f"Attention, tried on {found['device']}", found["attention"]),

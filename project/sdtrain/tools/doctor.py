@@ -68,9 +68,9 @@ def _torch() -> dict[str, str]:
     cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return {
         "version": torch.__version__,
-        "cuda": torch.version.cuda or "none",
-        "hip": torch.version.hip or "none",
-        "cudnn": str(cudnn) if cudnn else "none",
+        "cuda": torch.version.cuda or "",
+        "hip": torch.version.hip or "",
+        "cudnn": str(cudnn) if cudnn else "",
     }
 
 

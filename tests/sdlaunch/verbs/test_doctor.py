@@ -54,6 +54,7 @@ def test_what_works_and_what_does_not_is_listed_with_the_reason(home):
     lines = [line.split() for line in doctor.render(diagnosis).splitlines()]
     assert ["+", "npu", "Ascend,", "64", "GiB;", "computes", "in", "bf16"] in lines
     assert ["-", "cuda", "none"] in lines
+    assert ["cuda", "none"] in lines  # the version of CUDA that PyTorch is built with
     assert ["-", "nccl", "not", "built"] in lines and ["+", "gloo"] in lines
     assert ["-", "flash", "no", "kernel"] in lines
     assert ["Versions:", "1", "of", "1", "as", "proven"] in lines
