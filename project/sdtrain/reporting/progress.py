@@ -16,6 +16,7 @@ from sdtrain.runtime.heartbeat import Pulse
 MANY = 5000  # images; fewer are looked at before anyone could read a line
 _SECONDS_BETWEEN_LINES = (5.0, 30.0)  # in the first two minutes, after twelve hours
 _GROWTH = 1 / 24  # in between, this fraction of the time since the start
+_SHORTEST = 1.0  # seconds that measure a rate; less are those of the rest of a batch
 _DECAY = 0.7  # of the old rate's weight, per printed line
 
 
@@ -68,8 +69,9 @@ class Progress:
 class _Pace:
     """When a line is due, and the speed of what it counts.
 
-    The rate is a running mean over lines, without pauses and without the first one, since the first step warms up. The
-    time that is left includes as many pauses as so far.
+    The rate is a running mean over lines, without pauses and without the first one, since the first step warms up;
+    that of all steps where the last line follows the first one at once. The time that is left includes as many
+    pauses as so far.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -90,7 +92,12 @@ class _Pace:
         if not self._is_first:
             if not steps or not is_due:
                 return False
-            steps, seconds = self._steps.add(steps), self._seconds.add(seconds)
+            if seconds >= _SHORTEST:
+                steps, seconds = self._steps.add(steps), self._seconds.add(seconds)
+            elif not self._seconds.value:  # nothing else was measured
+                steps, seconds = float(done - self._first), now - self._start
+            else:
+                return True
         self._line, self._line_at, self._is_first = done, now, False
         if steps:
             self._seconds_each = each = max(seconds, 1e-9) / steps

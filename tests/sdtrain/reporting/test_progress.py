@@ -75,6 +75,21 @@ def test_the_rate_is_a_running_mean_over_lines(clock, capsys):
     assert "1.6 it/s" in printed(capsys).splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("lines", "rate"),
+    [
+        ([(2, 1.0), (12, 0.01)], "11.9 it/s"),  # the images of a batch come at once
+        ([(1, 9.0), (11, 5.0), (20, 0.5)], "2.0 it/s"),  # the last steps after a line
+    ],
+)
+def test_the_last_line_measures_no_moment(clock, capsys, lines, rate):
+    shown = Progress("validate", lines[-1][0])
+    for done, seconds in lines:
+        clock[0] += seconds
+        shown.show(done)
+    assert rate in printed(capsys).splitlines()[-1]
+
+
 def test_pauses_lengthen_the_time_left_and_not_the_rate(clock, capsys):
     shown = Progress("train", 20, steps=True)
     for done in range(1, 11):
