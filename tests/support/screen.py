@@ -20,7 +20,9 @@ _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 def of_program(argv: Sequence[str], columns: int = 80, **options: Any) -> tuple[int, str]:
     """Run a program in a terminal of so many columns; returns its exit code and all that it wrote."""
     with _opened(columns) as (terminal, written):
-        code = subprocess.run(argv, stdin=terminal, stdout=terminal, stderr=terminal, **options).returncode
+        code = subprocess.run(
+            argv, stdin=terminal, stdout=terminal, stderr=terminal, **{"timeout": 300, **options}
+        ).returncode
     return code, written.decode()
 
 

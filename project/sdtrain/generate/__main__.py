@@ -1,4 +1,4 @@
-"""`python -m sdtrain.generate MODEL --prompts "a dog" "a cat" --output FOLDER`: from words to an exit code."""
+"""`bash train.sh generate MODEL --prompts "a dog" "a cat" --output FOLDER`: from words to an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of `python -m sdtrain.generate`: one field for each flag, from which parser and help are made."""
+"""The command line of `bash train.sh generate`: one field for each flag, from which parser and help are made."""
 
 from __future__ import annotations
 

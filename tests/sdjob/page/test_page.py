@@ -63,7 +63,7 @@ def test_numbers_that_are_none_are_not_shown(layout):
 def test_states(layout):
     layout.report.write_text(json.dumps({"steps": 3}))
     assert collected(layout)["state"] == "finished"
-    assert collected(layout, alive=Alive("step", 1.0))["state"] == "running", "of another start"
+    assert collected(layout, alive=Alive("train", 1.0))["state"] == "running", "of another start"
     layout.failure.write_text(json.dumps({"class": "out of memory", "code": 71, "traceback": "secret"}))
     failed = collected(layout)
     assert (failed["state"], failed["failure"]["class"]) == ("failed", "out of memory")
@@ -165,7 +165,7 @@ def test_tiles_show_what_was_logged_last_until_there_is_a_report(layout):
         ("total run time", 0.0, "duration"),
         ("device hours", 0.0, "number"),
     ]
-    assert collected(layout, alive=Alive("step", 1.0))["tiles"] == running
+    assert collected(layout, alive=Alive("train", 1.0))["tiles"] == running
     report = {
         "validation_clip_score": 0.0,
         "images_per_second": 13.0,

@@ -1,4 +1,4 @@
-"""The command `python -m sdtrain.generate`, from its words to files.
+"""The command `bash train.sh generate`, from its words to files.
 
 Tests of sdtrain.generate.images, sdtrain.generate.sources, sdtrain.generate.options,
 sdtrain.generate.samplers and sdjob.output.run_settings.
