@@ -25,6 +25,12 @@ def options(argv: Sequence[str], environ: Mapping[str, str], memory: int | None 
     }
 
 
+def call(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run such a program to its end; returns its exit code, after a signal that of a shell."""
+    code = subprocess.call(**options(argv, environ))
+    return 128 - code if code < 0 else code
+
+
 def python_path(*folders: Path | str | None) -> str:
     """The variable PYTHONPATH with these folders, or lists of them. An empty one would be the current folder."""
     paths = [path for folder in folders if folder for path in str(folder).split(os.pathsep)]

@@ -118,7 +118,8 @@ def _convert(request: Request, environ: Mapping[str, str], home: Path) -> int:
 def _generate(request: Request, environ: Mapping[str, str], home: Path) -> int:
     from sdlaunch.verbs import generate
 
-    _refuse(request.problems)
+    remedy = "Write its flags after generate, as in: generate MODEL --prompts TEXT; see generate --help."
+    _refuse(_problems_without_settings(request, remedy))
     return generate.run(request.words, environ, home)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -73,6 +74,19 @@ def outcome(
         return None, (bad_input(where, error.strerror or str(error), remedy),)
 
 
+@contextlib.contextmanager
+def _private_folder(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """TMPDIR for a process, since PyTorch leaves an empty folder there; nothing where no folder can be made."""
+    with contextlib.ExitStack() as stack:
+        variables = {}
+        with contextlib.suppress(OSError):  # a job's check names a folder that fails, and answers need none
+            folder = tempfile.TemporaryDirectory(
+                prefix="sdjob-", dir=environ.get("TMPDIR") or None, ignore_cleanup_errors=True
+            )
+            variables["TMPDIR"] = stack.enter_context(folder)
+        yield variables
+
+
 def ask(
     arguments: Sequence[str],
     environ: Mapping[str, str],
@@ -86,10 +100,9 @@ def ask(
     """
     command = [sys.executable, *arguments]
     try:
-        # PyTorch leaves an empty folder in that of temporary files.
-        with tempfile.TemporaryDirectory(prefix="sdjob-", ignore_cleanup_errors=True) as folder:
+        with _private_folder(environ) as variables:
             done = subprocess.run(
-                **child_process.options(command, {**environ, "TMPDIR": folder}, memory),
+                **child_process.options(command, {**environ, **variables}, memory),
                 capture_output=True,
                 text=True,
                 errors="replace",

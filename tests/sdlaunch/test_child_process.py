@@ -1,5 +1,6 @@
 """Children of the launcher end with it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from sdlaunch.child_process import call
 from tests.support.worker import PROJECT
 
 CHILD = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
@@ -37,3 +39,9 @@ def test_a_killed_launcher_leaves_no_child(tmp_path, parent):
         child = psutil.Process(int(path.read_text()))
         process.send_signal(signal.SIGKILL)
     child.wait(20)
+
+
+def test_a_program_that_a_signal_ends_has_the_exit_code_of_a_shell():
+    end = "import os, sys; os.kill(os.getpid(), int(sys.argv[1]))"
+    codes = [call([sys.executable, "-c", end, str(number)], os.environ) for number in (9, 15, 0)]
+    assert codes == [137, 143, 0]

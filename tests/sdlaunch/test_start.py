@@ -283,9 +283,7 @@ def test_a_stop_before_training_is_75_without_a_traceback(tmp_path, name):
     source = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
     ended = started(tmp_path, "pydantic", source)
     assert ended.returncode == 75
-    assert ended.stderr == (
-        "stopped before training started: what is in the output folder is kept; the same command starts again\n"
-    )
+    assert ended.stderr == "stopped: what is written so far is kept; the same command starts again\n"
 
 
 @pytest.mark.parametrize(("signals", "code"), [("TERM TERM INT", 75), ("INT TERM INT", 130)])

@@ -1,6 +1,7 @@
 """Tests of bounded tasks and short-lived processes."""
 
 import os
+import tempfile
 import time
 
 import pytest
@@ -36,6 +37,14 @@ def test_a_process_gets_only_so_much_memory():
     with pytest.raises(NoAnswer, match="MemoryError"):
         ask(["-c", "print(len(bytes(1 << 30)))"], os.environ, 60, memory=512 << 20)
     assert ask(["-c", "print(len(bytes(1 << 30)))"], os.environ, 60) == 1 << 30
+
+
+def test_no_temporary_folder_is_needed_for_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    code = "import os; print(repr(os.environ.get('TMPDIR', '')).replace(chr(39), chr(34)))"
+    without = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    assert ask(["-c", code], without, 60) == ""
+    assert ask(["-c", code], {**without, "TMPDIR": str(tmp_path)}, 60).startswith(f"{tmp_path}/sdjob-")
 
 
 def test_the_answer_of_a_process_is_its_last_line():

@@ -287,7 +287,7 @@ def _beta_fault(config: Mapping[str, Any], steps: int) -> str:
         values = {"trained_betas": betas}
     for name, each in ((name, each) for name, found in values.items() for each in found):
         if type(each) not in (int, float) or not 0 < each <= 1:
-            return f"{name} is {shown(str(each)[:40])}, not a number from 0 to 1"
+            return f"{name} is {shown(str(each)[:40])}, not a number above 0 and up to 1"
     return ""
 
 

@@ -185,7 +185,10 @@ def _remedy(detail: ErrorDetails) -> str:
 def _meant(info: FieldInfo | None, fault: str, text: str) -> str | None:
     """The value that was probably meant: in ASCII, with the sign of its exponent, or the closest choice."""
     plain = unicodedata.normalize("NFKC", text)  # an input method may type full-width ones
-    if plain != text:
+    if plain != text and fault not in (
+        "missing",
+        "value_error",
+    ):  # their inputs are all settings, and prompts
         return plain
     if fault == "less_than_equal" and re.fullmatch(r"[\d.]+e\d", text, re.ASCII):
         return text.replace("e", "e-")

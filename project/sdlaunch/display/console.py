@@ -52,7 +52,7 @@ def guarded(main: Callable[[], int]) -> int:
         return main()
     except KeyboardInterrupt:
         text, code = (
-            "stopped before training started: what is in the output folder is kept; the same command starts again",
+            "stopped: what is written so far is kept; the same command starts again",
             ExitCode.STOPPED,
         )
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 """Runs the command: output, signals, the two-phase stop, hangs, and the verdict at the end.
 
 Start reading: supervisor.py.
-May import: sdjob, sdlaunch.plan, sdlaunch.cluster, sdlaunch.display, sdlaunch.preflight, sdlaunch.timeouts.
+May import: sdjob, sdlaunch.plan, sdlaunch.cluster, sdlaunch.display, sdlaunch.preflight, sdlaunch.inputs,
+sdlaunch.publish, sdlaunch.command, sdlaunch.timeouts.
 """

@@ -6,7 +6,6 @@ Everything that can be refused is refused here; the worker's part is one process
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def run(job: Export, environ: Mapping[str, str], home: Path) -> int:
     """Start the worker's part, and return its exit code; it ends with the launcher."""
     libraries = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
     path = {"PYTHONPATH": child_process.python_path(home / "project", environ.get("PYTHONPATH"))}
-    return subprocess.call(**child_process.options(job.argv, {**libraries, **environ, **path}))
+    return child_process.call(job.argv, {**libraries, **environ, **path})
 
 
 def prepare(

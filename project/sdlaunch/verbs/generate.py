@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,4 +15,4 @@ def run(words: Sequence[str], environ: Mapping[str, str], home: Path) -> int:
     """Pass the words on, and return the exit code; the child ends with the launcher."""
     path = {"PYTHONPATH": child_process.python_path(home / "project", environ.get("PYTHONPATH"))}
     argv = (sys.executable, "-m", MODULE, *words)
-    return subprocess.call(**child_process.options(argv, {**environ, **path}))
+    return child_process.call(argv, {**environ, **path})

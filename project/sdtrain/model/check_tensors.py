@@ -130,7 +130,7 @@ def _of_part(model: PipelineFolder, name: str, part: Part) -> Iterator[Problem |
     if foreign:
         found = f"{foreign[0]} has values of the type {shown(tensors[foreign[0]].dtype)}, which is not read"
         yield bad_input(shown(tensors[foreign[0]].file), found, remedy)
-    if unknown and not (missing or wrong or model.single):
+    if unknown and not (missing or wrong or foreign or model.single):
         ignored = (
             f"{len(unknown)} tensors that config.json does not ask for are ignored, such as {few(unknown, 2)}"
         )

@@ -17,6 +17,11 @@ from sdjob.writing import LinkError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _REFUSED = (errno.EIO, errno.EACCES, errno.EPERM)
 _GONE = (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)  # a network mount
+# A path that others have changed; EINVAL and ENXIO: a pipe is in its place.
+_CHANGED = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENXIO),
+)
 # safetensors and torch put the system's error into the text of their own.
 _WRAPPED_NUMBER = re.compile(r"\(os error (\d+)\)")
 _WRAPPED_WORDS = ("no space left", "disk quota", "file write failed", "unexpected pos")
@@ -59,7 +64,7 @@ def problems_of(error: Exception) -> tuple[Problem, ...]:
 
 def _changed_path(error: Exception, output: Path) -> Problem | None:
     """The problem of a path below the output folder that is not as the job left it; None: the error is another one."""
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.errno not in _CHANGED:
         return None
     for name in (error.filename2, error.filename):  # of a rename, the target first
         path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) else None

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -76,13 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stem = options.output / f"{conditions['date']}-{options.model}-{conditions['device']}"
     sizes = [int(size) for size in options.batch_sizes.split(",")]
     start, longest = time.monotonic(), 0.0
-    earlier = _earlier(stem) if options.resume else {}
+    earlier = _earlier(stem, conditions) if options.resume else {}
     rows: list[Row] = []
     for case in cases(options.plugins.split(","), sizes, options.nproc, _CACHED[options.cached]):
         row = Row(case.name, case.processes, case.batch_size, cached=case.cached)
         started = time.monotonic()
-        if (case.name, case.batch_size) in earlier:
-            row = earlier[case.name, case.batch_size]
+        if (known := (case.name, case.processes, case.batch_size)) in earlier:
+            row = earlier[known]
         elif started - start + longest > options.seconds:
             row = replace(row, outcome=_NO_TIME)
         else:
@@ -96,12 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(row.outcome != "failed" for row in rows) else int(ExitCode.TRAINING_FAILED)
 
 
-def _earlier(stem: Path) -> dict[tuple[str, int], Row]:
-    """The rows that an earlier call has measured, by name and batch size."""
+def _earlier(stem: Path, conditions: Mapping[str, Any]) -> dict[tuple[str, int, int], Row]:
+    """The rows that an earlier call has measured under the same conditions, by name, devices and batch size."""
     file = stem.with_suffix(".json")
-    values = json.loads(file.read_text())["rows"] if file.is_file() else []
-    rows = (Row(**value) for value in values)
-    return {(row.strategy, row.batch_size): row for row in rows if row.outcome != _NO_TIME}
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    same = all(found.get(name) == value for name, value in conditions.items())
+    rows = (Row(**value) for value in (found["rows"] if same and found else ()))
+    return {(row.strategy, row.devices, row.batch_size): row for row in rows if row.outcome != _NO_TIME}
 
 
 def _write(stem: Path, model: str, conditions: dict[str, Any], rows: Sequence[Row]) -> None:

@@ -34,11 +34,16 @@ def is_due(training: Training, step: int) -> bool:
 
 def is_complete(training: Training, step: int) -> bool:
     """Whether an earlier start has finished the validation of this step. Collective."""
+    return training.world.from_main(lambda: _is_complete(training, step))
+
+
+def _is_complete(training: Training, step: int) -> bool:
+    """As the node sees it that writes the files; a shared folder may lag behind on others."""
     layout = training.context.layout
-    without_samples = training.spec.validation_prompts and not _prompts_file(layout, step).exists()
-    measured = [each.step for each in metrics.read(layout.metrics) if each.validation_loss is not None]
-    without_loss = training.held_out is not None and step not in measured
-    return not training.world.any(bool(without_samples) or without_loss)
+    if training.spec.validation_prompts and not _prompts_file(layout, step).exists():
+        return False
+    measured = (each.step for each in metrics.read(layout.metrics) if each.validation_loss is not None)
+    return training.held_out is None or step in measured
 
 
 def _prompts_file(layout: OutputLayout, step: int) -> Path:

@@ -513,6 +513,7 @@ def test_a_limit_that_ends_slow_jobs_is_warned_about(seconds, warned):
         ("num_train_step", "４００", "400"),
         ("batch_size", "−2", None),
         ("lr", "20", None),
+        ("validation_prompts", '["一只狗，在海边"', None),  # a list that is not closed
     ],
 )
 def test_a_value_that_an_input_method_or_a_slip_changed_is_answered_with_the_one_meant(name, typed, meant):

@@ -19,6 +19,11 @@ def test_another_verb_before_it_is_refused():
     assert problem.found == "plan and generate"
 
 
+def test_a_setting_before_it_is_refused(capsys):
+    assert cli.main(["device=cpu", *("generate", *WORDS)], {}, HOME) == 64
+    assert "generate with device" in capsys.readouterr().err
+
+
 def test_the_worker_answers_from_any_folder_with_its_exit_code(tmp_path):
     done = subprocess.run(
         [

@@ -63,6 +63,13 @@ def test_a_path_of_the_output_folder_that_others_changed_is_named(tmp_path, act,
     assert problem_of(raised.value, tmp_path / "other") is None
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.EMFILE])
+def test_a_mount_that_fails_is_not_taken_for_a_change(tmp_path, number):
+    """With a problem the next attempt would not be made."""
+    error = OSError(number, os.strerror(number), str(tmp_path / "metrics.jsonl"))
+    assert problem_of(error, tmp_path) is None
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch names its own."""
 

@@ -81,6 +81,8 @@ def test_no_row_is_started_when_the_time_is_over_and_what_was_measured_is_kept(h
     monkeypatch.setattr(benchmark, "_measured", lambda row, *_: benchmark.replace(row, images_per_second=3.0))
     assert benchmark.main([*arguments, "--resume"]) == 0
     assert [row["images_per_second"] for row in table(tmp_path)[0]] == [first["images_per_second"], 3.0]
+    assert benchmark.main([*arguments, "--resume", "--steps=9"]) == 0
+    assert [row["images_per_second"] for row in table(tmp_path)[0]] == [3.0, 3.0], "of other conditions"
 
 
 def test_a_row_without_memory_is_marked_and_the_next_is_measured(here, tmp_path, monkeypatch):

@@ -43,7 +43,11 @@ def test_a_validation_is_complete_with_all_its_samples_and_its_loss(tmp_path):
     )
     context = SimpleNamespace(layout=OutputLayout(tmp_path))
     training = SimpleNamespace(
-        spec=spec, world=SimpleNamespace(any=bool), context=context, held_out=[1], validates=True
+        spec=spec,
+        world=SimpleNamespace(from_main=lambda read: read()),
+        context=context,
+        held_out=[1],
+        validates=True,
     )
     assert [step for step in (0, 10, 20, 380, 400) if validation.is_due(training, step)] == [20, 380]
     found = []

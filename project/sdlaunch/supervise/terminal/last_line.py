@@ -20,9 +20,7 @@ def of_ended(layout: OutputLayout, code: int, result: Path) -> str:
     if code == ExitCode.FINISHED:
         return _line("result", layout, lambda: f"{result}{_page(layout)}")
     if code == ExitCode.STOPPED or code > 128:  # by a signal
-        return _line(
-            "stopped", layout, lambda: f"{_kept(layout)}; the same command continues the job{_page(layout)}"
-        )
+        return _line("stopped", layout, lambda: f"{_goes_on(layout)}{_page(layout)}")
     return _line("failed", layout, lambda: f"{_kept(layout)}{_page(layout)}")
 
 
@@ -47,9 +45,18 @@ def _line(title: str, layout: OutputLayout, text: Callable[[], str]) -> str:
     return visible(f"{title}: {said}")
 
 
+def _goes_on(layout: OutputLayout) -> str:
+    verb = "continues" if _newest(layout) else "starts"
+    return f"{_kept(layout)}; the same command {verb} the job"
+
+
 def _kept(layout: OutputLayout) -> str:
-    whole = [folder.path for folder in step_folders(layout) if folder.defect is None]
-    return f"{whole[0]} is kept" if whole else f"no checkpoint is in {layout.checkpoint}"
+    newest = _newest(layout)
+    return f"{newest} is kept" if newest else f"no checkpoint is in {layout.checkpoint}"
+
+
+def _newest(layout: OutputLayout) -> Path | None:
+    return next((folder.path for folder in step_folders(layout) if folder.defect is None), None)
 
 
 def _page(layout: OutputLayout) -> str:

@@ -47,6 +47,9 @@ def test_without_checkpoints_and_a_page(tmp_path):
         last_line.of_ended(layout, 70, layout.checkpoint)
         == f"failed: no checkpoint is in {layout.checkpoint}"
     )
+    assert last_line.of_ended(layout, 75, layout.checkpoint) == (
+        f"stopped: no checkpoint is in {layout.checkpoint}; the same command starts the job"
+    )
 
 
 def test_a_refused_job_shows_its_page_or_how_to_check(layout):
