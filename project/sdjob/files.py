@@ -213,9 +213,13 @@ def read_file(path: Path, count: int = -1) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises JobError."""
+    """The JSON object in a file, all of whose numbers are finite. Raises JobError."""
+
+    def refuse(number: str) -> None:  # in a model's config it would be in each of its results
+        raise ValueError(f"{number[:20]} is not a finite number")
+
     try:
-        value = reading.json_of(read_file(path))
+        value = reading.json_of(read_file(path), refuse)
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except ValueError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
-import select
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -26,12 +26,14 @@ MESSAGE = 16 << 20  # of one that this project has written, or that holds settin
 NOT_AS_WRITTEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 PATIENCE = 5.0  # seconds for a pipe with settings, as of a shell's <(…)
 _BLOCK = 1 << 20
+_POLL = 0.01  # seconds
 
 
 def content(path: Path, limit: int = LARGEST, *, patience: float = 0.0) -> bytes:
     """The bytes of a regular file, or of a pipe whose writer ends within `patience` seconds. Raises OSError."""
     with opened(path, pipe=patience > 0) as file:
-        return _read(file.fileno(), path, limit, time.monotonic() + patience)
+        is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+        return _read(file.fileno(), path, limit, time.monotonic() + patience if is_pipe else None)
 
 
 def opened(path: Path, *, pipe: bool = False) -> BinaryIO:
@@ -46,17 +48,14 @@ def opened(path: Path, *, pipe: bool = False) -> BinaryIO:
     raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
-def _read(descriptor: int, path: Path, limit: int, until: float) -> bytes:
-    """All bytes up to the end. Raises OSError."""
+def _read(descriptor: int, path: Path, limit: int, until: float | None) -> bytes:
+    """All bytes up to the end; of a pipe, until then. Raises OSError."""
     blocks: list[bytes] = []
     size = 0
     while True:
-        try:
-            block = os.read(descriptor, _BLOCK)
-        except BlockingIOError:  # a pipe, whose writer is at work
-            if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise OSError(errno.ETIMEDOUT, "a pipe that nothing writes to", str(path)) from None
-            continue
+        block = os.read(descriptor, _BLOCK) if until is None else _next_block(descriptor, until, not blocks)
+        if block is None:
+            raise OSError(errno.ETIMEDOUT, "a pipe that nothing writes to", str(path))
         if not block:
             return b"".join(blocks)
         blocks.append(block)
@@ -65,22 +64,31 @@ def _read(descriptor: int, path: Path, limit: int, until: float) -> bytes:
             raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB", str(path))
 
 
-def json_of(text: str | bytes, *, finite: bool = False) -> Any:
+def _next_block(descriptor: int, until: float, is_first: bool) -> bytes | None:
+    """What a pipe holds, nothing at its end, or None at that time. Before its first writer it seems to have ended."""
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            block = os.read(descriptor, _BLOCK)
+            if block or not is_first:
+                return block
+        if time.monotonic() > until:
+            return None
+        time.sleep(_POLL)
+
+
+def json_of(text: str | bytes, not_finite: Callable[[str], Any] = float) -> Any:
     """The value that JSON describes. Raises ValueError, also where it is nested deeper than its reader goes.
 
-    `finite`: numbers that are not, or are too large to be, are None.
+    `not_finite`: what becomes of the texts of numbers that are not, or are too large to be.
     """
+
+    def number(digits: str) -> Any:
+        return value if math.isfinite(value := float(digits)) else not_finite(digits)
+
     try:
-        if finite:
-            return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-        return json.loads(text)
+        return json.loads(text, parse_constant=not_finite, parse_float=number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _finite(text: str) -> float | None:
-    value = float(text)
-    return value if math.isfinite(value) else None
 
 
 def toml_of(text: str) -> dict[str, Any]:

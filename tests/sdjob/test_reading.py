@@ -36,7 +36,8 @@ def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path):
 def test_a_pipe_of_settings_is_read_to_its_end_and_not_waited_for_longer(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    assert reading.content(path, patience=5) == b""  # nothing has it open
+    with pytest.raises(OSError, match="nothing writes"):  # nothing has it open: it seems to have ended
+        reading.content(path, patience=0.05)
     writer = os.open(path, os.O_RDWR)
     with pytest.raises(OSError, match="nothing writes"):
         reading.content(path, patience=0.05)
@@ -51,6 +52,16 @@ def test_json(text):
         text = "NaN,"
     with pytest.raises(ValueError):
         reading.json_of(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "[0.5, NaN]"])
+def test_a_config_with_a_number_that_is_not_finite_is_refused(tmp_path, number):
+    path = tmp_path / "config.json"
+    path.write_text(f'{{"norm_eps": {number}}}')
+    with pytest.raises(JobError, match=r"(NaN|-Infinity|1e999) is not a finite number"):
+        read_json(path)
+    path.write_text('{"norm_eps": 1e-05}')
+    assert read_json(path) == {"norm_eps": 1e-05}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 import entrypoint
 from sdjob import reading
+from sdjob.model import torch_zip
 from tests.sdlaunch.workspace import clean_environment, make_workspace
 from tests.support import hostile
 
@@ -46,6 +47,9 @@ KINDS = {
     hostile.huge_pickle: INPUT,
     hostile.huge_archive_list: INPUT,
     hostile.pickled_code: INPUT,
+    hostile.pickle_of_a_far_note: INPUT,
+    hostile.pickle_of_a_key_without_end: INPUT,
+    hostile.pickle_in_itself: INPUT,
     hostile.huge_hub_cache: INPUT,
     hostile.unfolding_parquet: INPUT,
     hostile.unfolding_images: INPUT,
@@ -107,6 +111,7 @@ def launcher(environ: dict[str, str]):
 )
 def test_a_plan_takes_bounded_memory_and_time(tmp_path, monkeypatch, make):
     monkeypatch.setattr(reading, "PATIENCE", 0.2)
+    monkeypatch.setattr(torch_zip, "_PATIENCE", 2.0)
     workspace = make_workspace(tmp_path)
     environ = clean_environment(**workspace, **make(tmp_path))
     idle, begin, before, peak = psutil.Process().memory_info().rss, time.monotonic(), os.times(), 0

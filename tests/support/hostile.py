@@ -239,6 +239,27 @@ def huge_pickle(folder: Path) -> dict[str, str]:
     return PICKLED
 
 
+def _pickle(folder: Path, *parts: bytes) -> dict[str, str]:
+    with zipfile.ZipFile(_archive(folder), "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + b"".join(parts) + b".")
+    return PICKLED
+
+
+def pickle_of_a_far_note(folder: Path) -> dict[str, str]:
+    """A note at the highest number: pickle makes room for all below, 32 GiB."""
+    return _pickle(folder, b"}r\xff\xff\xff\x7f")
+
+
+def pickle_of_a_key_without_end(folder: Path) -> dict[str, str]:
+    """A tuple of two tuples of two, 60 deep: C code that cannot be interrupted hashes 2^60 of them."""
+    return _pickle(folder, b"}", b")q\x00", b"h\x00\x86q\x00" * 60, b"Ns")
+
+
+def pickle_in_itself(folder: Path) -> dict[str, str]:
+    """A state whose state is that state."""
+    return _pickle(folder, b"}q\x00X\x0a\x00\x00\x00state_dicth\x00s")
+
+
 def huge_archive_list(folder: Path) -> dict[str, str]:
     """An archive whose list of files is said to take 20 GiB."""
     size = 20 * GIB

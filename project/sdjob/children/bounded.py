@@ -1,7 +1,7 @@
 """Functions that run in a child process, bounded in memory and time.
 
-What pyarrow's C++ does with a damaged or hostile file ends the process, or takes all of its memory. In a child process
-that is an error with the name of the file.
+What pyarrow's C++ or pickle's C does with a damaged or hostile file ends the process, or takes all of its memory or
+time. In a child process that is an error with the name of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEMORY = 512 << 20  # bytes that a function may take in a child process
 _PATIENCE = 60.0  # seconds without a result or a sign of progress
 _IDLE = 1.0  # seconds until a child process without work ends; starting another one takes a third of a second
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from sdjob.children import bounded; bounded.serve()"
-_REMEDY = "copy or download this file again, or save it again with fewer rows in a group"
+_REMEDY = "copy or download this file again; save a table again with fewer rows in a group"
 # One arena and the system's allocator: what is reserved and not used would count as memory.
 _ALLOCATION = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
 
@@ -36,18 +36,19 @@ def in_child(
     *arguments: Any,
     subject: str,
     memory: int = MEMORY,
+    patience: float = _PATIENCE,
     progress: Callable[[], None] = lambda: None,
 ) -> Result:
     """What a function returns or raises that is called in another process; all of it must be picklable.
 
     `subject`: what the function reads, unless it says so by `working_on`; each call of that counts as progress.
-    Raises JobError (66) where the process dies, or takes too much memory or time.
+    Raises JobError (66) where the process dies, or takes too much memory, or `patience` seconds without progress.
     """
     try:
         child = _idle.pop()
     except IndexError:
         child = _Child()
-    return child.call((memory, function, arguments), subject, progress)  # type: ignore[no-any-return]
+    return child.call((memory, function, arguments), subject, patience, progress)  # type: ignore[no-any-return]
 
 
 def working_on(subject: str) -> None:
@@ -66,18 +67,18 @@ class _Child:
         self._abandoned = False
         threading.Thread(target=self._live, daemon=True).start()
 
-    def call(self, request: Any, subject: str, progress: Callable[[], None]) -> Any:
+    def call(self, request: Any, subject: str, patience: float, progress: Callable[[], None]) -> Any:
         self._requests.put(pickle.dumps(request))
         try:
             while True:
-                kind, value = self._answers.get(timeout=_PATIENCE)
+                kind, value = self._answers.get(timeout=patience)
                 if kind != "at":
                     break
                 subject = value
                 progress()
         except queue.Empty:
             self._kill()
-            raise JobError(_unread(subject, f"its reader took longer than {_PATIENCE:g} s")) from None
+            raise JobError(_unread(subject, f"its reader took longer than {patience:g} s")) from None
         except BaseException:
             self._kill()
             raise

@@ -186,10 +186,7 @@ def header_of(path: Path, *, allow_pickle: bool) -> Header:
         remedy = "use the .safetensors file of this model, or trust this one with allow_pickle=1"
         raise JobError(bad_input(shown(path), found, remedy))
     if start != torch_zip.MAGIC:
-        remedy = "save it again with torch 1.6 or later, preferably as .safetensors"
-        raise JobError(
-            bad_input(shown(path), "is a pickle in torch's old format (not a zip archive)", remedy)
-        )
+        raise JobError(torch_zip.old_format(path))
     return Header(torch_zip.read_tensors(path), {})
 
 

@@ -1,5 +1,7 @@
 """Names, types and shapes of the tensors in a zip archive of `torch.save` (.ckpt, .pt). No code of the pickle is run.
 
+A few bytes of a pickle can claim any memory or time: it is read in a child process, with limits of both.
+
 Tests: tests/sdjob/model/test_single_file.py and tests/sdtrain/model/test_convert.py.
 """
 
@@ -11,14 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from sdjob.files import shown, unreadable
+from sdjob.children.bounded import in_child
+from sdjob.files import read_file, shown, unreadable
 from sdjob.model.weights import Tensor
-from sdjob.problems import JobError, bad_input
+from sdjob.problems import JobError, Problem, bad_input
 
 # Bytes of an archive's pickle and of its list of files. The tensors are outside of both, and the largest models have
 # some thousands. As objects of Python they take up to ninety times as much.
 _MAX_PICKLE = 8 << 20
 _MAX_LIST = 16 << 20
+_MAX_DEPTH = 4  # of states in states
+_PATIENCE = 20.0  # seconds; the largest models take a tenth of one
 MAGIC = b"PK\x03\x04"
 _DTYPES = {  # of torch's storages, as safetensors names them
     "HalfStorage": "F16",
@@ -46,7 +51,9 @@ class Shell(dict[Any, Any]):
     append = extend = add = __setstate__ = _forget
 
 
-def _tensor(dtype: str, _offset: int, shape: Any, *_: Any) -> Tensor:
+def _tensor(dtype: Any, _offset: int, shape: Any, *_: Any) -> Tensor:
+    if dtype not in _DTYPES.values() or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+        raise ValueError("a tensor without a type or a shape")
     return Tensor(tuple(shape), Path(), dtype)
 
 
@@ -65,36 +72,53 @@ TENSOR_GLOBALS = frozenset(_REBUILT)
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of the state dict, which may be the entry `state_dict` of a training state. Raises JobError."""
-    return _read(path)[0]
+    return _read_in_child(path)[0]
 
 
 def foreign_names(path: Path) -> list[str]:
-    """What the pickle of an archive names besides PyTorch's own; of a file that is no archive, nothing is known.
+    """What the pickle of an archive names besides PyTorch's own. Raises JobError, also where there is no archive."""
+    if read_file(path, len(MAGIC)) != MAGIC:
+        raise JobError(old_format(path))
+    return sorted(_read_in_child(path)[1])
 
-    Raises JobError.
-    """
-    return sorted(_read(path)[1]) if zipfile.is_zipfile(path) else []
+
+def old_format(path: Path) -> Problem:
+    remedy = "save it again with torch 1.6 or later, preferably as .safetensors"
+    return bad_input(shown(path), "is a pickle in torch's old format, or none (not a zip archive)", remedy)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], set[str]]:
+def innermost(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict, which may be the entry `state_dict` of a training state. Raises ValueError."""
+    for _ in range(_MAX_DEPTH):
+        if "state_dict" not in state:
+            return state
+        state = state["state_dict"]
+    raise ValueError("its entries state_dict have no end")
+
+
+def _read_in_child(path: Path) -> tuple[dict[str, Tensor], set[str]]:
+    return in_child(_read, path, _MAX_PICKLE, subject=shown(path), patience=_PATIENCE)
+
+
+def _read(path: Path, limit: int) -> tuple[dict[str, Tensor], set[str]]:
     """The tensors, and the foreign names. Raises JobError."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            if archive.getinfo(pickled).file_size > _MAX_PICKLE:
-                raise ValueError(f"{pickled} has more than {_MAX_PICKLE:,} bytes")
+            if archive.getinfo(pickled).file_size > limit:
+                raise ValueError(f"{pickled} has more than {limit:,} bytes")
             with archive.open(pickled) as stream:
                 reader = _HeaderReader(stream)
                 state = reader.load()
-        while "state_dict" in state:
-            state = state["state_dict"]
         tensors = {
             str(name): Tensor(tensor.shape, path, tensor.dtype)
-            for name, tensor in state.items()
+            for name, tensor in innermost(state).items()
             if isinstance(tensor, Tensor)
         }
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
         raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error

@@ -261,7 +261,7 @@ def _list(value: Any) -> Sequence[Any]:
 
 def _value(path: Path) -> Any:
     with contextlib.suppress(OSError, ValueError):
-        return reading.json_of(reading.content(path, reading.MESSAGE), finite=True)
+        return reading.json_of(reading.content(path, reading.MESSAGE), lambda _: None)
     return None
 
 

@@ -279,9 +279,9 @@ def _unpickled(path: Path) -> Weights:
     """The state dict in an archive of torch.save. torch's own `weights_only` refuses the objects of trainers."""
     reader = SimpleNamespace(__name__="tensors", Unpickler=_TensorUnpickler, load=None)
     try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=reader)
-        while "state_dict" in state:
-            state = state["state_dict"]
+        state = torch_zip.innermost(
+            torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=reader)
+        )
     except Exception as error:  # a damaged pickle can raise anything
         found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
         raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
