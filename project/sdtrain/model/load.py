@@ -27,7 +27,7 @@ from sdtrain.architectures import ARCHITECTURES
 from sdtrain.architectures.base import Parts
 from sdtrain.model import lora as lora_layers
 from sdtrain.model.trainable_model import TrainableModel
-from sdtrain.runtime import heartbeat
+from sdtrain.runtime import devices, heartbeat
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -71,7 +71,7 @@ def load(
         return Parts(
             architecture=architecture,
             denoiser=part(facts.denoiser, trained),
-            vae=part("vae", torch.float32 if facts.vae_in_fp32 else dtype),
+            vae=_laid_out(part("vae", torch.float32 if facts.vae_in_fp32 else dtype), device),
             text_encoders=text_encoders,
             tokenizers={
                 name: _tokenizer(folder, tokenizer, text_encoders[name])
@@ -83,6 +83,11 @@ def load(
             device=device,
             index=json.loads((Path(folder.path) / INDEX_FILE).read_text()),
         )
+
+
+def _laid_out(frozen: Any, device: torch.device) -> Any:
+    """Strategies lay out what is trained."""
+    return frozen.to(memory_format=torch.channels_last) if device.type in devices.CHANNELS_LAST else frozen
 
 
 def _loaded(folder: PipelineFolder, name: str, dtype: torch.dtype, *, allow_pickle: bool) -> Any:

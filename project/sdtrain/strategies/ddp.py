@@ -18,6 +18,7 @@ from torch import nn
 from sdjob.settings.run_spec import RunSpec
 from sdtrain.checkpoint import state_io
 from sdtrain.checkpoint.staging import Staging
+from sdtrain.runtime import devices
 from sdtrain.strategies import updates
 from sdtrain.strategies.base import (
     COMPUTE_DTYPES,
@@ -28,8 +29,6 @@ from sdtrain.strategies.base import (
 from sdtrain.strategies.exchange import Gradients
 from sdtrain.strategies.flat import Flat, named, norm_of
 from sdtrain.strategies.shards import Shards
-
-CHANNELS_LAST = ("cpu",)  # devices whose convolutions are faster in this layout; on CUDA GroupNorm undoes it
 
 
 class Native:
@@ -51,7 +50,7 @@ class Native:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
 
     def prepare(self, model: nn.Module, optim: OptimSpec) -> None:
-        if self._device.type in CHANNELS_LAST:
+        if self._device.type in devices.CHANNELS_LAST:
             for parameter in model.parameters():
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -28,7 +28,8 @@ from sdtrain import strategies
 from sdtrain.model import load
 from sdtrain.objective.diffusion import loss_of, noised
 from sdtrain.optim.ema import Ema
-from sdtrain.strategies import ddp, exchange
+from sdtrain.runtime import devices
+from sdtrain.strategies import exchange
 from sdtrain.strategies.base import optim_spec
 from sdtrain.tools import synthetic
 
@@ -138,7 +139,7 @@ def _cuda_norms() -> Iterator[None]:
         return call
 
     with (
-        patch.object(ddp, "CHANNELS_LAST", ()),  # nor has it the layout of a CPU
+        patch.object(devices, "CHANNELS_LAST", ()),  # nor has it the layout of a CPU
         patch.object(exchange, "IN_PLACE", ()),
         patch.object(functional, "group_norm", in_fp32(functional.group_norm)),
         patch.object(functional, "layer_norm", in_fp32(functional.layer_norm)),

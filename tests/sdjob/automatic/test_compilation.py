@@ -64,7 +64,6 @@ def test_auto_is_never_refused(values, lacking, plugin, topology):
         ({}, GPU, "Python.h", 69, "no Python.h", "apt-get install python3-dev"),
         ({}, GPU, "triton", 69, "no triton", "pip install triton"),
         ({}, Topology("mps", 1), "", 69, "whole on device=mps", "use compile=off"),
-        ({"compile": "whole"}, CPU, "", 64, "whole with device=cpu", "use compile=blocks"),
         ({}, GPUS, "", 64, "whole with 8 processes", "use compile=blocks"),
         ({"lora_rank": 4, "lora_dropout": 0.5}, GPU, "", 64, "lora_dropout=0.5", "use compile=blocks"),
         ({"plugin": "fsdp"}, GPU, "", 64, "whole with plugin=fsdp", "use compile=blocks"),
@@ -74,7 +73,7 @@ def test_auto_is_never_refused(values, lacking, plugin, topology):
     ],
 )
 def test_what_is_refused_by_name(values, topology, lacking, code, found, remedy):
-    asked = spec(**{"compile": "blocks" if topology is CPU else "whole", **values})
+    asked = spec(**{"compile": "whole", **values})
     (problem,) = compilation.problems(asked, topology, lacking)
     assert (problem.code, problem.subject) == (code, "compile")
     assert found in problem.found

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from sdjob.model.pipeline import find_pipeline
 from sdjob.problems import JobError
@@ -102,8 +103,9 @@ def test_inductor_gives_the_losses_and_gradients_of_eager_execution(tmp_path, mo
     "values", [{}, {"gradient_checkpointing": True}, {"lora_rank": 4}], ids=["full", "checkpointing", "lora"]
 )
 @pytest.mark.parametrize("kind", ["eps_model", "xl_model"])
-def test_inductor_on_the_blocks_of_a_denoiser(request, kind, values):
-    asked = spec(compile="blocks", **values)
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+def test_inductor_on_a_denoiser(request, how, kind, values):
+    asked = spec(compile=how, **values)
     model, batch = tiny(request.getfixturevalue(kind), asked)
     wanted = gradients(loss_of, model, batch)
     assert_close(gradients(compilation.compiled(loss_of, model, asked, 1), model, batch), wanted)
@@ -138,11 +140,48 @@ def test_a_compiler_that_drops_gradients_is_refused_before_the_first_step():
         return loss_of(model, batch) * 0.5
 
     model, batch = Small(1), batch_of(4)
-    proven = compilation._Proven(halved, loss_of)
-    with pytest.raises(JobError, match="differ from those of eager execution by 50%") as error:
+    proven = compilation._Proven(halved, loss_of, model, "whole")
+    with pytest.raises(JobError, match="differ from those of eager execution by 75%") as error:
         proven(model, batch)
     assert error.value.code == 69
-    assert "compile=blocks" in str(error.value)
+    assert "compile=off" in str(error.value)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiler_that_drops_gradients_of_a_block_is_refused_in_its_first_forward_pass(
+    monkeypatch, checkpointing
+):
+    """Also in the forward pass of a checkpoint, which keeps no activations."""
+
+    def dropping(function, **options):
+        return lambda latents: function(latents) - latents + latents.detach()
+
+    monkeypatch.setattr(torch, "compile", dropping)
+    model = Small(2)
+    compilation.compiled(loss_of, model, spec(compile="blocks"), 1)
+    block = model.unet.blocks[1]
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with pytest.raises(JobError, match=r"blocks: Sequential: results or gradients differ from .* by \d+%"):
+        checkpoint(block, latents, use_reentrant=False) if checkpointing else block(latents)
+
+
+def test_blocks_are_compared_once_and_give_the_gradients_of_eager_execution(monkeypatch):
+    calls = []
+
+    def counting(function, **options):
+        def compiled(*arguments):
+            calls.append(1)
+            return function(*arguments)
+
+        return compiled
+
+    model, batch = Small(2), batch_of(4)
+    wanted = gradients(loss_of, model, batch)
+    monkeypatch.setattr(torch, "compile", counting)
+    compilation.compiled(loss_of, model, spec(compile="blocks"), 1)
+    for _ in range(3):
+        assert_close(gradients(loss_of, model, batch), wanted)
+    assert len(calls) == 2 * (1 + 3)
 
 
 # --- graphs ------------------------------------------------------------------------------------------
