@@ -112,7 +112,12 @@ def _part(call: _Call, part: str) -> bool:
         return True
     if part == "speed":
         return _speed(call)
-    _keep(call, part, attention_kernels.in_process(call.device_type, call.budget.left))
+    try:
+        rows = attention_kernels.in_process(call.device_type, call.budget.left)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:  # one crashed or did not end
+        print(f"{part}: {error}\n{str(error.stderr or '')[-2000:]}", flush=True)
+        return False
+    _keep(call, part, rows)
     return True
 
 

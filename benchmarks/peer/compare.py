@@ -47,7 +47,7 @@ WAYS: dict[str, tuple[str, ...]] = {  # name of a trainer -> its flags
     PEER: (),
     f"{OURS}, no caches": ("--cache_latents=no", "--cache_text_embeddings=no"),
     OURS: (),  # with its defaults: images and prompts are encoded once, before the first step
-    f"{OURS}, compiled": ("--compile=blocks",),
+    f"{OURS}, compiled": ("--compile=whole",),
 }
 IMAGES = 16  # a multiple of every global batch here; each is used more than once
 LIMIT = 900  # seconds of a run

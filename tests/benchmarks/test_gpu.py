@@ -11,7 +11,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.gpu import gradients, prediction, speed, verify
+from benchmarks.gpu import attention_kernels, gradients, prediction, speed, verify
 from benchmarks.gpu.budget import Budget, too_late
 from sdjob.settings.compatibility import Topology, problems
 from sdjob.settings.flags import parse
@@ -90,6 +90,24 @@ def test_a_lost_gradient_is_seen_however_small_its_share():
     assert difference.name == "small" and difference.worst == pytest.approx(0.87, abs=0.01)
     assert difference.all == pytest.approx(0.05, abs=0.01)
     assert difference.worst > max(verify.OF_WORST.values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [subprocess.CalledProcessError(-11, "python", "", "CUDA error"), subprocess.TimeoutExpired("python", 9)],
+)
+def test_an_attention_kernel_that_crashes_or_hangs_does_not_end_the_other_parts(
+    monkeypatch, capsys, tmp_path, error
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(attention_kernels, "in_process", fails)
+    budget = Budget(100, {"attention": 1})
+    call = verify._Call(tmp_path, tmp_path, "cuda", budget, apart=False, quick=False)
+    assert not verify._part(call, "attention")
+    said = capsys.readouterr().out
+    assert said.startswith("attention: Command") and (error.stderr or "") in said
 
 
 def test_every_case_is_there_once_and_compiling_is_left_to_gpus():

@@ -32,8 +32,8 @@ def choose(spec: RunSpec, topology: Topology, lacking: str) -> Choice:
         return Choice("off", "each size of aspect_ratio_buckets would be compiled")
     if passes < _PASSES:
         return Choice("off", f"it would not pay in {passes} forward passes")
-    # Not whole: blocks compile in less time, since those of one kind share their code, and few operations to fuse lie
-    # between them.
+    # Not whole: blocks compile in less time, few operations to fuse lie between them, and gradients are exchanged while
+    # the backward pass goes on.
     return Choice("blocks", f"CUDA, {passes} forward passes")
 
 
@@ -56,7 +56,7 @@ def problems(spec: RunSpec, topology: Topology, lacking: str) -> Iterator[Proble
     elif spec.use_dora:
         remedy = "peft's DoRA cannot be compiled: use compile=off, or a LoRA without use_dora."
         yield bad_setting("compile", f"{wanted} with use_dora on", remedy)
-    elif wanted == "whole" and (obstacle := _not_whole(spec, topology)):
+    elif wanted == "whole" and (obstacle := _not_whole(spec)):
         found, remedy = obstacle
         yield bad_setting("compile", f"whole with {found}", f"{remedy}: use compile=blocks.")
 
@@ -68,10 +68,7 @@ _INSTALL = {
 }
 
 
-def _not_whole(spec: RunSpec, topology: Topology) -> tuple[str, str] | None:
-    if topology.world_size > 1:
-        remedy = "Gradients would be exchanged only after the whole backward pass"
-        return f"{topology.world_size} processes", remedy
+def _not_whole(spec: RunSpec) -> tuple[str, str] | None:
     if PLUGINS[spec.plugin].shards:
         return f"plugin={spec.plugin}", "Weights are gathered block by block"
     if spec.lora_dropout:

@@ -64,7 +64,6 @@ def test_auto_is_never_refused(values, lacking, plugin, topology):
         ({}, GPU, "Python.h", 69, "no Python.h", "apt-get install python3-dev"),
         ({}, GPU, "triton", 69, "no triton", "pip install triton"),
         ({}, Topology("mps", 1), "", 69, "whole on device=mps", "use compile=off"),
-        ({}, GPUS, "", 64, "whole with 8 processes", "use compile=blocks"),
         ({"lora_rank": 4, "lora_dropout": 0.5}, GPU, "", 64, "lora_dropout=0.5", "use compile=blocks"),
         ({"plugin": "fsdp"}, GPU, "", 64, "whole with plugin=fsdp", "use compile=blocks"),
         ({"train_text_encoder": True}, GPU, "", 64, "train_text_encoder on", "use compile=blocks"),

@@ -300,10 +300,13 @@ def test_a_compiled_run_gives_the_same_losses_and_resumes_exactly(train, of_clas
     assert all((weights[key] == others[key]).all() for key in others)
 
 
-@pytest.mark.parametrize("plugin", ["torch_ddp", pytest.param("fsdp", marks=pytest.mark.long)])
-def test_blocks_on_two_ranks_give_the_losses_of_one_process(train, traced, plugin):
+@pytest.mark.parametrize(
+    ("plugin", "how"),
+    [("torch_ddp", "blocks"), ("torch_ddp", "whole"), pytest.param("fsdp", "blocks", marks=pytest.mark.long)],
+)
+def test_two_ranks_give_the_losses_of_one_process(train, traced, plugin, how):
     wanted = train("eager", train_batch_size=2, compile="off")
-    found = train("blocks", ranks=2, plugin=plugin, compile="blocks")
+    found = train("compiled", ranks=2, plugin=plugin, compile=how)
     assert losses(found) == pytest.approx(losses(wanted), rel=1e-5)
     assert json.loads((found / "report.json").read_text())["compile_seconds"] > 0
 
