@@ -148,7 +148,7 @@ class Outcome:
                 cause, phase, finished
             ),
             f"alive for {self.seconds:.0f} s": self.seconds < 20 + (HANG_TIMEOUT if cause == CUT else 0),
-            f"{self.unseen} steps unseen": self.unseen <= 1,  # the one under way
+            f"{self.unseen} steps unseen": self.unseen <= 2,  # the one under way, and the next: see StopVote
             f"next start: {self.again}, {self.begins}": self.again == 0,
             "another result": self.same or self.again != 0,
         }
@@ -394,7 +394,8 @@ started again and left alone. Every cell has the exit code of the first start, t
 was alive, and where the next start began: at the start, at a step, or at the end, since everything was done.
 
 Each of these next starts ended with 0 and with the weights, losses and images of an undisturbed run, to the byte. After
-its launcher had ended, no job made more than the step that was under way. **Bold**: a cell where this is not so.
+its launcher had ended, no job made more than the step that was under way and, where steps take less than a second, the
+next, in which the ranks read each other's answers. **Bold**: a cell where this is not so.
 
 Exit codes: {codes}. −9 is the launcher's own death, which nobody can report.
 torchrun ignores SIGUSR1: a scheduler sends it to all processes, and the launcher's is the one that counts.

@@ -26,9 +26,8 @@ _LONG_STEP = 1.0  # seconds
 class StopRequest:
     """Whether this process was asked to stop; the ranks agree on it at a step boundary."""
 
-    def __init__(self, file: Path | None) -> None:
-        self.orphaned = False  # no process is left to ask
-        self._file = file
+    def __init__(self, file: Path | None, parents: Parents | None = None) -> None:
+        self._file, self._parents = file, parents
         self._received: list[tuple[int, float]] = []  # signals, and their monotonic times
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
@@ -52,16 +51,20 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def __bool__(self) -> bool:
-        return self.orphaned or bool(self._received) or (self._file is not None and self._file.exists())
+        return (
+            bool(self._received)
+            or (self._file is not None and self._file.exists())
+            or (self._parents is not None and self._parents.gone())
+        )
 
 
 @contextmanager
 def watch(environ: Mapping[str, str] = os.environ, parents: Parents | None = None) -> Iterator[StopRequest]:
     """Listen for stop signals and the stop file, and look whether the parents are alive."""
-    request, ended = StopRequest(protocol.stop_file(environ)), threading.Event()
+    request, ended = StopRequest(protocol.stop_file(environ), parents), threading.Event()
     before = {number: signal.signal(number, request.signalled) for number in protocol.STOP_SIGNALS}
     if parents:
-        threading.Thread(target=_look_after, args=(parents, request, ended), daemon=True).start()
+        threading.Thread(target=_end_without, args=(parents, ended), daemon=True).start()
     try:
         yield request
     finally:
@@ -70,11 +73,10 @@ def watch(environ: Mapping[str, str] = os.environ, parents: Parents | None = Non
             signal.signal(number, handler)
 
 
-def _look_after(parents: Parents, request: StopRequest, ended: threading.Event) -> None:
-    """Request a stop when the parents are gone; end the process if it waits forever for a rank that is gone too."""
+def _end_without(parents: Parents, ended: threading.Event) -> None:
+    """End the process some time after its parents if it waits forever for a rank that is gone too."""
     while not ended.wait(_LOOK):
         if parents.gone():
-            request.orphaned = True
             if not ended.wait(parents.grace):
                 os._exit(ExitCode.STOPPED)
             return
