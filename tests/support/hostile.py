@@ -146,6 +146,49 @@ def many_tensors(folder: Path) -> dict[str, str]:
     return {}
 
 
+def _named_tensors(folder: Path, names: list[str]) -> None:
+    """More tensors in the U-Net, each of two bytes."""
+    path = next(model_file(folder, "unet/config.json").parent.glob("*.safetensors"))
+    content = path.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    entries, data = json.loads(content[8:length]), content[length:]
+    for name in names:
+        entries[name] = {"dtype": "F16", "shape": [1, 1], "data_offsets": [len(data), len(data) + 2]}
+        data += bytes(2)
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def deep_level(folder: Path) -> dict[str, str]:
+    """A block of a U-Net that halves its images a hundred billion times."""
+    _named_tensors(folder, ["down_blocks.99999999999.resnets.0.conv1.weight"])
+    return {}
+
+
+def long_layers(folder: Path) -> dict[str, str]:
+    """Names of layers, of which the target of a LoRA is none, and of which an expression takes the third power."""
+    _named_tensors(folder, [f"{'a' * 900}.{number}.!.weight" for number in range(300)])
+    return {"lora_rank": "4", "lora_target_modules": "none"}
+
+
+def many_dots(folder: Path) -> dict[str, str]:
+    """A model in one file with a name of a million words."""
+    shutil.rmtree(folder / "model")
+    names = ["input_blocks.0.0.weight", "." * 1_000_000]
+    entries = {
+        f"model.diffusion_model.{name}": {
+            "dtype": "F16",
+            "shape": [4, 4],
+            "data_offsets": [32 * n, 32 * n + 32],
+        }
+        for n, name in enumerate(names)
+    }
+    header = json.dumps(entries).encode()
+    (folder / "model").mkdir()
+    (folder / "model" / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+    return {}
+
+
 def huge_shape(folder: Path) -> dict[str, str]:
     """Numbers whose product takes hours."""
     axes = ",".join(["9" * 4000] * 3900)
@@ -215,6 +258,22 @@ def huge_shard_index(folder: Path) -> dict[str, str]:
     return {}
 
 
+def many_shards(folder: Path) -> dict[str, str]:
+    weights = next(model_file(folder, "unet/config.json").parent.glob("*.safetensors"))
+    weights.unlink()
+    names = {f"{number:x}": f"{number:x}" for number in range(100_000)}
+    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps({"weight_map": names}))
+    return {}
+
+
+def long_shard_name(folder: Path) -> dict[str, str]:
+    weights = next(model_file(folder, "unet/config.json").parent.glob("*.safetensors"))
+    weights.unlink()
+    names = {"a": "b" * (30 << 20)}
+    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps({"weight_map": names}))
+    return {}
+
+
 def _archive(folder: Path) -> Path:
     shutil.rmtree(folder / "model")
     (folder / "model").mkdir()
@@ -258,6 +317,24 @@ def pickle_of_a_key_without_end(folder: Path) -> dict[str, str]:
 def pickle_in_itself(folder: Path) -> dict[str, str]:
     """A state whose state is that state."""
     return _pickle(folder, b"}q\x00X\x0a\x00\x00\x00state_dicth\x00s")
+
+
+def pickle_of_many_axes(folder: Path) -> dict[str, str]:
+    """A tensor of 3 million axes of 2^39 numbers, of which C code that cannot be interrupted makes the product."""
+
+    def tensor(name: str, shape: bytes) -> bytes:
+        named = b"X" + struct.pack("<I", len(name)) + name.encode()
+        storage = b"(X\7\0\0\0storagectorch\nHalfStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\1tQ"
+        return named + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0(" + shape + b"t(t\x89NtR"
+
+    first = "model.diffusion_model.input_blocks."
+    axis = b"\x8a\6" + (1 << 39).to_bytes(6, "little") + b"q\0"
+    tensors = (
+        tensor(f"{first}0.0.weight", b"K\4" * 4),
+        tensor(f"{first}1.1.transformer_blocks.0.attn2.to_k.weight", b"K\4M\0\3"),
+        tensor("model.diffusion_model.out.0.weight", axis + b"h\0" * 3_000_000),
+    )
+    return _pickle(folder, b"}(", *tensors, b"u") | {"prediction_type": "epsilon"}
 
 
 def huge_archive_list(folder: Path) -> dict[str, str]:

@@ -140,8 +140,8 @@ def _leaving(spec: RunSpec, model: PipelineFolder, width: int) -> int:
 
 # --- activations -------------------------------------------------------------------------------------
 
-_LAYER = re.compile(
-    r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<number>\d+))?\.(?:"
+_LAYER = re.compile(  # a level of more digits has no model, and halving an image as often takes all memory
+    r"(?P<side>down_blocks|mid_block|up_blocks)(?:\.(?P<number>\d{1,3}))?\.(?:"
     r"resnets\.\d+\.(?P<residual>conv1)|attentions\.\d+\.(?:"
     r"(?P<projections>proj_in)|transformer_blocks\.\d+\.(?P<transformer>attn1\.to_q)))\.weight"
 )

@@ -27,6 +27,7 @@ _CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _USE_BASE = f"use {titles()}"
 _MAX_TIMESTEPS = 100_000
+_MAX_SIDE = 1 << 16  # of the latents that a model was made for
 _TITLES = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
@@ -59,7 +60,7 @@ class PipelineFolder:
     def native_resolution(self) -> int | None:
         """The side of the images that the denoiser was made for; None where its config does not say."""
         size = self.denoiser.config.get("sample_size")
-        return size * self.latent_factor if isinstance(size, int) and size > 0 else None
+        return size * self.latent_factor if isinstance(size, int) and 0 < size <= _MAX_SIDE else None
 
 
 def find_pipeline(

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from sdjob.children.bounded import in_child
 from sdjob.files import read_file, shown, unreadable
-from sdjob.model.weights import Tensor
+from sdjob.model.weights import MAX_AXES, MAX_NAME, Tensor
 from sdjob.problems import JobError, Problem, bad_input
 
 # Bytes of an archive's pickle and of its list of files. The tensors are outside of both, and the largest models have
@@ -54,6 +54,8 @@ class Shell(dict[Any, Any]):
 def _tensor(dtype: Any, _offset: int, shape: Any, *_: Any) -> Tensor:
     if dtype not in _DTYPES.values() or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
         raise ValueError("a tensor without a type or a shape")
+    if len(shape) > MAX_AXES:
+        raise ValueError(f"a tensor of {len(shape):,} axes")
     return Tensor(tuple(shape), Path(), dtype)
 
 
@@ -110,9 +112,12 @@ def _read(path: Path, limit: int) -> tuple[dict[str, Tensor], set[str]]:
             with archive.open(pickled) as stream:
                 reader = _HeaderReader(stream)
                 state = reader.load()
+        named = innermost(state).items()
+        if any(isinstance(name, str) and len(name) > MAX_NAME for name, _ in named):
+            raise ValueError(f"a tensor with a name of more than {MAX_NAME:,} characters")
         tensors = {
             str(name): Tensor(tensor.shape, path, tensor.dtype)
-            for name, tensor in innermost(state).items()
+            for name, tensor in named
             if isinstance(tensor, Tensor)
         }
     except OSError as error:

@@ -18,9 +18,8 @@ from sdjob.problems import Problem, bad_input, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
-_END = re.compile(r"[^.]*[^.\d][^.]*(?:\.\d+)*$")  # the last name that is not a number
 _FIRST_MATRIX = re.compile(r"\.(?:lora_A|lora_down|lora\.down)\.weight$")
-_LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\bencoder\.layers\.(\d{1,4})\.")
 
 
 def parts(spec: RunSpec, model: PipelineFolder) -> tuple[str, ...]:
@@ -115,7 +114,7 @@ def unmatched(spec: RunSpec, architecture: ArchitectureFacts, layers: Iterable[s
     for entry in lora_targets(spec, architecture, architecture.denoiser):
         if any(_is(layer, entry) for layer in names):
             continue
-        ends = sorted({end[0] for layer in names if (end := _END.search(layer))})
+        ends = sorted({_end(layer) for layer in names})
         below = sorted({name.rpartition(f"{entry}.")[2] for name in names if f".{entry}." in f".{name}"})
         near = get_close_matches(entry, ends, n=3) or below[:4]
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -124,6 +123,13 @@ def unmatched(spec: RunSpec, architecture: ArchitectureFacts, layers: Iterable[s
         )
         found = f"{entry!r} matches no layer of the {architecture.denoiser_title}"
         yield bad_setting("lora_target_modules", found, remedy)
+
+
+def _end(layer: str) -> str:
+    """The last of its names that is not a number, and the numbers that follow."""
+    words = layer.split(".")
+    start = next((number for number in reversed(range(len(words))) if not words[number].isdecimal()), 0)
+    return ".".join(words[start:])
 
 
 def lora_file(path: str) -> Path:

@@ -26,7 +26,11 @@ _NUMBERS = (
 )
 _LISTS = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
 _MOST = {"layers": 1000, "": 1 << 24}  # in names of values → more than any known model has
-_MAX_AXES = 16  # of a tensor
+MAX_AXES = 16  # of a tensor
+MAX_NAME = 1000  # characters of the name of a tensor
+_MAX_SIZE = 1 << 63  # of a tensor, in numbers or bytes
+_MAX_SHARDS = 10_000
+_MAX_FILE_NAME = 255  # bytes, of Linux
 _MAX_HEADER = (
     16 << 20
 )  # bytes, many times those of any known model; as values of Python they take thirty times as much
@@ -95,7 +99,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if key in _NUMBERS and value is not None and (type(value) is not int or not 0 < value <= most):
             wanted = f"a whole number from 1 to {most:,}"
         elif key in _LISTS and not _is_list(value, _LISTS[key]):
-            wanted = f"a list of {'names' if _LISTS[key] is str else 'numbers'}"
+            wanted = "a list of names" if _LISTS[key] is str else f"a list of numbers from 1 to {most:,}"
         elif "layers" in key and any(number > most for number in _flat(value)):
             wanted = f"at most {most:,}"
         else:
@@ -106,8 +110,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _NUMBERS or value is not None}
 
 
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(each) is kind for each in value)
+def _is_list(value: Any, kind: type[int | str]) -> bool:
+    """Whether it is one of as many values of a type as a model may have layers, of which numbers are such sizes."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST["layers"]:
+        return False
+    return all(type(each) is kind and (isinstance(each, str) or 0 < each <= _MOST[""]) for each in value)
 
 
 def _flat(value: Any) -> Iterator[float]:
@@ -183,9 +190,11 @@ def _read_index(path: Path) -> dict[Path, frozenset[str]]:
     shards: dict[str, set[str]] = {}
     try:
         for tensor, shard in read_json(path)["weight_map"].items():
-            if Path(shard).name != shard or not shard:
-                raise ValueError(f"{shard!r} is not a file name")
+            if Path(shard).name != shard or not 0 < len(shard) <= _MAX_FILE_NAME:
+                raise ValueError(f"{shard[:80]!r} is not a file name")
             shards.setdefault(shard, set()).add(tensor)
+            if len(shards) > _MAX_SHARDS:
+                raise ValueError(f"more than {_MAX_SHARDS:,} files")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"is not an index of weight files ({error!r})"
         raise JobError(bad_input(shown(path), found, _AGAIN)) from error
@@ -235,15 +244,18 @@ def _parsed(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         tensors = reading.json_of(header)
         metadata = dict(tensors.pop("__metadata__", None) or {})
         for name, tensor in tensors.items():
-            begin, end = tensor["data_offsets"]
-            tensor |= {"shape": [int(length) for length in tensor["shape"]], "dtype": str(tensor["dtype"])}
-            if len(tensor["shape"]) > _MAX_AXES or not all(0 <= axis < 1 << 63 for axis in tensor["shape"]):
-                raise _BrokenError(
-                    f"has a damaged header: {name} has the shape {few(map(str, tensor['shape']))}"
-                )
-            item_size = ITEM_SIZE.get(tensor["dtype"])
-            if item_size is not None and end - begin != item_size * math.prod(tensor["shape"]):
+            if len(name) > MAX_NAME:
+                raise _BrokenError(f"has a damaged header: the name of a tensor has {len(name):,} characters")
+            (begin, end), shape, dtype = tensor["data_offsets"], tensor["shape"], tensor["dtype"]
+            if not all(type(number) is int for number in (begin, end, *shape)) or not isinstance(dtype, str):
+                raise TypeError
+            if len(shape) > MAX_AXES or not all(0 <= axis < _MAX_SIZE for axis in shape):
+                raise _BrokenError(f"has a damaged header: {name} has the shape {few(map(str, shape))}")
+            item_size = ITEM_SIZE.get(dtype)
+            if item_size is not None and end - begin != item_size * math.prod(shape):
                 raise _BrokenError(f"has a damaged header: {name} does not have the bytes of its shape")
+            if not max(begin, end) < _MAX_SIZE:
+                raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _BrokenError("has a damaged header") from error
     return dict(tensors), metadata

@@ -181,6 +181,12 @@ def test_missing_and_broken_index(pipeline):
     assert len(problems(pipeline)) == 5
 
 
+def _described(text, name="a"):
+    """A file with this description of one tensor."""
+    header = f'{{"{name}":{{{text}}}}}'.encode()
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -194,6 +200,15 @@ def test_missing_and_broken_index(pipeline):
         (lambda data: data.replace(b"[0, 40]", b"[4, 44]"), "a starts at 4, expected 0"),
         (lambda data: data.replace(b'{"__meta', b'["__meta'), "has a damaged header"),
         (lambda data: data.replace(b'"shape": [10, 2]', b'"shape":[-10,-2]'), "a has the shape -10, -2"),
+        (lambda data: data.replace(b'"shape": [10, 2]', b'"shape": [1e999]'), "has a damaged header"),
+        (lambda data: data.replace(b"[0, 40]", b'["", 0]'), "has a damaged header"),
+        (lambda data: data.replace(b'"F16"', b'["X"]'), "has a damaged header"),
+        (lambda data: _described('"dtype":"X","shape":[1],"data_offsets":["0","4"]'), "a damaged header"),
+        (
+            lambda data: _described(f'"dtype":"X","shape":[1],"data_offsets":[0,{"9" * 4300}]'),
+            "a damaged header",
+        ),
+        (lambda data: _described("", name="a" * 1001), "the name of a tensor has 1,001 characters"),
         (lambda data: (17 << 20).to_bytes(8, "little") + bytes(17 << 20), "is not a safetensors file"),
     ],
 )
@@ -380,6 +395,8 @@ def test_what_a_pipeline_may_have_and_what_it_says_it_has_not_are_no_problem(pip
         ("unet/config.json", {"in_channels": 4, "cross_attention_dim": 1e99}, "has cross_attention_dim=1e+99"),
         ("unet/config.json", {"norm_eps": float("nan")}, "is not readable JSON (NaN is not a finite number"),
         ("vae/config.json", {"block_out_channels": -1}, "has block_out_channels=-1, not a list of numbers"),
+        ("vae/config.json", {"block_out_channels": [10**4000]}, "has block_out_channels=["),
+        ("vae/config.json", {"block_out_channels": [1] * 1001}, "has block_out_channels=["),
         ("text_encoder/config.json", {"num_hidden_layers": 1001}, "has num_hidden_layers=1001, not at most 1,000"),
         ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "is a T5Tokenizer by its config"),
         ("tokenizer/tokenizer.json", {"model": {"type": "Unigram"}}, "is not a tokenizer of CLIP (BPE)"),

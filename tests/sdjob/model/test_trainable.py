@@ -64,6 +64,12 @@ def test_every_entry_must_match_a_layer(fitting, entry, remedy):
     assert problem.remedy.startswith(remedy)
 
 
+def test_the_end_of_a_layer_is_found_in_a_name_of_any_form():
+    ends = ["to_out.0", "b", "0.1", "a..0", "!" + "a" * 999, ""]
+    layers = ["down.0.attn.to_out.0", "a.b", "0.1", "a..0", "a.!" + "a" * 999, ""]
+    assert [trainable._end(layer) for layer in layers] == [*ends[:3], ".0", *ends[4:]]
+
+
 def test_entries_that_match(fitting):
     assert lora_problems(fitting) == []
     entries = ("proj_in", "conv1", "to_out.0", "down_blocks.0.attentions.0.proj_out")
