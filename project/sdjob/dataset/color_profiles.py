@@ -26,7 +26,7 @@ def to_srgb(image: Image, profile: bytes) -> Image:
     """
     mode = _mode_for(profile, image.mode)
     transform = _transform(profile, mode)
-    image = image.convert(mode)
+    image = image if image.mode == mode else image.convert(mode)
     return image.convert("RGB") if transform is None else transform.apply(image)
 
 

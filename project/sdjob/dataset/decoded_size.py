@@ -74,9 +74,10 @@ def reserved(image: ImageFile, *, turned: bool) -> Iterator[None]:
 
 
 def _needed(image: ImageFile, turned: bool) -> int:
-    """Bytes of the pixels, of a copy that is turned, of one in RGB, and with transparency of one on white."""
+    """Bytes of the pixels, of a copy that is turned, of one in RGB or other colors, and with transparency on white."""
     pixels = image.width * image.height
-    copies = 0 if image.mode == "RGB" else 3 if image.has_transparency_data else 1
+    is_kept = image.mode == "RGB" and "icc_profile" not in image.info
+    copies = 0 if is_kept else 3 if image.has_transparency_data else 1
     wide = _WIDE if image.mode in ("I", "F") or image.mode.startswith("I;16") else 0
     stored = _PIXEL.get(image.mode, _RGB) * (2 if turned else 1) + wide
     return pixels * (stored + _RGB * copies + _READER.get(image.format or "", 0))

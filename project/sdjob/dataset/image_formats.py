@@ -41,11 +41,20 @@ def _suffixes() -> frozenset[str]:
         from PIL import Image
     except ImportError:  # named among the missing packages
         return _COMMON
-    load_plugins()
-    readable = ({*Image.OPEN} - {*_OTHER.split()} - _without_decoder()) | {_BY_JPEG}
+    readable = {*formats(), _BY_JPEG}
     return frozenset(
         suffix[1:].lower() for suffix, name in Image.registered_extensions().items() if name in readable
     )
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """What Pillow may take a file for, whatever its suffix: of the others EPS runs Ghostscript, and FITS unfolds."""
+    from PIL import Image
+
+    load_plugins()
+    left_out = {*_OTHER.split(), *_without_decoder()}
+    return tuple(name for name in Image.ID if name not in left_out)
 
 
 @lru_cache(maxsize=1)

@@ -76,9 +76,13 @@ def _opened(source: Path | bytes) -> Iterator[ImageFile]:
     """The image, opened by Pillow. Whatever goes wrong with it meanwhile is raised as ImageError."""
     from PIL import Image
 
-    image_formats.load_plugins()
+    formats = image_formats.formats()
     try:
-        with stored(source) as file, decoded_size.read_whole(_size(file)), Image.open(file) as opened:
+        with (
+            stored(source) as file,
+            decoded_size.read_whole(_size(file)),
+            Image.open(file, formats=formats) as opened,
+        ):
             yield opened
     except MemoryError:  # says nothing about the image
         raise
@@ -202,7 +206,8 @@ def _in_srgb(image: Image, profile: bytes | None) -> Image:
     """The colors of an image, without transparency, as RGB."""
     if profile:
         with suppress(color_profiles.ProfileError):  # a remark says so
-            return color_profiles.to_srgb(image.convert(_color_mode(image.mode)), profile)
+            mode = _color_mode(image.mode)
+            return color_profiles.to_srgb(image if image.mode == mode else image.convert(mode), profile)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdjob.children.bounded import in_child, working_on
+from sdjob.children.bounded import MEMORY, in_child, working_on
 from sdjob.dataset import decoded_size
 from sdjob.dataset.formats import DatasetInfo, tables
 from sdjob.dataset.images import ImageError, Remark, image_problem, remarks_on, source_of
@@ -24,6 +24,7 @@ from sdjob.reading import in_threads
 
 Result = TypeVar("Result")
 _AT_ONCE = 64  # images; of a table their bytes are in memory
+_SMALL = 1 << 20  # bytes of an image: the parts that a file may list take hundreds of times as much
 
 
 @dataclass(frozen=True)
@@ -86,29 +87,42 @@ def examine(
 
 def first_captions(info: DatasetInfo, limit: int) -> list[str]:
     """The first captions, one character longer than LONGEST_CAPTION at most. Raises JobError."""
-    return _bounded(_first_captions, info, limit, 0)
+    return _bounded(_first_captions, info, limit, 0, ())
 
 
 def verify_sample(info: DatasetInfo, limit: int) -> Examined:
     """Up to `limit` images, evenly spread. Raises JobError where a table cannot be read."""
-    return _bounded(_verify_sample, info, limit, decoded_size.MEMORY)
+    sample = [] if info.row_counts else [info.files[index] for index in spread(info.num_examples, limit)]
+    return _bounded(_verify_sample, info, limit, decoded_size.MEMORY, sample)
 
 
 def verify_all(info: DatasetInfo, until: float) -> Examined:
     """All images, or those that were tried by then (time.monotonic()). Raises JobError where a table cannot be read."""
-    return _bounded(_verify_all, info, until, decoded_size.MEMORY)
+    return _bounded(_verify_all, info, until, decoded_size.MEMORY, info.files)
 
 
 def _bounded(
-    read: Callable[[DatasetInfo, Any], Result], info: DatasetInfo, limit: float, memory: int
+    read: Callable[[DatasetInfo, Any], Result],
+    info: DatasetInfo,
+    limit: float,
+    memory: int,
+    images: Sequence[Path],
 ) -> Result:
-    """What `read` returns; a table is read in another process, which damage in it may end.
+    """What `read` returns; a table is read in another process, which damage in it may end, and so are large images.
 
-    `memory`: bytes that it takes besides those for the table.
+    `memory`: bytes that it takes besides those for the table. `images`: the files that are decoded.
     """
-    if not info.row_counts:
-        return read(info, limit)
-    return in_child(read, info, limit, subject=shown(info.path), memory=tables.memory_for(info) + memory)
+    memory += tables.memory_for(info) if info.row_counts else MEMORY
+    if not info.row_counts and len(images) <= _AT_ONCE and all(map(_is_small, images)):
+        return read(info, limit)  # another process starts in a third of a second
+    return in_child(read, info, limit, subject=shown(info.path), memory=memory)
+
+
+def _is_small(image: Path) -> bool:
+    try:
+        return image.stat().st_size <= _SMALL
+    except OSError:  # named where it is decoded
+        return True
 
 
 def _first_captions(info: DatasetInfo, limit: int) -> list[str]:
@@ -132,7 +146,12 @@ def _verify_all(info: DatasetInfo, until: float) -> Examined:
 
 def _examined(info: DatasetInfo, values: Mapping[int, Any]) -> Examined:
     name = partial(info.format.name_of, info)
-    return examine(list(values), name, lambda index: source_of(values[index], info.path))
+
+    def source(index: int) -> Path | bytes:
+        working_on(name(index))
+        return source_of(values[index], info.path)
+
+    return examine(list(values), name, source)
 
 
 def spread(count: int, limit: int) -> list[int]:

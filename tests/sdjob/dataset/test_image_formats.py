@@ -20,10 +20,10 @@ WRITTEN = {
 @pytest.fixture
 def forgetful():
     """What is read is found again, before and after."""
-    for cached in (image_formats._suffixes, image_formats.load_plugins):
+    for cached in (image_formats._suffixes, image_formats.formats, image_formats.load_plugins):
         cached.cache_clear()
     yield
-    for cached in (image_formats._suffixes, image_formats.load_plugins):
+    for cached in (image_formats._suffixes, image_formats.formats, image_formats.load_plugins):
         cached.cache_clear()
 
 

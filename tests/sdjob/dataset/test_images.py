@@ -158,6 +158,10 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_refused():
     [
         (b"", "empty"),
         (b"just some text", "not an image"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n",
+            "not an image",
+        ),  # runs a program
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "decoded|not an image"),
     ],

@@ -6,6 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from sdjob.children import bounded
+from sdjob.dataset import decoded_size, verify
 from sdjob.dataset.verify import Examined, examine, spread, verify_all, verify_sample
 from tests.support.datasets import PNG, find, parquet, table, write_image
 
@@ -52,6 +54,24 @@ def test_corrupt_rows_of_parquet_are_named(tmp_path, column):
     assert len(found) == 4
     few = verify_sample(find(tmp_path), 2).bad
     assert [problem.subject for problem in few] == [f"{second} row 299"]
+
+
+def test_large_images_are_decoded_in_a_process_with_bounded_memory(tmp_path, monkeypatch):
+    """Pillow makes an object of each of the parts that a file lists, such as 60 million strips of a TIFF."""
+    limits = []
+
+    def in_child(read, info, limit, *, subject, memory):
+        limits.append(memory)
+        return bounded.in_child(read, info, limit, subject=subject, memory=memory)
+
+    monkeypatch.setattr(verify, "in_child", in_child)
+    write_image(tmp_path / "a.png")
+    info = find(tmp_path, captions=False)
+    assert verify_sample(info, 4).count == verify_all(info, time.monotonic() + 60).count == 1
+    assert limits == []
+    write_image(tmp_path / "a.png", PNG + bytes(1 << 20))
+    assert verify_sample(info, 4).count == verify_all(info, time.monotonic() + 60).count == 1
+    assert limits == [bounded.MEMORY + decoded_size.MEMORY] * 2
 
 
 def test_every_row_of_a_table_is_decoded_while_there_is_time(tmp_path):
