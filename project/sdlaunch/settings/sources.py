@@ -19,15 +19,21 @@ from sdjob.settings.flags import Given
 
 _MOST_LINES = 5000  # each is compared with every name of a setting, and shown
 _LONGEST_LINE = 131_071  # MAX_ARG_STRLEN of Linux without the zero byte
-_INVISIBLE = r"[\s\u200b-\u200f\u2060\ufeff]+"
-_INVISIBLE_ENDS = re.compile(f"^{_INVISIBLE}|{_INVISIBLE}$")
+_LARGEST_ENV_FILE = 1 << 20  # bytes; python-dotenv takes a hundred times as much
+# Blanks by Unicode, and characters of zero width. An expression for them takes a square of the blanks within a text.
+_INVISIBLE = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+)
+_LONG_BLANKS = re.compile(r"[^\S\r\n]{3,}")
+_REFERENCE = re.compile(r"\$\{[^}:]{0,1000}(?::-[^}]{0,1000})?\}")  # that python-dotenv fills in
 
 _QUOTES = ("''", '""', "‘’", "“”")  # an input method types the curly ones
 
 
 def trimmed(text: str) -> str:
     """Without blanks and zero-width characters at its ends, which come with a text that is pasted."""
-    return _INVISIBLE_ENDS.sub("", text)
+    return text.strip(_INVISIBLE)
 
 
 def _unquoted(name: str, text: str, where: str) -> Given:
@@ -54,7 +60,7 @@ def from_env_file(path: str) -> tuple[list[Given], list[Problem], list[Problem]]
 
     Also the problems of lines that mean nothing, and of values that python-dotenv reads differently.
     """
-    text, problems = _read(path, "ENV_FILE")
+    text, problems = _read(path, "ENV_FILE", _LARGEST_ENV_FILE)
     given = []
     lines = text.split("\n")
     if len(lines) > _MOST_LINES:
@@ -82,14 +88,19 @@ def from_env_file(path: str) -> tuple[list[Given], list[Problem], list[Problem]]
 
 
 def _misread(text: str, given: Sequence[Given]) -> list[Problem]:
-    """Values that python-dotenv reads differently from docker: comments, ${…}, escapes."""
+    """Values that python-dotenv reads differently from docker: comments, ${…}, escapes.
+
+    What references fill in may double with each line: python-dotenv leaves them here.
+    """
     from dotenv import dotenv_values
 
-    other = dotenv_values(stream=io.StringIO(text))
+    other = dotenv_values(stream=io.StringIO(with_short_blanks(text)), interpolate=False)
 
     def found(item: Given) -> str:
         if is_secret(item.name):
             return f"the value in {item.where} is another to docker than to python-dotenv"
+        if _REFERENCE.search(str(item.text)):
+            return f"{item.text!r} in {item.where} is that to docker, and python-dotenv fills in ${{…}}"
         to_both = f"{item.text!r} to docker and {other.get(item.name)!r} to python-dotenv"
         return f"{item.text!r} in {item.where} is {to_both}"
 
@@ -100,8 +111,14 @@ def _misread(text: str, given: Sequence[Given]) -> list[Problem]:
             "Write the bare value: no comment after it, no ${…}, no quotes.",
         )
         for item in given
-        if item.text not in _readings(other.get(item.name) or "")
+        if _REFERENCE.search(str(item.text))
+        or with_short_blanks(str(item.text)) not in _readings(other.get(item.name) or "")
     ]
+
+
+def with_short_blanks(text: str) -> str:
+    """With two blanks where there are more: python-dotenv takes a square of them, and reads both alike."""
+    return _LONG_BLANKS.sub("  ", text)
 
 
 def _readings(text: str) -> tuple[object, object]:
@@ -113,7 +130,7 @@ def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
     """The top-level names of a YAML file. Scalars keep their spelling, so `no` stays "no"."""
     import yaml
 
-    text, problems = _read(path, "CONFIG_FILE")
+    text, problems = _read(path, "CONFIG_FILE", reading.MESSAGE)
     try:
         root = reading.yaml_nodes(text)
     except ValueError as error:
@@ -135,10 +152,10 @@ def from_yaml(path: str) -> tuple[list[Given], list[Problem]]:
     return given, problems
 
 
-def _read(path: str, subject: str) -> tuple[str, list[Problem]]:
+def _read(path: str, subject: str, limit: int) -> tuple[str, list[Problem]]:
     """The text of a file, empty where it cannot be read."""
     try:
-        content = reading.content(Path(path), reading.MESSAGE, patience=reading.PATIENCE)
+        content = reading.content(Path(path), limit, patience=reading.PATIENCE)
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         if "\0" not in text:
             return text, []

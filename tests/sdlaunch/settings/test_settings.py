@@ -2,13 +2,14 @@
 
 import json
 import re
+import time
 
 import pytest
 
 from sdjob.files import shown
 from sdjob.settings.fields import settings_of
 from sdjob.settings.run_spec import RunSpec
-from sdlaunch.settings import names, settings
+from sdlaunch.settings import names, settings, sources
 
 FLAGS = ()
 
@@ -337,6 +338,33 @@ def test_a_line_that_docker_and_dotenv_read_differently_is_refused(tmp_path, lin
 def test_a_file_that_no_process_could_be_given_is_refused(tmp_path, lines, found):
     (problem,) = read({"ENV_FILE": write(tmp_path / "a.env", lines)}).problems
     assert problem.subject == "ENV_FILE" and re.search(found, problem.found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A=" + "x" * 1000 + "\n" + "".join(f"A{n + 1}=${{A{n or ''}}}${{A{n or ''}}}\n" for n in range(40)),
+        "".join(f"X{n}=a" + " " * 100_000 + "b\n" for n in range(5)),
+        'instance_prompt="' + "a\n" * 4000,
+        "X=" + "${" * 60_000 + "\n",
+    ],
+)
+def test_an_env_file_takes_bounded_time_and_memory(tmp_path, text):
+    """Its cost to python-dotenv, or to an expression, grows with a square or doubles with each line."""
+    begin = time.process_time()
+    found = read({"ENV_FILE": write(tmp_path / "a.env", text), "B": "a" + "\u200b" * 100_000 + "b"})
+    assert time.process_time() - begin < 5
+    assert all(len(problem.found) < 300_000 for problem in found.problems)
+
+
+def test_a_file_of_more_than_an_environment_holds_is_refused(tmp_path):
+    (problem,) = read({"ENV_FILE": write(tmp_path / "a.env", ("A=" + "x" * 99_000 + "\n") * 11)}).problems
+    assert problem.subject == "ENV_FILE" and "larger than 1 MiB" in problem.found
+
+
+def test_what_is_not_seen_at_the_ends_is_every_blank_of_unicode():
+    blanks = {character for character in map(chr, range(0x110000)) if character.isspace()}
+    assert blanks < {*sources._INVISIBLE}
 
 
 def test_such_a_line_is_taken_as_docker_reads_it_with_strict_env_0(tmp_path):
