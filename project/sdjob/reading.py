@@ -61,7 +61,8 @@ def _read(descriptor: int, path: Path, limit: int, until: float | None) -> bytes
         blocks.append(block)
         size += len(block)
         if size > limit:
-            raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB", str(path))
+            most = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+            raise OSError(errno.EFBIG, f"larger than {most}", str(path))
 
 
 def _next_block(descriptor: int, until: float, is_first: bool) -> bytes | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from sdjob.formatting import visible
@@ -21,6 +21,7 @@ _BROKEN = re.compile(r"\\[ \t]+\r?\n")  # to a shell, a blank as an argument and
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _LONGEST_WORD = 131_071  # bytes that Linux takes as an argument
+_MOST = 16 * _LONGEST_WORD  # characters of all words
 _PUNCTUATION = "();<>|&\n"
 _IGNORED_WORDS = ("nohup", "exec", "time", "env", "sudo", "export", "declare", "set", "local")
 _LAUNCHERS = (("accelerate", "launch"), ("colossalai", "run"), ("accelerate-launch",), ("torchrun",))
@@ -48,14 +49,13 @@ def from_text(text: str, scripts: Iterable[str]) -> Command:
     remarks = [_broken_backslash()] if _BROKEN.search(text) else []
     lines = _BROKEN.sub(" ", _CONTINUED.sub(" ", text)).splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-    variables: dict[str, str] = {}
-    used: set[str] = set()
+    variables = _Variables()
     commands: list[list[str]] = []
     for words in _simple_commands(text):
         while words and (words[0] in _IGNORED_WORDS or _ASSIGNMENT.fullmatch(words[0])):
             if match := _ASSIGNMENT.fullmatch(words.pop(0)):
-                variables[match[1]] = _expanded(match[2], variables, set())
-        words = [_expanded(word, variables, used) for word in words]
+                variables.values[match[1]] = variables.filled_in(match[2], set())
+        words = [variables.filled_in(word, variables.used) for word in words]
         if words and words[0].startswith("--") and commands:
             commands[-1] += words
             remarks.append(_missing_backslash(words[0]))
@@ -67,7 +67,7 @@ def from_text(text: str, scripts: Iterable[str]) -> Command:
         found = f"{len(training)} training commands"
         raise JobError(bad_setting("command line", found, "Leave one of them in the file, and convert each."))
     command = from_words(training[0] if training else (commands or [[]])[-1], known)
-    others = tuple((name, value) for name, value in variables.items() if name not in used)
+    others = tuple((name, value) for name, value in variables.values.items() if name not in variables.used)
     return Command(**{**vars(command), "variables": others, "remarks": (*remarks, *command.remarks)})
 
 
@@ -96,17 +96,17 @@ def from_words(words: Sequence[str], scripts: Iterable[str]) -> Command:
 
 def flags_of(words: Sequence[str]) -> tuple[list[Flag], list[str]]:
     """Flags with the words after each as its values, and words that belong to none."""
-    flags: list[Flag] = []
+    flags: list[tuple[str, list[str]]] = []
     odd: list[str] = []
     for word in words:
         if re.match(r"--?[A-Za-z]", word):
             name, equals, value = word.lstrip("-").partition("=")
-            flags.append(Flag(name.replace("-", "_"), (value,) if equals else ()))
+            flags.append((name.replace("-", "_"), [value] if equals else []))
         elif flags:
-            flags[-1] = Flag(flags[-1].name, (*flags[-1].values, word))
+            flags[-1][1].append(word)
         else:
             odd.append(word)
-    return flags, odd
+    return [Flag(name, tuple(values)) for name, values in flags], odd
 
 
 def _simple_commands(text: str) -> list[list[str]]:
@@ -142,19 +142,32 @@ def _simple_commands(text: str) -> list[list[str]]:
     return [words for words in commands if words]
 
 
-def _expanded(word: str, variables: dict[str, str], used: set[str]) -> str:
-    """The word with the variables that the text has set so far. Raises JobError (64)."""
+@dataclass
+class _Variables:
+    """The variables that the text has set so far, and which of them its commands use."""
 
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        used.add(name)
-        return variables.get(name, match[0])
+    values: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    _size: int = 0  # characters of all words
 
-    text = _VARIABLE.sub(value, word)
-    if len(text) > _LONGEST_WORD:  # variables made of variables grow without bound
-        found = f"{visible(word[:40])}… has {len(text):,} characters with its variables"
-        raise JobError(bad_setting("command line", found, f"Write at most {_LONGEST_WORD:,} characters."))
-    return text
+    def filled_in(self, word: str, used: set[str]) -> str:
+        """The word with the values of its variables, whose names are added to `used`. Raises JobError (64)."""
+
+        def value(match: re.Match[str]) -> str:
+            name = match[1] or match[2]
+            used.add(name)
+            return self.values.get(name, match[0])
+
+        text = _VARIABLE.sub(value, word)
+        self._size += len(text)
+        for what, size, most in (
+            (f"{visible(word[:40])}… has", len(text), _LONGEST_WORD),
+            ("the words have", self._size, _MOST),
+        ):
+            if size > most:  # variables made of variables grow without bound
+                found = f"{what} {size:,} characters with {'its' if size == len(text) else 'their'} variables"
+                raise JobError(bad_setting("command line", found, f"Write at most {most:,} characters."))
+        return text
 
 
 def _script_index(words: Sequence[str], known: frozenset[str]) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from sdjob.formatting import counted, visible
 from sdjob.redact import redact
 from sdlaunch.convert.lines import Line
+from sdlaunch.settings.sources import with_short_blanks
 
 _FIRST = ("recipe", "model_name", "dataset_name", "DATASET_DIR", "OUTPUT_DIR", "offline")
 _UNWRITABLE = (
@@ -86,6 +87,7 @@ def _can_hold(name: str, value: str) -> bool:
     """Whether docker and python-dotenv read the value back as it is, and no quotes are taken off it."""
     from dotenv import dotenv_values
 
+    value = with_short_blanks(value)
     if not value or value != value.strip() or _OBEYED.search(value) or value[0] in "\"'":
         return False
     return dotenv_values(stream=io.StringIO(f"{name}={value}\n")).get(name) == value

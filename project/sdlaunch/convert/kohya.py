@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting
+from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting, whole
 
 _NO_EPOCHS = "Set {} in steps; the plan shows the steps per epoch."
 _OTHER_SUBSET = (
@@ -85,13 +85,13 @@ def _alone(flag: Flag, others: Mapping[str, Flag]) -> Flag:
     if flag.name == "learning_rate" and "unet_lr" in others:
         return replace(flag, name="text_encoder_lr", written=str(flag))
     repeats = others.get("num_repeats", others.get("dataset_repeats", Flag(""))).text
-    if flag.name == "max_train_epochs" and flag.text.isdigit() and repeats.isdigit():
-        epochs = str(int(flag.text) * int(repeats))
-        return replace(flag, values=(epochs,), written=f"{flag} × num_repeats {int(repeats)}")
-    steps = others.get("max_train_steps", Flag("", ("1600",))).text
+    times, epochs = whole(repeats), whole(flag.text)
+    if flag.name == "max_train_epochs" and times is not None and epochs is not None:
+        return replace(flag, values=(str(epochs * times),), written=f"{flag} × num_repeats {times}")
+    steps = whole(others.get("max_train_steps", Flag("", ("1600",))).text)
     is_fraction = "max_train_epochs" not in others and re.fullmatch(r"0?\.\d+", flag.text)
-    if flag.name == "lr_warmup_steps" and is_fraction and steps.isdigit():
-        warm_up = str(round(float(flag.text) * int(steps)))
+    if flag.name == "lr_warmup_steps" and is_fraction and steps is not None:
+        warm_up = str(round(float(flag.text) * steps))
         return replace(flag, values=(warm_up,), written=f"{flag} of {steps} steps")
     return flag
 
@@ -126,24 +126,26 @@ def _network_module(flag: Flag) -> Iterable[Line]:
 
 
 def _optimizer_args(flag: Flag) -> Iterable[Line]:
+    shown = str(flag)
     if not flag.values:
-        yield Line(str(flag), remark=DEFAULT)
+        yield Line(shown, remark=DEFAULT)
     for argument in flag.values:
         name, _, value = argument.partition("=")
         if name in _OPTIMIZER_ARGUMENTS:
-            yield Line(str(flag), _OPTIMIZER_ARGUMENTS[name], value)
+            yield Line(shown, _OPTIMIZER_ARGUMENTS[name], value)
         elif name == "betas" and len(parts := value.strip("()[]").split(",")) == 2:
-            yield from (Line(str(flag), f"adam_beta{i}", part.strip()) for i, part in enumerate(parts, 1))
+            yield from (Line(shown, f"adam_beta{i}", part.strip()) for i, part in enumerate(parts, 1))
         elif argument.lower() in _AS_PRODIGY_IS:
-            yield Line(str(flag), remark=f"{argument} is how optimizer=prodigy works in any case.")
+            yield Line(shown, remark=f"{argument} is how optimizer=prodigy works in any case.")
         else:
-            yield Line(str(flag), remark=f"{argument} has no setting.", lost=True)
+            yield Line(shown, remark=f"{argument} has no setting.", lost=True)
 
 
 def _network_args(flag: Flag) -> Iterable[Line]:
+    shown = str(flag)
     if not flag.values:
-        yield Line(str(flag), remark=DEFAULT)
-    yield from (Line(str(flag), remark=f"{each}: {_LAYER_ARGUMENT}", lost=True) for each in flag.values)
+        yield Line(shown, remark=DEFAULT)
+    yield from (Line(shown, remark=f"{each}: {_LAYER_ARGUMENT}", lost=True) for each in flag.values)
 
 
 def _repeats(flag: Flag) -> Iterable[Line]:

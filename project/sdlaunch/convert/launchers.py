@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from sdjob.settings.plugins import DEVICE_FACTS
-from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting
+from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, fixed, lost, note, setting, whole
 
 _WITH_ACCELERATE = "accelerate of this vendor knows its devices; launcher=torchrun works too."
 _RENDEZVOUS = "The launcher names the meeting of the nodes itself: rendezvous_id, rendezvous_timeout."
@@ -140,11 +140,11 @@ def _node_rank(flag: Flag, flags: Sequence[Flag]) -> Line:
 
 def _processes_per_node(flag: Flag, flags: Sequence[Flag]) -> Line:
     """accelerate counts the processes of all nodes."""
-    nodes = _nodes(flags)
-    if not (flag.text.isdigit() and nodes.isdigit() and int(nodes)) or int(flag.text) % int(nodes):
+    processes, nodes = whole(flag.text), whole(_nodes(flags))
+    if processes is None or not nodes or processes % nodes:
         remark = "Not a multiple of the number of nodes: set NPROC_PER_NODE."
         return Line(str(flag), remark=remark, lost=True)
-    return Line(str(flag), "NPROC_PER_NODE", str(int(flag.text) // int(nodes)))
+    return Line(str(flag), "NPROC_PER_NODE", str(processes // nodes))
 
 
 def _default_processes(launcher: str, lines: Sequence[Line]) -> Iterable[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from sdjob.settings.fields import OFF, ON
 
 DEFAULT = "Says what is the default here."
 _LONGEST = 200  # characters of a value in a comment
+_WHOLE = re.compile(r"[0-9]{1,50}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Flag:
     @classmethod
     def of_key(cls, name: str, value: Any) -> Flag:
         """A key of a file with its value, or its list of values."""
-        return cls(name, tuple(map(as_typed, value if isinstance(value, list) else [value])), key=True)
+        return cls(name, tuple(map(_typed, value if isinstance(value, list) else [value])), key=True)
 
     def __str__(self) -> str:
         """As it was written, fit for a comment: on one line, not too long, without secrets."""
@@ -52,6 +54,18 @@ class Flag:
         if self.key:
             return f"{self.name} = {shown}"
         return f"--{self.name}={shown}" if self.values else f"--{self.name}"
+
+
+def _typed(value: Any) -> str:
+    try:
+        return as_typed(value)
+    except (ValueError, RecursionError):  # Python does not write a number of more than 4,300 digits
+        return "a value that is too long"
+
+
+def whole(text: str) -> int | None:
+    """The number that a text is, if it is a whole one that can be computed with."""
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from sdjob.model.hub_cache import is_hub_name
 from sdjob.settings.diffusers_flags import UNSUPPORTED, Unsupported
 from sdlaunch.convert import kohya, simpletuner
 from sdlaunch.convert.kohya_flags import KOHYA_UNSUPPORTED
-from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, lost, note
+from sdlaunch.convert.lines import DEFAULT, Flag, Line, Rule, lost, note, whole
 from sdlaunch.settings.other_trainers import KOHYA
 
 
@@ -47,12 +47,11 @@ def _output(flag: Flag) -> Iterable[Line]:
 
 def _interval(flag: Flag) -> Iterable[Line]:
     """A checkpoint every so many steps; a huge number says never."""
-    steps = flag.text
-    if steps.isdigit() and int(steps) > _NEVER:
+    if (whole(flag.text) or 0) > _NEVER:
         text = "Larger than any run has steps; there is always a checkpoint at the end."
         yield Line(str(flag), "checkpointing_steps", str(_NEVER), text)
     else:
-        yield Line(str(flag), "checkpointing_steps", steps)
+        yield Line(str(flag), "checkpointing_steps", flag.text)
 
 
 def _resume(flag: Flag) -> Iterable[Line]:

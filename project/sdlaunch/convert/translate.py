@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdjob.formatting import as_typed
 from sdjob.redact import is_secret
 from sdjob.settings.fields import Target
-from sdlaunch.convert.lines import DEFAULT, Flag, Line
+from sdlaunch.convert.lines import DEFAULT, Flag, Line, whole
 from sdlaunch.convert.scripts import Script
 from sdlaunch.convert.trainers import TRAINERS
 from sdlaunch.settings import names, other_variables, settings
@@ -130,20 +131,26 @@ def _scaled(lines: Sequence[Line], flags: Iterable[Flag]) -> list[Line]:
     if flag is None:
         return [*lines]
     found = {line.name: line.value for line in lines}
-    factors = [found.get(name, "1") for name in ("gradient_accumulation_steps", "batch_size")]
-    factors += [found.get("NPROC_PER_NODE", "auto"), found.get("NNODES", "1")]
-    if not all(factor.isdigit() for factor in factors):
+    texts = [found.get(name, "1") for name in ("gradient_accumulation_steps", "batch_size")]
+    texts += [found.get("NPROC_PER_NODE", "auto"), found.get("NNODES", "1")]
+    factors = [factor for factor in map(whole, texts) if factor is not None]
+    if len(factors) < len(texts) or not _is_number(found.get("lr", "1")):
         text = "Multiply lr by gradient_accumulation_steps × batch_size × processes; the plan shows them."
         return [*lines, Line(str(flag), remark=text, lost=True)]
-    product = 1
-    for factor in factors:
-        product *= int(factor)
+    product = math.prod(factors)
     return [
         replace(line, value=f"{float(line.value) * product:g}", origin=f"{line.origin} × {product} ({flag})")
         if line.name == "lr"
         else line
         for line in lines
     ]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _checked(lines: Sequence[Line]) -> Iterable[Line]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjob import reading
+from sdjob.children.bounded import in_child
 from sdjob.exit_codes import ExitCode
 from sdjob.problems import JobError, bad_setting
 from sdlaunch.convert import command_line, env_file, kohya, launchers, simpletuner
@@ -17,7 +18,8 @@ from sdlaunch.convert.scripts import KOHYA_LORA, SCRIPTS, Script
 from sdlaunch.convert.translate import Source, lines_of
 from sdlaunch.display import console
 
-_LARGEST = 1 << 20  # bytes of a script or a configuration
+_LARGEST = 128 << 10  # bytes of a script or a configuration
+_PATIENCE = 10.0  # seconds for reading TOML, whose reader takes a square of the names in a key
 _UNKNOWN_SCRIPT = (
     "The file does not say which script reads it: train_db.py trains the text encoder too (train_text_encoder=1), "
     "fine_tune.py does not."
@@ -114,10 +116,11 @@ def _of_simpletuner(path: str) -> Source:
 
 def _with_files(flags: Sequence[Flag], folder: Path) -> tuple[list[Flag], list[Line]]:
     """`config_file` and `dataset_config` replaced by the flags in them; those of the command line win."""
-    own = [flag for flag in flags if flag.name not in ("config_file", "dataset_config")]
+    files = ("config_file", "dataset_config")
+    own = [flag for flag in flags if flag.name not in files]
     read: list[Flag] = []
     remarks: list[Line] = []
-    for flag in (each for each in flags if each not in own):
+    for flag in (each for each in flags if each.name in files):
         name = flag.text if flag.text.endswith(".toml") else f"{flag.text}.toml"
         try:
             found, said = kohya.flags_of_toml(_toml(folder / name))
@@ -146,7 +149,11 @@ def _text(path: Path) -> str:
 def _toml(path: Path) -> dict[str, Any]:
     text = _text(path)
     try:
-        return reading.toml_of(text)
+        return in_child(reading.toml_of, text, subject=str(path), patience=_PATIENCE)
+    except JobError as error:
+        raise JobError(
+            bad_setting("command line", f"{path} {error.problems[0].found}", "Give a shorter file.")
+        ) from None
     except ValueError as error:
         remedy = "Fix the TOML syntax."
         if sys.version_info < (3, 11):

@@ -1,8 +1,11 @@
 """Tests of verbs/convert and sdlaunch/convert/simpletuner: exit codes, and an env file that can start a job."""
 
+import time
+
 import pytest
 
 from sdlaunch import cli
+from sdlaunch.verbs import convert as convert_verb
 from tests.sdlaunch.workspace import HOME, launch, make_workspace
 
 TOML = """
@@ -196,15 +199,44 @@ def test_simpletuner_s_file(tmp_path, capsys):
         ("", ["missing.sh"], "No such file"),
         ("", [], "nothing to convert"),
         ("", ["f.sh", "lr=1"], "convert with lr"),
+        (".".join("a" * 60_000) + " = 1", ["f.toml"], "its reader took longer than 0.5 s"),
+        ("#" * 140_000, ["f.toml"], "larger than 128 KiB"),
+        ("B=" + "x" * 60_000 + "\n" + "A=$B\n" * 60, ["f.sh"], "the words have 2,1"),
     ],
 )
 def test_what_cannot_be_converted_prints_nothing(tmp_path, capsys, monkeypatch, content, argv, said):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(convert_verb, "_PATIENCE", 0.5)
     for name in argv[:1]:
         if name != "missing.sh":
             (tmp_path / name).write_text(content)
     code, found, errors = convert(capsys, *argv)
     assert (code, found) == (64, {}) and said in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "abc"])
+def test_a_number_that_is_none_or_too_long_is_no_crash(tmp_path, capsys, number):
+    (tmp_path / "a.sh").write_text(
+        f"accelerate launch --num_processes={number} train_dreambooth.py --checkpointing_steps={number} --scale_lr "
+        f"--learning_rate={number} --train_batch_size={number}"
+    )
+    (tmp_path / "a.toml").write_text(
+        f'max_train_epochs = "{number}"\nnum_repeats = "{number}"\nseed = 0x{"f" * 5000}\n'
+        f'lr_warmup_steps = "0.1"\nmax_train_steps = "{number}"\n'
+    )
+    for name in ("a.sh", "a.toml"):
+        assert convert(capsys, str(tmp_path / name))[0] == 64
+
+
+def test_the_time_of_many_words_and_keys_does_not_grow_with_their_square(tmp_path, capsys):
+    (tmp_path / "a.sh").write_text("python train_dreambooth.py --lr" + " 1" * 60_000)
+    (tmp_path / "a.toml").write_text(
+        "".join(f"a{n} = 1\n" for n in range(8000)) + 'prior = "a' + " " * 40_000 + 'b"'
+    )
+    begin = time.process_time()
+    for name in ("a.sh", "a.toml"):
+        assert convert(capsys, str(tmp_path / name))[0] == 64
+    assert time.process_time() - begin < 10
 
 
 def test_a_login_in_a_value_is_hidden(capsys):
