@@ -23,15 +23,11 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TypeVar
 
 from sdjob import reading, writing
 from sdjob.problems import Problem
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Message = TypeVar("Message")
 
@@ -58,6 +54,8 @@ _INTRODUCTION = re.compile(rb"\0rank (\d+), attempt (\d+)")
 _PROGRESS_END = "\t"  # of a progress line: invisible
 _HEARTBEAT_BYTES = 400
 _NOTE_CHARACTERS = 100
+_MOST = 10**11  # of what is counted, and of seconds since 1970, for which there is a date
+_CODES = 256  # of processes
 
 TRAINING = "train"  # the stage that counts optimizer steps
 WAIT_FOR_RANKS = "wait_for_ranks"  # the function, in the stacks of a worker, that waits for other ranks
@@ -205,7 +203,7 @@ class ExitNote:
     @classmethod
     def read_all(cls, notes: Path) -> tuple[ExitNote, ...]:
         paths = (notes / _EXIT_NOTE.format(rank) for rank in _ranks(notes, _EXIT_NOTE))
-        return tuple(note for path in paths if (note := _read(cls, path)))
+        return tuple(note for path in paths if (note := _read(cls, path)) and 0 <= note.code < _CODES)
 
     @staticmethod
     def remove(notes: Path, rank: int) -> None:
@@ -306,15 +304,8 @@ def _ranks(notes: Path, name: str) -> list[int]:
 
 def _read(message: type[Message], path: Path) -> Message | None:
     try:
-        reader = _reader(message)  # type: ignore[arg-type]  # mypy takes type[T] for unhashable
-        value: Message = reader.validate_json(reading.content(path, reading.MESSAGE))
+        found = reading.typed(message, reading.json_of(reading.content(path, reading.MESSAGE)))
     except (OSError, ValueError):
         return None
-    return value
-
-
-@cache
-def _reader(message: Any) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # slow; the launcher listens for signals first, by this module
-
-    return TypeAdapter(message)
+    numbers = (each for each in vars(found).values() if isinstance(each, (int, float)))
+    return found if all(abs(number) < _MOST for number in numbers) else None

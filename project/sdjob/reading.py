@@ -10,8 +10,12 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,6 +94,21 @@ def json_of(text: str | bytes, not_finite: Callable[[str], Any] = float) -> Any:
         return json.loads(text, parse_constant=not_finite, parse_float=number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def typed(kind: type[Item], value: Any) -> Item:
+    """A value of JSON as this type, such as a dataclass; what the type does not name is left out. Raises ValueError."""
+    found: Item = _adapter(kind).validate_python(value)  # type: ignore[arg-type]  # mypy takes type[T] for unhashable
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import (
+        TypeAdapter,
+    )  # slow; the launcher listens for signals first, by a module that imports this one
+
+    return TypeAdapter(kind)
 
 
 def toml_of(text: str) -> dict[str, Any]:

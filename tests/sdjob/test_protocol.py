@@ -85,6 +85,23 @@ def test_a_damaged_message_is_none(tmp_path, content):
     assert (ExitNote.read_all(tmp_path), Heartbeat.read_all(tmp_path)) == ((), {})
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        '"rank": 0, "code": 70, "time": NaN',
+        '"rank": 0, "code": 70, "time": 1e300',
+        '"rank": 0, "code": 25600',  # a process would end with 0
+        '"rank": 0, "code": -1',
+        '"pid": 1, "stage": "train", "total": 1%s' % ("0" * 400),
+        '"pid": 1, "stage": "train", "seconds_left": NaN',
+    ],
+)
+def test_numbers_that_no_worker_writes_are_none(tmp_path, values):
+    for name in ("rank-0.json", "alive-0"):
+        (tmp_path / name).write_text(f"{{{values}}}")
+    assert (ExitNote.read_all(tmp_path), Heartbeat.read_all(tmp_path)) == ((), {})
+
+
 def test_foreign_files_and_folders_are_none(tmp_path):
     for name in ("rank-x.json", "rank-.json", "alive-", "alive-x", "rank-0.json.old"):
         (tmp_path / name).write_text("{}")

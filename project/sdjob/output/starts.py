@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from sdjob import reading
 from sdjob.output.layout import OutputLayout
 from sdjob.writing import write_text
+
+_LATEST, _MOST = 1e12, 1 << 30  # seconds and processes, more than any start has
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,23 @@ class Start:
 
 def read(layout: OutputLayout) -> list[Start]:
     """In their order; empty if there is no record, or a damaged one."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Start(**start) for start in reading.json_of(reading.content(layout.starts, reading.MESSAGE))]
+    with contextlib.suppress(OSError, ValueError):
+        record = reading.json_of(reading.content(layout.starts, reading.MESSAGE))
+        found = reading.typed(list[Start], record)
+        if all(map(_is_possible, found)):
+            return found
     return []
+
+
+def _is_possible(start: Start) -> bool:
+    """Whether sums of such numbers are numbers."""
+    times = (start.since, start.until or 0.0, start.clock or 0.0)
+    return (
+        all(map(math.isfinite, times))
+        and 0 <= min(times)
+        and max(times) < _LATEST
+        and 0 <= start.processes < _MOST
+    )
 
 
 def of_last_run(starts: Sequence[Start]) -> Sequence[Start]:

@@ -7,10 +7,14 @@ only what followed from it on other nodes, and lists the others.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from sdjob import reading
 from sdjob.exit_codes import ExitCode
@@ -27,6 +31,24 @@ from sdlaunch.timeouts import NoAnswer, Task
 
 _PATIENCE = 5.0  # seconds for an output folder that may not answer
 _VAGUE = ("training failed", "bug or lost peer")  # failures that may follow from one on another node
+_NAME = re.compile(r"failure-(\d{1,9})\.json", re.ASCII)
+# What a node writes (text_of). Anyone who writes to the folder may have left something else.
+_Report = TypedDict(
+    "_Report",
+    {
+        "node": int,
+        "class": str,
+        "code": Annotated[int, Field(gt=0, lt=256)],
+        "root_rank": int | None,
+        "step": NotRequired[int | None],
+        "time": str,
+        "evidence": list[str],
+        "remedy": str,
+        "problems": list[dict[str, str | int]],
+        "traceback": NotRequired[str | None],
+        "log": NotRequired[str | None],
+    },
+)
 
 
 def record(layout: OutputLayout, cluster: Cluster, verdict: Verdict, secrets: tuple[str, ...]) -> None:
@@ -98,14 +120,15 @@ def _merge(layout: OutputLayout, nodes: int) -> None:
 
 def read_all(layout: OutputLayout, nodes: int) -> list[dict[str, Any]]:
     """The reports of this job's nodes; those of an earlier job with more nodes are removed."""
-    reports = []
+    reports: list[dict[str, Any]] = []
     for path in sorted(layout.run.glob("failure-*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            report = reading.json_of(reading.content(path, reading.MESSAGE))
-            if report["node"] < nodes:
-                reports.append(report)
-            else:
+        name = _NAME.fullmatch(path.name)
+        with contextlib.suppress(OSError, ValueError):
+            if name and int(name[1]) >= nodes:
                 path.unlink()
+            elif name:
+                report = reading.typed(_Report, reading.json_of(reading.content(path, reading.MESSAGE)))
+                reports += [{**report}] if report["node"] == int(name[1]) else []
     return reports
 
 

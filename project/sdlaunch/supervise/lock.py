@@ -31,6 +31,7 @@ BEAT = 2.0  # seconds between two renewals of the file's time
 SILENCE = 10.0  # seconds without one after which a holder on another machine counts as lost
 PATIENCE = 45.0  # seconds for the workers of a killed launcher to save and exit
 _POLL = 0.1  # seconds
+_LARGEST = 1 << 20  # bytes of a lock file, which has some hundred
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Holder:
     def read(cls, path: Path) -> Holder | None:
         """Opens the file each time, since a network file system shows new content only then."""
         try:
-            return cls(**reading.json_of(reading.content(path, reading.MESSAGE)))
-        except (OSError, ValueError, TypeError):
+            return reading.typed(cls, reading.json_of(reading.content(path, _LARGEST)))
+        except (OSError, ValueError):
             return None
 
 
@@ -104,8 +105,10 @@ def held(layout: OutputLayout, cluster: Cluster, say: Callable[[str], None]) -> 
     lock = Lock(path, _acquire(path, me, say))
     ended = threading.Event()
     try:
-        for other in _others(layout, cluster.node_rank):
-            _remove_stale(other, me, say)
+        start = time.monotonic()
+        times = {other: _time_of(other) for other in _others(layout, cluster.node_rank)}
+        for other, first in times.items():
+            _remove_stale(other, me, say, start, first)  # all of them are waited for at once
         _wait_for_processes(layout, cluster, say)
         threading.Thread(target=_renew, args=(lock, ended), daemon=True).start()
         yield lock
@@ -155,7 +158,7 @@ def _acquire(path: Path, me: Holder, say: Callable[[str], None]) -> int:
     while True:
         descriptor = opened(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _wait_until_free(path, descriptor, me, say):
+            if not _wait_until_free(path, descriptor, me, say, time.monotonic(), _time_of(path)):
                 path.unlink(missing_ok=True)
             elif _is_current(path, descriptor) and _sign(path, descriptor, me):
                 return descriptor
@@ -174,7 +177,9 @@ def _sign(path: Path, descriptor: int, me: Holder) -> bool:
     return Holder.read(path) == me
 
 
-def _remove_stale(path: Path, me: Holder, say: Callable[[str], None]) -> None:
+def _remove_stale(
+    path: Path, me: Holder, say: Callable[[str], None], start: float, first: int | None
+) -> None:
     """Remove the file of a node of another job, which must have ended. Raises JobError (73)."""
     try:
         descriptor = opened(path, os.O_RDWR)
@@ -183,27 +188,30 @@ def _remove_stale(path: Path, me: Holder, say: Callable[[str], None]) -> None:
     try:
         holder = Holder.read(path)
         if holder and holder.excludes(me):
-            _wait_until_free(path, descriptor, me, say)
+            _wait_until_free(path, descriptor, me, say, start, first)
             if (now := Holder.read(path)) and now.excludes(me):
                 path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
 
-def _wait_until_free(path: Path, descriptor: int, me: Holder, say: Callable[[str], None]) -> bool:
-    """Wait until no other job can hold the file; False: a lost machine has it locked.
+def _wait_until_free(
+    path: Path, descriptor: int, me: Holder, say: Callable[[str], None], start: float, first: int | None
+) -> bool:
+    """Wait until no other job can hold the file, whose time was `first` at `start`; False: a lost machine has it locked.
 
     Raises JobError (73) if the holder is alive.
     """
-    start, first, announced = time.monotonic(), _time_of(path), False
-    root = path.parent.parent
+    announced, root = False, path.parent.parent
     while True:
         locked, holder = _flock(descriptor, fcntl.LOCK_EX), Holder.read(path)
         waited = time.monotonic() - start
-        if _is_free(locked, holder, me, waited):
+        if _is_free(locked, holder, me):
             return True
         if holder and _time_of(path) != first and Holder.read(path) == holder:  # it renews the time
             raise JobError(_problem(root, holder))
+        if locked is not False and waited > SILENCE:
+            return True
         if waited > PATIENCE:
             if holder and holder.machine != me.machine:
                 return False
@@ -231,14 +239,12 @@ def _wait_for_processes(layout: OutputLayout, cluster: Cluster, say: Callable[[s
         time.sleep(_POLL)
 
 
-def _is_free(locked: bool | None, holder: Holder | None, me: Holder, waited: float) -> bool:
+def _is_free(locked: bool | None, holder: Holder | None, me: Holder) -> bool:
     if holder is None:
         return locked is not False  # otherwise another launcher has just locked it, and is about to write
     if not holder.excludes(me):  # a node of this job has replaced the file with its own
         return True
-    if locked and holder.machine == me.machine:  # the kernel of this machine knows all holders
-        return True
-    return locked is not False and waited > SILENCE
+    return bool(locked) and holder.machine == me.machine  # the kernel of this machine knows all holders
 
 
 def _flock(descriptor: int, kind: int) -> bool | None:

@@ -85,3 +85,22 @@ def test_only_what_came_after_the_checkpoint_is_added(saved_at, seconds):
 def test_a_run_without_a_checkpoint_does_not_pay_for_one_that_finished():
     finished = Start(10.0, 8, 90.0, finished=True)
     assert unsaved([finished, KILLED, THIS], None, 610.0) == (60.0, 240.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"since": "x", "processes": 1}]',
+        '[{"since": 1, "processes": null, "until": 2}]',
+        '[{"since": NaN, "processes": 1, "clock": NaN}]',
+        '[{"since": 1e308, "processes": 1, "until": 1.7e308}]',
+        '[{"since": 1, "processes": 1%s, "until": 2}]' % ("0" * 400),
+        '[{"since": -1e300, "processes": 1, "until": -1e299, "clock": -1}]',
+    ],
+)
+def test_a_record_of_others_is_none_where_its_values_are_none_of_a_start(layout, content):
+    layout.starts.write_text(content)
+    starts.begin(layout, 100.0, 1, last_sign=0.0)
+    assert [each.since for each in starts.read(layout)] == [100.0]
+    layout.starts.write_text(content)
+    starts.end(layout, starts.now(layout), finished=True)

@@ -90,6 +90,46 @@ def test_a_damaged_report_is_ignored(layout):
     assert (read(layout)["node"], read(layout)["other_nodes"]) == (0, [])
 
 
+WHOLE = {
+    "node": 1,
+    "code": 70,
+    "class": "hang",
+    "root_rank": None,
+    "time": "1",
+    "evidence": [],
+    "remedy": "",
+    "problems": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "report"),
+    [
+        ("failure-1.json", {"node": 1}),
+        ("failure-0001x.json", WHOLE),
+        ("failure-1.json", {**WHOLE, "node": 0}),  # under the name of another node
+        ("failure-1.json", {**WHOLE, "code": 0}),  # of a job that has failed
+        ("failure-1.json", {**WHOLE, "time": 5}),  # which has no order among times that are texts
+        ("failure-1.json", {**WHOLE, "evidence": [1]}),
+        ("failure-7.json", {"node": 0}),
+    ],
+)
+def test_a_report_that_no_node_writes_is_ignored(layout, name, report):
+    layout.run.mkdir(parents=True)
+    (layout.run / name).write_text(json.dumps(report))
+    failure_report.record(layout, nodes(2)[0], KILLED, ())
+    assert (read(layout)["node"], read(layout)["other_nodes"]) == (0, [])
+
+
+@pytest.mark.parametrize("more", [float("nan"), [[]]])
+def test_what_others_add_to_a_report_is_left_out(layout, more):
+    """NaN differs from itself: the reports would have changed at each look, without end."""
+    layout.run.mkdir(parents=True)
+    (layout.run / "failure-1.json").write_text(json.dumps({**WHOLE, "more": more}))
+    failure_report.clear(layout, nodes(2)[0])
+    assert read(layout) == {**WHOLE, "other_nodes": []}
+
+
 # --- jobs that are refused ---------------------------------------------------------------------------
 
 

@@ -136,6 +136,44 @@ def test_a_job_on_a_machine_that_was_lost_is_waited_for_and_no_longer(layout):
         assert json.loads((layout.run / "lock-0").read_text())["pid"] == os.getpid()
 
 
+def test_files_of_many_lost_machines_are_waited_for_at_once(layout):
+    for node in range(1, 20):
+        left(layout, machine="another", node=node, job="x")
+    begin = time.monotonic()
+    with held(layout):
+        assert 0.5 <= time.monotonic() - begin < 3
+        assert files(layout) == ["lock-0"]
+
+
+def test_of_many_the_one_that_is_alive_is_named(layout):
+    for node in range(1, 9):
+        left(layout, machine="another", node=node, job="x", host=f"host-{node}")
+    alive, ended = layout.run / "lock-8", threading.Event()
+
+    def renew():
+        while not ended.wait(0.1):
+            os.utime(alive)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        assert "host-8" in refused(layout)
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("change", [{"node": [1]}, {"host": {}}, {"pid": "x"}, {"job": None}])
+def test_a_file_that_no_launcher_writes_is_no_holder(layout, change):
+    left(layout, NODES[1])
+    path = layout.run / "lock-1"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert lock.Holder.read(path) is None
+    assert lock.hosts_of_nodes(layout, NODES[0]) == {}
+    with held(layout):
+        pass
+
+
 @pytest.fixture
 def without_locks(monkeypatch):
     def unknown(*_):

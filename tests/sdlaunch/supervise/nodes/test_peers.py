@@ -55,6 +55,8 @@ def report(layout, node, code, at="2030-01-01T00:00:00.000+00:00", **more):
         "class": "bad input",
         "root_rank": 0,
         "time": at,
+        "evidence": [],
+        "remedy": "",
         "problems": problems,
     }
     (layout.run / f"failure-{node}.json").write_text(json.dumps({**values, **more}))
