@@ -45,7 +45,7 @@ def _is_possible(start: Start) -> bool:
     times = (start.since, start.until or 0.0, start.clock or 0.0)
     return (
         all(map(math.isfinite, times))
-        and 0 <= min(times)
+        and min(times) >= 0
         and max(times) < _LATEST
         and 0 <= start.processes < _MOST
     )

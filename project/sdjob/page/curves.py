@@ -15,6 +15,8 @@ POINTS = 1500  # at most in a curve, and up to twice as many between two thinnin
 _BLOCK = 8 << 20  # bytes read at a time
 _HEAD = 64  # bytes
 _LONGEST = 1 << 16  # bytes of a line
+_NAMES = 100  # of metrics, ten times as many as there are
+_STARTS = 10_000  # the newest
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Curves:
     def _clear(self) -> None:
         self._head = b""  # the first bytes, which hold a time: where they differ, the file is another one
         self._offset, self._group = 0, 1
+        self._names: set[str] = set()
         self.points: list[Point] = []
         self.starts: list[tuple[int, float]] = []  # the first step of each start, and its time
 
@@ -61,11 +64,12 @@ class Curves:
             self._clear()
             return
         with file, contextlib.suppress(OSError):
-            shrunk = os.fstat(file.fileno()).st_size < self._offset
-            if shrunk or file.read(len(self._head)) != self._head:
+            size = os.fstat(file.fileno()).st_size
+            if size < self._offset or file.read(len(self._head)) != self._head:
                 self._clear()
             file.seek(0)
             self._head = self._head or file.read(_HEAD)
+            self._offset = max(self._offset, size - reading.TEXT)
             file.seek(self._offset)
             while self._take(file.read(_BLOCK)):
                 file.seek(self._offset)
@@ -88,11 +92,14 @@ class Curves:
             for name, value in values.items()
             if name not in ("step", "time") and type(value) in (int, float) and math.isfinite(value)
         }
+        self._names.update([name for name in numbers if name not in self._names][: _NAMES - len(self._names)])
         while self.points and self.points[-1].step > step:
             self.points.pop()
         if not numbers:
             self.starts.append((step, time))
+            del self.starts[:-_STARTS]
             return
+        numbers = {name: number for name, number in numbers.items() if name in self._names}
         point = Point(step, time, 1, numbers)
         last = self.points[-1] if self.points else None
         if last and (last.step == step or last.count < self._group):

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _STEPS = 500  # of samples
 _SAMPLES = re.compile(r"step-(\d{6,})")
 _IMAGE = re.compile(r"prompt(\d{2,})-(\d{2,})\.png")
 _TEXT = 2000  # characters of a text
-_ITEMS = 200  # of a list
+_ITEMS, _KEYS = 200, 1000  # of a list and of an object
+_DEPTH = 8  # of values in values
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,16 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def samples(layout: OutputLayout) -> list[dict[str, Any]]:
     """The validations, by step: prompts, files of each prompt, and when they were written."""
     found = []
+    left = reading.MESSAGE  # bytes of all these files
     with contextlib.suppress(OSError):
-        for folder in sorted(layout.samples.iterdir())[-_STEPS:]:
-            match = _SAMPLES.fullmatch(folder.name)
-            prompts = _value(folder / "prompts.json") if match else None
-            if match and isinstance(prompts, list):
+        folders = sorted(path for path in layout.samples.iterdir() if _SAMPLES.fullmatch(path.name))
+        for folder in reversed(folders[-_STEPS:]):
+            prompts, size = _value_and_size(folder / "prompts.json", left)
+            left -= size
+            if isinstance(prompts, list):
                 found.append(
                     {
-                        "step": int(match[1]),
+                        "step": int(folder.name.partition("-")[2]),
                         "folder": folder.relative_to(layout.root).as_posix(),
                         "version": int((folder / "prompts.json").stat().st_mtime),
                         "prompts": [str(prompt)[:_TEXT] for prompt in prompts[:_ITEMS]],
@@ -223,8 +227,9 @@ def _mounts(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _spent(layout: OutputLayout, report: Mapping[str, Any]) -> dict[str, float]:
     """Seconds and device hours of all starts of the run; those of one that is still going on, up to now."""
-    if "seconds" in report:
-        return {"seconds": report["seconds"], "device_hours": report["device_hours"]}
+    names = ("seconds", "device_hours")
+    if all(isinstance(report.get(name), int | float) for name in names):
+        return {name: report[name] for name in names}
     every, now = starts.of_last_run(starts.read(layout)), starts.now(layout)
     spans = [(max(0.0, (each.until or now) - each.since), each.processes) for each in every]
     return {
@@ -260,11 +265,32 @@ def _list(value: Any) -> Sequence[Any]:
 
 
 def _value(path: Path) -> Any:
+    value, _ = _value_and_size(path, reading.MESSAGE)
+    return value
+
+
+def _value_and_size(path: Path, limit: int) -> tuple[Any, int]:
+    """The value of JSON in a file of at most so many bytes, and their number; None: there is none."""
+    content = b""
     with contextlib.suppress(OSError, ValueError):
-        return reading.json_of(reading.content(path, reading.MESSAGE), lambda _: None)
-    return None
+        content = reading.content(path, limit)
+        return reading.json_of(content, lambda _: None), len(content)
+    return None, len(content)
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = _value(path)
+    value = _bounded(_value(path))
     return value if isinstance(value, dict) else {}
+
+
+def _bounded(value: Any, depth: int = _DEPTH) -> Any:
+    """What is shown of a value; what is deeper is left out."""
+    if isinstance(value, str):
+        return value[:_TEXT]
+    if not isinstance(value, dict | list):
+        return value
+    if not depth:
+        return None
+    if isinstance(value, list):
+        return [_bounded(each, depth - 1) for each in value[:_ITEMS]]
+    return {name[:_TEXT]: _bounded(each, depth - 1) for name, each in islice(value.items(), _KEYS)}

@@ -198,7 +198,7 @@ def _remove_stale(
 def _wait_until_free(
     path: Path, descriptor: int, me: Holder, say: Callable[[str], None], start: float, first: int | None
 ) -> bool:
-    """Wait until no other job can hold the file, whose time was `first` at `start`; False: a lost machine has it locked.
+    """Wait until no other job can hold the file, whose time was `first` at `start`; False: a lost machine locks it.
 
     Raises JobError (73) if the holder is alive.
     """

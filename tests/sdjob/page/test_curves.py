@@ -109,6 +109,29 @@ def test_a_long_run_has_a_bounded_number_of_points_which_are_means(metrics, monk
     assert read.columns()["loss"] == [2.5, 6.5, 10.5, 14.5, 17.0]
 
 
+def test_names_without_end_take_no_memory_without_end(metrics, monkeypatch):
+    monkeypatch.setattr(curves, "_NAMES", 3)
+    lines(
+        metrics, at(1, loss=0.5, x=1), *(at(step, **{f"name-{step}": 1, "loss": 0.5}) for step in (2, 3, 4))
+    )
+    lines(metrics, *(at(step) for step in range(5, 20_000)))
+    read = Curves(metrics)
+    read.update()
+    assert read.columns().keys() == {"step", "time", "loss", "x", "name-2"}
+    assert len(read.starts) == curves._STARTS and read.starts[-1][0] == 19_999
+
+
+def test_of_a_file_that_claims_to_be_huge_the_end_is_read(metrics):
+    with metrics.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, 2)
+        file.write(b"\n")
+    lines(metrics, at(1, loss=0.5))
+    read = Curves(metrics)
+    read.update()
+    assert read.columns()["loss"] == [0.5]
+
+
 def test_another_file_is_read_from_its_beginning_even_with_the_number_of_the_old_one(metrics):
     lines(metrics, at(1, loss=0.5))
     read = Curves(metrics)

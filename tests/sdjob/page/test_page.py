@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from sdjob import reading
 from sdjob.output.layout import OutputLayout
 from sdjob.page import data, page
 from sdjob.page.curves import Curves
@@ -58,6 +59,36 @@ def test_numbers_that_are_none_are_not_shown(layout):
     layout.events.write_text('{"kind": "skip", "step": 1e400, "time": 1}\n{"kind": "skip", "time": 1e400}\n')
     page.write(layout, collected(layout))
     assert not re.search("NaN|Infinity", layout.page_data.read_text())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"seconds": 5}', '{"seconds": "x", "device_hours": {}}', '{"settings": {"x": {"value": {}}}}'],
+)
+def test_values_of_other_types_are_left_out(layout, content):
+    (layout.run / "plan.json").write_text(content)
+    layout.report.write_text(content)
+    layout.starts.write_text('[{"since": "x", "processes": 1}]')
+    page.write(layout, collected(layout))
+
+
+def test_of_values_in_values_the_outer_ones_are_shown(layout):
+    """JSON is read to a depth that may be too much for who writes it."""
+    for name in ("report.json", "run/plan.json", "failure.json"):
+        (layout.root / name).write_text('{"code": 1, "problems": ' + "[" * 900 + "]" * 900 + "}")
+    page.write(layout, collected(layout))
+    assert "[" * 20 not in layout.page_data.read_text()
+
+
+def test_samples_of_others_take_bounded_memory(layout, monkeypatch):
+    for step in range(5):
+        folder = layout.samples / f"step-{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "prompts.json").write_text(json.dumps(["x" * 400]))
+    for number in range(500):
+        (layout.samples / f"x{number}").touch()
+    monkeypatch.setattr(reading, "MESSAGE", 1000)
+    assert [each["step"] for each in data.samples(layout)] == [3, 4]
 
 
 def test_states(layout):
