@@ -27,7 +27,7 @@ def settings_of(checkpoint: Path) -> RunSpec:
     if defect := defect_of(checkpoint, hashes=False):
         raise JobError(bad_input(shown(checkpoint), defect, "Name another checkpoint of the run."))
     if (checkpoint / SETTINGS).is_file():
-        return flags.parse(_words(checkpoint / SETTINGS))
+        return _parsed(_words(checkpoint / SETTINGS), checkpoint / SETTINGS)
     plan = OutputLayout(Path(os.path.realpath(checkpoint)).parents[1]).run / "plan.json"
     if not plan.is_file():
         found = f"is a step checkpoint of an earlier version, and the plan of its run, {plan}, does not exist"
@@ -36,7 +36,14 @@ def settings_of(checkpoint: Path) -> RunSpec:
     argv = read_json(plan).get("argv")
     if not isinstance(argv, list) or "sdtrain" not in argv or not all(isinstance(word, str) for word in argv):
         raise JobError(bad_input(shown(plan), "has no command of a run", "copy it from the run again"))
-    return flags.parse(argv[argv.index("sdtrain") + 1 :])
+    return _parsed(argv[argv.index("sdtrain") + 1 :], plan)
+
+
+def _parsed(words: list[str], path: Path) -> RunSpec:
+    """Raises JobError, also for the flag that would print the help and end the process."""
+    if any(word.startswith("-h") or word == "--help" for word in words):
+        raise JobError(bad_input(shown(path), "asks for help", "Name another checkpoint of the run."))
+    return flags.parse(words)
 
 
 def _words(path: Path) -> list[str]:

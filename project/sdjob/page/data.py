@@ -225,11 +225,10 @@ def _mounts(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _spent(layout: OutputLayout, report: Mapping[str, Any]) -> dict[str, float]:
+def _spent(layout: OutputLayout, report: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds and device hours of all starts of the run; those of one that is still going on, up to now."""
-    names = ("seconds", "device_hours")
-    if all(isinstance(report.get(name), int | float) for name in names):
-        return {name: report[name] for name in names}
+    if "seconds" in report:
+        return {name: report.get(name) for name in ("seconds", "device_hours")}
     every, now = starts.of_last_run(starts.read(layout)), starts.now(layout)
     spans = [(max(0.0, (each.until or now) - each.since), each.processes) for each in every]
     return {

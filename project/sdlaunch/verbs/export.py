@@ -113,9 +113,12 @@ def _checkpoint(layout: OutputLayout, name: str | None) -> Path:
 
 
 def _overrides(read: Settings, layout: OutputLayout) -> dict[str, Any]:
-    """What the run's settings are replaced by: how to write the result, and the output folder as it is now."""
+    """What the run's settings are replaced by: how to write the result, and the folders that are written now.
+
+    Others may have written the settings: a cache elsewhere is one that is named today.
+    """
     given = {name: getattr(read.spec, name) for name in _OF_RESULT if name in read.given}
-    return {**given, "output_dir": str(layout.root), "device": "cpu"}
+    return {"cache_dir": None, **given, "output_dir": str(layout.root), "device": "cpu"}
 
 
 def _model(spec: RunSpec, mounts: Mounts, read: Settings, chosen: Iterable[str]) -> PipelineFolder:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdjob.output import run_settings
-from sdjob.output.checkpoint_files import MODEL, STATE
+from sdjob.output.checkpoint_files import MODEL, SETTINGS, STATE
 from sdjob.output.layout import OutputLayout, write_manifest
 from sdjob.problems import JobError
 from sdjob.settings import flags
@@ -64,6 +64,24 @@ def test_the_command_of_the_worker(workspace, output):
 def test_the_environment_of_the_whole_job_is_not_in_the_way(workspace, output):
     job = prepared({**workspace, "lora_rank": "4", "num_train_step": "9", "save_precision": "bf16"})
     assert (job.spec.lora_rank, job.spec.max_train_steps, job.spec.export_dtype) == (0, 400, "bf16")
+
+
+def test_the_settings_of_a_checkpoint_name_no_folder_that_is_written(workspace, output, tmp_path):
+    folder = output / "checkpoint" / FOLDER
+    words = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(json.dumps([*words, f"--cache_dir={tmp_path}/private"]))
+    write_manifest(folder)
+    assert (prepared(workspace).spec.cache_dir, prepared(workspace).spec.output_dir) == (None, str(output))
+    assert prepared(workspace, ("cache_dir", str(tmp_path / "mine"))).spec.cache_dir == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "-hh"])
+def test_settings_that_ask_for_help_are_refused_and_not_answered(workspace, output, word, capsys):
+    folder = output / "checkpoint" / FOLDER
+    (folder / SETTINGS).write_text(json.dumps([word]))
+    write_manifest(folder)
+    assert refused(workspace).code == 66
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_and_a_choice_of_weights(workspace, output, tmp_path):
