@@ -20,7 +20,7 @@ from sdjob.settings import flags
 from sdjob.settings.run_spec import RunSpec
 from sdtrain import resolve, strategies
 from sdtrain.architectures.base import Parts
-from sdtrain.checkpoint import start_point
+from sdtrain.checkpoint import start_point, state_io
 from sdtrain.checkpoint.checkpoint import TrainState
 from sdtrain.checkpoint.start_point import ResumePoint
 from sdtrain.context import RunContext
@@ -129,7 +129,8 @@ def _train(training: Training, start: ResumePoint | None, facts: dict[str, str])
     training.tracker.text("settings", indent("\n".join(flags.render(spec)), "    "))
     if start:
         state = _resumed(training, start.state)
-        training.strategy.load(start.folder, training.ema_shards)
+        with state_io.loading(start.folder):
+            training.strategy.load(start.folder, training.ema_shards)
         if training.ema:
             training.ema.resume(updates=state.step - state.skipped_steps)
         contact_sheet.write(training, state.samples_seen)

@@ -7,9 +7,10 @@ Tests: tests/sdjob/model/test_single_file.py and tests/sdtrain/model/test_conver
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,9 +107,7 @@ def _read(path: Path, limit: int) -> tuple[dict[str, Tensor], set[str]]:
     """The tensors, and the foreign names. Raises JobError."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
-            pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            if archive.getinfo(pickled).file_size > limit:
-                raise ValueError(f"{pickled} has more than {limit:,} bytes")
+            pickled = pickle_in(archive.infolist(), os.fstat(file.fileno()).st_size, limit)
             with archive.open(pickled) as stream:
                 reader = _HeaderReader(stream)
                 state = reader.load()
@@ -128,6 +127,22 @@ def _read(path: Path, limit: int) -> tuple[dict[str, Tensor], set[str]]:
         found = f"is not a complete archive of torch.save ({type(error).__name__}: {error})"
         raise JobError(bad_input(shown(path), found, "download or copy this file again")) from error
     return tensors, reader.foreign
+
+
+def pickle_in(entries: Sequence[zipfile.ZipInfo], size: int, limit: int) -> zipfile.ZipInfo:
+    """The pickle of an archive of so many bytes. Raises ValueError.
+
+    torch looks for it by a name without case, and takes any of several; it writes all entries as they are: they cannot
+    unfold, or share their bytes.
+    """
+    pickles = [each for each in entries if each.filename.lower().endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"it has {len(pickles)} entries data.pkl")
+    if pickles[0].file_size > limit:
+        raise ValueError(f"{pickles[0].filename} has more than {limit:,} bytes")
+    if sum(each.file_size for each in entries if each is not pickles[0]) > size:
+        raise ValueError("its entries have more bytes than the file")
+    return pickles[0]
 
 
 class _Bounded:

@@ -15,7 +15,7 @@ from sdjob.output.checkpoint_files import EMA, MANIFEST, MODEL, NUMBERS, OPTIMIZ
 from sdjob.writing import make_folder, refuse_links
 
 INDEX_FILE = "model_index.json"
-_STEP_FOLDER = re.compile(r"checkpoint-(\d{6,})", re.ASCII)
+_STEP_FOLDER = re.compile(r"checkpoint-(\d{6,15})", re.ASCII)
 
 
 class OutputLayout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,14 @@ def read_values(folder: Path) -> dict[str, Any]:
         readable = " and ".join(map(str, READABLE_FORMATS))
         raise JobError(foreign_state(folder, f"format {version}, this version reads {readable}"))
     values = {_RENAMED.get(name, name): value for name, value in values.items()}
-    if not (isinstance(values.get("step"), int) and isinstance(values.get("fingerprint"), dict)):
+    facts = values.get("fingerprint")
+    if not (isinstance(values.get("step"), int) and isinstance(facts, dict) and _are_texts(facts.values())):
         raise JobError(foreign_state(folder, "no step or no fingerprint"))
     return values
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def foreign_state(folder: Path, found: str) -> Problem:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sdjob.output import run_settings
 from sdjob.output.checkpoint_files import FORMAT, STATE
@@ -22,6 +23,7 @@ from sdtrain.reporting.stopwatch import Spent
 from sdtrain.runtime.distributed import World
 from sdtrain.runtime.errors import is_write_failure, no_space, of_link
 
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Write = Callable[[Path], None]  # puts weights and optimizer state into a folder; called on every rank
 
 
@@ -29,14 +31,16 @@ Write = Callable[[Path], None]  # puts weights and optimizer state into a folder
 class TrainState:
     """The progress of a run: all that the loop needs besides weights and optimizer state."""
 
-    step: int
-    samples_seen: int  # the next position in the sample stream
+    step: Count
+    samples_seen: Count  # the next position in the sample stream
     loss: float  # the loss of the last step, mean over ranks and batches
-    loss_sum: float  # the sum over all steps so far, for the mean of the whole run
+    loss_sum: Annotated[
+        float, Field(allow_inf_nan=False)
+    ]  # the sum over all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
-    skipped_steps: int = 0  # steps with a non-finite loss
+    skipped_steps: Count = 0  # steps with a non-finite loss
     bad_samples: tuple[str, ...] = ()  # images that could not be used
-    global_batch: int = 0  # samples per optimizer step up to here; 0: not recorded
+    global_batch: Count = 0  # samples per optimizer step up to here; 0: not recorded
     origin: str = ""  # the checkpoint that `resume` named when the run went back to it; empty: none
     # By all starts up to this checkpoint; while a run continues, by those before this start.
     spent: Spent = field(default_factory=Spent)

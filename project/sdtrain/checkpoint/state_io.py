@@ -8,19 +8,19 @@ range of a flat tensor it holds, so any number of ranks, however they divide the
 from __future__ import annotations
 
 import json
-import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Annotated, Any
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from safetensors import safe_open
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -39,6 +39,7 @@ from sdjob import failure_patterns, reading
 from sdjob.output.checkpoint_files import EMA, MODEL, NUMBERS, OPTIMIZER, SHARDS
 from sdjob.output.newest_checkpoint import unloadable
 from sdjob.problems import JobError
+from sdtrain.checkpoint import pickles
 from sdtrain.strategies.shards import Range, Shards, whole
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq")  # as torch.optim.AdamW names them
@@ -51,8 +52,8 @@ Tables = Mapping[str, Shards]  # "master", "exp_avg", "exp_avg_sq", "ema" → sh
 class Numbers:
     """The optimizer state besides tensors."""
 
-    updates: int  # updates of the optimizer, for Adam's bias correction
-    scaler: Mapping[str, float]  # state of the fp16 loss scaler; empty: none
+    updates: Annotated[int, Field(ge=0, lt=1 << 53)]  # of the optimizer, for Adam's bias correction
+    scaler: Mapping[str, int | float]  # state of the fp16 loss scaler; empty: none
 
 
 def tables(masters: Shards, adam: Tables, ema: Shards | None) -> dict[str, Shards]:
@@ -105,34 +106,16 @@ class _LoadPlanner(DefaultLoadPlanner):
         return flat.shard
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Allows only the classes in the metadata of shards, so that a pickle cannot run code."""
-
-    _NAMES: Mapping[str, Collection[str]] = {
-        "pathlib": ("PosixPath",),
-        "torch": ("Size", "float32"),
-        "torch.serialization": ("_get_layout",),
-        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-        "torch.distributed.checkpoint.metadata": (
-            *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-        ),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self._NAMES.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
-        return super().find_class(module, name)
-
-
 class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The default, which would load any pickle, with the safe unpickler."""
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _MetadataUnpickler(file).load()
-        if metadata.storage_meta is not None:
-            metadata.storage_meta.load_id = self.load_id
-        return metadata
+        """The default would load any pickle."""
+        return pickles.read_metadata(Path(self.path) / ".metadata")
+
+    def _slice_file(self, file: IO[bytes], info: Any) -> IO[bytes]:
+        """A tensor of a file, which the default hands to torch as it is."""
+        pickles.check_shard(file, info.offset, info.length)
+        part: IO[bytes] = super()._slice_file(file, info)
+        return part
 
 
 def is_sharded(folder: Path) -> bool:
@@ -162,7 +145,7 @@ def _failures() -> Iterator[None]:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def loading(folder: Path) -> Iterator[None]:
     """Failures to read files that are what their manifest says as JobError (64): they are not what a run saves."""
     try:
         yield
@@ -210,10 +193,13 @@ def save_whole(
 
 def read_optimizer(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     """The `optimizer` of a checkpoint in the whole form, with `names` and `scaler`, as save_whole wrote them."""
-    with _reading(folder):
+    with loading(folder):
+        pickles.check_archive(folder / OPTIMIZER)
         saved: dict[str, Any] = torch.load(
             folder / OPTIMIZER, map_location="cpu", weights_only=True, mmap=mmap
         )
+        pickles.check_tensors(saved)
+        reading.typed(Numbers, {"updates": 0, "scaler": saved["scaler"]})  # that it is one
     return saved
 
 
@@ -234,7 +220,7 @@ def _write(path: Path, weights: Shards) -> None:
 def read_weights(folder: Path, weights: Shards, *, ema: bool) -> None:
     """Fill whole tensors with the weights of a checkpoint in either form, or with their EMA. By one process."""
     ranges = {name: whole(weight.shape) for name, weight in weights.items()}
-    with _reading(folder):
+    with loading(folder):
         if is_sharded(folder):
             _load_shards(folder, {"ema" if ema else "master": weights}, ranges)
         else:
@@ -267,14 +253,14 @@ def _load_shards(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> N
 
 def load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     """Fill the tables with this rank's ranges, from either form; a missing table is an error. Raises JobError (64)."""
-    with _reading(folder):
+    with loading(folder):
         return _load(folder, tables, ranges)
 
 
 def _load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
     if is_sharded(folder):
         _load_shards(folder, tables, ranges)
-        return Numbers(**reading.json_of(reading.content(folder / NUMBERS)))
+        return reading.typed(Numbers, reading.json_of(reading.content(folder / NUMBERS, reading.MESSAGE)))
     _fill_from_file(folder / MODEL, tables["master"], ranges)
     if "ema" in tables:
         _fill_from_file(folder / EMA, tables["ema"], ranges)
@@ -284,7 +270,7 @@ def _load(folder: Path, tables: Tables, ranges: Mapping[str, Range]) -> Numbers:
         for name, part in ranges.items():
             _fill(tables[key][name], part, states[name][key])
     updates = max((int(state["step"]) for state in states.values()), default=0)
-    return Numbers(updates, saved["scaler"])
+    return reading.typed(Numbers, {"updates": updates, "scaler": saved["scaler"]})
 
 
 def _flat(tables: Tables, ranges: Mapping[str, Range]) -> dict[str, Any]:

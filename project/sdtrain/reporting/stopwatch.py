@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 import torch
+from pydantic import Field
 
 from sdjob.output import starts
 from sdjob.output.layout import OutputLayout
 from sdtrain.runtime import devices
 
+Seconds = Annotated[float, Field(ge=0, lt=1e15)]  # and no infinity
 _CREATED = 19  # field of /proc/PID/stat, after the name: ticks from the start of the machine
 
 
@@ -70,9 +73,9 @@ class Spent:
     What a start did after its last checkpoint is known from the launcher's record, up to its last sign of life.
     """
 
-    seconds: float = 0.0
-    device_seconds: float = 0.0
-    at: float | None = None
+    seconds: Seconds = 0.0
+    device_seconds: Seconds = 0.0
+    at: Seconds | None = None
 
     def and_this_start(self, processes: int, at: float | None = None) -> Spent:
         """With the time since this process was created, as a platform bills it: imports and checks included."""

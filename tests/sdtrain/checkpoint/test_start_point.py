@@ -77,6 +77,7 @@ def test_any_damage_to_any_file_leads_to_the_next_older_one(layout, name, damage
         *("[]", "3", "{", "[" * 100_000, '{"format": [3]}', '{"format": 3}'),
         '{"format": 3, "step": 4, "fingerprint": []}',
         '{"format": 3, "step": 4, "fingerprint": {"a": "b"}}',
+        '{"format": 3, "step": 4, "fingerprint": {"dataset_name": 5}}',
     ],
 )
 def test_a_state_of_another_kind_is_refused(layout, text):
@@ -88,6 +89,38 @@ def test_a_state_of_another_kind_is_refused(layout, text):
         start_point.find(context_of(layout), FACTS)
     assert (error.value.code, error.value.problems[0].subject) == (64, "resume")
     assert "state.json: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_sum": float("nan")},
+        {"loss_sum": float("inf")},
+        {"samples_seen": -1},
+        {"samples_seen": 10**30},
+        {"skipped_steps": -1},
+        {"global_batch": -1},
+        {"spent": {"seconds": float("nan"), "device_seconds": 1.0}},
+        {"spent": {"seconds": 1.0, "device_seconds": 1e308}},
+        {"spent": {"seconds": 1.0, "device_seconds": 1.0, "at": float("inf")}},
+    ],
+)
+def test_a_state_with_numbers_that_no_run_has_is_refused(layout, values):
+    folder = save(layout, 4)
+    (folder / "state.json").write_text(
+        json.dumps({**json.loads((folder / "state.json").read_text()), **values})
+    )
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    with pytest.raises(JobError) as caught:
+        start_point.find(context_of(layout), FACTS)
+    assert caught.value.code == 64 and next(iter(values)) in str(caught.value)
+
+
+def test_a_step_that_no_run_reaches_is_no_checkpoint(layout):
+    save(layout, 2)
+    shutil.copytree(layout.step_folder(2), layout.checkpoint / f"checkpoint-{'9' * 60}")
+    assert start_point.find(context_of(layout), FACTS).state == state(2)
 
 
 def test_resume_never_and_must(layout):
