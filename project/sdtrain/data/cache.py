@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sdjob import writing
+from sdjob import reading, writing
 from sdjob.problems import Problem, bad_input
 from sdjob.reading import in_threads
 from sdtrain.context import RunContext
@@ -26,6 +27,11 @@ _FIRST, _LARGEST = 32, 512  # entries of each rank between two agreements, which
 Entry = dict[str, torch.Tensor]  # what belongs together, by name
 Made = tuple[str, Entry | Problem]  # a key with its entry, or why there is none
 Make = Callable[[list[str]], Iterator[Made]]  # of these keys, in any order
+Shapes = Mapping[str, tuple[int, ...]]  # of an entry's tensors, by name
+ShapesOf = Callable[[str], Shapes]  # by key
+
+_FLOATS = ("F32", "BF16", "F16")  # as safetensors names them
+_MAX_HEADER = 16 << 20  # bytes, many times those of a file with the most entries
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class MemoryCache:
     def __contains__(self, key: str) -> bool:
         return key in self.entries
 
-    def found(self, _keys: Collection[str]) -> Mapping[str, Any]:
+    def found(self, _keys: Collection[str], _shapes_of: ShapesOf | None) -> Mapping[str, Any]:
         """What earlier runs left of these entries, for `learn`."""
         return {}
 
@@ -75,11 +81,29 @@ class DiskCache:
     def __contains__(self, key: str) -> bool:
         return key in self.files
 
-    def found(self, keys: Collection[str]) -> Mapping[str, Any]:
-        """A file that is cut short or is not one of these has no entries."""
+    def found(self, keys: Collection[str], shapes_of: ShapesOf | None = None) -> Mapping[str, Any]:
+        """A file that is cut short or is not one of these has no entries, nor one that others made of other tensors."""
         wanted, names = set(keys), sorted(path.name for path in self.folder.glob("*.safetensors"))
         in_files = in_threads(self._keys_of, names)
-        return {key: name for name, of in zip(names, in_files, strict=True) for key in of & wanted}
+        found = {key: name for name, of in zip(names, in_files, strict=True) for key in of & wanted}
+        if shapes_of is None:
+            return found
+        by_file: dict[str, list[str]] = {}
+        for key, name in found.items():
+            by_file.setdefault(name, []).append(key)
+        return {key: name for name, of in by_file.items() for key in self._fitting(name, of, shapes_of)}
+
+    def _fitting(self, name: str, keys: Collection[str], shapes_of: ShapesOf) -> list[str]:
+        """The keys whose entries in a file are of these shapes. The file is not kept open: it may be replaced yet."""
+        fitting = []
+        with contextlib.suppress(OSError, SafetensorError), safe_open(self.folder / name, "pt") as file:
+            names = _by_key(file)
+            for key in keys:
+                slices = {part: file.get_slice(f"{key}/{part}") for part in names[key]}
+                shapes = {part: tuple(each.get_shape()) for part, each in slices.items()}
+                if shapes == shapes_of(key) and all(each.get_dtype() in _FLOATS for each in slices.values()):
+                    fitting.append(key)
+        return fitting
 
     def store(self, entries: Mapping[str, Entry]) -> Mapping[str, Any]:
         if not entries:
@@ -105,6 +129,9 @@ class DiskCache:
 
     def _keys_of(self, name: str) -> set[str]:
         try:
+            with reading.opened(self.folder / name) as start:
+                if int.from_bytes(start.read(8), "little") > _MAX_HEADER:
+                    return set()
             with safe_open(self.folder / name, "pt") as file:  # compares the header with the file's size
                 return {each.partition("/")[0] for each in file.keys()}  # noqa: SIM118  (not a mapping)
         except (OSError, SafetensorError):
@@ -130,22 +157,33 @@ class Cached(Generic[Item]):
 def _opened(path: Path) -> tuple[Any, Mapping[str, list[str]]]:
     """An open file of a cache, mapped into memory, and the names of the tensors of each entry."""
     file: Any = safe_open(path, "pt")
+    return file, _by_key(file)
+
+
+def _by_key(file: Any) -> Mapping[str, list[str]]:
+    """The names of the tensors of each entry in an open file."""
     names: dict[str, list[str]] = {}
     for key, _, name in (each.partition("/") for each in file.keys()):  # noqa: SIM118  (not a mapping)
         names.setdefault(key, []).append(name)
-    return file, names
+    return names
 
 
 def fill(
-    context: RunContext, cache: Cache, title: str, keys: Sequence[str], make: Make
+    context: RunContext,
+    cache: Cache,
+    title: str,
+    keys: Sequence[str],
+    make: Make,
+    shapes_of: ShapesOf | None = None,
 ) -> dict[str, Problem]:
     """Add the missing entries; returns the keys that cannot have one. Collective. Raises JobError with the problems of
     all ranks, and Stopped.
 
-    Each entry is made by one rank, and is the same whichever makes it. What is made before a stop is kept.
+    `shapes_of`: what an entry that is found has to be; None: anything. It is called on one rank. Each entry is made by
+    one rank, and is the same whichever makes it. What is made before a stop is kept.
     """
     world, every = context.world, list(dict.fromkeys(keys))
-    cache.learn(world.from_main(lambda: cache.found(every)))
+    cache.learn(world.from_main(lambda: cache.found(every, shapes_of)))
     missing = [key for key in every if key not in cache]
     world.say(f"{title}: {len(every) - len(missing)} of {len(every)} cached, {len(missing)} to encode")
     failed: dict[str, Problem] = {}

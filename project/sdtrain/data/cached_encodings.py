@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from sdjob.problems import Problem
 from sdtrain.architectures.base import Parts
 from sdtrain.context import RunContext
 from sdtrain.data.buckets import Buckets
-from sdtrain.data.cache import Cache, Cached, DiskCache, Made, MemoryCache, fill
+from sdtrain.data.cache import Cache, Cached, DiskCache, Made, MemoryCache, Shapes, fill
 from sdtrain.data.loader import ended_by_parent_only
 from sdtrain.data.sampling import Size
 from sdtrain.data.scan import report_skipped, scan
@@ -63,8 +63,11 @@ def _with_latents(
     keys: dict[View, str] = {}
     while views := [view for view in dict.fromkeys(images.views(sizes)) if view not in keys]:
         new = {view: key(view) for view in views}
-        make = partial(_posteriors, context, parts, images, {of: view for view, of in new.items()})
-        failed = fill(context, cache, f"latents of the {stream.name} images", [*new.values()], make)
+        made_of = {of: view for view, of in new.items()}
+        make = partial(_posteriors, context, parts, images, made_of)
+        shapes_of = partial(_posterior_shapes, parts, made_of)
+        title = f"latents of the {stream.name} images"
+        failed = fill(context, cache, title, [*new.values()], make, shapes_of)
         keys |= new
         bad = {
             view.index: replace(failed[keys[view]], subject=images.source[view.index].name())
@@ -128,8 +131,20 @@ def cached_prompts(context: RunContext, parts: Parts, prompts: Collection[str]) 
             for index, key in enumerate(batch):
                 yield key, {name: tensor[index].clone() for name, tensor in on_host.items()}
 
-    fill(context, cache, "prompts", [*keys.values()], make)
+    @lru_cache(1)
+    def shapes() -> Shapes:
+        _, entry = next(make([next(iter(prompt_of))]))
+        assert not isinstance(entry, Problem)
+        return {name: tuple(tensor.shape) for name, tensor in entry.items()}
+
+    fill(context, cache, "prompts", [*keys.values()], make, lambda _: shapes())
     return Cached(keys, cache)
+
+
+def _posterior_shapes(parts: Parts, views: dict[str, View], key: str) -> Shapes:
+    width, height = views[key].size
+    factor = parts.latent_factor
+    return {"posterior": (2 * int(parts.vae.config.latent_channels), height // factor, width // factor)}
 
 
 def _posteriors(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdjob.output.layout import OutputLayout
 from sdjob.settings.run_spec import RunSpec
+from sdjob.writing import refuse_links
 
 _INDUCTOR, _TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
@@ -22,7 +23,12 @@ def use(spec: RunSpec, layout: OutputLayout, environ: MutableMapping[str, str]) 
     if spec.compile not in ("whole", "blocks") or _INDUCTOR in environ:
         return ""
     folder = layout.cache(spec.cache_dir) / "compiled"
-    layout.make(folder) if folder.is_relative_to(layout.root) else folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_relative_to(layout.root):
+        layout.make(folder.parent)
+        refuse_links(folder, layout.root)
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     if reason := _unusable(folder):
         folder = Path(tempfile.mkdtemp(prefix="compiled-"))
     environ[_INDUCTOR] = str(folder / "inductor")
@@ -33,7 +39,7 @@ def use(spec: RunSpec, layout: OutputLayout, environ: MutableMapping[str, str]) 
 def _unusable(folder: Path) -> str:
     """Why a folder cannot hold code that is loaded again; empty: it can."""
     about = folder.stat()
-    if about.st_uid != os.geteuid() or about.st_mode & 0o002:
+    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
         return f"{folder} can be written by others, and code is loaded from there"
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         return f"{folder} is mounted noexec"

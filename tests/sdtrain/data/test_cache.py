@@ -1,5 +1,6 @@
 """The cache: what is in it, whose work it was, and what is noticed."""
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,46 @@ def test_a_broken_file_is_made_again(tmp_path, damage):
     cache = DiskCache(tmp_path)
     assert sorted(filled(cache, KEYS[:3])) == sorted(KEYS[:2])
     assert torch.equal(cache[KEYS[1]]["number"], value(KEYS[1]))
+
+
+def test_what_is_not_a_file_of_a_cache_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    with (tmp_path / "huge.safetensors").open("wb") as file:
+        file.write(((99 << 20).to_bytes(8, "little")) + b"{")
+        file.truncate(1 << 40)
+    assert sorted(filled(DiskCache(tmp_path))) == sorted(set(KEYS))
+    assert filled(DiskCache(tmp_path)) == []
+
+
+WANTED = {"number": (2, 3)}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"number": torch.zeros(3, 2)},
+        {"number": torch.zeros(2, 3, dtype=torch.int64)},
+        {"number": torch.zeros(2, 3, dtype=torch.float8_e5m2)},
+        {"other": torch.zeros(2, 3)},
+        {"number": torch.zeros(2, 3), "other": torch.zeros(2, 3)},
+    ],
+)
+def test_an_entry_of_other_tensors_is_made_again(tmp_path, entry):
+    """Even under the name of the file that takes its place."""
+    made = {"a": {"number": torch.ones(2, 3)}, "b": {"number": torch.ones(2, 3)}}
+    name = DiskCache(tmp_path).store({"a": made["a"]})["a"]
+    save_file({f"a/{part}": tensor for part, tensor in entry.items()}, tmp_path / name)
+    DiskCache(tmp_path).store({"b": made["b"]})
+    asked, cache = [], DiskCache(tmp_path)
+
+    def make(keys):
+        asked.extend(keys)
+        return ((key, made[key]) for key in keys)
+
+    fill(context_of(), cache, "numbers", ["a", "b"], make, lambda key: WANTED)
+    assert asked == ["a"] and torch.equal(cache["a"]["number"], torch.ones(2, 3))
 
 
 def test_files_of_others_and_of_earlier_versions_are_left_alone(tmp_path):

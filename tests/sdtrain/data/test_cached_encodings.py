@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sdjob.model.pipeline import find_pipeline
@@ -48,6 +49,19 @@ def test_an_entry_has_the_same_bits_whatever_is_made_with_it(parts):
     prompts = [f"a circle {number}" for number in range(11)]
     every, last = (cached_prompts(context_of(**CACHED), parts, of) for of in (prompts, prompts[10:]))
     assert torch.equal(every[prompts[10]]["hidden_states"], last[prompts[10]]["hidden_states"])
+
+
+def test_entries_on_disk_are_found_again_and_only_those_of_this_shape(parts, tmp_path, capsys):
+    on_disk = {"cache_latents": "disk", "cache_text_embeddings": "disk", "cache_dir": str(tmp_path)}
+    for found in (0, 3, 0):
+        cached_latents(context_of(**CACHED | on_disk), parts, (stream(3),), None)
+        cached_prompts(context_of(**CACHED | on_disk), parts, ["a", "b", "c"])
+        assert capsys.readouterr().out.count(f": {found} of 3 cached") == 2
+        if found:
+            for path in tmp_path.rglob("*.safetensors"):
+                save_file(
+                    {name: weight[..., :1].contiguous() for name, weight in load_file(path).items()}, path
+                )
 
 
 def test_the_encoders_see_batches_of_one_shape(parts, monkeypatch):
