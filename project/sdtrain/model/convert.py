@@ -27,9 +27,10 @@ from sdjob.model.weights import Part, with_weights
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_input, bad_output
 from sdjob.settings.run_spec import RunSpec
-from sdjob.writing import discard, replacing
+from sdjob.writing import LinkError, discard, refuse_links, replacing
 from sdtrain.reporting.progress import Progress, say
 from sdtrain.runtime.distributed import World
+from sdtrain.runtime.errors import of_link
 from sdtrain.runtime.stop import Stopped, StopRequest
 
 Weights = dict[str, torch.Tensor]
@@ -53,7 +54,12 @@ def as_folder(model: PipelineFolder, spec: RunSpec, world: World, stop: StopRequ
     """
     if model.single is None and model.parts["vae"].folder.is_dir():
         return model
-    cache = OutputLayout(Path(spec.output_dir)).cache(spec.cache_dir)
+    layout = OutputLayout(Path(spec.output_dir))
+    cache = layout.cache(spec.cache_dir)
+    try:
+        refuse_links(cache, layout.root)
+    except LinkError as error:
+        raise JobError(of_link(error)) from error
     found: PipelineFolder | None = None
     for is_mine in (world.is_main, world.local_rank == 0):
         problems: list[Problem] = []

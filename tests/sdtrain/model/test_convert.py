@@ -90,6 +90,16 @@ def test_there_and_back(base, files, tmp_path):
     assert folder.prediction_type == find_pipeline(base, None, allow_pickle=False).prediction_type
 
 
+def test_a_link_in_the_place_of_the_cache_is_not_written_through(base, files, tmp_path):
+    """`export` and `generate` convert, too, without the checks of a run."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/cache").symlink_to(tmp_path / "mine")
+    with pytest.raises(JobError) as caught:
+        converted(files(base), base, tmp_path / "output")
+    assert caught.value.code == 73 and list((tmp_path / "mine").iterdir()) == []
+
+
 @pytest.mark.parametrize("in_one_file", [False, True])
 def test_another_vae_than_that_of_the_file(base, files, tmp_path, in_one_file):
     other = shutil.copytree(base / "vae", tmp_path / "other")
