@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # it loads more than a plan needs
     from sdlaunch.supervise.hang import Hang
 
 # torchrun's table: the failures of one poll, and last the one that it saw first.
-_FAILED_RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+_FAILED_RANK = re.compile(r"rank\s*:\s*(\d+) \(local_rank.{0,1000}?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 _SIGNALLED = re.compile(r"SignalException: Process \d+ got signal: (\d+)")  # torchrun itself
 _KILLED_LOADER = re.compile(r"DataLoader worker \(pid.*(?:signal: Killed|exited unexpectedly)")
 _ROOT_CAUSE = "Root Cause (first observed failure):"

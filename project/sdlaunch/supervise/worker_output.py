@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from sdjob.formatting import visible
@@ -15,7 +16,7 @@ from sdjob.redact import redact
 from sdlaunch.supervise.log_file import LogFile
 from sdlaunch.supervise.terminal.terminal import Terminal
 
-_TAIL = 200
+_TAIL, _JUDGED = 200, 2000  # lines, and characters of each, in which the cause of a failure is looked for
 
 
 class Stream:
@@ -50,7 +51,7 @@ class Stream:
             line = OutputLine.of(
                 rank, visible(redact(raw.decode("utf-8", "replace"), self._secrets), colors=True)
             )
-            self.tail.append(line)
+            self.tail.append(replace(line, text=line.text[:_JUDGED]))
             self.note(str(line))
             if rank is not None:
                 self._of_rank(rank, line)

@@ -46,6 +46,7 @@ class StepMetrics:
 _METRICS = {each.name: each.metadata for each in fields(StepMetrics) if each.metadata}
 _FIELDS = frozenset(each.name for each in fields(StepMetrics))
 _LONGEST_LINE = 1 << 16  # bytes
+_STEPS = 100_000  # that are read
 TAGS: dict[str, str] = {name: row["tag"] for name, row in _METRICS.items()}
 VALIDATION = tuple(name for name in _METRICS if name.startswith("validation_"))  # keys of report.json too
 
@@ -96,7 +97,7 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[StepMetrics]:
-    """The metrics of each step, in order; none without a file.
+    """The metrics of each of the last steps, in order; none without a file.
 
     A line supersedes those of later steps above it, which a resumed run repeats. Lines that are incomplete, or that no
     run writes, are skipped. Raises OSError.
@@ -105,6 +106,7 @@ def read(path: Path) -> list[StepMetrics]:
         return []
     steps: dict[int, dict[str, Any]] = {}
     with reading.opened(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - reading.TEXT))
         while line := file.readline(_LONGEST_LINE):
             values = _values_of(line)
             if "step" not in values:
@@ -113,6 +115,8 @@ def read(path: Path) -> list[StepMetrics]:
             while steps and next(reversed(steps)) > step:
                 steps.popitem()
             steps[step] = {**steps.get(step, {}), **values}
+            if len(steps) > _STEPS:
+                del steps[next(iter(steps))]
     return [StepMetrics(**values) for values in steps.values()]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from sdjob.dataset.images import decode, size_of
 from sdtrain.reporting.labels import label
 
 _HEADER, _GAP, _LEAST_SIDE = 16, 8, 64  # pixels
@@ -23,10 +24,10 @@ def image_name(prompt: int, image: int) -> str:
 def grid(columns: Mapping[str, Path], prompts: Sequence[str], per_prompt: int) -> Image.Image:
     """Arrange the images of several folders side by side, by column title.
 
-    The report and prompts.json have every prompt in full.
+    The report and prompts.json have every prompt in full. Raises ImageError: others may have replaced an image.
     """
-    with Image.open(next(iter(columns.values())) / image_name(0, 0)) as first:
-        wide, high = _cell(first.size, per_prompt, len(columns) * per_prompt * len(prompts))
+    first = size_of(next(iter(columns.values())) / image_name(0, 0))
+    wide, high = _cell(first, per_prompt, len(columns) * per_prompt * len(prompts))
     column_width = per_prompt * wide
     width = len(columns) * (column_width + _GAP) - _GAP
     sheet = Image.new("RGB", (width, _HEADER + len(prompts) * (high + _HEADER)), "white")
@@ -38,8 +39,8 @@ def grid(columns: Mapping[str, Path], prompts: Sequence[str], per_prompt: int) -
             top = _HEADER + row * (high + _HEADER)
             pen.text((left + 2, top + 2), label(pen, prompt, f"prompt {row}", column_width - 4), "dimgray")
             for number in range(per_prompt):
-                with Image.open(folder / image_name(row, number)) as image:
-                    sheet.paste(image.resize((wide, high)), (left + number * wide, top + _HEADER))
+                image = decode(folder / image_name(row, number)).resize((wide, high))
+                sheet.paste(image, (left + number * wide, top + _HEADER))
     return sheet
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from sdjob import writing
+from sdjob.dataset.images import ImageError
 from sdjob.output.layout import OutputLayout
 from sdtrain.model import generation
 from sdtrain.reporting import metrics
@@ -110,12 +111,14 @@ def _write_slice(training: Training, folder: Path) -> bool:
 
 
 def before_after(training: Training) -> Image.Image | None:
-    """The grid of the first and the last samples; None if the first ones are missing, as in some resumed runs."""
+    """The grid of the first and the last samples; None if some are missing, as in some resumed runs, or damaged."""
     spec, layout = training.spec, training.context.layout
     before, after = samples_folder(layout, 0), samples_folder(layout, spec.max_train_steps)
     columns = {"before": before, f"after {spec.max_train_steps} steps": after}
     try:
         return grid(columns, spec.validation_prompts, spec.num_validation_images)
-    except FileNotFoundError:
-        say(f"no before/after grid: samples are missing in {before}")
+    except ImageError as error:
+        say(
+            f"no before/after grid: samples are missing or cannot be read in {before} or {after} ({error.reason})"
+        )
         return None

@@ -1,11 +1,15 @@
 """Tests of worker_output: which lines of torchrun a person sees, and which the log keeps."""
 
 import errno
+import time
+
+import pytest
 
 from sdjob import protocol
 from sdjob.output.layout import OutputLayout
 from sdjob.protocol import OutputLine
 from sdlaunch.supervise import log_file
+from sdlaunch.supervise.verdict import Ending, judge
 from sdlaunch.supervise.worker_output import Stream
 
 
@@ -43,6 +47,16 @@ def test_lines_of_rank_0_are_shown_without_their_rank_and_torchrun_is_only_logge
     assert shown == [("a", False), ("[rank 11] b", False)]
     assert logged == ["[rank 0] a", "[rank 11] b", "W1128 torchrun's own"]
     assert ranks == {"rank-0": ["==== start ====", "a"], "rank-11": ["==== start ====", "b"]}
+
+
+@pytest.mark.parametrize("word", ["No space left on device ", "DataLoader worker (pid "])
+def test_long_lines_do_not_keep_the_launcher_from_its_verdict(tmp_path, word):
+    """Patterns that begin everywhere in a line, and match nowhere, take the square of its length."""
+    with Stream(OutputLayout(tmp_path), 1, Shown(), ()) as stream:
+        stream.pump((0, (word * 3000).encode()) for _ in range(40))
+    begin = time.process_time()
+    judge(Ending(1, (), tuple(stream.tail)))
+    assert time.process_time() - begin < 1
 
 
 def test_progress_is_shown_as_such_whatever_its_words(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sdjob import reading
+from sdtrain.reporting import metrics
 from sdtrain.reporting.metrics import (
     TAGS,
     VALIDATION,
@@ -70,6 +71,15 @@ def test_the_file_of_a_long_run_is_read(tmp_path):
     os.truncate(path, reading.LARGEST + 1)
     write(path, 0, StepMetrics(5, loss=0.5, time=9.0))
     assert read(path)[-1] == StepMetrics(5, loss=0.5, time=9.0)
+
+
+def test_of_a_file_without_end_the_last_steps_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_STEPS", 3)
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    write(path, 0, *(StepMetrics(step, time=9.0) for step in range(1, 9)))
+    assert [each.step for each in read(path)] == [6, 7, 8]
 
 
 def test_a_resumed_run_supersedes_the_steps_after_its_checkpoint(tmp_path):

@@ -1,10 +1,15 @@
 """The grid of validation images."""
 
+import os
+
 import numpy as np
+import pytest
 from PIL import Image
 
+from sdjob.dataset.images import ImageError
 from sdtrain.validation import grid
 from sdtrain.validation.grid import image_name
+from tests.support.hostile import claiming_png
 
 
 def test_grid(tmp_path):
@@ -50,3 +55,16 @@ def test_images_that_are_not_square_and_sheets_that_would_be_too_large(tmp_path,
     assert grid.grid({"a": tmp_path}, ("a",), 2).size == (160, 16 + 16 + 40)
     monkeypatch.setattr(grid, "_MOST_PIXELS", 2 * 80 * 40 // 4)
     assert grid.grid({"a": tmp_path}, ("a",), 2).size == (80, 16 + 16 + 20)
+
+
+@pytest.mark.parametrize("what", ["missing", "pipe", "folder", "text", "bomb"])
+def test_samples_that_others_have_replaced_are_refused_and_not_waited_for(tmp_path, what):
+    path = tmp_path / image_name(0, 0)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what != "missing":
+        path.write_bytes(b"no image" if what == "text" else claiming_png(60_000, 60_000))
+    with pytest.raises(ImageError):
+        grid.grid({"before": tmp_path}, ("a",), 1)
