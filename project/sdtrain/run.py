@@ -10,6 +10,7 @@ from textwrap import indent
 
 from sdjob import protocol, writing
 from sdjob.formatting import counted
+from sdjob.model import memory_estimate
 from sdjob.model.pipeline import PipelineFolder
 from sdjob.output import fingerprint, newest_checkpoint
 from sdjob.output.layout import OutputLayout
@@ -59,7 +60,9 @@ def run(requested: RunSpec, world: World, stop: StopRequest) -> None:
     facts = world.from_main(
         lambda: fingerprint.facts_of(spec, model.architecture, own, datasets, inputs.concepts)
     )
-    start = world.from_main(lambda: start_point.find(context, facts))
+    start = world.from_main(
+        lambda: start_point.find(context, facts, memory_estimate.largest_checkpoint(model))
+    )
     if start:
         last = resolve.num_steps(requested, world, inputs, start.state)
         spec = spec.model_copy(update={"max_train_steps": last})

@@ -34,6 +34,9 @@ _FP32, _HALF = 4, 2
 
 # --- memory of a device ------------------------------------------------------------------------------
 
+# Bytes in a checkpoint of a parameter: its fp32 weight, EMA and optimizer state, several times; and of all the rest.
+_MOST_STATE, _OTHER_STATE = 64, 1 << 30
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -261,6 +264,11 @@ def output_sizes(spec: RunSpec, model: PipelineFolder) -> OutputSizes | None:
     )
     files = 2 if spec.export_single_file else 1
     return OutputSizes(checkpoint, files * sum(bytes_of))
+
+
+def largest_checkpoint(model: PipelineFolder) -> float:
+    """Bytes that no checkpoint of a run with a model like this exceeds, whatever is trained and by what optimizer."""
+    return _MOST_STATE * sum(part.num_parameters for part in model.parts.values()) + _OTHER_STATE
 
 
 def checkpoints_kept(spec: RunSpec) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from sdjob.output.checkpoint_files import EMA, MANIFEST, MODEL, NUMBERS, OPTIMIZ
 from sdjob.writing import make_folder, refuse_links
 
 INDEX_FILE = "model_index.json"
+_LARGEST_MANIFEST = 1 << 20  # bytes, of some thousand files
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,15})", re.ASCII)
 
 
@@ -132,21 +134,24 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
 
 
-def defect_of(folder: Path, *, hashes: bool) -> str | None:
+def defect_of(folder: Path, *, hashes: bool, largest: float = math.inf) -> str | None:
     """Why this checkpoint is incomplete or damaged; None: it is not.
 
     `hashes` compares all contents besides sizes; without it those of the files that are read before training alone.
+    `largest`: bytes that all files may have; more need not be on the disk, and would be read for hours.
     """
     manifest = folder / MANIFEST
     try:
         if manifest.exists() and not manifest.is_file():
             return f"{MANIFEST} is not a file"
-        files = reading.json_of(reading.content(manifest, reading.MESSAGE))["files"]
+        files = reading.json_of(reading.content(manifest, _LARGEST_MANIFEST))["files"]
         recorded = {name: (int(values["bytes"]), str(values["sha256"])) for name, values in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the save did not finish"
     except (OSError, *reading.NOT_AS_WRITTEN) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    if (size := sum(max(0, size) for size, _ in recorded.values())) > largest:
+        return f"{MANIFEST} names files of {size:,} bytes, more than a checkpoint of this model has"
     missing = [] if STATE in recorded else [STATE]
     missing += [] if any(_is_weights(name) for name in recorded) else ["weights"]
     if missing:

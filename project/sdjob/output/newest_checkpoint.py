@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -18,18 +19,24 @@ _RENAMED = {"place": "samples_seen"}  # keys of format 2
 
 
 def newest(
-    layout: OutputLayout, setting: str, skipped: Callable[[StepFolder, str], object], *, hashes: bool
+    layout: OutputLayout,
+    setting: str,
+    skipped: Callable[[StepFolder, str], object],
+    *,
+    hashes: bool,
+    largest: float = math.inf,
 ) -> StepFolder | None:
     """The checkpoint that `resume` means; None: start from the beginning. Raises JobError (64).
 
-    `skipped` is called for newer incomplete ones with the reason; `hashes` reads every byte. A named checkpoint
+    `skipped` is called for newer incomplete ones with the reason; `hashes` reads every byte, of at most
+    `largest` bytes. A named checkpoint
     starts a branch; once that has checkpoints, the same command continues from the newest of them.
     """
     if setting == "never":
         return None
     origin = origin_of(layout, setting)
     for folder in step_folders(layout):
-        defect = folder.defect or (defect_of(folder.path, hashes=True) if hashes else None)
+        defect = folder.defect or (defect_of(folder.path, hashes=True, largest=largest) if hashes else None)
         values = {} if defect else read_values(folder.path)
         if not defect and values["step"] != folder.step:
             defect = f"its {STATE} is of step {values['step']}: the folder was copied or renamed"
@@ -38,7 +45,7 @@ def newest(
         elif not origin or values.get("origin", "") == origin:
             return folder
     if origin:
-        return _named(Path(origin), hashes=hashes)
+        return _named(Path(origin), hashes=hashes, largest=largest)
     if setting == "must":
         found = f"must, but there is no complete checkpoint in {layout.checkpoint}"
         remedy = "Use resume=auto, or set OUTPUT_DIR to the folder of the run to continue."
@@ -108,8 +115,8 @@ def _reported_steps(report: Path) -> int:
         return 0
 
 
-def _named(folder: Path, *, hashes: bool) -> StepFolder:
-    defect = defect_of(folder, hashes=hashes) if folder.is_dir() else "is not a folder"
+def _named(folder: Path, *, hashes: bool, largest: float) -> StepFolder:
+    defect = defect_of(folder, hashes=hashes, largest=largest) if folder.is_dir() else "is not a folder"
     if defect:
         remedy = "Name a complete checkpoint folder, or use auto, never or must."
         raise JobError(bad_setting("resume", f"{folder}: {defect}", remedy))

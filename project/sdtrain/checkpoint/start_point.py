@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,16 +28,17 @@ class ResumePoint:
 
 
 @heartbeat.working("check the checkpoint")
-def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
+def find(context: RunContext, facts: dict[str, str], largest: float = math.inf) -> ResumePoint | None:
     """The checkpoint that this run continues, if any; raises JobError (64) if another run wrote it.
 
-    On one rank for all: so each byte is verified once, and the ranks cannot disagree.
+    `largest`: bytes that it may have. On one rank for all: so each byte is verified once, and the ranks cannot
+    disagree.
     """
     setting = context.spec.resume
     origin = newest_checkpoint.origin_of(context.layout, setting)
     # A restart after a crash of this very run must not start from the beginning a second time.
     restarted = setting == "never" and exit_note.has_started()
-    folder = newest(context.layout, "auto" if restarted else setting)
+    folder = newest(context.layout, "auto" if restarted else setting, largest)
     if folder is None:
         return None
     state = read_state(folder.path)
@@ -48,7 +50,7 @@ def find(context: RunContext, facts: dict[str, str]) -> ResumePoint | None:
     return ResumePoint(folder.path, replace(state, origin=origin or state.origin), is_branch)
 
 
-def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
+def newest(layout: OutputLayout, setting: str, largest: float = math.inf) -> StepFolder | None:
     """The checkpoint that `resume` means, verified byte by byte; None: start afresh. Raises JobError (64).
 
     Newer ones that are not whole are reported with the reason, and left alone.
@@ -57,7 +59,7 @@ def newest(layout: OutputLayout, setting: str) -> StepFolder | None:
     def skipped(folder: StepFolder, defect: str) -> None:
         say(f"checkpoint {folder.path.name} is incomplete or damaged and is skipped: {defect}")
 
-    return newest_checkpoint.newest(layout, setting, skipped, hashes=True)
+    return newest_checkpoint.newest(layout, setting, skipped, hashes=True, largest=largest)
 
 
 def take_over(layout: OutputLayout, start: ResumePoint | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from sdjob import writing
 from sdjob.exit_codes import ExitCode
 from sdjob.files import shown
-from sdjob.model import trainable
+from sdjob.model import memory_estimate, trainable
 from sdjob.model.pipeline import PipelineFolder, find_of
 from sdjob.output import fingerprint, run_settings
 from sdjob.output.layout import defect_of
@@ -80,7 +80,8 @@ def base_model(spec: RunSpec) -> PipelineFolder:
 
 def check_base(checkpoint: Path, model: PipelineFolder) -> None:
     """Raise JobError (66) unless the checkpoint is whole, and was trained on this model: its weights fit no other."""
-    if defect := defect_of(checkpoint, hashes=True):
+    largest = memory_estimate.largest_checkpoint(model)
+    if defect := defect_of(checkpoint, hashes=True, largest=largest):
         raise JobError(bad_input(shown(checkpoint), defect, "name another checkpoint of the run"))
     recorded = read_state(checkpoint).fingerprint
     if any(recorded.get(name, fact) != fact for name, fact in fingerprint.model_facts(model).items()):
