@@ -104,15 +104,23 @@ class StepFolder:
 
 
 def step_folders(layout: OutputLayout) -> list[StepFolder]:
-    """All checkpoints with the defects that sizes show, newest first."""
+    """All checkpoints with the defects that sizes show, newest first. Raises OSError."""
     if not layout.checkpoint.is_dir():
         return []
     found = []
     for path in layout.checkpoint.iterdir():
         match = _STEP_FOLDER.fullmatch(path.name)
-        if match and path.is_dir():
+        if match and _is_folder(path):
             found.append(StepFolder(int(match[1]), path, defect_of(path, hashes=False)))
     return sorted(found, key=lambda folder: folder.step, reverse=True)
+
+
+def _is_folder(path: Path) -> bool:
+    """Also one of which this user cannot know it, whose defect says why."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def is_step_folder(path: Path) -> bool:
@@ -156,7 +164,11 @@ def defect_of(folder: Path, *, hashes: bool, largest: float = math.inf) -> str |
     missing += [] if any(_is_weights(name) for name in recorded) else ["weights"]
     if missing:
         return f"{MANIFEST} names no {' and no '.join(missing)}"
-    if unlisted := next((name for name in _read_files(folder, recorded) if name not in recorded), None):
+    try:
+        unlisted = next((name for name in _read_files(folder, recorded) if name not in recorded), None)
+    except OSError as error:
+        return f"its files cannot be read ({error})"
+    if unlisted:
         return f"{unlisted} is not in {MANIFEST}"
     found = (
         _file_defect(folder / name, name, *values, hashes=hashes or name in (STATE, SETTINGS))

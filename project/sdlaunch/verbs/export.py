@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import few, is_empty
+from sdjob.files import few, is_empty, unreadable
 from sdjob.formatting import in_units
 from sdjob.model import memory_estimate
 from sdjob.model.pipeline import PipelineFolder, find_of
@@ -100,7 +100,10 @@ def _checkpoint(layout: OutputLayout, name: str | None) -> Path:
     """The step checkpoint of this name or path. Raises JobError (64, 66)."""
     if name and Path(name).is_absolute() and Path(name).is_dir():
         return Path(name)
-    there = [folder.path.name for folder in reversed(step_folders(layout))]
+    try:
+        there = [folder.path.name for folder in reversed(step_folders(layout))]
+    except OSError as error:
+        raise JobError(unreadable(layout.checkpoint, error)) from error
     if not there:
         found = f"{layout.checkpoint} holds no step checkpoints"
         raise JobError(bad_input("OUTPUT_DIR", found, "set OUTPUT_DIR to the output folder of the run"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import shown
+from sdjob.files import shown, unreadable
 from sdjob.model import trainable
 from sdjob.model.pipeline import find_of
 from sdjob.model.trainable import LORA_FILE
@@ -49,12 +49,16 @@ def sources_of(options: Options) -> tuple[Source, ...]:
             paths += _expanded(Path(model).expanduser())
         except JobError as error:
             problems += error.problems
+        except OSError as error:
+            problems.append(unreadable(Path(error.filename or model), error))
     for path, title in zip(paths, _titles(paths), strict=True):
         try:
             found.append(_source(path, title, options))
             find_of(found[-1].spec)
         except JobError as error:
             problems += error.problems
+        except OSError as error:
+            problems.append(unreadable(path, error))
     if problems:
         raise JobError(problems)
     return tuple(found)

@@ -6,6 +6,8 @@ import pytest
 
 from sdjob.output.checkpoint_files import MANIFEST, MODEL, NUMBERS, OPTIMIZER, SETTINGS, SHARDS, STATE
 from sdjob.output.layout import OutputLayout, defect_of, step_folders, write_manifest
+from sdjob.problems import JobError, bad_input
+from tests.sdjob.unprivileged import problems_as_user
 
 
 @pytest.fixture
@@ -29,6 +31,20 @@ def test_a_complete_folder_has_no_defect(layout):
     assert defect_of(folder, hashes=False) is None
     assert defect_of(folder, hashes=True) is None
     assert set(json.loads((folder / MANIFEST).read_text())["files"]) == {MODEL, STATE, "inner/more.bin"}
+
+
+def test_what_this_user_may_not_read_is_a_defect(layout):
+    make(layout, 1).chmod(0)
+    closed = make(layout, 2) / SHARDS
+    closed.mkdir()
+    closed.chmod(0)
+
+    def look():
+        raise JobError([bad_input(each.path.name, each.defect, "") for each in step_folders(layout)])
+
+    found = problems_as_user(look, layout.checkpoint)
+    assert set(found) == {"checkpoint-000001", "checkpoint-000002"}
+    assert all("cannot be read" in defect for defect in found.values())
 
 
 def test_defects_are_named(layout):

@@ -123,12 +123,13 @@ def test_a_file_that_claims_to_be_huge_is_not_read(layout, capsys):
     os.truncate(folder / MODEL, 10 << 40)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][MODEL]["bytes"] = 10 << 40
-    manifest["files"]["x"] = {"bytes": -10 << 40, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert start_point.find(context_of(layout), FACTS, 1 << 30).state == state(2)
     assert "checkpoint-000004 is incomplete or damaged and is skipped: manifest.json names files of" in (
         capsys.readouterr().out
     )
+    manifest["files"]["x"] = {"bytes": -10 << 40, "sha256": ""}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(JobError, match="more than a checkpoint of this model has"):
         start_point.newest(layout, str(folder), 1 << 30)
 
