@@ -11,7 +11,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +21,11 @@ from torch.distributed.run import main as torchrun
 
 import entrypoint
 import sdtrain.run  # noqa: F401  (what the worker imports once its settings are valid)
-from sdjob import protocol
+from sdjob import protocol, reading
 from sdjob.children import start
+from sdjob.output.starts import Start
 from sdlaunch.supervise import processes
+from sdlaunch.supervise.lock import Holder
 from sdtrain.__main__ import main as worker
 
 
@@ -33,8 +34,10 @@ def launcher(environ: dict[str, str], before: Callable[[], None] = lambda: None)
 
     It calls `before` first, which may replace what it and all below it call.
     """
-    # pydantic makes its reader now: a fork while a thread of the launcher does so would wait for that thread forever.
-    protocol.Heartbeat.read(Path("/nonexistent"), 0)
+    # pydantic makes its readers now: a fork while a thread of the launcher does so would wait for that thread forever.
+    for kind in (protocol.Heartbeat, protocol.ExitNote, list[Start], Holder):
+        with contextlib.suppress(ValueError):
+            reading.typed(kind, None)
 
     def become() -> None:
         before()

@@ -1,19 +1,16 @@
 """Limits for the pickles in a checkpoint, which anyone may have written who can write to the output folder.
 
 None of them runs code: only classes of a list are constructed. But a few bytes of a pickle can claim any memory or
-time: the larger ones are read in a child process with limits of both, and of a shard only what torch writes is read.
+time: that of an optimizer is read in a child process with limits of both before, that of shards only there
+(shard_index.py), and of a shard only what torch writes is read.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import pickletools
-import re
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,97 +26,34 @@ from torch.distributed.checkpoint.metadata import (
 from torch.utils._pytree import tree_leaves
 
 from sdjob import reading
-from sdjob.children.bounded import in_child
-from sdjob.files import shown
 from sdjob.model import torch_zip
 from sdjob.problems import JobError
+from sdtrain.checkpoint import shard_index
 
-_MEMORY = 4 << 30  # bytes of a child process, most of it for torch itself
-_PATIENCE = 60.0  # seconds
-_SHARD_FILE = re.compile(r"[\w.-]+\.distcp", re.ASCII)
-_LARGEST = 1 << 50  # of sizes and offsets
-_SMALL, _LARGEST_LIST = (
-    1 << 14,
-    1 << 20,
-)  # bytes of the pickle of one tensor and of its list of files: some hundred
+_SMALL = 1 << 14  # bytes of the pickle of one tensor, which has some hundred
+_LARGEST_LIST = 1 << 20  # bytes of the list of the files of an archive, of which there are five
 _REPEATED = ("GET", "BINGET", "LONG_BINGET", "DUP")
 _MOST_REPEATED = 12  # a tuple of tuples, each named twice, is hashed in 2 ** so many steps
 
 
-class MetadataUnpickler(pickle.Unpickler):
-    """Allows only the classes in the metadata of shards, so that a pickle cannot run code."""
-
-    _NAMES: Mapping[str, Collection[str]] = {
-        "pathlib": ("PosixPath",),
-        "torch": ("Size", "float32"),
-        "torch.serialization": ("_get_layout",),
-        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-        "torch.distributed.checkpoint.metadata": (
-            *("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-        ),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self._NAMES.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
-        return super().find_class(module, name)
-
-
 def read_metadata(path: Path) -> Metadata:
     """The metadata of shards. Raises OSError, and ValueError where it is not what torch writes of flat tensors."""
-    reading.opened(path).close()  # a failing storage is another error
-    try:
-        return in_child(_read_metadata, path, subject=shown(path), memory=_MEMORY, patience=_PATIENCE)
-    except JobError as error:
-        raise ValueError(error.problems[0].found) from error
-
-
-def _read_metadata(path: Path) -> Metadata:
-    """Made anew of the values that are used, so that nothing else of the pickle is left."""
-    found = MetadataUnpickler(io.BytesIO(reading.content(path, reading.TEXT))).load()
+    index = shard_index.read(path)
     tensors = {
-        _text(name): TensorStorageMetadata(
+        name: TensorStorageMetadata(
             properties=TensorProperties(dtype=torch.float32),
-            size=_size(tensor.size),
+            size=torch.Size(size),
             chunks=[
-                ChunkStorageMetadata(offsets=_size(chunk.offsets), sizes=_size(chunk.sizes))
-                for chunk in tensor.chunks
+                ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in chunks
             ],
         )
-        for name, tensor in found.state_dict_metadata.items()
+        for name, (size, chunks) in index.tensors.items()
     }
-    files = {
-        MetadataIndex(
-            fqn=_text(index.fqn),
-            offset=None if index.offset is None else _size(index.offset),
-            index=None if index.index is None else _number(index.index),
-        ): _StorageInfo(_file(info.relative_path, path.parent), _number(info.offset), _number(info.length))
-        for index, info in found.storage_data.items()
+    stored = {
+        MetadataIndex(name, None if offset is None else torch.Size(offset), number): _StorageInfo(*where)
+        for (name, offset, number), where in index.stored.items()
     }
-    return Metadata(state_dict_metadata=dict(tensors), storage_data=files)
-
-
-def _file(name: Any, folder: Path) -> str:
-    if not _SHARD_FILE.fullmatch(_text(name)) or not (folder / name).is_file():
-        raise ValueError(f"{shown(_text(name)[:100])} is not a file of shards")
-    return _text(name)
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError("a name that is not a text")
-    return value
-
-
-def _size(values: Iterable[Any]) -> torch.Size:
-    return torch.Size([_number(value) for value in values])
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _LARGEST:
-        raise ValueError("a size that is not a number")
-    return value
+    return Metadata(state_dict_metadata=dict(tensors), storage_data=stored)
 
 
 def check_archive(path: Path) -> None:

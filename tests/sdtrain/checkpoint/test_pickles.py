@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from sdjob.model import torch_zip
 from sdjob.problems import JobError
-from sdtrain.checkpoint import pickles, state_io
+from sdtrain.checkpoint import pickles, shard_index, state_io
 from sdtrain.strategies.shards import whole
 
 FAR_NOTE = b"\x80\x02}r\xff\xff\xff\x7f."  # pickle makes room for all notes below, 32 GiB
@@ -106,7 +106,7 @@ def test_shards_of_a_run_are_read(shards):
 
 @pytest.mark.parametrize("content", [FAR_NOTE, ENDLESS_KEY])
 def test_a_description_of_shards_that_takes_all_memory_or_time_is_refused(shards, monkeypatch, content):
-    monkeypatch.setattr(pickles, "_PATIENCE", 10.0 if content == FAR_NOTE else 1.0)
+    monkeypatch.setattr(shard_index, "_PATIENCE", 0.7)
     (shards / "shards/.metadata").write_bytes(content)
     assert "its reader" in refusal(read, shards)
 
@@ -130,7 +130,7 @@ def test_a_description_of_other_values_is_refused(shards, monkeypatch, change):
     metadata = Metadata({"master/w": tensor}, storage_data={MetadataIndex("master/w", torch.Size([0])): info})
     path.write_bytes(pickle.dumps(metadata))
     with pytest.raises(ValueError, match="not a"):
-        pickles._read_metadata(path)
+        shard_index.read_here(path)
 
 
 def shard(*entries, **options) -> tuple[io.BytesIO, int, int]:
