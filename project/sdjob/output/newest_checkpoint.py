@@ -15,6 +15,7 @@ from sdjob.output.layout import OutputLayout, StepFolder, defect_of, is_exported
 from sdjob.problems import JobError, Problem, bad_setting
 from sdjob.settings.run_spec import RunSpec
 
+_MOST_NAMED, _NO_MORE = 20, "; if there are more, they are not named"  # of those that are skipped
 _RENAMED = {"place": "samples_seen"}  # keys of format 2
 
 
@@ -28,20 +29,23 @@ def newest(
 ) -> StepFolder | None:
     """The checkpoint that `resume` means; None: start from the beginning. Raises JobError (64).
 
-    `skipped` is called for newer incomplete ones with the reason; `hashes` reads every byte, of at most
-    `largest` bytes. A named checkpoint
-    starts a branch; once that has checkpoints, the same command continues from the newest of them.
+    `skipped` is called for the newest incomplete ones with the reason; `hashes` reads every byte, of at most `largest`
+    bytes. A named checkpoint starts a branch; once that has checkpoints, the same command continues from the newest of
+    them.
     """
     if setting == "never":
         return None
     origin = origin_of(layout, setting)
+    num_skipped = 0
     for folder in step_folders(layout):
         defect = folder.defect or (defect_of(folder.path, hashes=True, largest=largest) if hashes else None)
         values = {} if defect else read_values(folder.path)
         if not defect and values["step"] != folder.step:
             defect = f"its {STATE} is of step {values['step']}: the folder was copied or renamed"
         if defect:
-            skipped(folder, defect)
+            num_skipped += 1
+            if num_skipped <= _MOST_NAMED:
+                skipped(folder, defect + (_NO_MORE if num_skipped == _MOST_NAMED else ""))
         elif not origin or values.get("origin", "") == origin:
             return folder
     if origin:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdjob.files import shown, unreadable
+from sdjob.files import few, shown, unreadable
 from sdjob.model import trainable
 from sdjob.model.pipeline import find_of
 from sdjob.model.trainable import LORA_FILE
@@ -72,7 +72,7 @@ def _expanded(path: Path) -> Iterator[Path]:
     elif steps := step_folders(layout)[::-1]:
         whole = [folder.path for folder in steps if folder.defect is None]
         if not whole:
-            defects = "; ".join(f"{folder.path.name}: {folder.defect}" for folder in steps)
+            defects = few(f"{folder.path.name}: {folder.defect}" for folder in steps)
             raise JobError(
                 bad_input(shown(path), f"holds no whole checkpoint ({defects})", "name another run")
             )

@@ -134,6 +134,15 @@ def test_a_file_that_claims_to_be_huge_is_not_read(layout, capsys):
         start_point.newest(layout, str(folder), 1 << 30)
 
 
+def test_of_many_broken_ones_the_newest_are_named(layout, capsys):
+    save(layout, 1)
+    for step in range(2, 200):
+        layout.step_folder(step).mkdir()
+    assert start_point.find(context_of(layout), FACTS).state == state(1)
+    said = [line for line in capsys.readouterr().out.splitlines() if "is skipped" in line]
+    assert len(said) == 20 and "checkpoint-000199" in said[0] and said[-1].endswith("they are not named")
+
+
 def test_a_step_that_no_run_reaches_is_no_checkpoint(layout):
     save(layout, 2)
     shutil.copytree(layout.step_folder(2), layout.checkpoint / f"checkpoint-{'9' * 60}")
