@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sdjob import reading
+from sdjob.formatting import visible
 from sdjob.output.layout import OutputLayout
 from sdjob.problems import JobError, Problem, bad_output
 from sdjob.protocol import Channel
@@ -31,6 +32,7 @@ BEAT = 2.0  # seconds between two renewals of the file's time
 SILENCE = 10.0  # seconds without one after which a holder on another machine counts as lost
 PATIENCE = 45.0  # seconds for the workers of a killed launcher to save and exit
 _POLL = 0.1  # seconds
+_SHOWN = 100  # characters of a text of others
 _LARGEST = 1 << 20  # bytes of a lock file, which has some hundred
 
 
@@ -46,7 +48,8 @@ class Holder:
     since: str
 
     def __str__(self) -> str:
-        return f"on {self.host} (process {self.pid}, node {self.node}, since {self.since})"
+        host, since = (visible(text[:_SHOWN]) for text in (self.host, self.since))
+        return f"on {host} (process {self.pid}, node {self.node}, since {since})"
 
     def excludes(self, other: Holder) -> bool:
         """Whether both cannot use the folder: unless they are two nodes of one job."""

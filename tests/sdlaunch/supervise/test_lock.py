@@ -145,6 +145,12 @@ def test_files_of_many_lost_machines_are_waited_for_at_once(layout):
         assert files(layout) == ["lock-0"]
 
 
+def test_what_a_file_says_is_shown_escaped_and_not_in_full(layout):
+    left(layout, machine="another", host="\x1b[2J" * 1000, since="\u202e")
+    text = str(lock.Holder.read(layout.lock(0)))
+    assert text.isprintable() and len(text) < 1000
+
+
 def test_of_many_the_one_that_is_alive_is_named(layout):
     for node in range(1, 9):
         left(layout, machine="another", node=node, job="x", host=f"host-{node}")
