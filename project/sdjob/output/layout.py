@@ -16,6 +16,7 @@ from sdjob.output.checkpoint_files import EMA, MANIFEST, MODEL, NUMBERS, OPTIMIZ
 from sdjob.writing import make_folder, refuse_links
 
 INDEX_FILE = "model_index.json"
+_LONGEST = 500  # characters of a defect, which names a file as the manifest does
 _LARGEST_MANIFEST = 1 << 20  # bytes, of some thousand files
 _STEP_FOLDER = re.compile(r"checkpoint-(\d{6,15})", re.ASCII)
 
@@ -174,7 +175,8 @@ def defect_of(folder: Path, *, hashes: bool, largest: float = math.inf) -> str |
         _file_defect(folder / name, name, *values, hashes=hashes or name in (STATE, SETTINGS))
         for name, values in recorded.items()
     )
-    return next(filter(None, found), None)
+    first = next(filter(None, found), None)
+    return first and first[:_LONGEST]
 
 
 def _read_files(folder: Path, recorded: Iterable[str]) -> Iterator[str]:

@@ -58,6 +58,16 @@ def test_defects_are_named(layout):
     assert "missing" in defect_of(folder, hashes=False)
 
 
+def test_a_name_in_a_manifest_is_not_shown_in_full(layout):
+    folder = make(layout, 5)
+    files = {
+        "x" * 100_000: {"bytes": 1, "sha256": ""},
+        **json.loads((folder / MANIFEST).read_text())["files"],
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}))
+    assert len(defect_of(folder, hashes=False)) == 500
+
+
 def test_the_state_is_compared_by_content_before_it_is_read(layout):
     """The launcher, which compares only sizes of weights, reads it."""
     folder = make(layout, 5)
