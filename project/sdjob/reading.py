@@ -104,9 +104,8 @@ def typed(kind: type[Item], value: Any) -> Item:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    from pydantic import (
-        TypeAdapter,
-    )  # slow; the launcher listens for signals first, by a module that imports this one
+    # Slow: the launcher listens for signals before, by a module that imports this one.
+    from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
 
