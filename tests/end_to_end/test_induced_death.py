@@ -96,7 +96,7 @@ TRAINING = next(phase for phase in PHASES if phase.name == "training")
         ("ESTALE", {}, ["exit code 75, no failure"]),
         ("EIO", {"code": 70, "failure": "training failed"}, ["exit code 70, training failed"]),
         ("SIGINT to rank", {"seconds": 31.0}, ["alive for 31 s"]),
-        ("SIGINT to rank", {"unseen": 2}, ["2 steps unseen"]),
+        ("SIGINT to rank", {"unseen": 3}, ["3 steps unseen"]),
         ("SIGINT to rank", {"same": False}, ["another result"]),
         ("SIGINT to rank", {"again": 66, "same": False, "begins": "no"}, ["next start: 66, no"]),
     ],
@@ -127,11 +127,11 @@ def test_calls_below_a_folder_fail_and_pass_again(tmp_path):
 
 
 def test_the_table():
-    wrong = dataclasses.replace(GOOD, unseen=2)
+    wrong = dataclasses.replace(GOOD, unseen=3)
     page = induced_death.table({("training", "SIGTERM to rank"): GOOD, ("training", "EIO"): wrong})
     assert (
         "\n| phase | SIGTERM | SIGUSR1 | SIGINT | SIGKILL |\n|---|---|---|---|---|\n| training | 75, 1.2 s, step 2 |"
         in page
     )
-    assert "| **75, 1.2 s, step 2: exit code 75, no failure; 2 steps unseen** |" in page
+    assert "| **75, 1.2 s, step 2: exit code 75, no failure; 3 steps unseen** |" in page
     assert "2 of 379 cells were measured, 1 are as they should be" in page

@@ -176,7 +176,9 @@ NAMES = [
 COMBINATIONS = [
     wrong(64, "class_prompt", with_prior_preservation="1"),
     wrong(64, "xformers on a CPU", attention="xformers"),
-    wrong(64, "whole with device=cpu", "use compile=blocks", compile="whole"),
+    wrong(
+        64, "whole with train_text_encoder on", "use compile=blocks", compile="whole", train_text_encoder="1"
+    ),
     wrong(64, "mixed_precision", "no fast fp16", mixed_precision="fp16"),
     wrong(64, "plugin=torch_ddp_fp16", plugin="torch_ddp_fp16", mixed_precision="bf16"),
     wrong(64, "none with 2 processes", plugin="none", NPROC_PER_NODE="2"),
@@ -243,10 +245,11 @@ MOUNTS = [
                                                           '{"prediction_type": "sample"}')),
     wrong(66, "num_train_timesteps is 0", name="no timesteps", spoil=reconfigured("scheduler", num_train_timesteps=0)),
     wrong(66, "beta_schedule is 'cosine'", name="betas", spoil=reconfigured("scheduler", beta_schedule="cosine")),
-    wrong(66, "beta_start is nan", name="a beta", spoil=reconfigured("scheduler", beta_start=float("nan"))),
+    wrong(66, "NaN is not a finite number", name="a beta", spoil=reconfigured("scheduler", beta_start=float("nan"))),
     wrong(66, "trained_betas is not a list of 1000 numbers", name="too few betas",
           spoil=reconfigured("scheduler", trained_betas=[0.5, 0.5])),
-    wrong(66, "scaling_factor is inf", name="no scale", spoil=reconfigured("vae", scaling_factor=float("inf"))),
+    wrong(66, "Infinity is not a finite number", name="no scale",
+          spoil=reconfigured("vae", scaling_factor=float("inf"))),
     wrong(66, "cross_attention_dim=6", "hidden_size=4",
           name="the U-Net of another text encoder", spoil=reconfigured("unet", cross_attention_dim=6)),
     wrong(66, "in_channels=4", "latent_channels=16", name="the VAE of another model",

@@ -36,7 +36,7 @@ def in_child(
     *arguments: Any,
     subject: str,
     memory: int = MEMORY,
-    patience: float = _PATIENCE,
+    patience: float | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> Result:
     """What a function returns or raises that is called in another process; all of it must be picklable.
@@ -48,6 +48,7 @@ def in_child(
         child = _idle.pop()
     except IndexError:
         child = _Child()
+    patience = _PATIENCE if patience is None else patience
     return child.call((memory, function, arguments), subject, patience, progress)  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""Pickles of a checkpoint that would take any memory or time, and those that a run writes."""
+"""Tests of pickles and shard_index: what would take any memory or time, and what a run writes."""
 
 import io
 import pickle

@@ -2,10 +2,10 @@
 
 import json
 import os
-import pickle
 import shutil
 
 import pytest
+import torch
 
 from tests.support.worker import snapshot
 
@@ -31,14 +31,22 @@ class Code:
         return os.mkdir, ("harmed",)
 
 
-def test_code_in_an_allowed_pickle_is_not_run_and_is_66(train, model, tmp_path, monkeypatch, capsys):
-    """In the format before archives, of which the launcher knows nothing before it is loaded."""
+@pytest.mark.parametrize(
+    ("in_archive", "found"), [(True, "calls posix.mkdir"), (False, "in torch's old format")]
+)
+def test_code_in_an_allowed_pickle_is_not_run_and_is_66(
+    train, model, tmp_path, monkeypatch, capsys, in_archive, found
+):
     monkeypatch.chdir(tmp_path)
     (model / "text_encoder" / "model.safetensors").unlink()
-    (model / "text_encoder" / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Code()}))
+    torch.save(
+        {"weight": Code()},
+        model / "text_encoder" / "pytorch_model.bin",
+        _use_new_zipfile_serialization=in_archive,
+    )
     train(pretrained_model_name_or_path=model, allow_pickle=True, code=66)
     error = capsys.readouterr().err
-    assert "cannot be loaded" in error and "Traceback" not in error
+    assert found in error and "Traceback" not in error
     assert not (tmp_path / "harmed").exists()
 
 
