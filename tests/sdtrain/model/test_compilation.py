@@ -141,7 +141,7 @@ def test_a_compiler_that_drops_gradients_is_refused_before_the_first_step():
 
     model, batch = Small(1), batch_of(4)
     proven = compilation._Proven(halved, loss_of, model, "whole")
-    with pytest.raises(JobError, match="differ from those of eager execution by 75%") as error:
+    with pytest.raises(JobError, match="differ from those of eager execution by 50%") as error:
         proven(model, batch)
     assert error.value.code == 69
     assert "compile=off" in str(error.value)
@@ -163,6 +163,24 @@ def test_a_compiler_that_drops_gradients_of_a_block_is_refused_in_its_first_forw
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with pytest.raises(JobError, match=r"blocks: Sequential: results or gradients differ from .* by \d+%"):
         checkpoint(block, latents, use_reentrant=False) if checkpointing else block(latents)
+
+
+@pytest.mark.parametrize(("factor", "is_refused"), [(float("nan"), True), (0.5, True), (1.05, False)])
+def test_gradients_alone_are_enough_to_refuse_a_compiler(factor, is_refused):
+    def compiled(model, batch):
+        value = loss_of(model, batch)
+        return value.detach() + factor * (value - value.detach())
+
+    model, batch = Small(1), batch_of(4)
+    proven = compilation._Proven(compiled, loss_of, model, "whole")
+    with pytest.raises(JobError) if is_refused else contextlib.nullcontext():
+        proven(model, batch)
+
+
+def test_what_is_not_finite_in_eager_execution_is_not_compared():
+    wanted = torch.tensor([1.0, float("inf"), float("nan")])
+    assert compilation._error(torch.tensor([1.0, 7.0, float("inf")]), wanted) == 0
+    assert not compilation._error(torch.full((3,), float("nan")), wanted) <= compilation._TOLERANCE
 
 
 def test_blocks_are_compared_once_and_give_the_gradients_of_eager_execution(monkeypatch):
