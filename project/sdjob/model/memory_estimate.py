@@ -31,11 +31,10 @@ from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
 
 _FP32, _HALF = 4, 2
-
-# --- memory of a device ------------------------------------------------------------------------------
-
 # Bytes in a checkpoint of a parameter: its fp32 weight, EMA and optimizer state, several times; and of all the rest.
 _MOST_STATE, _OTHER_STATE = 64, 1 << 30
+
+# --- memory of a device ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sdtrain.runtime.distributed import World
 from sdtrain.runtime.errors import is_write_failure, no_space, of_link
 
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Write = Callable[[Path], None]  # puts weights and optimizer state into a folder; called on every rank
 
 
@@ -34,9 +35,7 @@ class TrainState:
     step: Count
     samples_seen: Count  # the next position in the sample stream
     loss: float  # the loss of the last step, mean over ranks and batches
-    loss_sum: Annotated[
-        float, Field(allow_inf_nan=False)
-    ]  # the sum over all steps so far, for the mean of the whole run
+    loss_sum: Finite  # over all steps so far, for the mean of the whole run
     fingerprint: dict[str, str]
     skipped_steps: Count = 0  # steps with a non-finite loss
     bad_samples: tuple[str, ...] = ()  # images that could not be used
