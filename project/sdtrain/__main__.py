@@ -17,7 +17,7 @@ from sdjob.settings import flags
 from sdjob.settings.choices import TRACKERS
 from sdjob.settings.plugins import PLUGINS
 from sdjob.settings.run_spec import RunSpec
-from sdtrain.runtime import compile_caches, errors, exit_note, heartbeat, stop, store_port
+from sdtrain.runtime import compile_caches, errors, exit_note, garbage, heartbeat, stop, store_port
 from sdtrain.runtime.parents import Parents
 from sdtrain.runtime.stop import Stopped
 
@@ -60,7 +60,7 @@ def _train(spec: RunSpec, parents: Parents | None) -> None:
     if reason := compile_caches.use(spec, OutputLayout(Path(spec.output_dir)), os.environ):
         print(f"compiled code is not kept for the next start: {reason}", flush=True)
     listener = store_port.reserved()
-    with heartbeat.working("import"):
+    with heartbeat.working("import"), garbage.ignored_until_imported("torch"):
         import torch
 
         from sdtrain.run import run

@@ -11,7 +11,7 @@ from sdjob.problems import JobError, Problem
 from sdtrain.generate import options
 from sdtrain.generate.options import Options
 from sdtrain.generate.sources import Source, sources_of
-from sdtrain.runtime import errors
+from sdtrain.runtime import errors, garbage
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         asked = options.parse(arguments)
         sources, prompts = _inputs(asked)
 
-        from sdtrain.generate import images  # it takes seconds, which a mistake should not cost
+        with garbage.ignored_until_imported("torch"):
+            from sdtrain.generate import images  # it takes seconds, which a mistake should not cost
 
         images.write(asked, sources, prompts)
     except SystemExit:  # argparse has printed the help
