@@ -14,10 +14,11 @@ import resource
 import runpy
 import sys
 import time
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-
-import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -31,7 +32,9 @@ def main() -> None:
     begins: list[tuple[float, float]] = []
     ends: list[tuple[float, float]] = []
 
-    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def note(*_: object) -> None:
+        import torch
+
         ends.append((time.time(), time.process_time()))
         if turns and rank == 0:
             turns.over(step=len(ends))
@@ -39,16 +42,45 @@ def main() -> None:
             torch.distributed.barrier()
         begins.append((time.time(), time.process_time()))
 
-    register_optimizer_step_post_hook(note)
+    sys.meta_path.insert(
+        0, AfterImport("torch.optim.optimizer", lambda m: m.register_optimizer_step_post_hook(note))
+    )
     if command[0] != "-m":
         give_torchvision()
     try:
         run(command)
     finally:
+        import torch
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
         notes = {"begins": begins, "ends": ends, "peak_bytes": peak, "device_peak_bytes": on_device}
         Path(f"{result}-{rank}.json").write_text(json.dumps(notes))
+
+
+class AfterImport:
+    """Calls `then` with a module once it has been imported; so trainers import PyTorch when and how they want to."""
+
+    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
+        self._name, self._then = name, then
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec
+        assert spec.loader
+        execute = spec.loader.exec_module
+
+        def executed(module: ModuleType) -> None:
+            execute(module)
+            self._then(module)
+
+        spec.loader.exec_module = executed  # type: ignore[method-assign]
+        return spec
 
 
 def run(command: list[str]) -> None:
