@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from torch.distributed.run import main as torchrun
+from tqdm import tqdm
 
 import entrypoint
 import sdtrain.run  # noqa: F401  (what the worker imports once its settings are valid)
@@ -68,6 +70,8 @@ def _become(main: Callable[[], int], environ: dict[str, str], keep: Any) -> None
             if int(name) > 2 and int(name) not in keep:
                 with contextlib.suppress(OSError):  # that of the listing itself
                     os.close(int(name))
+        # Its own is shared by all forks of the test: one that is killed while it holds it would stop the others.
+        tqdm.set_lock(threading.RLock())
         os.environ.clear()
         os.environ.update(environ)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
