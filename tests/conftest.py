@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,13 @@ _SET_BY_IMPORTS = (
     "CUDA_",
     "GRPC_",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_not_ignored():
+    """A shell ignores these for what it starts in the background, and so would the jobs of tests that send them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
